@@ -1,0 +1,5 @@
+"""`python -m distrain` is the command `distrain`."""
+
+from distrain.cli import main
+
+main()

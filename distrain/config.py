@@ -1,0 +1,398 @@
+"""The configuration: one tree of frozen models, one YAML a recipe, `key.sub=value` overrides.
+
+Every field is marked *result* (it decides the weights: a resume that changes one is refused) or *operation* (where,
+how fast and how safely the run goes on: free to change at any time).
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+
+from distrain.errors import UserError
+
+
+def result(default: Any = ..., **limits: Any) -> Any:
+    """A field that decides the weights."""
+    return Field(default, json_schema_extra={"decides": "result"}, **limits)
+
+
+def operation(default: Any = ..., **limits: Any) -> Any:
+    """A field that does not decide the weights."""
+    return Field(default, json_schema_extra={"decides": "operation"}, **limits)
+
+
+class Section(BaseModel):
+    """A part of the tree: frozen, strict about types, no unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_default=True, use_attribute_docstrings=True
+    )
+
+
+class Data(Section):
+    """Where samples come from and how they travel."""
+
+    train: str = operation()
+    """URL (any fsspec scheme) or path of the packed training set. [operation]"""
+    val: str | None = operation(None)
+    """URL or path of the packed validation set; null: no evaluation. [operation]"""
+    pack: Literal["digits"] | None = operation(None)
+    """Built-in source that is packed into `train` and `val` on first use: scikit-learn's scanned digits. [operation]"""
+    fingerprint: str | None = result(None)
+    """SHA-256 of the training set's manifest; null: filled in when the run starts. [result]"""
+    shuffle_rows: int = result(4096, ge=1)
+    """Rows of one shuffled block of a virtual worker's stream; it holds about that many in memory. [result]"""
+    pixel_limit: int = result(50_000_000, ge=1)
+    """Pixels; an image that claims more is a bad sample. [result]"""
+    memory: ByteSize = operation(ByteSize(1 << 30), gt=0)
+    """Bytes of row groups that one rank keeps; beyond it rows are read again. Accepts 512MiB, 2GiB. [operation]"""
+    decode_threads: int = operation(2, ge=1)
+    """Threads that decode images. [operation]"""
+    read_ahead: int = operation(2, ge=1)
+    """Micro-batches decoded ahead of the step. [operation]"""
+    retries: int = operation(3, ge=0)
+    """Times that a failed or damaged read is tried again before the run stops. [operation]"""
+    max_bad_samples: int = operation(100, ge=0)
+    """Distinct samples that may turn out undecodable before the run stops. [operation]"""
+
+
+class Augment(Section):
+    """What is done to a training image, per sample and epoch (Krizhevsky et al. 2012, section 4.1)."""
+
+    crop: int = result(224, ge=1)
+    """Side of the square crop window, in pixels; random in training, the centre in evaluation. [result]"""
+    mirror: bool = result(True)
+    """Flip half of the images left to right. [result]"""
+    colour: float = result(0.1, ge=0)
+    """Standard deviation of the PCA colour shift, in standard deviations along each principal axis. [result]"""
+
+
+class Model(Section):
+    """The network."""
+
+    name: Literal["alexnet", "alexnet2012"] = result("alexnet")
+    """alexnet: torchvision's single tower (Krizhevsky 2014); alexnet2012: two towers with LRN. [result]"""
+    width: float = result(1.0, gt=0)
+    """Factor on all channel and hidden unit counts, each rounded to a multiple of 8. [result]"""
+    dropout: float = result(0.5, ge=0, lt=1)
+    """Probability that a unit of the two hidden fully connected layers is dropped. [result]"""
+
+
+class Loss(Section):
+    """What is minimised."""
+
+    name: Literal["cross_entropy"] = result("cross_entropy")
+    """Mean over the valid samples of the global batch. [result]"""
+
+
+class SGD(Section):
+    """Momentum SGD as torch writes it: v <- momentum v + g + weight_decay w; w <- w - lr v."""
+
+    name: Literal["sgd"] = result()
+    """sgd. [result]"""
+    momentum: float = result(0.9, ge=0, lt=1)
+    """Share of the velocity that each step keeps. [result]"""
+    weight_decay: float = result(5e-4, ge=0)
+    """Factor of the weights added to the gradient. [result]"""
+
+
+class Adam(Section):
+    """Adam (Kingma and Ba 2015), bias-corrected, weight decay added to the gradient."""
+
+    name: Literal["adam"] = result()
+    """adam. [result]"""
+    beta1: float = result(0.9, ge=0, lt=1)
+    """Decay of the first moment. [result]"""
+    beta2: float = result(0.999, ge=0, lt=1)
+    """Decay of the second moment. [result]"""
+    eps: float = result(1e-8, gt=0)
+    """Added to the root of the second moment. [result]"""
+    weight_decay: float = result(0.0, ge=0)
+    """Factor of the weights added to the gradient. [result]"""
+
+
+class Constant(Section):
+    """One learning rate for the whole run."""
+
+    name: Literal["constant"] = result()
+    """constant. [result]"""
+    lr: float = result(gt=0)
+    """Learning rate per step on the mean gradient of the global batch. [result]"""
+
+
+class Step(Section):
+    """A learning rate that drops by a factor at given epochs."""
+
+    name: Literal["step"] = result()
+    """step. [result]"""
+    lr: float = result(gt=0)
+    """Learning rate before the first drop. [result]"""
+    drop_epochs: tuple[int, ...] = result(strict=False)
+    """Epochs (from 0) at whose start the rate drops. [result]"""
+    factor: float = result(0.1, gt=0, le=1)
+    """What each drop multiplies the rate by. [result]"""
+
+
+Optimizer = Annotated[Union[SGD, Adam], Field(discriminator="name")]
+Schedule = Annotated[Union[Constant, Step], Field(discriminator="name")]
+
+
+class Reduction(Section):
+    """How the gradients of the virtual workers are added up."""
+
+    mode: Literal["exact", "fast"] = result("exact")
+    """exact: fixed-point integers, the same bits in any order; fast: fp32, equal to rounding. [result]"""
+    fraction_bits: int = result(48, ge=16, le=60)
+    """Bits behind the point of the 64-bit fixed-point gradient of the mean loss. [result]"""
+
+
+class Evaluate(Section):
+    """Validation: centre crop, each image once."""
+
+    every: int | None = operation(None, ge=1)
+    """Steps between evaluations; null: once an epoch. The last step is always evaluated. [operation]"""
+    batch: int = result(128, ge=1)
+    """Samples of one fixed chunk. [result]"""
+
+
+class Checkpoint(Section):
+    """What is kept of the run."""
+
+    every: int | None = operation(None, ge=1)
+    """Steps between checkpoints; null: once an epoch. The last step is always kept. [operation]"""
+    keep: int = operation(2, ge=1)
+    """Newest checkpoints kept, beside the best. [operation]"""
+
+
+class Log(Section):
+    """What is told of the run."""
+
+    every: int = operation(10, ge=1)
+    """Steps between metrics lines; numbers stay on the device in between. [operation]"""
+
+
+class Config(Section):
+    """A run."""
+
+    run: str | None = operation(None)
+    """Run directory, a path or any fsspec URL; null: runs/<name of the recipe>. [operation]"""
+    seed: int = result(0, ge=0, lt=1 << 32)
+    """Seed of weights, order, draws and dropout. [result]"""
+    epochs: int = result(90, ge=1)
+    """Passes over the training set. [result]"""
+    global_batch: int = result(128, ge=1)
+    """Samples of one optimizer step. [result]"""
+    virtual_workers: int = result(8, ge=1)
+    """V: equal parts of the global batch. As many ranks can share the work; fixed for the run. [result]"""
+    precision: Literal["fp32", "tf32", "bf16"] = result("fp32")
+    """Arithmetic of forward and backward; weights and moments are fp32. [result]"""
+    threads: int = result(1, ge=1)
+    """CPU threads that compute one virtual worker; 1 in exact mode. [result]"""
+    device: Literal["auto", "cpu", "cuda"] = operation("auto")
+    """auto: a GPU where there is one. [operation]"""
+    lanes: int | None = operation(None, ge=1)
+    """Virtual workers computed side by side; null: one a core on a CPU, 1 on a GPU. [operation]"""
+    data: Data
+    """Samples."""
+    augment: Augment = Augment()
+    """Augmentation."""
+    model: Model = Model()
+    """Network."""
+    loss: Loss = Loss()
+    """Loss."""
+    optimizer: Optimizer = SGD(name="sgd")
+    """Optimizer."""
+    schedule: Schedule
+    """Learning rate."""
+    reduction: Reduction = Reduction()
+    """Gradient reduction."""
+    evaluate: Evaluate = Evaluate()
+    """Validation."""
+    checkpoint: Checkpoint = Checkpoint()
+    """Checkpoints."""
+    log: Log = Log()
+    """Metrics."""
+
+    @property
+    def micro_batch(self) -> int:
+        """b, samples of one virtual worker in one step."""
+        return self.global_batch // self.virtual_workers
+
+    # Checks across fields hang on single fields, so that they are reported together with all other problems.
+
+    @field_validator("virtual_workers")
+    @classmethod
+    def _divides_global_batch(cls, value: int, info: ValidationInfo) -> int:
+        batch = info.data.get("global_batch")
+        if batch is not None and batch % value:
+            near = [v for v in range(1, batch + 1) if batch % v == 0]
+            best = min(near, key=lambda v: abs(v - value))
+            raise ValueError(f"{value} does not divide global_batch = {batch}: use {best}, or another global_batch")
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _crop_is_large_enough(cls, value: Model, info: ValidationInfo) -> Model:
+        least = {"alexnet": 63, "alexnet2012": 64}[value.name]
+        augment = info.data.get("augment")
+        if augment is not None and augment.crop < least:
+            raise ValueError(f"{value.name} needs augment.crop of at least {least} pixels, not {augment.crop}")
+        return value
+
+    @field_validator("reduction")
+    @classmethod
+    def _exact_is_possible(cls, value: Reduction, info: ValidationInfo) -> Reduction:
+        threads = info.data.get("threads")
+        if value.mode == "exact" and threads is not None and threads != 1:
+            raise ValueError(
+                f"exact needs threads = 1, not {threads}, since gradients differ between thread counts: "
+                "raise lanes to use more cores"
+            )
+        return value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: PyYAML reads 1e-3 as a string."""
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"), list("-+.0123456789")
+)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe and apply `key.sub=value` overrides.
+
+    Raises:
+        UserError: naming every problem at once.
+    """
+    path = Path(path)
+    try:
+        tree = _parse(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise UserError(f"no config at {path}: check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read config {path}: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping of keys, not {type(tree).__name__}")
+    problems = [problem for text in overrides if (problem := _override(tree, text))]
+    if tree.get("run") is None:
+        tree["run"] = f"runs/{path.stem}"
+    return parse(tree, str(path), problems)
+
+
+def parse(tree: dict[str, Any], origin: str, problems: Sequence[str] = ()) -> Config:
+    """Validate a tree of plain values; `problems` found before are reported with its own.
+
+    Raises:
+        UserError: naming every problem at once.
+    """
+    found = list(problems)
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        found += [_sentence(dict(e)) for e in error.errors()]
+    if found:
+        lines = "".join(f"\n  - {line}" for line in found)
+        raise UserError(f"{origin} has {len(found)} problem{'s' * (len(found) > 1)}:{lines}")
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML, which `load` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def leaves(config: Config) -> Iterator[tuple[str, Any, FieldInfo]]:
+    """Every field that is not a section: (dotted key, value, field)."""
+    yield from _leaves(config, "")
+
+
+def result_fields(config: Config) -> dict[str, Any]:
+    """The fields that decide the weights, by dotted key, as JSON values."""
+    plain = config.model_dump(mode="json")
+    fields = {}
+    for key, _, info in leaves(config):
+        if isinstance(info.json_schema_extra, dict) and info.json_schema_extra["decides"] == "result":
+            node: Any = plain
+            for part in key.split("."):
+                node = node[part]
+            fields[key] = node
+    return fields
+
+
+def _leaves(section: BaseModel, prefix: str) -> Iterator[tuple[str, Any, FieldInfo]]:
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value, info
+
+
+def _parse(text: str, origin: str) -> Any:
+    try:
+        return _Loader(text).get_single_data()
+    except yaml.YAMLError as error:
+        raise UserError(f"{origin} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _override(tree: dict[str, Any], text: str) -> str | None:
+    """Apply one override to the tree; the problem, if there is one."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        return f"override {text!r} is not of the form key.sub=value"
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            return f"override {text!r}: {parent} is a value, not a section"
+    try:
+        node[last] = _parse(value, f"override {text!r}")
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    """One problem of pydantic's as one line."""
+    # A union's errors carry its tag: ("optimizer", "sgd", "momentum").
+    path = [str(part) for i, part in enumerate(error["loc"]) if not (i == 1 and error["loc"][0] in _UNIONS)]
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        known = _keys(Config)
+        if key in known:
+            return f"{path[0]} {error['loc'][1]} does not use {key}: remove it"
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        near = near or [k for k in known if k.split(".")[-1] == path[-1]][:1]
+        return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        known = sorted(m.model_fields["name"].annotation.__args__[0] for m in _UNIONS[key])
+        return f"{key}.name: must be one of {', '.join(known)}, not {error['ctx'].get('tag')!r}"
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
+
+
+_UNIONS: dict[str, tuple[type[Section], ...]] = {"optimizer": (SGD, Adam), "schedule": (Constant, Step)}
+
+
+def _keys(section: type[BaseModel]) -> list[str]:
+    """All dotted keys below a section, those of every member of a union included."""
+    keys = []
+    for name, info in section.model_fields.items():
+        members = get_args(info.annotation) if get_origin(info.annotation) is Union else (info.annotation,)
+        below = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
+        keys += [f"{name}.{key}" for member in below for key in _keys(member)] if below else [name]
+    return keys

@@ -1,0 +1,1 @@
+"""Samples: their order, draws, storage, decoding and delivery."""

@@ -1,0 +1,296 @@
+"""Shards: Parquet files in the Hugging Face hub's layout, written and read row group by row group.
+
+A row is `image: struct<bytes, path>`, `label: int64`, `height`, `width`: int32, `crc32c`: uint32 (of the bytes).
+The manifest holds the byte range and CRC-32C of every row group, so one ranged read brings one group, verified.
+"""
+
+import hashlib
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from crc32c import crc32c
+from numpy.typing import NDArray
+
+from distrain.data.manifest import MANIFEST, Group, Manifest, Shard
+from distrain.data.stats import Statistics
+from distrain.data.store import Store
+from distrain.errors import RunError, UserError
+
+_OPEN_FOOTERS = 64
+
+
+class ShardWriter:
+    """Writes rows to shards in the order they come; `finish` writes the manifest, last."""
+
+    def __init__(
+        self,
+        store: Store,
+        classes: Sequence[str],
+        height: int,
+        width: int,
+        *,
+        group_rows: int = 100,
+        shard_groups: int = 100,
+    ) -> None:
+        """Rows of a group and groups of a shard: 100 rows are 3 to 10 MB of JPEG, one ranged read."""
+        self._store, self._classes, self._height, self._width = store, tuple(classes), height, width
+        self._group_rows, self._shard_groups = group_rows, shard_groups
+        self._rows: list[dict[str, Any]] = []
+        self._groups: list[pa.Table] = []
+        self._shards: list[Shard] = []
+        self._schema = _schema(self._classes)
+
+    def add(self, data: bytes, label: int, path: str) -> None:
+        """Add an image file of the data set's height and width; `path` says where it came from."""
+        assert 0 <= label < len(self._classes), label
+        self._rows.append(
+            {
+                "image": {"bytes": data, "path": path},
+                "label": label,
+                "height": self._height,
+                "width": self._width,
+                "crc32c": crc32c(data),
+            }
+        )
+        if len(self._rows) == self._group_rows:
+            self._end_group()
+
+    def finish(self, statistics: Statistics) -> Manifest:
+        """Write what is left and the manifest."""
+        if self._rows:
+            self._end_group()
+        if self._groups:
+            self._end_shard()
+        manifest = Manifest(tuple(self._shards), self._classes, self._height, self._width, statistics)
+        self._store.write(MANIFEST, manifest.to_json().encode())
+        return manifest
+
+    def _end_group(self) -> None:
+        self._groups.append(pa.Table.from_pylist(self._rows, self._schema))
+        self._rows = []
+        if len(self._groups) == self._shard_groups:
+            self._end_shard()
+
+    def _end_shard(self) -> None:
+        sink = pa.BufferOutputStream()
+        # JPEG does not compress, and dictionary and statistics would make reads four times slower.
+        options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        with pq.ParquetWriter(sink, self._schema, **options) as writer:
+            for table in self._groups:
+                writer.write_table(table)
+        self._groups = []
+        data = sink.getvalue().to_pybytes()
+        path = f"shard-{len(self._shards):05d}.parquet"
+        self._store.write(path, data)
+        self._shards.append(_describe(path, data))
+
+
+def _schema(classes: tuple[str, ...]) -> pa.Schema:
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(classes), "_type": "ClassLabel"},
+        "height": {"dtype": "int32", "_type": "Value"},
+        "width": {"dtype": "int32", "_type": "Value"},
+        "crc32c": {"dtype": "uint32", "_type": "Value"},
+    }
+    fields = [
+        pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        pa.field("label", pa.int64()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("crc32c", pa.uint32()),
+    ]
+    # The hub's own library reads the features from this key, and then shows images and named labels.
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _describe(path: str, data: bytes) -> Shard:
+    metadata = pq.read_metadata(pa.BufferReader(data))
+    groups = []
+    for g in range(metadata.num_row_groups):
+        row_group = metadata.row_group(g)
+        columns = [row_group.column(c) for c in range(row_group.num_columns)]
+        start = min(column.data_page_offset for column in columns)
+        end = max(column.data_page_offset + column.total_compressed_size for column in columns)
+        groups.append(Group(row_group.num_rows, start, end, crc32c(memoryview(data)[start:end])))
+    footer = groups[-1].end
+    footer_crc = crc32c(memoryview(data)[footer:])
+    return Shard(path, len(data), hashlib.sha256(data).hexdigest(), footer, footer_crc, tuple(groups))
+
+
+class Row(NamedTuple):
+    """One sample as it is stored."""
+
+    data: NDArray[np.uint8]
+    """The image file, a view on the row group's buffer where that is kept."""
+    label: int
+
+
+class _Table(NamedTuple):
+    """A row group in memory: row i's file is data[offsets[i]:offsets[i + 1]]."""
+
+    data: NDArray[np.uint8]
+    offsets: NDArray[np.int32]
+    labels: NDArray[np.int64]
+
+
+class Dataset:
+    """Reads rows by sample id, keeping at most `memory` bytes of row groups."""
+
+    def __init__(self, store: Store, manifest: Manifest, *, memory: int, retries: int) -> None:
+        self.store, self.manifest = store, manifest
+        self._memory, self._retries = memory, retries
+        self._groups = manifest.groups
+        rows = manifest.group_rows
+        self._starts = np.cumsum(rows) - rows
+        self._kept: OrderedDict[int, _Table] = OrderedDict()
+        self._kept_bytes = 0
+        self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
+        self.groups_read = 0
+        """Row groups fetched so far, those fetched again included."""
+
+    def rows(self, ids: NDArray[np.int64]) -> list[Row]:
+        """The rows of sample ids, in their order.
+
+        Raises:
+            RunError: a row group cannot be read, or its checksum is wrong, after all retries.
+            UserError: a label is not one of the manifest's classes.
+        """
+        groups = np.searchsorted(self._starts, ids, side="right") - 1
+        needed = np.unique(groups)
+        size = sum(self._bytes(g) for g in needed)
+        rows: list[Row | None] = [None] * len(ids)
+        for g in needed:
+            table = self._table(int(g))
+            for place in np.flatnonzero(groups == g):
+                i = ids[place] - self._starts[g]
+                data = table.data[table.offsets[i] : table.offsets[i + 1]]
+                # A view keeps its whole group alive: copy where these groups do not fit the memory together.
+                rows[place] = Row(data.copy() if size > self._memory else data, int(table.labels[i]))
+        return [row for row in rows if row is not None]
+
+    def describe(self, sample_id: int) -> str:
+        """Where a sample lies, for a person."""
+        g = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
+        shard, number = self._groups[g]
+        return f"{shard.path} row group {number} row {sample_id - self._starts[g]}"
+
+    def _bytes(self, g: int) -> int:
+        shard, number = self._groups[g]
+        return shard.groups[number].end - shard.groups[number].start
+
+    def _table(self, g: int) -> _Table:
+        if g in self._kept:
+            self._kept.move_to_end(g)
+            return self._kept[g]
+        while self._kept and self._kept_bytes + self._bytes(g) > self._memory:
+            old, _ = self._kept.popitem(last=False)
+            self._kept_bytes -= self._bytes(old)
+        table = self._fetch(g)
+        if self._bytes(g) <= self._memory:
+            self._kept[g] = table
+            self._kept_bytes += self._bytes(g)
+        return table
+
+    def _fetch(self, g: int) -> _Table:
+        shard, number = self._groups[g]
+        group = shard.groups[number]
+        footer = self._footer(shard)
+        data = self._read(shard, group.start, group.end, group.crc32c)
+        self.groups_read += 1
+        file = pq.ParquetFile(pa.PythonFile(_Window(data, group.start, shard.bytes), "r"), metadata=footer)
+        table = file.read_row_group(number, columns=["image.bytes", "label"], use_threads=False)
+        labels = table.column("label").to_numpy()
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(self.manifest.classes)))
+        if len(wrong):
+            raise UserError(
+                f"{self.store.name}/{shard.path} row group {number} row {wrong[0]} has label {labels[wrong[0]]}, but the "
+                f"manifest names {len(self.manifest.classes)} classes: pack the data set again"
+            )
+        column = table.column("image").combine_chunks().field("bytes")
+        _, offsets, values = column.buffers()
+        first = column.offset
+        return _Table(
+            np.frombuffer(values, np.uint8) if values else np.empty(0, np.uint8),
+            np.frombuffer(offsets, np.int32)[first : first + len(column) + 1],
+            labels,
+        )
+
+    def _footer(self, shard: Shard) -> pq.FileMetaData:
+        if shard.path not in self._footers:
+            data = self._read(shard, shard.footer_start, shard.bytes, shard.footer_crc32c)
+            if len(self._footers) == _OPEN_FOOTERS:
+                self._footers.popitem(last=False)
+            # A footer is read from the end of a file, and what stands before it is not looked at.
+            self._footers[shard.path] = pq.read_metadata(pa.BufferReader(data))
+        return self._footers[shard.path]
+
+    def _read(self, shard: Shard, start: int, end: int, checksum: int) -> bytes:
+        """A verified range. A failure is never taken for a bad sample: it is tried again, then stops the run."""
+        where = f"{self.store.name}/{shard.path}"
+        problem = ""
+        for attempt in range(self._retries + 1):
+            if attempt:
+                time.sleep(min(0.1 * 2**attempt, 5.0))
+            try:
+                data = self.store.read(shard.path, start, end)
+            except FileNotFoundError:
+                raise RunError(f"{where} is missing: restore it, or pack the data set again") from None
+            except PermissionError as error:
+                raise RunError(f"{where} may not be read ({error}): check its permissions") from None
+            except OSError as error:
+                problem = f"cannot be read ({error})"
+                continue
+            if len(data) == end - start and crc32c(data) == checksum:
+                return data
+            problem = f"is damaged: bytes {start} to {end} do not have the manifest's checksum"
+        raise RunError(
+            f"{where} {problem}, tried {self._retries + 1} times: "
+            "restore the shard, or pack the data set again; then run the same command to go on"
+        )
+
+
+class _Window:
+    """A file of `size` bytes of which only those from `start` on are there; pyarrow reads it without a copy."""
+
+    closed = False
+
+    def __init__(self, data: bytes, start: int, size: int) -> None:
+        self._data, self._start, self._size, self._at = memoryview(data), start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def size(self) -> int:
+        return self._size
+
+    def read(self, n: int) -> memoryview:
+        first = self._at - self._start
+        assert 0 <= first <= len(self._data), "read outside the window"
+        self._at += n
+        return self._data[first : first + n]
+
+    def close(self) -> None:
+        self.closed = True
+
+    def flush(self) -> None:
+        pass

@@ -1,0 +1,83 @@
+"""Files on any fsspec URL: whole or ranged reads, atomic writes."""
+
+import os
+import secrets
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit, urlunsplit
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from distrain.errors import UserError
+
+
+class Store:
+    """A folder on a file system or in a bucket. Paths are relative to it, with `/` between parts."""
+
+    def __init__(self, url: str) -> None:
+        """Open a folder, which need not exist.
+
+        Raises:
+            UserError: the URL's scheme is unknown, or its package is not installed.
+        """
+        try:
+            self._fs, root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"cannot open {_without_secret(url)}: {error}") from None
+        self._root = PurePosixPath(root)
+        self.name = _without_secret(url)
+        """The URL as it may be shown: without user and password."""
+        self.local = str(self._root) if isinstance(self._fs, LocalFileSystem) else None
+        """The folder on this machine's disk, where it is on one."""
+
+    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Bytes start to end of a file (all of it by default). Raises OSError."""
+        data: bytes = self._fs.cat_file(self._at(path), start=start, end=end)
+        return data
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file so that readers see all of it or none. Raises OSError."""
+        target = self._at(path)
+        if self.local is None:  # an object appears whole, or not at all
+            self._fs.pipe_file(target, data)
+            return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        partial = f"{target}.{secrets.token_hex(4)}.partial"
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        except BaseException:
+            if os.path.exists(partial):
+                os.unlink(partial)
+            raise
+
+    def exists(self, path: str = "") -> bool:
+        """Whether a file or folder is there."""
+        return bool(self._fs.exists(self._at(path)))
+
+    def is_folder(self, path: str) -> bool:
+        """Whether there is a folder of that name."""
+        return bool(self._fs.isdir(self._at(path)))
+
+    def list(self, path: str = "") -> list[str]:
+        """Names in a folder, sorted; none where the folder is not there."""
+        try:
+            entries = self._fs.ls(self._at(path), detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        return sorted(PurePosixPath(entry).name for entry in entries)
+
+    def remove(self, path: str) -> None:
+        """Remove a file, or a folder with all that is in it."""
+        self._fs.rm(self._at(path), recursive=True)
+
+    def _at(self, path: str) -> str:
+        return str(self._root / path) if path else str(self._root)
+
+
+def _without_secret(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else url

@@ -1,0 +1,70 @@
+"""Evaluation: centre crop, each image once, counted in integers."""
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from distrain.config import Config
+from distrain.data.loader import MicroBatch
+from distrain.losses import LOSSES, correct
+from distrain.world import Lanes
+
+# Bits behind the point of a summed loss: 2^31 samples of loss 1 fit.
+_LOSS_BITS = 32
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an evaluation found."""
+
+    samples: int
+    """Images that were evaluated."""
+    top1: int
+    top5: int
+    loss: float
+    """Mean over samples; NaN if one of them is not finite."""
+    bad: dict[int, str]
+    """Reason by sample id of images that could not be decoded."""
+
+
+def evaluate(config: Config, model: nn.Module, batches: Iterable[MicroBatch], lanes: Lanes) -> Score:
+    """Score the model on fixed chunks of samples. Chunks are independent, and their sums are integers."""
+    lock = threading.Lock()
+    sums = [0] * 5  # samples, top-1, top-5, loss in fixed point, losses that are not finite
+    bad: dict[int, str] = {}
+    loss_of = LOSSES[config.loss.name]
+
+    def chunk(batch: MicroBatch) -> None:
+        with torch.inference_mode(), autocast(config, batch.images.device):
+            logits = model(batch.images).float()
+        losses = loss_of(logits, batch.labels).double()[batch.weights > 0]
+        finite = losses.isfinite()
+        numbers = [
+            batch.weights.sum().long(),
+            correct(logits, batch.labels, batch.weights, 1),
+            correct(logits, batch.labels, batch.weights, 5),
+            (losses[finite].sum() * 2**_LOSS_BITS).long(),
+            (~finite).sum(),
+        ]
+        read = torch.stack(numbers).tolist()
+        with lock:
+            bad.update(batch.bad)
+            for i, number in enumerate(read):
+                sums[i] += number
+
+    model.eval()
+    try:
+        lanes.run(chunk, batches)
+    finally:
+        model.train()
+    samples, top1, top5, loss, not_finite = sums
+    mean = loss / 2**_LOSS_BITS / samples if samples and not not_finite else float("nan")
+    return Score(samples, top1, top5, mean, bad)
+
+
+def autocast(config: Config, device: torch.device) -> torch.autocast:
+    """The config's arithmetic for forward and backward."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")

@@ -1,0 +1,1 @@
+"""Gradient accumulation, optimizers and learning-rate schedules."""

@@ -1,0 +1,133 @@
+"""Adds up the gradients of virtual workers: exact in fixed point, or fast in floating point, in one accumulator.
+
+Float sums depend on their order, integer sums do not. In exact mode the loss *sum* of a micro-batch is multiplied by
+2^shift before backward (a power of two leaves every fp32 and bf16 gradient bit-equal up to the exponent), gradients are
+truncated to int64, added, and turned back once a step: divided by 2^shift and by the number of valid samples in the
+global batch. No mean of means.
+"""
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# Elements worked on at a time: 256 KiB of fp32 and 512 KiB of int64 stay in a core's cache.
+_CHUNK = 1 << 16
+
+
+class Totals(NamedTuple):
+    """Integer sums over a global batch, each an int64 scalar on the device."""
+
+    valid: Tensor
+    """Samples that count."""
+    violations: Tensor
+    """Micro-batches whose loss or gradients were not finite, or out of the fixed point's range."""
+    loss: Tensor
+    """Sum of the losses, times 2^loss_shift."""
+    top1: Tensor
+    """Valid samples whose highest logit is their label's."""
+    top5: Tensor
+    """Valid samples with their label among the five highest logits."""
+
+
+class Accumulator:
+    """`begin`, `add` once a micro-batch, `reduce`, `finish`. `add` may be called from several threads."""
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], *, virtual_workers: int, micro_batch: int, fraction_bits: int | None
+    ) -> None:
+        """`fraction_bits`: bits behind the point of the mean loss's gradient; None for fast mode."""
+        self.exact = fraction_bits is not None
+        bits = 48 if fraction_bits is None else fraction_bits
+        self.loss_shift = bits - math.ceil(math.log2(virtual_workers * micro_batch))
+        self.scale = 2.0**self.loss_shift if self.exact else 1.0
+        """What the loss sum is multiplied by before backward."""
+        # No partial sum can wrap: each of V micro-batches stays below 2^63 / V, and int64 sums wrap silently.
+        self._limit = 2.0**63 / virtual_workers
+        self._parameters = list(parameters)
+        self._device = self._parameters[0].device
+        dtype = torch.int64 if self.exact else torch.float32
+        self._sums = [torch.zeros(p.numel(), dtype=dtype, device=self._device) for p in self._parameters]
+        self._locks = [threading.Lock() for _ in self._parameters]
+        self._empty = [True] * len(self._parameters)
+        self._totals_lock = threading.Lock()
+        self._totals = torch.zeros(len(Totals._fields), dtype=torch.int64, device=self._device)
+        for p in self._parameters:
+            p.grad = torch.zeros_like(p)
+
+    def begin(self) -> None:
+        """Start a step."""
+        self._empty = [True] * len(self._parameters)
+        self._totals.zero_()
+
+    def add(self, gradients: Sequence[Tensor], loss: Tensor, valid: Tensor, top1: Tensor, top5: Tensor) -> None:
+        """Add a micro-batch.
+
+        Args:
+            gradients: of the loss sum times `scale`, one a parameter.
+            loss: the loss sum, unscaled.
+            valid: number of valid samples; top1, top5: how many of them are right.
+
+        A micro-batch that is not finite or out of range adds zeros and counts as a violation: no rank decides alone.
+        """
+        fixed = loss.double() * 2.0**self.loss_shift
+        sound = (fixed.abs() < self._limit) & self._sound(gradients)
+        # A value that is not a number becomes a different integer on each device: zero it before it is converted.
+        loss_term = torch.where(sound, fixed, 0.0).long()
+        with self._totals_lock:
+            self._totals += torch.stack([valid.long(), (~sound).long(), loss_term, top1.long(), top5.long()])
+        if self._device.type == "cuda":
+            gradients = [torch.where(sound, g, 0.0) for g in gradients]  # no sync: the flag stays on the device
+        elif not sound:
+            return
+        for i, gradient in enumerate(gradients):
+            with self._locks[i]:
+                self._add_to(i, gradient.detach().reshape(-1))
+
+    def reduce(self) -> Totals:
+        """End the additions: the integer totals of the global batch."""
+        for i, total in enumerate(self._sums):
+            if self._empty[i]:
+                total.zero_()
+        return Totals(*self._totals.clone().unbind())
+
+    @torch.no_grad()
+    def finish(self, totals: Totals) -> None:
+        """Write the gradient of the mean loss to each parameter's `grad`."""
+        valid = totals.valid.clamp(min=1).double()  # a step without a valid sample is refused by its totals
+        for p, total in zip(self._parameters, self._sums, strict=True):
+            assert p.grad is not None
+            for part, out in zip(self._pieces(total), self._pieces(p.grad.view(-1)), strict=True):
+                out.copy_(part.double().div_(self.scale).div_(valid))
+
+    def _pieces(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """What is worked on at a time: pieces that stay in a core's cache, all of it on a GPU."""
+        return flat.split(_CHUNK) if flat.device.type == "cpu" else (flat,)
+
+    def _sound(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Whether all elements are finite and in range: a bool scalar on the device."""
+        limit = self._limit if self.exact else math.inf
+        pieces = [piece for g in gradients for piece in self._pieces(g.detach().reshape(-1))]
+        lows, highs = zip(*(torch.aminmax(piece) for piece in pieces), strict=True)
+        # NaN is carried along by both, and then no comparison holds.
+        return (torch.stack(lows).min() > -limit) & (torch.stack(highs).max() < limit)
+
+    def _add_to(self, i: int, gradient: Tensor) -> None:
+        total, first = self._sums[i], self._empty[i]
+        self._empty[i] = False
+        if not self.exact or self._device.type != "cpu":
+            # copy_ and add_ to int64 truncate
+            total.copy_(gradient) if first else total.add_(gradient.to(total.dtype))
+            return
+        # numpy converts and adds in one pass, a third faster than torch's two.
+        sums, values = total.numpy(), gradient.numpy()
+        for start in range(0, len(sums), _CHUNK):
+            part, value = sums[start : start + _CHUNK], values[start : start + _CHUNK]
+            if first:
+                np.copyto(part, value, casting="unsafe")
+            else:
+                np.add(part, value, out=part, casting="unsafe", dtype=np.int64)

@@ -1,0 +1,306 @@
+"""The training function: `train(config, world, console)`. It knows nothing of Ray or of the command line."""
+
+import errno
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distrain.checkpoint import digest
+from distrain.config import Config, result_fields
+from distrain.data.loader import Loader, MicroBatch, Request, evaluation_requests, training_requests
+from distrain.data.shards import Dataset
+from distrain.errors import RunError
+from distrain.evaluate import Score, autocast, evaluate
+from distrain.job import Job, setup
+from distrain.losses import LOSSES, correct
+from distrain.model import randomness
+from distrain.monitor.meters import Reading
+from distrain.monitor.sinks import Console, read_metrics
+from distrain.optim.schedule import learning_rate
+from distrain.world import World, environment, numerics
+
+BAD_SAMPLES = "bad_samples.jsonl"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended."""
+
+    status: str
+    """finished, stopped (go on with the same command), or already finished."""
+    step: int
+    steps: int
+    seconds: float
+    """Of this attempt, from the call to the last checkpoint."""
+    train: Mapping[str, Any] | None
+    """The last training record."""
+    eval: Mapping[str, Any] | None
+    """The last evaluation record."""
+    weights: str
+    """SHA-256 over all parameters."""
+    run: str
+    """The run directory, as it may be shown."""
+
+
+def train(config: Config, world: World, console: Console, *, must_resume: bool = False) -> Summary:
+    """Train, from the newest whole checkpoint of the run directory if it has one.
+
+    Raises:
+        UserError: config, data or run directory do not fit; `must_resume` and there is no checkpoint.
+        RunError: damaged data, failed storage, too many bad samples, or a loss that is not finite.
+    """
+    began = time.monotonic()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(numerics(config, world.device))
+            job = setup(config, world, console, stack, must_resume=must_resume)
+            if job.start == job.steps:
+                status = "already finished"
+            else:
+                console.start(step=job.start, steps=job.steps, steps_per_epoch=job.order.steps)
+                stack.callback(console.stop)
+                status = fit(job)
+            last = {record["kind"]: record for record in read_metrics(job.store)} | job.last
+            return Summary(
+                status=status,
+                step=job.start,
+                steps=job.steps,
+                seconds=time.monotonic() - began,
+                train=last.get("train"),
+                eval=last.get("eval"),
+                weights=digest(job.model.state_dict()),
+                run=job.store.name,
+            )
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise RunError(f"no space left ({error}): free some, then run the same command to go on") from error
+        raise
+
+
+def fit(job: Job) -> str:
+    """The loop: load, forward and backward, reduce, move, log, evaluate, save."""
+    config, order, steps = job.config, job.order, job.steps
+    hosted = job.world.hosted(config.virtual_workers)
+    requests = training_requests(config, job.dataset, order, range(job.start, steps), hosted)
+    batches = open_loader(job, job.dataset, requests, config.micro_batch)
+    job.logged = time.monotonic()
+    with batches:
+        for step in range(job.start, steps):
+            job.accumulator.begin()
+            job.lanes.run(lambda batch, step=step: micro_step(job, step, batch), timed(job, islice(batches, len(hosted))))
+            totals = job.accumulator.reduce()
+            job.accumulator.finish(totals)
+            may_move = job.meters.add(step, totals)
+            lr = learning_rate(config.schedule, step, order.steps)
+            job.optimizer.step(may_move * lr)
+
+            done = job.start = step + 1
+            last, stop = done == steps, job.world.stop.is_set()
+            epoch_ends = done % order.steps == 0
+            log = done % config.log.every == 0
+            score = job.val is not None and (last or due(done, config.evaluate.every, epoch_ends))
+            save = last or stop or due(done, config.checkpoint.every, epoch_ends)
+            job.console.advance(done)
+            if log or score or save:  # a sync point: nothing is kept of a step that failed
+                log_step(job, done, lr)
+            better = score and evaluate_step(job, done)
+            if save or better:
+                save_step(job, done, better)
+            if stop and not last:
+                break
+    job.checkpoints.wait()
+    return "finished" if job.start == steps else "stopped"
+
+
+def micro_step(job: Job, step: int, batch: MicroBatch) -> None:
+    """Forward and backward of one virtual worker, on whichever thread runs it."""
+    logits, loss = forward(job, step, batch)
+    # autograd.grad, not backward: lanes share the weights, and `.grad` belongs to the reduced gradient.
+    gradients = torch.autograd.grad(loss * job.accumulator.scale, list(job.parameters.values()))
+    logits = logits.detach()
+    top1, top5 = (correct(logits, batch.labels, batch.weights, k) for k in (1, 5))
+    job.accumulator.add(gradients, loss.detach(), batch.weights.sum(), top1, top5)
+    job.bad.update(batch.bad)
+
+
+def forward(job: Job, step: int, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """Logits (b, classes) in fp32, and the loss sum over valid samples."""
+    config = job.config
+    with randomness(config.seed, step, batch.virtual_worker), autocast(config, batch.images.device):
+        logits: Tensor = job.model(batch.images)
+    logits = logits.float()
+    return logits, (LOSSES[config.loss.name](logits, batch.labels) * batch.weights).sum()
+
+
+def timed(job: Job, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+    """The same micro-batches; the time spent waiting for them is counted."""
+    while True:
+        asked = time.monotonic()
+        batch = next(batches, None)
+        job.waited += time.monotonic() - asked
+        if batch is None:
+            return
+        yield batch
+
+
+def due(done: int, every: int | None, epoch_ends: bool) -> bool:
+    """Whether something that happens `every` so many steps, or once an epoch, happens after `done` steps."""
+    return epoch_ends if every is None else done % every == 0
+
+
+def log_step(job: Job, done: int, lr: float) -> None:
+    """Read the meters, judge them, and tell."""
+    reading = job.meters.read()
+    if reading.failed_step is not None:
+        raise diverged(job, reading)
+    check_bad_samples(job)
+    now = time.monotonic()
+    seconds, job.logged = now - job.logged, now
+    record = {
+        "kind": "train",
+        "step": done,
+        "epoch": job.order.cursor(done - 1).epoch,
+        "loss": reading.loss,
+        "top1": reading.top1,
+        "top5": reading.top5,
+        "lr": lr,
+        "seconds": seconds,
+        "images_per_second": reading.steps * job.order.global_batch / seconds,
+        "data_wait": min(1.0, job.waited / seconds),
+        "bad_samples": len(job.bad),
+    }
+    job.waited = 0.0
+    tell(job, record)
+
+
+def evaluate_step(job: Job, done: int) -> bool:
+    """Evaluate and tell; whether this is the best evaluation so far, by its counts."""
+    assert job.val is not None
+    began = time.monotonic()
+    score = score_of(job, job.val)
+    seconds = time.monotonic() - began
+    for sample_id, reason in score.bad.items():
+        job.console.event(f"validation sample {sample_id} ({job.val.describe(sample_id)}) is left out: {reason}")
+    record = {
+        "kind": "eval",
+        "step": done,
+        "epoch": job.order.cursor(done - 1).epoch,
+        "loss": score.loss,
+        "top1": score.top1 / score.samples if score.samples else 0.0,
+        "top5": score.top5 / score.samples if score.samples else 0.0,
+        "top1_count": score.top1,
+        "top5_count": score.top5,
+        "samples": score.samples,
+        "seconds": seconds,
+        "classes": len(job.val.manifest.classes),
+    }
+    tell(job, record)
+    job.logged += time.monotonic() - began  # training speed is told without evaluation
+    better = score.top1 > job.best.get("top1", -1)
+    if better:
+        job.best = {"step": done, "top1": score.top1, "samples": score.samples}
+    return better
+
+
+def score_of(job: Job, dataset: Dataset) -> Score:
+    """Evaluate the model on a data set."""
+    requests = evaluation_requests(job.config, dataset)
+    with open_loader(job, dataset, requests, job.config.evaluate.batch) as batches:
+        return evaluate(job.config, job.model, batches, job.lanes)
+
+
+def open_loader(job: Job, dataset: Dataset, requests: Iterator[Request], batch: int) -> Loader:
+    """A loader on the rank's device, normalising with the training set's statistics."""
+    return Loader(
+        job.config,
+        dataset,
+        job.dataset.manifest.statistics,
+        requests,
+        batch=batch,
+        device=job.world.device,
+    )
+
+
+def save_step(job: Job, done: int, best: bool) -> None:
+    """Hand a checkpoint to the background."""
+    state = {
+        "cursor": job.order.cursor(done)._asdict(),
+        "config": job.config.model_dump(mode="json"),
+        "result": result_fields(job.config),
+        "environment": environment(job.world.device),
+        "bad_samples": {str(k): v for k, v in sorted(job.bad.items())},
+        "best": job.best,
+        "reduction": job.config.reduction.mode,
+    }
+    job.checkpoints.save(done, job.model.state_dict(), job.optimizer.state(), state, best=best)
+    job.metrics.upload()
+
+
+def tell(job: Job, record: Mapping[str, Any]) -> None:
+    """Write a record to the metrics file and the console."""
+    job.last[record["kind"]] = record
+    job.metrics.write(record)
+    job.console.record(record)
+
+
+def check_bad_samples(job: Job) -> None:
+    """Name new bad samples; stop when there are too many. The file is a report: nothing reads it back."""
+    new = sorted(job.bad.keys() - job.bad_told)
+    if new:
+        job.bad_told.update(new)
+        entries = ({"id": k, "where": job.dataset.describe(k), "reason": v} for k, v in sorted(job.bad.items()))
+        job.store.write(BAD_SAMPLES, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+        for k in new:
+            job.console.event(f"bad sample {k} ({job.dataset.describe(k)}) counts for nothing: {job.bad[k]}")
+    limit = job.config.data.max_bad_samples
+    if len(job.bad) > limit:
+        raise RunError(
+            f"{len(job.bad)} bad samples are more than data.max_bad_samples = {limit}: they are listed in "
+            f"{job.store.name}/{BAD_SAMPLES}; mend the data, or raise the limit and run the same command to go on"
+        )
+
+
+def diverged(job: Job, reading: Reading) -> RunError:
+    """Save the evidence of a failed step. The weights have not moved since, so the step is computed again."""
+    step = reading.failed_step
+    assert step is not None
+    if reading.no_valid:
+        return RunError(f"all samples of step {step + 1} are bad, so it has no gradient: mend the data (distrain pack)")
+    micro_batches: dict[int, dict[str, Any]] = {}
+
+    def observe(batch: MicroBatch) -> None:
+        _, loss = forward(job, step, batch)
+        gradients = torch.autograd.grad(loss, list(job.parameters.values()))
+        norms = {name: float(g.double().norm()) for name, g in zip(job.parameters, gradients, strict=True)}
+        micro_batches[batch.virtual_worker] = {
+            "loss_sum": float(loss),
+            "gradient_norm": math.sqrt(sum(norm**2 for norm in norms.values())),
+            "gradient_norms": norms,
+            "sample_ids": batch.ids.tolist(),
+        }
+
+    hosted = job.world.hosted(job.config.virtual_workers)
+    requests = training_requests(job.config, job.dataset, job.order, range(step, step + 1), hosted)
+    with open_loader(job, job.dataset, requests, job.config.micro_batch) as batches:
+        job.lanes.run(observe, batches)
+    evidence = {
+        "step": step + 1,
+        "learning_rate": learning_rate(job.config.schedule, step, job.order.steps),
+        "virtual_workers": {str(v): micro_batches[v] for v in sorted(micro_batches)},
+    }
+    name = f"not-finite-step-{step + 1:08d}.json"
+    job.store.write(name, json.dumps(evidence, indent=1).encode())
+    worst = max(micro_batches.values(), key=lambda m: m["gradient_norm"] if m["gradient_norm"] >= 0 else math.inf)
+    return RunError(
+        f"training diverged at step {step + 1}: a loss or gradient is not finite, or too large for the fixed point "
+        f"(loss {worst['loss_sum'] / job.config.micro_batch:.4g}, gradient norm {worst['gradient_norm']:.4g}); "
+        f"samples and norms are in {job.store.name}/{name}. Lower schedule.lr and start afresh with run=..."
+    )
