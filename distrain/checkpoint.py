@@ -1,9 +1,7 @@
 """Checkpoints on any fsspec URL: safetensors and JSON, the manifest last. One without a manifest does not exist.
 
-    checkpoints/step-00000120-attempt-001/
-        model.safetensors  optimizer.safetensors  state.json
-        manifest.json      size and SHA-256 of each
-    checkpoints/best.json  name of the best one
+`checkpoints/step-00000120-attempt-001/` holds model.safetensors, optimizer.safetensors, state.json and manifest.json,
+which has size and SHA-256 of each; `checkpoints/best.json` names the best one.
 """
 
 import hashlib
@@ -39,7 +37,7 @@ class Loaded:
     state: dict[str, Any]
 
 
-class Damaged(Exception):
+class DamagedError(Exception):
     """A checkpoint is not what its manifest says; the text says which file and how."""
 
 
@@ -53,7 +51,13 @@ class Checkpoints:
         self._error: BaseException | None = None
 
     def save(
-        self, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any], *, best: bool
+        self,
+        step: int,
+        model: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        *,
+        best: bool,
     ) -> None:
         """Copy the tensors and write them in the background, after the save before is done.
 
@@ -66,7 +70,9 @@ class Checkpoints:
             "optimizer": {name: t.detach().to("cpu", copy=True).contiguous() for name, t in optimizer.items()},
         }
         plain = {"format": FORMAT, "step": step, "attempt": self._attempt, **state}
-        self._thread = threading.Thread(target=self._save, args=(step, tensors, plain, best), name="distrain-checkpoint")
+        self._thread = threading.Thread(
+            target=self._save, args=(step, tensors, plain, best), name="distrain-checkpoint"
+        )
         self._thread.start()
 
     def wait(self) -> None:
@@ -136,13 +142,13 @@ def load_newest(store: Store) -> tuple[Loaded | None, list[str]]:
     Raises:
         RunError: there are checkpoints, and none is whole.
     """
-    problems = []
+    problems: list[str] = []
     for name in reversed(_by_step(store)):
         if not store.exists(f"{FOLDER}/{name}/{_MANIFEST}"):
             continue
         try:
             return load(store, name), problems
-        except Damaged as error:
+        except DamagedError as error:
             problems.append(f"checkpoint {name} is damaged: {error}")
     if problems:
         raise RunError(
@@ -156,34 +162,34 @@ def load(store: Store, name: str) -> Loaded:
     """Read one checkpoint, every byte proven before anything is made of it.
 
     Raises:
-        Damaged: a file is missing, cut or changed.
+        DamagedError: a file is missing, cut or changed.
     """
     folder = f"{FOLDER}/{name}"
     try:
         manifest = json.loads(store.read(f"{folder}/{_MANIFEST}"))
         listed = {file: (int(entry["bytes"]), str(entry["sha256"])) for file, entry in manifest.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{_MANIFEST} cannot be read ({type(error).__name__})") from None
+        raise DamagedError(f"{_MANIFEST} cannot be read ({type(error).__name__})") from None
     data = {}
     for file in ("model.safetensors", "optimizer.safetensors", "state.json"):
         if file not in listed:
-            raise Damaged(f"{_MANIFEST} does not name {file}")
+            raise DamagedError(f"{_MANIFEST} does not name {file}")
         try:
             data[file] = store.read(f"{folder}/{file}")
         except FileNotFoundError:
-            raise Damaged(f"{file} is missing") from None
+            raise DamagedError(f"{file} is missing") from None
         size, digest = listed[file]
         if len(data[file]) != size:
-            raise Damaged(f"{file} has {len(data[file])} bytes, not {size}")
+            raise DamagedError(f"{file} has {len(data[file])} bytes, not {size}")
         if hashlib.sha256(data[file]).hexdigest() != digest:
-            raise Damaged(f"the bytes of {file} have changed (SHA-256 differs)")
+            raise DamagedError(f"the bytes of {file} have changed (SHA-256 differs)")
     state = json.loads(data["state.json"])
     if state["format"] != FORMAT:
         raise RunError(f"checkpoint {name} has format {state['format']}, this distrain reads {FORMAT}: use its version")
     try:
         tensors = [safetensors.torch.load(data[f"{part}.safetensors"]) for part in ("model", "optimizer")]
     except SafetensorError as error:
-        raise Damaged(f"not safetensors: {error}") from None
+        raise DamagedError(f"not safetensors: {error}") from None
     return Loaded(name, state["step"], tensors[0], tensors[1], state)
 
 
@@ -193,7 +199,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
         h.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
-        h.update(memoryview(t.reshape(-1).numpy()).cast("B"))
+        h.update(t.reshape(-1).numpy().data.cast("B"))
     return h.hexdigest()
 
 

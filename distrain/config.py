@@ -139,8 +139,8 @@ class Step(Section):
     """What each drop multiplies the rate by. [result]"""
 
 
-Optimizer = Annotated[Union[SGD, Adam], Field(discriminator="name")]
-Schedule = Annotated[Union[Constant, Step], Field(discriminator="name")]
+Optimizer = Annotated[SGD | Adam, Field(discriminator="name")]
+Schedule = Annotated[Constant | Step, Field(discriminator="name")]
 
 
 class Reduction(Section):
@@ -375,7 +375,7 @@ def _sentence(error: dict[str, Any]) -> str:
         near = near or [k for k in known if k.split(".")[-1] == path[-1]][:1]
         return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        known = sorted(m.model_fields["name"].annotation.__args__[0] for m in _UNIONS[key])
+        known = sorted(get_args(member.model_fields["name"].annotation)[0] for member in _UNIONS[key])
         return f"{key}.name: must be one of {', '.join(known)}, not {error['ctx'].get('tag')!r}"
     if error["type"] == "missing":
         return f"{key} is missing"

@@ -175,9 +175,7 @@ def pin_data(config: Config, manifest: Manifest) -> Config:
 
 def order_of(config: Config, manifest: Manifest) -> Order:
     """The order of the training samples."""
-    return Order(
-        manifest.group_rows, config.seed, config.virtual_workers, config.micro_batch, config.data.shuffle_rows
-    )
+    return Order(manifest.group_rows, config.seed, config.virtual_workers, config.micro_batch, config.data.shuffle_rows)
 
 
 def restore(
@@ -200,9 +198,8 @@ def restore(
             f"(change them back, or start afresh with run=...):{''.join(changed)}"
         )
     before, now = loaded.state["environment"], environment(world.device)
-    differs = [
-        f"{k} {before.get(k)} -> {now.get(k)}" for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)
-    ]
+    keys = sorted(before.keys() | now.keys())
+    differs = [f"{k} {before.get(k)} -> {now.get(k)}" for k in keys if before.get(k) != now.get(k)]
     if differs:
         console.event(f"warning: the weights may differ in their last bits from here on: {'; '.join(differs)}")
     model.load_state_dict(loaded.model)
@@ -215,4 +212,6 @@ def write_config(config: Config, store: Store) -> None:
     try:
         store.write("config.yaml", to_yaml(config).encode())
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise UserError(f"the run directory {store.name} cannot be written to ({error}): choose another, run=...") from None
+        raise UserError(
+            f"the run directory {store.name} cannot be written to ({error}): choose another, run=..."
+        ) from None

@@ -195,13 +195,12 @@ class AlexNet2012(nn.Module):
             layer.bias.fill_(1.0 if layer in ones else 0.0)
 
 
-MODELS = {"alexnet": AlexNet, "alexnet2012": AlexNet2012}
+MODELS: dict[str, type[AlexNet] | type[AlexNet2012]] = {"alexnet": AlexNet, "alexnet2012": AlexNet2012}
 
 
 def build(config: Model, classes: int, seed: int) -> AlexNet | AlexNet2012:
     """The network with its first weights, a pure function of (config, classes, seed), on the CPU."""
-    with torch.device("meta"):
-        model = MODELS[config.name](classes, config.width, config.dropout)
+    model = _bare(config, classes)
     model.to_empty(device="cpu")
     model.initialise(torch.Generator().manual_seed(derived_seed(seed, Purpose.WEIGHTS)))
     return model
@@ -209,9 +208,12 @@ def build(config: Model, classes: int, seed: int) -> AlexNet | AlexNet2012:
 
 def parameter_count(config: Model, classes: int) -> int:
     """Parameters of the network, without making it."""
+    return sum(p.numel() for p in _bare(config, classes).parameters())
+
+
+def _bare(config: Model, classes: int) -> AlexNet | AlexNet2012:
     with torch.device("meta"):
-        model = MODELS[config.name](classes, config.width, config.dropout)
-    return sum(p.numel() for p in model.parameters())
+        return MODELS[config.name](classes, config.width, config.dropout)
 
 
 def _layers(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:

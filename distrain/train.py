@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -95,7 +96,7 @@ def fit(job: Job) -> str:
     with batches:
         for step in range(job.start, steps):
             job.accumulator.begin()
-            job.lanes.run(lambda batch, step=step: micro_step(job, step, batch), timed(job, islice(batches, len(hosted))))
+            job.lanes.run(partial(micro_step, job, step), timed(job, islice(batches, len(hosted))))
             totals = job.accumulator.reduce()
             job.accumulator.finish(totals)
             may_move = job.meters.add(step, totals)
@@ -204,7 +205,7 @@ def evaluate_step(job: Job, done: int) -> bool:
     }
     tell(job, record)
     job.logged += time.monotonic() - began  # training speed is told without evaluation
-    better = score.top1 > job.best.get("top1", -1)
+    better: bool = score.top1 > job.best.get("top1", -1)
     if better:
         job.best = {"step": done, "top1": score.top1, "samples": score.samples}
     return better

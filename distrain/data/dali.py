@@ -62,7 +62,6 @@ class Decoder:
             )
             # hw_decoder_load = 0: the hardware decoder takes a share of each batch by position, and its pixels may
             # differ, so that a sample's pixels would depend on its place.
-            options = {"hw_decoder_load": 0.0} if gpu else {}
             images = fn.decoders.image_slice(
                 files,
                 start=start,
@@ -70,7 +69,7 @@ class Decoder:
                 axis_names="HW",
                 adjust_orientation=False,
                 device="mixed" if gpu else "cpu",
-                **options,
+                hw_decoder_load=0.0,
             )
             images = fn.crop_mirror_normalize(
                 images, mirror=mirror, mean=mean, std=std.tolist(), dtype=types.FLOAT, output_layout="CHW"
@@ -81,5 +80,5 @@ class Decoder:
     def run(self) -> torch.Tensor:
         """The next batch, float32 of shape (n, 3, crop, crop), sharing DALI's memory. Raises StopIteration."""
         (images,) = self._pipeline.run()
-        tensor: torch.Tensor = torch.from_dlpack(images.as_tensor())
+        tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
         return tensor

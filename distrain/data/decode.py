@@ -17,7 +17,7 @@ _SOS = 0xDA
 _TAIL = 64
 
 
-class BadImage(ValueError):
+class BadImageError(ValueError):
     """These bytes are not an image that can be trained on; the text is the reason."""
 
 
@@ -27,7 +27,7 @@ def jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
     Well-formed: every marker up to the scan has its length inside the file, there is one 8-bit frame header of 1, 3
     or 4 components, and the end marker stands in the last 64 bytes (a cut file has none).
     """
-    raw = memoryview(data)
+    raw = data.data
     if bytes(raw[:2]) != _SOI or _EOI not in bytes(raw[-_TAIL:]):
         return None
     at, size = 2, None
@@ -54,7 +54,7 @@ def for_dali(data: NDArray[np.uint8], height: int, width: int, pixel_limit: int)
     """A file of the stated size that DALI decodes: these bytes, or PIL's decode of them as binary PPM.
 
     Raises:
-        BadImage: the bytes do not decode, or the image has another size.
+        BadImageError: the bytes do not decode, or the image has another size.
     """
     size = jpeg_size(data)
     if size is None:
@@ -62,7 +62,7 @@ def for_dali(data: NDArray[np.uint8], height: int, width: int, pixel_limit: int)
         size = pixels.shape[:2]
         data = np.frombuffer(b"P6 %d %d 255\n" % (size[1], size[0]) + pixels.tobytes(), np.uint8)
     if size != (height, width):
-        raise BadImage(f"{size[1]} x {size[0]} pixels in a data set of {width} x {height}")
+        raise BadImageError(f"{size[1]} x {size[0]} pixels in a data set of {width} x {height}")
     return data
 
 
@@ -70,23 +70,23 @@ def decode(data: bytes, pixel_limit: int, *, upright: bool = False) -> NDArray[n
     """Decode with PIL to RGB of shape (height, width, 3); `upright` applies the EXIF orientation.
 
     Raises:
-        BadImage: with the reason.
+        BadImageError: with the reason.
     """
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
             warnings.simplefilter("ignore")  # on damaged metadata, which nothing here uses
             if image.width * image.height > pixel_limit:
-                raise BadImage(f"{image.width} x {image.height} pixels are over the limit of {pixel_limit}")
+                raise BadImageError(f"{image.width} x {image.height} pixels are over the limit of {pixel_limit}")
             turned = ImageOps.exif_transpose(image) if upright else image
             return np.asarray(turned.convert("RGB"))
-    except BadImage:
+    except BadImageError:
         raise
     except UnidentifiedImageError:
-        raise BadImage("no image format is recognised") from None
+        raise BadImageError("no image format is recognised") from None
     except MemoryError:
         raise  # says nothing about the bytes
     except Exception as error:  # PIL's plugins raise almost anything on damaged bytes
-        raise BadImage(f"{type(error).__name__}: {error}") from None
+        raise BadImageError(f"{type(error).__name__}: {error}") from None
 
 
 def square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from distrain.config import Config
 from distrain.data.augment import Draws, centre, draw
 from distrain.data.dali import Decoder, Feed
-from distrain.data.decode import BadImage, for_dali
+from distrain.data.decode import BadImageError, for_dali
 from distrain.data.order import Cursor, Order
 from distrain.data.shards import Dataset
 from distrain.data.stats import Statistics
@@ -176,7 +176,7 @@ class Loader:
             try:
                 files[i] = self._file(sample_id, rows[i].data)
                 weights[i] = 1
-            except BadImage as error:
+            except BadImageError as error:
                 bad[sample_id] = str(error)
         labels = torch.tensor([row.label for row in rows])
         self._pending.append(_Pending(request, labels, weights, bad))
@@ -184,14 +184,14 @@ class Loader:
         return Feed(files, draws.start, draws.mirror, self._mean - draws.colour)
 
     def _file(self, sample_id: int, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The file to decode. Raises BadImage, and remembers it."""
+        """The file to decode. Raises BadImageError, and remembers it."""
         if sample_id not in self._known_bad:
             manifest = self._dataset.manifest
             try:
                 return for_dali(data, manifest.height, manifest.width, self._pixel_limit)
-            except BadImage as error:
+            except BadImageError as error:
                 self._known_bad[sample_id] = str(error)
-        raise BadImage(self._known_bad[sample_id])
+        raise BadImageError(self._known_bad[sample_id])
 
 
 class _Pending(NamedTuple):

@@ -1,4 +1,4 @@
-"""The manifest of a data set: its shards with the byte range and checksum of every row group, its classes and colours."""
+"""The manifest of a data set: its shards, with range and checksum of every row group, its classes and colours."""
 
 import hashlib
 import json
@@ -96,7 +96,9 @@ class Manifest:
             tree = json.loads(store.read(MANIFEST))
         except FileNotFoundError:
             what = f"no {MANIFEST} in it" if store.exists() else "nothing there"
-            raise UserError(f"no data set at {store.name} ({what}): check the URL, or make one with distrain pack") from None
+            raise UserError(
+                f"no data set at {store.name} ({what}): check the URL, or make one with distrain pack"
+            ) from None
         except ValueError:
             raise UserError(f"{store.name}/{MANIFEST} is not JSON: pack the data set again") from None
         if tree.get("format") != _FORMAT:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from distrain.data.decode import BadImage, decode, encode, square
+from distrain.data.decode import BadImageError, decode, encode, square
 from distrain.data.manifest import MANIFEST, Manifest
 from distrain.data.shards import ShardWriter
 from distrain.data.stats import PixelMoments
@@ -111,10 +111,10 @@ def _pack(
     writer, moments, rejects = ShardWriter(store, classes, side, side), PixelMoments(), []
     order = permutation(len(images), 0, Purpose.PACK)
 
-    def prepare(image: _Image) -> tuple[NDArray[np.uint8], bytes] | BadImage:
+    def prepare(image: _Image) -> tuple[NDArray[np.uint8], bytes] | BadImageError:
         try:
             pixels = square(image.pixels(), side)
-        except BadImage as bad:
+        except BadImageError as bad:
             return bad
         return pixels, encode(pixels, quality)
 
@@ -122,7 +122,7 @@ def _pack(
         done = 0
         for batch in _batches((images[i] for i in order), _IN_FLIGHT):
             for image, made in zip(batch, pool.map(prepare, batch), strict=True):
-                if isinstance(made, BadImage):
+                if isinstance(made, BadImageError):
                     rejects.append((image.path, str(made)))
                 else:
                     moments.add(made[0])

@@ -210,8 +210,8 @@ class Dataset:
         wrong = np.flatnonzero((labels < 0) | (labels >= len(self.manifest.classes)))
         if len(wrong):
             raise UserError(
-                f"{self.store.name}/{shard.path} row group {number} row {wrong[0]} has label {labels[wrong[0]]}, but the "
-                f"manifest names {len(self.manifest.classes)} classes: pack the data set again"
+                f"{self.store.name}/{shard.path} row group {number} row {wrong[0]} has label {labels[wrong[0]]}, "
+                f"but the manifest names {len(self.manifest.classes)} classes: pack the data set again"
             )
         column = table.column("image").combine_chunks().field("bytes")
         _, offsets, values = column.buffers()

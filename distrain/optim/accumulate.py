@@ -106,7 +106,7 @@ class Accumulator:
 
     def _pieces(self, flat: Tensor) -> tuple[Tensor, ...]:
         """What is worked on at a time: pieces that stay in a core's cache, all of it on a GPU."""
-        return flat.split(_CHUNK) if flat.device.type == "cpu" else (flat,)
+        return torch.split(flat, _CHUNK) if flat.device.type == "cpu" else (flat,)
 
     def _sound(self, gradients: Sequence[Tensor]) -> Tensor:
         """Whether all elements are finite and in range: a bool scalar on the device."""

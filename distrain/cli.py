@@ -1,0 +1,188 @@
+"""The command line. Heavy packages are imported by the commands that need them."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from distrain import __version__
+from distrain.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from distrain.monitor.sinks import Console
+    from distrain.train import Summary
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Data-parallel AlexNet training whose result does not depend on the cluster.",
+)
+
+
+def main() -> None:
+    """Run a command; what the user can mend is one sentence on stderr."""
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except RunError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+    except BrokenPipeError:
+        raise SystemExit(1) from None
+
+
+@app.callback(invoke_without_command=True)
+def distrain(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Nothing but --version."""
+    if version:
+        typer.echo(f"distrain {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]...", help="Settings.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Insist on a checkpoint; one is used anyway.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the config and what it comes to.")] = False,
+) -> None:
+    """Train on this machine: on its GPU, or on its CPU cores.
+
+    The run directory is runs/<recipe>, or run=...; a run that was stopped goes on from its newest checkpoint.
+    """
+    from distrain.config import load, to_yaml
+
+    settings = load(config, overrides or [])
+    if dry_run:
+        from distrain.plan import plan
+
+        typer.echo(to_yaml(settings))
+        for name, value in plan(settings, ranks=1).items():
+            typer.echo(f"{name + ':':<24} {value}")
+        return
+    from distrain.launch.local import run
+
+    console = _console()
+    summary, signal_number = run(settings, console, must_resume=resume)
+    _tell(console, summary, str(config), overrides or [])
+    if signal_number is not None:
+        raise SystemExit(128 + signal_number)
+
+
+@app.command()
+def pack(
+    source: Annotated[str, typer.Argument(help="Folder that holds one folder of images a class (path or URL).")],
+    target: Annotated[str, typer.Argument(help="Where the shards go (path or URL).")],
+    side: Annotated[int, typer.Option(min=1, help="Side of the stored square in pixels.")] = 256,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 95,
+) -> None:
+    """Decode, check, resize and shard an image folder, once for all trainings."""
+    from distrain.data.pack import REJECTS, pack_folder
+
+    told = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        tenth = 10 * done // total
+        if tenth > told:
+            told = tenth
+            typer.echo(f"{done:,} of {total:,} images")
+
+    packed = pack_folder(source, target, side=side, quality=quality, progress=progress)
+    manifest = packed.manifest
+    typer.echo(f"{manifest.rows:,} images of {len(manifest.classes)} classes in {len(manifest.shards)} shards")
+    if packed.rejects:
+        path, reason = packed.rejects[0]
+        raise RunError(
+            f"{len(packed.rejects)} images could not be used and were left out, {path} ({reason}) the first: "
+            f"all are listed in {target}/{REJECTS}. The data set is complete without them"
+        )
+
+
+def _console() -> "Console":
+    if sys.stdout.isatty():
+        return _Terminal()
+    from distrain.monitor.sinks import PlainLines
+
+    return PlainLines(sys.stdout)
+
+
+def _tell(console: "Console", summary: "Summary", config: str, overrides: list[str]) -> None:
+    """The closing lines."""
+    if summary.status == "already finished":
+        console.event(
+            f"{summary.run} is finished: all {summary.steps} steps are done. "
+            "To start afresh, name another run directory: run=..."
+        )
+    elif summary.status == "stopped":
+        command = " ".join(["distrain train", config, *overrides])
+        console.event(f"stopped and saved after step {summary.step} of {summary.steps}; to go on: {command}")
+    else:
+        minutes, seconds = divmod(round(summary.seconds), 60)
+        console.event(f"finished {summary.steps} steps in {minutes} min {seconds:02d} s")
+    if summary.eval:
+        result = summary.eval
+        top5 = f", top-5 {result['top5']:.2%}" if result["classes"] > 5 else ""
+        console.event(f"validation: top-1 {result['top1']:.2%}{top5} of {result['samples']:,} images")
+    console.event(f"weights   {summary.weights[:16]}  (the same on any number of workers)")
+    console.event(f"run       {summary.run}")
+
+
+class _Terminal:
+    """A console with a progress bar."""
+
+    def __init__(self) -> None:
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._rich = RichConsole(highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}  {task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=self._rich,
+            refresh_per_second=4,
+            transient=True,
+            expand=True,
+        )
+        self._task: Any = None
+        self._steps_per_epoch = 1
+
+    def event(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._rich.print(text, markup=False)
+
+    def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
+        """Show the bar."""
+        self._steps_per_epoch = steps_per_epoch
+        self._task = self._bar.add_task(
+            "train", total=steps, completed=step, epoch=step // steps_per_epoch, numbers="starting"
+        )
+        self._bar.start()
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=step, epoch=(step - 1) // self._steps_per_epoch)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """New numbers beside the bar; an evaluation also stays as a line above it."""
+        from distrain.monitor.sinks import line
+
+        if record["kind"] == "eval":
+            self.event(line(record, int(self._bar.tasks[0].total or 0)))
+            return
+        numbers = f"loss {record['loss']:.3f}  {record['images_per_second']:.0f} img/s  wait {record['data_wait']:.0%}"
+        self._bar.update(self._task, numbers=numbers)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()

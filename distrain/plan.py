@@ -1,0 +1,68 @@
+"""What a config comes to, without training: every derived number, for `--dry-run`."""
+
+from distrain.config import Config
+from distrain.data.manifest import MANIFEST, Manifest
+from distrain.data.order import Order
+from distrain.data.store import Store
+from distrain.model import parameter_count
+
+_MOMENTS = {"sgd": 1, "adam": 2}
+
+
+def plan(config: Config, ranks: int) -> dict[str, str]:
+    """Name and value of each derived number, as text; what only the data tells is said to be unknown without it.
+
+    Raises:
+        UserError: the data does not fit the config.
+    """
+    hosted = -(-config.virtual_workers // ranks)
+    numbers = {
+        "run directory": str(config.run),
+        "global batch": f"{config.global_batch} = {config.virtual_workers} virtual workers x {config.micro_batch}",
+        "virtual workers a rank": f"{hosted} on {ranks} rank{'s' * (ranks > 1)}",
+    }
+    store = Store(config.data.train)
+    if config.data.pack and not store.exists(MANIFEST):
+        return {**numbers, "data": f"not packed yet: training packs the {config.data.pack} into {store.name} first"}
+    manifest = Manifest.load(store)
+    order = Order(
+        manifest.group_rows, config.seed, config.virtual_workers, config.micro_batch, config.data.shuffle_rows
+    )
+    parameters = parameter_count(config.model, len(manifest.classes))
+    saved = 4 * parameters * (1 + _MOMENTS[config.optimizer.name])
+    wire = parameters * (8 if config.reduction.mode == "exact" else 4)
+    return {
+        **numbers,
+        "data": f"{manifest.rows:,} images of {manifest.width} x {manifest.height}, {len(manifest.classes)} classes",
+        "data fingerprint": manifest.fingerprint,
+        "steps": f"{config.epochs * order.steps:,} = {config.epochs} epochs x {order.steps}",
+        "left out of an epoch": f"{order.remainder} images, others each time",
+        "parameters": f"{parameters:,}",
+        "checkpoint": f"{size(saved)}, {config.checkpoint.keep} kept beside the best",
+        "reduced in a step": f"{size(wire)} a rank ({config.reduction.mode})",
+        "data in memory": _memory(config, manifest, hosted),
+    }
+
+
+def _memory(config: Config, manifest: Manifest, hosted: int) -> str:
+    """What a rank's streams hold at once: a shuffled block of each hosted virtual worker, cut at group edges."""
+    stored = sum(group.end - group.start for shard in manifest.shards for group in shard.groups)
+    largest = max(group.end - group.start for shard in manifest.shards for group in shard.groups)
+    block = min(config.data.shuffle_rows, -(-manifest.rows // config.virtual_workers))
+    wanted = min(stored, hosted * (block * stored // manifest.rows + largest))
+    limit = int(config.data.memory)
+    if wanted <= limit:
+        return f"{size(wanted)} a rank, of {size(limit)} allowed"
+    return (
+        f"{size(limit)} a rank: its streams want {size(wanted)}, so rows are read again "
+        "(raise data.memory, or lower data.shuffle_rows)"
+    )
+
+
+def size(count: float) -> str:
+    """A number of bytes for a person: 1,000 bytes are 1 kB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
