@@ -211,7 +211,7 @@ def write_config(config: Config, store: Store) -> None:
     """Save the resolved config in the run directory, which proves that it can be written to."""
     try:
         store.write("config.yaml", to_yaml(config).encode())
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except OSError as error:
         raise UserError(
             f"the run directory {store.name} cannot be written to ({error}): choose another, run=..."
         ) from None

@@ -98,7 +98,7 @@ def fit(job: Job) -> str:
             job.accumulator.begin()
             job.lanes.run(partial(micro_step, job, step), timed(job, islice(batches, len(hosted))))
             totals = job.accumulator.reduce()
-            job.accumulator.finish(totals)
+            job.accumulator.finish(totals, job.lanes)
             may_move = job.meters.add(step, totals)
             lr = learning_rate(config.schedule, step, order.steps)
             job.optimizer.step(may_move * lr)

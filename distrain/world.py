@@ -63,8 +63,9 @@ def numerics(config: Config, device: torch.device) -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = not exact and device.type == "cuda"
-    # For the optimizer and the sums, which do not depend on it; lanes set their own.
-    torch.set_num_threads(os.cpu_count() or 1)
+    # Lanes use the cores. A team of OpenMP threads on this one would spin between its uses and take the cores away
+    # from them: measured, that made a run beside another job three times slower.
+    torch.set_num_threads(1)
     try:
         yield
     finally:

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Elements worked on at a time: 256 KiB of fp32 and 512 KiB of int64 stay in a core's cache.
+from distrain.world import Lanes
+
+# Elements worked on at a time: 256 KiB of fp32 and 512 KiB of int64 or float64 stay in a core's cache.
 _CHUNK = 1 << 16
 
 
@@ -50,14 +52,18 @@ class Accumulator:
         self._limit = 2.0**63 / virtual_workers
         self._parameters = list(parameters)
         self._device = self._parameters[0].device
-        dtype = torch.int64 if self.exact else torch.float32
-        self._sums = [torch.zeros(p.numel(), dtype=dtype, device=self._device) for p in self._parameters]
+        self._sums = [
+            torch.zeros(p.numel(), dtype=torch.int64 if self.exact else p.dtype, device=self._device)
+            for p in self._parameters
+        ]
         self._locks = [threading.Lock() for _ in self._parameters]
         self._empty = [True] * len(self._parameters)
         self._totals_lock = threading.Lock()
         self._totals = torch.zeros(len(Totals._fields), dtype=torch.int64, device=self._device)
         for p in self._parameters:
             p.grad = torch.zeros_like(p)
+        self.gradients = [p.grad.view(-1) for p in self._parameters if p.grad is not None]
+        """Flat views of each parameter's `grad`."""
 
     def begin(self) -> None:
         """Start a step."""
@@ -95,14 +101,17 @@ class Accumulator:
                 total.zero_()
         return Totals(*self._totals.clone().unbind())
 
-    @torch.no_grad()
-    def finish(self, totals: Totals) -> None:
-        """Write the gradient of the mean loss to each parameter's `grad`."""
+    def finish(self, totals: Totals, lanes: Lanes) -> None:
+        """Write the gradient of the mean loss to each parameter's `grad`, piece by piece on all lanes."""
         valid = totals.valid.clamp(min=1).double()  # a step without a valid sample is refused by its totals
-        for p, total in zip(self._parameters, self._sums, strict=True):
-            assert p.grad is not None
-            for part, out in zip(self._pieces(total), self._pieces(p.grad.view(-1)), strict=True):
-                out.copy_(part.double().div_(self.scale).div_(valid))
+
+        @torch.no_grad()
+        def write(pieces: tuple[Tensor, Tensor]) -> None:
+            total, gradient = pieces
+            gradient.copy_(total.double().div_(self.scale).div_(valid))
+
+        pairs = zip(self._sums, self.gradients, strict=True)
+        lanes.run(write, (pair for s, g in pairs for pair in zip(self._pieces(s), self._pieces(g), strict=True)))
 
     def _pieces(self, flat: Tensor) -> tuple[Tensor, ...]:
         """What is worked on at a time: pieces that stay in a core's cache, all of it on a GPU."""
