@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -392,7 +392,7 @@ def _keys(section: type[BaseModel]) -> list[str]:
     """All dotted keys below a section, those of every member of a union included."""
     keys = []
     for name, info in section.model_fields.items():
-        members = get_args(info.annotation) if get_origin(info.annotation) is Union else (info.annotation,)
+        members = get_args(info.annotation) or (info.annotation,)
         below = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
         keys += [f"{name}.{key}" for member in below for key in _keys(member)] if below else [name]
     return keys

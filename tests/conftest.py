@@ -1,0 +1,107 @@
+"""Shared fixtures. The digits are packed once a session; models are narrow unless a test says otherwise."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distrain.config import Config, parse
+from distrain.data.pack import pack_digits
+
+
+class Recorder:
+    """A console that remembers."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.records: list[dict[str, Any]] = []
+
+    def event(self, text: str) -> None:
+        self.events.append(text)
+
+    def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
+        self.events.append(f"start {step}/{steps}")
+
+    def advance(self, step: int) -> None:
+        self.step = step
+
+    def record(self, record: Any) -> None:
+        self.records.append(dict(record))
+
+    def stop(self) -> None:
+        self.events.append("stop")
+
+
+@pytest.fixture
+def console() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `train` (1,438 images of 72 x 72) and `val` (359)."""
+    folder = tmp_path_factory.mktemp("digits")
+    pack_digits(str(folder / "train"), str(folder / "val"))
+    return folder
+
+
+@pytest.fixture
+def narrow(digits: Path, tmp_path: Path) -> Callable[..., Config]:
+    """Makes configs of a short run of a narrow model on the digits; keywords replace whole top-level keys."""
+
+    def make(**changes: Any) -> Config:
+        data = {"train": str(digits / "train"), "val": None, **changes.pop("data", {})}
+        tree: dict[str, Any] = {
+            "run": str(tmp_path / "run"),
+            "epochs": 1,
+            "global_batch": 64,
+            "virtual_workers": 4,
+            "data": data,
+            "augment": {"crop": 64},
+            "model": {"name": "alexnet", "width": 0.04},
+            "schedule": {"name": "constant", "lr": 0.05},
+            "device": "cpu",
+        }
+        return parse({**tree, **changes}, "test")
+
+    return make
+
+
+def without_bytecode_ban() -> dict[str, str]:
+    """The environment for a subprocess: Python may keep compiled modules, and is killed with its test."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `distrain ARGS` as a process of its own, which the test's end kills."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "distrain", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=without_bytecode_ban(),
+            cwd=tmp_path,
+            **options,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where DISTRAIN_NO_SKIPS is set, as in CI, a skipped test fails the run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("DISTRAIN_NO_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,107 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from distrain.data.decode import BadImageError, decode, encode, for_dali, jpeg_size, square
+
+LIMIT = 1_000_000
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+def file(kind="JPEG", mode="RGB", **options):
+    sink = io.BytesIO()
+    Image.fromarray(PIXELS).convert(mode).save(sink, kind, **options)
+    return np.frombuffer(sink.getvalue(), np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpegs_go_to_dali_as_they_are(mode, progressive):
+    data = file(mode=mode, progressive=progressive)
+    assert jpeg_size(data) == (40, 60)
+    assert for_dali(data, 40, 60, LIMIT) is data
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("PNG", "P"), ("PNG", "RGBA"), ("BMP", "RGB"), ("GIF", "P")])
+def test_other_formats_become_ppm_with_the_same_pixels(kind, mode):
+    data = file(kind, mode)
+    assert jpeg_size(data) is None
+    ppm = bytes(for_dali(data, 40, 60, LIMIT))
+    assert ppm.startswith(b"P6 60 40 255\n")
+    wanted = Image.open(io.BytesIO(bytes(data))).convert("RGB")
+    assert ppm[-PIXELS.size :] == wanted.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "no image format"),
+        (b"\xff", "no image format"),
+        (b"<html>not found</html>", "no image format"),
+        (bytes(file()[:400]), "OSError"),
+        (bytes(file()[:-2]) + b"", "OSError|truncated|60 x 40"),
+    ],
+)
+def test_what_does_not_decode_is_named(data, reason):
+    with pytest.raises(BadImageError, match=reason):
+        for_dali(np.frombuffer(data, np.uint8), 40, 61, LIMIT)
+
+
+def test_a_cut_file_is_bad_whatever_the_window():
+    cut = file()[: len(file()) // 2]
+    with pytest.raises(BadImageError, match="truncated"):
+        for_dali(cut, 40, 60, LIMIT)
+
+
+@pytest.mark.parametrize(("side", "reason"), [(2000, "2000 x 2000 pixels are over the limit"), (20000, "Bomb")])
+def test_bombs_are_refused_before_memory_is_taken(side, reason):
+    def chunk(body):
+        return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+    png = chunk(b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)) + chunk(b"IDAT" + zlib.compress(b""))
+    with pytest.raises(BadImageError, match=reason):
+        decode(b"\x89PNG\r\n\x1a\n" + png, LIMIT)
+
+
+def test_the_wrong_size_is_bad():
+    with pytest.raises(BadImageError, match="60 x 40 pixels in a data set of 64 x 64"):
+        for_dali(file(), 64, 64, LIMIT)
+
+
+@settings(max_examples=300)
+@given(st.integers(0, 700), st.integers(0, 255))
+def test_the_header_walk_never_fails(place, value):
+    data = file().copy()
+    data[place % len(data)] = value
+    assert jpeg_size(data) in (None, (40, 60)) or place < 700
+    try:
+        for_dali(data, 40, 60, LIMIT)
+    except BadImageError:
+        pass
+
+
+def test_exif_orientation_when_asked():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytes(file(exif=exif))
+    assert decode(data, LIMIT).shape == (40, 60, 3)
+    assert decode(data, LIMIT, upright=True).shape == (60, 40, 3)
+
+
+def test_square_is_the_centre_of_the_resized():
+    assert square(PIXELS, 40).tolist() == PIXELS[:, 10:50].tolist()
+    assert square(PIXELS, 20).shape == (20, 20, 3)
+    assert square(PIXELS[:1, :1], 8).shape == (8, 8, 3)
+    assert square(PIXELS[:, :3], 30).shape == (30, 30, 3)
+
+
+def test_encode_comes_back_close():
+    smooth = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[:, None, None], (1, 64, 3))
+    again = decode(encode(smooth, 95), LIMIT)
+    assert np.abs(again.astype(int) - smooth).max() <= 3

@@ -1,0 +1,50 @@
+import fsspec
+import pytest
+
+from distrain.data.store import Store
+from distrain.errors import UserError
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request, tmp_path):
+    if request.param == "local":
+        yield Store(str(tmp_path / "folder"))
+        return
+    yield Store("memory://bucket/folder")
+    fsspec.filesystem("memory").store.clear()
+    fsspec.filesystem("memory").pseudo_dirs[:] = [""]
+
+
+def test_write_read_list_remove(store):
+    assert store.list() == []
+    store.write("a/b.bin", b"0123456789")
+    store.write("a/c.bin", b"x")
+    assert store.read("a/b.bin") == b"0123456789"
+    assert store.read("a/b.bin", 2, 5) == b"234"
+    assert store.list("a") == ["b.bin", "c.bin"]
+    assert store.is_folder("a")
+    store.write("a/b.bin", b"new")
+    assert store.read("a/b.bin") == b"new"
+    store.remove("a/b.bin")
+    assert store.list("a") == ["c.bin"]
+    assert not store.exists("a/b.bin")
+    with pytest.raises(FileNotFoundError):
+        store.read("a/b.bin")
+    store.remove("a")
+    assert not store.exists("a")
+
+
+def test_nothing_half_written_is_left(tmp_path):
+    store = Store(str(tmp_path))
+    with pytest.raises(TypeError):
+        store.write("file", 3)
+    assert store.list() == []
+
+
+def test_names_hide_secrets():
+    assert Store("memory://user:password@host/x").name == "memory://host/x"
+
+
+def test_unknown_schemes():
+    with pytest.raises(UserError, match="cannot open nope://x"):
+        Store("nope://x")

@@ -1,0 +1,61 @@
+import io
+import json
+
+from distrain.data.store import Store
+from distrain.monitor.sinks import MetricsFile, PlainLines, line, metrics_attempts, read_metrics
+
+TRAIN = {"kind": "train", "step": 1_234_567, "epoch": 89, "loss": 6.90776, "top1": 0.5,
+         "images_per_second": 51_234.5, "data_wait": 0.99}  # fmt: skip
+EVAL = {"kind": "eval", "step": 1_234_567, "epoch": 89, "loss": 6.90776, "top1": 1.0, "top5": 1.0, "classes": 1000}
+
+
+def test_highest_attempt_wins(tmp_path):
+    store = Store(str(tmp_path))
+    for attempt, steps in ((1, range(5)), (2, range(3, 8))):
+        metrics = MetricsFile(store, attempt)
+        for step in steps:
+            metrics.write({"kind": "train", "step": step, "attempt": attempt})
+        metrics.close()
+    with (tmp_path / "metrics-001.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')  # kill -9 in the middle of a line
+    assert metrics_attempts(store) == [1, 2]
+    assert [r["attempt"] for r in read_metrics(store)] == [1, 1, 1, 2, 2, 2, 2, 2]
+
+
+def test_lines_are_on_disk_at_once_and_valid_json(tmp_path):
+    metrics = MetricsFile(Store(str(tmp_path)), 1)
+    assert not list(tmp_path.iterdir()), "nothing written, no file"
+    metrics.write({"kind": "train", "step": 1, "loss": float("nan")})
+    assert json.loads((tmp_path / "metrics-001.jsonl").read_text()) == {"kind": "train", "step": 1, "loss": None}
+    metrics.close()
+
+
+def test_a_bucket_gets_the_whole_file(tmp_path):
+    store = Store("memory://metrics-test/run")
+    metrics = MetricsFile(store, 3)
+    for step in range(3):
+        metrics.write({"kind": "train", "step": step})
+        metrics.upload()
+        assert len(read_metrics(store)) == step + 1
+    metrics.write({"kind": "eval", "step": 2})
+    metrics.close()
+    assert len(read_metrics(store)) == 4
+
+
+def test_lines_fit_80_columns():
+    for record in (TRAIN, EVAL):
+        assert len(line(record, 9_999_999)) <= 100  # a run of millions of steps
+        small = {**record, "step": 12_000, "images_per_second": 900.0}
+        assert len(line(small, 99_999)) <= 80, line(small, 99_999)
+
+
+def test_plain_lines():
+    stream = io.StringIO()
+    console = PlainLines(stream)
+    console.start(step=0, steps=10, steps_per_epoch=5)
+    console.record({**TRAIN, "step": 3, "epoch": 0})
+    console.event("hello")
+    console.stop()
+    first, second = stream.getvalue().splitlines()
+    assert first.startswith("epoch 0  step 3/10  loss 6.9078  top-1 50.0%")
+    assert second == "hello"

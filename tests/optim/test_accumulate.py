@@ -1,0 +1,160 @@
+"""Rules 2 and 3, and the gradient itself."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from distrain.config import Model
+from distrain.losses import correct, cross_entropy
+from distrain.model import build, randomness
+from distrain.optim.accumulate import Accumulator
+from distrain.world import Lanes
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def lanes():
+    with Lanes(2, 1, CPU) as pool:
+        yield pool
+
+
+def network(dtype=torch.float64):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).to(dtype)
+
+
+def accumulate(model, images, labels, weights, v, lanes, order=None, bits=48):
+    """One step over V micro-batches."""
+    parameters = list(model.parameters())
+    b = len(images) // v
+    accumulator = Accumulator(parameters, virtual_workers=v, micro_batch=b, fraction_bits=bits)
+    accumulator.begin()
+    for i in order or range(v):
+        part = slice(i * b, (i + 1) * b)
+        with randomness(0, 0, i):
+            logits = model(images[part])
+        loss = (cross_entropy(logits, labels[part]) * weights[part]).sum()
+        gradients = torch.autograd.grad(loss * accumulator.scale, parameters)
+        hits = [correct(logits, labels[part], weights[part], k) for k in (1, 5)]
+        accumulator.add(gradients, loss.detach(), weights[part].sum(), *hits)
+    totals = accumulator.reduce()
+    accumulator.finish(totals, lanes)
+    return totals, [p.grad.clone() for p in parameters], accumulator
+
+
+@pytest.mark.parametrize("v", [1, 2, 4])
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_equals_autograd_on_the_whole_global_batch(v, mode, lanes):
+    """Float64, with invalid samples spread unevenly: the mean is over valid samples, no mean of means."""
+    model = network()
+    images, labels = torch.randn(32, 6, dtype=torch.float64), torch.randint(0, 4, (32,))
+    weights = torch.ones(32, dtype=torch.float64)
+    weights[[0, 1, 2, 3, 4, 5, 6, 7, 9, 30]] = 0  # for V = 4 a whole micro-batch is invalid
+    totals, found, accumulator = accumulate(
+        model, images, labels, weights, v, lanes, bits=48 if mode == "exact" else None
+    )
+    valid = weights > 0
+    loss = nn.functional.cross_entropy(model(images[valid]), labels[valid])
+    wanted = torch.autograd.grad(loss, list(model.parameters()))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    assert (int(totals.valid), int(totals.violations)) == (22, 0)
+    assert int(totals.loss) / 2**accumulator.loss_shift / 22 == pytest.approx(float(loss.detach()), abs=1e-11)
+    assert int(totals.top1) == int((model(images[valid]).argmax(1) == labels[valid]).sum())
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.permutations(range(8)))
+def test_exact_sums_do_not_depend_on_order(order):
+    model = build(Model(width=0.04), 10, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(16, 3, 64, 64, generator=generator), torch.arange(16) % 10
+    with Lanes(1, 1, CPU) as pool:
+        wanted = accumulate(model, images, labels, torch.ones(16), 8, pool)[1]
+        found = accumulate(model, images, labels, torch.ones(16), 8, pool, order=order)[1]
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_float_sums_do_depend_on_it(lanes):
+    """So the test above can fail."""
+    model = build(Model(width=0.04), 10, seed=0)
+    images, labels, ones = torch.randn(16, 3, 64, 64), torch.arange(16) % 10, torch.ones(16)
+    a = accumulate(model, images, labels, ones, 8, lanes, bits=None)[1]
+    b = accumulate(model, images, labels, ones, 8, lanes, order=[3, 1, 4, 0, 5, 7, 2, 6], bits=None)[1]
+    assert not all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-6)
+
+
+def test_a_power_of_two_moves_no_bit():
+    model = build(Model(width=0.04), 10, seed=0)
+    images, labels = torch.randn(4, 3, 64, 64), torch.arange(4)
+
+    def gradients(scale):
+        with randomness(0, 0, 0):
+            loss = cross_entropy(model(images), labels).sum()
+        return torch.autograd.grad(loss * scale, list(model.parameters()))
+
+    for plain, scaled in zip(gradients(1.0), gradients(2.0**41), strict=True):
+        assert torch.equal(plain * 2.0**41, scaled)
+
+
+def filled(value, v=4, bits=48):
+    p = nn.Parameter(torch.zeros(5))
+    accumulator = Accumulator([p], virtual_workers=v, micro_batch=2, fraction_bits=bits)
+    accumulator.begin()
+    for i in range(v):
+        gradient = torch.full((5,), 1.0) * accumulator.scale
+        if i == 2:
+            gradient[3] = value
+        accumulator.add([gradient], torch.tensor(0.5), torch.tensor(2.0), torch.tensor(1), torch.tensor(2))
+    return p, accumulator
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 2.0**61, -(2.0**62)])
+def test_a_violation_adds_zeros_and_is_counted(value, lanes):
+    p, accumulator = filled(value)
+    totals = accumulator.reduce()
+    accumulator.finish(totals, lanes)
+    assert int(totals.violations) == 1
+    assert torch.equal(p.grad, torch.full((5,), 3 / 8))
+
+
+def test_no_sum_can_wrap(lanes):
+    """The largest gradients that pass: V of them stay below 2^63."""
+    largest = float(np.nextafter(np.float32(2.0**61), np.float32(0)))
+    p = nn.Parameter(torch.zeros(1))
+    accumulator = Accumulator([p], virtual_workers=4, micro_batch=2, fraction_bits=48)
+    for sign in (1, -1):
+        accumulator.begin()
+        for _ in range(4):
+            accumulator.add(
+                [torch.tensor([sign * largest])], torch.tensor(0.0), torch.tensor(2.0), torch.tensor(0), torch.tensor(0)
+            )
+        totals = accumulator.reduce()
+        accumulator.finish(totals, lanes)
+        assert int(totals.violations) == 0
+        assert float(p.grad[0]) == pytest.approx(sign * 4 * largest / accumulator.scale / 8)
+
+
+def test_a_loss_that_is_not_finite_is_a_violation():
+    p = nn.Parameter(torch.zeros(2))
+    accumulator = Accumulator([p], virtual_workers=1, micro_batch=2, fraction_bits=48)
+    accumulator.begin()
+    zero = torch.tensor(0)
+    accumulator.add([torch.zeros(2)], torch.tensor(float("nan")), torch.tensor(2.0), zero, zero)
+    assert int(accumulator.reduce().violations) == 1
+
+
+def test_begin_forgets_the_step_before(lanes):
+    p, accumulator = filled(1.0)
+    accumulator.finish(accumulator.reduce(), lanes)
+    accumulator.begin()
+    totals = accumulator.reduce()
+    accumulator.finish(totals, lanes)
+    assert int(totals.valid) == 0
+    assert not p.grad.any()

@@ -1,0 +1,121 @@
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from distrain.config import Config, leaves, load, parse, result_fields, to_yaml
+from distrain.errors import UserError
+
+RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+LEAST = {"data": {"train": "somewhere"}, "schedule": {"name": "constant", "lr": 0.1}}
+
+
+def sections(model: type[BaseModel]):
+    yield model
+    for info in model.model_fields.values():
+        members = getattr(info.annotation, "__args__", (info.annotation,))
+        for member in members:
+            if isinstance(member, type) and issubclass(member, BaseModel):
+                yield from sections(member)
+
+
+def test_every_field_says_what_it_is():
+    for section in sections(Config):
+        for name, info in section.model_fields.items():
+            assert info.description, f"{section.__name__}.{name} has no docstring"
+            if isinstance(info.json_schema_extra, dict):
+                assert info.description.endswith(f"[{info.json_schema_extra['decides']}]"), name
+            else:
+                assert name in ("data", "augment", "model", "loss", "optimizer", "schedule") or issubclass(
+                    info.annotation, BaseModel
+                ), f"{section.__name__}.{name} is neither result nor operation"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_recipes_load_and_come_back(recipe, tmp_path):
+    config = load(recipe)
+    assert config.run == f"runs/{recipe.stem}"
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(to_yaml(config))
+    assert load(copy) == config
+
+
+def test_overrides(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("data: {train: x}\nschedule: {name: constant, lr: 1e-3}\n")
+    config = load(path, ["seed=5", "data.memory=2GiB", "schedule={name: step, lr: 1, drop_epochs: [3, 4]}", "run=s3://b/r"])
+    assert (config.seed, config.data.memory, config.schedule.drop_epochs) == (5, 2 << 30, (3, 4))
+    assert config.run == "s3://b/r"
+    assert load(path).schedule.lr == 0.001
+
+
+def problems(tree):
+    with pytest.raises(UserError) as caught:
+        parse(tree, "test")
+    return str(caught.value)
+
+
+def test_all_problems_at_once():
+    text = problems(
+        {
+            "epochz": 3,
+            "seed": True,
+            "global_batch": 10,
+            "virtual_workers": 4,
+            "threads": 2,
+            "data": {"train": "x", "vall": "y"},
+            "augment": {"crop": 20},
+            "schedule": {"name": "constant", "lr": -1.0},
+        }
+    )
+    assert "has 7 problems" in text
+    assert "unknown key epochz; did you mean epochs?" in text
+    assert "unknown key data.vall; did you mean data.val?" in text
+    assert "seed: input should be a valid integer, not True" in text
+    assert "virtual_workers: 4 does not divide global_batch = 10: use 5" in text
+    assert "model: alexnet needs augment.crop of at least 63 pixels, not 20" in text
+    assert "reduction: exact needs threads = 1" in text
+    assert "schedule.lr: input should be greater than 0" in text
+
+
+def test_keys_of_the_other_kind_and_unknown_names():
+    text = problems({**LEAST, "optimizer": {"name": "adam", "momentum": 0.9}, "loss": {"name": "cross"}})
+    assert "optimizer adam does not use optimizer.momentum" in text
+    assert "loss.name" in text
+    assert "'cross_entropy'" in text
+    assert "schedule.name: must be one of constant, step, not 'cosine'" in problems(
+        {**LEAST, "schedule": {"name": "cosine"}}
+    )
+
+
+def test_what_is_not_a_config(tmp_path):
+    with pytest.raises(UserError, match="no config at"):
+        load(tmp_path / "none.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [1")
+    with pytest.raises(UserError, match="is not YAML"):
+        load(bad)
+    bad.write_text("- 1\n")
+    with pytest.raises(UserError, match="must hold a mapping"):
+        load(bad)
+    bad.write_text("data: {train: x}\nschedule: {name: constant, lr: 1}\n")
+    with pytest.raises(UserError, match="not of the form"):
+        load(bad, ["seed"])
+    with pytest.raises(UserError, match="train is a value, not a section"):
+        load(bad, ["data.train.x=1"])
+
+
+def test_result_fields_are_the_ones_that_decide():
+    fields = result_fields(parse(LEAST, "test"))
+    for key in ("seed", "virtual_workers", "global_batch", "data.fingerprint", "model.width", "optimizer.momentum",
+                "schedule.lr", "precision", "reduction.mode", "threads", "loss.name", "augment.crop"):  # fmt: skip
+        assert key in fields, key
+    for key in ("run", "data.train", "data.decode_threads", "data.memory", "lanes", "device", "log.every", "checkpoint.keep"):
+        assert key not in fields, key
+    assert set(fields) < {key for key, _, _ in leaves(parse(LEAST, "test"))}
+
+
+def test_frozen():
+    config = parse(LEAST, "test")
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3

@@ -1,0 +1,97 @@
+"""The import table of CONTRIBUTING.md, and what may not be imported at all."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "distrain"
+
+# A module may import rows above it and, on its own row, modules named before it.
+ROWS = [
+    ["", "errors", "philox", "config", "data.order", "data.augment", "optim.schedule"],
+    [
+        "world",
+        "model",
+        "losses",
+        "data.store",
+        "data.stats",
+        "data.manifest",
+        "data.shards",
+        "optim.optimizer",
+        "optim.sgd",
+        "optim.adam",
+        "optim.accumulate",
+        "monitor.meters",
+        "monitor.sinks",
+    ],
+    ["data.dali", "data.decode", "data.loader", "data.pack", "checkpoint"],
+    ["plan", "evaluate", "job", "train"],
+    ["launch.local"],
+    ["cli", "__main__"],
+]
+THIRD_PARTIES = {
+    "pydantic": ["config"],
+    "yaml": ["config"],
+    "fsspec": ["data.store"],
+    "pyarrow": ["data.shards"],
+    "crc32c": ["data.shards"],
+    "nvidia": ["data.dali"],
+    "PIL": ["data.decode"],
+    "sklearn": ["data.pack"],
+    "safetensors": ["checkpoint"],
+    "typer": ["cli"],
+    "rich": ["cli"],
+}
+PLACE = {module: (r, i) for r, row in enumerate(ROWS) for i, module in enumerate(row)}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(p for p in parts if p != "__init__")
+
+
+MODULES = {module_name(p): p for p in PACKAGE.rglob("*.py")}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "absolute imports only"
+            found.add(node.module or "")
+    return found
+
+
+def test_every_module_has_a_place():
+    folders = {"data", "optim", "monitor", "launch"}
+    assert set(MODULES) - folders == set(PLACE)
+
+
+@pytest.mark.parametrize("module", sorted(PLACE))
+def test_imports_go_up(module):
+    for name in imports(MODULES[module]):
+        top = name.split(".")[0]
+        if top == "distrain":
+            below = name.removeprefix("distrain").removeprefix(".")
+            assert PLACE[below] < PLACE[module], f"{module} imports {below}"
+        elif top == "torch":
+            assert PLACE[module][0] >= 1, f"{module} imports torch"
+        elif top != "numpy" and top not in sys.stdlib_module_names:
+            assert module in THIRD_PARTIES[top], f"{module} imports {top}"
+
+
+def test_no_pickle_anywhere():
+    for path in MODULES.values():
+        text = path.read_text()
+        assert "pickle" not in text, path
+        assert "torch.load(" not in text.replace("safetensors.torch.load(", ""), path
+
+
+def test_help_does_not_import_torch():
+    code = "import sys, distrain.cli; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'nvidia', 'pyarrow')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
