@@ -275,33 +275,40 @@ def diverged(job: Job, reading: Reading) -> RunError:
     assert step is not None
     if reading.no_valid:
         return RunError(f"all samples of step {step + 1} are bad, so it has no gradient: mend the data (distrain pack)")
-    micro_batches: dict[int, dict[str, Any]] = {}
+    config, micro_batches = job.config, dict[int, dict[str, Any]]()
 
     def observe(batch: MicroBatch) -> None:
         _, loss = forward(job, step, batch)
         gradients = torch.autograd.grad(loss, list(job.parameters.values()))
         norms = {name: float(g.double().norm()) for name, g in zip(job.parameters, gradients, strict=True)}
         micro_batches[batch.virtual_worker] = {
-            "loss_sum": float(loss),
-            "gradient_norm": math.sqrt(sum(norm**2 for norm in norms.values())),
+            "loss": loss.item() / config.micro_batch,
+            "gradient_norm": math.hypot(*norms.values()),
             "gradient_norms": norms,
             "sample_ids": batch.ids.tolist(),
         }
 
-    hosted = job.world.hosted(job.config.virtual_workers)
-    requests = training_requests(job.config, job.dataset, job.order, range(step, step + 1), hosted)
-    with open_loader(job, job.dataset, requests, job.config.micro_batch) as batches:
+    hosted = job.world.hosted(config.virtual_workers)
+    requests = training_requests(config, job.dataset, job.order, range(step, step + 1), hosted)
+    with open_loader(job, job.dataset, requests, config.micro_batch) as batches:
         job.lanes.run(observe, batches)
     evidence = {
         "step": step + 1,
-        "learning_rate": learning_rate(job.config.schedule, step, job.order.steps),
+        "learning_rate": learning_rate(config.schedule, step, job.order.steps),
         "virtual_workers": {str(v): micro_batches[v] for v in sorted(micro_batches)},
     }
     name = f"not-finite-step-{step + 1:08d}.json"
-    job.store.write(name, json.dumps(evidence, indent=1).encode())
+    job.store.write(name, json.dumps(_plain(evidence), indent=1).encode())
     worst = max(micro_batches.values(), key=lambda m: m["gradient_norm"] if m["gradient_norm"] >= 0 else math.inf)
     return RunError(
         f"training diverged at step {step + 1}: a loss or gradient is not finite, or too large for the fixed point "
-        f"(loss {worst['loss_sum'] / job.config.micro_batch:.4g}, gradient norm {worst['gradient_norm']:.4g}); "
+        f"(loss {worst['loss']:.4g}, gradient norm {worst['gradient_norm']:.4g}); "
         f"samples and norms are in {job.store.name}/{name}. Lower schedule.lr and start afresh with run=..."
     )
+
+
+def _plain(value: Any) -> Any:
+    """The same tree with the numbers that JSON lacks (NaN, infinity) as text."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

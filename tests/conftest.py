@@ -82,14 +82,13 @@ def command(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         process = subprocess.Popen(
             [sys.executable, "-m", "distrain", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
             text=True,
             env=without_bytecode_ban(),
             cwd=tmp_path,
-            **options,
+            **{**streams, **options},
         )
         started.append(process)
         return process

@@ -1,0 +1,154 @@
+"""The command line as typed: what it prints, and what bad input gets."""
+
+import os
+import pty
+import re
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distrain import __version__
+from distrain.cli import main
+from distrain.config import to_yaml
+
+
+@pytest.fixture
+def distrain(monkeypatch, capsys):
+    """Runs `distrain ARGS` in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["distrain", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        code = caught.value.code
+        return 0 if code is None else code, out, err
+
+    return call
+
+
+@pytest.fixture
+def recipe(narrow, tmp_path, digits):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(narrow(data={"val": str(digits / "val")})))
+    return str(path)
+
+
+def test_version_and_help(distrain):
+    assert distrain("--version") == (0, f"distrain {__version__}\n", "")
+    code, out, _ = distrain("--help")
+    assert code == 0
+    assert "train" in out
+    assert "pack" in out
+
+
+def test_train_prints_plain_lines_in_a_pipe(distrain, recipe, tmp_path):
+    code, out, err = distrain("train", recipe)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert re.fullmatch(r"epoch 0  step 10/22  loss \d\.\d{4}  top-1 [\d.]+%  \d+ images/s  waits \d+%", lines[0])
+    assert any(text.startswith("epoch 0  step 22/22  validation: loss") for text in lines)
+    assert re.fullmatch(r"finished 22 steps in 0 min \d\d s", lines[-4])
+    assert re.fullmatch(r"validation: top-1 [\d.]+%, top-5 [\d.]+% of 359 images", lines[-3])
+    assert re.fullmatch(r"weights   [0-9a-f]{16}  \(the same on any number of workers\)", lines[-2])
+    assert lines[-1] == f"run       {tmp_path}/run"
+    assert "\x1b" not in out
+    code, again, _ = distrain("train", recipe)
+    assert code == 0
+    assert "is finished: all 22 steps are done. To start afresh, name another run directory: run=..." in again
+    assert lines[-2] in again
+
+
+def test_dry_run_prints_every_derived_number(distrain, recipe, tmp_path):
+    code, out, _ = distrain("train", recipe, "--dry-run", "global_batch=96", "virtual_workers=6")
+    assert code == 0
+    assert "global_batch: 96" in out
+    for text in (
+        "96 = 6 virtual workers x 16",
+        "6 on 1 rank",
+        "1,438 images of 72 x 72, 10 classes",
+        "14 = 1 epochs x 14",
+        "94 images, others each time",
+        "reduced in a step:",
+        "data in memory:",
+        "checkpoint:",
+    ):
+        assert text in out, text
+    assert not (tmp_path / "run").exists()
+    code, out, _ = distrain("train", recipe, "--dry-run", "data.memory=1kB")
+    assert "rows are read again" in out
+
+
+def test_dry_run_before_the_data_is_packed(distrain, recipe, tmp_path):
+    code, out, _ = distrain("train", recipe, "--dry-run", "data.pack=digits", f"data.train={tmp_path}/new")
+    assert code == 0
+    assert "not packed yet" in out
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["optimizer.momentun=0.9"], "unknown key optimizer.momentun; did you mean optimizer.momentum?"),
+        (["epochs=ten"], "epochs: input should be a valid integer, not 'ten'"),
+        (["virtual_workers=5"], "5 does not divide global_batch = 64: use 4"),
+        (["data.train=/nowhere"], "no data set at /nowhere (nothing there)"),
+        (["data.train=nope://x"], "cannot open nope://x"),
+        (["global_batch=4096"], "fewer than one global batch of 4096"),
+        (["run=/proc/none"], "the run directory /proc/none cannot be written to"),
+        (["--resume"], "there is no checkpoint to resume from"),
+    ],
+)
+def test_the_users_mistakes_are_one_sentence_and_exit_2(distrain, recipe, arguments, message):
+    code, _, err = distrain("train", recipe, *arguments)
+    assert code == 2
+    assert message in err
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+
+
+def test_divergence_exits_1(distrain, recipe):
+    code, _, err = distrain("train", recipe, "schedule.lr=1e12")
+    assert code == 1
+    assert err.startswith("error: training diverged at step ")
+
+
+def test_pack(distrain, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "src" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "src" / name / "1.png")
+    source, target = str(tmp_path / "src"), str(tmp_path / "dst")
+    assert distrain("pack", source, target, "--side", "8") == (
+        0, "2 of 2 images\n2 images of 2 classes in 1 shards\n", "",
+    )  # fmt: skip
+    code, _, err = distrain("pack", source, target)
+    assert (code, "holds a data set already" in err) == (2, True)
+    (tmp_path / "src/a/2.png").write_bytes(b"x")
+    code, _, err = distrain("pack", source, str(tmp_path / "second"), "--side", "8")
+    assert code == 1
+    assert "1 images could not be used and were left out, a/2.png (no image format is recognised)" in err
+
+
+def test_a_terminal_shows_a_bar(recipe, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    primary, secondary = pty.openpty()
+    child = command("train", recipe, "log.every=5", stdout=secondary, stderr=secondary, stdin=secondary)
+    os.close(secondary)
+    shown = b""
+    while True:
+        try:
+            part = os.read(primary, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    os.close(primary)
+    assert child.wait(timeout=60) == 0
+    text = shown.decode()
+    assert "img/s" in text
+    assert "validation: loss" in text
+    assert "finished 22 steps" in text

@@ -1,0 +1,53 @@
+import pytest
+import torch
+from torch import nn
+
+from distrain.data.loader import Loader, evaluation_requests
+from distrain.data.manifest import Manifest
+from distrain.data.shards import Dataset
+from distrain.data.store import Store
+from distrain.evaluate import evaluate
+from distrain.world import Lanes
+
+CPU = torch.device("cpu")
+
+
+class Probe(nn.Module):
+    """Logits that depend on the image alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(10, 3 * 64 * 64, generator=torch.Generator().manual_seed(0)) / 100)
+
+    def forward(self, x):
+        assert not self.training
+        return x.flatten(1) @ self.weight.T
+
+
+def score(config, digits, lanes):
+    store = Store(str(digits / "val"))
+    dataset = Dataset(store, Manifest.load(store), memory=1 << 26, retries=0)
+    size = config.evaluate.batch
+    requests = list(evaluation_requests(config, dataset))
+    model = Probe().train()
+    with (
+        Lanes(lanes, 1, CPU) as pool,
+        Loader(config, dataset, dataset.manifest.statistics, requests, batch=size, device=CPU) as batches,
+    ):
+        found = evaluate(config, model, batches, pool)
+    assert model.training
+    return found
+
+
+@pytest.mark.parametrize("batch", [1, 50, 128, 359, 400])
+def test_each_image_counts_once(narrow, digits, batch):
+    found = score(narrow(evaluate={"batch": batch}), digits, 2)
+    assert found.samples == 359
+    plain = score(narrow(evaluate={"batch": 359}), digits, 1)
+    assert (found.top1, found.top5) == (plain.top1, plain.top5)
+    assert found.loss == pytest.approx(plain.loss, rel=1e-5)
+    assert 0 < found.top1 < found.top5 < 359
+
+
+def test_lanes_change_nothing(narrow, digits):
+    assert score(narrow(), digits, 1) == score(narrow(), digits, 3)

@@ -1,0 +1,117 @@
+"""kill -9 of real processes: the weights are those of the run that was never killed."""
+
+import json
+import re
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distrain.config import to_yaml
+
+STEPS_PER_EPOCH = 44
+
+
+@pytest.fixture
+def recipe(narrow, tmp_path, digits):
+    """Three epochs of 44 steps, a metrics line a step."""
+    config = narrow(
+        global_batch=32, epochs=3, log={"every": 1}, checkpoint={"every": 10, "keep": 2}, data={"val": str(digits / "val")}
+    )
+    tree = {k: v for k, v in yaml.safe_load(to_yaml(config)).items() if k != "run"}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def weights(process) -> str:
+    """The weights that a run ended with."""
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    return re.search(r"^weights +(\w+)", out, re.MULTILINE)[1]
+
+
+def await_that(process, condition):
+    """Wait for a condition while the process lives."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def step_reached(run: Path, step: int):
+    def reached() -> bool:
+        lines = [text for file in run.glob("metrics-*.jsonl") for text in file.read_text().splitlines()[-3:]]
+        return any(json.loads(text)["step"] >= step for text in lines if text.endswith("}"))
+
+    return reached
+
+
+def kill(process):
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture
+def undisturbed(command, recipe, tmp_path):
+    return weights(command("train", str(recipe), f"run={tmp_path}/undisturbed"))
+
+
+def test_killed_in_mid_epoch_and_twice_in_one_epoch(command, recipe, tmp_path, undisturbed):
+    run = tmp_path / "runs/recipe"
+    for step in (STEPS_PER_EPOCH + 12, STEPS_PER_EPOCH + 30):
+        process = command("train", str(recipe))
+        await_that(process, step_reached(run, step))
+        kill(process)
+    # Other thread counts and another memory bound, and no list of bad samples: none of them is an input.
+    (run / "bad_samples.jsonl").unlink(missing_ok=True)
+    last = command("train", str(recipe), "--resume", "data.decode_threads=3", "data.memory=100kB", "lanes=1")
+    assert weights(last) == undisturbed
+    assert len(list(run.glob("metrics-*.jsonl"))) == 3
+
+
+def test_killed_at_an_epoch_boundary(command, recipe, tmp_path, undisturbed):
+    run = tmp_path / "runs/recipe"
+    once_an_epoch = ("checkpoint.every=44", "evaluate.every=132")
+    process = command("train", str(recipe), *once_an_epoch)
+    await_that(process, (run / "checkpoints/step-00000044-attempt-001/manifest.json").exists)
+    kill(process)
+    newest = sorted(p.parent.name for p in run.glob("checkpoints/*/manifest.json"))[-1]
+    assert int(newest.split("-")[1]) % STEPS_PER_EPOCH == 0
+    assert weights(command("train", str(recipe), *once_an_epoch)) == undisturbed
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(command, recipe, tmp_path, undisturbed, number, code):
+    run = tmp_path / "runs/recipe"
+    process = command("train", str(recipe), "checkpoint.every=1000")
+    await_that(process, step_reached(run, 15))
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == code, out
+    step, total = re.search(r"stopped and saved after step (\d+) of (\d+); to go on: ", out).groups()
+    assert 15 <= int(step) < int(total) == 132
+    command_line = re.search(r"to go on: distrain (.*)", out)[1].split()
+    assert weights(command(*command_line)) == undisturbed
+
+
+def test_a_full_disk_loses_nothing(command, recipe, tmp_path, undisturbed):
+    """The kernel refuses to let files grow past a limit, as a full disk does; later there is room again."""
+    run = tmp_path / "runs/recipe"
+    process = command("train", str(recipe), "checkpoint.every=20", "evaluate.every=132")
+    await_that(process, (run / "checkpoints/step-00000020-attempt-001/manifest.json").exists)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (200_000, 200_000))
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, out
+    assert re.search(r"error: a checkpoint could not be saved in .*File too large.*free space", out)
+    assert "Traceback" not in out
+    whole = sorted(p.parent.name for p in run.glob("checkpoints/*/manifest.json"))
+    assert whole
+    assert [p.name for p in sorted((run / "checkpoints").glob("step-*"))] == whole, "nothing half written"
+    assert not list(run.rglob("*.partial"))
+    assert weights(command("train", str(recipe))) == undisturbed

@@ -1,0 +1,304 @@
+"""The loop in one process: what changes no bit, what stops a run, what is left behind."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from distrain.checkpoint import load_newest
+from distrain.config import load
+from distrain.data.shards import ShardWriter
+from distrain.data.stats import PixelMoments, Statistics
+from distrain.data.store import Store
+from distrain.errors import RunError, UserError
+from distrain.monitor.sinks import read_metrics
+from distrain.train import train
+from distrain.world import World
+
+CPU = torch.device("cpu")
+
+
+def run(config, console, **options):
+    return train(config, World(CPU), console, **options)
+
+
+@pytest.fixture
+def twenty(narrow, tmp_path, console):
+    """The weights after one epoch (22 steps), with some settings changed."""
+    count = 0
+
+    def weights(**changes):
+        nonlocal count
+        count += 1
+        summary = run(narrow(run=str(tmp_path / f"run{count}"), **changes), console)
+        assert summary.status == "finished"
+        return summary.weights
+
+    return weights
+
+
+def test_virtual_workers_one_by_one_side_by_side_or_in_any_order(twenty, monkeypatch):
+    wanted = twenty(lanes=1)
+    assert twenty(lanes=2) == wanted
+    assert twenty(lanes=4) == wanted
+    monkeypatch.setattr(World, "hosted", lambda self, v: [2, 0, 3, 1])
+    assert twenty(lanes=1) == wanted
+    assert twenty(lanes=2, seed=1) != wanted
+
+
+@pytest.mark.parametrize("name", ["alexnet", "alexnet2012"])
+@pytest.mark.parametrize("rule", [{"name": "sgd"}, {"name": "adam"}])
+def test_every_model_and_optimizer_keeps_the_promise(twenty, name, rule):
+    settings = {"model": {"name": name, "width": 0.04}, "optimizer": rule, "schedule": {"name": "constant", "lr": 1e-3}}
+    assert twenty(lanes=1, **settings) == twenty(lanes=3, **settings)
+
+
+def test_operation_settings_change_no_bit(twenty):
+    data = {"decode_threads": 3, "read_ahead": 4, "memory": 1000}
+    assert twenty() == twenty(data=data, log={"every": 3}, checkpoint={"every": 5, "keep": 1})
+
+
+def test_fast_mode_is_equal_to_rounding(narrow, tmp_path, console):
+    states = []
+    for mode in ("exact", "fast"):
+        config = narrow(run=str(tmp_path / mode), reduction={"mode": mode}, lanes=1)
+        run(config, console)
+        states.append(load_newest(Store(config.run))[0].model)
+    for key in states[0]:
+        torch.testing.assert_close(states[0][key], states[1][key], rtol=1e-3, atol=1e-5)
+
+
+def test_bf16_trains_and_keeps_the_promise(twenty):
+    assert twenty(precision="bf16", lanes=1) == twenty(precision="bf16", lanes=2)
+
+
+def test_ten_steps_equal_torch_on_the_same_batches(narrow, console, digits):
+    """The whole path against a plain torch loop: same batches, autograd on the global batch, torch's own SGD."""
+    from distrain.data.loader import Loader, training_requests
+    from distrain.data.manifest import Manifest
+    from distrain.data.shards import Dataset
+    from distrain.job import order_of
+    from distrain.model import build
+
+    config = narrow(model={"name": "alexnet", "width": 0.04, "dropout": 0.0}, checkpoint={"every": 10}, epochs=1)
+    store = Store(str(digits / "train"))
+    dataset = Dataset(store, Manifest.load(store), memory=1 << 26, retries=0)
+    order = order_of(config, dataset.manifest)
+    model = build(config.model, 10, config.seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    requests = training_requests(config, dataset, order, range(10), range(4))
+    with Loader(config, dataset, dataset.manifest.statistics, requests, batch=16, device=CPU) as loader:
+        for _ in range(10):
+            batches = [next(loader) for _ in range(4)]
+            images, labels = (torch.cat([getattr(b, k) for b in batches]) for k in ("images", "labels"))
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+    run(config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"keep": 9})}), console)
+    from distrain.checkpoint import load as load_checkpoint
+
+    ours = load_checkpoint(Store(config.run), "step-00000010-attempt-001").model
+    for name, p in model.state_dict().items():
+        torch.testing.assert_close(ours[name], p, rtol=1e-4, atol=1e-6)
+
+
+def test_the_full_width_model(narrow, console):
+    """One test of this path at width 1: save, take over, go on."""
+    settings = {"model": {"name": "alexnet"}, "global_batch": 512, "virtual_workers": 64, "epochs": 1}
+    config = narrow(**settings, checkpoint={"every": 1, "keep": 1}, schedule={"name": "constant", "lr": 0.01})
+    summary = run(config, console)
+    assert (summary.status, summary.steps) == ("finished", 2)
+    loaded, _ = load_newest(Store(config.run))
+    assert sum(t.numel() for t in loaded.model.values()) == 61_100_840 - 990 * 4097
+    assert run(config, console).weights == summary.weights
+
+
+def test_what_a_run_leaves_behind(narrow, console, digits):
+    config = narrow(epochs=2, data={"val": str(digits / "val")}, checkpoint={"keep": 1}, log={"every": 11})
+    summary = run(config, console)
+    store = Store(config.run)
+    resolved = yaml.safe_load(store.read("config.yaml"))
+    assert len(resolved["data"]["fingerprint"]) == 64
+    records = read_metrics(store)
+    assert [(r["kind"], r["step"]) for r in records] == [
+        ("train", 11), ("eval", 22), ("train", 22), ("train", 33), ("eval", 44), ("train", 44),
+    ]  # fmt: skip
+    assert all(r["samples"] == 359 for r in records if r["kind"] == "eval")
+    assert summary.eval["top1_count"] == records[4]["top1_count"]
+    loaded, problems = load_newest(store)
+    assert (loaded.step, problems) == (44, [])
+    assert loaded.state["cursor"] == {"epoch": 2, "step": 0}
+    assert loaded.state["reduction"] == "exact"
+    assert loaded.state["config"] == resolved
+    assert console.records[-1]["kind"] == "eval"
+    assert console.step == 44
+    assert json.loads(store.read("checkpoints/best.json"))["top1"] == max(
+        r["top1_count"] for r in records if r["kind"] == "eval"
+    )
+
+
+def test_a_saved_config_starts_the_same_run(narrow, console, tmp_path):
+    config = narrow()
+    weights = run(config, console).weights
+    again = load(tmp_path / "run" / "config.yaml", [f"run={tmp_path / 'again'}"])
+    assert run(again, console).weights == weights
+
+
+def test_a_finished_run_says_so(narrow, console):
+    first = run(narrow(), console)
+    second = run(narrow(), console)
+    assert (second.status, second.weights, second.step) == ("already finished", first.weights, 22)
+    assert not Store(second.run).exists("metrics-002.jsonl")
+
+
+def test_a_run_in_a_bucket(narrow, console):
+    config = narrow(run="memory://bucket/run")
+    weights = run(config, console).weights
+    store = Store(config.run)
+    assert {"config.yaml", "metrics-001.jsonl", "checkpoints"} <= set(store.list())
+    assert [r["step"] for r in read_metrics(store)] == [10, 20, 22]
+    assert run(config, console).weights == weights
+
+
+def test_stop_saves_and_goes_on_to_the_same_weights(narrow, console, tmp_path):
+    wanted = run(narrow(run=str(tmp_path / "whole")), console).weights
+    world = World(CPU)
+    console.advance = lambda step: world.stop.set() if step == 7 else None
+    summary = train(narrow(), world, console)
+    assert (summary.status, summary.step) == ("stopped", 8)
+    del console.advance
+    summary = run(narrow(), console, must_resume=True)
+    assert summary.weights == wanted
+    assert "resumed from step 8 (step-00000008-attempt-001)" in console.events
+
+
+def test_resume_refuses_other_results_and_takes_other_operations(narrow, console):
+    run(narrow(), console)
+    with pytest.raises(UserError) as caught:
+        run(narrow(seed=3, global_batch=32, log={"every": 1}), console)
+    text = str(caught.value)
+    assert "global_batch: 64 in the checkpoint, 32 now" in text
+    assert "seed: 0 in the checkpoint, 3 now" in text
+    assert "log.every" not in text
+
+
+def test_resume_without_a_checkpoint(narrow, console):
+    with pytest.raises(UserError, match="no checkpoint to resume from"):
+        run(narrow(), console, must_resume=True)
+
+
+def test_other_versions_are_one_warning(narrow, console, monkeypatch):
+    run(narrow(), console)
+    import distrain.job
+
+    real = distrain.job.environment
+    monkeypatch.setattr(distrain.job, "environment", lambda device: {**real(device), "torch": "9.9"})
+    run(narrow(), console)
+    warnings = [e for e in console.events if e.startswith("warning")]
+    assert len(warnings) == 1
+    assert "-> 9.9" in warnings[0]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(narrow, console, tmp_path):
+    config = narrow(checkpoint={"every": 10, "keep": 3})
+    wanted = run(config, console).weights
+    path = tmp_path / "run/checkpoints/step-00000022-attempt-001/model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    assert run(config, console).weights == wanted
+    assert any("model.safetensors have changed" in e and "falling back" in e for e in console.events)
+    assert "resumed from step 20 (step-00000020-attempt-001)" in console.events
+
+
+def test_divergence_stops_before_the_weights_move_and_leaves_evidence(narrow, console):
+    config = narrow(schedule={"name": "constant", "lr": 1e12}, checkpoint={"every": 1, "keep": 99}, log={"every": 1})
+    with pytest.raises(RunError, match="training diverged at step") as caught:
+        run(config, console)
+    store = Store(config.run)
+    (name,) = [n for n in store.list() if n.startswith("not-finite")]
+    evidence = json.loads(store.read(name))
+    step = evidence["step"]
+    assert name in str(caught.value)
+    assert set(evidence["virtual_workers"]) == {"0", "1", "2", "3"}
+    assert all(len(v["sample_ids"]) == 16 for v in evidence["virtual_workers"].values())
+    assert all("gradient_norm" in v for v in evidence["virtual_workers"].values())
+    newest = load_newest(store)[0]
+    assert newest is None or newest.step == step - 1, "nothing is kept of a step that failed"
+
+
+def corrupt_set(folder, bad, classes=3, rows=40):
+    from distrain.data.decode import encode
+
+    rng, moments = np.random.default_rng(0), PixelMoments()
+    writer = ShardWriter(Store(str(folder)), [str(c) for c in range(classes)], 72, 72, group_rows=8)
+    for i in range(rows):
+        pixels = rng.integers(0, 256, (72, 72, 3), dtype=np.uint8)
+        moments.add(pixels)
+        writer.add(b"junk" if i in bad else encode(pixels, 90), i % classes, f"{i}.jpg")
+    return writer.finish(moments.statistics())
+
+
+def test_bad_samples_are_named_and_their_list_is_no_input(narrow, console, tmp_path):
+    corrupt_set(tmp_path / "data", bad={3, 17, 30})
+    changes = {"data": {"train": str(tmp_path / "data")}, "global_batch": 8, "virtual_workers": 2, "epochs": 4}
+    wanted = run(narrow(**changes, run=str(tmp_path / "whole")), console).weights
+    listed = [json.loads(text) for text in (tmp_path / "whole/bad_samples.jsonl").read_text().splitlines()]
+    assert [entry["id"] for entry in listed] == [3, 17, 30]
+    assert listed[1]["where"] == "shard-00000.parquet row group 2 row 1"
+    assert "no image format" in listed[1]["reason"]
+    assert sum("bad sample 17" in e for e in console.events) == 1
+
+    world = World(CPU)
+    console.advance = lambda step: world.stop.set() if step == 12 else None
+    train(narrow(**changes), world, console)
+    (tmp_path / "run/bad_samples.jsonl").unlink()
+    del console.advance
+    threads = {"data": {**changes["data"], "decode_threads": 1}}
+    assert run(narrow(**{**changes, **threads}), console).weights == wanted
+
+
+def test_too_many_bad_samples_stop_the_run(narrow, console, tmp_path):
+    corrupt_set(tmp_path / "data", bad={3, 17, 30})
+    data = {"train": str(tmp_path / "data"), "max_bad_samples": 2}
+    with pytest.raises(RunError, match=r"3 bad samples are more than data.max_bad_samples = 2"):
+        run(narrow(data=data, global_batch=8, virtual_workers=2, log={"every": 1}), console)
+
+
+def test_a_step_of_bad_samples_only(narrow, console, tmp_path):
+    corrupt_set(tmp_path / "data", bad=set(range(40)))
+    with pytest.raises(RunError, match="all samples of step 1 are bad"):
+        run(narrow(data={"train": str(tmp_path / "data")}, global_batch=8, virtual_workers=2), console)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"train": "/nowhere/at/all"}}, "no data set at /nowhere/at/all"),
+        ({"global_batch": 2048, "virtual_workers": 2}, "has 1438 samples, fewer than one global batch of 2048"),
+        ({"augment": {"crop": 100}}, "crop = 100 does not fit the 72 x 72 pixel images"),
+        ({"data": {"fingerprint": "0" * 64}}, "data.fingerprint is 000"),
+        ({"run": "/proc/nothing/here"}, "cannot be written to"),
+        ({"data": {"pack": "digits"}}, "makes a validation set too"),
+    ],
+)
+def test_what_does_not_fit(narrow, console, changes, message):
+    with pytest.raises(UserError, match=message):
+        run(narrow(**changes), console)
+
+
+def test_validation_of_other_classes(narrow, console, tmp_path):
+    corrupt_set(tmp_path / "other", bad=set())
+    with pytest.raises(UserError, match="has 10 classes and .* 3, or other names"):
+        run(narrow(data={"val": str(tmp_path / "other")}), console)
+
+
+def test_an_empty_set_and_one_class(narrow, console, tmp_path):
+    ShardWriter(Store(str(tmp_path / "empty")), ["a", "b"], 72, 72).finish(Statistics(np.zeros(3), np.eye(3)))
+    with pytest.raises(UserError, match="is empty"):
+        run(narrow(data={"train": str(tmp_path / "empty")}), console)
+    corrupt_set(tmp_path / "one", bad=set(), classes=1)
+    with pytest.raises(UserError, match="has one class"):
+        run(narrow(data={"train": str(tmp_path / "one")}), console)
