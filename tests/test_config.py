@@ -43,7 +43,9 @@ def test_recipes_load_and_come_back(recipe, tmp_path):
 def test_overrides(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("data: {train: x}\nschedule: {name: constant, lr: 1e-3}\n")
-    config = load(path, ["seed=5", "data.memory=2GiB", "schedule={name: step, lr: 1, drop_epochs: [3, 4]}", "run=s3://b/r"])
+    config = load(
+        path, ["seed=5", "data.memory=2GiB", "schedule={name: step, lr: 1, drop_epochs: [3, 4]}", "run=s3://b/r"]
+    )
     assert (config.seed, config.data.memory, config.schedule.drop_epochs) == (5, 2 << 30, (3, 4))
     assert config.run == "s3://b/r"
     assert load(path).schedule.lr == 0.001
@@ -110,7 +112,16 @@ def test_result_fields_are_the_ones_that_decide():
     for key in ("seed", "virtual_workers", "global_batch", "data.fingerprint", "model.width", "optimizer.momentum",
                 "schedule.lr", "precision", "reduction.mode", "threads", "loss.name", "augment.crop"):  # fmt: skip
         assert key in fields, key
-    for key in ("run", "data.train", "data.decode_threads", "data.memory", "lanes", "device", "log.every", "checkpoint.keep"):
+    for key in (
+        "run",
+        "data.train",
+        "data.decode_threads",
+        "data.memory",
+        "lanes",
+        "device",
+        "log.every",
+        "checkpoint.keep",
+    ):
         assert key not in fields, key
     assert set(fields) < {key for key, _, _ in leaves(parse(LEAST, "test"))}
 

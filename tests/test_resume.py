@@ -19,7 +19,11 @@ STEPS_PER_EPOCH = 44
 def recipe(narrow, tmp_path, digits):
     """Three epochs of 44 steps, a metrics line a step."""
     config = narrow(
-        global_batch=32, epochs=3, log={"every": 1}, checkpoint={"every": 10, "keep": 2}, data={"val": str(digits / "val")}
+        global_batch=32,
+        epochs=3,
+        log={"every": 1},
+        checkpoint={"every": 10, "keep": 2},
+        data={"val": str(digits / "val")},
     )
     tree = {k: v for k, v in yaml.safe_load(to_yaml(config)).items() if k != "run"}
     path = tmp_path / "recipe.yaml"

@@ -28,7 +28,9 @@ def test_jpegs_go_to_dali_as_they_are(mode, progressive):
     assert for_dali(data, 40, 60, LIMIT) is data
 
 
-@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("PNG", "P"), ("PNG", "RGBA"), ("BMP", "RGB"), ("GIF", "P")])
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("PNG", "RGB"), ("PNG", "P"), ("PNG", "RGBA"), ("BMP", "RGB"), ("GIF", "P")]
+)
 def test_other_formats_become_ppm_with_the_same_pixels(kind, mode):
     data = file(kind, mode)
     assert jpeg_size(data) is None

@@ -60,7 +60,9 @@ def test_one_read_a_group_and_memory_is_bounded(tmp_path, monkeypatch):
     dataset = reader(tmp_path, memory=4000)
     reads = []
     monkeypatch.setattr(
-        dataset.store, "read", lambda path, start, end: reads.append((start, end)) or Store.read(dataset.store, path, start, end)
+        dataset.store,
+        "read",
+        lambda path, start, end: reads.append((start, end)) or Store.read(dataset.store, path, start, end),
     )
     for start in range(0, 70, 7):
         dataset.rows(np.arange(start, start + 7))

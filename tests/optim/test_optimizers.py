@@ -18,7 +18,10 @@ CASES = {
 
 def parameters(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return {"w": nn.Parameter(torch.randn(20, 30, generator=generator)), "b": nn.Parameter(torch.randn(7, generator=generator))}
+    return {
+        "w": nn.Parameter(torch.randn(20, 30, generator=generator)),
+        "b": nn.Parameter(torch.randn(7, generator=generator)),
+    }
 
 
 def set_gradients(p, step):
