@@ -1,3 +1,4 @@
+import contextlib
 import io
 import struct
 import zlib
@@ -81,11 +82,10 @@ def test_the_wrong_size_is_bad():
 def test_the_header_walk_never_fails(place, value):
     data = file().copy()
     data[place % len(data)] = value
-    assert jpeg_size(data) in (None, (40, 60)) or place < 700
-    try:
-        for_dali(data, 40, 60, LIMIT)
-    except BadImageError:
-        pass
+    size = jpeg_size(data)
+    assert size is None or min(size) >= 1
+    with contextlib.suppress(BadImageError):
+        assert for_dali(data, 40, 60, LIMIT).dtype == np.uint8
 
 
 def test_exif_orientation_when_asked():
