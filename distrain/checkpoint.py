@@ -90,6 +90,7 @@ class Checkpoints:
     def _save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], best: bool) -> None:
         name = f"step-{step:08d}-attempt-{self._attempt:03d}"
         folder = f"{FOLDER}/{name}"
+        whole = False
         try:
             files = {f"{part}.safetensors": safetensors.torch.save(t) for part, t in tensors.items()}
             files["state.json"] = json.dumps(state, indent=1).encode()
@@ -98,12 +99,14 @@ class Checkpoints:
                 self._store.write(f"{folder}/{file}", data)
                 manifest[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             self._store.write(f"{folder}/{_MANIFEST}", json.dumps(manifest, indent=1).encode())
+            whole = True
             if best:
                 self._store.write(_BEST, json.dumps({"checkpoint": name, **state["best"]}).encode())
             self._prune()
         except BaseException as error:  # raised by the next wait, on the training thread
             self._error = error
-            self._discard(folder)
+            if not whole:
+                self._discard(folder)
 
     def _discard(self, folder: str) -> None:
         try:
@@ -112,7 +115,8 @@ class Checkpoints:
             return  # without a manifest it does not exist; the next prune tries again
 
     def _prune(self) -> None:
-        names = _by_step(self._store)
+        # By attempt first, which is by age: an older attempt may have left damaged ones at higher steps.
+        names = sorted(_by_step(self._store), key=lambda name: name.partition("-attempt-")[2])
         complete = [name for name in names if self._store.exists(f"{FOLDER}/{name}/{_MANIFEST}")]
         kept = {*complete[-self._keep :], best_name(self._store)}
         for name in names:

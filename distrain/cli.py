@@ -132,7 +132,7 @@ def _tell(console: "Console", summary: "Summary", config: str, overrides: list[s
         result = summary.eval
         top5 = f", top-5 {result['top5']:.2%}" if result["classes"] > 5 else ""
         console.event(f"validation: top-1 {result['top1']:.2%}{top5} of {result['samples']:,} images")
-    console.event(f"weights   {summary.weights[:16]}  (the same on any number of workers)")
+    console.event(f"weights   {summary.weights[:16]}  ({summary.reduction} reduction)")
     console.event(f"run       {summary.run}")
 
 

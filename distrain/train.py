@@ -47,6 +47,8 @@ class Summary:
     """The last evaluation record."""
     weights: str
     """SHA-256 over all parameters."""
+    reduction: str
+    """exact, or fast: then the weights are equal to rounding only."""
     run: str
     """The run directory, as it may be shown."""
 
@@ -78,6 +80,7 @@ def train(config: Config, world: World, console: Console, *, must_resume: bool =
                 train=last.get("train"),
                 eval=last.get("eval"),
                 weights=digest(job.model.state_dict()),
+                reduction=config.reduction.mode,
                 run=job.store.name,
             )
     except OSError as error:

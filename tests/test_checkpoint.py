@@ -90,6 +90,34 @@ def test_nothing_whole_is_an_error_not_a_fresh_start(store):
         load_newest(store)
 
 
+def test_damaged_ones_of_an_older_attempt_do_not_push_out_new_ones(store):
+    for step in (80, 90, 100):
+        save(store, step, keep=3)
+    for step in (90, 100):
+        store.write(f"checkpoints/step-{step:08d}-attempt-001/state.json", b"{}")
+    save(store, 85, attempt=2)
+    loaded, problems = load_newest(store)
+    assert (loaded.step, len(problems)) == (85, 1)
+    save(store, 90, attempt=2)
+    assert load_newest(store)[0].name == "step-00000090-attempt-002"
+    assert store.list("checkpoints") == ["step-00000085-attempt-002", "step-00000090-attempt-002"]
+
+
+def test_a_failed_clean_up_keeps_what_was_saved(tmp_path, monkeypatch):
+    store = Store(str(tmp_path))
+    for step in (1, 2):
+        save(store, step)
+
+    def refuse(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(store, "remove", refuse)
+    with pytest.raises(RunError, match="PermissionError|step-00000001"):
+        save(store, 3)
+    monkeypatch.undo()
+    assert load_newest(store)[0].step == 3
+
+
 def test_no_checkpoint_at_all(store):
     assert load_newest(store) == (None, [])
 

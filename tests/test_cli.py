@@ -49,10 +49,10 @@ def test_train_prints_plain_lines_in_a_pipe(distrain, recipe, tmp_path):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert re.fullmatch(r"epoch 0  step 10/22  loss \d\.\d{4}  top-1 [\d.]+%  \d+ images/s  waits \d+%", lines[0])
-    assert any(text.startswith("epoch 0  step 22/22  validation: loss") for text in lines)
+    assert any(text.startswith("epoch 0  step 22/22  validation loss") for text in lines)
     assert re.fullmatch(r"finished 22 steps in 0 min \d\d s", lines[-4])
     assert re.fullmatch(r"validation: top-1 [\d.]+%, top-5 [\d.]+% of 359 images", lines[-3])
-    assert re.fullmatch(r"weights   [0-9a-f]{16}  \(the same on any number of workers\)", lines[-2])
+    assert re.fullmatch(r"weights   [0-9a-f]{16}  \(exact reduction\)", lines[-2])
     assert lines[-1] == f"run       {tmp_path}/run"
     assert "\x1b" not in out
     code, again, _ = distrain("train", recipe)
@@ -150,5 +150,5 @@ def test_a_terminal_shows_a_bar(recipe, command, monkeypatch):
     assert child.wait(timeout=60) == 0
     text = shown.decode()
     assert "img/s" in text
-    assert "validation: loss" in text
+    assert "validation loss" in text
     assert "finished 22 steps" in text

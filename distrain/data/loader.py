@@ -18,6 +18,7 @@ from distrain.data.decode import BadImageError, for_dali
 from distrain.data.order import Cursor, Order
 from distrain.data.shards import Dataset
 from distrain.data.stats import Statistics
+from distrain.errors import RunError
 
 
 class Request(NamedTuple):
@@ -137,17 +138,17 @@ class Loader:
     def close(self) -> None:
         """Stop loading and wait for the thread."""
         self._closing.set()
-        while self._thread.is_alive():
+        while self._thread.is_alive() or not self._ready.empty():
             try:
                 self._ready.get(timeout=0.05)
             except queue.Empty:
                 continue
-        self._thread.join()
+        self._ready.put(StopIteration())  # wakes whoever still waits for a batch
 
     def _produce(self) -> None:
         try:
             while not self._closing.is_set():
-                images = self._decoder.run()
+                images = self._decode()
                 request, labels, weights, bad = self._pending.popleft()
                 if not weights.all():
                     images = images.clone()
@@ -165,6 +166,18 @@ class Loader:
                 )
         except BaseException as error:  # handed to the thread that asks for the next batch
             self._ready.put(error)
+
+    def _decode(self) -> torch.Tensor:
+        try:
+            return self._decoder.run()
+        except RunError:
+            raise  # from reading the samples
+        except RuntimeError as error:
+            ids = sorted({int(i) for pending in self._pending for i in pending.request.ids})
+            raise RunError(
+                f"DALI could not decode one of the samples {ids} ({str(error).splitlines()[0]}): find the broken file "
+                "and pack the data set again"
+            ) from error
 
     def _feed(self) -> Feed:
         """Called by DALI, on the loader's thread, ahead of the batch being delivered."""

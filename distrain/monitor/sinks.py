@@ -63,7 +63,7 @@ def line(record: Mapping[str, Any], steps: int) -> str:
     where = f"epoch {record['epoch']}  step {record['step']}/{steps}"
     if record["kind"] == "eval":
         top5 = f"  top-5 {record['top5']:.2%}" if record["classes"] > 5 else ""
-        return f"{where}  validation: loss {record['loss']:.4f}  top-1 {record['top1']:.2%}{top5}"
+        return f"{where}  validation loss {record['loss']:.4f}  top-1 {record['top1']:.2%}{top5}"
     speed = f"{record['images_per_second']:.0f} images/s  waits {record['data_wait']:.0%}"
     return f"{where}  loss {record['loss']:.4f}  top-1 {record['top1']:.1%}  {speed}"
 

@@ -151,3 +151,25 @@ def test_closing_early_ends_the_thread(digits, narrow):
     next(loader)
     loader.close()
     assert not loader._thread.is_alive()
+    with pytest.raises(StopIteration):
+        next(loader)
+
+
+def test_a_file_that_only_dali_refuses_is_one_sentence(tmp_path, narrow):
+    """A header that the walk accepts and a body that DALI does not: its samples are named."""
+    from distrain.data.decode import encode, jpeg_size
+    from distrain.data.stats import Statistics
+
+    pixels = np.random.default_rng(0).integers(0, 256, (72, 72, 3), dtype=np.uint8)
+    good = encode(pixels, 90)
+    broken = bytearray(good)
+    table = good.index(b"\xff\xc4") + 5  # the code counts of the first Huffman table
+    broken[table : table + 16] = b"\xff" * 16
+    assert jpeg_size(np.frombuffer(bytes(broken), np.uint8)) == (72, 72)
+    writer = ShardWriter(Store(str(tmp_path / "set")), ("a", "b"), 72, 72)
+    for i in range(8):
+        writer.add(bytes(broken) if i == 5 else good, i % 2, str(i))
+    writer.finish(Statistics(np.zeros(3), np.eye(3)))
+    config = narrow(global_batch=4, virtual_workers=1)
+    with pytest.raises(RunError, match=r"DALI could not decode one of the samples \[.*\bpack the data set again"):
+        training(config, open_set(tmp_path / "set"), range(2))
