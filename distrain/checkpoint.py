@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +44,12 @@ class DamagedError(Exception):
 class Checkpoints:
     """The checkpoints of a run directory. Saving goes on in the background, one at a time."""
 
-    def __init__(self, store: Store, *, attempt: int, keep: int) -> None:
-        """`keep`: how many of the newest stay, beside the best."""
-        self._store, self._attempt, self._keep = store, attempt, keep
+    def __init__(
+        self, store: Store, *, attempt: int, keep: int, tell: Callable[[str], None] = lambda text: None
+    ) -> None:
+        """`keep`: how many of the newest stay, beside the best; `tell` gets warnings, on the training thread."""
+        self._store, self._attempt, self._keep, self._tell = store, attempt, keep, tell
+        self._warning: str | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -75,11 +78,19 @@ class Checkpoints:
         )
         self._thread.start()
 
+    def check(self) -> None:
+        """Raises RunError if a save has failed meanwhile; costs nothing."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
     def wait(self) -> None:
         """Wait for the save under way. Raises RunError if it failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        if self._warning is not None:
+            self._tell(self._warning)
+            self._warning = None
         if self._error is not None:
             error, self._error = self._error, None
             raise RunError(
@@ -90,7 +101,6 @@ class Checkpoints:
     def _save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], best: bool) -> None:
         name = f"step-{step:08d}-attempt-{self._attempt:03d}"
         folder = f"{FOLDER}/{name}"
-        whole = False
         try:
             files = {f"{part}.safetensors": safetensors.torch.save(t) for part, t in tensors.items()}
             files["state.json"] = json.dumps(state, indent=1).encode()
@@ -99,14 +109,16 @@ class Checkpoints:
                 self._store.write(f"{folder}/{file}", data)
                 manifest[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             self._store.write(f"{folder}/{_MANIFEST}", json.dumps(manifest, indent=1).encode())
-            whole = True
-            if best:
-                self._store.write(_BEST, json.dumps({"checkpoint": name, **state["best"]}).encode())
-            self._prune()
-        except BaseException as error:  # raised by the next wait, on the training thread
+        except BaseException as error:  # raised by the next check or wait, on the training thread
             self._error = error
-            if not whole:
-                self._discard(folder)
+            self._discard(folder)
+            return
+        try:
+            if best:
+                write_best(self._store, name, state["best"])
+            self._prune()
+        except OSError as error:
+            self._warning = f"warning: checkpoint {name} is saved, but older ones could not be cleaned up: {error}"
 
     def _discard(self, folder: str) -> None:
         try:
@@ -116,7 +128,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         # By attempt first, which is by age: an older attempt may have left damaged ones at higher steps.
-        names = sorted(_by_step(self._store), key=lambda name: name.partition("-attempt-")[2])
+        names = [name for _, _, name in sorted((attempt, step, name) for step, attempt, name in _found(self._store))]
         complete = [name for name in names if self._store.exists(f"{FOLDER}/{name}/{_MANIFEST}")]
         kept = {*complete[-self._keep :], best_name(self._store)}
         for name in names:
@@ -127,17 +139,22 @@ class Checkpoints:
                 self._store.remove(f"{FOLDER}/{name}")
 
 
+def write_best(store: Store, name: str, best: Mapping[str, Any]) -> None:
+    """Name the best checkpoint."""
+    store.write(_BEST, json.dumps({"checkpoint": name, **best}).encode())
+
+
 def best_name(store: Store) -> str | None:
-    """The best checkpoint's name."""
+    """The best checkpoint's name, where one is named."""
     try:
         return str(json.loads(store.read(_BEST))["checkpoint"])
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
 def checkpoint_attempts(store: Store) -> list[int]:
     """Numbers of the attempts that left anything."""
-    return sorted({int(match[2]) for name in store.list(FOLDER) if (match := _NAME.fullmatch(name))})
+    return sorted({attempt for _, attempt, _ in _found(store)})
 
 
 def load_newest(store: Store) -> tuple[Loaded | None, list[str]]:
@@ -147,7 +164,7 @@ def load_newest(store: Store) -> tuple[Loaded | None, list[str]]:
         RunError: there are checkpoints, and none is whole.
     """
     problems: list[str] = []
-    for name in reversed(_by_step(store)):
+    for _, _, name in reversed(_found(store)):
         if not store.exists(f"{FOLDER}/{name}/{_MANIFEST}"):
             continue
         try:
@@ -207,6 +224,6 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return h.hexdigest()
 
 
-def _by_step(store: Store) -> list[str]:
-    found = [(int(m[1]), int(m[2]), name) for name in store.list(FOLDER) if (m := _NAME.fullmatch(name))]
-    return [name for _, _, name in sorted(found)]
+def _found(store: Store) -> list[tuple[int, int, str]]:
+    """(step, attempt, name) of everything that is named like a checkpoint, ascending."""
+    return sorted((int(m[1]), int(m[2]), name) for name in store.list(FOLDER) if (m := _NAME.fullmatch(name)))

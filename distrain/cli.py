@@ -1,5 +1,7 @@
 """The command line. Heavy packages are imported by the commands that need them."""
 
+import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +35,11 @@ def main() -> None:
     except RunError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever read our output has gone: nothing more can be said there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except OSError as error:
+        sys.stderr.write(f"error: {error}: check the path, its permissions and the space left\n")
         raise SystemExit(1) from None
 
 
@@ -123,7 +129,7 @@ def _tell(console: "Console", summary: "Summary", config: str, overrides: list[s
             "To start afresh, name another run directory: run=..."
         )
     elif summary.status == "stopped":
-        command = " ".join(["distrain train", config, *overrides])
+        command = shlex.join(["distrain", "train", config, *overrides])
         console.event(f"stopped and saved after step {summary.step} of {summary.steps}; to go on: {command}")
     else:
         minutes, seconds = divmod(round(summary.seconds), 60)

@@ -31,7 +31,12 @@ class Section(BaseModel):
     """A part of the tree: frozen, strict about types, no unknown keys."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, validate_default=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
     )
 
 
@@ -46,11 +51,11 @@ class Data(Section):
     """Built-in source that is packed into `train` and `val` on first use: scikit-learn's scanned digits. [operation]"""
     fingerprint: str | None = result(None)
     """SHA-256 of the training set's manifest; null: filled in when the run starts. [result]"""
-    shuffle_rows: int = result(4096, ge=1)
+    shuffle_rows: int = result(1024, ge=1)
     """Rows of one shuffled block of a virtual worker's stream; it holds about that many in memory. [result]"""
     pixel_limit: int = result(50_000_000, ge=1)
     """Pixels; an image that claims more is a bad sample. [result]"""
-    memory: ByteSize = operation(ByteSize(1 << 30), gt=0)
+    memory: ByteSize = operation(ByteSize(2 << 30), gt=0)
     """Bytes of row groups that one rank keeps; beyond it rows are read again. Accepts 512MiB, 2GiB. [operation]"""
     decode_threads: int = operation(2, ge=1)
     """Threads that decode images. [operation]"""
@@ -340,7 +345,7 @@ def _leaves(section: BaseModel, prefix: str) -> Iterator[tuple[str, Any, FieldIn
 def _parse(text: str, origin: str) -> Any:
     try:
         return _Loader(text).get_single_data()
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{origin} is not YAML: {' '.join(str(error).split())}") from None
 
 

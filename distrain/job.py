@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from distrain.checkpoint import Checkpoints, Loaded, checkpoint_attempts, load_newest
+from distrain.checkpoint import Checkpoints, Loaded, checkpoint_attempts, load_newest, write_best
 from distrain.config import Config, result_fields, to_yaml
 from distrain.data.manifest import MANIFEST, Manifest
 from distrain.data.order import Order
@@ -74,7 +74,10 @@ def setup(config: Config, world: World, console: Console, stack: ExitStack, *, m
     """
     assert config.run is not None
     store = Store(config.run)
-    loaded, problems = load_newest(store)
+    try:
+        loaded, problems = load_newest(store)
+    except OSError as error:
+        raise UserError(f"cannot read the run directory {store.name}: {error}; choose another, run=...") from None
     if must_resume and loaded is None:
         raise UserError(f"there is no checkpoint to resume from in {store.name}: leave out --resume to start the run")
     if config.data.pack:
@@ -92,11 +95,19 @@ def setup(config: Config, world: World, console: Console, stack: ExitStack, *, m
         micro_batch=config.micro_batch,
         fraction_bits=config.reduction.fraction_bits if config.reduction.mode == "exact" else None,
     )
+    warning = memory_warning(config, dataset.manifest, world)
+    if warning:
+        console.event(warning)
     for problem in problems:
         console.event(f"{problem}; falling back to the one before")
     if loaded is not None:
         restore(config, world, console, loaded, model, optimizer)
     write_config(config, store)
+    best = loaded.state["best"] if loaded else {}
+    if loaded and best.get("step") == loaded.step:
+        write_best(store, loaded.name, best)  # in case the run was killed just before it did
+    if best.get("val") != val_fingerprint(val):
+        best = {}  # counts of another validation set say nothing
     attempt = 1 + max([0, *metrics_attempts(store), *checkpoint_attempts(store)])
     metrics = MetricsFile(store, attempt)
     stack.callback(metrics.close)
@@ -115,12 +126,35 @@ def setup(config: Config, world: World, console: Console, stack: ExitStack, *, m
         optimizer=optimizer,
         meters=Meters(world.device, accumulator.loss_shift),
         lanes=stack.enter_context(Lanes(lanes_for(config, world), config.threads, world.device)),
-        checkpoints=Checkpoints(store, attempt=attempt, keep=config.checkpoint.keep),
+        checkpoints=Checkpoints(store, attempt=attempt, keep=config.checkpoint.keep, tell=console.event),
         metrics=metrics,
         start=loaded.step if loaded else 0,
         bad=bad,
         bad_told=set(bad),
-        best=loaded.state["best"] if loaded else {},
+        best=best,
+    )
+
+
+def val_fingerprint(val: Dataset | None) -> str | None:
+    """What the best evaluation was measured on."""
+    return val.manifest.fingerprint if val else None
+
+
+def streams_bytes(config: Config, manifest: Manifest, hosted: int) -> int:
+    """What a rank's streams want in memory: a shuffled block of each hosted virtual worker, cut at group edges."""
+    sizes = [group.end - group.start for shard in manifest.shards for group in shard.groups]
+    block = min(config.data.shuffle_rows, -(-manifest.rows // config.virtual_workers))
+    return min(sum(sizes), hosted * (block * sum(sizes) // manifest.rows + max(sizes)))
+
+
+def memory_warning(config: Config, manifest: Manifest, world: World) -> str | None:
+    """What to say where the streams do not fit the memory: then rows are read many times over."""
+    wanted = streams_bytes(config, manifest, len(world.hosted(config.virtual_workers)))
+    if wanted <= int(config.data.memory):
+        return None
+    return (
+        f"warning: data.memory = {int(config.data.memory):,} bytes is less than the {wanted:,} that the streams of the "
+        "virtual workers want, so row groups are read many times: raise it, or lower data.shuffle_rows"
     )
 
 
@@ -153,6 +187,8 @@ def open_data(config: Config) -> tuple[Dataset, Dataset | None]:
                     f"images of {store.name}: lower it, or pack larger images"
                 )
             sets.append(Dataset(store, manifest, memory=memory, retries=retries))
+            # Validation reads one group after another: two of them are enough.
+            memory = 2 * max(group.end - group.start for shard in manifest.shards for group in shard.groups)
     train, val = sets[0], sets[1] if len(sets) > 1 else None
     if val is not None and val.manifest.classes != train.manifest.classes:
         raise UserError(

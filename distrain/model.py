@@ -5,12 +5,13 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distrain.config import Model
-from distrain.philox import Purpose, derived_seed
+from distrain.philox import Purpose, derived_seed, words
 
 _step_key: contextvars.ContextVar[tuple[int, int, int] | None] = contextvars.ContextVar("step_key", default=None)
 
@@ -43,15 +44,26 @@ class Dropout(nn.Module):
         key = _step_key.get()
         assert key is not None, "training forward outside of randomness(...)"
         seed, step, virtual_worker = key
-        generator = torch.Generator(x.device)
-        generator.manual_seed(derived_seed(seed, Purpose.DROPOUT, step, virtual_worker, self.layer))
+        k0, k1, _, _ = words(seed, Purpose.DROPOUT, step, virtual_worker, self.layer).view(np.int32).tolist()
         keep = 1 - self.p
-        mask = torch.empty(x.shape, dtype=x.dtype, device=x.device).bernoulli_(keep, generator=generator)
-        return x * mask.div_(keep)
+        mask = _hash(torch.arange(x.numel(), dtype=torch.int32, device=x.device), k0, k1) < keep * 2**32 - 2**31
+        return x * mask.view(x.shape).to(x.dtype).div_(keep)
 
     def extra_repr(self) -> str:
         """What print shows."""
         return f"p={self.p}"
+
+
+def _hash(x: Tensor, *keys: int) -> Tensor:
+    """Mix int32 counters with each key in turn (Wellons' lowbias32), in place: uniform over all int32 numbers.
+
+    Integer arithmetic on the element's index: the same on every device, thread count and launch grid.
+    """
+    for key in keys:
+        x.bitwise_xor_(key)
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32), (16, 1)):
+            x.bitwise_xor_((x >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(factor)
+    return x
 
 
 class AveragePool6(nn.Module):

@@ -2,8 +2,8 @@
 
 from distrain.config import Config
 from distrain.data.manifest import MANIFEST, Manifest
-from distrain.data.order import Order
 from distrain.data.store import Store
+from distrain.job import open_data, order_of, pin_data, streams_bytes
 from distrain.model import parameter_count
 
 _MOMENTS = {"sgd": 1, "adam": 2}
@@ -24,10 +24,9 @@ def plan(config: Config, ranks: int) -> dict[str, str]:
     store = Store(config.data.train)
     if config.data.pack and not store.exists(MANIFEST):
         return {**numbers, "data": f"not packed yet: training packs the {config.data.pack} into {store.name} first"}
-    manifest = Manifest.load(store)
-    order = Order(
-        manifest.group_rows, config.seed, config.virtual_workers, config.micro_batch, config.data.shuffle_rows
-    )
+    manifest = open_data(config)[0].manifest
+    pin_data(config, manifest)
+    order = order_of(config, manifest)
     parameters = parameter_count(config.model, len(manifest.classes))
     saved = 4 * parameters * (1 + _MOMENTS[config.optimizer.name])
     wire = parameters * (8 if config.reduction.mode == "exact" else 4)
@@ -45,11 +44,7 @@ def plan(config: Config, ranks: int) -> dict[str, str]:
 
 
 def _memory(config: Config, manifest: Manifest, hosted: int) -> str:
-    """What a rank's streams hold at once: a shuffled block of each hosted virtual worker, cut at group edges."""
-    stored = sum(group.end - group.start for shard in manifest.shards for group in shard.groups)
-    largest = max(group.end - group.start for shard in manifest.shards for group in shard.groups)
-    block = min(config.data.shuffle_rows, -(-manifest.rows // config.virtual_workers))
-    wanted = min(stored, hosted * (block * stored // manifest.rows + largest))
+    wanted = streams_bytes(config, manifest, hosted)
     limit = int(config.data.memory)
     if wanted <= limit:
         return f"{size(wanted)} a rank, of {size(limit)} allowed"

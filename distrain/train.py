@@ -20,7 +20,7 @@ from distrain.data.loader import Loader, MicroBatch, Request, evaluation_request
 from distrain.data.shards import Dataset
 from distrain.errors import RunError
 from distrain.evaluate import Score, autocast, evaluate
-from distrain.job import Job, setup
+from distrain.job import Job, setup, val_fingerprint
 from distrain.losses import LOSSES, correct
 from distrain.model import randomness
 from distrain.monitor.meters import Reading
@@ -70,8 +70,13 @@ def train(config: Config, world: World, console: Console, *, must_resume: bool =
             else:
                 console.start(step=job.start, steps=job.steps, steps_per_epoch=job.order.steps)
                 stack.callback(console.stop)
-                status = fit(job)
-            last = {record["kind"]: record for record in read_metrics(job.store)} | job.last
+                try:
+                    status = fit(job)
+                except StepFailed as failed:
+                    raise diverged(job, failed.args[0]) from None
+            # An attempt that was killed may have told of steps after the checkpoint.
+            told = (record for record in read_metrics(job.store) if record["step"] <= job.start)
+            last = {record["kind"]: record for record in told} | job.last
             return Summary(
                 status=status,
                 step=job.start,
@@ -87,6 +92,10 @@ def train(config: Config, world: World, console: Console, *, must_resume: bool =
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise RunError(f"no space left ({error}): free some, then run the same command to go on") from error
         raise
+
+
+class StepFailed(Exception):  # noqa: N818 - never leaves this module
+    """A step had a loss or gradient that is not finite, or no valid sample: its reading."""
 
 
 def fit(job: Job) -> str:
@@ -108,6 +117,7 @@ def fit(job: Job) -> str:
 
             done = job.start = step + 1
             last, stop = done == steps, job.world.stop.is_set()
+            job.checkpoints.check()
             epoch_ends = done % order.steps == 0
             log = done % config.log.every == 0
             score = job.val is not None and (last or due(done, config.evaluate.every, epoch_ends))
@@ -164,7 +174,7 @@ def log_step(job: Job, done: int, lr: float) -> None:
     """Read the meters, judge them, and tell."""
     reading = job.meters.read()
     if reading.failed_step is not None:
-        raise diverged(job, reading)
+        raise StepFailed(reading)
     check_bad_samples(job)
     now = time.monotonic()
     seconds, job.logged = now - job.logged, now
@@ -210,7 +220,12 @@ def evaluate_step(job: Job, done: int) -> bool:
     job.logged += time.monotonic() - began  # training speed is told without evaluation
     better: bool = score.top1 > job.best.get("top1", -1)
     if better:
-        job.best = {"step": done, "top1": score.top1, "samples": score.samples}
+        job.best = {
+            "step": done,
+            "top1": score.top1,
+            "samples": score.samples,
+            "val": val_fingerprint(job.val),
+        }
     return better
 
 

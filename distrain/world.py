@@ -53,8 +53,8 @@ def local_world(config: Config) -> World:
 def numerics(config: Config, device: torch.device) -> Iterator[None]:
     """Set torch's global numerics for the run, and set them back after it."""
     exact, tf32 = config.reduction.mode == "exact", config.precision == "tf32"
-    # Read by cuBLAS when it starts; without it, results may differ between runs.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if exact:  # read by cuBLAS when it starts; another value, or none, gives other kernels
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     deterministic = torch.are_deterministic_algorithms_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
@@ -119,15 +119,24 @@ class Lanes:
             lane()
             return
         futures = [self._pool.submit(guarded) for _ in range(self.lanes)]
-        errors = [error for future in futures if (error := future.exception()) is not None]
+        try:
+            errors = [error for future in futures if (error := future.exception()) is not None]
+        except BaseException:  # interrupted: the lanes must not go on by themselves
+            failed.set()
+            raise
         if errors:
             raise errors[0]
 
 
 def lanes_for(config: Config, world: World) -> int:
     """How many virtual workers a rank computes side by side."""
-    default = 1 if world.device.type == "cuda" else (os.cpu_count() or 1)
+    default = 1 if world.device.type == "cuda" else cores()
     return max(1, min(config.lanes or default, len(world.hosted(config.virtual_workers))))
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def environment(device: torch.device) -> dict[str, str]:

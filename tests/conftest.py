@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from distrain.config import Config, parse
 from distrain.data.pack import pack_digits
+
+# No test asserts a time, and none leaves anything in the checkout.
+settings.register_profile("distrain", deadline=None, database=None)
+settings.load_profile("distrain")
 
 
 class Recorder:

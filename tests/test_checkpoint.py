@@ -112,10 +112,21 @@ def test_a_failed_clean_up_keeps_what_was_saved(tmp_path, monkeypatch):
         raise PermissionError(path)
 
     monkeypatch.setattr(store, "remove", refuse)
-    with pytest.raises(RunError, match="PermissionError|step-00000001"):
-        save(store, 3)
+    told = []
+    checkpoints = Checkpoints(store, attempt=1, keep=2, tell=told.append)
+    checkpoints.save(3, tensors(3), {}, {"best": {}}, best=False)
+    checkpoints.wait()
+    assert len(told) == 1
+    assert "step-00000003-attempt-001 is saved, but older ones could not be cleaned up" in told[0]
     monkeypatch.undo()
     assert load_newest(store)[0].step == 3
+
+
+def test_a_broken_pointer_to_the_best_is_no_obstacle(store):
+    store.write("checkpoints/best.json", b"")
+    save(store, 1)
+    assert best_name(store) is None
+    assert load_newest(store)[0].step == 1
 
 
 def test_no_checkpoint_at_all(store):

@@ -28,7 +28,7 @@ ROWS = [
         "monitor.sinks",
     ],
     ["data.dali", "data.decode", "data.loader", "data.pack", "checkpoint"],
-    ["plan", "evaluate", "job", "train"],
+    ["evaluate", "job", "plan", "train"],
     ["launch.local"],
     ["cli", "__main__"],
 ]

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from distrain.checkpoint import load_newest
+from distrain.checkpoint import best_name, digest, load_newest
 from distrain.config import load
 from distrain.data.shards import ShardWriter
 from distrain.data.stats import PixelMoments, Statistics
@@ -213,7 +213,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(narrow, console, 
     assert "resumed from step 20 (step-00000020-attempt-001)" in console.events
 
 
-def test_divergence_stops_before_the_weights_move_and_leaves_evidence(narrow, console):
+def test_divergence_stops_before_the_weights_move_and_leaves_evidence(narrow, console, monkeypatch):
+    import distrain.job
+
+    made, build = [], distrain.job.build
+    monkeypatch.setattr(distrain.job, "build", lambda *a: made.append(build(*a)) or made[-1])
     config = narrow(schedule={"name": "constant", "lr": 1e12}, checkpoint={"every": 1, "keep": 99}, log={"every": 1})
     with pytest.raises(RunError, match="training diverged at step") as caught:
         run(config, console)
@@ -226,7 +230,8 @@ def test_divergence_stops_before_the_weights_move_and_leaves_evidence(narrow, co
     assert all(len(v["sample_ids"]) == 16 for v in evidence["virtual_workers"].values())
     assert all("gradient_norm" in v for v in evidence["virtual_workers"].values())
     newest = load_newest(store)[0]
-    assert newest is None or newest.step == step - 1, "nothing is kept of a step that failed"
+    assert newest.step == step - 1, "nothing is kept of a step that failed"
+    assert digest(made[0].state_dict()) == digest(newest.model), "the weights have not moved"
 
 
 def corrupt_set(folder, bad, classes=3, rows=40):
@@ -282,11 +287,40 @@ def test_a_step_of_bad_samples_only(narrow, console, tmp_path):
         ({"data": {"fingerprint": "0" * 64}}, "data.fingerprint is 000"),
         ({"run": "/proc/nothing/here"}, "cannot be written to"),
         ({"data": {"pack": "digits"}}, "makes a validation set too"),
+        ({"run": __file__}, "cannot read the run directory|cannot be written to"),
+        ({"data": {"train": __file__}}, "cannot read the data set|no data set"),
     ],
 )
 def test_what_does_not_fit(narrow, console, changes, message):
     with pytest.raises(UserError, match=message):
         run(narrow(**changes), console)
+
+
+def test_the_best_is_named_again_after_a_kill_just_before(narrow, console, digits):
+    config = narrow(data={"val": str(digits / "val")})
+    run(config, console)
+    store = Store(config.run)
+    store.remove("checkpoints/best.json")
+    run(config, console)
+    assert best_name(store) == "step-00000022-attempt-001"
+
+
+def test_the_best_of_another_validation_set_says_nothing(narrow, console, digits, tmp_path):
+    summary = run(narrow(data={"val": str(digits / "train")}), console)
+    assert summary.eval["samples"] == 1438
+    world = World(CPU)
+    console.advance = lambda step: world.stop.set() if step == 30 else None
+    path = tmp_path / "second"
+    two = {"run": str(path), "epochs": 2}
+    train(narrow(**two, data={"val": str(digits / "train")}), world, console)
+    del console.advance
+    run(narrow(**two, data={"val": str(digits / "val")}), console)
+    assert json.loads((path / "checkpoints/best.json").read_text())["samples"] == 359
+
+
+def test_streams_that_do_not_fit_the_memory_are_said(narrow, console):
+    run(narrow(data={"memory": "100kB"}), console)
+    assert any("row groups are read many times" in e for e in console.events)
 
 
 def test_validation_of_other_classes(narrow, console, tmp_path):

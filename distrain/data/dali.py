@@ -77,6 +77,10 @@ class Decoder:
             self._pipeline.set_outputs(images)
         self._pipeline.build()
 
+    def close(self) -> None:
+        """Let the graph go, with its threads: it holds on to its source."""
+        self._pipeline = None
+
     def run(self) -> torch.Tensor:
         """The next batch, float32 of shape (n, 3, crop, crop), sharing DALI's memory. Raises StopIteration."""
         (images,) = self._pipeline.run()

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _SOF = range(0xC0, 0xC3)  # baseline, extended and progressive: what DALI decodes
 _SOS = 0xDA
+_TABLES = {0xC4, 0xDB}  # Huffman codes and quantisation: without them a decoder may fail in ways of its own
 _TAIL = 64
 
 
@@ -25,18 +26,19 @@ def jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
     """Height and width of a well-formed JPEG file, from its header; None for anything else.
 
     Well-formed: every marker up to the scan has its length inside the file, there is one 8-bit frame header of 1, 3
-    or 4 components, and the end marker stands in the last 64 bytes (a cut file has none).
+    or 4 components, tables stand before the scan, and the end marker stands in the last 64 bytes (a cut file has none).
     """
     raw = data.data
     if bytes(raw[:2]) != _SOI or _EOI not in bytes(raw[-_TAIL:]):
         return None
-    at, size = 2, None
+    at, size, tables = 2, None, set[int]()
     while at + 4 <= len(raw) and raw[at] == 0xFF:
         marker, length = raw[at + 1], (raw[at + 2] << 8) | raw[at + 3]
         if length < 2 or at + 2 + length > len(raw):
             return None
         if marker == _SOS:
-            return size
+            return size if tables >= _TABLES else None
+        tables.add(marker)
         if marker in _SOF:
             if size is not None or length < 8:
                 return None

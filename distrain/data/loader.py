@@ -4,6 +4,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from distrain.config import Config
 from distrain.data.augment import Draws, centre, draw
 from distrain.data.dali import Decoder, Feed
-from distrain.data.decode import BadImageError, for_dali
+from distrain.data.decode import BadImageError, decode, for_dali
 from distrain.data.order import Cursor, Order
 from distrain.data.shards import Dataset
 from distrain.data.stats import Statistics
@@ -132,7 +133,7 @@ class Loader:
         item = self._ready.get()
         if isinstance(item, MicroBatch):
             return item
-        self._ready.put(item)
+        self._end(item)
         raise item
 
     def close(self) -> None:
@@ -143,7 +144,13 @@ class Loader:
                 self._ready.get(timeout=0.05)
             except queue.Empty:
                 continue
-        self._ready.put(StopIteration())  # wakes whoever still waits for a batch
+        self._decoder.close()
+        self._end(StopIteration())
+
+    def _end(self, reason: BaseException) -> None:
+        """Leave the reason for whoever else waits for a batch, or will."""
+        with suppress(queue.Full):  # one is there already
+            self._ready.put_nowait(reason)
 
     def _produce(self) -> None:
         try:
@@ -173,11 +180,19 @@ class Loader:
         except RunError:
             raise  # from reading the samples
         except RuntimeError as error:
-            ids = sorted({int(i) for pending in self._pending for i in pending.request.ids})
-            raise RunError(
-                f"DALI could not decode one of the samples {ids} ({str(error).splitlines()[0]}): find the broken file "
-                "and pack the data set again"
-            ) from error
+            suspects = np.unique(np.concatenate([pending.request.ids for pending in self._pending]))
+            bad = [f"{i} ({self._dataset.describe(i)}): {reason}" for i in suspects if (reason := self._judge(i))]
+            if not bad:
+                raise
+            raise RunError(f"DALI stopped at files that do not decode, pack them again: {'; '.join(bad)}") from error
+
+    def _judge(self, sample_id: int) -> str | None:
+        """Why PIL cannot decode a sample, if so."""
+        try:
+            decode(bytes(self._dataset.rows(np.array([sample_id]))[0].data), self._pixel_limit)
+        except BadImageError as error:
+            return str(error)
+        return None
 
     def _feed(self) -> Feed:
         """Called by DALI, on the loader's thread, ahead of the batch being delivered."""

@@ -99,17 +99,22 @@ class Manifest:
             raise UserError(
                 f"no data set at {store.name} ({what}): check the URL, or make one with distrain pack"
             ) from None
+        except OSError as error:
+            raise UserError(f"cannot read the data set at {store.name}: {error}") from None
         except ValueError:
             raise UserError(f"{store.name}/{MANIFEST} is not JSON: pack the data set again") from None
-        if tree.get("format") != _FORMAT:
-            raise UserError(f"{store.name}/{MANIFEST} is not a {_FORMAT} manifest: pack the data set again")
-        manifest = Manifest(
-            shards=tuple(_shard(shard) for shard in tree["shards"]),
-            classes=tuple(tree["classes"]),
-            height=tree["height"],
-            width=tree["width"],
-            statistics=Statistics(np.array(tree["mean"]), np.array(tree["covariance"])),
-        )
+        try:
+            if tree["format"] != _FORMAT:
+                raise KeyError(_FORMAT)
+            manifest = Manifest(
+                shards=tuple(_shard(shard) for shard in tree["shards"]),
+                classes=tuple(tree["classes"]),
+                height=tree["height"],
+                width=tree["width"],
+                statistics=Statistics(np.array(tree["mean"]), np.array(tree["covariance"])),
+            )
+        except (KeyError, TypeError):
+            raise UserError(f"{store.name}/{MANIFEST} is not a {_FORMAT} manifest: pack the data set again") from None
         if manifest.rows == 0:
             raise UserError(f"the data set at {store.name} is empty: pack one with images in it")
         if len(manifest.classes) < 2:

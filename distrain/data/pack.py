@@ -1,7 +1,6 @@
 """Prepare once, train many times: decode every image, prove it, resize it and write shards."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -17,6 +16,7 @@ from distrain.data.stats import PixelMoments
 from distrain.data.store import Store
 from distrain.errors import UserError
 from distrain.philox import Purpose, permutation
+from distrain.world import cores
 
 REJECTS = "rejects.jsonl"
 _IN_FLIGHT = 256
@@ -116,9 +116,11 @@ def _pack(
             pixels = square(image.pixels(), side)
         except BadImageError as bad:
             return bad
+        except IsADirectoryError:
+            return BadImageError("a folder where an image should be")
         return pixels, encode(pixels, quality)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         done = 0
         for batch in _batches((images[i] for i in order), _IN_FLIGHT):
             for image, made in zip(batch, pool.map(prepare, batch), strict=True):

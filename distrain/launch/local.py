@@ -15,13 +15,13 @@ from distrain.world import World, local_world
 def run(config: Config, console: Console, *, must_resume: bool = False) -> tuple[Summary, int | None]:
     """Train in this process; the summary, and the signal that stopped it early if one did."""
     world = local_world(config)
-    with _stop_on_signals(world, console) as received:
+    with _stop_on_signals(world) as received:
         summary = train(config, world, console, must_resume=must_resume)
     return summary, received[0] if received and summary.status == "stopped" else None
 
 
 @contextmanager
-def _stop_on_signals(world: World, console: Console) -> Iterator[list[int]]:
+def _stop_on_signals(world: World) -> Iterator[list[int]]:
     """Let Ctrl-C and SIGTERM end the run at the next step, with a checkpoint; a second one ends it at once."""
     received: list[int] = []
 
@@ -29,8 +29,7 @@ def _stop_on_signals(world: World, console: Console) -> Iterator[list[int]]:
         for s, handler in before.items():
             signal.signal(s, handler)
         received.append(number)
-        world.stop.set()
-        console.event("stopping after this step; once more to stop at once, without a checkpoint")
+        world.stop.set()  # and nothing else: this may run inside any call, a print included
 
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may set handlers

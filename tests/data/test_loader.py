@@ -1,6 +1,7 @@
 """The DALI path against plain numpy and PIL."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,6 +156,16 @@ def test_closing_early_ends_the_thread(digits, narrow):
         next(loader)
 
 
+def test_loaders_leave_no_threads(digits, narrow):
+    """DALI's graph holds on to its source: it must be let go, or every evaluation leaks it."""
+    dataset, config = open_set(digits / "val"), narrow()
+    counts = []
+    for _ in range(6):
+        batches(config, dataset, evaluation_requests(config, dataset), 128)
+        counts.append(len(list(Path("/proc/self/task").iterdir())))
+    assert counts[-1] <= counts[0] + 1, counts
+
+
 def test_a_file_that_only_dali_refuses_is_one_sentence(tmp_path, narrow):
     """A header that the walk accepts and a body that DALI does not: its samples are named."""
     from distrain.data.decode import encode, jpeg_size
@@ -171,5 +182,7 @@ def test_a_file_that_only_dali_refuses_is_one_sentence(tmp_path, narrow):
         writer.add(bytes(broken) if i == 5 else good, i % 2, str(i))
     writer.finish(Statistics(np.zeros(3), np.eye(3)))
     config = narrow(global_batch=4, virtual_workers=1)
-    with pytest.raises(RunError, match=r"DALI could not decode one of the samples \[.*\bpack the data set again"):
+    with pytest.raises(
+        RunError, match=r"files that do not decode, pack them again: 5 \(shard-00000.parquet row group 0 row 5\): "
+    ):
         training(config, open_set(tmp_path / "set"), range(2))

@@ -135,6 +135,9 @@ def test_what_is_not_a_data_set(tmp_path):
     (tmp_path / MANIFEST).write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         reader(tmp_path)
+    (tmp_path / MANIFEST).write_text("[]")
+    with pytest.raises(UserError, match="is not a distrain-shards-1 manifest"):
+        reader(tmp_path)
     (tmp_path / MANIFEST).write_text("{}")
     with pytest.raises(UserError, match="is not a distrain-shards-1 manifest"):
         reader(tmp_path)
