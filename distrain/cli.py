@@ -56,7 +56,7 @@ def distrain(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]...", help="Settings.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Insist on a checkpoint; one is used anyway.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the config and what it comes to.")] = False,
 ) -> None:

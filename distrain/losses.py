@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,7 +22,7 @@ def correct(logits: Tensor, labels: Tensor, weights: Tensor, k: int) -> Tensor:
     every device.
     """
     target = logits.gather(1, labels[:, None])
-    classes = labels.new_tensor(range(logits.shape[1]))
+    classes = torch.arange(logits.shape[1], device=labels.device)
     below = (logits < target) | ((logits == target) & (classes >= labels[:, None]))
     hit = (~below).sum(1) < k
     return (hit & (weights > 0)).sum()

@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
 from distrain.config import Config, parse
+from distrain.data.decode import encode
 from distrain.data.pack import pack_digits
+from distrain.data.shards import ShardWriter
+from distrain.data.stats import PixelMoments
+from distrain.data.store import Store
 
 # No test asserts a time, and none leaves anything in the checkout.
 settings.register_profile("distrain", deadline=None, database=None)
@@ -52,6 +57,22 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
     pack_digits(str(folder / "train"), str(folder / "val"))
     return folder
+
+
+@pytest.fixture
+def damaged_set() -> Callable[..., None]:
+    """Writes a set of 72 x 72 noise, some of whose files are junk: (folder, bad ids, number of classes, rows)."""
+
+    def write(folder: Path, bad: set[int], classes: int = 3, rows: int = 40) -> None:
+        rng, moments = np.random.default_rng(0), PixelMoments()
+        writer = ShardWriter(Store(str(folder)), [str(c) for c in range(classes)], 72, 72, group_rows=8)
+        for i in range(rows):
+            pixels = rng.integers(0, 256, (72, 72, 3), dtype=np.uint8)
+            moments.add(pixels)
+            writer.add(b"junk" if i in bad else encode(pixels, 90), i % classes, f"{i}.jpg")
+        writer.finish(moments.statistics())
+
+    return write
 
 
 @pytest.fixture

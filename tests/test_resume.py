@@ -72,11 +72,24 @@ def test_killed_in_mid_epoch_and_twice_in_one_epoch(command, recipe, tmp_path, u
         process = command("train", str(recipe))
         await_that(process, step_reached(run, step))
         kill(process)
-    # Other thread counts and another memory bound, and no list of bad samples: none of them is an input.
-    (run / "bad_samples.jsonl").unlink(missing_ok=True)
+    # Other thread counts and another memory bound: none of them is an input.
     last = command("train", str(recipe), "--resume", "data.decode_threads=3", "data.memory=100kB", "lanes=1")
     assert weights(last) == undisturbed
     assert len(list(run.glob("metrics-*.jsonl"))) == 3
+
+
+def test_killed_and_the_list_of_bad_samples_deleted(command, recipe, tmp_path, damaged_set):
+    damaged_set(tmp_path / "damaged", bad={5, 77, 201, 310}, classes=10, rows=400)
+    settings = (f"data.train={tmp_path}/damaged", "data.val=null", "epochs=12")
+    wanted = weights(command("train", str(recipe), *settings, f"run={tmp_path}/undisturbed"))
+    run = tmp_path / "runs/recipe"
+    process = command("train", str(recipe), *settings)
+    await_that(process, step_reached(run, 40))
+    kill(process)
+    assert len((run / "bad_samples.jsonl").read_text().splitlines()) == 4
+    (run / "bad_samples.jsonl").unlink()
+    assert weights(command("train", str(recipe), *settings, "data.decode_threads=1")) == wanted
+    assert not (run / "bad_samples.jsonl").exists(), "all of them were in the checkpoint"
 
 
 def test_killed_at_an_epoch_boundary(command, recipe, tmp_path, undisturbed):

@@ -10,7 +10,7 @@ import yaml
 from distrain.checkpoint import best_name, digest, load_newest
 from distrain.config import load
 from distrain.data.shards import ShardWriter
-from distrain.data.stats import PixelMoments, Statistics
+from distrain.data.stats import Statistics
 from distrain.data.store import Store
 from distrain.errors import RunError, UserError
 from distrain.monitor.sinks import read_metrics
@@ -234,20 +234,8 @@ def test_divergence_stops_before_the_weights_move_and_leaves_evidence(narrow, co
     assert digest(made[0].state_dict()) == digest(newest.model), "the weights have not moved"
 
 
-def corrupt_set(folder, bad, classes=3, rows=40):
-    from distrain.data.decode import encode
-
-    rng, moments = np.random.default_rng(0), PixelMoments()
-    writer = ShardWriter(Store(str(folder)), [str(c) for c in range(classes)], 72, 72, group_rows=8)
-    for i in range(rows):
-        pixels = rng.integers(0, 256, (72, 72, 3), dtype=np.uint8)
-        moments.add(pixels)
-        writer.add(b"junk" if i in bad else encode(pixels, 90), i % classes, f"{i}.jpg")
-    return writer.finish(moments.statistics())
-
-
-def test_bad_samples_are_named_and_their_list_is_no_input(narrow, console, tmp_path):
-    corrupt_set(tmp_path / "data", bad={3, 17, 30})
+def test_bad_samples_are_named_and_their_list_is_no_input(narrow, console, tmp_path, damaged_set):
+    damaged_set(tmp_path / "data", bad={3, 17, 30})
     changes = {"data": {"train": str(tmp_path / "data")}, "global_batch": 8, "virtual_workers": 2, "epochs": 4}
     wanted = run(narrow(**changes, run=str(tmp_path / "whole")), console).weights
     listed = [json.loads(text) for text in (tmp_path / "whole/bad_samples.jsonl").read_text().splitlines()]
@@ -265,15 +253,15 @@ def test_bad_samples_are_named_and_their_list_is_no_input(narrow, console, tmp_p
     assert run(narrow(**{**changes, **threads}), console).weights == wanted
 
 
-def test_too_many_bad_samples_stop_the_run(narrow, console, tmp_path):
-    corrupt_set(tmp_path / "data", bad={3, 17, 30})
+def test_too_many_bad_samples_stop_the_run(narrow, console, tmp_path, damaged_set):
+    damaged_set(tmp_path / "data", bad={3, 17, 30})
     data = {"train": str(tmp_path / "data"), "max_bad_samples": 2}
     with pytest.raises(RunError, match=r"3 bad samples are more than data.max_bad_samples = 2"):
         run(narrow(data=data, global_batch=8, virtual_workers=2, log={"every": 1}), console)
 
 
-def test_a_step_of_bad_samples_only(narrow, console, tmp_path):
-    corrupt_set(tmp_path / "data", bad=set(range(40)))
+def test_a_step_of_bad_samples_only(narrow, console, tmp_path, damaged_set):
+    damaged_set(tmp_path / "data", bad=set(range(40)))
     with pytest.raises(RunError, match="all samples of step 1 are bad"):
         run(narrow(data={"train": str(tmp_path / "data")}, global_batch=8, virtual_workers=2), console)
 
@@ -323,16 +311,16 @@ def test_streams_that_do_not_fit_the_memory_are_said(narrow, console):
     assert any("row groups are read many times" in e for e in console.events)
 
 
-def test_validation_of_other_classes(narrow, console, tmp_path):
-    corrupt_set(tmp_path / "other", bad=set())
+def test_validation_of_other_classes(narrow, console, tmp_path, damaged_set):
+    damaged_set(tmp_path / "other", bad=set())
     with pytest.raises(UserError, match="has 10 classes and .* 3, or other names"):
         run(narrow(data={"val": str(tmp_path / "other")}), console)
 
 
-def test_an_empty_set_and_one_class(narrow, console, tmp_path):
+def test_an_empty_set_and_one_class(narrow, console, tmp_path, damaged_set):
     ShardWriter(Store(str(tmp_path / "empty")), ["a", "b"], 72, 72).finish(Statistics(np.zeros(3), np.eye(3)))
     with pytest.raises(UserError, match="is empty"):
         run(narrow(data={"train": str(tmp_path / "empty")}), console)
-    corrupt_set(tmp_path / "one", bad=set(), classes=1)
+    damaged_set(tmp_path / "one", bad=set(), classes=1)
     with pytest.raises(UserError, match="has one class"):
         run(narrow(data={"train": str(tmp_path / "one")}), console)
