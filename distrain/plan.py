@@ -2,6 +2,7 @@
 
 from distrain.config import Config
 from distrain.data.manifest import MANIFEST, Manifest
+from distrain.data.pack import DIGITS_CLASSES, DIGITS_GROUP_ROWS
 from distrain.data.store import Store
 from distrain.job import open_data, order_of, pin_data, streams_bytes
 from distrain.model import parameter_count
@@ -23,23 +24,29 @@ def plan(config: Config, ranks: int) -> dict[str, str]:
     }
     store = Store(config.data.train)
     if config.data.pack and not store.exists(MANIFEST):
-        return {**numbers, "data": f"not packed yet: training packs the {config.data.pack} into {store.name} first"}
-    manifest = open_data(config)[0].manifest
-    pin_data(config, manifest)
-    order = order_of(config, manifest)
-    parameters = parameter_count(config.model, len(manifest.classes))
+        group_rows, classes = DIGITS_GROUP_ROWS, DIGITS_CLASSES
+        data = {"data": f"not packed yet: training packs the {config.data.pack} into {store.name} first"}
+    else:
+        manifest = open_data(config)[0].manifest
+        pin_data(config, manifest)
+        group_rows, classes = manifest.group_rows, len(manifest.classes)
+        data = {
+            "data": f"{manifest.rows:,} images of {manifest.width} x {manifest.height}, {classes} classes",
+            "data fingerprint": manifest.fingerprint,
+            "data in memory": _memory(config, manifest, hosted),
+        }
+    order = order_of(config, group_rows)
+    parameters = parameter_count(config.model, classes)
     saved = 4 * parameters * (1 + _MOMENTS[config.optimizer.name])
     wire = parameters * (8 if config.reduction.mode == "exact" else 4)
     return {
         **numbers,
-        "data": f"{manifest.rows:,} images of {manifest.width} x {manifest.height}, {len(manifest.classes)} classes",
-        "data fingerprint": manifest.fingerprint,
+        **data,
         "steps": f"{config.epochs * order.steps:,} = {config.epochs} epochs x {order.steps}",
         "left out of an epoch": f"{order.remainder} images, others each time",
         "parameters": f"{parameters:,}",
         "checkpoint": f"{size(saved)}, {config.checkpoint.keep} kept beside the best",
         "reduced in a step": f"{size(wire)} a rank ({config.reduction.mode})",
-        "data in memory": _memory(config, manifest, hosted),
     }
 
 

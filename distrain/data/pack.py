@@ -21,6 +21,9 @@ from distrain.world import cores
 REJECTS = "rejects.jsonl"
 _IN_FLIGHT = 256
 _DIGITS_SIDE = 72
+DIGITS_CLASSES = 10
+DIGITS_GROUP_ROWS = np.array([100] * 14 + [38])
+"""Rows of each row group of the packed training digits."""
 
 
 class Packed(NamedTuple):
