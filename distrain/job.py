@@ -10,7 +10,7 @@ from torch import nn
 from distrain.checkpoint import Checkpoints, Loaded, checkpoint_attempts, load_newest, write_best
 from distrain.config import Config, result_fields, to_yaml
 from distrain.data.manifest import MANIFEST, Manifest
-from distrain.data.order import Order
+from distrain.data.order import Ids, Order
 from distrain.data.pack import pack_digits
 from distrain.data.shards import Dataset
 from distrain.data.store import Store
@@ -84,7 +84,7 @@ def setup(config: Config, world: World, console: Console, stack: ExitStack, *, m
         pack_built_in(config, console)
     dataset, val = open_data(config)
     config = pin_data(config, dataset.manifest)
-    order = order_of(config, dataset.manifest)
+    order = order_of(config, dataset.manifest.group_rows)
 
     model = build(config.model, len(dataset.manifest.classes), config.seed).to(world.device)
     parameters = dict(model.named_parameters())
@@ -209,9 +209,9 @@ def pin_data(config: Config, manifest: Manifest) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"fingerprint": found})})
 
 
-def order_of(config: Config, manifest: Manifest) -> Order:
+def order_of(config: Config, group_rows: Ids) -> Order:
     """The order of the training samples."""
-    return Order(manifest.group_rows, config.seed, config.virtual_workers, config.micro_batch, config.data.shuffle_rows)
+    return Order(group_rows, config.seed, config.virtual_workers, config.micro_batch, config.data.shuffle_rows)
 
 
 def restore(

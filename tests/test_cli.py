@@ -82,9 +82,14 @@ def test_dry_run_prints_every_derived_number(distrain, recipe, tmp_path):
 
 
 def test_dry_run_before_the_data_is_packed(distrain, recipe, tmp_path):
-    code, out, _ = distrain("train", recipe, "--dry-run", "data.pack=digits", f"data.train={tmp_path}/new")
+    packed = distrain("train", recipe, "--dry-run", "virtual_workers=2")[1]
+    unpacked = ("data.pack=digits", f"data.train={tmp_path}/new")
+    code, out, _ = distrain("train", recipe, "--dry-run", "virtual_workers=2", *unpacked)
     assert code == 0
     assert "not packed yet" in out
+    for name in ("steps:", "left out of an epoch:", "parameters:", "checkpoint:", "reduced in a step:"):
+        told = [[text for text in printed.splitlines() if text.startswith(name)] for printed in (packed, out)]
+        assert told[0] == told[1] != []
     assert not (tmp_path / "new").exists()
 
 

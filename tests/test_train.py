@@ -85,7 +85,7 @@ def test_ten_steps_equal_torch_on_the_same_batches(narrow, console, digits):
     config = narrow(model={"name": "alexnet", "width": 0.04, "dropout": 0.0}, checkpoint={"every": 10}, epochs=1)
     store = Store(str(digits / "train"))
     dataset = Dataset(store, Manifest.load(store), memory=1 << 26, retries=0)
-    order = order_of(config, dataset.manifest)
+    order = order_of(config, dataset.manifest.group_rows)
     model = build(config.model, 10, config.seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     requests = training_requests(config, dataset, order, range(10), range(4))

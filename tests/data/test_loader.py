@@ -53,7 +53,7 @@ def batches(config, dataset, requests, size):
 
 
 def training(config, dataset, steps=None):
-    order = order_of(config, dataset.manifest)
+    order = order_of(config, dataset.manifest.group_rows)
     hosted = range(config.virtual_workers)
     requests = training_requests(config, dataset, order, steps or range(2 * order.steps), hosted)
     return batches(config, dataset, requests, config.micro_batch)
@@ -74,7 +74,7 @@ def reference(dataset, sample, draws, i, crop):
 def test_equals_the_numpy_reference(photos, narrow):
     dataset = open_set(photos)
     config = narrow(global_batch=10, virtual_workers=2, augment={"crop": 64, "colour": 0.3})
-    order = order_of(config, dataset.manifest)
+    order = order_of(config, dataset.manifest.group_rows)
     requests = list(training_requests(config, dataset, order, range(2 * order.steps), range(2)))
     found = batches(config, dataset, requests, 5)
     assert len(found) == len(requests) == 16
