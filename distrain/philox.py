@@ -61,7 +61,7 @@ def permutation(n: int, seed: int, purpose: Purpose, b: int = 0, c: int = 0, d: 
     return np.argsort(keys, kind="stable")
 
 
-def derived_seed(seed: int, purpose: Purpose, a: int = 0, b: int = 0, c: int = 0) -> int:
-    """A 63-bit seed for a `torch.Generator`, from (seed, purpose, a, b, c)."""
-    w = words(seed, purpose, a, b, c)
+def derived_seed(seed: int, purpose: Purpose) -> int:
+    """A 63-bit seed for a `torch.Generator`."""
+    w = words(seed, purpose)
     return (int(w[0]) << 31) ^ int(w[1])
