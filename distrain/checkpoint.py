@@ -6,8 +6,10 @@ which has size and SHA-256 of each; `checkpoints/best.json` names the best one.
 
 import hashlib
 import json
+import queue
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +19,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from distrain.data.store import Store
-from distrain.errors import RunError
+from distrain.errors import AttemptError, RunError
+from distrain.lease import Lease, attempts, superseded
 
 FOLDER = "checkpoints"
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
 _MANIFEST = "manifest.json"
 _BEST = f"{FOLDER}/best.json"
@@ -44,12 +47,18 @@ class DamagedError(Exception):
 class Checkpoints:
     """The checkpoints of a run directory. Saving goes on in the background, one at a time."""
 
-    def __init__(
-        self, store: Store, *, attempt: int, keep: int, tell: Callable[[str], None] = lambda text: None
-    ) -> None:
-        """`keep`: how many of the newest stay, beside the best; `tell` gets warnings, on the training thread."""
-        self._store, self._attempt, self._keep, self._tell = store, attempt, keep, tell
-        self._warning: str | None = None
+    def __init__(self, store: Store, lease: Lease, *, keep: int, patience: float, tell: Callable[[str], None]) -> None:
+        """Nothing is written yet.
+
+        Args:
+            store: the run directory.
+            lease: the right to write there.
+            keep: how many of the newest stay, beside the best.
+            patience: seconds for which a save that fails is tried again.
+            tell: gets warnings, on the training thread.
+        """
+        self._store, self._lease, self._keep, self._patience, self._tell = store, lease, keep, patience, tell
+        self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -61,64 +70,89 @@ class Checkpoints:
         state: Mapping[str, Any],
         *,
         best: bool,
-    ) -> None:
-        """Copy the tensors and write them in the background, after the save before is done.
+    ) -> str:
+        """Copy the tensors and write them in the background, after the save before is done; the checkpoint's name.
 
         Raises:
-            RunError: the save before failed.
+            AttemptError: the save before failed.
         """
         self.wait()
         tensors = {
             "model": {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.items()},
             "optimizer": {name: t.detach().to("cpu", copy=True).contiguous() for name, t in optimizer.items()},
         }
-        plain = {"format": FORMAT, "step": step, "attempt": self._attempt, **state}
-        self._thread = threading.Thread(
-            target=self._save, args=(step, tensors, plain, best), name="distrain-checkpoint"
-        )
+        plain = {"format": FORMAT, "step": step, "attempt": self._lease.number, **state}
+        name = f"step-{step:08d}-attempt-{self._lease.number:03d}"
+        arguments = (name, tensors, plain, best)
+        self._thread = threading.Thread(target=self._save, args=arguments, name="distrain-checkpoint")
         self._thread.start()
+        return name
 
     def check(self) -> None:
-        """Raises RunError if a save has failed meanwhile; costs nothing."""
+        """Tell what happened in the background; costs nothing. Raises AttemptError if a save has failed meanwhile."""
+        while not self._news.empty():
+            self._tell(self._news.get())
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the save under way. Raises RunError if it failed."""
+        """Wait for the save under way. Raises AttemptError if it failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._warning is not None:
-            self._tell(self._warning)
-            self._warning = None
+            self.check()
         if self._error is not None:
             error, self._error = self._error, None
-            raise RunError(
+            if isinstance(error, AttemptError):
+                raise error
+            raise AttemptError(
                 f"a checkpoint could not be saved in {self._store.name}: {error}. The one before is untouched: "
                 "free space or mend the storage, then run the same command to go on"
             ) from error
 
-    def _save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], best: bool) -> None:
-        name = f"step-{step:08d}-attempt-{self._attempt:03d}"
-        folder = f"{FOLDER}/{name}"
+    def _save(self, name: str, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], best: bool) -> None:
         try:
             files = {f"{part}.safetensors": safetensors.torch.save(t) for part, t in tensors.items()}
             files["state.json"] = json.dumps(state, indent=1).encode()
-            manifest = {}
-            for file, data in files.items():
-                self._store.write(f"{folder}/{file}", data)
-                manifest[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            self._store.write(f"{folder}/{_MANIFEST}", json.dumps(manifest, indent=1).encode())
+            self._write_patiently(name, files)
         except BaseException as error:  # raised by the next check or wait, on the training thread
             self._error = error
-            self._discard(folder)
             return
         try:
+            self._lease.check()
             if best:
                 write_best(self._store, name, state["best"])
             self._prune()
+        except AttemptError as error:
+            self._error = error
         except OSError as error:
-            self._warning = f"warning: checkpoint {name} is saved, but older ones could not be cleaned up: {error}"
+            self._news.put(f"warning: checkpoint {name} is saved, but older ones could not be cleaned up: {error}")
+
+    def _write_patiently(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Write a checkpoint, and again if that fails, for a while: storage may be full or away, and come back."""
+        end, pause = time.monotonic() + self._patience, 0.5
+        folder = f"{FOLDER}/{name}"
+        while True:
+            try:
+                manifest = {}
+                for file, data in files.items():
+                    self._store.write(f"{folder}/{file}", data)
+                    manifest[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                self._lease.check()  # a manifest of an attempt that was given up would not count, so it is not written
+                self._store.write(f"{folder}/{_MANIFEST}", json.dumps(manifest, indent=1).encode())
+            except OSError as error:
+                self._discard(folder)
+                if time.monotonic() + pause > end:
+                    raise
+                if pause == 0.5:
+                    self._news.put(f"warning: checkpoint {name} could not be saved yet ({error}): trying again")
+                time.sleep(pause)
+                pause = min(2 * pause, 10.0)
+            except BaseException:
+                self._discard(folder)
+                raise
+            else:
+                return
 
     def _discard(self, folder: str) -> None:
         try:
@@ -127,16 +161,19 @@ class Checkpoints:
             return  # without a manifest it does not exist; the next prune tries again
 
     def _prune(self) -> None:
-        # By attempt first, which is by age: an older attempt may have left damaged ones at higher steps.
-        names = [name for _, _, name in sorted((attempt, step, name) for step, attempt, name in _found(self._store))]
-        complete = [name for name in names if self._store.exists(f"{FOLDER}/{name}/{_MANIFEST}")]
+        records = attempts(self._store)
+        found = [(name, superseded(records, attempt, step)) for step, attempt, name in _found(self._store)]
+        complete = [name for name, given_up in found if not given_up and self._whole(name)]
         kept = {*complete[-self._keep :], best_name(self._store)}
-        for name in names:
+        for name, _ in found:
             if name not in kept:
                 # The manifest goes first: half a checkpoint must not look like a whole one.
-                if name in complete:
+                if self._whole(name):
                     self._store.remove(f"{FOLDER}/{name}/{_MANIFEST}")
                 self._store.remove(f"{FOLDER}/{name}")
+
+    def _whole(self, name: str) -> bool:
+        return self._store.exists(f"{FOLDER}/{name}/{_MANIFEST}")
 
 
 def write_best(store: Store, name: str, best: Mapping[str, Any]) -> None:
@@ -152,20 +189,16 @@ def best_name(store: Store) -> str | None:
         return None
 
 
-def checkpoint_attempts(store: Store) -> list[int]:
-    """Numbers of the attempts that left anything."""
-    return sorted({attempt for _, attempt, _ in _found(store)})
-
-
 def load_newest(store: Store) -> tuple[Loaded | None, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with each newer one.
+    """The newest checkpoint that is whole and was not given up, and what is wrong with each newer one.
 
     Raises:
         RunError: there are checkpoints, and none is whole.
     """
     problems: list[str] = []
-    for _, _, name in reversed(_found(store)):
-        if not store.exists(f"{FOLDER}/{name}/{_MANIFEST}"):
+    records = attempts(store)
+    for step, attempt, name in reversed(_found(store)):
+        if superseded(records, attempt, step) or not store.exists(f"{FOLDER}/{name}/{_MANIFEST}"):
             continue
         try:
             return load(store, name), problems

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
 from distrain.errors import UserError
@@ -61,8 +70,8 @@ class Data(Section):
     """Threads that decode images. [operation]"""
     read_ahead: int = operation(2, ge=1)
     """Micro-batches decoded ahead of the step. [operation]"""
-    retries: int = operation(3, ge=0)
-    """Times that a failed or damaged read is tried again before the run stops. [operation]"""
+    patience: float = operation(60.0, ge=0)
+    """Seconds for which a read that fails is tried again before the attempt ends. [operation]"""
     max_bad_samples: int = operation(100, ge=0)
     """Distinct samples that may turn out undecodable before the run stops. [operation]"""
 
@@ -144,6 +153,7 @@ class Step(Section):
     """What each drop multiplies the rate by. [result]"""
 
 
+Count = Annotated[int, Field(ge=1)]
 Optimizer = Annotated[SGD | Adam, Field(discriminator="name")]
 Schedule = Annotated[Constant | Step, Field(discriminator="name")]
 
@@ -173,6 +183,8 @@ class Checkpoint(Section):
     """Steps between checkpoints; null: once an epoch. The last step is always kept. [operation]"""
     keep: int = operation(2, ge=1)
     """Newest checkpoints kept, beside the best. [operation]"""
+    patience: float = operation(120.0, ge=0)
+    """Seconds for which a save that fails is tried again before the attempt ends. [operation]"""
 
 
 class Log(Section):
@@ -180,6 +192,26 @@ class Log(Section):
 
     every: int = operation(10, ge=1)
     """Steps between metrics lines; numbers stay on the device in between. [operation]"""
+
+
+def _both(value: Any) -> Any:
+    """One number of workers as least and most."""
+    return (value, value) if isinstance(value, int) else value
+
+
+class Cluster(Section):
+    """How a run is spread over a Ray cluster, or over workers on one machine."""
+
+    workers: Annotated[tuple[Count, Count], BeforeValidator(_both)] = operation((1, 1), strict=False)
+    """Ranks: a number, or [least, most]: the run grows and shrinks with the cluster. At most V. [operation]"""
+    cpus_per_worker: int = operation(1, ge=1)
+    """CPU cores of each rank; as many virtual workers are computed side by side. [operation]"""
+    gpus_per_worker: int = operation(0, ge=0, le=1)
+    """GPUs of each rank. [operation]"""
+    stall: float = operation(300.0, gt=0)
+    """Seconds without progress after which a rank is taken to hang; local runs too. [operation]"""
+    max_failures: int = operation(3, ge=1)
+    """Failed attempts in a row, without a new checkpoint, that end the run. [operation]"""
 
 
 class Config(Section):
@@ -223,6 +255,8 @@ class Config(Section):
     """Checkpoints."""
     log: Log = Log()
     """Metrics."""
+    cluster: Cluster = Cluster()
+    """Ranks."""
 
     @property
     def micro_batch(self) -> int:
@@ -248,6 +282,17 @@ class Config(Section):
         augment = info.data.get("augment")
         if augment is not None and augment.crop < least:
             raise ValueError(f"{value.name} needs augment.crop of at least {least} pixels, not {augment.crop}")
+        return value
+
+    @field_validator("cluster")
+    @classmethod
+    def _ranks_have_work(cls, value: Cluster, info: ValidationInfo) -> Cluster:
+        least, most = value.workers
+        virtual = info.data.get("virtual_workers")
+        if least > most:
+            raise ValueError(f"workers = [{least}, {most}] has more at least than at most: swap them")
+        if virtual is not None and most > virtual:
+            raise ValueError(f"workers = {most} is more than virtual_workers = {virtual}: a rank would have no work")
         return value
 
     @field_validator("reduction")

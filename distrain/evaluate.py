@@ -9,8 +9,10 @@ from torch import nn
 
 from distrain.config import Config
 from distrain.data.loader import MicroBatch
+from distrain.lanes import Lanes
 from distrain.losses import LOSSES, correct
-from distrain.world import Lanes
+from distrain.step import score
+from distrain.world import World
 
 # Bits behind the point of a summed loss: 2^31 samples of loss 1 fit.
 _LOSS_BITS = 32
@@ -30,16 +32,15 @@ class Score:
     """Reason by sample id of images that could not be decoded."""
 
 
-def evaluate(config: Config, model: nn.Module, batches: Iterable[MicroBatch], lanes: Lanes) -> Score:
-    """Score the model on fixed chunks of samples. Chunks are independent, and their sums are integers."""
+def evaluate(config: Config, world: World, model: nn.Module, batches: Iterable[MicroBatch], lanes: Lanes) -> Score:
+    """Score the model on fixed chunks of samples, dealt to the ranks: chunks are independent, their sums integers."""
     lock = threading.Lock()
     sums = [0] * 5  # samples, top-1, top-5, loss in fixed point, losses that are not finite
     bad: dict[int, str] = {}
     loss_of = LOSSES[config.loss.name]
 
     def chunk(batch: MicroBatch) -> None:
-        with torch.inference_mode(), autocast(config, batch.images.device):
-            logits = model(batch.images).float()
+        logits = score(config, model, batch.images)
         losses = loss_of(logits, batch.labels).double()[batch.weights > 0]
         finite = losses.isfinite()
         numbers = [
@@ -60,11 +61,7 @@ def evaluate(config: Config, model: nn.Module, batches: Iterable[MicroBatch], la
         lanes.run(chunk, batches)
     finally:
         model.train()
-    samples, top1, top5, loss, not_finite = sums
+    samples, top1, top5, loss, not_finite = world.totals(sums)
+    bad = {int(k): reason for part in world.gather(bad) for k, reason in part.items()}
     mean = loss / 2**_LOSS_BITS / samples if samples and not not_finite else float("nan")
     return Score(samples, top1, top5, mean, bad)
-
-
-def autocast(config: Config, device: torch.device) -> torch.autocast:
-    """The config's arithmetic for forward and backward."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")

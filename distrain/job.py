@@ -1,28 +1,34 @@
 """What a run is made of: `setup` checks everything, makes it once, and takes over a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from distrain.checkpoint import Checkpoints, Loaded, checkpoint_attempts, load_newest, write_best
-from distrain.config import Config, result_fields, to_yaml
+from distrain.checkpoint import FOLDER as CHECKPOINTS
+from distrain.checkpoint import Loaded, digest, load_newest, write_best
+from distrain.config import Config, result_fields
 from distrain.data.manifest import MANIFEST, Manifest
 from distrain.data.order import Ids, Order
 from distrain.data.pack import pack_digits
 from distrain.data.shards import Dataset
 from distrain.data.store import Store
-from distrain.errors import UserError
+from distrain.errors import RunError, UserError
+from distrain.hardware import agree, fingerprint
+from distrain.lanes import Lanes, lanes_for
+from distrain.lease import Lease, attempts, claim, failures
 from distrain.model import build
+from distrain.monitor.health import Watchdog
 from distrain.monitor.meters import Meters
-from distrain.monitor.sinks import Console, MetricsFile, metrics_attempts
+from distrain.monitor.sinks import Console
 from distrain.optim.accumulate import Accumulator
 from distrain.optim.adam import adam
 from distrain.optim.optimizer import Optimizer
 from distrain.optim.sgd import sgd
-from distrain.world import Lanes, World, environment, lanes_for
+from distrain.record import Record
+from distrain.world import World, environment
 
 
 @dataclass
@@ -32,7 +38,11 @@ class Job:
     config: Config
     world: World
     console: Console
-    store: Store
+    run: str
+    """The run directory, as it may be shown."""
+    record: Record | None
+    """What is written there, on the lead."""
+    watchdog: Watchdog
     dataset: Dataset
     val: Dataset | None
     order: Order
@@ -42,8 +52,8 @@ class Job:
     optimizer: Optimizer
     meters: Meters
     lanes: Lanes
-    checkpoints: Checkpoints
-    metrics: MetricsFile
+    hardware: str | None
+    """Hash of what the hardware computes, which the weights depend on; None where no bits are promised."""
     start: int
     """The step that comes next."""
     bad: dict[int, str]
@@ -54,6 +64,8 @@ class Job:
     """The best evaluation: step, top1 and samples as counts."""
     last: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """The last record of each kind."""
+    saving: tuple[int, str | None] | None = None
+    """Step and name of the checkpoint that was handed to the background last."""
     waited: float = 0.0
     """Seconds that lanes waited for data since the last log step."""
     logged: float = 0.0
@@ -65,27 +77,39 @@ class Job:
         return self.config.epochs * self.order.steps
 
 
-def setup(config: Config, world: World, console: Console, stack: ExitStack, *, must_resume: bool) -> Job:
+def setup(
+    config: Config,
+    world: World,
+    console: Console,
+    alarm: Callable[[str], None],
+    stack: ExitStack,
+    *,
+    must_resume: bool,
+    other_hardware: bool,
+) -> Job:
     """Check config, data and run directory, build everything, and restore the newest whole checkpoint.
 
+    `alarm` is told on every rank if it hangs.
+
     Raises:
-        UserError: something does not fit together.
-        RunError: there are checkpoints, but none is whole.
+        UserError: something does not fit together, on any rank.
+        RunError: there are checkpoints, but none is whole; or too many attempts failed.
     """
     assert config.run is not None
-    store = Store(config.run)
-    try:
-        loaded, problems = load_newest(store)
-    except OSError as error:
-        raise UserError(f"cannot read the run directory {store.name}: {error}; choose another, run=...") from None
-    if must_resume and loaded is None:
-        raise UserError(f"there is no checkpoint to resume from in {store.name}: leave out --resume to start the run")
-    if config.data.pack:
-        pack_built_in(config, console)
-    dataset, val = open_data(config)
-    config = pin_data(config, dataset.manifest)
-    order = order_of(config, dataset.manifest.group_rows)
+    store, lease, loaded, state = Store(config.run), None, None, None
+    with world.together():
+        if world.lead:
+            lease, loaded = take_over(config, world, console, store, stack, must_resume=must_resume)
+            state = loaded and {**loaded.state, "name": loaded.name}
+    state = world.gather(state)[0]
+    watchdog = stack.enter_context(Watchdog(config.cluster.stall, _reporter(world, alarm, store, lease)))
 
+    with world.together():
+        dataset, val = open_data(config)
+        config = pin_data(config, dataset.manifest)
+        if state is not None:
+            check_result(config, state["result"])
+    order = order_of(config, dataset.manifest.group_rows)
     model = build(config.model, len(dataset.manifest.classes), config.seed).to(world.device)
     parameters = dict(model.named_parameters())
     optimizer = build_optimizer(config, parameters)
@@ -95,28 +119,41 @@ def setup(config: Config, world: World, console: Console, stack: ExitStack, *, m
         micro_batch=config.micro_batch,
         fraction_bits=config.reduction.fraction_bits if config.reduction.mode == "exact" else None,
     )
-    warning = memory_warning(config, dataset.manifest, world)
-    if warning:
-        console.event(warning)
-    for problem in problems:
-        console.event(f"{problem}; falling back to the one before")
-    if loaded is not None:
-        restore(config, world, console, loaded, model, optimizer)
-    write_config(config, store)
-    best = loaded.state["best"] if loaded else {}
+    lanes = stack.enter_context(Lanes(lanes_for(config, world), config.threads, world.device))
+    watchdog.at("the check of the hardware")
+    hardware = None
+    with world.together():
+        if config.reduction.mode == "exact":
+            hardware = fingerprint(config, world, dataset, model, accumulator.scale, lanes)
+    hosts = environment(world.device)
+    agree(world, {**result_fields(config), "validation set": val_fingerprint(val), **hosts, "computed bits": hardware})
+    if state is not None:
+        check_hardware(console, state, hosts, hardware, other_hardware)
+        watchdog.at("the restore", waiting=True)
+        restore(world, model, optimizer, loaded)
+        console.event(f"resumed from step {state['step']} ({state['name']})")
+    if world.ranks > 1:
+        agree(world, {"weights and moments": digest({**model.state_dict(), **optimizer.state()})})
+
+    record = None
+    with world.together():
+        if lease is not None:
+            record = Record(config, store, lease, console, stack)
+    best = state["best"] if state else {}
     if loaded and best.get("step") == loaded.step:
         write_best(store, loaded.name, best)  # in case the run was killed just before it did
     if best.get("val") != val_fingerprint(val):
         best = {}  # counts of another validation set say nothing
-    attempt = 1 + max([0, *metrics_attempts(store), *checkpoint_attempts(store)])
-    metrics = MetricsFile(store, attempt)
-    stack.callback(metrics.close)
-    bad = {int(k): v for k, v in loaded.state["bad_samples"].items()} if loaded else {}
+    if warning := memory_warning(config, dataset.manifest, world):
+        console.event(warning)
+    bad = {int(k): v for k, v in state["bad_samples"].items()} if state else {}
     return Job(
         config=config,
         world=world,
         console=console,
-        store=store,
+        run=store.name,
+        record=record,
+        watchdog=watchdog,
         dataset=dataset,
         val=val,
         order=order,
@@ -125,14 +162,86 @@ def setup(config: Config, world: World, console: Console, stack: ExitStack, *, m
         accumulator=accumulator,
         optimizer=optimizer,
         meters=Meters(world.device, accumulator.loss_shift),
-        lanes=stack.enter_context(Lanes(lanes_for(config, world), config.threads, world.device)),
-        checkpoints=Checkpoints(store, attempt=attempt, keep=config.checkpoint.keep, tell=console.event),
-        metrics=metrics,
-        start=loaded.step if loaded else 0,
+        lanes=lanes,
+        hardware=hardware,
+        start=state["step"] if state else 0,
         bad=bad,
         bad_told=set(bad),
         best=best,
     )
+
+
+def take_over(
+    config: Config, world: World, console: Console, store: Store, stack: ExitStack, *, must_resume: bool
+) -> tuple[Lease, Loaded | None]:
+    """On the lead: the right to write to the run directory, and the checkpoint to go on from.
+
+    Raises:
+        UserError: another run is at work there, or it cannot be used.
+        RunError: no checkpoint is whole, or too many attempts of this launch have failed.
+    """
+    nothing = UserError(f"there is no checkpoint to resume from in {store.name}: leave out --resume to start the run")
+    try:
+        if must_resume and not store.list(CHECKPOINTS):
+            raise nothing
+        lease = stack.enter_context(claim(store, world.session, console.event))
+        loaded, problems = load_newest(store)
+        if must_resume and loaded is None:
+            raise nothing
+        step = loaded.step if loaded else 0
+        lease.started_from(step)
+    except OSError as error:
+        raise UserError(
+            f"the run directory {store.name} cannot be written to or read ({error}): choose another, run=..."
+        ) from None
+    for problem in problems:
+        console.event(f"{problem}; falling back to the one before")
+    before = {number: record for number, record in attempts(store).items() if number < lease.number}
+    failed = failures(before, world.session, step)
+    if failed >= config.cluster.max_failures:
+        raise RunError(
+            f"{failed} attempts in a row failed after step {step} without a new checkpoint, which is as many as "
+            "cluster.max_failures allows: mend the cause, then run the same command to go on"
+        )
+    if config.data.pack:
+        pack_built_in(config, console)
+    return lease, loaded
+
+
+def _reporter(
+    world: World, alarm: Callable[[str], None], store: Store, lease: Lease | None
+) -> Callable[[str, str], None]:
+    """What the watchdog does with what it found."""
+    attempt = world.gather(lease and lease.number)[0]
+
+    def report(sentence: str, stacks: str) -> None:
+        name = f"stuck-attempt-{attempt:03d}-rank-{world.rank}.txt"
+        alarm(f"rank {world.rank} hangs: {sentence}; all stacks are in {store.name}/{name}")
+        store.write(name, f"{sentence}\n{stacks}".encode())
+
+    return report
+
+
+def check_hardware(
+    console: Console, state: Mapping[str, Any], now: Mapping[str, str], hardware: str | None, other_hardware: bool
+) -> None:
+    """Compare what this hardware computes with what the checkpoint's did.
+
+    Raises:
+        UserError: it differs, and nobody said that it may.
+    """
+    if state["hardware"] == hardware:
+        return
+    before = state["environment"]
+    keys = sorted(before.keys() | now.keys())
+    differs = [f"{k} {before.get(k)} -> {now.get(k)}" for k in keys if before.get(k) != now.get(k)]
+    what = "; ".join(differs) or "the same names and versions, another result"
+    if not other_hardware:
+        raise UserError(
+            f"this hardware computes other bits than that of the checkpoint ({what}): use the same kind, "
+            "or give up the promise with --accept-other-hardware"
+        )
+    console.event(f"warning: other hardware than before ({what}): bits are no longer promised for this run")
 
 
 def val_fingerprint(val: Dataset | None) -> str | None:
@@ -175,7 +284,7 @@ def pack_built_in(config: Config, console: Console) -> None:
 
 def open_data(config: Config) -> tuple[Dataset, Dataset | None]:
     """The training and the validation set, checked against each other and the config."""
-    memory, retries = int(config.data.memory), config.data.retries
+    memory, patience = int(config.data.memory), config.data.patience
     sets = []
     for url in (config.data.train, config.data.val):
         if url is not None:
@@ -186,7 +295,7 @@ def open_data(config: Config) -> tuple[Dataset, Dataset | None]:
                     f"augment.crop = {config.augment.crop} does not fit the {manifest.width} x {manifest.height} pixel "
                     f"images of {store.name}: lower it, or pack larger images"
                 )
-            sets.append(Dataset(store, manifest, memory=memory, retries=retries))
+            sets.append(Dataset(store, manifest, memory=memory, patience=patience))
             # Validation reads one group after another: two of them are enough.
             memory = 2 * max(group.end - group.start for shard in manifest.shards for group in shard.groups)
     train, val = sets[0], sets[1] if len(sets) > 1 else None
@@ -214,15 +323,9 @@ def order_of(config: Config, group_rows: Ids) -> Order:
     return Order(group_rows, config.seed, config.virtual_workers, config.micro_batch, config.data.shuffle_rows)
 
 
-def restore(
-    config: Config, world: World, console: Console, loaded: Loaded, model: nn.Module, optimizer: Optimizer
-) -> None:
-    """Take over a checkpoint, if it belongs to this config.
-
-    Raises:
-        UserError: a field that decides the weights differs.
-    """
-    saved, own = loaded.state["result"], result_fields(config)
+def check_result(config: Config, saved: Mapping[str, Any]) -> None:
+    """Raises UserError where a field that decides the weights differs from the checkpoint's."""
+    own = result_fields(config)
     changed = [
         f"\n  - {key}: {saved.get(key)!r} in the checkpoint, {own.get(key)!r} now"
         for key in sorted(saved.keys() | own.keys())
@@ -233,21 +336,12 @@ def restore(
             f"{config.run} was trained with other settings, so it cannot go on with these "
             f"(change them back, or start afresh with run=...):{''.join(changed)}"
         )
-    before, now = loaded.state["environment"], environment(world.device)
-    keys = sorted(before.keys() | now.keys())
-    differs = [f"{k} {before.get(k)} -> {now.get(k)}" for k in keys if before.get(k) != now.get(k)]
-    if differs:
-        console.event(f"warning: the weights may differ in their last bits from here on: {'; '.join(differs)}")
-    model.load_state_dict(loaded.model)
-    optimizer.load(loaded.optimizer)
-    console.event(f"resumed from step {loaded.step} ({loaded.name})")
 
 
-def write_config(config: Config, store: Store) -> None:
-    """Save the resolved config in the run directory, which proves that it can be written to."""
-    try:
-        store.write("config.yaml", to_yaml(config).encode())
-    except OSError as error:
-        raise UserError(
-            f"the run directory {store.name} cannot be written to ({error}): choose another, run=..."
-        ) from None
+def restore(world: World, model: nn.Module, optimizer: Optimizer, loaded: Loaded | None) -> None:
+    """Take over a checkpoint: the lead has read it, the others get its tensors."""
+    if loaded is not None:
+        model.load_state_dict(loaded.model)
+        optimizer.load(loaded.optimizer)
+    for tensor in (*model.state_dict().values(), *optimizer.state().values()):
+        world.copy_from_lead(tensor)

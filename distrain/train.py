@@ -1,7 +1,6 @@
 """The training function: `train(config, world, console)`. It knows nothing of Ray or of the command line."""
 
 import errno
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -12,23 +11,21 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from distrain.checkpoint import digest
 from distrain.config import Config, result_fields
 from distrain.data.loader import Loader, MicroBatch, Request, evaluation_requests, training_requests
 from distrain.data.shards import Dataset
-from distrain.errors import RunError
-from distrain.evaluate import Score, autocast, evaluate
+from distrain.errors import AttemptError, RunError
+from distrain.evaluate import Score, evaluate
 from distrain.job import Job, setup, val_fingerprint
-from distrain.losses import LOSSES, correct
-from distrain.model import randomness
+from distrain.losses import correct
 from distrain.monitor.meters import Reading
-from distrain.monitor.sinks import Console, read_metrics
+from distrain.monitor.sinks import Console, Silent, read_metrics
 from distrain.optim.schedule import learning_rate
+from distrain.record import BAD_SAMPLES
+from distrain.step import forward
 from distrain.world import World, environment, numerics
-
-BAD_SAMPLES = "bad_samples.jsonl"
 
 
 @dataclass(frozen=True)
@@ -53,18 +50,29 @@ class Summary:
     """The run directory, as it may be shown."""
 
 
-def train(config: Config, world: World, console: Console, *, must_resume: bool = False) -> Summary:
-    """Train, from the newest whole checkpoint of the run directory if it has one.
+def train(
+    config: Config, world: World, console: Console, *, must_resume: bool = False, other_hardware: bool = False
+) -> Summary:
+    """Train, from the newest whole checkpoint of the run directory if it has one. Called on every rank.
+
+    Args:
+        config: the run.
+        world: this rank and the others.
+        console: what a person sees: the lead's, and of another rank what the lead cannot know.
+        must_resume: it is a mistake if there is no checkpoint.
+        other_hardware: go on where the hardware computes other bits than before.
 
     Raises:
-        UserError: config, data or run directory do not fit; `must_resume` and there is no checkpoint.
-        RunError: damaged data, failed storage, too many bad samples, or a loss that is not finite.
+        UserError: config, data, ranks or run directory do not fit.
+        RunError: too many bad samples, a loss that is not finite, no checkpoint that is whole.
+        AttemptError: damaged data, failed storage, a lost rank, another attempt that has taken over.
     """
     began = time.monotonic()
+    alarm, console = console.event, console if world.lead else Silent()
     try:
         with ExitStack() as stack:
             stack.enter_context(numerics(config, world.device))
-            job = setup(config, world, console, stack, must_resume=must_resume)
+            job = setup(config, world, console, alarm, stack, must_resume=must_resume, other_hardware=other_hardware)
             if job.start == job.steps:
                 status = "already finished"
             else:
@@ -74,9 +82,10 @@ def train(config: Config, world: World, console: Console, *, must_resume: bool =
                     status = fit(job)
                 except StepFailed as failed:
                     raise diverged(job, failed.args[0]) from None
-            # An attempt that was killed may have told of steps after the checkpoint.
-            told = (record for record in read_metrics(job.store) if record["step"] <= job.start)
-            last = {record["kind"]: record for record in told} | job.last
+            last = job.last
+            if job.record:  # an attempt that was killed may have told of steps after the checkpoint
+                told = (record for record in read_metrics(job.record.store) if record["step"] <= job.start)
+                last = {record["kind"]: record for record in told} | job.last
             return Summary(
                 status=status,
                 step=job.start,
@@ -86,11 +95,11 @@ def train(config: Config, world: World, console: Console, *, must_resume: bool =
                 eval=last.get("eval"),
                 weights=digest(job.model.state_dict()),
                 reduction=config.reduction.mode,
-                run=job.store.name,
+                run=job.run,
             )
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise RunError(f"no space left ({error}): free some, then run the same command to go on") from error
+            raise AttemptError(f"no space left ({error}): free some, then run the same command to go on") from error
         raise
 
 
@@ -100,28 +109,31 @@ class StepFailed(Exception):  # noqa: N818 - never leaves this module
 
 def fit(job: Job) -> str:
     """The loop: load, forward and backward, reduce, move, log, evaluate, save."""
-    config, order, steps = job.config, job.order, job.steps
-    hosted = job.world.hosted(config.virtual_workers)
+    config, order, steps, world, at = job.config, job.order, job.steps, job.world, job.watchdog.at
+    hosted = world.hosted(config.virtual_workers)
     requests = training_requests(config, job.dataset, order, range(job.start, steps), hosted)
     batches = open_loader(job, job.dataset, requests, config.micro_batch)
     job.logged = time.monotonic()
     with batches:
         for step in range(job.start, steps):
             job.accumulator.begin()
-            job.lanes.run(partial(micro_step, job, step), timed(job, islice(batches, len(hosted))))
-            totals = job.accumulator.reduce()
+            job.lanes.run(partial(micro_step, job, step), timed(job, step, islice(batches, len(hosted))))
+            at(f"the reduction of step {step + 1}", waiting=True)
+            totals = job.accumulator.reduce(world)
             job.accumulator.finish(totals, job.lanes)
             may_move = job.meters.add(step, totals)
             lr = learning_rate(config.schedule, step, order.steps)
             job.optimizer.step(may_move * lr)
 
             done = job.start = step + 1
-            last, stop = done == steps, job.world.stop.is_set()
-            job.checkpoints.check()
-            epoch_ends = done % order.steps == 0
+            # What ends the run or what follows a step is decided from sums over all ranks: none decides alone.
+            (stop,) = world.totals([world.stop.is_set()])
+            last, epoch_ends = done == steps, done % order.steps == 0
+            if job.record:
+                job.record.checkpoints.check()
             log = done % config.log.every == 0
             score = job.val is not None and (last or due(done, config.evaluate.every, epoch_ends))
-            save = last or stop or due(done, config.checkpoint.every, epoch_ends)
+            save = last or bool(stop) or due(done, config.checkpoint.every, epoch_ends)
             job.console.advance(done)
             if log or score or save:  # a sync point: nothing is kept of a step that failed
                 log_step(job, done, lr)
@@ -130,13 +142,14 @@ def fit(job: Job) -> str:
                 save_step(job, done, better)
             if stop and not last:
                 break
-    job.checkpoints.wait()
+    await_save(job)
     return "finished" if job.start == steps else "stopped"
 
 
 def micro_step(job: Job, step: int, batch: MicroBatch) -> None:
     """Forward and backward of one virtual worker, on whichever thread runs it."""
-    logits, loss = forward(job, step, batch)
+    job.watchdog.at(f"step {step + 1}, virtual worker {batch.virtual_worker}")
+    logits, loss = forward(job.config, job.model, step, batch)
     # autograd.grad, not backward: lanes share the weights, and `.grad` belongs to the reduced gradient.
     gradients = torch.autograd.grad(loss * job.accumulator.scale, list(job.parameters.values()))
     logits = logits.detach()
@@ -145,19 +158,11 @@ def micro_step(job: Job, step: int, batch: MicroBatch) -> None:
     job.bad.update(batch.bad)
 
 
-def forward(job: Job, step: int, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """Logits (b, classes) in fp32, and the loss sum over valid samples."""
-    config = job.config
-    with randomness(config.seed, step, batch.virtual_worker), autocast(config, batch.images.device):
-        logits: Tensor = job.model(batch.images)
-    logits = logits.float()
-    return logits, (LOSSES[config.loss.name](logits, batch.labels) * batch.weights).sum()
-
-
-def timed(job: Job, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+def timed(job: Job, step: int, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
     """The same micro-batches; the time spent waiting for them is counted."""
     while True:
         asked = time.monotonic()
+        job.watchdog.at(f"loading the data of step {step + 1}")
         batch = next(batches, None)
         job.waited += time.monotonic() - asked
         if batch is None:
@@ -171,7 +176,7 @@ def due(done: int, every: int | None, epoch_ends: bool) -> bool:
 
 
 def log_step(job: Job, done: int, lr: float) -> None:
-    """Read the meters, judge them, and tell."""
+    """Read the meters, judge them, and tell. The readings are the same on all ranks."""
     reading = job.meters.read()
     if reading.failed_step is not None:
         raise StepFailed(reading)
@@ -230,10 +235,19 @@ def evaluate_step(job: Job, done: int) -> bool:
 
 
 def score_of(job: Job, dataset: Dataset) -> Score:
-    """Evaluate the model on a data set."""
-    requests = evaluation_requests(job.config, dataset)
+    """Evaluate the model on a data set, on all ranks."""
+    job.watchdog.at("the evaluation")
+    requests = evaluation_requests(job.config, dataset, job.world.rank, job.world.ranks)
     with open_loader(job, dataset, requests, job.config.evaluate.batch) as batches:
-        return evaluate(job.config, job.model, batches, job.lanes)
+        return evaluate(job.config, job.world, job.model, watched(job, batches), job.lanes)
+
+
+def watched(job: Job, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+    """The same chunks; each is progress, and after the last one this rank waits for the others."""
+    for batch in batches:
+        job.watchdog.at(f"chunk {batch.cursor.step} of the evaluation")
+        yield batch
+    job.watchdog.at("the sums of the evaluation", waiting=True)
 
 
 def open_loader(job: Job, dataset: Dataset, requests: Iterator[Request], batch: int) -> Loader:
@@ -249,41 +263,55 @@ def open_loader(job: Job, dataset: Dataset, requests: Iterator[Request], batch: 
 
 
 def save_step(job: Job, done: int, best: bool) -> None:
-    """Hand a checkpoint to the background."""
-    state = {
-        "cursor": job.order.cursor(done)._asdict(),
-        "config": job.config.model_dump(mode="json"),
-        "result": result_fields(job.config),
-        "environment": environment(job.world.device),
-        "bad_samples": {str(k): v for k, v in sorted(job.bad.items())},
-        "best": job.best,
-        "reduction": job.config.reduction.mode,
-    }
-    job.checkpoints.save(done, job.model.state_dict(), job.optimizer.state(), state, best=best)
-    job.metrics.upload()
+    """Hand a checkpoint to the background, after the one before is whole."""
+    job.watchdog.at(f"saving after step {done}", waiting=True)
+    name = None
+    if job.record:
+        state = {
+            "cursor": job.order.cursor(done)._asdict(),
+            "config": job.config.model_dump(mode="json"),
+            "result": result_fields(job.config),
+            "environment": environment(job.world.device),
+            "hardware": job.hardware,
+            "bad_samples": {str(k): v for k, v in sorted(job.bad.items())},
+            "best": job.best,
+            "reduction": job.config.reduction.mode,
+        }
+        name = job.record.save(done, job.model.state_dict(), job.optimizer.state(), state, best=best)
+    before, job.saving = job.saving, (done, name)
+    if before is not None:
+        job.world.saved(*before)
+
+
+def await_save(job: Job) -> None:
+    """Wait until the last checkpoint is whole."""
+    job.watchdog.at("the last save", waiting=True)
+    if job.record:
+        job.record.checkpoints.wait()
+    if job.saving is not None:
+        job.world.saved(*job.saving)
 
 
 def tell(job: Job, record: Mapping[str, Any]) -> None:
     """Write a record to the metrics file and the console."""
     job.last[record["kind"]] = record
-    job.metrics.write(record)
-    job.console.record(record)
+    if job.record:
+        job.record.tell(record)
 
 
 def check_bad_samples(job: Job) -> None:
-    """Name new bad samples; stop when there are too many. The file is a report: nothing reads it back."""
-    new = sorted(job.bad.keys() - job.bad_told)
-    if new:
-        job.bad_told.update(new)
-        entries = ({"id": k, "where": job.dataset.describe(k), "reason": v} for k, v in sorted(job.bad.items()))
-        job.store.write(BAD_SAMPLES, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
-        for k in new:
-            job.console.event(f"bad sample {k} ({job.dataset.describe(k)}) counts for nothing: {job.bad[k]}")
+    """Merge the ranks' bad samples and name new ones; stop when there are too many."""
+    new = job.world.gather({k: v for k, v in job.bad.items() if k not in job.bad_told})
+    job.bad.update({int(k): reason for part in new for k, reason in part.items()})
+    names = sorted(job.bad.keys() - job.bad_told)
+    job.bad_told.update(names)
+    if names and job.record:
+        job.record.bad_samples(job.dataset, job.bad, names)
     limit = job.config.data.max_bad_samples
     if len(job.bad) > limit:
         raise RunError(
             f"{len(job.bad)} bad samples are more than data.max_bad_samples = {limit}: they are listed in "
-            f"{job.store.name}/{BAD_SAMPLES}; mend the data, or raise the limit and run the same command to go on"
+            f"{job.run}/{BAD_SAMPLES}; mend the data, or raise the limit and run the same command to go on"
         )
 
 
@@ -296,7 +324,7 @@ def diverged(job: Job, reading: Reading) -> RunError:
     config, micro_batches = job.config, dict[int, dict[str, Any]]()
 
     def observe(batch: MicroBatch) -> None:
-        _, loss = forward(job, step, batch)
+        _, loss = forward(config, job.model, step, batch)
         gradients = torch.autograd.grad(loss, list(job.parameters.values()))
         norms = {name: float(g.double().norm()) for name, g in zip(job.parameters, gradients, strict=True)}
         micro_batches[batch.virtual_worker] = {
@@ -310,23 +338,17 @@ def diverged(job: Job, reading: Reading) -> RunError:
     requests = training_requests(config, job.dataset, job.order, range(step, step + 1), hosted)
     with open_loader(job, job.dataset, requests, config.micro_batch) as batches:
         job.lanes.run(observe, batches)
+    for part in job.world.gather({str(v): numbers for v, numbers in micro_batches.items()}):
+        micro_batches.update({int(v): numbers for v, numbers in part.items()})
     evidence = {
         "step": step + 1,
         "learning_rate": learning_rate(config.schedule, step, job.order.steps),
         "virtual_workers": {str(v): micro_batches[v] for v in sorted(micro_batches)},
     }
-    name = f"not-finite-step-{step + 1:08d}.json"
-    job.store.write(name, json.dumps(_plain(evidence), indent=1).encode())
+    where = job.record.evidence(step + 1, evidence) if job.record else "the run directory"
     worst = max(micro_batches.values(), key=lambda m: m["gradient_norm"] if m["gradient_norm"] >= 0 else math.inf)
     return RunError(
         f"training diverged at step {step + 1}: a loss or gradient is not finite, or too large for the fixed point "
         f"(loss {worst['loss']:.4g}, gradient norm {worst['gradient_norm']:.4g}); "
-        f"samples and norms are in {job.store.name}/{name}. Lower schedule.lr and start afresh with run=..."
+        f"samples and norms are in {where}. Lower schedule.lr and start afresh with run=..."
     )
-
-
-def _plain(value: Any) -> Any:
-    """The same tree with the numbers that JSON lacks (NaN, infinity) as text."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,57 +1,222 @@
-"""What a process has to know of the others and of its hardware: rank, device, numerics, lanes."""
+"""What a rank has to know of the others and of its hardware: collectives, device, numerics."""
 
+import json
 import os
 import platform
+import secrets
+import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
-from typing import TypeVar
+from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from distrain.config import Config
-from distrain.errors import UserError
+from distrain.errors import AttemptError, LostRankError, RunError, UserError
 
-T = TypeVar("T")
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
 class World:
-    """A rank among `ranks`, and the device it computes on."""
+    """A rank among `ranks`, and the device it computes on.
+
+    What ranks decide together they decide from integers that were added up over all of them. Every collective raises
+    LostRankError where another rank is gone.
+    """
 
     device: torch.device
     rank: int = 0
     ranks: int = 1
+    cores: int = field(default_factory=cores)
+    """CPU cores of this rank."""
     stop: threading.Event = field(default_factory=threading.Event)
-    """Set from outside to end the run at the next step, with a checkpoint."""
+    """Set from outside, on any rank, to end the run at the next step, with a checkpoint."""
+    session: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Names the launch: attempts of one launch follow each other without waiting."""
+    saved: Callable[[int, str | None], None] = lambda step, name: None
+    """Called on all ranks with the step of a checkpoint that is whole; the lead knows its name too."""
+
+    @property
+    def lead(self) -> bool:
+        """Whether this is the rank that tells and writes."""
+        return self.rank == 0
 
     def hosted(self, virtual_workers: int) -> range:
         """The virtual workers that this rank computes: floor or ceil of V / ranks of them, one after another."""
         first, last = (i * virtual_workers // self.ranks for i in (self.rank, self.rank + 1))
         return range(first, last)
 
+    def add_up(self, tensor: Tensor) -> Callable[[], None]:
+        """Start to add a tensor up over all ranks, in place; call what is returned to wait for it."""
+        if self.ranks == 1:
+            return lambda: None
+        with _losing_ranks():
+            work = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> None:
+            with _losing_ranks():
+                work.wait()
+
+        return wait
+
+    def totals(self, numbers: Sequence[int]) -> list[int]:
+        """Integers added up over all ranks."""
+        tensor = torch.tensor(numbers, dtype=torch.int64)
+        self.add_up(tensor)()
+        found: list[int] = tensor.tolist()
+        return found
+
+    def copy_from_lead(self, tensor: Tensor) -> None:
+        """Overwrite a tensor with the lead's."""
+        if self.ranks > 1:
+            with _losing_ranks():
+                dist.broadcast(tensor, 0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank passed, a tree of plain values, by rank and on all ranks."""
+        if self.ranks == 1:
+            return [value]
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.ranks)]
+        with _losing_ranks():
+            dist.all_gather(sizes, torch.tensor([len(data)]))
+            longest = max(int(size) for size in sizes)
+            padded = torch.cat([data, data.new_zeros(longest - len(data))])
+            parts = [torch.zeros_like(padded) for _ in sizes]
+            dist.all_gather(parts, padded)
+        return [json.loads(bytes(part[: int(size)].tolist())) for part, size in zip(parts, sizes, strict=True)]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that fails on all ranks, with the same sentence, if it fails for a reason to be told on one.
+
+        Raises:
+            UserError or RunError: that of the lowest rank which raised one.
+        """
+        own: UserError | RunError | None = None
+        try:
+            yield
+        except LostRankError:
+            raise
+        except (UserError, RunError) as error:
+            own = error
+        if self.ranks == 1:
+            if own is not None:
+                raise own
+            return
+        for problem in self.gather(own and [type(own).__name__, str(own)]):
+            if problem is not None:
+                kind, text = problem
+                raise {"UserError": UserError, "RunError": RunError}.get(kind, AttemptError)(text) from own
+
+
+@contextmanager
+def _losing_ranks() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # all of torch.distributed's errors are
+        raise LostRankError(f"another rank does not answer: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def joined(
+    device: torch.device,
+    rank: int,
+    ranks: int,
+    meet: Callable[[str], str],
+    *,
+    address: str = "127.0.0.1",
+    timeout: float,
+    cores: int,
+    session: str,
+    saved: Callable[[int, str | None], None] = lambda step, name: None,
+) -> Iterator[World]:
+    """A world of several processes, whose process group ends with the block.
+
+    Args:
+        device: what this rank computes on.
+        rank: 0 to ranks - 1.
+        ranks: how many there are.
+        meet: returns to every rank what rank 0 passed to it.
+        address: this host's, that the other ranks can reach.
+        timeout: seconds after which a rank that does not come to a collective counts as lost.
+        cores: CPU cores that this rank may use.
+        session, saved: as in World.
+
+    Raises:
+        LostRankError: the ranks cannot reach each other.
+    """
+    limit = timedelta(seconds=timeout)
+    world = World(device, rank, ranks, cores, session=session, saved=saved)
+    if ranks == 1:
+        yield world
+        return
+    name = interface(address)
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if name is not None:  # or gloo takes the address of the host's name, which may be 127.0.1.1
+            os.environ.setdefault(variable, name)
+    with _losing_ranks():
+        # Rank 0 listens on a port that the system picks, so none can be taken.
+        listening = (address, 0, ranks, True, limit, False)
+        store = dist.TCPStore(*listening) if rank == 0 else None  # type: ignore[attr-defined]
+        host, _, port = meet(f"{address} {store.port}" if store else "").partition(" ")
+        store = store or dist.TCPStore(host, int(port), ranks, False, limit)  # type: ignore[attr-defined]
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=limit)
+    try:
+        yield world
+    finally:
+        with suppress(RuntimeError):  # what broke it was raised already
+            dist.destroy_process_group()
+
+
+def interface(address: str) -> str | None:
+    """The network interface of this host that has an IPv4 address; None where that cannot be found out."""
+    if not hasattr(socket, "if_nameindex"):
+        return None
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # an interface without an address
+                request = name.encode()[:15].ljust(256, b"\0")
+                found = fcntl.ioctl(probe.fileno(), 0x8915, request)[20:24]  # SIOCGIFADDR
+                if socket.inet_ntoa(found) == address:
+                    return name
+    return None
+
 
 def local_world(config: Config) -> World:
     """A world of one process, on a GPU where there is one.
 
     Raises:
-        UserError: the config asks for a GPU and there is none, or for arithmetic that the device lacks.
+        UserError: the config asks for a GPU and there is none.
     """
     gpu = torch.cuda.is_available()
     if config.device == "cuda" and not gpu:
         raise UserError("device is cuda, but torch finds no GPU here: use device=auto or device=cpu")
-    device = torch.device("cuda", 0) if gpu and config.device != "cpu" else torch.device("cpu")
-    if config.precision == "tf32" and device.type == "cpu":
-        raise UserError("precision tf32 exists on NVIDIA GPUs only: use precision=fp32 or bf16 here")
-    return World(device)
+    return World(torch.device("cuda", 0) if gpu and config.device != "cpu" else torch.device("cpu"))
 
 
 @contextmanager
 def numerics(config: Config, device: torch.device) -> Iterator[None]:
-    """Set torch's global numerics for the run, and set them back after it."""
+    """Set torch's global numerics for the run, and set them back after it.
+
+    Raises:
+        UserError: the config asks for arithmetic that the device lacks.
+    """
+    if config.precision == "tf32" and device.type == "cpu":
+        raise UserError("precision tf32 exists on NVIDIA GPUs only: use precision=fp32 or bf16 here")
     exact, tf32 = config.reduction.mode == "exact", config.precision == "tf32"
     if exact:  # read by cuBLAS when it starts; another value, or none, gives other kernels
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
@@ -76,69 +241,6 @@ def numerics(config: Config, device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class Lanes:
-    """Computes several virtual workers side by side, each on a thread with its own `threads` CPU threads.
-
-    A gradient differs between one and two CPU threads, so a virtual worker never shares its work; two lanes of one
-    thread are also faster than one of two. On a GPU one lane runs on the calling thread.
-    """
-
-    def __init__(self, lanes: int, threads: int, device: torch.device) -> None:
-        self.lanes = lanes
-        inline = device.type == "cuda" and lanes == 1
-        self._pool = None if inline else ThreadPoolExecutor(lanes, "lane", torch.set_num_threads, (threads,))
-
-    def __enter__(self) -> "Lanes":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def run(self, work: Callable[[T], None], items: Iterable[T]) -> None:
-        """Call `work` on each item; items are taken one by one. Raises the first error, after all lanes stopped."""
-        source, lock, failed = iter(items), threading.Lock(), threading.Event()
-
-        def lane() -> None:
-            while not failed.is_set():
-                with lock:
-                    try:
-                        item = next(source)
-                    except StopIteration:
-                        return
-                work(item)
-
-        def guarded() -> None:
-            try:
-                lane()
-            except BaseException:
-                failed.set()
-                raise
-
-        if self._pool is None:
-            lane()
-            return
-        futures = [self._pool.submit(guarded) for _ in range(self.lanes)]
-        try:
-            errors = [error for future in futures if (error := future.exception()) is not None]
-        except BaseException:  # interrupted: the lanes must not go on by themselves
-            failed.set()
-            raise
-        if errors:
-            raise errors[0]
-
-
-def lanes_for(config: Config, world: World) -> int:
-    """How many virtual workers a rank computes side by side."""
-    default = 1 if world.device.type == "cuda" else cores()
-    return max(1, min(config.lanes or default, len(world.hosted(config.virtual_workers))))
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def environment(device: torch.device) -> dict[str, str]:
     """Hardware and versions that may change a result's bits."""
     packages = ("distrain", "torch", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "pillow")
@@ -149,9 +251,12 @@ def environment(device: torch.device) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     gpu = device.type == "cuda"
+    # Measured: each of these changes the bits of a gradient.
+    settings = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ATEN_CPU_CAPABILITY")
     return {
         "python": platform.python_version(),
         **found,
+        **{name: os.environ[name] for name in settings if name in os.environ},
         "device": torch.cuda.get_device_name(device) if gpu else _cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }

@@ -97,13 +97,14 @@ def narrow(digits: Path, tmp_path: Path) -> Callable[..., Config]:
     return make
 
 
-def without_bytecode_ban() -> dict[str, str]:
+@pytest.fixture
+def plain_environment() -> dict[str, str]:
     """The environment for a subprocess: Python may keep compiled modules, and is killed with its test."""
     return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def command(tmp_path: Path, plain_environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts `distrain ARGS` as a process of its own, which the test's end kills."""
     started: list[subprocess.Popen[str]] = []
 
@@ -112,7 +113,7 @@ def command(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process = subprocess.Popen(
             [sys.executable, "-m", "distrain", *arguments],
             text=True,
-            env=without_bytecode_ban(),
+            env=plain_environment,
             cwd=tmp_path,
             **{**streams, **options},
         )

@@ -1,11 +1,13 @@
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
 
-from distrain.checkpoint import Checkpoints, best_name, checkpoint_attempts, digest, load, load_newest
+from distrain.checkpoint import Checkpoints, best_name, digest, load, load_newest
 from distrain.data.store import Store
-from distrain.errors import RunError
+from distrain.errors import AttemptError, RunError
+from distrain.lease import Lease
 
 
 def tensors(seed):
@@ -13,11 +15,19 @@ def tensors(seed):
     return {"a": torch.randn(4, 5, generator=generator), "b": torch.randn(3, generator=generator)}
 
 
-def save(store, step, *, attempt=1, keep=2, best=False, wait=True):
-    checkpoints = Checkpoints(store, attempt=attempt, keep=keep)
-    checkpoints.save(step, tensors(step), tensors(-step), {"best": {"top1": step}, "note": step}, best=best)
-    if wait:
-        checkpoints.wait()
+@contextmanager
+def checkpoints(store, *, attempt=1, keep=2, start=0, patience=0, told=None):
+    """Those of an attempt that started from a step."""
+    record = {"session": str(attempt), "from_step": start, "counter": 0, "ended": False}
+    with Lease(store, attempt, record) as lease:
+        lease.started_from(start)
+        yield Checkpoints(store, lease, keep=keep, patience=patience, tell=([] if told is None else told).append)
+
+
+def save(store, step, *, best=False, **options):
+    with checkpoints(store, **options) as found:
+        found.save(step, tensors(step), tensors(-step), {"best": {"top1": step}, "note": step}, best=best)
+        found.wait()
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -37,10 +47,10 @@ def test_save_load_save(store):
 
 def test_a_copy_is_saved_not_what_changes_later(store):
     model = tensors(1)
-    checkpoints = Checkpoints(store, attempt=1, keep=2)
-    checkpoints.save(1, model, {}, {"best": {}}, best=False)
-    model["a"].zero_()
-    checkpoints.wait()
+    with checkpoints(store) as found:
+        found.save(1, model, {}, {"best": {}}, best=False)
+        model["a"].zero_()
+        found.wait()
     assert digest(load_newest(store)[0].model) == digest(tensors(1))
 
 
@@ -57,7 +67,6 @@ def test_one_without_a_manifest_does_not_exist(store):
     save(store, 1)
     store.write("checkpoints/step-00000009-attempt-001/model.safetensors", b"half")
     assert load_newest(store)[0].step == 1
-    assert checkpoint_attempts(store) == [1]
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
@@ -95,10 +104,10 @@ def test_damaged_ones_of_an_older_attempt_do_not_push_out_new_ones(store):
         save(store, step, keep=3)
     for step in (90, 100):
         store.write(f"checkpoints/step-{step:08d}-attempt-001/state.json", b"{}")
-    save(store, 85, attempt=2)
+    save(store, 85, attempt=2, start=80)
     loaded, problems = load_newest(store)
-    assert (loaded.step, len(problems)) == (85, 1)
-    save(store, 90, attempt=2)
+    assert (loaded.step, problems) == (85, []), "what was given up is not even looked at"
+    save(store, 90, attempt=2, start=80)
     assert load_newest(store)[0].name == "step-00000090-attempt-002"
     assert store.list("checkpoints") == ["step-00000085-attempt-002", "step-00000090-attempt-002"]
 
@@ -113,9 +122,9 @@ def test_a_failed_clean_up_keeps_what_was_saved(tmp_path, monkeypatch):
 
     monkeypatch.setattr(store, "remove", refuse)
     told = []
-    checkpoints = Checkpoints(store, attempt=1, keep=2, tell=told.append)
-    checkpoints.save(3, tensors(3), {}, {"best": {}}, best=False)
-    checkpoints.wait()
+    with checkpoints(store, told=told) as found:
+        found.save(3, tensors(3), {}, {"best": {}}, best=False)
+        found.wait()
     assert len(told) == 1
     assert "step-00000003-attempt-001 is saved, but older ones could not be cleaned up" in told[0]
     monkeypatch.undo()
@@ -148,20 +157,61 @@ def test_another_format_is_refused(store):
         load_newest(store)
 
 
-def test_a_failed_save_is_told_and_leaves_the_one_before(tmp_path, monkeypatch):
-    store = Store(str(tmp_path))
-    save(store, 1)
-    original = store.write
+def filling(store, monkeypatch, *, refusals):
+    """Let the disk be full for the first so many writes of optimizers."""
+    original, left = store.write, [refusals]
 
-    def full(path, data):
-        if path.endswith("optimizer.safetensors"):
+    def write(path, data):
+        if path.endswith("optimizer.safetensors") and left[0]:
+            left[0] -= 1
             raise OSError(28, "No space left on device")
         original(path, data)
 
-    monkeypatch.setattr(store, "write", full)
-    checkpoints = Checkpoints(store, attempt=1, keep=2)
-    checkpoints.save(2, tensors(2), tensors(3), {"best": {}}, best=False)
-    with pytest.raises(RunError, match="could not be saved .*No space left.*The one before is untouched"):
-        checkpoints.wait()
+    monkeypatch.setattr(store, "write", write)
+
+
+def test_a_failed_save_is_told_and_leaves_the_one_before(tmp_path, monkeypatch):
+    store = Store(str(tmp_path))
+    save(store, 1)
+    filling(store, monkeypatch, refusals=-1)
+    with checkpoints(store) as found:
+        found.save(2, tensors(2), tensors(3), {"best": {}}, best=False)
+        with pytest.raises(AttemptError, match=r"could not be saved .*No space left.*The one before is untouched"):
+            found.wait()
     assert store.list("checkpoints") == ["step-00000001-attempt-001"]
     assert load_newest(store)[0].step == 1
+
+
+def test_a_save_is_tried_again_until_there_is_room(tmp_path, monkeypatch):
+    store, told = Store(str(tmp_path)), []
+    filling(store, monkeypatch, refusals=2)
+    with checkpoints(store, patience=60, told=told) as found:
+        found.save(2, tensors(2), tensors(3), {"best": {}}, best=False)
+        found.wait()
+    assert load_newest(store)[0].step == 2
+    assert len(told) == 1
+    assert "could not be saved yet" in told[0]
+
+
+def test_what_an_attempt_saves_after_it_was_given_up_does_not_count(store):
+    save(store, 10)
+    save(store, 12, attempt=2, start=10)
+    # A manifest of attempt 1 that was under way when attempt 2 began, and comes late.
+    for file in ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"):
+        data = store.read(f"checkpoints/step-00000010-attempt-001/{file}")
+        store.write(f"checkpoints/step-00000020-attempt-001/{file}", data)
+    assert load_newest(store)[0].name == "step-00000012-attempt-002"
+
+
+def test_an_attempt_that_was_cut_off_writes_no_manifest_and_removes_nothing(store):
+    save(store, 1)
+    with checkpoints(store, keep=1) as old:
+        save(store, 2, attempt=2, start=1, keep=5)
+        old.save(9, tensors(9), {}, {"best": {"top1": 1}}, best=True)
+        with pytest.raises(AttemptError, match="attempt 1 was cut off, and attempt 2 has taken over"):
+            old.wait()
+    assert [n for n in store.list("checkpoints") if "step" in n] == [
+        "step-00000001-attempt-001",
+        "step-00000002-attempt-002",
+    ]
+    assert best_name(store) is None

@@ -7,7 +7,8 @@ from distrain.data.manifest import Manifest
 from distrain.data.shards import Dataset
 from distrain.data.store import Store
 from distrain.evaluate import evaluate
-from distrain.world import Lanes
+from distrain.lanes import Lanes
+from distrain.world import World
 
 CPU = torch.device("cpu")
 
@@ -26,15 +27,15 @@ class Probe(nn.Module):
 
 def score(config, digits, lanes):
     store = Store(str(digits / "val"))
-    dataset = Dataset(store, Manifest.load(store), memory=1 << 26, retries=0)
+    dataset = Dataset(store, Manifest.load(store), memory=1 << 26, patience=0)
     size = config.evaluate.batch
-    requests = list(evaluation_requests(config, dataset))
+    requests = list(evaluation_requests(config, dataset, 0, 1))
     model = Probe().train()
     with (
         Lanes(lanes, 1, CPU) as pool,
         Loader(config, dataset, dataset.manifest.statistics, requests, batch=size, device=CPU) as batches,
     ):
-        found = evaluate(config, model, batches, pool)
+        found = evaluate(config, World(CPU), model, batches, pool)
     assert model.training
     return found
 

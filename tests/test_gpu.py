@@ -26,7 +26,7 @@ def gpu():
 
 def batches(config, digits, device):
     store = Store(str(digits / "train"))
-    dataset = Dataset(store, Manifest.load(store), memory=1 << 26, retries=0)
+    dataset = Dataset(store, Manifest.load(store), memory=1 << 26, patience=0)
     requests = training_requests(config, dataset, order_of(config, dataset.manifest.group_rows), range(5), range(4))
     with Loader(
         config, dataset, dataset.manifest.statistics, requests, batch=config.micro_batch, device=device

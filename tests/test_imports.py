@@ -14,6 +14,7 @@ ROWS = [
     ["", "errors", "philox", "config", "data.order", "data.augment", "optim.schedule"],
     [
         "world",
+        "lanes",
         "model",
         "losses",
         "data.store",
@@ -26,10 +27,11 @@ ROWS = [
         "optim.accumulate",
         "monitor.meters",
         "monitor.sinks",
+        "monitor.health",
     ],
-    ["data.dali", "data.decode", "data.loader", "data.pack", "checkpoint"],
-    ["evaluate", "job", "plan", "train"],
-    ["launch.local"],
+    ["data.dali", "data.decode", "data.loader", "data.pack", "lease", "checkpoint"],
+    ["step", "evaluate", "hardware", "record", "job", "plan", "train"],
+    ["launch.local", "launch.ray_train"],
     ["cli", "__main__"],
 ]
 THIRD_PARTIES = {
@@ -42,6 +44,7 @@ THIRD_PARTIES = {
     "PIL": ["data.decode"],
     "sklearn": ["data.pack"],
     "safetensors": ["checkpoint"],
+    "ray": ["launch.ray_train"],
     "typer": ["cli"],
     "rich": ["cli"],
 }

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -73,11 +74,11 @@ def training_requests(config: Config, dataset: Dataset, order: Order, steps: ran
             yield Request(cursor, v, ids, 0, draws)
 
 
-def evaluation_requests(config: Config, dataset: Dataset) -> Iterator[Request]:
-    """Every sample once, in fixed chunks by sample id, the last padded to the same shape."""
+def evaluation_requests(config: Config, dataset: Dataset, rank: int, ranks: int) -> Iterator[Request]:
+    """A rank's share of all samples, in fixed chunks by sample id; the last one is padded to the same shape."""
     manifest, batch = dataset.manifest, config.evaluate.batch
     size = (manifest.height, manifest.width)
-    for chunk, start in enumerate(range(0, manifest.rows, batch)):
+    for chunk, start in islice(enumerate(range(0, manifest.rows, batch)), rank, None, ranks):
         ids = np.arange(start, start + batch)
         padding = max(0, start + batch - manifest.rows)
         ids[batch - padding :] = start
@@ -178,7 +179,7 @@ class Loader:
         try:
             return self._decoder.run()
         except RunError:
-            raise  # from reading the samples
+            raise  # from reading the samples: the storage failed, or a shard is damaged
         except RuntimeError as error:
             suspects = np.unique(np.concatenate([pending.request.ids for pending in self._pending]))
             bad = [f"{i} ({self._dataset.describe(i)}): {reason}" for i in suspects if (reason := self._judge(i))]

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from distrain.data.manifest import MANIFEST, Group, Manifest, Shard
 from distrain.data.stats import Statistics
 from distrain.data.store import Store
-from distrain.errors import RunError, UserError
+from distrain.errors import AttemptError, UserError
 
 _OPEN_FOOTERS = 64
+_READS_OF_DAMAGED = 4
 
 
 class ShardWriter:
@@ -143,9 +144,9 @@ class _Table(NamedTuple):
 class Dataset:
     """Reads rows by sample id, keeping at most `memory` bytes of row groups."""
 
-    def __init__(self, store: Store, manifest: Manifest, *, memory: int, retries: int) -> None:
+    def __init__(self, store: Store, manifest: Manifest, *, memory: int, patience: float) -> None:
         self.store, self.manifest = store, manifest
-        self._memory, self._retries = memory, retries
+        self._memory, self._patience = memory, patience
         self._groups = manifest.groups
         rows = manifest.group_rows
         self._starts = np.cumsum(rows) - rows
@@ -159,7 +160,7 @@ class Dataset:
         """The rows of sample ids, in their order.
 
         Raises:
-            RunError: a row group cannot be read, or its checksum is wrong, after all retries.
+            AttemptError: a row group cannot be read, or its checksum is wrong, however often.
             UserError: a label is not one of the manifest's classes.
         """
         groups = np.searchsorted(self._starts, ids, side="right") - 1
@@ -232,28 +233,33 @@ class Dataset:
         return self._footers[shard.path]
 
     def _read(self, shard: Shard, start: int, end: int, checksum: int) -> bytes:
-        """A verified range. A failure is never taken for a bad sample: it is tried again, then stops the run."""
+        """A verified range. A failure is never taken for a bad sample: it is tried again, then ends the attempt."""
         where = f"{self.store.name}/{shard.path}"
-        problem = ""
-        for attempt in range(self._retries + 1):
-            if attempt:
-                time.sleep(min(0.1 * 2**attempt, 5.0))
+        patient_until, pause, damaged = time.monotonic() + self._patience, 0.1, 0
+        while True:
             try:
                 data = self.store.read(shard.path, start, end)
             except FileNotFoundError:
-                raise RunError(f"{where} is missing: restore it, or pack the data set again") from None
+                raise AttemptError(f"{where} is missing: restore it, or pack the data set again") from None
             except PermissionError as error:
-                raise RunError(f"{where} may not be read ({error}): check its permissions") from None
+                raise AttemptError(f"{where} may not be read ({error}): check its permissions") from None
             except OSError as error:
-                problem = f"cannot be read ({error})"
-                continue
-            if len(data) == end - start and crc32c(data) == checksum:
-                return data
-            problem = f"is damaged: bytes {start} to {end} do not have the manifest's checksum"
-        raise RunError(
-            f"{where} {problem}, tried {self._retries + 1} times: "
-            "restore the shard, or pack the data set again; then run the same command to go on"
-        )
+                if time.monotonic() + pause > patient_until:
+                    raise AttemptError(
+                        f"{where} cannot be read ({error}), tried for {self._patience:.0f} s: mend the storage, "
+                        "then run the same command to go on"
+                    ) from error
+            else:
+                if len(data) == end - start and crc32c(data) == checksum:
+                    return data
+                damaged += 1
+                if damaged == _READS_OF_DAMAGED:
+                    raise AttemptError(
+                        f"{where} is damaged: bytes {start} to {end} do not have the manifest's checksum, read "
+                        f"{damaged} times: restore the shard, or pack the data set again; then run the same command"
+                    )
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
 
 
 class _Window:

@@ -41,18 +41,26 @@ class Store:
         if self.local is None:  # an object appears whole, or not at all
             self._fs.pipe_file(target, data)
             return
-        os.makedirs(os.path.dirname(target), exist_ok=True)
         partial = f"{target}.{secrets.token_hex(4)}.partial"
         try:
-            with open(partial, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            _write_new(partial, data)
             os.replace(partial, target)
         except BaseException:
             if os.path.exists(partial):
                 os.unlink(partial)
             raise
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write a file that is not there yet: of several writers one succeeds (in a bucket, by a conditional put).
+
+        Raises:
+            FileExistsError: it is there already.
+            OSError: it cannot be written.
+        """
+        if self.local is None:
+            self._fs.pipe_file(self._at(path), data, mode="create")
+        else:
+            _write_new(self._at(path), data)
 
     def exists(self, path: str = "") -> bool:
         """Whether a file or folder is there."""
@@ -76,6 +84,14 @@ class Store:
 
     def _at(self, path: str) -> str:
         return str(self._root / path) if path else str(self._root)
+
+
+def _write_new(path: str, data: bytes) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _without_secret(url: str) -> str:

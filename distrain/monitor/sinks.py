@@ -32,6 +32,25 @@ class Console(Protocol):
         """Training is over, for whatever reason."""
 
 
+class Silent:
+    """The console of a rank that is not the lead: every rank has the same to tell."""
+
+    def event(self, text: str) -> None:
+        """Nothing."""
+
+    def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
+        """Nothing."""
+
+    def advance(self, step: int) -> None:
+        """Nothing."""
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def stop(self) -> None:
+        """Nothing."""
+
+
 class PlainLines:
     """A console for pipes and log files: one line a record."""
 

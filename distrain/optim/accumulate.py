@@ -8,17 +8,20 @@ global batch. No mean of means.
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distrain.world import Lanes
+from distrain.lanes import Lanes
+from distrain.world import World
 
 # Elements worked on at a time: 256 KiB of fp32 and 512 KiB of int64 or float64 stay in a core's cache.
 _CHUNK = 1 << 16
+# Bytes added up over the ranks at a time: while one bucket travels, the one before it is turned back to floats.
+_BUCKET = 25 << 20
 
 
 class Totals(NamedTuple):
@@ -52,18 +55,18 @@ class Accumulator:
         self._limit = 2.0**63 / virtual_workers
         self._parameters = list(parameters)
         self._device = self._parameters[0].device
-        self._sums = [
-            torch.zeros(p.numel(), dtype=torch.int64 if self.exact else p.dtype, device=self._device)
-            for p in self._parameters
-        ]
+        sizes = [p.numel() for p in self._parameters]
+        dtype = torch.int64 if self.exact else self._parameters[0].dtype
+        self._flat = torch.zeros(sum(sizes), dtype=dtype, device=self._device)
+        self._sums = torch.split(self._flat, sizes)
         self._locks = [threading.Lock() for _ in self._parameters]
         self._empty = [True] * len(self._parameters)
         self._totals_lock = threading.Lock()
         self._totals = torch.zeros(len(Totals._fields), dtype=torch.int64, device=self._device)
-        for p in self._parameters:
-            p.grad = torch.zeros_like(p)
-        self.gradients = [p.grad.view(-1) for p in self._parameters if p.grad is not None]
-        """Flat views of each parameter's `grad`."""
+        self._gradient = torch.zeros(sum(sizes), dtype=self._parameters[0].dtype, device=self._device)
+        for p, gradient in zip(self._parameters, torch.split(self._gradient, sizes), strict=True):
+            p.grad = gradient.view_as(p)
+        self._arrivals: list[Callable[[], None]] = []
 
     def begin(self) -> None:
         """Start a step."""
@@ -94,12 +97,16 @@ class Accumulator:
             with self._locks[i]:
                 self._add_to(i, gradient.detach().reshape(-1))
 
-    def reduce(self) -> Totals:
-        """End the additions: the integer totals of the global batch."""
+    def reduce(self, world: World) -> Totals:
+        """End the additions: the integer totals of the global batch. The gradients' sums are on their way."""
         for i, total in enumerate(self._sums):
             if self._empty[i]:
                 total.zero_()
-        return Totals(*self._totals.clone().unbind())
+        totals = self._totals.clone()
+        arrived = world.add_up(totals)
+        self._arrivals = [world.add_up(bucket) for bucket in self._buckets(self._flat)]
+        arrived()
+        return Totals(*totals.unbind())
 
     def finish(self, totals: Totals, lanes: Lanes) -> None:
         """Write the gradient of the mean loss to each parameter's `grad`, piece by piece on all lanes."""
@@ -110,8 +117,16 @@ class Accumulator:
             total, gradient = pieces
             gradient.copy_(total.double().div_(self.scale).div_(valid))
 
-        pairs = zip(self._sums, self.gradients, strict=True)
-        lanes.run(write, (pair for s, g in pairs for pair in zip(self._pieces(s), self._pieces(g), strict=True)))
+        def arriving() -> Iterator[tuple[Tensor, Tensor]]:
+            buckets = zip(self._arrivals, self._buckets(self._flat), self._buckets(self._gradient), strict=True)
+            for arrived, total, gradient in buckets:
+                arrived()
+                yield from zip(self._pieces(total), self._pieces(gradient), strict=True)
+
+        lanes.run(write, arriving())
+
+    def _buckets(self, flat: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(flat, _BUCKET // self._flat.element_size())
 
     def _pieces(self, flat: Tensor) -> tuple[Tensor, ...]:
         """What is worked on at a time: pieces that stay in a core's cache, all of it on a GPU."""

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 def open_set(url):
     store = Store(str(url))
-    return Dataset(store, Manifest.load(store), memory=1 << 26, retries=0)
+    return Dataset(store, Manifest.load(store), memory=1 << 26, patience=0)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_operation_settings_change_no_bit(photos, narrow, change):
     settings = {"global_batch": 12, "virtual_workers": 3, "augment": {"crop": 64}}
     plain = training(narrow(**settings), dataset)
     store = Store(str(photos))
-    other = Dataset(store, Manifest.load(store), memory=change.get("memory", 1 << 20), retries=0)
+    other = Dataset(store, Manifest.load(store), memory=change.get("memory", 1 << 20), patience=0)
     changed = training(narrow(**settings, data=change), other)
     for a, b in zip(plain, changed, strict=True):
         assert torch.equal(a.images, b.images)
@@ -123,7 +123,7 @@ def test_any_step_can_be_the_first(digits, narrow):
 
 def test_evaluation_delivers_each_once(digits, narrow):
     dataset, config = open_set(digits / "val"), narrow(evaluate={"batch": 50})
-    found = batches(config, dataset, evaluation_requests(config, dataset), 50)
+    found = batches(config, dataset, evaluation_requests(config, dataset, 0, 1), 50)
     assert len(found) == 8
     ids = np.concatenate([b.ids[b.weights.numpy() > 0] for b in found])
     assert np.array_equal(ids, np.arange(359))
@@ -161,7 +161,7 @@ def test_loaders_leave_no_threads(digits, narrow):
     dataset, config = open_set(digits / "val"), narrow()
     counts = []
     for _ in range(6):
-        batches(config, dataset, evaluation_requests(config, dataset), 128)
+        batches(config, dataset, evaluation_requests(config, dataset, 0, 1), 128)
         counts.append(len(list(Path("/proc/self/task").iterdir())))
     assert counts[-1] <= counts[0] + 1, counts
 

@@ -32,7 +32,7 @@ def test_a_folder_becomes_shards(folder, tmp_path):
     store = Store(str(tmp_path / "dst"))
     manifest = Manifest.load(store)
     assert (manifest.classes, manifest.rows, manifest.height, manifest.width) == (("cat", "dog"), 24, 24, 24)
-    found = Dataset(store, manifest, memory=1 << 20, retries=0).rows(np.arange(24))
+    found = Dataset(store, manifest, memory=1 << 20, patience=0).rows(np.arange(24))
     pixels = [np.asarray(Image.open(io.BytesIO(bytes(row.data)))) for row in found]
     assert {p.shape for p in pixels} == {(24, 24, 3)}
     for row, p in zip(found, pixels, strict=True):

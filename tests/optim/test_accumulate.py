@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from distrain.config import Model
+from distrain.lanes import Lanes
 from distrain.losses import correct, cross_entropy
 from distrain.model import build, randomness
 from distrain.optim.accumulate import Accumulator
-from distrain.world import Lanes
+from distrain.world import World
 
 CPU = torch.device("cpu")
 
@@ -41,7 +42,7 @@ def accumulate(model, images, labels, weights, v, lanes, order=None, bits=48):
         gradients = torch.autograd.grad(loss * accumulator.scale, parameters)
         hits = [correct(logits, labels[part], weights[part], k) for k in (1, 5)]
         accumulator.add(gradients, loss.detach(), weights[part].sum(), *hits)
-    totals = accumulator.reduce()
+    totals = accumulator.reduce(World(CPU))
     accumulator.finish(totals, lanes)
     return totals, [p.grad.clone() for p in parameters], accumulator
 
@@ -118,7 +119,7 @@ def filled(value, v=4, bits=48):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 2.0**61, -(2.0**62)])
 def test_a_violation_adds_zeros_and_is_counted(value, lanes):
     p, accumulator = filled(value)
-    totals = accumulator.reduce()
+    totals = accumulator.reduce(World(CPU))
     accumulator.finish(totals, lanes)
     assert int(totals.violations) == 1
     assert torch.equal(p.grad, torch.full((5,), 3 / 8))
@@ -135,7 +136,7 @@ def test_no_sum_can_wrap(lanes):
             accumulator.add(
                 [torch.tensor([sign * largest])], torch.tensor(0.0), torch.tensor(2.0), torch.tensor(0), torch.tensor(0)
             )
-        totals = accumulator.reduce()
+        totals = accumulator.reduce(World(CPU))
         accumulator.finish(totals, lanes)
         assert int(totals.violations) == 0
         assert float(p.grad[0]) == pytest.approx(sign * 4 * largest / accumulator.scale / 8)
@@ -147,14 +148,14 @@ def test_a_loss_that_is_not_finite_is_a_violation():
     accumulator.begin()
     zero = torch.tensor(0)
     accumulator.add([torch.zeros(2)], torch.tensor(float("nan")), torch.tensor(2.0), zero, zero)
-    assert int(accumulator.reduce().violations) == 1
+    assert int(accumulator.reduce(World(CPU)).violations) == 1
 
 
 def test_begin_forgets_the_step_before(lanes):
     p, accumulator = filled(1.0)
-    accumulator.finish(accumulator.reduce(), lanes)
+    accumulator.finish(accumulator.reduce(World(CPU)), lanes)
     accumulator.begin()
-    totals = accumulator.reduce()
+    totals = accumulator.reduce(World(CPU))
     accumulator.finish(totals, lanes)
     assert int(totals.valid) == 0
     assert not p.grad.any()

@@ -1,0 +1,79 @@
+"""Checks that ranks are of one kind, by doing: what they compute is hashed and compared, before the first step."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distrain.checkpoint import digest
+from distrain.config import Config
+from distrain.data.augment import draw
+from distrain.data.loader import Loader, MicroBatch, Request
+from distrain.data.order import Cursor
+from distrain.data.shards import Dataset
+from distrain.errors import UserError
+from distrain.lanes import Lanes
+from distrain.step import forward, score
+from distrain.world import World
+
+
+def fingerprint(config: Config, world: World, dataset: Dataset, model: nn.Module, scale: float, lanes: Lanes) -> str:
+    """SHA-256 of what this rank makes of fixed inputs: a decoded batch, two micro-batches' gradients, an evaluation.
+
+    Shapes, types, memory format and threads are those of training. `model` has its first weights.
+    """
+    batch = _first_samples(config, world, dataset)
+    found: dict[str, Tensor] = {"images": batch.images}
+    parameters = list(model.parameters())
+
+    def observe(micro_batch: MicroBatch) -> None:
+        _, loss = forward(config, model, 0, micro_batch)
+        for i, gradient in enumerate(torch.autograd.grad(loss * scale, parameters)):
+            found[f"gradient {micro_batch.virtual_worker} {i}"] = gradient
+
+    lanes.run(observe, [batch, replace(batch, virtual_worker=1)])
+    model.eval()
+    repeats = -(-config.evaluate.batch // len(batch.images))
+    chunk = batch.images.repeat(repeats, 1, 1, 1)[: config.evaluate.batch]
+    lanes.run(lambda images: found.update(evaluation=score(config, model, images)), [chunk])
+    model.train()
+    return digest(found)
+
+
+def _first_samples(config: Config, world: World, dataset: Dataset) -> MicroBatch:
+    """A training micro-batch of the lowest sample ids, which lie side by side."""
+    ids = np.arange(config.micro_batch)
+    manifest, augment = dataset.manifest, config.augment
+    draws = draw(
+        config.seed,
+        0,
+        ids,
+        size=(manifest.height, manifest.width),
+        crop=augment.crop,
+        mirror=augment.mirror,
+        colour=augment.colour * manifest.statistics.principal_axes(),
+    )
+    request = Request(Cursor(0, 0), 0, ids, 0, draws)
+    with Loader(
+        config, dataset, manifest.statistics, [request], batch=config.micro_batch, device=world.device
+    ) as batches:
+        return next(batches)
+
+
+def agree(world: World, facts: dict[str, Any]) -> None:
+    """Compare what each rank found before the first step.
+
+    Raises:
+        UserError: naming the first rank that differs from rank 0, and every difference.
+    """
+    every = world.gather(facts)
+    for rank, found in enumerate(every):
+        differs = [f"\n  - {key}: {every[0][key]!r} on rank 0, {found[key]!r} on rank {rank}" for key in facts]
+        differs = [text for text, key in zip(differs, facts, strict=True) if every[0][key] != found[key]]
+        if differs:
+            raise UserError(
+                f"rank {rank} of {world.ranks} does not fit to rank 0, so the weights would depend on the cluster; "
+                f"use hosts with the same files, versions and kind of processor or GPU:{''.join(differs)}"
+            )

@@ -1,0 +1,202 @@
+"""Who may write to a run directory: one attempt at a time, by number, on any file system or bucket.
+
+`attempts/003.json` belongs to attempt 3: it is created once, by whoever comes first, and renewed by its owner alone. A
+higher number supersedes all lower ones, so a worker that was cut off and comes back late finds that it must stop.
+"""
+
+import getpass
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from distrain.data.store import Store
+from distrain.errors import AttemptError, UserError
+
+FOLDER = "attempts"
+RENEWED_EVERY = 10.0
+"""Seconds between two renewals of the owner's counter."""
+STILL_FOR = 30.0
+"""Seconds for which the counter of a lost owner stands still, by a newcomer's clock."""
+_NAME = re.compile(r"(\d+)\.json")
+_NOT_FILLED = {"session": "", "who": "somebody", "process": "", "from_step": None, "counter": -1, "ended": False}
+
+
+class Lease:
+    """One attempt's right to the run directory. Close it, or use it in a `with`."""
+
+    def __init__(self, store: Store, number: int, record: dict[str, Any]) -> None:
+        self.number = number
+        self._store, self._record = store, record
+        self._lock, self._closing = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="distrain-lease", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=kind is not None)
+
+    def started_from(self, step: int) -> None:
+        """Note where this attempt goes on from: what older attempts save beyond it later does not count."""
+        self._write(from_step=step)
+
+    def check(self) -> None:
+        """Ask before anything is written that is not this attempt's own.
+
+        Raises:
+            AttemptError: a newer attempt has taken over.
+        """
+        newest = max(_numbers(self._store), default=0)
+        if newest > self.number:
+            raise AttemptError(
+                f"attempt {self.number} was cut off, and attempt {newest} has taken over {self._store.name}: "
+                "nothing more is written by this one"
+            )
+
+    def close(self, *, failed: bool = False) -> None:
+        """Give the run directory back, so that the next attempt need not wait."""
+        self._closing.set()
+        self._thread.join()
+        try:
+            self._write(ended=True, failed=failed)
+        except OSError:
+            return  # the next owner waits until the counter has stood still
+
+    def _write(self, **changes: Any) -> None:
+        with self._lock:
+            self._record |= changes
+            self._store.write(_file(self.number), json.dumps(self._record).encode())
+
+    def _renew(self) -> None:
+        while not self._closing.wait(RENEWED_EVERY):
+            try:
+                self._write(counter=self._record["counter"] + 1)
+            except OSError:
+                continue  # full or away: tried again; whoever takes over meanwhile is found out by `check`
+
+
+def claim(store: Store, session: str, tell: Callable[[str], None]) -> Lease:
+    """Take the run directory over for a new attempt.
+
+    Args:
+        store: the run directory.
+        session: names the launch; an attempt of the same launch is superseded at once.
+        tell: is told why it takes a while.
+
+    Raises:
+        UserError: another launch is at work there.
+        OSError: the directory cannot be written to.
+    """
+    while True:
+        records = attempts(store)
+        number = max(records, default=0)
+        if number and not records[number]["ended"] and records[number]["session"] != session:
+            _await_end(store, number, records[number], tell)
+        record = {"session": session, **_self(), "from_step": None, "counter": 0, "ended": False}
+        try:
+            store.create(_file(number + 1), json.dumps(record).encode())
+        except FileExistsError:  # somebody else was faster: look who it is
+            continue
+        return Lease(store, number + 1, record)
+
+
+def attempts(store: Store) -> dict[int, dict[str, Any]]:
+    """The record of each attempt, by number. Raises OSError."""
+    records = {}
+    for number in _numbers(store):
+        try:
+            records[number] = json.loads(store.read(_file(number)))
+        except ValueError:  # created, not yet filled
+            records[number] = {
+                "session": "",
+                "process": "",
+                "who": "somebody",
+                "from_step": None,
+                "counter": -1,
+                "ended": False,
+            }
+    return records
+
+
+def superseded(records: Mapping[int, Mapping[str, Any]], attempt: int, step: int) -> bool:
+    """Whether what an attempt saved at a step was given up: a later one went on from a step before it."""
+    starts = (records[number]["from_step"] for number in records if number > attempt)
+    return any(start is not None and start < step for start in starts)
+
+
+def failures(records: Mapping[int, Mapping[str, Any]], session: str, step: int) -> int:
+    """How many attempts of this launch, the newest in a row, started from `step` and failed without a checkpoint."""
+    count = 0
+    for number in sorted(records, reverse=True):
+        record = records[number]
+        failed = record.get("failed", not record["ended"])
+        if record["session"] != session or record["from_step"] != step or not failed:
+            break
+        count += 1
+    return count
+
+
+def _await_end(store: Store, number: int, record: Mapping[str, Any], tell: Callable[[str], None]) -> None:
+    """Return once an attempt's owner is known to be gone."""
+    if _dead_here(str(record["process"])):
+        return
+    tell(f"attempt {number} ({record['who']}) did not end: waiting {STILL_FOR:.0f} s to see whether it is at work")
+    end = time.monotonic() + STILL_FOR
+    while time.monotonic() < end:
+        time.sleep(0.5)
+        now = attempts(store)
+        if now[max(now)]["ended"]:
+            return
+        if max(now) != number or now[number]["counter"] != record["counter"]:
+            raise UserError(
+                f"{store.name} is in use by {now[max(now)]['who']} (attempt {max(now)}): "
+                "stop that run first, or choose another run directory, run=..."
+            )
+
+
+def _self() -> dict[str, str]:
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    return {
+        "who": f"{_user()} on {socket.gethostname()}, process {os.getpid()}, since {now}",
+        "process": _process(os.getpid()) or "",
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"user {os.getuid()}"
+
+
+def _process(pid: int) -> str | None:
+    """What tells a process from all others in the world: boot, PID namespace, number and start; None if not there."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        started = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        return f"{boot} {os.readlink('/proc/self/ns/pid')} {pid} {started}"
+    except OSError:
+        return None
+
+
+def _dead_here(process: str) -> bool:
+    """Whether a process is known to be dead: it ran on this machine, in this PID namespace."""
+    own, parts = _process(os.getpid()), process.split()
+    if own is None or len(parts) != 4 or own.split()[:2] != parts[:2]:
+        return False
+    return _process(int(parts[2])) != process
+
+
+def _file(number: int) -> str:
+    return f"{FOLDER}/{number:03d}.json"
+
+
+def _numbers(store: Store) -> list[int]:
+    return sorted(int(match[1]) for name in store.list(FOLDER) if (match := _NAME.fullmatch(name)))

@@ -1,0 +1,76 @@
+"""What a run leaves behind, written by the lead alone: config, checkpoints, metrics, bad samples, evidence."""
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor
+
+from distrain.checkpoint import Checkpoints
+from distrain.config import Config, to_yaml
+from distrain.data.shards import Dataset
+from distrain.data.store import Store
+from distrain.errors import UserError
+from distrain.lease import Lease
+from distrain.monitor.sinks import Console, MetricsFile
+
+BAD_SAMPLES = "bad_samples.jsonl"
+
+
+class Record:
+    """The run directory of one attempt."""
+
+    def __init__(self, config: Config, store: Store, lease: Lease, console: Console, stack: ExitStack) -> None:
+        """Save the resolved config, which proves that the directory can be written to.
+
+        Raises:
+            UserError: it cannot.
+        """
+        self.store, self.lease, self._console = store, lease, console
+        try:
+            store.write("config.yaml", to_yaml(config).encode())
+        except OSError as error:
+            raise UserError(
+                f"the run directory {store.name} cannot be written to ({error}): choose another, run=..."
+            ) from None
+        self._metrics = MetricsFile(store, lease.number)
+        stack.callback(self._metrics.close)
+        self.checkpoints = Checkpoints(
+            store, lease, keep=config.checkpoint.keep, patience=config.checkpoint.patience, tell=console.event
+        )
+
+    def tell(self, record: Mapping[str, Any]) -> None:
+        """Write a metrics record to the file and the console."""
+        self._metrics.write(record)
+        self._console.record(record)
+
+    def save(
+        self, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Any, *, best: bool
+    ) -> str:
+        """Hand a checkpoint to the background; its name. Raises AttemptError if the one before failed."""
+        name = self.checkpoints.save(step, model, optimizer, state, best=best)
+        self._metrics.upload()
+        return name
+
+    def bad_samples(self, dataset: Dataset, bad: Mapping[int, str], new: list[int]) -> None:
+        """Name new bad samples, and write the list of all: a report, which nothing reads back."""
+        self.lease.check()
+        entries = ({"id": k, "where": dataset.describe(k), "reason": v} for k, v in sorted(bad.items()))
+        self.store.write(BAD_SAMPLES, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+        for k in new:
+            self._console.event(f"bad sample {k} ({dataset.describe(k)}) counts for nothing: {bad[k]}")
+
+    def evidence(self, step: int, found: Any) -> str:
+        """Write down what a step that failed looked like; the file's name for a person."""
+        name = f"not-finite-step-{step:08d}.json"
+        self.store.write(name, json.dumps(_plain(found), indent=1).encode())
+        return f"{self.store.name}/{name}"
+
+
+def _plain(value: Any) -> Any:
+    """The same tree with the numbers that JSON lacks (NaN, infinity) as text."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

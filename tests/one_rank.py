@@ -1,0 +1,81 @@
+"""One rank as a process of its own, without Ray: `one_rank.py CONFIG RANK RANKS MEETING_POINT [option=value...]`.
+
+Prints what the console gets as lines, and at the end one JSON line: the summary, or how it failed.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from distrain.config import load
+from distrain.errors import AttemptError, RunError, UserError
+from distrain.monitor.health import group_timeout
+from distrain.monitor.sinks import PlainLines
+from distrain.train import train
+from distrain.world import joined
+
+
+def meet_at(path: Path):
+    """The lead's address goes through a file."""
+
+    def meet(address: str) -> str:
+        if address:
+            partial = path.with_suffix(".partial")
+            partial.write_text(address)
+            partial.rename(path)
+        while not path.exists():
+            time.sleep(0.01)
+        return path.read_text()
+
+    return meet
+
+
+def main() -> None:
+    path, rank, ranks, meeting_point, *overrides = sys.argv[1:]
+    config = load(path, overrides)
+    console = PlainLines(sys.stdout)
+    try:
+        with joined(
+            torch.device("cpu"),
+            int(rank),
+            int(ranks),
+            meet_at(Path(meeting_point)),
+            timeout=group_timeout(config.cluster.stall),
+            cores=1,
+            session=os.environ.get("SESSION", "test"),
+            saved=lambda step, name: console.event(f"saved {step} {name}"),
+        ) as world:
+            signal.signal(signal.SIGUSR1, lambda *_: world.stop.set())
+            if "HANG_AT" in os.environ:  # a read that never comes back, on this rank
+                hang(int(os.environ["HANG_AT"]))
+            console.event("joined")
+            out = {"status": "ok", **dataclasses.asdict(train(config, world, console))}
+    except (UserError, AttemptError, RunError) as error:
+        out = {"status": type(error).__name__, "text": str(error)}
+    console.event(json.dumps(out))
+
+
+def hang(calls: int) -> None:
+    from distrain.data.shards import Dataset
+
+    real, lock, count = Dataset.rows, threading.Lock(), [0]
+
+    def rows(self, ids):
+        with lock:
+            count[0] += 1
+        if count[0] > calls:
+            time.sleep(3600)
+        return real(self, ids)
+
+    Dataset.rows = rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Several ranks as processes with gloo between them, without Ray: the weights are those of one process."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from distrain.checkpoint import load_newest
+from distrain.config import to_yaml
+from distrain.data.store import Store
+from distrain.train import train
+from distrain.world import World
+
+
+class Ranks:
+    """The processes of one world."""
+
+    def __init__(self, tmp_path: Path, environment: dict[str, str]) -> None:
+        self._tmp, self._environment, self._started, self._number = tmp_path, environment, [], 0
+
+    def start(self, config, ranks: int, *, environment=None, own=None, **settings) -> list[subprocess.Popen[str]]:
+        """`environment` and `own`: extra variables and settings by rank; `settings` are everyone's."""
+        self._number += 1
+        path = self._tmp / f"ranks-{self._number}.yaml"
+        path.write_text(to_yaml(config))
+        overrides = [f"{k}={v}" for k, v in settings.items()]
+        script = str(Path(__file__).parent / "one_rank.py")
+        processes = []
+        for rank in range(ranks):
+            variables = {**self._environment, **(environment or {}).get(rank, {})}
+            arguments = [str(path), str(rank), str(ranks), str(path.with_suffix(".address")), *overrides]
+            arguments += (own or {}).get(rank, [])
+            out = subprocess.PIPE
+            processes.append(
+                subprocess.Popen([sys.executable, script, *arguments], text=True, stdout=out, stderr=out, env=variables)
+            )
+        self._started += processes
+        return processes
+
+    def results(self, processes) -> list[dict]:
+        """What each rank ended with, its console lines under `told`; an exit code where it printed nothing."""
+        found = []
+        for process in processes:
+            out, err = process.communicate(timeout=180)
+            lines = out.splitlines()
+            try:
+                found.append({**json.loads(lines[-1]), "told": lines[:-1]})
+            except (ValueError, IndexError):
+                found.append({"status": process.returncode, "told": lines, "stderr": err})
+        return found
+
+    def stop(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def ranks(tmp_path, plain_environment):
+    found = Ranks(tmp_path, plain_environment)
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def config(narrow, digits):
+    return narrow(
+        epochs=2,
+        global_batch=60,
+        virtual_workers=5,
+        data={"val": str(digits / "val")},
+        evaluate={"every": 23, "batch": 50},
+        checkpoint={"every": 10},
+    )
+
+
+def alone(config, console, tmp_path):
+    changed = config.model_copy(update={"run": str(tmp_path / "alone")})
+    return train(changed, World(torch.device("cpu")), console)
+
+
+def test_any_number_of_ranks_gives_the_same_weights_and_scores(config, ranks, console, tmp_path):
+    wanted = alone(config, console, tmp_path)
+    for n in (2, 3):
+        found = ranks.results(ranks.start(config, n, run=tmp_path / f"run-{n}"))
+        assert [r["weights"] for r in found] == [wanted.weights] * n, found
+        assert [(r["eval"]["top1_count"], r["eval"]["loss"]) for r in found] == [
+            (wanted.eval["top1_count"], wanted.eval["loss"])
+        ] * n
+        assert found[0]["train"]["loss"] == wanted.train["loss"]
+        assert [line for line in found[1]["told"] if line != "joined"] == [
+            f"saved {s} None" for s in (10, 20, 23, 30, 40, 46)
+        ], "followers tell nothing else"
+        assert "saved 46 step-00000046-attempt-001" in found[0]["told"]
+
+
+def test_a_resume_on_another_number_of_ranks(config, ranks, console, tmp_path):
+    """Two ranks, one of which is told to stop; then three; then one."""
+    wanted = alone(config, console, tmp_path).weights
+    for n in (2, 3):
+        before = max([0, *(int(p.name.split("-")[1]) for p in (tmp_path / "run/checkpoints").glob("step-*"))])
+        processes = ranks.start(config, n, **{"log.every": 1})
+        await_step(tmp_path / "run", before + 4)
+        processes[1].send_signal(signal.SIGUSR1)
+        found = ranks.results(processes)
+        assert {r["status"] for r in found} == {"stopped"}, found
+        assert len({(r["step"], r["weights"]) for r in found}) == 1, "all ranks stop after the same step"
+        assert before < found[0]["step"] < 46
+    assert train(config, World(torch.device("cpu")), console, must_resume=True).weights == wanted
+
+
+def test_fast_is_equal_within_rounding(config, ranks, console, tmp_path):
+    fast = config.model_copy(update={"reduction": config.reduction.model_copy(update={"mode": "fast"}), "epochs": 1})
+    alone(fast, console, tmp_path)
+    found = ranks.results(ranks.start(fast, 2))
+    assert len({r["weights"] for r in found}) == 1, "the ranks agree with each other to the bit"
+    one, two = (load_newest(Store(str(tmp_path / name)))[0].model for name in ("alone", "run"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
+
+
+def test_bad_samples_of_all_ranks_are_merged_and_counted(config, ranks, console, tmp_path, damaged_set):
+    damaged_set(tmp_path / "damaged", bad={5, 77, 201, 310}, classes=10, rows=400)
+    data = config.data.model_copy(update={"train": str(tmp_path / "damaged"), "val": None})
+    config = config.model_copy(update={"data": data, "epochs": 5})
+    wanted = alone(config, console, tmp_path).weights
+    found = ranks.results(ranks.start(config, 3))
+    assert [r["weights"] for r in found] == [wanted] * 3, found
+    listed = [json.loads(text)["id"] for text in (tmp_path / "run/bad_samples.jsonl").read_text().splitlines()]
+    assert listed == [5, 77, 201, 310]
+    found = ranks.results(ranks.start(config, 2, run=tmp_path / "strict", **{"data.max_bad_samples": 3}))
+    assert [r["status"] for r in found] == ["RunError"] * 2
+    assert all("4 bad samples are more than data.max_bad_samples = 3" in r["text"] for r in found)
+
+
+def test_divergence_is_agreed_on(config, ranks, tmp_path):
+    schedule = config.schedule.model_copy(update={"lr": 1e9})
+    found = ranks.results(ranks.start(config.model_copy(update={"schedule": schedule}), 2))
+    assert [r["status"] for r in found] == ["RunError"] * 2, found
+    assert all("training diverged at step" in r["text"] for r in found)
+    evidence = json.loads(next((tmp_path / "run").glob("not-finite-step-*.json")).read_text())
+    assert sorted(evidence["virtual_workers"]) == ["0", "1", "2", "3", "4"]
+
+
+def test_a_dead_rank_takes_the_others_out_at_once(config, ranks, console, tmp_path):
+    wanted = alone(config, console, tmp_path).weights
+    processes = ranks.start(config, 3, **{"log.every": 1, "evaluate.every": 1000})
+    await_step(tmp_path / "run", 14)
+    processes[1].kill()
+    killed = time.monotonic()
+    first = ranks.results([processes[0]])[0]
+    assert first["status"] == "LostRankError", first
+    assert time.monotonic() - killed < 30, "not after the minutes that a collective may take"
+    assert ranks.results([processes[2]])[0]["status"] == "LostRankError"
+    found = ranks.results(ranks.start(config, 2))
+    assert [r["weights"] for r in found] == [wanted] * 2
+    assert any("resumed from step 10" in line for line in found[0]["told"])
+
+
+def test_a_hanging_rank_is_named_with_its_stack(config, ranks, tmp_path):
+    processes = ranks.start(config, 2, environment={1: {"HANG_AT": "20"}}, **{"cluster.stall": 8})
+    found = ranks.results(processes)
+    assert found[1]["status"] == 70, found
+    line = next(line for line in found[1]["told"] if "hangs" in line)
+    assert re.match(r"rank 1 hangs: no progress for 8 s in loading the data of step \d+; all stacks are in", line)
+    stacks = (tmp_path / "run/stuck-attempt-001-rank-1.txt").read_text()
+    assert "one_rank.py" in stacks
+    assert "in rows" in stacks
+    assert found[0]["status"] == "LostRankError", "it waited longer than the one that hangs"
+
+
+@pytest.mark.parametrize("what", ["config", "data", "hardware"])
+def test_a_rank_that_does_not_fit_is_named(config, ranks, tmp_path, damaged_set, what):
+    environment, own = {}, {}
+    if what == "hardware":  # another instruction set computes other bits
+        environment = {1: {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"}}
+        named = ["ONEDNN_MAX_CPU_ISA", "SSE41", "computed bits"]
+    elif what == "config":
+        own, named = {1: ["seed=1"]}, ["seed: 0 on rank 0, 1 on rank 1"]
+    else:
+        damaged_set(tmp_path / "other", bad=set(), classes=10, rows=100)
+        own, named = {1: [f"data.train={tmp_path}/other", "data.val=null"]}, ["data.fingerprint"]
+    found = ranks.results(ranks.start(config, 2, environment=environment, own=own))
+    assert [r["status"] for r in found] == ["UserError"] * 2, found
+    assert len({r["text"] for r in found}) == 1
+    assert "rank 1 of 2 does not fit to rank 0" in found[0]["text"]
+    for text in named:
+        assert text in found[0]["text"]
+
+
+def await_step(run: Path, step: int) -> None:
+    """Wait until a run has told of a step."""
+    end = time.monotonic() + 120
+    while True:
+        lines = [t for file in run.glob("metrics-*.jsonl") for t in file.read_text().splitlines() if t.endswith("}")]
+        if any(json.loads(text)["step"] >= step for text in lines):
+            return
+        assert time.monotonic() < end
+        time.sleep(0.01)
