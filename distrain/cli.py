@@ -59,26 +59,43 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Insist on a checkpoint; one is used anyway.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the config and what it comes to.")] = False,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N|MIN-MAX", help="Ranks, with Ray: on this machine unless --address.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="auto|HOST:PORT|ray://HOST:PORT", help="Ray cluster to train on.")
+    ] = None,
+    accept_other_hardware: Annotated[
+        bool, typer.Option("--accept-other-hardware", help="Resume where the hardware computes other bits.")
+    ] = False,
 ) -> None:
-    """Train on this machine: on its GPU, or on its CPU cores.
+    """Train on this machine, on its GPU or CPU cores, or on the workers of a Ray cluster.
 
     The run directory is runs/<recipe>, or run=...; a run that was stopped goes on from its newest checkpoint.
     """
     from distrain.config import load, to_yaml
 
-    settings = load(config, overrides or [])
+    settings = load(config, [*(overrides or []), *_workers(workers)])
+    ray = workers is not None or address is not None
     if dry_run:
         from distrain.plan import plan
 
         typer.echo(to_yaml(settings))
-        for name, value in plan(settings, ranks=1).items():
+        for name, value in plan(settings, ranks=settings.cluster.workers[1] if ray else 1).items():
             typer.echo(f"{name + ':':<24} {value}")
         return
-    from distrain.launch.local import run
-
     console = _console()
-    summary, signal_number = run(settings, console, must_resume=resume)
-    _tell(console, summary, str(config), overrides or [])
+    options = {"must_resume": resume, "other_hardware": accept_other_hardware}
+    if ray:
+        from distrain.launch import ray_train
+
+        summary, signal_number = ray_train.run(settings, console, address=address, **options)
+    else:
+        from distrain.launch import local
+
+        summary, signal_number = local.run(settings, console, **options)
+    flags = [f"--workers={workers}"] * (workers is not None) + [f"--address={address}"] * (address is not None)
+    _tell(console, summary, [str(config), *(overrides or []), *flags])
     if signal_number is not None:
         raise SystemExit(128 + signal_number)
 
@@ -121,7 +138,14 @@ def _console() -> "Console":
     return PlainLines(sys.stdout)
 
 
-def _tell(console: "Console", summary: "Summary", config: str, overrides: list[str]) -> None:
+def _workers(text: str | None) -> list[str]:
+    """The override that --workers stands for."""
+    if text is None:
+        return []
+    return [f"cluster.workers=[{', '.join(text.split('-'))}]" if "-" in text else f"cluster.workers={text}"]
+
+
+def _tell(console: "Console", summary: "Summary", arguments: list[str]) -> None:
     """The closing lines."""
     if summary.status == "already finished":
         console.event(
@@ -129,7 +153,7 @@ def _tell(console: "Console", summary: "Summary", config: str, overrides: list[s
             "To start afresh, name another run directory: run=..."
         )
     elif summary.status == "stopped":
-        command = shlex.join(["distrain", "train", config, *overrides])
+        command = shlex.join(["distrain", "train", *arguments])
         console.event(f"stopped and saved after step {summary.step} of {summary.steps}; to go on: {command}")
     else:
         minutes, seconds = divmod(round(summary.seconds), 60)

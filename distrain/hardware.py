@@ -68,10 +68,13 @@ def agree(world: World, facts: dict[str, Any]) -> None:
     Raises:
         UserError: naming the first rank that differs from rank 0, and every difference.
     """
-    every = world.gather(facts)
-    for rank, found in enumerate(every):
-        differs = [f"\n  - {key}: {every[0][key]!r} on rank 0, {found[key]!r} on rank {rank}" for key in facts]
-        differs = [text for text, key in zip(differs, facts, strict=True) if every[0][key] != found[key]]
+    first, *others = world.gather(facts)
+    for rank, found in enumerate(others, 1):
+        differs = [
+            f"\n  - {key}: {first.get(key)!r} on rank 0, {found.get(key)!r} on rank {rank}"
+            for key in sorted(first.keys() | found.keys())
+            if first.get(key) != found.get(key)
+        ]
         if differs:
             raise UserError(
                 f"rank {rank} of {world.ranks} does not fit to rank 0, so the weights would depend on the cluster; "

@@ -31,20 +31,20 @@ ROWS = [
     ],
     ["data.dali", "data.decode", "data.loader", "data.pack", "lease", "checkpoint"],
     ["step", "evaluate", "hardware", "record", "job", "plan", "train"],
-    ["launch.local", "launch.ray_train"],
+    ["launch.signals", "launch.local", "launch.room", "launch.ray_rank", "launch.ray_train"],
     ["cli", "__main__"],
 ]
 THIRD_PARTIES = {
     "pydantic": ["config"],
     "yaml": ["config"],
     "fsspec": ["data.store"],
-    "pyarrow": ["data.shards"],
+    "pyarrow": ["data.shards", "launch.ray_train"],
     "crc32c": ["data.shards"],
     "nvidia": ["data.dali"],
     "PIL": ["data.decode"],
     "sklearn": ["data.pack"],
     "safetensors": ["checkpoint"],
-    "ray": ["launch.ray_train"],
+    "ray": ["launch.room", "launch.ray_rank", "launch.ray_train"],
     "typer": ["cli"],
     "rich": ["cli"],
 }

@@ -21,25 +21,25 @@ class Store:
             UserError: the URL's scheme is unknown, or its package is not installed.
         """
         try:
-            self._fs, root = fsspec.core.url_to_fs(url)
+            self.file_system, root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:
             raise UserError(f"cannot open {_without_secret(url)}: {error}") from None
         self._root = PurePosixPath(root)
         self.name = _without_secret(url)
         """The URL as it may be shown: without user and password."""
-        self.local = str(self._root) if isinstance(self._fs, LocalFileSystem) else None
+        self.local = str(self._root) if isinstance(self.file_system, LocalFileSystem) else None
         """The folder on this machine's disk, where it is on one."""
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """Bytes start to end of a file (all of it by default). Raises OSError."""
-        data: bytes = self._fs.cat_file(self._at(path), start=start, end=end)
+        data: bytes = self.file_system.cat_file(self.path(path), start=start, end=end)
         return data
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file so that readers see all of it or none. Raises OSError."""
-        target = self._at(path)
+        target = self.path(path)
         if self.local is None:  # an object appears whole, or not at all
-            self._fs.pipe_file(target, data)
+            self.file_system.pipe_file(target, data)
             return
         partial = f"{target}.{secrets.token_hex(4)}.partial"
         try:
@@ -58,31 +58,32 @@ class Store:
             OSError: it cannot be written.
         """
         if self.local is None:
-            self._fs.pipe_file(self._at(path), data, mode="create")
+            self.file_system.pipe_file(self.path(path), data, mode="create")
         else:
-            _write_new(self._at(path), data)
+            _write_new(self.path(path), data)
 
     def exists(self, path: str = "") -> bool:
         """Whether a file or folder is there."""
-        return bool(self._fs.exists(self._at(path)))
+        return bool(self.file_system.exists(self.path(path)))
 
     def is_folder(self, path: str) -> bool:
         """Whether there is a folder of that name."""
-        return bool(self._fs.isdir(self._at(path)))
+        return bool(self.file_system.isdir(self.path(path)))
 
     def list(self, path: str = "") -> list[str]:
         """Names in a folder, sorted; none where the folder is not there."""
         try:
-            entries = self._fs.ls(self._at(path), detail=False, refresh=True)
+            entries = self.file_system.ls(self.path(path), detail=False, refresh=True)
         except FileNotFoundError:
             return []
         return sorted(PurePosixPath(entry).name for entry in entries)
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that is in it."""
-        self._fs.rm(self._at(path), recursive=True)
+        self.file_system.rm(self.path(path), recursive=True)
 
-    def _at(self, path: str) -> str:
+    def path(self, path: str) -> str:
+        """The whole path of a file, as the file system knows it."""
         return str(self._root / path) if path else str(self._root)
 
 

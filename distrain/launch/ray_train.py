@@ -1,1 +1,352 @@
-"""Ray Train."""
+"""Cluster mode: Ray Train runs the training function on workers, and this watches over it.
+
+One `fit` of Ray's has a fixed number of workers and replaces processes that die. What changes the number (a node that
+is lost, added or drained) ends the fit, after a checkpoint where there is time for one, and the next fit goes on from
+there. This rests on Ray's public interface; two private calls sharpen the view of the cluster, and have fallbacks.
+"""
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow.fs
+import ray
+from ray.train import (
+    CheckpointConfig,
+    ControllerError,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from distrain.config import Config
+from distrain.data.store import Store
+from distrain.errors import RunError, UserError
+from distrain.launch.ray_rank import Mailbox, run_rank
+from distrain.launch.room import draining, room
+from distrain.launch.signals import stop_on_signals
+from distrain.monitor.sinks import Console
+from distrain.train import Summary
+
+# Ray's defaults are a poll every 2 s, 60 s for workers that cannot be placed, every print twice and a chdir.
+_TRAIN_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "6",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+# Read by the head: a node that vanishes is noticed after about 8 s, not after 65.
+HEAD_SETTINGS = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_initial_delay_ms": "2000",
+}
+_LOOK_EVERY = 1.0
+# Seconds for which more room must be there before a run grows into it.
+_SETTLED = 3.0
+
+
+def run(
+    config: Config, console: Console, *, address: str | None, must_resume: bool = False, other_hardware: bool = False
+) -> tuple[Summary, int | None]:
+    """Train on a Ray cluster, or on workers on this machine; the summary, and the signal that stopped it if one did.
+
+    Args:
+        config: the run.
+        console: what a person sees.
+        address: of the cluster (auto, host:port, ray://host:port); None: a Ray of its own, on this machine.
+        must_resume: it is a mistake if there is no checkpoint.
+        other_hardware: go on where the hardware computes other bits than before.
+
+    Raises:
+        UserError, RunError: as `train`; too many failures without a new checkpoint.
+    """
+    config = _with_absolute_paths(config)
+    with _connected(config, address, console):
+        driver = _Driver(config, console, {"must_resume": must_resume, "other_hardware": other_hardware})
+        with stop_on_signals(driver.stop.set) as received:
+            summary = driver.run()
+    return summary, received[0] if received and summary.status == "stopped" else None
+
+
+class _NoBackend(Backend):
+    """Ray forms no process group: a failure to form one would end the fit. The ranks do it themselves."""
+
+    share_cuda_visible_devices = True
+
+
+class _NoGroup(TorchConfig):
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _NoBackend
+
+
+class _Losses(UserCallback):
+    """Runs in Ray's controller: tells the driver why ranks ended."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        reasons = {rank: _reason(error) for rank, error in worker_exceptions.items()}
+        self._mailbox.put.remote("lost", reasons)
+
+
+class _Driver:
+    """One launch: as many fits as it takes."""
+
+    def __init__(self, config: Config, console: Console, options: Mapping[str, bool]) -> None:
+        self.stop = threading.Event()
+        self._config, self._console, self._options = config, console, dict(options)
+        self._session = os.urandom(8).hex()
+        # On the head, which outlives every worker's node.
+        where = {"node:__internal_head__": 0.001}
+        actor = ray.remote(num_cpus=0, resources=where, max_restarts=-1, max_task_retries=-1)(Mailbox)
+        self._mailbox: Any = actor.remote()
+        self._fits = 0
+        self._hosts: list[str] = []
+        self._step = self._start = 0
+        self._lost_at: float | None = None
+        self._causes: list[str] = []
+        self._unplaceable: int | None = None
+
+    def run(self) -> Summary:
+        """Fit again and again, until the run has ended."""
+        barren = 0  # fits in a row in which no group was formed
+        while True:
+            workers = self._await_room()
+            self._hosts = []
+            found, error, resizing = self._fit(workers)
+            if found is not None and "text" in found:
+                kind = UserError if found["status"] == "UserError" else RunError
+                raise kind(found["text"] + self._first_cause())
+            if found is not None and resizing and found["status"] == "stopped" and not self.stop.is_set():
+                continue
+            if found is not None:
+                return Summary(**found)
+            reason = _reason(error)
+            barren = 0 if self._hosts else barren + 1
+            if isinstance(error, ControllerError) and "Timeout" in type(error.controller_failure).__name__:
+                self._unplaceable = workers
+                self._lose(f"there is no room for {workers} workers any more")
+            else:
+                self._lose(f"Ray's controller: {reason}")
+            if barren >= self._config.cluster.max_failures:
+                raise RunError(f"Ray could not form a worker group {barren} times{self._first_cause()}")
+
+    def _fit(self, workers: int) -> tuple[dict[str, Any] | None, BaseException | None, bool]:
+        """One fit: what the lead returned or what it raised, and whether it was asked to end for a resize."""
+        self._fits += 1
+        result: dict[str, Any] = {}
+
+        def fit() -> None:
+            try:
+                result["found"] = self._trainer(workers).fit().return_value
+            except BaseException as error:
+                result["error"] = error
+
+        thread = threading.Thread(target=fit, name="distrain-fit", daemon=True)
+        thread.start()
+        asked, resizing, room_since, looked = False, False, None, time.monotonic()
+        while thread.is_alive():
+            self._deliver(0.2)
+            if self.stop.is_set() and not asked:
+                self._console.event("stopping: saving first (once more ends it at once)")
+                asked = True
+                self._mailbox.stop.remote(self._fits)
+            now = time.monotonic()
+            if asked or not self._hosts or self._lost_at is not None or now - looked < _LOOK_EVERY:
+                continue
+            looked = now
+            why, room_since = self._wish_to_resize(workers, room_since)
+            if why:
+                self._console.event(f"{why}: saving, then going on without losing a step")
+                asked = resizing = True
+                self._mailbox.stop.remote(self._fits)
+        thread.join()
+        self._deliver(0.0)
+        return result.get("found"), result.get("error"), resizing
+
+    def _trainer(self, workers: int) -> TorchTrainer:
+        cluster = self._config.cluster
+        resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.gpus_per_worker else {})}
+        order = {
+            "config": self._config.model_dump(mode="json"),
+            "mailbox": self._mailbox,
+            "fit": self._fits,
+            "session": self._session,
+            **self._options,
+        }
+        assert self._config.run is not None
+        path, file_system = _storage(self._config.run)
+        return TorchTrainer(
+            run_rank,
+            train_loop_config=order,
+            torch_config=_NoGroup(),
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=bool(cluster.gpus_per_worker), resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name=f"{self._session}-{self._fits}",
+                storage_path=path,
+                storage_filesystem=file_system,
+                failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+                callbacks=[_Losses(self._mailbox)],
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+
+    def _deliver(self, wait: float) -> None:
+        """Show what ranks and controller told."""
+        for kind, value in ray.get(self._mailbox.take.remote(wait)):
+            if kind == "event":
+                self._console.event(value)
+            elif kind == "formed":
+                self._formed(value)
+            elif kind == "lost":
+                self._lost(value)
+            elif kind == "start":
+                self._started(**value)
+            elif kind == "advance":
+                self._step = max(self._step, value)
+                self._console.advance(value)
+            elif kind == "record":
+                self._step = max(self._step, value["step"])
+                self._console.record(value)
+            else:
+                self._console.stop()
+
+    def _formed(self, hosts: list[str]) -> None:
+        self._hosts, self._unplaceable = hosts, None
+        where = ", ".join(f"{hosts.count(host)} on {host}" for host in sorted(set(hosts)))
+        self._console.event(f"worker group formed: {len(hosts)} worker{'s' * (len(hosts) > 1)} ({where})")
+
+    def _started(self, step: int, steps: int, steps_per_epoch: int) -> None:
+        if step > self._start:
+            self._causes.clear()
+        if self._lost_at is not None:
+            again = max(0, self._step - step)
+            self._console.event(
+                f"training again after {time.monotonic() - self._lost_at:.1f} s, from step {step}: "
+                f"{again or 'no'} step{'s' * (again != 1)} computed again"
+            )
+            self._lost_at = None
+        self._start = self._step = step
+        self._console.start(step=step, steps=steps, steps_per_epoch=steps_per_epoch)
+
+    def _lost(self, reasons: Mapping[int, str]) -> None:
+        """A rank that only noticed that another is gone is a symptom: it is named where there is no cause."""
+        causes = {rank: text for rank, text in reasons.items() if "LostRankError" not in text}
+        for rank, text in sorted((causes or reasons).items()):
+            host = f" on {self._hosts[rank]}" if rank < len(self._hosts) else ""
+            self._lose(f"lost rank {rank}{host}: {text}")
+
+    def _lose(self, cause: str) -> None:
+        self._console.stop()
+        self._console.event(cause)
+        self._causes.append(cause)
+        self._lost_at = self._lost_at or time.monotonic()
+
+    def _first_cause(self) -> str:
+        return f"; the first cause was: {self._causes[0]}" if self._causes else ""
+
+    def _await_room(self) -> int:
+        """The number of workers to start with, as soon as there is room for the least.
+
+        Raises:
+            RunError: told to stop meanwhile.
+        """
+        least, most = self._config.cluster.workers
+        if self._unplaceable is not None and self._unplaceable > least:
+            most = self._unplaceable - 1
+        began, told = time.monotonic(), False
+        while not self.stop.is_set():
+            found = min(most, room(self._config, held=[]))
+            waited = time.monotonic() - began
+            if found == most or (found >= least and waited > _SETTLED):
+                return found
+            if not told and waited > _SETTLED:
+                told = True
+                self._console.event(f"waiting for the cluster: it has room for {found} of at least {least} workers")
+            time.sleep(0.2)
+        raise RunError("stopped while it waited for room to train: run the same command to go on")
+
+    def _wish_to_resize(self, workers: int, room_since: float | None) -> tuple[str | None, float | None]:
+        """Why the number of workers should change, and since when there has been room for more."""
+        drained = {address for address in draining().values() if address in self._hosts}
+        if drained:
+            return f"{', '.join(sorted(drained))} is being drained", None
+        found = min(self._config.cluster.workers[1], room(self._config, held=self._hosts))
+        if found <= workers:
+            return None, None
+        since = room_since or time.monotonic()
+        if time.monotonic() - since < _SETTLED:
+            return None, since
+        return f"there is room for {found} workers, {found - workers} more", None
+
+
+@contextmanager
+def _connected(config: Config, address: str | None, console: Console) -> Iterator[None]:
+    """A connection to a cluster, or a Ray of our own, which is gone afterwards with all that it wrote."""
+    os.environ.update({k: v for k, v in _TRAIN_SETTINGS.items() if k not in os.environ})
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is not None:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+            raise UserError(f"no Ray cluster answers at {address} ({_reason(error)}): check the address") from None
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        console.event(f"connected to Ray at {address}: {len(nodes)} node{'s' * (len(nodes) > 1)}")
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    os.environ.update({k: v for k, v in HEAD_SETTINGS.items() if k not in os.environ})
+    # Set, it makes every process of Ray's compile torch again: 50 s instead of 15.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    workers, cluster = config.cluster.workers[1], config.cluster
+    folder = tempfile.mkdtemp(prefix="distrain-")
+    try:
+        ray.init(num_cpus=workers * cluster.cpus_per_worker, include_dashboard=False, _temp_dir=folder, **quiet)
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _storage(run: str) -> tuple[str, Any]:
+    """Where Ray keeps its pointers: beside our checkpoints."""
+    store = Store(run)
+    if store.local is not None:
+        return f"{store.local}/ray", None
+    return store.path("ray"), pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.file_system))
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """The same config for processes that start in other folders."""
+
+    def absolute(url: str | None) -> str | None:
+        return url if url is None or "://" in url else os.path.abspath(url)
+
+    data = config.data.model_copy(update={"train": absolute(config.data.train), "val": absolute(config.data.val)})
+    return config.model_copy(update={"run": absolute(config.run), "data": data})
+
+
+def _reason(error: BaseException | None) -> str:
+    """The last line of an error's text that says something: Ray's are tracebacks."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].removeprefix("distrain.errors.") if lines else type(error).__name__

@@ -1,0 +1,158 @@
+"""What runs on a Ray cluster beside the training function: a rank, and the mailbox between ranks and driver."""
+
+import asyncio
+import dataclasses
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.train.collective import broadcast_from_rank_zero
+
+from distrain.config import parse
+from distrain.data.store import Store
+from distrain.errors import AttemptError, RunError, UserError
+from distrain.monitor.health import group_timeout
+from distrain.train import train
+from distrain.world import World, joined
+
+_ADVANCE_EVERY = 0.5
+
+
+class Mailbox:
+    """An actor between the driver and the ranks: lines for the console one way, the wish to stop the other way."""
+
+    def __init__(self) -> None:
+        self._mail: list[tuple[str, Any]] = []
+        self._stopped_fit = 0
+        self._changed = asyncio.Condition()
+
+    async def put(self, kind: str, value: Any) -> None:
+        """Tell the driver."""
+        async with self._changed:
+            self._mail.append((kind, value))
+            self._changed.notify_all()
+
+    async def take(self, wait: float) -> list[tuple[str, Any]]:
+        """What was told since the last time, after at most `wait` seconds."""
+        async with self._changed:
+            if not self._mail:
+                try:
+                    await asyncio.wait_for(self._changed.wait_for(lambda: self._mail), wait)
+                except asyncio.TimeoutError:
+                    return []
+            mail, self._mail = self._mail, []
+            return mail
+
+    async def stop(self, fit: int) -> None:
+        """Ask the ranks of a fit to save and end."""
+        async with self._changed:
+            self._stopped_fit = fit
+            self._changed.notify_all()
+
+    async def stopped(self, fit: int) -> bool:
+        """Return when the ranks of a fit are asked to end; False after a while without."""
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(lambda: self._stopped_fit >= fit), 60.0)
+            except asyncio.TimeoutError:
+                return False
+            return True
+
+
+class RemoteConsole:
+    """The lead's console: what it is told goes to the driver, which shows it."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox, self._advanced = mailbox, 0.0
+
+    def event(self, text: str) -> None:
+        """A line on the driver's console."""
+        self._mailbox.put.remote("event", text)
+
+    def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
+        """Training starts."""
+        self._mailbox.put.remote("start", {"step": step, "steps": steps, "steps_per_epoch": steps_per_epoch})
+
+    def advance(self, step: int) -> None:
+        """So many steps are done; a message per step would be too many."""
+        now = time.monotonic()
+        if now - self._advanced > _ADVANCE_EVERY:
+            self._advanced = now
+            self._mailbox.put.remote("advance", step)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """A metrics record."""
+        self._mailbox.put.remote("record", dict(record))
+
+    def stop(self) -> None:
+        """Training is over."""
+        self._mailbox.put.remote("stop", None)
+
+
+def run_rank(order: dict[str, Any]) -> dict[str, Any]:
+    """One rank of one fit: train, and return the summary, or the error that no new attempt would mend.
+
+    Raises:
+        AttemptError: another attempt may go on. Ray replaces all ranks then.
+    """
+    config = parse(order["config"], "the config")
+    mailbox, context = order["mailbox"], ray.train.get_context()
+    console = RemoteConsole(mailbox)
+    try:
+        with joined(
+            ray.train.torch.get_device(),
+            context.get_world_rank(),
+            context.get_world_size(),
+            broadcast_from_rank_zero,
+            address=ray.util.get_node_ip_address(),
+            timeout=group_timeout(config.cluster.stall),
+            cores=config.cluster.cpus_per_worker,
+            session=order["session"],
+            saved=_pointer(str(config.run)),
+        ) as world:
+            hosts = world.gather(ray.util.get_node_ip_address())
+            if world.lead:
+                mailbox.put.remote("formed", hosts)
+                _obey(mailbox, order["fit"], world)
+            summary = train(
+                config, world, console, must_resume=order["must_resume"], other_hardware=order["other_hardware"]
+            )
+            return dataclasses.asdict(summary)
+    except AttemptError:
+        raise
+    except (UserError, RunError) as error:  # all ranks agree on it
+        return {"status": type(error).__name__, "text": str(error)}
+
+
+def _obey(mailbox: Any, fit: int, world: World) -> None:
+    """Set the world's stop when the driver wants the fit to end."""
+
+    def listen() -> None:
+        while not ray.get(mailbox.stopped.remote(fit)):
+            continue
+        world.stop.set()
+
+    threading.Thread(target=listen, name="distrain-stop", daemon=True).start()
+
+
+def _pointer(run: str) -> Callable[[int, str | None], None]:
+    """Tells Ray of checkpoints: a small file that names the real one, which is ours."""
+
+    def saved(step: int, name: str | None) -> None:
+        metrics = {"step": step}
+        if name is None:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
+            pointer = {"run": Store(run).name, "checkpoint": name, "step": step}
+            (Path(folder) / "pointer.json").write_text(json.dumps(pointer), encoding="utf-8")
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    return saved
