@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import secrets
 import socket
 import threading
@@ -125,7 +126,12 @@ def _losing_ranks() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # all of torch.distributed's errors are
-        raise LostRankError(f"another rank does not answer: {str(error).splitlines()[0]}") from error
+        raise LostRankError(f"another rank is gone or silent: {_without_place(str(error))}") from error
+
+
+def _without_place(text: str) -> str:
+    """The first sentence of an error of torch.distributed's, without the source line that it begins with."""
+    return re.sub(r"^\[[^]]*\] *", "", text.splitlines()[0]).split(". ")[0]
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from distrain.config import parse
 from distrain.data.store import Store
 from distrain.errors import AttemptError, RunError, UserError
+from distrain.launch.room import Node, look
 from distrain.monitor.health import group_timeout
 from distrain.train import train
 from distrain.world import World, joined
@@ -64,6 +65,10 @@ class Mailbox:
             except asyncio.TimeoutError:
                 return False
             return True
+
+    def look(self) -> list[Node]:
+        """The cluster as it is seen from its head."""
+        return look()
 
 
 class RemoteConsole:

@@ -30,9 +30,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from distrain.config import Config
 from distrain.data.store import Store
-from distrain.errors import RunError, UserError
+from distrain.errors import LostRankError, RunError, UserError
 from distrain.launch.ray_rank import Mailbox, run_rank
-from distrain.launch.room import draining, room
+from distrain.launch.room import Node, room
 from distrain.launch.signals import stop_on_signals
 from distrain.monitor.sinks import Console
 from distrain.train import Summary
@@ -100,8 +100,10 @@ class _Losses(UserCallback):
         self._mailbox = mailbox
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        reasons = {rank: _reason(error) for rank, error in worker_exceptions.items()}
-        self._mailbox.put.remote("lost", reasons)
+        # A rank that only noticed that another is gone is a symptom: it is named where there is no cause.
+        errors = {rank: getattr(error, "_base_exc", error) for rank, error in worker_exceptions.items()}
+        causes = {rank: error for rank, error in errors.items() if not isinstance(error, LostRankError)}
+        self._mailbox.put.remote("lost", {rank: _reason(error) for rank, error in (causes or errors).items()})
 
 
 class _Driver:
@@ -174,6 +176,7 @@ class _Driver:
             if why:
                 self._console.event(f"{why}: saving, then going on without losing a step")
                 asked = resizing = True
+                self._lost_at = now
                 self._mailbox.stop.remote(self._fits)
         thread.join()
         self._deliver(0.0)
@@ -241,16 +244,14 @@ class _Driver:
             again = max(0, self._step - step)
             self._console.event(
                 f"training again after {time.monotonic() - self._lost_at:.1f} s, from step {step}: "
-                f"{again or 'no'} step{'s' * (again != 1)} computed again"
+                f"{f'about {again} steps' if again else 'no step'} computed again"
             )
             self._lost_at = None
         self._start = self._step = step
         self._console.start(step=step, steps=steps, steps_per_epoch=steps_per_epoch)
 
     def _lost(self, reasons: Mapping[int, str]) -> None:
-        """A rank that only noticed that another is gone is a symptom: it is named where there is no cause."""
-        causes = {rank: text for rank, text in reasons.items() if "LostRankError" not in text}
-        for rank, text in sorted((causes or reasons).items()):
+        for rank, text in sorted(reasons.items()):
             host = f" on {self._hosts[rank]}" if rank < len(self._hosts) else ""
             self._lose(f"lost rank {rank}{host}: {text}")
 
@@ -263,6 +264,10 @@ class _Driver:
     def _first_cause(self) -> str:
         return f"; the first cause was: {self._causes[0]}" if self._causes else ""
 
+    def _look(self) -> list[Node]:
+        nodes: list[Node] = ray.get(self._mailbox.look.remote())
+        return nodes
+
     def _await_room(self) -> int:
         """The number of workers to start with, as soon as there is room for the least.
 
@@ -274,7 +279,7 @@ class _Driver:
             most = self._unplaceable - 1
         began, told = time.monotonic(), False
         while not self.stop.is_set():
-            found = min(most, room(self._config, held=[]))
+            found = min(most, room(self._config.cluster, self._look(), held=[]))
             waited = time.monotonic() - began
             if found == most or (found >= least and waited > _SETTLED):
                 return found
@@ -286,10 +291,11 @@ class _Driver:
 
     def _wish_to_resize(self, workers: int, room_since: float | None) -> tuple[str | None, float | None]:
         """Why the number of workers should change, and since when there has been room for more."""
-        drained = {address for address in draining().values() if address in self._hosts}
+        nodes = self._look()
+        drained = sorted(node.address for node in nodes if node.draining and node.address in self._hosts)
         if drained:
-            return f"{', '.join(sorted(drained))} is being drained", None
-        found = min(self._config.cluster.workers[1], room(self._config, held=self._hosts))
+            return f"{', '.join(drained)} is being drained", None
+        found = min(self._config.cluster.workers[1], room(self._config.cluster, nodes, held=self._hosts))
         if found <= workers:
             return None, None
         since = room_since or time.monotonic()
@@ -302,6 +308,8 @@ class _Driver:
 def _connected(config: Config, address: str | None, console: Console) -> Iterator[None]:
     """A connection to a cluster, or a Ray of our own, which is gone afterwards with all that it wrote."""
     os.environ.update({k: v for k, v in _TRAIN_SETTINGS.items() if k not in os.environ})
+    # A wall of text for each worker that dies, whatever log_to_driver says; where it has moved to, it shows again.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is not None:
         try:
@@ -347,6 +355,10 @@ def _with_absolute_paths(config: Config) -> Config:
 
 
 def _reason(error: BaseException | None) -> str:
-    """The last line of an error's text that says something: Ray's are tracebacks."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].removeprefix("distrain.errors.") if lines else type(error).__name__
+    """What a person needs to know of an error: ours are sentences, Ray's are tracebacks and walls of advice."""
+    cause = getattr(error, "_base_exc", error)  # Ray wraps what a rank raised
+    if isinstance(cause, RunError):
+        return str(cause)
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    sentence = lines[-1].split(". ")[0] if lines else ""
+    return sentence or type(cause).__name__

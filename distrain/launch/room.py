@@ -1,40 +1,47 @@
 """How many workers a Ray cluster has room for, and which of its nodes are about to go."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import ray
+from ray.exceptions import RaySystemError
 
-from distrain.config import Config
+from distrain.config import Cluster
+
+_PRIVATE_IS_GONE = (AttributeError, ImportError, RuntimeError, RaySystemError)
 
 
-def room(config: Config, held: list[str]) -> int:
-    """How many workers the cluster has room for, beside what other jobs hold; `held`: hosts of our own workers."""
-    cluster = config.cluster
-    need = {"CPU": float(cluster.cpus_per_worker), "GPU": float(cluster.gpus_per_worker)}
+@dataclass(frozen=True)
+class Node:
+    """A node that is alive."""
+
+    address: str
+    free: dict[str, float]
+    """Resources that nobody holds."""
+    draining: bool
+    """It will be taken away."""
+
+
+def look() -> list[Node]:
+    """The cluster's nodes. Two private calls of Ray's make the view sharper; without them it is coarser, not wrong."""
     alive = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]}
-    leaving = draining()
-    fits = 0
-    for node, free in _free_resources(alive).items():
-        if node in leaving or (node and node not in alive):
-            continue
-        ours = len(held) if not node else held.count(alive[node])
-        fits += min(int(free.get(k, 0.0) / n) + ours for k, n in need.items() if n)
-    return fits
-
-
-def _free_resources(alive: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """Free resources by node; all of the cluster's under an empty name where Ray does not tell them apart."""
     try:
-        found: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()
-        return found
-    except (AttributeError, RuntimeError, ImportError):  # private: may be gone in another version
-        return {"": ray.available_resources()}
-
-
-def draining() -> dict[str, str]:
-    """Address by id of the nodes that are to be taken away; none where Ray does not tell."""
+        draining = set(ray._private.state.state.get_draining_nodes())
+    except _PRIVATE_IS_GONE:  # a drained node is then noticed when it is gone
+        draining = set()
     try:
-        ids = ray._private.state.state.get_draining_nodes()
-    except (AttributeError, RuntimeError, ImportError):  # private: a drained node is then noticed when it is gone
-        return {}
-    return {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["NodeID"] in ids}
+        free = ray._private.state.available_resources_per_node()
+    except _PRIVATE_IS_GONE:  # all of the cluster's together: what is too much is found out by trying
+        first = next(iter(alive))
+        free = {first: ray.available_resources()}
+    return [Node(address, free.get(node, {}), node in draining) for node, address in alive.items()]
+
+
+def room(cluster: Cluster, nodes: Sequence[Node], held: Sequence[str]) -> int:
+    """How many workers fit beside what other jobs hold; `held`: hosts of our own workers."""
+    need = {"CPU": float(cluster.cpus_per_worker), "GPU": float(cluster.gpus_per_worker)}
+    return sum(
+        min(int(node.free.get(k, 0.0) / n) for k, n in need.items() if n) + held.count(node.address)
+        for node in nodes
+        if not node.draining
+    )

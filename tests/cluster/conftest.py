@@ -1,0 +1,183 @@
+"""A cluster of three hosts, mended before each test, and runs on it that can be watched."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from distrain.config import Config, to_yaml
+from distrain.launch.ray_train import HEAD_SETTINGS
+from distrain.monitor.sinks import Silent
+from distrain.train import train
+from distrain.world import World
+
+sys.path.insert(0, str(Path(__file__).parent))
+from hosts import HEAD, PYTHON, Hosts, wait_until
+
+TABLE: list[tuple[str, str]] = []
+NODES = ("n1", "n2", "n3")
+
+
+@pytest.fixture(scope="session")
+def plain() -> dict[str, str]:
+    """The environment of all that is started: compiled modules may be kept, Ray asks for no token."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {**environment, **HEAD_SETTINGS, "RAY_AUTH_MODE": "disabled"}
+
+
+@pytest.fixture(scope="session")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A small disk of its own for run directories, seen by all hosts: it can be full."""
+    folder = tmp_path_factory.mktemp("disk")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory, plain, disk) -> Iterator[Hosts]:
+    hosts = Hosts(tmp_path_factory.mktemp("hosts"), len(NODES), plain)
+    yield hosts
+    hosts.down()
+
+
+@pytest.fixture
+def hosts(cluster: Hosts) -> Iterator[Hosts]:
+    """All three nodes up, links whole."""
+    for host in NODES:
+        cluster.heal(host)
+        cluster.rate(host, None)
+        cluster.lose(host, 0)
+    cluster.up(*NODES)
+    return cluster
+
+
+@pytest.fixture
+def recipe(narrow, disk) -> Iterator[Config]:
+    """A run of some seconds, with a run directory on the small disk."""
+    run = disk / "run"
+    yield narrow(
+        run=str(run),
+        epochs=24,
+        global_batch=60,
+        virtual_workers=6,
+        log={"every": 20},
+        checkpoint={"every": 20},
+        evaluate={"every": 10_000},
+        cluster={"workers": [1, 3], "stall": 60.0},
+    )
+    shutil.rmtree(run, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def known() -> dict[str, str]:
+    return {}
+
+
+@pytest.fixture
+def wanted(recipe: Config, known: dict[str, str], tmp_path: Path) -> Callable[..., str]:
+    """The weights of the undisturbed run in one process, as they are printed."""
+
+    def weights(config: Config = recipe) -> str:
+        key = str(config.model_copy(update={"run": None, "cluster": None}))
+        key = re.sub(r"/[^']*", "", key)
+        if key not in known:
+            alone = config.model_copy(update={"run": str(tmp_path / "alone")})
+            known[key] = train(alone, World(torch.device("cpu")), Silent()).weights[:16]
+        return known[key]
+
+    return weights
+
+
+class Run:
+    """`distrain train` as a process on a host, its lines read as they come, with their times."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process, self._began = process, time.monotonic()
+        self.lines: list[tuple[float, str]] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout:
+            for line in self.process.stdout:
+                self.lines.append((time.monotonic(), line.rstrip()))
+
+    def join(self) -> None:
+        self._reader.join()
+
+    @property
+    def text(self) -> str:
+        return "\n".join(f"{at - self._began:6.1f} s  {line}" for at, line in self.lines)
+
+    def told(self, pattern: str, since: float = 0.0) -> float | None:
+        """When a line matched for the first time."""
+        return next((at for at, line in self.lines if at > since and re.search(pattern, line)), None)
+
+    def wait_for(self, pattern: str, since: float = 0.0, seconds: float = 90.0) -> float:
+        wait_until(lambda: self.told(pattern, since) or self.process.poll() is not None, f"{pattern!r}", seconds)
+        found = self.told(pattern, since)
+        assert found is not None, self.text
+        return found
+
+    def wait_for_step(self, step: int, since: float = 0.0) -> None:
+        def reached() -> bool:
+            steps = [int(m[1]) for at, line in self.lines if at > since and (m := re.search(r"step (\d+)/", line))]
+            return (bool(steps) and max(steps) >= step) or self.process.poll() is not None
+
+        wait_until(reached, f"step {step}", 90)
+        assert self.process.poll() is None, self.text
+
+    def end(self, code: int = 0, seconds: float = 180.0) -> str:
+        self.process.wait(timeout=seconds)
+        self.join()
+        assert self.process.returncode == code, self.text
+        return self.text
+
+    def weights(self) -> str:
+        found = re.search(r"weights +(\w+)", self.end())
+        assert found, self.text
+        return found[1]
+
+
+@pytest.fixture
+def start(hosts: Hosts, tmp_path: Path, recipe: Config) -> Iterator[Callable[..., Run]]:
+    """Starts `distrain train` on a host of the cluster; what is left of it dies with the test."""
+    started: list[Run] = []
+
+    def launch(*arguments: str, config: Config = recipe, host: str = HEAD, address: str = "auto") -> Run:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(to_yaml(config))
+        command = (PYTHON, "-m", "distrain", "train", str(path), f"--address={address}", *arguments)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        started.append(Run(hosts.popen(host, *command, cwd=str(tmp_path), **pipes)))
+        return started[-1]
+
+    yield launch
+    for host in hosts.address:
+        for pid in hosts.pids(host, "-m distrain train"):
+            os.kill(pid, signal.SIGKILL)
+    for run in started:
+        run.process.wait(timeout=10)
+        run.join()
+
+
+@pytest.fixture
+def table(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Notes a row for the table of faults."""
+    return lambda text: TABLE.append((request.node.name, text))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for name, text in TABLE:
+        terminalreporter.write_line(f"{name}: {text}")

@@ -1,0 +1,236 @@
+"""Several hosts on one Linux machine, each a network, PID, mount and UTS namespace on one switch, for Ray to run on.
+
+Killing a host is a power cut: its cable is pulled first, so that nobody hears of it, and then all its processes die.
+Needs root, iproute2 and nftables. The machine's own network is not touched.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+PYTHON = sys.executable
+RAY = str(Path(sys.executable).parent / "ray")
+HEAD = "n1"
+
+
+def sh(*command: str, check: bool = True) -> str:
+    """Run a command on the machine itself; its output."""
+    done = subprocess.run(command, text=True, capture_output=True, check=False)
+    assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+class Hosts:
+    """A switch, hosts n1 (Ray's head), n2, ... and an idle host `client`."""
+
+    def __init__(self, folder: Path, nodes: int, environment: Mapping[str, str]) -> None:
+        self._folder, self._tag, self._environment = folder, f"dt{os.getpid() % 10000}", dict(environment)
+        self.address = {"client": "10.78.0.2", **{f"n{i}": f"10.78.0.{10 + i}" for i in range(1, nodes + 1)}}
+        self._inits: dict[str, subprocess.Popen[bytes]] = {}
+        self._pids: dict[str, int] = {}
+        self._ray: list[subprocess.Popen[str]] = []
+        sh("ip", "netns", "add", self._switch)
+        sh("ip", "-n", self._switch, "link", "add", "br0", "type", "bridge")
+        sh("ip", "-n", self._switch, "link", "set", "br0", "up")
+        for host, address in self.address.items():
+            self._connect(host, address)
+            self.boot(host)
+
+    @property
+    def _switch(self) -> str:
+        return f"{self._tag}sw"
+
+    def _connect(self, host: str, address: str) -> None:
+        net = self._tag + host
+        sh("ip", "netns", "add", net)
+        sh("ip", "-n", self._switch, "link", "add", f"p-{host}", "type", "veth", "peer", "name", "eth0", "netns", net)
+        sh("ip", "-n", self._switch, "link", "set", f"p-{host}", "master", "br0", "up")
+        sh("ip", "-n", net, "addr", "add", f"{address}/24", "dev", "eth0")
+        for link in ("eth0", "lo"):
+            sh("ip", "-n", net, "link", "set", link, "up")
+
+    def boot(self, host: str) -> None:
+        """Start a host: an init that reaps what is orphaned, and nothing else."""
+        folder = self._folder / host
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "ray").mkdir(parents=True)
+        names = "".join(f"{address} {name}\n" for name, address in self.address.items())
+        (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
+        script = (
+            'hostname "$1"; mkdir -p /tmp/ray; mount --bind "$2/ray" /tmp/ray;'
+            'mount -t tmpfs -o size=4g tmpfs /dev/shm; mount --bind "$2/hosts" /etc/hosts; touch "$2/up"; while :; do sleep 3600 & wait $!; done'
+        )
+        namespaces = ("--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--uts")
+        command = ["ip", "netns", "exec", self._tag + host, "unshare", *namespaces, "bash", "-c", script, "_", host]
+        with (folder / "init.log").open("wb") as log:
+            self._inits[host] = subprocess.Popen(
+                [*command, str(folder)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        wait_until(lambda: (folder / "up").exists(), f"{host} to boot")
+        children = Path(f"/proc/{self._inits[host].pid}/task/{self._inits[host].pid}/children").read_text().split()
+        self._pids[host] = int(children[0])
+        sh("ip", "-n", self._switch, "link", "set", f"p-{host}", "up")
+
+    def popen(self, host: str, *command: str, **options) -> subprocess.Popen[str]:
+        """Start a command on a host, in the folder that this process is in."""
+        enter = [
+            "nsenter",
+            "-t",
+            str(self._pids[host]),
+            "-n",
+            "-p",
+            "-u",
+            "-m",
+            f"--wd={options.pop('cwd', os.getcwd())}",
+        ]
+        environment = {**self._environment, **options.pop("environment", {})}
+        return subprocess.Popen([*enter, *command], text=True, env=environment, stdin=subprocess.DEVNULL, **options)
+
+    def run(self, host: str, *command: str) -> str:
+        """Run a command on a host; its output."""
+        process = self.popen(host, *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return process.communicate(timeout=120)[0]
+
+    def start_ray(self, host: str) -> None:
+        """`ray start` on a host, with one CPU."""
+        where = (
+            "--head",
+            "--port",
+            "6379",
+            "--ray-client-server-port",
+            "10001",
+            "--dashboard-host",
+            self.address[host],
+        )
+        place = where if host == HEAD else ("--address", f"{self.address[HEAD]}:6379")
+        common = ("--num-cpus", "1", "--object-store-memory", "150000000", "--disable-usage-stats", "--block")
+        with (self._folder / host / "ray.log").open("w") as log:
+            process = self.popen(
+                host, RAY, "start", *place, "--node-ip-address", self.address[host], *common, stdout=log, stderr=log
+            )
+        self._ray.append(process)
+
+    def up(self, *hosts: str) -> None:
+        """Start what is not running of these, and wait until Ray has exactly these nodes."""
+        wanted = {self.address[host] for host in hosts}
+        for host in hosts:
+            if self._inits[host].poll() is not None:
+                self.boot(host)
+            if not self.pids(host, "raylet"):
+                self.start_ray(host)
+                if host == HEAD:
+                    wait_until(lambda: self.alive_nodes() is not None, "Ray's head", 60)
+        wait_until(lambda: self.alive_nodes() == wanted, f"Ray on {hosts}", 90)
+
+    def alive_nodes(self) -> set[str] | None:
+        """Addresses of the nodes that the head believes to be alive."""
+        code = (
+            "import json, sys; from ray._raylet import GcsClient; nodes = GcsClient(address=sys.argv[1])"
+            ".get_all_node_info().values(); print(json.dumps([n.node_manager_address for n in nodes if n.state == 0]))"
+        )
+        if self._inits[HEAD].poll() is not None:
+            return None
+        lines = self.run(HEAD, PYTHON, "-W", "ignore", "-c", code, f"{self.address[HEAD]}:6379").splitlines()
+        return set(json.loads(lines[-1])) if lines and lines[-1].startswith("[") else None
+
+    def pids(self, host: str, name: str) -> list[int]:
+        """Processes of a host whose command line has a text in it, by the machine's numbers."""
+        namespace = os.readlink(f"/proc/{self._pids[host]}/ns/pid") if self._inits[host].poll() is None else None
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    if os.readlink(entry / "ns/pid") == namespace and name in (entry / "cmdline").read_text().replace(
+                        "\0", " "
+                    ):
+                        found.append(int(entry.name))
+                except OSError:
+                    continue
+        return found
+
+    def kill(self, host: str, name: str) -> None:
+        """kill -9 of the processes of a host whose command line has a text in it."""
+        pids = self.pids(host, name)
+        assert pids, f"no {name} on {host}"
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    def crash(self, host: str) -> None:
+        """Cut a host's power."""
+        self.cut(host)
+        self._end(host)
+
+    def cut(self, host: str) -> None:
+        """Pull a host's cable: no reset, no farewell."""
+        sh("ip", "-n", self._switch, "link", "set", f"p-{host}", "down")
+
+    def heal(self, host: str) -> None:
+        """Plug it in again."""
+        sh("ip", "-n", self._switch, "link", "set", f"p-{host}", "up")
+
+    def rate(self, host: str, rate: str | None) -> None:
+        """Shape both directions of a host's link; None: as fast as it goes."""
+        for net, link in ((self._tag + host, "eth0"), (self._switch, f"p-{host}")):
+            sh("ip", "netns", "exec", net, "tc", "qdisc", "del", "dev", link, "root", check=False)
+            if rate:
+                limit = ("rate", rate, "burst", "256kb", "latency", "100ms")
+                sh("ip", "netns", "exec", net, "tc", "qdisc", "add", "dev", link, "root", "tbf", *limit)
+
+    def lose(self, host: str, percent: int) -> None:
+        """Drop a share of the packets that reach a host; 0: none."""
+        nft = ("ip", "netns", "exec", self._tag + host, "nft")
+        sh(*nft, "delete", "table", "inet", "loss", check=False)
+        if percent:
+            sh(*nft, "add", "table", "inet", "loss")
+            sh(*nft, "add", "chain", "inet", "loss", "in", "{ type filter hook input priority 0 ; }")
+            rule = f"iifname eth0 numgen random mod 100 < {percent} drop"
+            sh(*nft, "add", "rule", "inet", "loss", "in", *rule.split())
+
+    def drain(self, host: str, seconds: int) -> None:
+        """Tell Ray that a host will be taken away."""
+        code = (
+            "import ray, sys; ray.init(address='auto', log_to_driver=False, logging_level='ERROR');"
+            "here = [n for n in ray.nodes() if n['Alive'] and n['NodeManagerAddress'] == sys.argv[1]];"
+            "print('id', here[0]['NodeID'])"
+        )
+        node = self.run(HEAD, PYTHON, "-W", "ignore", "-c", code, self.address[host]).split()[-1]
+        where = ("--address", f"{self.address[HEAD]}:6379", "--node-id", node)
+        why = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test")
+        process = self.popen(HEAD, RAY, "drain-node", *where, *why, "--deadline-remaining-seconds", str(seconds))
+        assert process.wait(timeout=60) == 0
+
+    def listening(self, host: str) -> int:
+        """How many TCP ports of a host are listened on."""
+        return len(self.run(host, "ss", "-Hltn").splitlines())
+
+    def shared_memory(self, host: str) -> list[str]:
+        """Files in a host's /dev/shm."""
+        return self.run(host, "ls", "/dev/shm").split()
+
+    def _end(self, host: str) -> None:
+        init = self._inits[host]
+        init.kill()  # takes the host's init with it, and that all its processes
+        init.wait()
+
+    def down(self) -> None:
+        """Cut everybody's power and remove the namespaces."""
+        for host in self.address:
+            self._end(host)
+            sh("ip", "netns", "del", self._tag + host, check=False)
+        sh("ip", "netns", "del", self._switch, check=False)
+        for process in self._ray:
+            process.wait()
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.05)

@@ -1,0 +1,217 @@
+"""The same weights on any cluster, through faults. Each run is compared with the undisturbed one of one process."""
+
+import errno
+import os
+import signal
+import threading
+import time
+
+import pytest
+from hosts import HEAD, wait_until
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def timed(table):
+    """Notes when a fault was found and when training went on."""
+
+    def note(run, fault: float, pattern: str) -> None:
+        found = run.wait_for(pattern, since=fault)
+        again = run.wait_for(r"training again after", since=fault)
+        told = next(line for at, line in run.lines if at == again)
+        table(f"found after {found - fault:.1f} s, training after {again - fault:.1f} s; {told.partition(', ')[2]}")
+
+    return note
+
+
+@pytest.mark.parametrize("nodes", ["1", "2", "3"])
+def test_any_number_of_nodes(start, wanted, nodes):
+    run = start(f"--workers={nodes}")
+    assert run.weights() == wanted()
+    assert f"worker group formed: {nodes} worker" in run.text
+
+
+def test_a_client_outside_the_cluster(start, wanted, hosts):
+    run = start("--workers=2", host="client", address=f"ray://{hosts.address[HEAD]}:10001")
+    assert run.weights() == wanted()
+
+
+def test_a_killed_worker(start, wanted, hosts, timed):
+    run = start("--workers=3")
+    run.wait_for_step(60)
+    fault = time.monotonic()
+    hosts.kill("n2", "ray::RayTrainWorker")
+    timed(run, fault, r"lost rank \d on 10.78.0.12: The actor is dead")
+    assert run.weights() == wanted()
+    assert "A worker died or was killed" not in run.text, "Ray's own walls of text"
+
+
+def test_a_killed_raylet(start, wanted, hosts, timed):
+    run = start("--workers=1-3")
+    run.wait_for_step(60)
+    fault = time.monotonic()
+    hosts.kill("n3", "raylet/raylet")
+    timed(run, fault, r"lost rank")
+    assert run.weights() == wanted()
+    assert "worker group formed: 2 workers" in run.text
+
+
+def test_a_power_cut(start, wanted, hosts, timed):
+    run = start("--workers=1-3")
+    run.wait_for_step(60)
+    fault = time.monotonic()
+    hosts.crash("n3")
+    timed(run, fault, r"lost rank")
+    assert run.weights() == wanted()
+    assert "worker group formed: 2 workers" in run.text
+
+
+def test_a_node_is_added(start, wanted, hosts, timed):
+    hosts.crash("n3")
+    hosts.up("n1", "n2")
+    run = start("--workers=1-3")
+    run.wait_for_step(20)
+    assert "worker group formed: 2 workers" in run.text
+    hosts.boot("n3")
+    fault = time.monotonic()
+    hosts.start_ray("n3")
+    timed(run, fault, r"there is room for 3 workers, 1 more: saving")
+    assert run.weights() == wanted()
+    assert "worker group formed: 3 workers" in run.text
+    assert "no step computed again" in run.text
+
+
+def test_a_node_is_drained(start, wanted, hosts, timed):
+    run = start("--workers=1-3")
+    run.wait_for_step(60)
+    fault = time.monotonic()
+    hosts.drain("n2", seconds=60)
+    timed(run, fault, r"10.78.0.12 is being drained: saving")
+    assert run.weights() == wanted()
+    assert "worker group formed: 2 workers" in run.text
+    assert "no step computed again" in run.text
+
+
+def test_a_cable_is_out_for_longer_than_the_heartbeat(start, wanted, hosts, timed):
+    run = start("--workers=1-3")
+    run.wait_for_step(60)
+    fault = time.monotonic()
+    hosts.cut("n3")
+    threading.Timer(25, hosts.heal, ["n3"]).start()
+    timed(run, fault, r"lost rank")
+    assert run.weights() == wanted()
+
+
+@pytest.mark.parametrize("link", ["2 % of the packets lost", "100 Mbit/s"])
+def test_a_bad_link(start, wanted, hosts, link, table):
+    if link == "100 Mbit/s":
+        hosts.rate("n2", "100mbit")
+    else:
+        hosts.lose("n2", 2)
+    run = start("--workers=3")
+    began = run.wait_for("worker group formed")
+    assert run.weights() == wanted()
+    table(f"{link}: trained for {time.monotonic() - began:.0f} s, no restart")
+    assert "lost" not in run.text
+
+
+def test_the_checkpoint_store_is_full_for_a_while(start, wanted, disk, table):
+    run = start("--workers=2", "checkpoint.keep=1")
+    run.wait_for_step(60)
+    block = disk / "block"
+    try:
+        fault = time.monotonic()
+        fill(block)
+        told = run.wait_for("could not be saved yet", since=fault)
+    finally:
+        block.unlink()
+    assert run.weights() == wanted()
+    table(f"told after {told - fault:.1f} s, no restart")
+    assert "lost" not in run.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_driver_and_the_same_command_again(start, wanted, hosts, number):
+    run = start("--workers=1-3")
+    run.wait_for_step(60)
+    (pid,) = hosts.pids(HEAD, "-m distrain train")
+    os.kill(pid, number)
+    assert "stopped and saved after step" in run.end(128 + number)
+    again = start("--workers=1-3", "--resume")
+    assert again.weights() == wanted()
+
+
+def test_a_killed_controller(start, wanted, hosts, timed):
+    run = start("--workers=2")
+    run.wait_for_step(60)
+    fault = time.monotonic()
+    hosts.kill(HEAD, "ray::TrainController")
+    timed(run, fault, r"Ray's controller")
+    assert run.weights() == wanted()
+
+
+def test_the_head_restarts(start, wanted, hosts):
+    run = start("--workers=2")
+    run.wait_for_step(60)
+    for host in ("n1", "n2", "n3"):
+        hosts.crash(host)
+    run.process.wait(timeout=60)
+    hosts.up("n1", "n2", "n3")
+    again = start("--workers=2", "--resume")
+    assert again.weights() == wanted()
+
+
+def test_a_second_run_on_one_directory_is_refused(start, wanted, hosts):
+    run = start("--workers=1")
+    run.wait_for_step(20)
+    second = start("--workers=1")
+    text = second.end(2, 120)
+    assert "is in use by" in text
+    assert "stop that run first" in text
+    assert run.weights() == wanted()
+
+
+def test_a_hanging_rank(start, wanted, hosts, timed):
+    run = start("--workers=3", "cluster.stall=12")
+    run.wait_for_step(60)
+    (pid,) = hosts.pids("n2", "ray::RayTrainWorker")
+    fault = time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
+    timed(run, fault, r"lost rank")
+    assert run.weights() == wanted()
+
+
+def test_nothing_is_left_behind(start, hosts, wanted):
+    """Processes of the run, shared memory and ports, on any host, after a run that was killed and one that ended."""
+    wait_until(lambda: leftovers(hosts) == [], "all ranks to end", 30)
+    before = {host: hosts.listening(host) for host in ("n1", "n2", "n3")}
+    run = start("--workers=3")
+    run.wait_for_step(20)
+    assert leftovers(hosts)
+    for pid in hosts.pids(HEAD, "-m distrain train"):
+        os.kill(pid, signal.SIGKILL)
+    run.process.wait()
+    wait_until(lambda: leftovers(hosts) == [], "all ranks to end", 60)
+    assert start("--workers=3").weights() == wanted()
+    wait_until(lambda: leftovers(hosts) == [], "all ranks to end", 60)
+    after = {host: hosts.listening(host) for host in ("n1", "n2", "n3")}
+    assert {host: after[host] - before[host] for host in after} == dict.fromkeys(after, 0)
+
+
+def fill(block) -> None:
+    """Write until the disk is full."""
+    with block.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(1 << 16)):
+                continue
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+
+
+def leftovers(hosts) -> list[tuple[str, str]]:
+    found = []
+    for host in ("n1", "n2", "n3"):
+        found += [(host, name) for name in ("ray::RayTrain", "ray::Train", "ray::Mailbox") if hosts.pids(host, name)]
+        found += [(host, name) for name in hosts.shared_memory(host) if "torch" in name or "distrain" in name]
+    return found
