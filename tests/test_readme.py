@@ -23,11 +23,13 @@ def test_two_commands_one_line_each():
     assert "pytest" in second
 
 
-def test_the_recipe_shown_is_valid():
+def test_the_recipes_shown_are_valid():
     import yaml
 
-    (shown,) = blocks("yaml")
-    assert isinstance(parse(yaml.safe_load(shown), "README.md"), Config)
+    shown = blocks("yaml")
+    assert len(shown) == 2
+    for recipe in shown:
+        assert isinstance(parse(yaml.safe_load(recipe), "README.md"), Config)
 
 
 def test_the_python_shown_runs(tmp_path, monkeypatch, capsys, digits):

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import os
 import tempfile
 import threading
 import time
@@ -70,6 +71,10 @@ class Mailbox:
         """The cluster as it is seen from its head."""
         return look()
 
+    def variable(self, name: str) -> str | None:
+        """An environment variable of the head."""
+        return os.environ.get(name)
+
 
 class RemoteConsole:
     """The lead's console: what it is told goes to the driver, which shows it."""
@@ -122,9 +127,10 @@ def run_rank(order: dict[str, Any]) -> dict[str, Any]:
             session=order["session"],
             saved=_pointer(str(config.run)),
         ) as world:
-            hosts = world.gather(ray.util.get_node_ip_address())
+            context = ray.get_runtime_context()
+            places = world.gather([context.get_node_id(), ray.util.get_node_ip_address()])
             if world.lead:
-                mailbox.put.remote("formed", hosts)
+                mailbox.put.remote("formed", (places, ray.util.get_current_placement_group()))
                 _obey(mailbox, order["fit"], world)
             summary = train(
                 config, world, console, must_resume=order["must_resume"], other_hardware=order["other_hardware"]

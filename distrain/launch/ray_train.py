@@ -117,8 +117,15 @@ class _Driver:
         where = {"node:__internal_head__": 0.001}
         actor = ray.remote(num_cpus=0, resources=where, max_restarts=-1, max_task_retries=-1)(Mailbox)
         self._mailbox: Any = actor.remote()
+        missing = [f"{k}={v}" for k, v in HEAD_SETTINGS.items() if not ray.get(self._mailbox.variable.remote(k))]
+        if missing:
+            console.event(
+                "a node that vanishes will be noticed late, after a minute or so: to be faster, start the cluster's "
+                f"head with {' '.join(missing)}"
+            )
         self._fits = 0
-        self._hosts: list[str] = []
+        self._places: list[tuple[str, str]] = []  # node and address of each rank
+        self._group: Any = None  # Ray's reservation of resources for the fit
         self._step = self._start = 0
         self._lost_at: float | None = None
         self._causes: list[str] = []
@@ -129,7 +136,7 @@ class _Driver:
         barren = 0  # fits in a row in which no group was formed
         while True:
             workers = self._await_room()
-            self._hosts = []
+            self._places = []
             found, error, resizing = self._fit(workers)
             if found is not None and "text" in found:
                 kind = UserError if found["status"] == "UserError" else RunError
@@ -139,7 +146,7 @@ class _Driver:
             if found is not None:
                 return Summary(**found)
             reason = _reason(error)
-            barren = 0 if self._hosts else barren + 1
+            barren = 0 if self._places else barren + 1
             if isinstance(error, ControllerError) and "Timeout" in type(error.controller_failure).__name__:
                 self._unplaceable = workers
                 self._lose(f"there is no room for {workers} workers any more")
@@ -169,7 +176,7 @@ class _Driver:
                 asked = True
                 self._mailbox.stop.remote(self._fits)
             now = time.monotonic()
-            if asked or not self._hosts or self._lost_at is not None or now - looked < _LOOK_EVERY:
+            if asked or not self._places or self._lost_at is not None or now - looked < _LOOK_EVERY:
                 continue
             looked = now
             why, room_since = self._wish_to_resize(workers, room_since)
@@ -180,6 +187,11 @@ class _Driver:
                 self._mailbox.stop.remote(self._fits)
         thread.join()
         self._deliver(0.0)
+        if (
+            self._group is not None
+        ):  # a controller that died has left it, and Ray itself needs its dashboard to see that
+            ray.util.remove_placement_group(self._group)
+            self._group = None
         return result.get("found"), result.get("error"), resizing
 
     def _trainer(self, workers: int) -> TorchTrainer:
@@ -218,7 +230,7 @@ class _Driver:
             if kind == "event":
                 self._console.event(value)
             elif kind == "formed":
-                self._formed(value)
+                self._formed(*value)
             elif kind == "lost":
                 self._lost(value)
             elif kind == "start":
@@ -232,8 +244,9 @@ class _Driver:
             else:
                 self._console.stop()
 
-    def _formed(self, hosts: list[str]) -> None:
-        self._hosts, self._unplaceable = hosts, None
+    def _formed(self, places: list[tuple[str, str]], group: Any) -> None:
+        self._places, self._group, self._unplaceable = places, group, None
+        hosts = [address for _, address in places]
         where = ", ".join(f"{hosts.count(host)} on {host}" for host in sorted(set(hosts)))
         self._console.event(f"worker group formed: {len(hosts)} worker{'s' * (len(hosts) > 1)} ({where})")
 
@@ -252,7 +265,7 @@ class _Driver:
 
     def _lost(self, reasons: Mapping[int, str]) -> None:
         for rank, text in sorted(reasons.items()):
-            host = f" on {self._hosts[rank]}" if rank < len(self._hosts) else ""
+            host = f" on {self._places[rank][1]}" if rank < len(self._places) else ""
             self._lose(f"lost rank {rank}{host}: {text}")
 
     def _lose(self, cause: str) -> None:
@@ -292,10 +305,11 @@ class _Driver:
     def _wish_to_resize(self, workers: int, room_since: float | None) -> tuple[str | None, float | None]:
         """Why the number of workers should change, and since when there has been room for more."""
         nodes = self._look()
-        drained = sorted(node.address for node in nodes if node.draining and node.address in self._hosts)
+        held = [node for node, _ in self._places]
+        drained = sorted(node.address for node in nodes if node.draining and node.id in held)
         if drained:
             return f"{', '.join(drained)} is being drained", None
-        found = min(self._config.cluster.workers[1], room(self._config.cluster, nodes, held=self._hosts))
+        found = min(self._config.cluster.workers[1], room(self._config.cluster, nodes, held=held))
         if found <= workers:
             return None, None
         since = room_since or time.monotonic()

@@ -15,6 +15,7 @@ _PRIVATE_IS_GONE = (AttributeError, ImportError, RuntimeError, RaySystemError)
 class Node:
     """A node that is alive."""
 
+    id: str
     address: str
     free: dict[str, float]
     """Resources that nobody holds."""
@@ -34,14 +35,14 @@ def look() -> list[Node]:
     except _PRIVATE_IS_GONE:  # all of the cluster's together: what is too much is found out by trying
         first = next(iter(alive))
         free = {first: ray.available_resources()}
-    return [Node(address, free.get(node, {}), node in draining) for node, address in alive.items()]
+    return [Node(node, address, free.get(node, {}), node in draining) for node, address in alive.items()]
 
 
 def room(cluster: Cluster, nodes: Sequence[Node], held: Sequence[str]) -> int:
-    """How many workers fit beside what other jobs hold; `held`: hosts of our own workers."""
+    """How many workers fit beside what other jobs hold; `held`: nodes of our own workers, by id."""
     need = {"CPU": float(cluster.cpus_per_worker), "GPU": float(cluster.gpus_per_worker)}
     return sum(
-        min(int(node.free.get(k, 0.0) / n) for k, n in need.items() if n) + held.count(node.address)
+        min(int(node.free.get(k, 0.0) / n) for k, n in need.items() if n) + held.count(node.id)
         for node in nodes
         if not node.draining
     )

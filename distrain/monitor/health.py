@@ -26,6 +26,7 @@ class Watchdog:
         self._limit, self._report = limit, report
         self._place, self._since, self._allowed = "the start", time.monotonic(), limit
         self._closing = threading.Event()
+        self._arm(2 * limit)
         self._thread = threading.Thread(target=self._watch, name="distrain-watchdog", daemon=True)
         self._thread.start()
 
@@ -45,12 +46,16 @@ class Watchdog:
     def _watch(self) -> None:
         pause = min(1.0, self._limit / 10)
         while not self._closing.wait(pause):
-            # If a call holds the interpreter's lock this thread stands still too: then C code ends the process.
-            faulthandler.dump_traceback_later(2 * self._limit, exit=True, file=2)
+            self._arm(2 * self._limit)
             if time.monotonic() - self._since > self._allowed:
                 self._end()
 
+    def _arm(self, seconds: float) -> None:
+        """If a call holds the interpreter's lock the watching thread stands still too: then C code ends the process."""
+        faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+
     def _end(self) -> None:
+        self._arm(2 * self._limit + 15.0)
         sentence = f"no progress for {self._allowed:.0f} s in {self._place}"
         with tempfile.TemporaryFile() as file:
             faulthandler.dump_traceback(file, all_threads=True)

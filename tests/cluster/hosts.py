@@ -63,15 +63,15 @@ class Hosts:
         names = "".join(f"{address} {name}\n" for name, address in self.address.items())
         (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
         script = (
-            'hostname "$1"; mkdir -p /tmp/ray; mount --bind "$2/ray" /tmp/ray;'
-            'mount -t tmpfs -o size=4g tmpfs /dev/shm; mount --bind "$2/hosts" /etc/hosts; touch "$2/up"; while :; do sleep 3600 & wait $!; done'
+            'hostname "$1"; mkdir -p /tmp/ray; mount --bind "$2/ray" /tmp/ray',
+            'mount -t tmpfs -o size=4g tmpfs /dev/shm; mount --bind "$2/hosts" /etc/hosts; touch "$2/up"',
+            "while :; do sleep 3600 & wait $!; done",
         )
         namespaces = ("--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--uts")
-        command = ["ip", "netns", "exec", self._tag + host, "unshare", *namespaces, "bash", "-c", script, "_", host]
+        shell = ("bash", "-c", "; ".join(script), "_", host, str(folder))
+        command = ["ip", "netns", "exec", self._tag + host, "unshare", *namespaces, *shell]
         with (folder / "init.log").open("wb") as log:
-            self._inits[host] = subprocess.Popen(
-                [*command, str(folder)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            self._inits[host] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         wait_until(lambda: (folder / "up").exists(), f"{host} to boot")
         children = Path(f"/proc/{self._inits[host].pid}/task/{self._inits[host].pid}/children").read_text().split()
         self._pids[host] = int(children[0])
@@ -204,10 +204,6 @@ class Hosts:
         why = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test")
         process = self.popen(HEAD, RAY, "drain-node", *where, *why, "--deadline-remaining-seconds", str(seconds))
         assert process.wait(timeout=60) == 0
-
-    def listening(self, host: str) -> int:
-        """How many TCP ports of a host are listened on."""
-        return len(self.run(host, "ss", "-Hltn").splitlines())
 
     def shared_memory(self, host: str) -> list[str]:
         """Files in a host's /dev/shm."""

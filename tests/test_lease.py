@@ -1,0 +1,139 @@
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import fsspec
+import pytest
+
+import distrain.lease
+from distrain.data.store import Store
+from distrain.errors import AttemptError, UserError
+from distrain.lease import Lease, attempts, claim, failures, superseded
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request, tmp_path):
+    yield Store(str(tmp_path) if request.param == "local" else f"memory://lease/{tmp_path.name}")
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """A second for what takes half a minute."""
+    monkeypatch.setattr(distrain.lease, "STILL_FOR", 1.0)
+    monkeypatch.setattr(distrain.lease, "RENEWED_EVERY", 0.2)
+
+
+def record(store, number, **changes):
+    path = f"attempts/{number:03d}.json"
+    store.write(path, json.dumps({**json.loads(store.read(path)), **changes}).encode())
+
+
+def test_attempts_are_numbered_and_end(store):
+    told = []
+    for number in (1, 2):
+        with claim(store, "other", told.append) as lease:
+            assert lease.number == number
+            lease.started_from(number * 10)
+            lease.check()
+    assert told == [], "what has ended is not waited for"
+    found = attempts(store)
+    assert [(n, r["from_step"], r["ended"], r["failed"]) for n, r in found.items()] == [
+        (1, 10, True, False),
+        (2, 20, True, False),
+    ]
+
+
+def test_an_attempt_of_the_same_launch_takes_over_at_once(store):
+    told = []
+    with claim(store, "launch", told.append) as old, claim(store, "launch", told.append) as new:
+        assert (old.number, new.number) == (1, 2)
+        with pytest.raises(AttemptError, match="attempt 1 was cut off, and attempt 2 has taken over"):
+            old.check()
+        new.check()
+    assert told == []
+
+
+def test_a_living_owner_is_named(store, fast):
+    told = []
+    with claim(store, "one", told.append):
+        record_of_another_machine(store)
+        with pytest.raises(UserError, match=r"is in use by .* process \d+.* \(attempt 1\): stop that run first"):
+            claim(store, "two", told.append)
+    assert "waiting" in told[0]
+
+
+def record_of_another_machine(store):
+    record(store, 1, process="boot namespace 1 2")
+
+
+def test_an_owner_whose_counter_stands_still_is_gone(store, fast, monkeypatch):
+    monkeypatch.setattr(Lease, "_renew", lambda self: None)
+    told = []
+    claim(store, "one", told.append)
+    record_of_another_machine(store)
+    with claim(store, "two", told.append) as lease:
+        assert lease.number == 2
+    assert len(told) == 1
+
+
+def test_a_dead_process_of_this_machine_is_not_waited_for(tmp_path):
+    code = (
+        "import os, sys; from distrain.data.store import Store; from distrain.lease import claim;"
+        "claim(Store(sys.argv[1]), 'one', print); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    told = []
+    with claim(Store(str(tmp_path)), "two", told.append) as lease:
+        assert lease.number == 2
+    assert told == []
+
+
+def test_this_process_is_not_taken_for_dead(tmp_path, fast):
+    store = Store(str(tmp_path))
+    with claim(store, "one", print), pytest.raises(UserError, match=f"process {os.getpid()}"):
+        claim(store, "two", lambda text: None)
+
+
+def test_of_many_newcomers_each_number_belongs_to_one(tmp_path):
+    store, numbers, lock = Store(str(tmp_path)), [], threading.Lock()
+    start = threading.Barrier(8)
+
+    def newcomer():
+        start.wait()
+        with claim(store, "launch", print) as lease, lock:
+            numbers.append(lease.number)
+
+    threads = [threading.Thread(target=newcomer) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(numbers) == list(range(1, 9))
+
+
+def test_what_was_created_and_never_filled_is_nobodys(tmp_path, fast):
+    store = Store(str(tmp_path))
+    store.create("attempts/001.json", b"")
+    with claim(store, "one", lambda text: None) as lease:
+        assert lease.number == 2
+
+
+def test_superseded():
+    records = {1: {"from_step": 0}, 2: {"from_step": 40}, 3: {"from_step": None}}
+    assert not superseded(records, 1, 40)
+    assert superseded(records, 1, 41)
+    assert not superseded(records, 2, 99), "attempt 3 does not know yet where it starts"
+
+
+def test_failures_in_a_row():
+    def attempt(step, *, session="a", **changes):
+        return {"session": session, "from_step": step, "ended": True, "failed": True, **changes}
+
+    records = {1: attempt(0), 2: attempt(10), 3: attempt(10), 4: {"session": "a", "from_step": 10, "ended": False}}
+    assert failures(records, "a", 10) == 3, "one that was killed has not ended"
+    assert failures(records, "a", 20) == 0, "there is a new checkpoint"
+    assert failures(records, "b", 10) == 0, "another launch starts to count anew"
+    assert failures({**records, 5: attempt(10, failed=False)}, "a", 10) == 0, "one that was asked to end"
