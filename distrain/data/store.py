@@ -24,15 +24,20 @@ class Store:
             self.file_system, root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:
             raise UserError(f"cannot open {_without_secret(url)}: {error}") from None
-        self._root = PurePosixPath(root)
+        self._root = str(root).rstrip("/")
         self.name = _without_secret(url)
         """The URL as it may be shown: without user and password."""
-        self.local = str(self._root) if isinstance(self.file_system, LocalFileSystem) else None
+        self.local = (self._root or "/") if isinstance(self.file_system, LocalFileSystem) else None
         """The folder on this machine's disk, where it is on one."""
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """Bytes start to end of a file (all of it by default). Raises OSError."""
-        data: bytes = self.file_system.cat_file(self.path(path), start=start, end=end)
+        try:
+            data: bytes = self.file_system.cat_file(self.path(path), start=start, end=end)
+        except OSError:
+            raise
+        except Exception as error:  # clients of object stores have errors of their own for a broken connection
+            raise OSError(f"{type(error).__name__}: {error}") from error
         return data
 
     def write(self, path: str, data: bytes) -> None:
@@ -84,7 +89,7 @@ class Store:
 
     def path(self, path: str) -> str:
         """The whole path of a file, as the file system knows it."""
-        return str(self._root / path) if path else str(self._root)
+        return f"{self._root}/{path}" if path else self._root or "/"
 
 
 def _write_new(path: str, data: bytes) -> None:
