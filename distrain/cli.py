@@ -87,13 +87,13 @@ def train(
     console = _console()
     options = {"must_resume": resume, "other_hardware": accept_other_hardware}
     if ray:
-        from distrain.launch import ray_train
+        from distrain.launch.ray_train import run as run_on_ray
 
-        summary, signal_number = ray_train.run(settings, console, address=address, **options)
+        summary, signal_number = run_on_ray(settings, console, address=address, **options)
     else:
-        from distrain.launch import local
+        from distrain.launch.local import run as run_here
 
-        summary, signal_number = local.run(settings, console, **options)
+        summary, signal_number = run_here(settings, console, **options)
     flags = [f"--workers={workers}"] * (workers is not None) + [f"--address={address}"] * (address is not None)
     _tell(console, summary, [str(config), *(overrides or []), *flags])
     if signal_number is not None:

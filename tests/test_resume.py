@@ -120,11 +120,12 @@ def test_a_signal_saves_and_says_how_to_go_on(command, recipe, tmp_path, undistu
 def test_a_full_disk_loses_nothing(command, recipe, tmp_path, undisturbed):
     """The kernel refuses to let files grow past a limit, as a full disk does; later there is room again."""
     run = tmp_path / "runs/recipe"
-    process = command("train", str(recipe), "checkpoint.every=20", "evaluate.every=132")
+    process = command("train", str(recipe), "checkpoint.every=20", "evaluate.every=132", "checkpoint.patience=1")
     await_that(process, (run / "checkpoints/step-00000020-attempt-001/manifest.json").exists)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (200_000, 200_000))
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 1, out
+    assert re.search(r"warning: checkpoint step-\S+ could not be saved yet \(.*File too large.*trying again", out)
     assert re.search(r"error: a checkpoint could not be saved in .*File too large.*free space", out)
     assert "Traceback" not in out
     whole = sorted(p.parent.name for p in run.glob("checkpoints/*/manifest.json"))
