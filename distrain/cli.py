@@ -194,6 +194,8 @@ class _Terminal:
     def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
         """Show the bar."""
         self._steps_per_epoch = steps_per_epoch
+        if self._task is not None:  # the run goes on after a loss
+            self._bar.remove_task(self._task)
         self._task = self._bar.add_task(
             "train", total=steps, completed=step, epoch=step // steps_per_epoch, numbers="starting"
         )

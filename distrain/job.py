@@ -1,5 +1,7 @@
 """What a run is made of: `setup` checks everything, makes it once, and takes over a checkpoint."""
 
+import errno
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -181,19 +183,26 @@ def take_over(
         RunError: no checkpoint is whole, or too many attempts of this launch have failed.
     """
     nothing = UserError(f"there is no checkpoint to resume from in {store.name}: leave out --resume to start the run")
+    patient_until = time.monotonic() + config.checkpoint.patience
+    while True:
+        try:
+            if must_resume and not store.list(CHECKPOINTS):
+                raise nothing
+            lease = claim(store, world.session, console.event)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or time.monotonic() > patient_until:
+                raise _unusable(store, error) from None
+            time.sleep(1.0)  # there may be room again
+    stack.enter_context(lease)
     try:
-        if must_resume and not store.list(CHECKPOINTS):
-            raise nothing
-        lease = stack.enter_context(claim(store, world.session, console.event))
         loaded, problems = load_newest(store)
         if must_resume and loaded is None:
             raise nothing
         step = loaded.step if loaded else 0
         lease.started_from(step)
     except OSError as error:
-        raise UserError(
-            f"the run directory {store.name} cannot be written to or read ({error}): choose another, run=..."
-        ) from None
+        raise _unusable(store, error) from None
     for problem in problems:
         console.event(f"{problem}; falling back to the one before")
     before = {number: record for number, record in attempts(store).items() if number < lease.number}
@@ -206,6 +215,10 @@ def take_over(
     if config.data.pack:
         pack_built_in(config, console)
     return lease, loaded
+
+
+def _unusable(store: Store, error: OSError) -> UserError:
+    return UserError(f"the run directory {store.name} cannot be written to or read ({error}): choose another, run=...")
 
 
 def _reporter(

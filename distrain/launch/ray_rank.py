@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -25,6 +26,12 @@ from distrain.train import train
 from distrain.world import World, joined
 
 _ADVANCE_EVERY = 0.5
+_notified = threading.Event()
+
+
+def heed_sigterm() -> None:
+    """Take SIGTERM for the notice that this host will be taken away. Called in a worker's main thread."""
+    signal.signal(signal.SIGTERM, lambda *_: _notified.set())
 
 
 class Mailbox:
@@ -131,7 +138,8 @@ def run_rank(order: dict[str, Any]) -> dict[str, Any]:
             places = world.gather([context.get_node_id(), ray.util.get_node_ip_address()])
             if world.lead:
                 mailbox.put.remote("formed", (places, ray.util.get_current_placement_group()))
-                _obey(mailbox, order["fit"], world)
+                _set_when(world, lambda: ray.get(mailbox.stopped.remote(order["fit"])))
+            _set_when(world, lambda: _notified.wait(60.0))
             summary = train(
                 config, world, console, must_resume=order["must_resume"], other_hardware=order["other_hardware"]
             )
@@ -142,11 +150,11 @@ def run_rank(order: dict[str, Any]) -> dict[str, Any]:
         return {"status": type(error).__name__, "text": str(error)}
 
 
-def _obey(mailbox: Any, fit: int, world: World) -> None:
-    """Set the world's stop when the driver wants the fit to end."""
+def _set_when(world: World, wait: Callable[[], bool]) -> None:
+    """Set the world's stop when `wait`, which is called again and again, returns true."""
 
     def listen() -> None:
-        while not ray.get(mailbox.stopped.remote(fit)):
+        while not wait():
             continue
         world.stop.set()
 

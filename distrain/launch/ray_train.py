@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.fs
 import ray
+from ray.exceptions import RayError
 from ray.train import (
     CheckpointConfig,
     ControllerError,
@@ -31,7 +32,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from distrain.config import Config
 from distrain.data.store import Store
 from distrain.errors import LostRankError, RunError, UserError
-from distrain.launch.ray_rank import Mailbox, run_rank
+from distrain.launch.ray_rank import Mailbox, heed_sigterm, run_rank
 from distrain.launch.room import Node, room
 from distrain.launch.signals import stop_on_signals
 from distrain.monitor.sinks import Console
@@ -75,9 +76,14 @@ def run(
     """
     config = _with_absolute_paths(config)
     with _connected(config, address, console):
-        driver = _Driver(config, console, {"must_resume": must_resume, "other_hardware": other_hardware})
-        with stop_on_signals(driver.stop.set) as received:
-            summary = driver.run()
+        try:
+            driver = _Driver(config, console, {"must_resume": must_resume, "other_hardware": other_hardware})
+            with stop_on_signals(driver.stop.set) as received:
+                summary = driver.run()
+        except (RayError, ConnectionError) as error:
+            raise RunError(
+                f"the Ray cluster is gone ({_reason(error)}): when it is back, run the same command to go on"
+            ) from error
     return summary, received[0] if received and summary.status == "stopped" else None
 
 
@@ -85,6 +91,9 @@ class _NoBackend(Backend):
     """Ray forms no process group: a failure to form one would end the fit. The ranks do it themselves."""
 
     share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(heed_sigterm)
 
 
 class _NoGroup(TorchConfig):
@@ -141,7 +150,10 @@ class _Driver:
             if found is not None and "text" in found:
                 kind = UserError if found["status"] == "UserError" else RunError
                 raise kind(found["text"] + self._first_cause())
-            if found is not None and resizing and found["status"] == "stopped" and not self.stop.is_set():
+            if found is not None and found["status"] == "stopped" and not self.stop.is_set():
+                if not resizing:
+                    self._console.event("a worker was told to end (SIGTERM): saved, going on without losing a step")
+                    self._lost_at = time.monotonic()
                 continue
             if found is not None:
                 return Summary(**found)

@@ -61,6 +61,17 @@ def test_a_killed_worker(start, wanted, hosts, timed):
     assert "A worker died or was killed" not in run.text, "Ray's own walls of text"
 
 
+def test_a_worker_gets_sigterm(start, wanted, hosts, timed):
+    run = start("--workers=3")
+    run.wait_for_step(60)
+    (pid,) = hosts.pids("n2", "ray::RayTrainWorker")
+    fault = time.monotonic()
+    os.kill(pid, signal.SIGTERM)
+    timed(run, fault, r"a worker was told to end \(SIGTERM\): saved")
+    assert run.weights() == wanted()
+    assert "no step computed again" in run.text
+
+
 def test_a_killed_raylet(start, wanted, hosts, timed):
     run = start("--workers=1-3")
     run.wait_for_step(60)
