@@ -10,11 +10,12 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -27,6 +28,7 @@ FORMAT = 2
 _NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
 _MANIFEST = "manifest.json"
 _BEST = f"{FOLDER}/best.json"
+_TYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.int64: "I64"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Checkpoints:
             tell: gets warnings, on the training thread.
         """
         self._store, self._lease, self._keep, self._patience, self._tell = store, lease, keep, patience, tell
+        # Copies for the background, kept from save to save: fresh memory costs more CPU time than the rest of a save.
+        self._copies: dict[str, Tensor] = {}
         self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -77,16 +81,22 @@ class Checkpoints:
             AttemptError: the save before failed.
         """
         self.wait()
-        tensors = {
-            "model": {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.items()},
-            "optimizer": {name: t.detach().to("cpu", copy=True).contiguous() for name, t in optimizer.items()},
-        }
+        tensors = {"model": self._copied("model", model), "optimizer": self._copied("optimizer", optimizer)}
         plain = {"format": FORMAT, "step": step, "attempt": self._lease.number, **state}
         name = f"step-{step:08d}-attempt-{self._lease.number:03d}"
         arguments = (name, tensors, plain, best)
         self._thread = threading.Thread(target=self._save, args=arguments, name="distrain-checkpoint")
         self._thread.start()
         return name
+
+    def _copied(self, part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        copies = {}
+        for name, tensor in tensors.items():
+            key = f"{part}:{name}"
+            if key not in self._copies:
+                self._copies[key] = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
+            copies[name] = self._copies[key].copy_(tensor.detach())
+        return copies
 
     def check(self) -> None:
         """Tell what happened in the background; costs nothing. Raises AttemptError if a save has failed meanwhile."""
@@ -112,8 +122,8 @@ class Checkpoints:
 
     def _save(self, name: str, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], best: bool) -> None:
         try:
-            files = {f"{part}.safetensors": safetensors.torch.save(t) for part, t in tensors.items()}
-            files["state.json"] = json.dumps(state, indent=1).encode()
+            files = {f"{part}.safetensors": _safetensors(t) for part, t in tensors.items()}
+            files["state.json"] = [json.dumps(state, indent=1).encode()]
             self._write_patiently(name, files)
         except BaseException as error:  # raised by the next check or wait, on the training thread
             self._error = error
@@ -128,16 +138,19 @@ class Checkpoints:
         except OSError as error:
             self._news.put(f"warning: checkpoint {name} is saved, but older ones could not be cleaned up: {error}")
 
-    def _write_patiently(self, name: str, files: Mapping[str, bytes]) -> None:
+    def _write_patiently(self, name: str, files: Mapping[str, Sequence[bytes | memoryview]]) -> None:
         """Write a checkpoint, and again if that fails, for a while: storage may be full or away, and come back."""
         end, pause = time.monotonic() + self._patience, 0.5
         folder = f"{FOLDER}/{name}"
         while True:
             try:
                 manifest = {}
-                for file, data in files.items():
-                    self._store.write(f"{folder}/{file}", data)
-                    manifest[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                for file, parts in files.items():
+                    self._store.write(f"{folder}/{file}", *parts)
+                    digest = hashlib.sha256()
+                    for data in parts:
+                        digest.update(data)
+                    manifest[file] = {"bytes": sum(map(len, parts)), "sha256": digest.hexdigest()}
                 self._lease.check()  # a manifest of an attempt that was given up would not count, so it is not written
                 self._store.write(f"{folder}/{_MANIFEST}", json.dumps(manifest, indent=1).encode())
             except OSError as error:
@@ -255,6 +268,22 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         h.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
         h.update(t.reshape(-1).numpy().data.cast("B"))
     return h.hexdigest()
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
+    """The bytes of a safetensors file, without a copy of the tensors: length, JSON header, data.
+
+    The library copies each tensor twice. It is what reads the file.
+    """
+    header, end = {}, 0
+    parts: list[bytes | memoryview] = []
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        parts.append(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little"), text, *parts]
 
 
 def _found(store: Store) -> list[tuple[int, int, str]]:

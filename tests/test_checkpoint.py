@@ -45,6 +45,25 @@ def test_save_load_save(store):
     assert all(loaded.model[k].dtype == torch.float32 for k in loaded.model)
 
 
+def test_any_type_and_shape_is_read_back_by_the_library(store):
+    generator = torch.Generator().manual_seed(0)
+    odd = {
+        "scalar": torch.tensor(3.5),
+        "bf16": torch.randn(3, 5, 7, generator=generator).bfloat16(),
+        "double": torch.randn(2, 2, generator=generator, dtype=torch.float64),
+        "count": torch.arange(5),
+        "strided": torch.randn(6, 4, generator=generator).t(),
+    }
+    with checkpoints(store) as found:
+        found.save(1, odd, {}, {"best": {}}, best=False)
+        found.wait()
+    loaded = load_newest(store)[0].model
+    assert loaded.keys() == odd.keys()
+    for name, tensor in odd.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
+
+
 def test_a_copy_is_saved_not_what_changes_later(store):
     model = tensors(1)
     with checkpoints(store) as found:
@@ -161,11 +180,11 @@ def filling(store, monkeypatch, *, refusals):
     """Let the disk be full for the first so many writes of optimizers."""
     original, left = store.write, [refusals]
 
-    def write(path, data):
+    def write(path, *parts):
         if path.endswith("optimizer.safetensors") and left[0]:
             left[0] -= 1
             raise OSError(28, "No space left on device")
-        original(path, data)
+        original(path, *parts)
 
     monkeypatch.setattr(store, "write", write)
 

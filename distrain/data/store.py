@@ -40,15 +40,15 @@ class Store:
             raise OSError(f"{type(error).__name__}: {error}") from error
         return data
 
-    def write(self, path: str, data: bytes) -> None:
-        """Write a file so that readers see all of it or none. Raises OSError."""
+    def write(self, path: str, *parts: bytes | memoryview) -> None:
+        """Write a file, its parts one after another, so that readers see all of it or none. Raises OSError."""
         target = self.path(path)
         if self.local is None:  # an object appears whole, or not at all
-            self.file_system.pipe_file(target, data)
+            self.file_system.pipe_file(target, b"".join(parts))
             return
         partial = f"{target}.{secrets.token_hex(4)}.partial"
         try:
-            _write_new(partial, data)
+            _write_new(partial, *parts)
             os.replace(partial, target)
         except BaseException:
             if os.path.exists(partial):
@@ -92,10 +92,10 @@ class Store:
         return f"{self._root}/{path}" if path else self._root or "/"
 
 
-def _write_new(path: str, data: bytes) -> None:
+def _write_new(path: str, *parts: bytes | memoryview) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "xb") as file:
-        file.write(data)
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
 

@@ -29,6 +29,8 @@ def sh(*command: str, check: bool = True) -> str:
 class Hosts:
     """A switch, hosts n1 (Ray's head), n2, ... and an idle host `client`."""
 
+    namespaces = True
+
     def __init__(self, folder: Path, nodes: int, environment: Mapping[str, str]) -> None:
         self._folder, self._tag, self._environment = folder, f"dt{os.getpid() % 10000}", dict(environment)
         self.address = {"client": "10.78.0.2", **{f"n{i}": f"10.78.0.{10 + i}" for i in range(1, nodes + 1)}}
@@ -222,6 +224,13 @@ class Hosts:
         sh("ip", "netns", "del", self._switch, check=False)
         for process in self._ray:
             process.wait()
+
+
+def possible() -> bool:
+    """Whether this machine lets us make hosts."""
+    if os.geteuid() != 0 or not all(shutil.which(tool) for tool in ("ip", "tc", "nft", "unshare", "nsenter")):
+        return False
+    return subprocess.run(["unshare", "--net", "--pid", "--fork", "--mount", "true"], check=False).returncode == 0
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:

@@ -27,6 +27,7 @@ def timed(table):
     return note
 
 
+@pytest.mark.namespaces
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_workers_on_one_machine_with_a_ray_of_its_own(start, wanted, hosts, workers):
     """And nothing of it is left: no process, no shared memory, no session."""
@@ -46,6 +47,7 @@ def test_several_nodes(start, wanted, nodes):
     assert f"worker group formed: {nodes} workers" in run.text
 
 
+@pytest.mark.namespaces
 def test_a_client_outside_the_cluster(start, wanted, hosts):
     run = start("--workers=2", host="client", address=f"ray://{hosts.address[HEAD]}:10001")
     assert run.weights() == wanted()
@@ -56,7 +58,7 @@ def test_a_killed_worker(start, wanted, hosts, timed):
     run.wait_for_step(60)
     fault = time.monotonic()
     hosts.kill("n2", "ray::RayTrainWorker")
-    timed(run, fault, r"lost rank \d on 10.78.0.12: The actor is dead")
+    timed(run, fault, r"lost rank \d on [\d.]+: The actor is dead")
     assert run.weights() == wanted()
     assert "A worker died or was killed" not in run.text, "Ray's own walls of text"
 
@@ -82,6 +84,7 @@ def test_a_killed_raylet(start, wanted, hosts, timed):
     assert "worker group formed: 2 workers" in run.text
 
 
+@pytest.mark.namespaces
 def test_a_power_cut(start, wanted, hosts, timed):
     run = start("--workers=1-3")
     run.wait_for_step(60)
@@ -107,6 +110,7 @@ def test_a_node_is_added(start, wanted, hosts, timed):
     assert "no step computed again" in run.text
 
 
+@pytest.mark.namespaces
 def test_a_node_is_drained(start, wanted, hosts, timed):
     run = start("--workers=1-3")
     run.wait_for_step(60)
@@ -118,6 +122,7 @@ def test_a_node_is_drained(start, wanted, hosts, timed):
     assert "no step computed again" in run.text
 
 
+@pytest.mark.namespaces
 def test_a_cable_is_out_for_longer_than_the_heartbeat(start, wanted, hosts, timed):
     run = start("--workers=1-3")
     run.wait_for_step(60)
@@ -128,6 +133,7 @@ def test_a_cable_is_out_for_longer_than_the_heartbeat(start, wanted, hosts, time
     assert run.weights() == wanted()
 
 
+@pytest.mark.namespaces
 @pytest.mark.parametrize("link", ["2 % of the packets lost", "100 Mbit/s"])
 def test_a_bad_link(start, wanted, hosts, link, table):
     if link == "100 Mbit/s":
@@ -141,6 +147,7 @@ def test_a_bad_link(start, wanted, hosts, link, table):
     assert "lost" not in run.text
 
 
+@pytest.mark.namespaces
 def test_the_checkpoint_store_is_full_for_a_while(start, wanted, disk, table):
     run = start("--workers=2", "checkpoint.keep=1")
     run.wait_for_step(60)
@@ -156,6 +163,7 @@ def test_the_checkpoint_store_is_full_for_a_while(start, wanted, disk, table):
     assert "lost" not in run.text
 
 
+@pytest.mark.namespaces
 def test_the_object_store_is_gone_for_30_s(start, wanted, hosts, digits, table):
     def serve():
         script = str(Path(__file__).parent / "range_server.py")
@@ -218,6 +226,7 @@ def test_a_killed_controller(start, wanted, hosts, timed):
     assert run.weights() == wanted()
 
 
+@pytest.mark.namespaces
 def test_the_head_restarts(start, wanted, hosts):
     run = start("--workers=2")
     run.wait_for_step(60)
@@ -249,6 +258,7 @@ def test_a_hanging_rank(start, wanted, hosts, timed):
     assert run.weights() == wanted()
 
 
+@pytest.mark.namespaces
 def test_nothing_is_left_behind(start, hosts, wanted):
     """Processes of the run and shared memory, on any host, after a run that was killed and one that ended."""
     wait_until(lambda: leftovers(hosts) == [], "all ranks to end")
