@@ -40,7 +40,7 @@ from distrain.train import Summary
 
 # Ray's defaults are a poll every 2 s, 60 s for workers that cannot be placed, every print twice and a chdir.
 _TRAIN_SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "6",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -54,7 +54,7 @@ HEAD_SETTINGS = {
     "RAY_health_check_failure_threshold": "3",
     "RAY_health_check_initial_delay_ms": "2000",
 }
-_LOOK_EVERY = 1.0
+_LOOK_EVERY = 2.0
 # Seconds for which more room must be there before a run grows into it.
 _SETTLED = 3.0
 
@@ -177,12 +177,13 @@ class _Driver:
                 result["found"] = self._trainer(workers).fit().return_value
             except BaseException as error:
                 result["error"] = error
+            self._mailbox.put.remote("ended", None)
 
         thread = threading.Thread(target=fit, name="distrain-fit", daemon=True)
         thread.start()
         asked, resizing, room_since, looked = False, False, None, time.monotonic()
         while thread.is_alive():
-            self._deliver(0.2)
+            self._deliver(1.0)
             if self.stop.is_set() and not asked:
                 self._console.event("stopping: saving first (once more ends it at once)")
                 asked = True
@@ -253,7 +254,7 @@ class _Driver:
             elif kind == "record":
                 self._step = max(self._step, value["step"])
                 self._console.record(value)
-            else:
+            elif kind == "stop":
                 self._console.stop()
 
     def _formed(self, places: list[tuple[str, str]], group: Any) -> None:

@@ -86,20 +86,26 @@ def recipe(narrow, disk) -> Iterator[Config]:
     shutil.rmtree(run, ignore_errors=True)
 
 
+@pytest.fixture
+def longer(recipe: Config) -> Config:
+    """A run that still goes on when Ray has noticed that a node came or will go."""
+    return recipe.model_copy(update={"epochs": 2 * recipe.epochs})
+
+
 @pytest.fixture(scope="session")
-def known() -> list[str]:
-    return []
+def known() -> dict[int, str]:
+    return {}
 
 
 @pytest.fixture
-def wanted(recipe: Config, known: list[str], tmp_path: Path) -> Callable[[], str]:
+def wanted(recipe: Config, known: dict[int, str], tmp_path: Path) -> Callable[..., str]:
     """The weights of the undisturbed run in one process, as they are printed."""
 
-    def weights() -> str:
-        if not known:
-            alone = recipe.model_copy(update={"run": str(tmp_path / "alone")})
-            known.append(train(alone, World(torch.device("cpu")), Silent()).weights[:16])
-        return known[0]
+    def weights(config: Config = recipe) -> str:
+        if config.epochs not in known:
+            alone = config.model_copy(update={"run": str(tmp_path / "alone")})
+            known[config.epochs] = train(alone, World(torch.device("cpu")), Silent()).weights[:16]
+        return known[config.epochs]
 
     return weights
 

@@ -95,29 +95,29 @@ def test_a_power_cut(start, wanted, hosts, timed):
     assert "worker group formed: 2 workers" in run.text
 
 
-def test_a_node_is_added(start, wanted, hosts, timed):
+def test_a_node_is_added(start, wanted, longer, hosts, timed):
     hosts.crash("n3")
     hosts.up("n1", "n2")
-    run = start("--workers=1-3")
+    run = start("--workers=1-3", config=longer)
     run.wait_for_step(20)
     assert "worker group formed: 2 workers" in run.text
     hosts.boot("n3")
     fault = time.monotonic()
     hosts.start_ray("n3")
     timed(run, fault, r"there is room for 3 workers, 1 more: saving")
-    assert run.weights() == wanted()
+    assert run.weights() == wanted(longer)
     assert "worker group formed: 3 workers" in run.text
     assert "no step computed again" in run.text
 
 
 @pytest.mark.namespaces
-def test_a_node_is_drained(start, wanted, hosts, timed):
-    run = start("--workers=1-3")
+def test_a_node_is_drained(start, wanted, longer, hosts, timed):
+    run = start("--workers=1-3", config=longer)
     run.wait_for_step(60)
     fault = time.monotonic()
     hosts.drain("n2", seconds=60)
     timed(run, fault, r"10.78.0.12 is being drained: saving")
-    assert run.weights() == wanted()
+    assert run.weights() == wanted(longer)
     assert "worker group formed: 2 workers" in run.text
     assert "no step computed again" in run.text
 
@@ -238,14 +238,17 @@ def test_the_head_restarts(start, wanted, hosts):
     assert again.weights() == wanted()
 
 
-def test_a_second_run_on_one_directory_is_refused(start, wanted, hosts):
-    run = start("--workers=1")
+def test_a_second_run_on_one_directory_is_refused(start, recipe, hosts):
+    endless = recipe.model_copy(update={"epochs": 10_000})
+    run = start("--workers=1", config=endless)
     run.wait_for_step(20)
-    second = start("--workers=1")
-    text = second.end(2, 120)
-    assert "is in use by" in text
+    (first,) = hosts.pids(HEAD, "-m distrain train")
+    text = start("--workers=1", config=endless).end(2, 120)
+    assert re.search(r"is in use by \w+ on n\d, process \d+, since", text)
     assert "stop that run first" in text
-    assert run.weights() == wanted()
+    run.wait_for_step(20, since=time.monotonic())
+    os.kill(first, signal.SIGINT)
+    assert "stopped and saved after step" in run.end(130)
 
 
 def test_a_hanging_rank(start, wanted, hosts, timed):
