@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,14 @@ from distrain.errors import RunError, UserError
 if TYPE_CHECKING:
     from distrain.monitor.sinks import Console
     from distrain.train import Summary
+
+
+class Encoding(str, Enum):
+    """How pixels are stored."""
+
+    JPEG = "jpeg"
+    RAW = "raw"
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -104,11 +113,16 @@ def train(
 def pack(
     source: Annotated[str, typer.Argument(help="Folder that holds one folder of images a class (path or URL).")],
     target: Annotated[str, typer.Argument(help="Where the shards go (path or URL).")],
-    side: Annotated[int, typer.Option(min=1, help="Side of the stored square in pixels.")] = 256,
+    geometry: Annotated[
+        str, typer.Option(metavar="keep|short:N|square:N", help="Size of the stored images in pixels.")
+    ] = "square:256",
+    encoding: Annotated[
+        Encoding, typer.Option(help="raw: pixels (binary PPM), seven times the bytes, nothing to decode.")
+    ] = Encoding.JPEG,
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 95,
 ) -> None:
     """Decode, check, resize and shard an image folder, once for all trainings."""
-    from distrain.data.pack import REJECTS, pack_folder
+    from distrain.data.pack import REJECTS, Geometry, pack_folder
 
     told = 0
 
@@ -119,7 +133,14 @@ def pack(
             told = tenth
             typer.echo(f"{done:,} of {total:,} images")
 
-    packed = pack_folder(source, target, side=side, quality=quality, progress=progress)
+    packed = pack_folder(
+        source,
+        target,
+        geometry=Geometry.parse(geometry),
+        encoding=encoding.value,
+        quality=quality,
+        progress=progress,
+    )
     manifest = packed.manifest
     typer.echo(f"{manifest.rows:,} images of {len(manifest.classes)} classes in {len(manifest.shards)} shards")
     if packed.rejects:

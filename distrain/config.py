@@ -62,6 +62,10 @@ class Data(Section):
     """SHA-256 of the training set's manifest; null: filled in when the run starts. [result]"""
     shuffle_rows: int = result(1024, ge=1)
     """Rows of one shuffled block of a virtual worker's stream; it holds about that many in memory. [result]"""
+    backend: Literal["dali", "torch"] = result("dali")
+    """dali: NVIDIA DALI; torch: PIL and torch, a plain reference for machines without DALI. [result]"""
+    normalise: Literal["loader", "device"] = result("loader")
+    """Where pixels become normalised floats: in the decoder's graph, or on the device from bytes. [result]"""
     pixel_limit: int = result(50_000_000, ge=1)
     """Pixels; an image that claims more is a bad sample. [result]"""
     memory: ByteSize = operation(ByteSize(2 << 30), gt=0)
@@ -80,7 +84,12 @@ class Augment(Section):
     """What is done to a training image, per sample and epoch (Krizhevsky et al. 2012, section 4.1)."""
 
     crop: int = result(224, ge=1)
-    """Side of the square crop window, in pixels; random in training, the centre in evaluation. [result]"""
+    """Side of the square image that the network sees, in pixels. [result]"""
+    short_side: int | None = result(None, ge=1)
+    """Pixels that the short side is resized to before the crop; null: images are used as they are stored. [result]"""
+    window: Literal["crop", "random_resized"] = result("crop")
+    """crop: at a random place; random_resized: 8 to 100 % of the area, sides 3:4 to 4:3, resized (Szegedy et al. 2015).
+    Evaluation takes the centre crop. [result]"""
     mirror: bool = result(True)
     """Flip half of the images left to right. [result]"""
     colour: float = result(0.1, ge=0)
@@ -282,6 +291,13 @@ class Config(Section):
         augment = info.data.get("augment")
         if augment is not None and augment.crop < least:
             raise ValueError(f"{value.name} needs augment.crop of at least {least} pixels, not {augment.crop}")
+        return value
+
+    @field_validator("augment")
+    @classmethod
+    def _crop_fits(cls, value: Augment) -> Augment:
+        if value.short_side is not None and value.short_side < value.crop:
+            raise ValueError(f"short_side = {value.short_side} is less than crop = {value.crop}: raise it")
         return value
 
     @field_validator("cluster")

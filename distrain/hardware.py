@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from distrain.checkpoint import digest
 from distrain.config import Config
-from distrain.data.augment import draw
 from distrain.data.loader import Loader, MicroBatch, Request
 from distrain.data.order import Cursor
 from distrain.data.shards import Dataset
@@ -44,20 +43,15 @@ def fingerprint(config: Config, world: World, dataset: Dataset, model: nn.Module
 
 def _first_samples(config: Config, world: World, dataset: Dataset) -> MicroBatch:
     """A training micro-batch of the lowest sample ids, which lie side by side."""
-    ids = np.arange(config.micro_batch)
-    manifest, augment = dataset.manifest, config.augment
-    draws = draw(
-        config.seed,
-        0,
-        ids,
-        size=(manifest.height, manifest.width),
-        crop=augment.crop,
-        mirror=augment.mirror,
-        colour=augment.colour * manifest.statistics.principal_axes(),
-    )
-    request = Request(Cursor(0, 0), 0, ids, 0, draws)
+    request = Request(Cursor(0, 0), 0, np.arange(config.micro_batch), 0)
     with Loader(
-        config, dataset, manifest.statistics, [request], batch=config.micro_batch, device=world.device
+        config,
+        dataset,
+        dataset.manifest.statistics,
+        [request],
+        batch=config.micro_batch,
+        device=world.device,
+        augmented=True,
     ) as batches:
         return next(batches)
 

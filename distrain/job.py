@@ -1,9 +1,10 @@
 """What a run is made of: `setup` checks everything, makes it once, and takes over a checkpoint."""
 
 import errno
+import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import nn
 from distrain.checkpoint import FOLDER as CHECKPOINTS
 from distrain.checkpoint import Loaded, digest, load_newest, write_best
 from distrain.config import Config, result_fields
+from distrain.data.decode import BadImageError, readable
 from distrain.data.manifest import MANIFEST, Manifest
 from distrain.data.order import Ids, Order
 from distrain.data.pack import pack_digits
+from distrain.data.quarantine import judge, suspects
 from distrain.data.shards import Dataset
 from distrain.data.store import Store
 from distrain.errors import RunError, UserError
@@ -31,6 +34,8 @@ from distrain.optim.optimizer import Optimizer
 from distrain.optim.sgd import sgd
 from distrain.record import Record
 from distrain.world import World, environment
+
+QUARANTINE = "quarantine.json"
 
 
 @dataclass
@@ -122,6 +127,10 @@ def setup(
         fraction_bits=config.reduction.fraction_bits if config.reduction.mode == "exact" else None,
     )
     lanes = stack.enter_context(Lanes(lanes_for(config, world), config.threads, world.device))
+    watchdog.at("the verdicts on files")
+    with world.together():
+        for samples in filter(None, (dataset, val)):
+            recall(config, world, samples, store, alarm)
     watchdog.at("the check of the hardware")
     hardware = None
     with world.together():
@@ -149,6 +158,7 @@ def setup(
     if warning := memory_warning(config, dataset.manifest, world):
         console.event(warning)
     bad = {int(k): v for k, v in state["bad_samples"].items()} if state else {}
+    dataset.bad.update(bad)
     return Job(
         config=config,
         world=world,
@@ -257,6 +267,36 @@ def check_hardware(
     console.event(f"warning: other hardware than before ({what}): bits are no longer promised for this run")
 
 
+def recall(config: Config, world: World, dataset: Dataset, store: Store, alarm: Callable[[str], None]) -> None:
+    """Learn on all ranks what attempts before this one found out about files that may kill the decoder."""
+    if dataset.manifest.proved or config.data.backend != "dali":
+        return
+    ids = suspects(config, dataset)
+    found: dict[int, str] = {}
+    if len(ids):
+        alarm(f"an attempt died while it decoded {len(ids)} files ({_names(dataset, ids)}): each is decoded alone now")
+        files = {}
+        for i, row in zip(ids.tolist(), dataset.rows(ids), strict=True):
+            with suppress(BadImageError):  # never gets as far as the decoder
+                files[i] = readable(row.data, config.data.pixel_limit).data
+        verdicts = judge(list(files.values()), world.device)
+        found = {i: verdict for i, verdict in zip(files, verdicts, strict=True) if verdict}
+        if not found:
+            alarm("each of them decodes alone: none is to blame")
+    known = json.loads(store.read(QUARANTINE)) if world.lead and store.exists(QUARANTINE) else {}
+    fingerprint = dataset.manifest.fingerprint
+    for part in world.gather({**known.get(fingerprint, {}), **found}):
+        dataset.bad.update({int(k): reason for k, reason in part.items()})
+    if world.lead and dataset.bad.keys() != known.get(fingerprint, {}).keys():
+        known[fingerprint] = {str(k): reason for k, reason in sorted(dataset.bad.items())}
+        store.write(QUARANTINE, json.dumps(known, indent=1).encode())
+
+
+def _names(dataset: Dataset, ids: Ids) -> str:
+    first = "; ".join(f"{i}: {dataset.describe(i)}" for i in ids[:3])
+    return f"{first}; and {len(ids) - 3} more" if len(ids) > 3 else first
+
+
 def val_fingerprint(val: Dataset | None) -> str | None:
     """What the best evaluation was measured on."""
     return val.manifest.fingerprint if val else None
@@ -303,11 +343,7 @@ def open_data(config: Config) -> tuple[Dataset, Dataset | None]:
         if url is not None:
             store = Store(url)
             manifest = Manifest.load(store)
-            if min(manifest.height, manifest.width) < config.augment.crop:
-                raise UserError(
-                    f"augment.crop = {config.augment.crop} does not fit the {manifest.width} x {manifest.height} pixel "
-                    f"images of {store.name}: lower it, or pack larger images"
-                )
+            check_size(config, store, manifest)
             sets.append(Dataset(store, manifest, memory=memory, patience=patience))
             # Validation reads one group after another: two of them are enough.
             memory = 2 * max(group.end - group.start for shard in manifest.shards for group in shard.groups)
@@ -318,6 +354,23 @@ def open_data(config: Config) -> tuple[Dataset, Dataset | None]:
             f"{len(val.manifest.classes)}, or other names: pack both from folders of the same names"
         )
     return train, val
+
+
+def check_size(config: Config, store: Store, manifest: Manifest) -> None:
+    """Raises UserError where the crop cannot be cut out of the images."""
+    crop, short_side = config.augment.crop, config.augment.short_side
+    if short_side is not None:
+        return
+    if manifest.size is None:
+        raise UserError(
+            f"the images of {store.name} differ in size: set augment.short_side, to {crop * 256 // 224} as the paper "
+            f"does for a crop of {crop}, or pack them with --geometry square:{crop * 256 // 224}"
+        )
+    if min(manifest.size) < crop:
+        raise UserError(
+            f"augment.crop = {crop} does not fit the {manifest.size[1]} x {manifest.size[0]} pixel images of "
+            f"{store.name}: lower it, set augment.short_side, or pack larger images"
+        )
 
 
 def pin_data(config: Config, manifest: Manifest) -> Config:

@@ -31,7 +31,7 @@ def plan(config: Config, ranks: int) -> dict[str, str]:
         pin_data(config, manifest)
         group_rows, classes = manifest.group_rows, len(manifest.classes)
         data = {
-            "data": f"{manifest.rows:,} images of {manifest.width} x {manifest.height}, {classes} classes",
+            "data": f"{manifest.rows:,} images of {_pixels(manifest)}, {classes} classes",
             "data fingerprint": manifest.fingerprint,
             "data in memory": _memory(config, manifest, hosted),
         }
@@ -48,6 +48,10 @@ def plan(config: Config, ranks: int) -> dict[str, str]:
         "checkpoint": f"{size(saved)}, {config.checkpoint.keep} kept beside the best",
         "reduced in a step": f"{size(wire)} a rank ({config.reduction.mode})",
     }
+
+
+def _pixels(manifest: Manifest) -> str:
+    return f"{manifest.size[1]} x {manifest.size[0]}" if manifest.size else "various sizes"
 
 
 def _memory(config: Config, manifest: Manifest, hosted: int) -> str:

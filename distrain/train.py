@@ -111,8 +111,7 @@ def fit(job: Job) -> str:
     """The loop: load, forward and backward, reduce, move, log, evaluate, save."""
     config, order, steps, world, at = job.config, job.order, job.steps, job.world, job.watchdog.at
     hosted = world.hosted(config.virtual_workers)
-    requests = training_requests(config, job.dataset, order, range(job.start, steps), hosted)
-    batches = open_loader(job, job.dataset, requests, config.micro_batch)
+    batches = open_loader(job, job.dataset, training_requests(order, range(job.start, steps), hosted))
     job.logged = time.monotonic()
     with batches:
         for step in range(job.start, steps):
@@ -237,8 +236,8 @@ def evaluate_step(job: Job, done: int) -> bool:
 def score_of(job: Job, dataset: Dataset) -> Score:
     """Evaluate the model on a data set, on all ranks."""
     job.watchdog.at("the evaluation")
-    requests = evaluation_requests(job.config, dataset, job.world.rank, job.world.ranks)
-    with open_loader(job, dataset, requests, job.config.evaluate.batch) as batches:
+    requests = evaluation_requests(dataset.manifest.rows, job.config.evaluate.batch, job.world.rank, job.world.ranks)
+    with open_loader(job, dataset, requests, evaluation=True) as batches:
         return evaluate(job.config, job.world, job.model, watched(job, batches), job.lanes)
 
 
@@ -250,15 +249,16 @@ def watched(job: Job, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
     job.watchdog.at("the sums of the evaluation", waiting=True)
 
 
-def open_loader(job: Job, dataset: Dataset, requests: Iterator[Request], batch: int) -> Loader:
+def open_loader(job: Job, dataset: Dataset, requests: Iterator[Request], *, evaluation: bool = False) -> Loader:
     """A loader on the rank's device, normalising with the training set's statistics."""
     return Loader(
         job.config,
         dataset,
         job.dataset.manifest.statistics,
         requests,
-        batch=batch,
+        batch=job.config.evaluate.batch if evaluation else job.config.micro_batch,
         device=job.world.device,
+        augmented=not evaluation,
     )
 
 
@@ -335,8 +335,7 @@ def diverged(job: Job, reading: Reading) -> RunError:
         }
 
     hosted = job.world.hosted(config.virtual_workers)
-    requests = training_requests(config, job.dataset, job.order, range(step, step + 1), hosted)
-    with open_loader(job, job.dataset, requests, config.micro_batch) as batches:
+    with open_loader(job, job.dataset, training_requests(job.order, range(step, step + 1), hosted)) as batches:
         job.lanes.run(observe, batches)
     for part in job.world.gather({str(v): numbers for v, numbers in micro_batches.items()}):
         micro_batches.update({int(v): numbers for v, numbers in part.items()})

@@ -65,7 +65,7 @@ def damaged_set() -> Callable[..., None]:
 
     def write(folder: Path, bad: set[int], classes: int = 3, rows: int = 40) -> None:
         rng, moments = np.random.default_rng(0), PixelMoments()
-        writer = ShardWriter(Store(str(folder)), [str(c) for c in range(classes)], 72, 72, group_rows=8)
+        writer = ShardWriter(Store(str(folder)), [str(c) for c in range(classes)], (72, 72), group_rows=8)
         for i in range(rows):
             pixels = rng.integers(0, 256, (72, 72, 3), dtype=np.uint8)
             moments.add(pixels)

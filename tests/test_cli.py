@@ -125,13 +125,13 @@ def test_pack(distrain, tmp_path):
         (tmp_path / "src" / name).mkdir(parents=True)
         Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "src" / name / "1.png")
     source, target = str(tmp_path / "src"), str(tmp_path / "dst")
-    assert distrain("pack", source, target, "--side", "8") == (
+    assert distrain("pack", source, target, "--geometry", "square:8") == (
         0, "2 of 2 images\n2 images of 2 classes in 1 shards\n", "",
     )  # fmt: skip
     code, _, err = distrain("pack", source, target)
     assert (code, "holds a data set already" in err) == (2, True)
     (tmp_path / "src/a/2.png").write_bytes(b"x")
-    code, _, err = distrain("pack", source, str(tmp_path / "second"), "--side", "8")
+    code, _, err = distrain("pack", source, str(tmp_path / "second"), "--geometry", "square:8")
     assert code == 1
     assert "1 images could not be used and were left out, a/2.png (no image format is recognised)" in err
 

@@ -27,10 +27,9 @@ def gpu():
 def batches(config, digits, device):
     store = Store(str(digits / "train"))
     dataset = Dataset(store, Manifest.load(store), memory=1 << 26, patience=0)
-    requests = training_requests(config, dataset, order_of(config, dataset.manifest.group_rows), range(5), range(4))
-    with Loader(
-        config, dataset, dataset.manifest.statistics, requests, batch=config.micro_batch, device=device
-    ) as loader:
+    requests = training_requests(order_of(config, dataset.manifest.group_rows), range(5), range(4))
+    options = {"batch": config.micro_batch, "device": device, "augmented": True}
+    with Loader(config, dataset, dataset.manifest.statistics, requests, **options) as loader:
         return [(batch.ids, batch.images.cpu(), batch.labels.cpu()) for batch in loader]
 
 

@@ -336,7 +336,7 @@ def test_validation_of_other_classes(narrow, console, tmp_path, damaged_set):
 
 
 def test_an_empty_set_and_one_class(narrow, console, tmp_path, damaged_set):
-    ShardWriter(Store(str(tmp_path / "empty")), ["a", "b"], 72, 72).finish(Statistics(np.zeros(3), np.eye(3)))
+    ShardWriter(Store(str(tmp_path / "empty")), ["a", "b"], (72, 72)).finish(Statistics(np.zeros(3), np.eye(3)))
     with pytest.raises(UserError, match="is empty"):
         run(narrow(data={"train": str(tmp_path / "empty")}), console)
     damaged_set(tmp_path / "one", bad=set(), classes=1)

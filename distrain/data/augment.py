@@ -1,7 +1,7 @@
-"""What happens to each sample: crop window, mirror and PCA colour shift, drawn per sample, never from a stream.
+"""What happens to each sample: window, mirror and PCA colour shift, drawn per sample, never from a stream.
 
 Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep convolutional neural networks" (NIPS 2012),
-section 4.1. A draw is a pure function of (seed, epoch, sample id).
+section 4.1. A draw is a pure function of (seed, epoch, sample id) and the image's size.
 """
 
 from dataclasses import dataclass
@@ -9,15 +9,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from distrain.config import Augment
 from distrain.philox import Purpose, words
+
+_AREA = (0.08, 1.0)
+_ASPECT = (3 / 4, 4 / 3)
+_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
 class Draws:
     """One draw a sample."""
 
-    start: NDArray[np.int32]
-    """Top and left of the crop window in pixels, shape (n, 2)."""
+    start: NDArray[np.float64]
+    """Top and left of the window in pixels of the stored image, shape (n, 2); whole where nothing is resized."""
+    size: NDArray[np.float64]
+    """Height and width of the window in pixels of the stored image, shape (n, 2)."""
     mirror: NDArray[np.int32]
     """1 where the image is flipped left to right, shape (n,)."""
     colour: NDArray[np.float32]
@@ -28,11 +35,9 @@ def draw(
     seed: int,
     epoch: int,
     ids: NDArray[np.int64],
-    *,
-    size: tuple[int, int],
-    crop: int,
-    mirror: bool,
-    colour: NDArray[np.float64],
+    sizes: NDArray[np.int64],
+    augment: Augment,
+    axes: NDArray[np.float64],
 ) -> Draws:
     """Draw the augmentation of each sample.
 
@@ -40,30 +45,69 @@ def draw(
         seed: 32-bit seed of the run.
         epoch: from 0.
         ids: sample ids, shape (n,).
-        size: height and width of the stored images in pixels.
-        crop: side of the square window in pixels.
-        mirror: whether to flip half of the samples.
-        colour: standard deviation times principal axis, one axis a column, shape (3, 3); zeros for none.
+        sizes: height and width of each stored image in pixels, shape (n, 2).
+        augment: what to draw.
+        axes: principal axes of the colours, each as long as its standard deviation, one a column, shape (3, 3).
     """
     low, high = ids & 0xFFFFFFFF, ids >> 32
-    w = words(seed, Purpose.AUGMENT, 0, epoch, low, high).astype(np.uint64)  # (4, n)
-    # A 32-bit word times a range, shifted back, is uniform to within range / 2^32.
-    span = np.array([size[0] - crop + 1, size[1] - crop + 1], np.uint64)
-    start = (w[:2].T * span) >> np.uint64(32)
+    w = words(seed, Purpose.AUGMENT, np.arange(2)[:, None], epoch, low, high).astype(np.uint64)  # (4, 2, n)
+    if augment.window == "random_resized":
+        tries = 2 + np.arange(_ATTEMPTS)[:, None]
+        start, size = _random_resized(words(seed, Purpose.AUGMENT, tries, epoch, low, high), sizes)
+    else:
+        scale, resized = _resized(sizes, augment.short_side)
+        # A 32-bit word times a range, shifted back, is uniform to within range / 2^32.
+        place = (w[:2, 0].T * (resized - augment.crop + 1).astype(np.uint64)) >> np.uint64(32)
+        start, size = place * scale, augment.crop * scale
     return Draws(
-        start=start.astype(np.int32, order="C"),
-        mirror=(w[2] & np.uint64(mirror)).astype(np.int32),
-        colour=(_normals(words(seed, Purpose.AUGMENT, 1, epoch, low, high)) @ colour.T).astype(np.float32, order="C"),
+        start=start,
+        size=size,
+        mirror=(w[2, 0] & np.uint64(augment.mirror)).astype(np.int32),
+        colour=(_normals(w[:, 1]) @ (augment.colour * axes).T).astype(np.float32, order="C"),
     )
 
 
-def centre(n: int, *, size: tuple[int, int], crop: int) -> Draws:
-    """The evaluation draw of n samples: the centre window, not mirrored, no colour shift."""
-    start = np.tile(np.array([(size[0] - crop) // 2, (size[1] - crop) // 2], np.int32), (n, 1))
-    return Draws(start, np.zeros(n, np.int32), np.zeros((n, 3), np.float32))
+def centre(sizes: NDArray[np.int64], augment: Augment) -> Draws:
+    """The evaluation draw: the centre window, not mirrored, no colour shift; `sizes` as in `draw`."""
+    scale, resized = _resized(sizes, augment.short_side)
+    n = len(sizes)
+    start = (resized - augment.crop) // 2 * scale
+    return Draws(start, augment.crop * scale, np.zeros(n, np.int32), np.zeros((n, 3), np.float32))
 
 
-def _normals(w: NDArray[np.uint32]) -> NDArray[np.float64]:
+def _resized(sizes: NDArray[np.int64], short_side: int | None) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Stored pixels per resized pixel, and height and width when the short side is resized: both of shape (n, 2)."""
+    if short_side is None:
+        return np.ones(sizes.shape), sizes
+    ratio = sizes.min(1, keepdims=True) / short_side
+    resized = np.floor(sizes / ratio + 0.5).astype(np.int64)
+    return sizes / resized, resized
+
+
+def _random_resized(w: NDArray[np.uint32], sizes: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Start and size of windows of random area and aspect, as torchvision draws them: w is (4, attempts, n).
+
+    Where no attempt fits into the image, the window is the largest centre one of an allowed aspect.
+    """
+    u = w / 2.0**32  # in [0, 1)
+    height, width = sizes.T.astype(np.float64)
+    area = height * width * (_AREA[0] + (_AREA[1] - _AREA[0]) * u[0])
+    low, high = np.log(_ASPECT)
+    aspect = np.exp(low + (high - low) * u[1])
+    # size: (2, attempts, n), height and width
+    size = np.rint(np.stack([np.sqrt(area / aspect), np.sqrt(area * aspect)]))
+    fits = (size >= 1).all(0) & (size[0] <= height) & (size[1] <= width)
+    first, n = fits.argmax(0), np.arange(len(sizes))
+    start = np.floor(u[2:] * (np.stack([height, width])[:, None] - size + 1))
+    own = np.clip(width / height, *_ASPECT)
+    widest = np.rint(np.stack([np.minimum(height, width / own), np.minimum(width, height * own)]))
+    found = fits.any(0)
+    size = np.where(found, size[:, first, n], np.maximum(widest, 1))
+    start = np.where(found, start[:, first, n], np.floor((np.stack([height, width]) - size) / 2))
+    return np.ascontiguousarray(start.T), np.ascontiguousarray(size.T)
+
+
+def _normals(w: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Three standard normal numbers from four words (Box and Muller 1958): (4, n) -> (n, 3)."""
     uniform = (w.astype(np.float64) + 1) / 2**32  # in (0, 1]
     radius = np.sqrt(-2 * np.log(uniform[:2]))

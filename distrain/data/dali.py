@@ -1,80 +1,44 @@
-"""The DALI graph: decode a window, mirror, shift colours and normalise. Windows and draws come from outside."""
+"""The DALI graph: decode, cut a window, mirror, shift colours and normalise. Windows and draws come from outside."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import re
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+
+from distrain.data.graph import Feed, Graph, RefusedError, Source
+from distrain.errors import UserError
+
+_SAMPLE = re.compile(r"Failed to decode sample #(\d+)")
 
 
-class Feed(NamedTuple):
-    """What DALI gets for one batch of n samples."""
-
-    files: list[NDArray[np.uint8]]
-    """n image files that decode; they may be views, DALI holds on to them."""
-    start: NDArray[np.int32]
-    """Top and left of the window in pixels, shape (n, 2)."""
-    mirror: NDArray[np.int32]
-    """1: flip left to right, shape (n,)."""
-    mean: NDArray[np.float32]
-    """Subtracted from every pixel, RGB in units of 0 to 255, shape (n, 3): the colour shift is folded in."""
-
-
-class Decoder:
+class DaliDecoder:
     """Runs the graph over what `source` returns, ahead of the caller by `read_ahead` batches.
 
     One definition serves both devices: `mixed` decodes on a GPU, `cpu` without one. The GPU's number comes from the
     torch device, never from the rank.
     """
 
-    def __init__(
-        self,
-        source: Callable[[], Feed],
-        *,
-        batch: int,
-        crop: int,
-        std: NDArray[np.float32],
-        device: torch.device,
-        threads: int,
-        read_ahead: int,
-    ) -> None:
-        """Build the graph. `source` raises StopIteration at its end."""
-        from nvidia.dali import fn, types
-        from nvidia.dali.pipeline import Pipeline
+    def __init__(self, source: Source, graph: Graph, *, device: torch.device, threads: int, read_ahead: int) -> None:
+        """Build the graph. `source` raises StopIteration at its end.
 
+        Raises:
+            UserError: DALI is not installed.
+        """
+        try:
+            from nvidia.dali.pipeline import Pipeline
+        except ImportError:
+            raise UserError("NVIDIA DALI is not installed here: install it, or set data.backend=torch") from None
         gpu = device.type == "cuda"
         self._pipeline: Any = Pipeline(
-            batch_size=batch,
+            batch_size=graph.batch,
             num_threads=threads,
             device_id=(device.index or 0) if gpu else None,
             prefetch_queue_depth=read_ahead,
             exec_dynamic=True,  # the other executor overwrites memory that torch still holds
         )
         with self._pipeline:
-            files, start, mirror, mean = fn.external_source(
-                source=source,
-                num_outputs=4,
-                batch=True,
-                no_copy=True,
-                dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT],
-                ndim=[1, 1, 0, 1],
-            )
-            # hw_decoder_load = 0: the hardware decoder takes a share of each batch by position, and its pixels may
-            # differ, so that a sample's pixels would depend on its place.
-            images = fn.decoders.image_slice(
-                files,
-                start=start,
-                shape=[crop, crop],
-                axis_names="HW",
-                adjust_orientation=False,
-                device="mixed" if gpu else "cpu",
-                hw_decoder_load=0.0,
-            )
-            images = fn.crop_mirror_normalize(
-                images, mirror=mirror, mean=mean, std=std.tolist(), dtype=types.FLOAT, output_layout="CHW"
-            )
-            self._pipeline.set_outputs(images)
+            self._pipeline.set_outputs(_define(source, graph, gpu))
         self._pipeline.build()
 
     def close(self) -> None:
@@ -82,7 +46,85 @@ class Decoder:
         self._pipeline = None
 
     def run(self) -> torch.Tensor:
-        """The next batch, float32 of shape (n, 3, crop, crop), sharing DALI's memory. Raises StopIteration."""
-        (images,) = self._pipeline.run()
+        """The next batch, sharing DALI's memory; its type and shape are the graph's.
+
+        Raises:
+            StopIteration: the source has ended.
+            RefusedError: an image does not decode. The decoder is of no use afterwards.
+        """
+        try:
+            (images,) = self._pipeline.run()
+        except RuntimeError as error:
+            text = str(error)
+            if "dali" not in text.lower() and "nvimage" not in text.lower():
+                raise  # of the source
+            named = _SAMPLE.search(text)
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            reason = next((line for line in lines if _SAMPLE.search(line) or "nvImageCodec" in line), lines[0])
+            raise RefusedError(int(named[1]) if named else None, f"DALI: {reason}") from error
         tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
         return tensor
+
+
+def _define(source: Source, graph: Graph, gpu: bool) -> Any:
+    """The graph's one output."""
+    from nvidia.dali import fn, types
+
+    window: tuple[tuple[Any, int], ...]  # type and dimensions of what says where the window is
+    if not graph.resize:
+        window = ((types.INT32, 1),)
+    elif graph.raw or graph.whole:
+        window = ((types.FLOAT, 1), (types.FLOAT, 1))
+    else:
+        window = ((types.FLOAT, 1), (types.FLOAT, 1), (types.INT32, 1), (types.INT32, 1))
+    after = ((types.INT32, 0), (types.FLOAT, 1)) if graph.normalise else ()
+    kinds = ((types.UINT8, 3 if graph.raw else 1), *window, *after)
+    images, *place = fn.external_source(
+        source=lambda: _inputs(source(), graph),
+        num_outputs=len(kinds),
+        batch=True,
+        no_copy=True,
+        dtype=[kind for kind, _ in kinds],
+        ndim=[dimensions for _, dimensions in kinds],
+        layout=["HWC" if graph.raw else ""] + [""] * (len(kinds) - 1),
+    )
+    device = "mixed" if gpu else "cpu"
+    # hw_decoder_load = 0: the hardware decoder takes a share of each batch by position, and its pixels may differ, so
+    # that a sample's pixels would depend on its place.
+    options: dict[str, Any] = {"adjust_orientation": False, "device": device, "hw_decoder_load": 0.0}
+    cut: dict[str, Any] = {"shape": [graph.crop, graph.crop], "axis_names": "HW"}
+    if graph.raw:
+        images = images.gpu() if gpu else images
+    elif graph.whole:
+        images = fn.decoders.image(images, **options)
+    elif graph.resize:
+        images = fn.decoders.image_slice(images, start=place[2], end=place[3], axis_names="HW", **options)
+    else:
+        images = fn.decoders.image_slice(images, start=place[0], **cut, **options)
+    if graph.resize:
+        images = fn.resize(images, size=[graph.crop, graph.crop], roi_start=place[0], roi_end=place[1])
+    elif graph.raw or graph.whole:
+        images = fn.slice(images, start=place[0], **cut)
+    if graph.normalise:
+        mirror, mean = place[-2:]
+        images = fn.crop_mirror_normalize(
+            images, mirror=mirror, mean=mean, std=graph.std.tolist(), dtype=types.FLOAT, output_layout="CHW"
+        )
+    return images
+
+
+def _inputs(feed: Feed, graph: Graph) -> list[Any]:
+    """What the graph's external source delivers for a batch; the order is that of `_define`."""
+    start, end = feed.draws.start, feed.draws.start + feed.draws.size
+    window: list[Any]
+    if not graph.resize:
+        window = [start.astype(np.int32, order="C")]
+    elif graph.raw or graph.whole:
+        window = [start.astype(np.float32, order="C"), end.astype(np.float32, order="C")]
+    else:
+        # The antialiasing filter sees so far beyond the window: cut off there, pixels would be up to 8 of 255 off.
+        margin = np.ceil(feed.draws.size / graph.crop) + 1
+        low = np.floor(np.maximum(start - margin, 0)).astype(np.int32, order="C")
+        high = np.ceil(np.minimum(end + margin, feed.sizes)).astype(np.int32, order="C")
+        window = [(start - low).astype(np.float32, order="C"), (end - low).astype(np.float32, order="C"), low, high]
+    return [feed.images, *window, *((feed.draws.mirror, feed.mean) if graph.normalise else ())]

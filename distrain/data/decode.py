@@ -6,6 +6,7 @@ The verdict on a file is a pure function of its bytes and the data config, never
 
 import io
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ _SOF = range(0xC0, 0xC3)  # baseline, extended and progressive: what DALI decode
 _SOS = 0xDA
 _TABLES = {0xC4, 0xDB}  # Huffman codes and quantisation: without them a decoder may fail in ways of its own
 _TAIL = 64
+_ORIENTATION = 0x0112
 
 
 class BadImageError(ValueError):
@@ -52,20 +54,49 @@ def jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
     return None
 
 
-def for_dali(data: NDArray[np.uint8], height: int, width: int, pixel_limit: int) -> NDArray[np.uint8]:
-    """A file of the stated size that DALI decodes: these bytes, or PIL's decode of them as binary PPM.
+class File(NamedTuple):
+    """An image file that a decoder may have, and its size in pixels."""
+
+    data: NDArray[np.uint8]
+    height: int
+    width: int
+
+
+def readable(data: NDArray[np.uint8], pixel_limit: int) -> File:
+    """A file that DALI can be trusted with: these bytes, or PIL's decode of them as binary PPM.
 
     Raises:
-        BadImageError: the bytes do not decode, or the image has another size.
+        BadImageError: the bytes do not decode, or claim more than `pixel_limit` pixels.
     """
     size = jpeg_size(data)
     if size is None:
         pixels = decode(bytes(data), pixel_limit)
-        size = pixels.shape[:2]
-        data = np.frombuffer(b"P6 %d %d 255\n" % (size[1], size[0]) + pixels.tobytes(), np.uint8)
-    if size != (height, width):
-        raise BadImageError(f"{size[1]} x {size[0]} pixels in a data set of {width} x {height}")
-    return data
+        return File(ppm(pixels), *pixels.shape[:2])
+    if size[0] * size[1] > pixel_limit:
+        raise BadImageError(f"{size[1]} x {size[0]} pixels are over the limit of {pixel_limit}")
+    return File(data, *size)
+
+
+def ppm(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """RGB of shape (height, width, 3) as a binary PPM file: a header, then the pixels as they are."""
+    height, width = pixels.shape[:2]
+    return np.frombuffer(_ppm_header(height, width) + pixels.tobytes(), np.uint8)
+
+
+def ppm_pixels(data: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """The pixels of a PPM file of a known size, a view of shape (height, width, 3).
+
+    Raises:
+        BadImageError: it is not such a file.
+    """
+    header = _ppm_header(height, width)
+    if len(data) != len(header) + 3 * height * width or bytes(data[: len(header)]) != header:
+        raise BadImageError(f"not a binary PPM file of {width} x {height} pixels")
+    return data[len(header) :].reshape(height, width, 3)
+
+
+def _ppm_header(height: int, width: int) -> bytes:
+    return b"P6 %d %d 255\n" % (width, height)
 
 
 def decode(data: bytes, pixel_limit: int, *, upright: bool = False) -> NDArray[np.uint8]:
@@ -80,6 +111,9 @@ def decode(data: bytes, pixel_limit: int, *, upright: bool = False) -> NDArray[n
             if image.width * image.height > pixel_limit:
                 raise BadImageError(f"{image.width} x {image.height} pixels are over the limit of {pixel_limit}")
             turned = ImageOps.exif_transpose(image) if upright else image
+            if turned.mode.startswith("I"):  # 16 bits of grey, which PIL's own conversion would clip to white
+                grey = (np.asarray(turned).astype(np.int64) * 255 + 32767) // 65535
+                turned = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
             return np.asarray(turned.convert("RGB"))
     except BadImageError:
         raise
@@ -91,16 +125,45 @@ def decode(data: bytes, pixel_limit: int, *, upright: bool = False) -> NDArray[n
         raise BadImageError(f"{type(error).__name__}: {error}") from None
 
 
+def is_plain(data: bytes) -> bool:
+    """Whether a file that decodes is a JPEG of grey or RGB pixels that stand upright."""
+    if jpeg_size(np.frombuffer(data, np.uint8)) is None:
+        return False
+    with Image.open(io.BytesIO(data)) as image:
+        try:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+        except Exception:  # PIL raises almost anything on damaged metadata, which then turns nothing
+            orientation = 1
+        return image.mode in ("L", "RGB") and orientation == 1
+
+
+def shorten(pixels: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
+    """Resize so that the short side is `short_side` pixels (antialiased)."""
+    height, width = pixels.shape[:2]
+    scale = short_side / min(height, width)
+    size = (max(short_side, round(width * scale)), max(short_side, round(height * scale)))
+    if size == (width, height):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
 def square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """Resize so that the short side is `side` (antialiased), then take the centre square."""
-    height, width = pixels.shape[:2]
-    scale = side / min(height, width)
-    size = (max(side, round(width * scale)), max(side, round(height * scale)))
+    image = shorten(pixels, side)
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    return image[top : top + side, left : left + side]
+
+
+def cut(
+    pixels: NDArray[np.uint8], start: NDArray[np.float64], size: NDArray[np.float64], crop: int
+) -> NDArray[np.uint8]:
+    """A window of an image, resized (bilinear, antialiased) to crop x crop; `start` and `size` in pixels, (y, x)."""
+    (top, left), (height, width) = start, size
+    if (height, width) == (crop, crop) and top == int(top) and left == int(left):
+        return pixels[int(top) : int(top) + crop, int(left) : int(left) + crop]
+    box = (left, top, left + width, top + height)
     image = Image.fromarray(pixels)
-    if size != (width, height):
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    left, top = (size[0] - side) // 2, (size[1] - side) // 2
-    return np.asarray(image.crop((left, top, left + side, top + side)))
+    return np.asarray(image.resize((crop, crop), Image.Resampling.BILINEAR, box=box))
 
 
 def encode(pixels: NDArray[np.uint8], quality: int) -> bytes:

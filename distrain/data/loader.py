@@ -14,11 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from distrain.config import Config
-from distrain.data.augment import Draws, centre, draw
-from distrain.data.dali import Decoder, Feed
-from distrain.data.decode import BadImageError, decode, for_dali
+from distrain.data.augment import centre, draw
+from distrain.data.dali import DaliDecoder
+from distrain.data.decode import BadImageError, ppm, ppm_pixels, readable
+from distrain.data.graph import Decoder, Feed, Graph, RefusedError, normalised
 from distrain.data.order import Cursor, Order
-from distrain.data.shards import Dataset
+from distrain.data.quarantine import Recorder, judge
+from distrain.data.reference import ReferenceDecoder
+from distrain.data.shards import Dataset, Row
 from distrain.data.stats import Statistics
 from distrain.errors import RunError
 
@@ -33,7 +36,6 @@ class Request(NamedTuple):
     """Sample ids, shape (b,)."""
     padding: int
     """How many at the end only fill the shape: weight 0."""
-    draws: Draws
 
 
 @dataclass(frozen=True)
@@ -54,35 +56,21 @@ class MicroBatch:
     """Reason by sample id of the bad samples in it."""
 
 
-def training_requests(config: Config, dataset: Dataset, order: Order, steps: range, hosted: range) -> Iterator[Request]:
+def training_requests(order: Order, steps: range, hosted: range) -> Iterator[Request]:
     """The micro-batches of the hosted virtual workers, for the run's step numbers `steps`, in their order."""
-    manifest, augment = dataset.manifest, config.augment
-    colour = augment.colour * manifest.statistics.principal_axes()
     for step in steps:
         cursor = order.cursor(step)
         for v in hosted:
-            ids = order.ids(cursor, v)
-            draws = draw(
-                config.seed,
-                cursor.epoch,
-                ids,
-                size=(manifest.height, manifest.width),
-                crop=augment.crop,
-                mirror=augment.mirror,
-                colour=colour,
-            )
-            yield Request(cursor, v, ids, 0, draws)
+            yield Request(cursor, v, order.ids(cursor, v), 0)
 
 
-def evaluation_requests(config: Config, dataset: Dataset, rank: int, ranks: int) -> Iterator[Request]:
+def evaluation_requests(rows: int, batch: int, rank: int, ranks: int) -> Iterator[Request]:
     """A rank's share of all samples, in fixed chunks by sample id; the last one is padded to the same shape."""
-    manifest, batch = dataset.manifest, config.evaluate.batch
-    size = (manifest.height, manifest.width)
-    for chunk, start in islice(enumerate(range(0, manifest.rows, batch)), rank, None, ranks):
+    for chunk, start in islice(enumerate(range(0, rows, batch)), rank, None, ranks):
         ids = np.arange(start, start + batch)
-        padding = max(0, start + batch - manifest.rows)
+        padding = max(0, start + batch - rows)
         ids[batch - padding :] = start
-        yield Request(Cursor(0, chunk), 0, ids, padding, centre(batch, size=size, crop=config.augment.crop))
+        yield Request(Cursor(0, chunk), 0, ids, padding)
 
 
 class Loader:
@@ -97,26 +85,48 @@ class Loader:
         *,
         batch: int,
         device: torch.device,
+        augmented: bool,
     ) -> None:
-        """Start loading. `statistics` normalise: always those of the training set."""
-        self._dataset, self._requests, self._device = dataset, iter(requests), device
-        self._known_bad: dict[int, str] = {}  # so that a verdict costs once
-        self._pixel_limit = config.data.pixel_limit
-        self._mean = statistics.mean.astype(np.float32)
-        height, width = dataset.manifest.height, dataset.manifest.width
-        self._placeholder = np.frombuffer(b"P6 %d %d 255\n" % (width, height) + bytes(3 * width * height), np.uint8)
-        self._pending: deque[_Pending] = deque()  # fed to DALI, not yet decoded
+        """Start loading.
+
+        Args:
+            config: the run.
+            dataset: where the samples are; its verdicts on bad files are used and added to.
+            statistics: normalise and colour; always those of the training set.
+            requests: what to load.
+            batch: samples of each request.
+            device: where the images go.
+            augmented: draw windows, mirrors and colours; without, the centre.
+
+        Raises:
+            UserError: the decoder is not installed.
+        """
+        manifest, augment = dataset.manifest, config.augment
+        self._config, self._dataset, self._requests, self._device = config, dataset, iter(requests), device
+        self._augmented = augmented
+        self._mean, self._axes = statistics.mean.astype(np.float32), statistics.principal_axes()
+        stored = manifest.size is not None and augment.short_side in (None, min(manifest.size))
+        self._graph = Graph(
+            batch=batch,
+            crop=augment.crop,
+            raw=manifest.encoding == "raw",
+            resize=not stored or (augmented and augment.window == "random_resized"),
+            whole=not manifest.proved,
+            normalise=config.data.normalise == "loader",
+            std=statistics.std.astype(np.float32),
+        )
+        blank = np.zeros((augment.crop, augment.crop, 3), np.uint8)
+        self._placeholder = blank if self._graph.raw else ppm(blank)
+        self._again: deque[_Pending] = deque()  # to be fed once more, after a decoder was replaced
+        self._pending: deque[_Pending] = deque()  # fed to the decoder, not yet decoded
         self._ready: queue.Queue[MicroBatch | BaseException] = queue.Queue(maxsize=1)
         self._closing = threading.Event()
-        self._decoder = Decoder(
-            self._feed,
-            batch=batch,
-            crop=config.augment.crop,
-            std=statistics.std.astype(np.float32),
-            device=device,
-            threads=config.data.decode_threads,
-            read_ahead=config.data.read_ahead,
+        self.rebuilds = 0
+        """How often the decoder was replaced, after it refused a batch."""
+        self._recorder = (
+            None if manifest.proved else Recorder(config, dataset, slots=config.data.read_ahead + 2, batch=batch)
         )
+        self._decoder = self._open_decoder()
         self._thread = threading.Thread(target=self._produce, name="distrain-loader", daemon=True)
         self._thread.start()
 
@@ -146,6 +156,8 @@ class Loader:
             except queue.Empty:
                 continue
         self._decoder.close()
+        if self._recorder is not None:
+            self._recorder.close()
         self._end(StopIteration())
 
     def _end(self, reason: BaseException) -> None:
@@ -153,78 +165,147 @@ class Loader:
         with suppress(queue.Full):  # one is there already
             self._ready.put_nowait(reason)
 
+    def _open_decoder(self) -> Decoder:
+        kind = DaliDecoder if self._config.data.backend == "dali" else ReferenceDecoder
+        threads, ahead = self._config.data.decode_threads, self._config.data.read_ahead
+        return kind(self._feed, self._graph, device=self._device, threads=threads, read_ahead=ahead)
+
     def _produce(self) -> None:
         try:
             while not self._closing.is_set():
                 images = self._decode()
-                request, labels, weights, bad = self._pending.popleft()
-                if not weights.all():
-                    images = images.clone()
-                    images[(weights == 0).to(images.device)] = 0
-                self._ready.put(
-                    MicroBatch(
-                        cursor=request.cursor,
-                        virtual_worker=request.virtual_worker,
-                        ids=request.ids,
-                        images=images,
-                        labels=labels.to(self._device, non_blocking=True),
-                        weights=weights.to(self._device, non_blocking=True),
-                        bad=bad,
-                    )
-                )
+                done = self._pending.popleft()
+                if self._recorder is not None:
+                    self._recorder.decoded()
+                self._ready.put(self._finished(images, done))
         except BaseException as error:  # handed to the thread that asks for the next batch
             self._ready.put(error)
 
     def _decode(self) -> torch.Tensor:
-        try:
-            return self._decoder.run()
-        except RunError:
-            raise  # from reading the samples: the storage failed, or a shard is damaged
-        except RuntimeError as error:
-            suspects = np.unique(np.concatenate([pending.request.ids for pending in self._pending]))
-            bad = [f"{i} ({self._dataset.describe(i)}): {reason}" for i in suspects if (reason := self._judge(i))]
-            if not bad:
-                raise
-            raise RunError(f"DALI stopped at files that do not decode, pack them again: {'; '.join(bad)}") from error
+        """The next batch; where the decoder refuses a file, it is replaced, and fed again what it had been fed."""
+        while True:
+            try:
+                return self._decoder.run()
+            except RefusedError as refused:
+                self._condemn(self._pending[0], refused)
+            self._decoder.close()
+            self._again.extendleft(reversed(self._pending))
+            self._pending.clear()
+            if self._recorder is not None:
+                self._recorder.clear()
+            self._decoder = self._open_decoder()
+            self.rebuilds += 1
 
-    def _judge(self, sample_id: int) -> str | None:
-        """Why PIL cannot decode a sample, if so."""
-        try:
-            decode(bytes(self._dataset.rows(np.array([sample_id]))[0].data), self._pixel_limit)
-        except BadImageError as error:
-            return str(error)
-        return None
+    def _condemn(self, pending: "_Pending", refused: RefusedError) -> None:
+        """Take a refused file, or files, for bad.
+
+        Raises:
+            RunError: the files were proved when they were written, or none of them is refused when it is alone.
+        """
+        ids, files = pending.request.ids, pending.feed.images
+        places = range(len(ids) - pending.request.padding) if refused.place is None else [refused.place]
+        reasons = {place: str(refused) for place in places}
+        if refused.place is None:
+            verdicts = judge([files[place] for place in places], self._device)
+            reasons = {place: verdict for place, verdict in zip(places, verdicts, strict=True) if verdict}
+        named = [f"{ids[place]} ({self._dataset.describe(ids[place])}): {reason}" for place, reason in reasons.items()]
+        if self._dataset.manifest.proved:
+            raise RunError(
+                f"files that decoded when they were packed are refused now, pack them again: {'; '.join(named)}"
+            )
+        if not reasons:
+            raise RunError(
+                f"the decoder stopped ({refused}), but each file of the batch decodes alone: samples {ids.tolist()}"
+            )
+        for place, reason in reasons.items():
+            self._dataset.bad[int(ids[place])] = reason
+            pending.exclude(place, self._placeholder, self._graph.crop, reason)
 
     def _feed(self) -> Feed:
-        """Called by DALI, on the loader's thread, ahead of the batch being delivered."""
-        request = next(self._requests)
-        rows = self._dataset.rows(request.ids)
-        files, weights, bad = [self._placeholder] * len(rows), torch.zeros(len(rows)), {}
-        for i in range(len(rows) - request.padding):
-            sample_id = int(request.ids[i])
-            try:
-                files[i] = self._file(sample_id, rows[i].data)
-                weights[i] = 1
-            except BadImageError as error:
-                bad[sample_id] = str(error)
-        labels = torch.tensor([row.label for row in rows])
-        self._pending.append(_Pending(request, labels, weights, bad))
-        draws = request.draws
-        return Feed(files, draws.start, draws.mirror, self._mean - draws.colour)
+        """Called by the decoder, on the loader's thread, ahead of the batch being delivered."""
+        pending = self._again.popleft() if self._again else self._prepare(next(self._requests))
+        self._pending.append(pending)
+        if self._recorder is not None:
+            self._recorder.fed(pending.request.ids)
+        return pending.feed
 
-    def _file(self, sample_id: int, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The file to decode. Raises BadImageError, and remembers it."""
-        if sample_id not in self._known_bad:
-            manifest = self._dataset.manifest
+    def _prepare(self, request: Request) -> "_Pending":
+        """Read the files of a micro-batch, judge them, and draw what is done to them."""
+        rows, crop, config = self._dataset.rows(request.ids), self._graph.crop, self._config
+        files, sizes = [self._placeholder] * len(rows), [(crop, crop)] * len(rows)
+        excluded: dict[int, str] = {}  # by place
+        for place in range(len(rows) - request.padding):
             try:
-                return for_dali(data, manifest.height, manifest.width, self._pixel_limit)
+                files[place], sizes[place] = self._file(int(request.ids[place]), rows[place])
             except BadImageError as error:
-                self._known_bad[sample_id] = str(error)
-        raise BadImageError(self._known_bad[sample_id])
+                excluded[place] = str(error)
+        height_width = np.array(sizes)
+        if self._augmented:
+            draws = draw(config.seed, request.cursor.epoch, request.ids, height_width, config.augment, self._axes)
+        else:
+            draws = centre(height_width, config.augment)
+        labels = torch.tensor([row.label for row in rows])
+        weights = torch.ones(len(rows))
+        feed = Feed(files, height_width, draws, self._mean - draws.colour)
+        pending = _Pending(request, labels, weights, {}, feed)
+        for place in [*excluded, *range(len(rows) - request.padding, len(rows))]:
+            pending.exclude(place, self._placeholder, crop, excluded.get(place))
+        return pending
+
+    def _file(self, sample_id: int, row: Row) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """What the decoder gets for a sample, and its size. Raises BadImageError, and remembers it."""
+        manifest, bad = self._dataset.manifest, self._dataset.bad
+        if sample_id in bad:
+            raise BadImageError(bad[sample_id])
+        try:
+            if self._graph.raw:
+                return ppm_pixels(row.data, *row.size), row.size
+            if manifest.proved:
+                return row.data, row.size
+            data, *size = readable(row.data, self._config.data.pixel_limit)
+            if manifest.size not in (None, tuple(size)):
+                raise BadImageError(
+                    f"{size[1]} x {size[0]} pixels in a data set of {manifest.size[1]} x {manifest.size[0]}"
+                )
+            return data, (size[0], size[1])
+        except BadImageError as error:
+            bad[sample_id] = str(error)
+            raise
+
+    def _finished(self, images: torch.Tensor, done: "_Pending") -> MicroBatch:
+        request, weights = done.request, done.weights
+        if not self._graph.normalise:
+            images = normalised(images.to(self._device), done.feed.draws.mirror, done.feed.mean, self._graph.std)
+        if not weights.all():
+            images = images.clone()
+            images[(weights == 0).to(images.device)] = 0
+        return MicroBatch(
+            cursor=request.cursor,
+            virtual_worker=request.virtual_worker,
+            ids=request.ids,
+            images=images,
+            labels=done.labels.to(self._device, non_blocking=True),
+            weights=weights.to(self._device, non_blocking=True),
+            bad=done.bad,
+        )
 
 
 class _Pending(NamedTuple):
+    """A micro-batch on its way through the decoder."""
+
     request: Request
     labels: torch.Tensor
     weights: torch.Tensor
     bad: dict[int, str]
+    """Reason by sample id."""
+    feed: Feed
+
+    def exclude(self, place: int, placeholder: NDArray[np.uint8], crop: int, reason: str | None) -> None:
+        """Put the placeholder, of weight 0, in a sample's place; with a reason it is bad, without it is padding."""
+        if reason is not None:
+            self.bad[int(self.request.ids[place])] = reason
+        self.weights[place] = 0
+        self.feed.images[place] = placeholder
+        self.feed.sizes[place] = crop
+        self.feed.draws.start[place] = 0
+        self.feed.draws.size[place] = crop

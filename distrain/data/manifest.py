@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,10 +45,12 @@ class Manifest:
     shards: tuple[Shard, ...]
     classes: tuple[str, ...]
     """Class names, by label."""
-    height: int
-    """Pixels; every image has this height."""
-    width: int
-    """Pixels; every image has this width."""
+    size: tuple[int, int] | None
+    """Height and width of every image in pixels; None: they differ."""
+    encoding: Literal["jpeg", "raw"]
+    """jpeg: image files, mostly JPEG; raw: binary PPM files of one size, whose pixels are there as they are."""
+    proved: bool
+    """Every file was decoded whole when it was written; false: each is judged when it is read."""
     statistics: Statistics
 
     @property
@@ -77,8 +79,9 @@ class Manifest:
             "format": _FORMAT,
             "rows": self.rows,
             "classes": self.classes,
-            "height": self.height,
-            "width": self.width,
+            "size": self.size,
+            "encoding": self.encoding,
+            "proved": self.proved,
             "mean": self.statistics.mean.tolist(),
             "covariance": self.statistics.covariance.tolist(),
             "shards": [asdict(shard) for shard in self.shards],
@@ -109,8 +112,9 @@ class Manifest:
             manifest = Manifest(
                 shards=tuple(_shard(shard) for shard in tree["shards"]),
                 classes=tuple(tree["classes"]),
-                height=tree["height"],
-                width=tree["width"],
+                size=tree["size"] and (tree["size"][0], tree["size"][1]),
+                encoding=tree["encoding"],
+                proved=tree["proved"],
                 statistics=Statistics(np.array(tree["mean"]), np.array(tree["covariance"])),
             )
         except (KeyError, TypeError):

@@ -9,7 +9,7 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from distrain.data.store import Store
 from distrain.errors import AttemptError, UserError
 
 _OPEN_FOOTERS = 64
+_READ = ["image.bytes", "label", "height", "width"]
 _READS_OF_DAMAGED = 4
 
 
@@ -33,29 +34,32 @@ class ShardWriter:
         self,
         store: Store,
         classes: Sequence[str],
-        height: int,
-        width: int,
+        size: tuple[int, int] | None,
         *,
+        encoding: Literal["jpeg", "raw"] = "jpeg",
+        proved: bool = False,
         group_rows: int = 100,
         shard_groups: int = 100,
     ) -> None:
-        """Rows of a group and groups of a shard: 100 rows are 3 to 10 MB of JPEG, one ranged read."""
-        self._store, self._classes, self._height, self._width = store, tuple(classes), height, width
+        """Size, encoding and proved: as in `Manifest`. 100 rows of a group are 3 to 10 MB of JPEG, one ranged read."""
+        self._store, self._classes, self._size = store, tuple(classes), size
+        self._encoding, self._proved = encoding, proved
         self._group_rows, self._shard_groups = group_rows, shard_groups
         self._rows: list[dict[str, Any]] = []
         self._groups: list[pa.Table] = []
         self._shards: list[Shard] = []
         self._schema = _schema(self._classes)
 
-    def add(self, data: bytes, label: int, path: str) -> None:
-        """Add an image file of the data set's height and width; `path` says where it came from."""
+    def add(self, data: bytes, label: int, path: str, size: tuple[int, int] | None = None) -> None:
+        """Add an image file; `path` says where it came from, `size` is needed where sizes differ (0, 0: not known)."""
         assert 0 <= label < len(self._classes), label
+        height, width = size or self._size or (0, 0)
         self._rows.append(
             {
                 "image": {"bytes": data, "path": path},
                 "label": label,
-                "height": self._height,
-                "width": self._width,
+                "height": height,
+                "width": width,
                 "crc32c": crc32c(data),
             }
         )
@@ -68,7 +72,8 @@ class ShardWriter:
             self._end_group()
         if self._groups:
             self._end_shard()
-        manifest = Manifest(tuple(self._shards), self._classes, self._height, self._width, statistics)
+        shards = tuple(self._shards)
+        manifest = Manifest(shards, self._classes, self._size, self._encoding, self._proved, statistics)
         self._store.write(MANIFEST, manifest.to_json().encode())
         return manifest
 
@@ -131,14 +136,17 @@ class Row(NamedTuple):
     data: NDArray[np.uint8]
     """The image file, a view on the row group's buffer where that is kept."""
     label: int
+    size: tuple[int, int]
+    """Height and width in pixels, as they were written."""
 
 
 class _Table(NamedTuple):
     """A row group in memory: row i's file is data[offsets[i]:offsets[i + 1]]."""
 
     data: NDArray[np.uint8]
-    offsets: NDArray[np.int32]
-    labels: NDArray[np.int64]
+    offsets: list[int]
+    labels: list[int]
+    sizes: list[tuple[int, int]]
 
 
 class Dataset:
@@ -153,6 +161,8 @@ class Dataset:
         self._kept: OrderedDict[int, _Table] = OrderedDict()
         self._kept_bytes = 0
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
+        self.bad: dict[int, str] = {}
+        """Verdicts so far: reason by sample id of files that do not decode. A memory, so that each costs once."""
         self.groups_read = 0
         """Row groups fetched so far, those fetched again included."""
 
@@ -170,10 +180,10 @@ class Dataset:
         for g in needed:
             table = self._table(int(g))
             for place in np.flatnonzero(groups == g):
-                i = ids[place] - self._starts[g]
+                i = int(ids[place] - self._starts[g])
                 data = table.data[table.offsets[i] : table.offsets[i + 1]]
                 # A view keeps its whole group alive: copy where these groups do not fit the memory together.
-                rows[place] = Row(data.copy() if size > self._memory else data, int(table.labels[i]))
+                rows[place] = Row(data.copy() if size > self._memory else data, table.labels[i], table.sizes[i])
         return [row for row in rows if row is not None]
 
     def describe(self, sample_id: int) -> str:
@@ -206,7 +216,7 @@ class Dataset:
         data = self._read(shard, group.start, group.end, group.crc32c)
         self.groups_read += 1
         file = pq.ParquetFile(pa.PythonFile(_Window(data, group.start, shard.bytes), "r"), metadata=footer)
-        table = file.read_row_group(number, columns=["image.bytes", "label"], use_threads=False)
+        table = file.read_row_group(number, columns=_READ, use_threads=False)
         labels = table.column("label").to_numpy()
         wrong = np.flatnonzero((labels < 0) | (labels >= len(self.manifest.classes)))
         if len(wrong):
@@ -219,8 +229,9 @@ class Dataset:
         first = column.offset
         return _Table(
             np.frombuffer(values, np.uint8) if values else np.empty(0, np.uint8),
-            np.frombuffer(offsets, np.int32)[first : first + len(column) + 1],
-            labels,
+            np.frombuffer(offsets, np.int32)[first : first + len(column) + 1].tolist(),
+            labels.tolist(),
+            list(zip(table.column("height").to_pylist(), table.column("width").to_pylist(), strict=True)),
         )
 
     def _footer(self, shard: Shard) -> pq.FileMetaData:

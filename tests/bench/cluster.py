@@ -54,7 +54,7 @@ def environment() -> dict[str, str]:
 def images(folder: Path, rows: int, side: int = 256) -> str:
     """A set of smooth noise, ten classes."""
     rng, moments = np.random.default_rng(0), PixelMoments()
-    writer = ShardWriter(Store(str(folder)), [str(c) for c in range(10)], side, side)
+    writer = ShardWriter(Store(str(folder)), [str(c) for c in range(10)], (side, side), proved=True)
     for i in range(rows):
         pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(side // 8, 0).repeat(side // 8, 1)
         moments.add(pixels)

@@ -2,15 +2,17 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distrain.config import Augment
 from distrain.data.augment import centre, draw
+from distrain.data.decode import shorten
 
 IDS = np.arange(50_000)
 AXES = np.diag([50.0, 10.0, 2.0])
 
 
-def draws(ids=IDS, seed=0, epoch=0, **changes):
-    options = {"size": (256, 240), "crop": 224, "mirror": True, "colour": 0.1 * AXES}
-    return draw(seed, epoch, ids, **{**options, **changes})
+def draws(ids=IDS, seed=0, epoch=0, size=(256, 240), axes=AXES, **changes):
+    sizes = np.tile(size, (len(ids), 1)) if np.ndim(size) == 1 else np.asarray(size)
+    return draw(seed, epoch, ids, sizes, Augment(crop=224, **changes), axes)
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=20), st.integers(0, 500))
@@ -18,12 +20,74 @@ def test_a_draw_depends_on_its_sample_alone(ids, epoch):
     together = draws(np.array(ids), epoch=epoch)
     for i, sample in enumerate(ids):
         alone = draws(np.array([sample]), epoch=epoch)
-        for field in ("start", "mirror", "colour"):
+        for field in ("start", "size", "mirror", "colour"):
             assert np.array_equal(getattr(together, field)[i], getattr(alone, field)[0])
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), min_size=1, max_size=30),
+    st.sampled_from(["crop", "random_resized"]),
+    st.integers(0, 9),
+)
+def test_windows_lie_inside_images_of_any_size(sizes, window, epoch):
+    d = draws(np.arange(len(sizes)), epoch=epoch, size=sizes, short_side=256, window=window)
+    assert (d.start >= 0).all()
+    assert (d.size > 0).all()
+    assert (d.start + d.size <= np.array(sizes) * (1 + 1e-12)).all()
+    c = centre(np.array(sizes), Augment(crop=224, short_side=256))
+    assert (c.start >= 0).all()
+    assert (c.start + c.size <= np.array(sizes) * (1 + 1e-12)).all()
+
+
+@given(st.integers(1, 900), st.integers(1, 900))
+def test_a_short_side_is_resized_as_pil_would_be_told_to(height, width):
+    """The window, in stored pixels, is the crop's share of the image whose short side has been resized."""
+    d = draws(np.arange(50), size=(height, width), short_side=256)
+    scale = min(height, width) / 256
+    resized = np.floor(np.array([height, width]) / scale + 0.5)
+    assert resized.min() == 256
+    np.testing.assert_allclose(d.size, np.tile(224 * np.array([height, width]) / resized, (50, 1)))
+    place = d.start * resized / [height, width]
+    np.testing.assert_allclose(place, np.rint(place), atol=1e-6)
+    if max(resized) <= 2000:
+        assert shorten(np.zeros((height, width, 3), np.uint8), 256).shape[:2] == tuple(resized.astype(int)) or np.any(
+            np.abs(np.array([height, width]) / scale % 1 - 0.5) < 1e-9
+        )
+
+
+def test_random_resized_windows_are_as_torchvision_draws_them():
+    """Area uniform in 8 to 100 %, the logarithm of the aspect in that of 3:4 to 4:3, places uniform."""
+    d = draws(size=(375, 500), window="random_resized")
+    assert (d.start == np.rint(d.start)).all()
+    assert (d.size == np.rint(d.size)).all()
+    area, aspect = d.size.prod(1) / (375 * 500), d.size[:, 1] / d.size[:, 0]
+    assert 0.078 < area.min() < 0.082
+    assert area.max() <= 1
+    assert 0.74 < aspect.min() < 0.76
+    assert 1.32 < aspect.max() < 1.35
+    generator = np.random.default_rng(0)
+    expected = []
+    while len(expected) < 50_000:  # rejection, as torchvision does it
+        share, ratio = generator.uniform(0.08, 1), np.exp(generator.uniform(*np.log([3 / 4, 4 / 3])))
+        w, h = round(np.sqrt(375 * 500 * share * ratio)), round(np.sqrt(375 * 500 * share / ratio))
+        if w <= 500 and h <= 375:
+            expected.append((h, w))
+    for axis in (0, 1):
+        found, wanted = np.sort(d.size[:, axis]), np.sort(np.array(expected)[:, axis])
+        assert np.abs(found - wanted).max() < 12, "quantiles agree"
+    room = np.array([375, 500]) - d.size
+    np.testing.assert_allclose((d.start / np.maximum(room, 1))[room.min(1) > 50].mean(0), 0.5, atol=0.01)
+
+
+def test_random_resized_falls_back_to_the_centre():
+    d = draws(np.arange(200), size=(10, 2000), window="random_resized")
+    whole = np.all(d.size == [10, 13], 1)
+    assert whole.all(), "a strip has no room for any window but 3:4 to 4:3 of its height"
+    assert (d.start == [0, 993]).all()
+
+
 def test_windows_are_uniform_and_inside():
-    start = draws().start
+    start = draws().start.astype(int)
     for axis, span in ((0, 33), (1, 17)):
         counts = np.bincount(start[:, axis], minlength=span)
         assert len(counts) == span
@@ -45,7 +109,7 @@ def test_colour_follows_the_axes():
     assert np.abs(np.corrcoef(colour.T) - np.eye(3)).max() < 0.02
     kurtosis = (colour**4).mean(0) / (colour**2).mean(0) ** 2
     np.testing.assert_allclose(kurtosis, 3, atol=0.15)
-    assert not draws(colour=np.zeros((3, 3))).colour.any()
+    assert not draws(colour=0.0).colour.any()
 
 
 def test_epochs_and_seeds_differ():
@@ -56,7 +120,7 @@ def test_epochs_and_seeds_differ():
 
 
 def test_centre():
-    d = centre(3, size=(256, 255), crop=224)
+    d = centre(np.tile([256, 255], (3, 1)), Augment(crop=224))
     assert d.start.tolist() == [[16, 15]] * 3
     assert not d.mirror.any()
     assert not d.colour.any()

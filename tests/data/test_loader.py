@@ -1,154 +1,272 @@
-"""The DALI path against plain numpy and PIL."""
+"""What the loader delivers, against plain numpy; that nothing but seed, epoch and sample matters; its life cycle."""
 
-import io
+import gc
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from photos import STATISTICS, encoded, kinds, open_set, picture, write_set
 
-from distrain.data.loader import Loader, evaluation_requests, training_requests
-from distrain.data.manifest import Manifest
-from distrain.data.order import Order
-from distrain.data.shards import Dataset, ShardWriter
-from distrain.data.store import Store
+from distrain.checkpoint import digest
+from distrain.data.augment import centre, draw
+from distrain.data.decode import decode, ppm
+from distrain.data.loader import Loader, Request, evaluation_requests, training_requests
+from distrain.data.order import Cursor, Order
+from distrain.data.shards import Dataset
 from distrain.errors import RunError
 from distrain.job import order_of
 
 CPU = torch.device("cpu")
+KINDS = kinds()
+RESIZED = {"crop": 64, "short_side": 72}
+RANDOM_RESIZED = {"crop": 64, "short_side": 72, "window": "random_resized"}
 
 
-def open_set(url):
-    store = Store(str(url))
-    return Dataset(store, Manifest.load(store), memory=1 << 26, patience=0)
+def requests(ids, batch, epoch=0, virtual_worker=0):
+    """Ids in chunks of `batch`, the last one padded."""
+    ids = np.asarray(ids)
+    for chunk, start in enumerate(range(0, len(ids), batch)):
+        part = ids[start : start + batch]
+        padding = batch - len(part)
+        yield Request(
+            Cursor(epoch, chunk), virtual_worker, np.append(part, [part[0]] * padding).astype(np.int64), padding
+        )
 
 
-@pytest.fixture
-def photos(tmp_path):
-    """40 noisy colour images of 80 x 72, of several kinds of file; 4 of them do not decode."""
-    rng = np.random.default_rng(0)
-    writer = ShardWriter(Store(str(tmp_path / "photos")), ("a", "b"), 80, 72, group_rows=6)
-    from distrain.data.stats import PixelMoments
-
-    moments = PixelMoments()
-    for i in range(40):
-        image = Image.fromarray(rng.integers(0, 256, (80, 72, 3), dtype=np.uint8))
-        moments.add(np.asarray(image))
-        file = io.BytesIO()
-        kind, mode = [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("JPEG", "CMYK"), ("BMP", "RGB")][i % 5]
-        image.convert(mode).save(file, kind)
-        data = file.getvalue()
-        writer.add({7: b"", 13: b"<html>", 20: data[: len(data) // 2], 31: data[:100]}.get(i, data), i % 2, str(i))
-    writer.finish(moments.statistics())
-    return tmp_path / "photos"
-
-
-BAD = {7, 13, 20, 31}
-
-
-def batches(config, dataset, requests, size):
-    with Loader(config, dataset, dataset.manifest.statistics, requests, batch=size, device=CPU) as loader:
+def deliver(config, dataset, requests, batch, augmented=True):
+    options = {"batch": batch, "device": CPU, "augmented": augmented}
+    with Loader(config, dataset, STATISTICS, requests, **options) as loader:
         return list(loader)
 
 
-def training(config, dataset, steps=None):
-    order = order_of(config, dataset.manifest.group_rows)
-    hosted = range(config.virtual_workers)
-    requests = training_requests(config, dataset, order, steps or range(2 * order.steps), hosted)
-    return batches(config, dataset, requests, config.micro_batch)
-
-
-def reference(dataset, sample, draws, i, crop):
-    """The same transform in PIL and numpy, float64."""
-    row = dataset.rows(np.array([sample]))[0]
-    image = np.asarray(Image.open(io.BytesIO(bytes(row.data))).convert("RGB")).astype(np.float64)
-    top, left = draws.start[i]
-    window = image[top : top + crop, left : left + crop]
-    if draws.mirror[i]:
-        window = window[:, ::-1]
-    statistics = dataset.manifest.statistics
-    return ((window + draws.colour[i] - statistics.mean) / statistics.std).transpose(2, 0, 1)
-
-
-def test_equals_the_numpy_reference(photos, narrow):
-    dataset = open_set(photos)
-    config = narrow(global_batch=10, virtual_workers=2, augment={"crop": 64, "colour": 0.3})
-    order = order_of(config, dataset.manifest.group_rows)
-    requests = list(training_requests(config, dataset, order, range(2 * order.steps), range(2)))
-    found = batches(config, dataset, requests, 5)
-    assert len(found) == len(requests) == 16
-    seen = set()
-    for batch, request in zip(found, requests, strict=True):
-        assert (batch.cursor, batch.virtual_worker) == (request.cursor, request.virtual_worker)
-        assert batch.images.shape == (5, 3, 64, 64)
+def by_id(batches):
+    """Image and weight of each sample; padding is left out."""
+    found = {}
+    for batch in batches:
         for i, sample in enumerate(batch.ids.tolist()):
-            assert batch.labels[i] == sample % 2
-            assert bool(batch.weights[i]) == (sample not in BAD)
-            if sample in BAD:
-                assert not batch.images[i].any(), "a placeholder is the all-zero normalised image"
-            else:
-                wanted = reference(dataset, sample, request.draws, i, 64)
-                np.testing.assert_allclose(batch.images[i].numpy(), wanted, atol=5e-6)
-                seen.add(bool(request.draws.mirror[i]))
-    assert seen == {False, True}
-    assert set().union(*(b.bad for b in found)) == BAD
-    reasons = {k: v for b in found for k, v in b.bad.items()}
-    assert "no image format" in reasons[7]
-    assert "truncated" in reasons[20]
+            if batch.weights[i] or sample in batch.bad:
+                assert sample not in found, "delivered twice"
+                found[sample] = batch.images[i].clone()
+    return found
 
 
-@pytest.mark.parametrize("change", [{"decode_threads": 1}, {"decode_threads": 5}, {"read_ahead": 5}, {"memory": 10}])
-def test_operation_settings_change_no_bit(photos, narrow, change):
-    dataset = open_set(photos)
-    settings = {"global_batch": 12, "virtual_workers": 3, "augment": {"crop": 64}}
-    plain = training(narrow(**settings), dataset)
-    store = Store(str(photos))
-    other = Dataset(store, Manifest.load(store), memory=change.get("memory", 1 << 20), patience=0)
-    changed = training(narrow(**settings, data=change), other)
-    for a, b in zip(plain, changed, strict=True):
+def resampled(pixels, start, size, crop):
+    """A window resized by a triangle filter as wide as the scale, in float64: the definition of bilinear, antialiased."""
+    image = pixels.astype(np.float64)
+    for axis in (0, 1):
+        scale, n = size[axis] / crop, image.shape[axis]
+        support = max(scale, 1.0)
+        centres = start[axis] + (np.arange(crop) + 0.5) * scale
+        distance = np.abs(np.arange(n)[None] + 0.5 - centres[:, None]) / support
+        weights = np.maximum(0, 1 - distance)
+        weights /= weights.sum(1, keepdims=True)
+        image = np.moveaxis(np.tensordot(weights, image, (1, axis)), 0, axis)
+    return image
+
+
+def wanted(data, draws, i, crop, resize, seed_statistics=STATISTICS):
+    """The same transform in numpy, float64; pixels in units of 0 to 255 before normalising, and normalised."""
+    pixels = decode(data, 1 << 31)
+    (top, left), size = draws.start[i], draws.size[i]
+    if resize:
+        window = resampled(pixels, draws.start[i], size, crop)
+    else:
+        window = pixels[int(top) : int(top) + crop, int(left) : int(left) + crop].astype(np.float64)
+    window = window[:, ::-1] if draws.mirror[i] else window
+    return ((window + draws.colour[i] - seed_statistics.mean) / seed_statistics.std).transpose(2, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def every_kind(tmp_path_factory):
+    return write_set(tmp_path_factory.mktemp("kinds") / "set", list(KINDS.values()))
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """40 images of 80 x 72 that are known to decode."""
+    files = [encoded(picture(i, 80, 72), quality=60 + i) for i in range(40)]
+    return write_set(tmp_path_factory.mktemp("packed") / "set", files, (80, 72), proved=True)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """40 JPEGs of various sizes that are known to decode."""
+    files = [encoded(picture(i, 70 + 7 * i, 400 - 8 * i)) for i in range(40)]
+    return write_set(tmp_path_factory.mktemp("photographs") / "set", files, proved=True)
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+@pytest.mark.parametrize("augment", [RESIZED, RANDOM_RESIZED], ids=["short side", "random resized"])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_kind_of_file_equals_the_definition(every_kind, narrow, kind, augment, backend):
+    config = narrow(augment={**augment, "colour": 0.3}, data={"backend": backend})
+    sample = list(KINDS).index(kind)
+    (batch,) = deliver(config, every_kind, requests([sample], 1, epoch=3), 1)
+    size = np.array([decode(KINDS[kind], 1 << 31).shape[:2]])
+    draws = draw(0, 3, batch.ids, size, config.augment, STATISTICS.principal_axes())
+    off = (batch.images[0].numpy() - wanted(KINDS[kind], draws, 0, 64, True)) * STATISTICS.std[:, None, None]
+    assert batch.weights.all()
+    # The result is rounded to bytes. PIL also rounds between the two axes.
+    limit, mean = (2.0, 0.26) if backend == "dali" else (4.0, 0.5)
+    assert np.abs(off).max() <= limit, np.abs(off).max()
+    assert np.abs(off).mean() <= mean
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+@pytest.mark.parametrize("normalise", ["loader", "device"])
+@pytest.mark.parametrize("encoding", ["proved", "unproved", "raw"])
+def test_a_window_without_resizing_is_exact(packed, tmp_path, narrow, encoding, normalise, backend):
+    files = [bytes(row.data) for row in packed.rows(np.arange(40))]
+    stored = [bytes(ppm(decode(f, 1 << 31))) for f in files] if encoding == "raw" else files
+    options = {"proved": encoding != "unproved", "encoding": "raw" if encoding == "raw" else "jpeg"}
+    dataset = write_set(tmp_path / "set", stored, (80, 72), **options)
+    config = narrow(augment={"crop": 64, "colour": 0.3}, data={"backend": backend, "normalise": normalise})
+    batches = deliver(config, dataset, requests(range(40), 7, epoch=5), 7)
+    draws = draw(0, 5, np.arange(40), np.tile([80, 72], (40, 1)), config.augment, STATISTICS.principal_axes())
+    assert set(draws.mirror) == {0, 1}
+    found = by_id(batches)
+    for i in range(40):
+        np.testing.assert_allclose(found[i].numpy(), wanted(files[i], draws, i, 64, False), atol=5e-6)
+    assert [int(n) for b in batches for n in b.labels[b.weights > 0]] == [i % 3 for i in range(40)]
+
+
+def test_evaluation_takes_the_centre(packed, photographs, narrow):
+    for dataset, augment, resize in ((packed, {"crop": 64}, False), (photographs, RESIZED, True)):
+        config = narrow(augment=augment, evaluate={"batch": 16})
+        batches = deliver(config, dataset, evaluation_requests(40, 16, 0, 1), 16, augmented=False)
+        rows = dataset.rows(np.arange(40))
+        draws = centre(np.array([row.size for row in rows]), config.augment)
+        for i, image in by_id(batches).items():
+            off = image.numpy() - wanted(bytes(rows[i].data), draws, i, 64, resize)
+            assert np.abs(off * STATISTICS.std[:, None, None]).max() <= (1.0 if resize else 1e-3)
+        last = batches[-1]
+        assert last.images.shape == (16, 3, 64, 64)
+        assert last.weights.tolist() == [1.0] * 8 + [0.0] * 8
+        assert not last.images[8:].any()
+
+
+def test_decoding_a_slice_is_as_good_as_decoding_all(photographs, tmp_path, narrow):
+    """The two graphs for files that are proved and files that are not."""
+    files = [bytes(row.data) for row in photographs.rows(np.arange(40))]
+    config = narrow(augment=RANDOM_RESIZED)
+    slices, whole = (
+        by_id(deliver(config, dataset, requests(range(40), 8), 8))
+        for dataset in (photographs, write_set(tmp_path / "set", files))
+    )
+    for i in range(40):
+        off = (slices[i] - whole[i]).numpy() * STATISTICS.std[:, None, None]
+        assert np.abs(off).max() < 1.01
+        assert (np.abs(off) > 0.5).mean() < 1e-3
+
+
+@pytest.mark.parametrize("name", ["packed", "photographs", "every_kind"])
+def test_no_bit_depends_on_anything_else(request, narrow, name):
+    """Threads, batch sizes, the order in a batch, read-ahead, memory: a sample's pixels stay the same."""
+    dataset = request.getfixturevalue(name)
+    augment = {"crop": 64} if name == "packed" else RANDOM_RESIZED
+    n = dataset.manifest.rows
+    plain = by_id(deliver(narrow(augment=augment), dataset, requests(range(n), n), n))
+    assert len(plain) == n
+    rng = np.random.default_rng(0)
+    for batch, threads, ahead in [(n, 1, 2), (n, 8, 2), (5, 3, 1), (48, 2, 5), (1, 4, 3), (7, 5, 2)]:
+        config = narrow(augment=augment, data={"decode_threads": threads, "read_ahead": ahead})
+        small = open_set(dataset.store.local, memory=10)
+        found = by_id(deliver(config, small, requests(rng.permutation(n), batch), batch))
+        assert found.keys() == plain.keys()
+        assert all(torch.equal(found[i], plain[i]) for i in plain)
+
+
+def test_another_process_gets_the_same_bits(photographs, narrow, plain_environment):
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_loader import *
+from distrain.config import parse
+config = parse({{"data": {{"train": "x"}}, "augment": {RESIZED}, "schedule": {{"name": "constant", "lr": 1.0}}}}, "test")
+print(digest({{str(i): t for i, t in by_id(deliver(config, open_set({photographs.store.local!r}), requests(range(40), 9), 9)).items()}}))
+"""
+    own = digest(
+        {
+            str(i): t
+            for i, t in by_id(deliver(narrow(augment=RESIZED), photographs, requests(range(40), 40), 40)).items()
+        }
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], text=True, capture_output=True, check=True, env=plain_environment
+    )
+    assert found.stdout.strip() == own
+
+
+def training(config, dataset, steps, hosted=None):
+    order = order_of(config, dataset.manifest.group_rows)
+    wanted = training_requests(order, steps, hosted or range(config.virtual_workers))
+    return deliver(config, dataset, wanted, config.micro_batch)
+
+
+def test_any_step_can_be_the_first(packed, narrow):
+    config = narrow(global_batch=12, virtual_workers=3)
+    whole = training(config, packed, range(9))
+    later = training(config, packed, range(5, 9))
+    for a, b in zip(whole[5 * 3 :], later, strict=True):
+        assert (a.cursor, a.virtual_worker) == (b.cursor, b.virtual_worker)
         assert torch.equal(a.images, b.images)
-        assert torch.equal(a.weights, b.weights)
-        assert np.array_equal(a.ids, b.ids)
 
 
-def test_any_step_can_be_the_first(digits, narrow):
-    dataset, config = open_set(digits / "train"), narrow()
-    whole = training(config, dataset, range(30))
-    later = training(config, dataset, range(17, 30))
-    for a, b in zip(whole[17 * 4 :], later, strict=True):
-        assert a.cursor == b.cursor
-        assert torch.equal(a.images, b.images)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_any_number_of_ranks_delivers_the_same(photographs, narrow, ranks):
+    config = narrow(global_batch=20, virtual_workers=5, augment=RESIZED)
+    alone = {(b.cursor, b.virtual_worker): b.images for b in training(config, photographs, range(4))}
+    spread = {}
+    for rank in range(ranks):
+        hosted = range(5 * rank // ranks, 5 * (rank + 1) // ranks)
+        spread |= {(b.cursor, b.virtual_worker): b.images for b in training(config, photographs, range(4), hosted)}
+    assert spread.keys() == alone.keys()
+    assert all(torch.equal(spread[k], alone[k]) for k in alone)
 
 
-def test_evaluation_delivers_each_once(digits, narrow):
-    dataset, config = open_set(digits / "val"), narrow(evaluate={"batch": 50})
-    found = batches(config, dataset, evaluation_requests(config, dataset, 0, 1), 50)
-    assert len(found) == 8
-    ids = np.concatenate([b.ids[b.weights.numpy() > 0] for b in found])
-    assert np.array_equal(ids, np.arange(359))
-    last = found[-1]
-    assert last.images.shape == (50, 3, 64, 64)
-    assert int(last.weights.sum()) == 9
-    assert not last.images[9:].any()
+def test_colour_is_one_shift_an_image_and_epoch(packed, narrow):
+    """With colour and without: the difference is constant over an image, and differs between images and epochs."""
+    shifts = []
+    for epoch in (0, 1):
+        plain, coloured = (
+            by_id(deliver(narrow(augment={"crop": 64, "colour": c}), packed, requests(range(40), 8, epoch), 8))
+            for c in (0.0, 0.1)
+        )
+        for i in range(40):
+            difference = (coloured[i] - plain[i]).reshape(3, -1)
+            assert float(difference.std(1).max()) < 1e-5
+            shifts.append(difference.mean(1).numpy() * STATISTICS.std)
+    assert len({tuple(np.round(s, 4)) for s in shifts}) == 80
+    draws = [
+        draw(0, e, np.arange(40), np.tile([80, 72], (40, 1)), narrow().augment, STATISTICS.principal_axes())
+        for e in (0, 1)
+    ]
+    np.testing.assert_allclose(shifts, np.concatenate([d.colour for d in draws]), atol=1e-3)
 
 
-def test_a_storage_failure_reaches_the_caller_and_is_no_bad_sample(photos, narrow):
-    path = photos / "shard-00000.parquet"
+def test_a_storage_failure_reaches_the_caller_and_is_no_bad_sample(packed, tmp_path, narrow):
+    files = [bytes(row.data) for row in packed.rows(np.arange(40))]
+    write_set(tmp_path / "set", files, (80, 72), proved=True)
+    path = tmp_path / "set" / "shard-00000.parquet"
     data = bytearray(path.read_bytes())
     data[5000] ^= 1
     path.write_bytes(bytes(data))
-    dataset = open_set(photos)
-    config = narrow(global_batch=10, virtual_workers=2)
     with pytest.raises(RunError, match="is damaged"):
-        training(config, dataset)
+        training(narrow(global_batch=10, virtual_workers=2), open_set(tmp_path / "set"), range(4))
 
 
-def test_closing_early_ends_the_thread(digits, narrow):
-    dataset, config = open_set(digits / "train"), narrow()
-    order = Order(dataset.manifest.group_rows, 0, 4, 16, 100)
-    requests = training_requests(config, dataset, order, range(10_000), range(4))
-    loader = Loader(config, dataset, dataset.manifest.statistics, requests, batch=16, device=CPU)
+def endless(dataset, narrow, **changes):
+    order = Order(dataset.manifest.group_rows, 0, 2, 4, 100)
+    options = {"batch": 4, "device": CPU, "augmented": True}
+    return Loader(narrow(**changes), dataset, STATISTICS, training_requests(order, range(100_000), range(2)), **options)
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_closing_early_ends_the_thread(packed, narrow, backend):
+    loader = endless(packed, narrow, data={"backend": backend})
     next(loader)
     loader.close()
     assert not loader._thread.is_alive()
@@ -156,33 +274,33 @@ def test_closing_early_ends_the_thread(digits, narrow):
         next(loader)
 
 
-def test_loaders_leave_no_threads(digits, narrow):
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_loaders_leave_no_threads(packed, narrow, backend):
     """DALI's graph holds on to its source: it must be let go, or every evaluation leaks it."""
-    dataset, config = open_set(digits / "val"), narrow()
     counts = []
     for _ in range(6):
-        batches(config, dataset, evaluation_requests(config, dataset, 0, 1), 128)
+        deliver(narrow(data={"backend": backend}), packed, requests(range(40), 8), 8)
         counts.append(len(list(Path("/proc/self/task").iterdir())))
     assert counts[-1] <= counts[0] + 1, counts
 
 
-def test_a_file_that_only_dali_refuses_is_one_sentence(tmp_path, narrow):
-    """A header that the walk accepts and a body that DALI does not: its samples are named."""
-    from distrain.data.decode import encode, jpeg_size
-    from distrain.data.stats import Statistics
+def resident() -> int:
+    """Bytes of this process in memory."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    pixels = np.random.default_rng(0).integers(0, 256, (72, 72, 3), dtype=np.uint8)
-    good = encode(pixels, 90)
-    broken = bytearray(good)
-    table = good.index(b"\xff\xc4") + 5  # the code counts of the first Huffman table
-    broken[table : table + 16] = b"\xff" * 16
-    assert jpeg_size(np.frombuffer(bytes(broken), np.uint8)) == (72, 72)
-    writer = ShardWriter(Store(str(tmp_path / "set")), ("a", "b"), 72, 72)
-    for i in range(8):
-        writer.add(bytes(broken) if i == 5 else good, i % 2, str(i))
-    writer.finish(Statistics(np.zeros(3), np.eye(3)))
-    config = narrow(global_batch=4, virtual_workers=1)
-    with pytest.raises(
-        RunError, match=r"files that do not decode, pack them again: 5 \(shard-00000.parquet row group 0 row 5\): "
-    ):
-        training(config, open_set(tmp_path / "set"), range(2))
+
+def test_memory_does_not_grow_over_batches_and_epochs(packed, narrow):
+    with endless(packed, narrow) as loader:
+        for _ in range(400):
+            next(loader)
+        before = resident()
+        for _ in range(1200):
+            next(loader)
+        assert resident() - before < 8 << 20
+
+
+def test_a_dataset_of_various_sizes_knows_them(photographs):
+    assert isinstance(photographs, Dataset)
+    assert photographs.manifest.size is None
+    assert [row.size for row in photographs.rows(np.array([0, 39]))] == [(70, 400), (343, 88)]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from distrain.data.manifest import Manifest
-from distrain.data.pack import REJECTS, pack_digits, pack_folder
+from distrain.data.pack import REJECTS, Geometry, pack_digits, pack_folder
 from distrain.data.shards import Dataset
 from distrain.data.store import Store
 from distrain.errors import UserError
@@ -26,12 +26,14 @@ def folder(tmp_path):
 
 def test_a_folder_becomes_shards(folder, tmp_path):
     seen = []
-    packed = pack_folder(str(folder), str(tmp_path / "dst"), side=24, progress=lambda d, t: seen.append((d, t)))
+    packed = pack_folder(
+        str(folder), str(tmp_path / "dst"), geometry=Geometry("square", 24), progress=lambda d, t: seen.append((d, t))
+    )
     assert packed.rejects == []
     assert seen == [(24, 24)]
     store = Store(str(tmp_path / "dst"))
     manifest = Manifest.load(store)
-    assert (manifest.classes, manifest.rows, manifest.height, manifest.width) == (("cat", "dog"), 24, 24, 24)
+    assert (manifest.classes, manifest.rows, manifest.size) == (("cat", "dog"), 24, (24, 24))
     found = Dataset(store, manifest, memory=1 << 20, patience=0).rows(np.arange(24))
     pixels = [np.asarray(Image.open(io.BytesIO(bytes(row.data)))) for row in found]
     assert {p.shape for p in pixels} == {(24, 24, 3)}
@@ -43,14 +45,14 @@ def test_a_folder_becomes_shards(folder, tmp_path):
 
 def test_the_same_source_makes_the_same_bytes(folder, tmp_path):
     for name in ("one", "two"):
-        pack_folder(str(folder), str(tmp_path / name), side=24)
+        pack_folder(str(folder), str(tmp_path / name), geometry=Geometry("square", 24))
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("one", "two"))
     assert one == two
 
 
 def test_rejects_are_named(folder, tmp_path):
     (folder / "dog" / "zz.jpg").write_bytes(b"not an image")
-    packed = pack_folder(str(folder), str(tmp_path / "dst"), side=24)
+    packed = pack_folder(str(folder), str(tmp_path / "dst"), geometry=Geometry("square", 24))
     assert packed.manifest.rows == 24
     assert packed.rejects == [("dog/zz.jpg", "no image format is recognised")]
     lines = (tmp_path / "dst" / REJECTS).read_text().splitlines()
@@ -71,9 +73,9 @@ def test_what_cannot_be_packed(folder, tmp_path):
     (tmp_path / "one" / "dog").mkdir()
     with pytest.raises(UserError, match="none of the 1 images could be decoded"):
         pack_folder(str(tmp_path / "one"), target)
-    pack_folder(str(folder), target, side=8)
+    pack_folder(str(folder), target, geometry=Geometry("square", 8))
     with pytest.raises(UserError, match="holds a data set already"):
-        pack_folder(str(folder), target, side=8)
+        pack_folder(str(folder), target, geometry=Geometry("square", 8))
 
 
 def test_digits_are_whole_and_apart(digits, tmp_path):

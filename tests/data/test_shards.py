@@ -20,7 +20,7 @@ def rows(n, seed=0):
 
 
 def write(folder, data, classes=("a", "b", "c"), **sizes):
-    writer = ShardWriter(Store(str(folder)), classes, 8, 8, **{"group_rows": 7, "shard_groups": 3, **sizes})
+    writer = ShardWriter(Store(str(folder)), classes, (8, 8), **{"group_rows": 7, "shard_groups": 3, **sizes})
     for i, (file, label) in enumerate(data):
         writer.add(file, label, f"{i}.jpg")
     return writer.finish(STATISTICS)
