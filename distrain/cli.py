@@ -52,6 +52,10 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
+bench = typer.Typer(no_args_is_help=True, help="Measure parts of the machine and of distrain.")
+app.add_typer(bench, name="bench")
+
+
 @app.callback(invoke_without_command=True)
 def distrain(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
@@ -149,6 +153,25 @@ def pack(
             f"{len(packed.rejects)} images could not be used and were left out, {path} ({reason}) the first: "
             f"all are listed in {target}/{REJECTS}. The data set is complete without them"
         )
+
+
+@bench.command("data")
+def bench_data(
+    url: Annotated[str, typer.Argument(help="Packed data set (path or URL).")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images of each of five rounds.")] = 2048,
+) -> None:
+    """Time the loader alone, beside the bare decode of the same files."""
+    from distrain.bench import data, settings
+
+    found = data(settings(url, overrides or []), images)
+    typer.echo(f"{found.images:,} images a round, batches of {found.batch}, {found.threads} threads, medians of 5")
+    limit = found.rates[1] if len(found.rates) > 1 else None
+    for rate in found.rates:
+        times = f", {rate.cpu_ms / limit.cpu_ms:.2f} times the bare decode" if limit and rate is not limit else ""
+        speed = f"{rate.images_per_second:8,.0f} images/s {rate.cpu_ms:7.3f} CPU-ms"
+        typer.echo(f"{rate.name:<19} {speed}{times}")
+    typer.echo(f"first batch after {found.seconds_to_first_batch:.2f} s")
 
 
 def _console() -> "Console":

@@ -348,19 +348,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"cannot read config {path}: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping of keys, not {type(tree).__name__}")
-    problems = [problem for text in overrides if (problem := _override(tree, text))]
     if tree.get("run") is None:
         tree["run"] = f"runs/{path.stem}"
-    return parse(tree, str(path), problems)
+    return parse(tree, str(path), overrides)
 
 
-def parse(tree: dict[str, Any], origin: str, problems: Sequence[str] = ()) -> Config:
-    """Validate a tree of plain values; `problems` found before are reported with its own.
+def parse(tree: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> Config:
+    """Apply `key.sub=value` overrides to a tree of plain values, and validate it.
 
     Raises:
         UserError: naming every problem at once.
     """
-    found = list(problems)
+    found = [problem for text in overrides if (problem := _override(tree, text))]
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:

@@ -40,7 +40,7 @@ ROWS = [
         "lease",
         "checkpoint",
     ],
-    ["step", "evaluate", "hardware", "record", "job", "plan", "train"],
+    ["step", "evaluate", "hardware", "record", "job", "plan", "train", "bench"],
     ["launch.signals", "launch.local", "launch.room", "launch.ray_rank", "launch.ray_train"],
     ["cli", "__main__"],
 ]
@@ -53,6 +53,8 @@ THIRD_PARTIES = {
     "nvidia": ["data.dali"],
     "PIL": ["data.decode"],
     "sklearn": ["data.pack"],
+    "simplejpeg": ["bench"],
+    "torchvision": ["bench"],
     "safetensors": ["checkpoint"],
     "ray": ["launch.room", "launch.ray_rank", "launch.ray_train"],
     "typer": ["cli"],

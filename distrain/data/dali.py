@@ -9,6 +9,9 @@ import torch
 from distrain.data.graph import Feed, Graph, RefusedError, Source
 from distrain.errors import UserError
 
+HARDWARE_DECODER_LOAD = 0.0
+"""Share of a batch for a GPU's JPEG engine. It is taken by position, and the engine's pixels may differ from those of
+the CUDA decoder: with any share but 0 a sample's pixels might depend on its place."""
 _SAMPLE = re.compile(r"Failed to decode sample #(\d+)")
 
 
@@ -89,9 +92,11 @@ def _define(source: Source, graph: Graph, gpu: bool) -> Any:
         layout=["HWC" if graph.raw else ""] + [""] * (len(kinds) - 1),
     )
     device = "mixed" if gpu else "cpu"
-    # hw_decoder_load = 0: the hardware decoder takes a share of each batch by position, and its pixels may differ, so
-    # that a sample's pixels would depend on its place.
-    options: dict[str, Any] = {"adjust_orientation": False, "device": device, "hw_decoder_load": 0.0}
+    options: dict[str, Any] = {
+        "adjust_orientation": False,
+        "device": device,
+        "hw_decoder_load": HARDWARE_DECODER_LOAD,
+    }
     cut: dict[str, Any] = {"shape": [graph.crop, graph.crop], "axis_names": "HW"}
     if graph.raw:
         images = images.gpu() if gpu else images

@@ -3,9 +3,10 @@
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import NamedTuple
 
@@ -46,14 +47,21 @@ class MicroBatch:
     virtual_worker: int
     ids: NDArray[np.int64]
     """Sample ids, shape (b,)."""
-    images: torch.Tensor
-    """Normalised, float32 of shape (b, 3, crop, crop); all zeros where the weight is 0."""
+    pixels: torch.Tensor
+    """On the device; as the decoder made them, normalised or bytes."""
     labels: torch.Tensor
     """int64 of shape (b,)."""
     weights: torch.Tensor
     """1 for a valid sample, 0 for padding or a bad sample, float32 of shape (b,)."""
     bad: dict[int, str]
     """Reason by sample id of the bad samples in it."""
+    finish: Callable[[torch.Tensor], torch.Tensor]
+    """Makes the images of the pixels."""
+
+    @cached_property
+    def images(self) -> torch.Tensor:
+        """Normalised, float32 of shape (b, 3, crop, crop); all zeros where the weight is 0."""
+        return self.finish(self.pixels)
 
 
 def training_requests(order: Order, steps: range, hosted: range) -> Iterator[Request]:
@@ -173,11 +181,11 @@ class Loader:
     def _produce(self) -> None:
         try:
             while not self._closing.is_set():
-                images = self._decode()
+                pixels = self._decode()
                 done = self._pending.popleft()
                 if self._recorder is not None:
                     self._recorder.decoded()
-                self._ready.put(self._finished(images, done))
+                self._ready.put(self._finished(pixels, done))
         except BaseException as error:  # handed to the thread that asks for the next batch
             self._ready.put(error)
 
@@ -272,21 +280,29 @@ class Loader:
             bad[sample_id] = str(error)
             raise
 
-    def _finished(self, images: torch.Tensor, done: "_Pending") -> MicroBatch:
-        request, weights = done.request, done.weights
-        if not self._graph.normalise:
-            images = normalised(images.to(self._device), done.feed.draws.mirror, done.feed.mean, self._graph.std)
-        if not weights.all():
-            images = images.clone()
-            images[(weights == 0).to(images.device)] = 0
+    def _finished(self, pixels: torch.Tensor, done: "_Pending") -> MicroBatch:
+        request, weights, device = done.request, done.weights, self._device
+        mirror, mean = done.feed.draws.mirror, done.feed.mean
+        blank = None if weights.all() else (weights == 0).to(device)
+
+        def finish(pixels: torch.Tensor) -> torch.Tensor:
+            if not self._graph.normalise:
+                pixels = normalised(pixels, mirror, mean, self._graph.std)
+            elif blank is not None:
+                pixels = pixels.clone()
+            if blank is not None:
+                pixels[blank] = 0
+            return pixels
+
         return MicroBatch(
             cursor=request.cursor,
             virtual_worker=request.virtual_worker,
             ids=request.ids,
-            images=images,
-            labels=done.labels.to(self._device, non_blocking=True),
-            weights=weights.to(self._device, non_blocking=True),
+            pixels=pixels.to(device),
+            labels=done.labels.to(device, non_blocking=True),
+            weights=weights.to(device, non_blocking=True),
             bad=done.bad,
+            finish=finish,
         )
 
 

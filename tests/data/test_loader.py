@@ -54,8 +54,12 @@ def by_id(batches):
     return found
 
 
+def hashed(batches):
+    return digest({str(i): image for i, image in by_id(batches).items()})
+
+
 def resampled(pixels, start, size, crop):
-    """A window resized by a triangle filter as wide as the scale, in float64: the definition of bilinear, antialiased."""
+    """A window resized by a triangle filter as wide as the scale, in float64: what bilinear and antialiased mean."""
     image = pixels.astype(np.float64)
     for axis in (0, 1):
         scale, n = size[axis] / crop, image.shape[axis]
@@ -185,15 +189,11 @@ def test_another_process_gets_the_same_bits(photographs, narrow, plain_environme
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_loader import *
 from distrain.config import parse
-config = parse({{"data": {{"train": "x"}}, "augment": {RESIZED}, "schedule": {{"name": "constant", "lr": 1.0}}}}, "test")
-print(digest({{str(i): t for i, t in by_id(deliver(config, open_set({photographs.store.local!r}), requests(range(40), 9), 9)).items()}}))
+schedule = {{"name": "constant", "lr": 1.0}}
+config = parse({{"data": {{"train": "x"}}, "augment": {RESIZED}, "schedule": schedule}}, "test")
+print(hashed(deliver(config, open_set({photographs.store.local!r}), requests(range(40), 9), 9)))
 """
-    own = digest(
-        {
-            str(i): t
-            for i, t in by_id(deliver(narrow(augment=RESIZED), photographs, requests(range(40), 40), 40)).items()
-        }
-    )
+    own = hashed(deliver(narrow(augment=RESIZED), photographs, requests(range(40), 40), 40))
     found = subprocess.run(
         [sys.executable, "-c", code], text=True, capture_output=True, check=True, env=plain_environment
     )

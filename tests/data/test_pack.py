@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from photos import kinds
 from PIL import Image
 
+from distrain.data.decode import jpeg_size, ppm_pixels
 from distrain.data.manifest import Manifest
 from distrain.data.pack import REJECTS, Geometry, pack_digits, pack_folder
 from distrain.data.shards import Dataset
@@ -85,3 +87,86 @@ def test_digits_are_whole_and_apart(digits, tmp_path):
     before = Path(digits / "train" / "manifest.json").stat().st_mtime_ns
     pack_digits(str(digits / "train"), str(digits / "val"))
     assert Path(digits / "train" / "manifest.json").stat().st_mtime_ns == before, "packed once"
+
+
+def files_of(target):
+    store = Store(str(target))
+    manifest = Manifest.load(store)
+    return manifest, Dataset(store, manifest, memory=1 << 24, patience=0).rows(np.arange(manifest.rows))
+
+
+@pytest.fixture
+def kinds_folder(tmp_path):
+    """One file of each kind, in two classes."""
+    for i, (name, data) in enumerate(kinds(40, 60).items()):
+        place = tmp_path / "kinds" / "ab"[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{name.replace(' ', '-')}.JPEG").write_bytes(data)
+    return tmp_path / "kinds"
+
+
+def test_keep_stores_what_can_be_trained_on_byte_for_byte(kinds_folder, tmp_path):
+    packed = pack_folder(str(kinds_folder), str(tmp_path / "dst"), geometry=Geometry("keep"))
+    assert packed.rejects == []
+    manifest, rows = files_of(tmp_path / "dst")
+    assert manifest.size is None
+    assert manifest.proved
+    originals = set(kinds(40, 60).values())
+    assert sum(bytes(row.data) in originals for row in rows) == 10, "RGB and grey JPEGs that stand upright"
+    for row in rows:
+        assert jpeg_size(row.data) == row.size, "all are JPEG now"
+        assert Image.open(io.BytesIO(bytes(row.data))).mode in ("RGB", "L")
+    assert (60, 40) in [row.size for row in rows], "the rotated one is turned"
+
+
+def test_short_keeps_the_aspect(kinds_folder, tmp_path):
+    pack_folder(str(kinds_folder), str(tmp_path / "dst"), geometry=Geometry("short", 20))
+    manifest, rows = files_of(tmp_path / "dst")
+    assert manifest.size is None
+    assert {min(row.size) for row in rows} == {20}
+    assert (20, 30) in [row.size for row in rows]
+    assert (20, 1600) in [row.size for row in rows]
+
+
+def test_raw_pixels_are_ppm_files(kinds_folder, tmp_path):
+    target = tmp_path / "dst"
+    pack_folder(str(kinds_folder), str(target), geometry=Geometry("square", 20), encoding="raw")
+    manifest, rows = files_of(target)
+    assert (manifest.size, manifest.encoding) == ((20, 20), "raw")
+    for row in rows:
+        image = Image.open(io.BytesIO(bytes(row.data)))
+        assert image.format == "PPM"
+        view = ppm_pixels(row.data, 20, 20)
+        assert np.array_equal(np.asarray(image), view)
+        assert np.shares_memory(view, row.data)
+    with pytest.raises(UserError, match="raw pixels need one size"):
+        pack_folder(str(kinds_folder), str(tmp_path / "other"), geometry=Geometry("keep"), encoding="raw")
+
+
+def test_a_16_bit_grey_is_scaled_and_not_clipped(tmp_path):
+    for name, level in (("a", 10_000), ("b", 50_000)):
+        (tmp_path / "src" / name).mkdir(parents=True)
+        Image.fromarray(np.full((30, 30), level, np.uint16)).save(tmp_path / "src" / name / "x.png")
+    pack_folder(str(tmp_path / "src"), str(tmp_path / "dst"), geometry=Geometry("square", 20), encoding="raw")
+    _, rows = files_of(tmp_path / "dst")
+    assert {int(row.data[-1]) for row in rows} == {39, 195}
+
+
+def test_colour_statistics_are_those_of_the_stored_pixels(kinds_folder, tmp_path):
+    """Mean, covariance and principal axes, against numpy on all pixels."""
+    pack_folder(str(kinds_folder), str(tmp_path / "dst"), geometry=Geometry("square", 24), encoding="raw")
+    manifest, rows = files_of(tmp_path / "dst")
+    pixels = np.concatenate([ppm_pixels(row.data, 24, 24).reshape(-1, 3) for row in rows]).astype(np.float64)
+    np.testing.assert_allclose(manifest.statistics.mean, pixels.mean(0), rtol=1e-12)
+    covariance = np.cov(pixels.T, bias=True)
+    np.testing.assert_allclose(manifest.statistics.covariance, covariance, rtol=1e-9)
+    axes = manifest.statistics.principal_axes()
+    np.testing.assert_allclose(axes @ axes.T, covariance, rtol=1e-9)
+    lengths = np.sort(np.linalg.eigvalsh(covariance))[::-1]
+    np.testing.assert_allclose((axes**2).sum(0), lengths, rtol=1e-9)
+
+
+@pytest.mark.parametrize("text", ["square", "square:0", "short:-1", "keep:3", "wide:9", ""])
+def test_a_geometry_that_is_none(text):
+    with pytest.raises(UserError, match="is none of keep, short:N and square:N"):
+        Geometry.parse(text)

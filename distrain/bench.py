@@ -1,0 +1,136 @@
+"""How fast data arrives: the loader alone, beside the bare decode of the same bytes in the same run."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distrain.config import Config, parse
+from distrain.data.decode import jpeg_size
+from distrain.data.loader import Loader, Request
+from distrain.data.manifest import Manifest
+from distrain.data.order import Order
+from distrain.data.shards import Dataset
+from distrain.data.store import Store
+from distrain.errors import UserError
+from distrain.job import check_size
+from distrain.world import local_world
+
+_ROUNDS = 5
+_LIMIT_FILES = 1024
+
+
+class Rate(NamedTuple):
+    """What one side did: medians over the rounds."""
+
+    name: str
+    images_per_second: float
+    cpu_ms: float
+    """Milliseconds of CPU time an image, of all threads of this process."""
+
+
+class Found(NamedTuple):
+    """A measurement of a data set."""
+
+    images: int
+    """Images of a round."""
+    batch: int
+    threads: int
+    rates: list[Rate]
+    """The loader first."""
+    seconds_to_first_batch: float
+
+
+def settings(url: str, overrides: Sequence[str]) -> Config:
+    """The config of a measurement: defaults, and what the overrides say.
+
+    Raises:
+        UserError: naming every problem at once.
+    """
+    tree: dict[str, Any] = {"data": {"train": url}, "schedule": {"name": "constant", "lr": 1.0}, "virtual_workers": 1}
+    return parse(tree, "the settings", overrides)
+
+
+def data(config: Config, images: int) -> Found:
+    """Measure the loader on a data set, `images` a round, interleaved with the bare decode of as many of its files.
+
+    Raises:
+        UserError: the data does not fit the config, or a package is missing.
+    """
+    began = time.monotonic()
+    store = Store(config.data.train)
+    dataset = Dataset(store, Manifest.load(store), memory=int(config.data.memory), patience=config.data.patience)
+    check_size(config, store, dataset.manifest)
+    world = local_world(config)
+    batch = config.micro_batch
+    order = Order(dataset.manifest.group_rows, config.seed, 1, batch, config.data.shuffle_rows)
+
+    def requests() -> Iterator[Request]:
+        for step in count():
+            cursor = order.cursor(step)
+            yield Request(cursor, 0, order.ids(cursor, 0), 0)
+
+    batches = max(1, images // batch)
+    options: dict[str, Any] = {"batch": batch, "device": world.device, "augmented": True}
+    with Loader(config, dataset, dataset.manifest.statistics, requests(), **options) as loader:
+        next(loader)
+        first = time.monotonic() - began
+
+        def load() -> int:
+            for _ in range(batches):
+                next(loader)
+            if world.device.type == "cuda":
+                torch.cuda.synchronize()
+            return batches * batch
+
+        sides: dict[str, Callable[[], int]] = {"loader": load, **_limits(dataset, config, world.device)}
+        measured: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+        for _ in range(_ROUNDS):
+            for name, side in sides.items():
+                measured[name].append(_timed(side))
+    rates = [
+        Rate(name, statistics.median(r for r, _ in found), statistics.median(c for _, c in found))
+        for name, found in measured.items()
+    ]
+    return Found(batches * batch, batch, config.data.decode_threads, rates, first)
+
+
+def _timed(side: Callable[[], int]) -> tuple[float, float]:
+    """Images a second, and CPU milliseconds an image."""
+    wall, cpu = time.monotonic(), time.process_time()
+    images = side()
+    return images / (time.monotonic() - wall), 1000 * (time.process_time() - cpu) / images
+
+
+def _limits(dataset: Dataset, config: Config, device: torch.device) -> dict[str, Callable[[], int]]:
+    """Bare decodes of the set's own JPEG files: libjpeg-turbo, and the GPU's decoder where there is one."""
+    if dataset.manifest.encoding == "raw":
+        return {}
+    try:
+        import simplejpeg
+    except ImportError:
+        raise UserError("the bare decode needs simplejpeg: pip install 'distrain[bench]'") from None
+    step = max(1, dataset.manifest.rows // _LIMIT_FILES)
+    rows = [dataset.rows(np.array([i]))[0].data.copy() for i in range(0, dataset.manifest.rows, step)][:_LIMIT_FILES]
+    files: list[NDArray[np.uint8]] = [data for data in rows if jpeg_size(data) is not None]
+    if not files:
+        return {}
+    pool = ThreadPoolExecutor(config.data.decode_threads)
+
+    def turbo() -> int:
+        return sum(1 for _ in pool.map(lambda data: simplejpeg.decode_jpeg(data, "RGB"), files))
+
+    def gpu() -> int:
+        from torchvision.io import decode_jpeg
+
+        decode_jpeg([torch.from_numpy(data) for data in files], device=device)
+        torch.cuda.synchronize()
+        return len(files)
+
+    return {"libjpeg-turbo alone": turbo, **({"nvJPEG alone": gpu} if device.type == "cuda" else {})}

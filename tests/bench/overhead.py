@@ -1,0 +1,87 @@
+"""What the loader costs beside decoding: `python tests/bench/overhead.py [SHARDS]`.
+
+CPU microseconds an image of order, draws, checksum and header walk, and seconds from opening a set of 1,281,167
+rows, ImageNet's number, to its first batch (its manifest names one shard again and again).
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from crc32c import crc32c
+
+from distrain.bench import data, settings
+from distrain.config import Augment
+from distrain.data.augment import draw
+from distrain.data.decode import jpeg_size
+from distrain.data.manifest import MANIFEST, Manifest
+from distrain.data.order import Cursor, Order
+from distrain.data.shards import Dataset
+from distrain.data.store import Store
+
+ROWS, BATCH = 1_281_167, 128
+
+
+def each(work: Callable[[int], object], times: int, images: int = BATCH) -> float:
+    """CPU microseconds an image; `work` is called with 0, 1, 2, ..."""
+    work(0)
+    began = time.process_time()
+    for i in range(1, times + 1):
+        work(i)
+    return 1e6 * (time.process_time() - began) / times / images
+
+
+def imagenet(store: Store, target: Path) -> Manifest:
+    """The manifest of as many rows as ImageNet has, in shards that are all the first shard of a set."""
+    small = Manifest.load(store)
+    shard = small.shards[0]
+    rows = sum(group.rows for group in shard.groups)
+    target.mkdir()
+    (target / shard.path).symlink_to(f"{store.local}/{shard.path}")
+    shards, left = [], ROWS
+    while left >= rows:
+        shards.append(shard)
+        left -= rows
+    large = replace(small, shards=tuple(shards))
+    (target / MANIFEST).write_text(large.to_json())
+    return large
+
+
+def main(shards: str) -> None:
+    store = Store(shards)
+    manifest = Manifest.load(store)
+    dataset = Dataset(store, manifest, memory=1 << 30, patience=0)
+    files = [row.data.copy() for row in dataset.rows(np.arange(min(1000, manifest.rows)))]
+    sizes = np.tile([375, 500], (BATCH, 1))
+    with tempfile.TemporaryDirectory() as folder:
+        large = imagenet(store, Path(folder) / "imagenet")
+        order = Order(large.group_rows, 0, 8, BATCH, 1024)
+        axes = large.statistics.principal_axes()
+        some = order.ids(Cursor(0, 0), 0)
+        both = {window: Augment(short_side=256, window=window) for window in ("crop", "random_resized")}  # type: ignore[arg-type]
+        parts = {
+            "order": each(lambda i: order.ids(Cursor(0, i % order.steps), i % 8), 800),
+            "draws": each(lambda i: draw(0, i, some, sizes, both["crop"], axes), 300),
+            "draws, random resized": each(lambda i: draw(0, i, some, sizes, both["random_resized"], axes), 300),
+            "checksum": each(lambda i: crc32c(files[i % len(files)]), 1000, 1),
+            "header walk": each(lambda i: jpeg_size(files[i % len(files)]), 1000, 1),
+        }
+        config = settings(str(Path(folder) / "imagenet"), [f"global_batch={BATCH}", "augment.short_side=256"])
+        first = data(config, BATCH)
+    found = {
+        "CPU us an image": parts,
+        "together": sum(parts[k] for k in ("order", "draws", "checksum", "header walk")),
+        "bytes an image": sum(len(f) for f in files) / len(files),
+        "seconds to the first batch": first.seconds_to_first_batch,
+        "rows": large.rows,
+    }
+    sys.stdout.write(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,261 @@
+"""Every file survives or is named: refused batches are replayed, crashes traced to their file, fuzz does no harm."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fuzz import fuzz
+from photos import STATISTICS, encoded, kinds, lying, open_set, picture, write_set
+from test_loader import by_id, deliver, requests, resident
+
+from distrain.data.decode import BadImageError, jpeg_size, readable
+from distrain.data.loader import Loader
+from distrain.data.quarantine import Recorder, judge, suspects
+from distrain.errors import RunError
+
+CPU = torch.device("cpu")
+GOOD = [encoded(picture(i, 72 + i, 90)) for i in range(24)]
+
+
+def broken_table(data: bytes) -> bytes:
+    """A JPEG whose header the walk accepts and whose first Huffman table no decoder does."""
+    damaged = bytearray(data)
+    table = data.index(b"\xff\xc4") + 5
+    damaged[table : table + 16] = b"\xff" * 16
+    assert jpeg_size(np.frombuffer(bytes(damaged), np.uint8)) is not None
+    return bytes(damaged)
+
+
+def cut_with_an_end(data: bytes) -> bytes:
+    """The first half of a JPEG, with an end marker: only decoding it all tells."""
+    return data[: len(data) // 2] + b"\xff\xd9"
+
+
+BAD = {3: broken_table(GOOD[3]), 4: GOOD[4][:-30], 11: broken_table(GOOD[11]), 17: b"junk", 23: b""}
+MIXED = [BAD.get(i, data) for i, data in enumerate(GOOD)]
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+@pytest.mark.parametrize(("batch", "ahead"), [(1, 2), (5, 1), (8, 3), (24, 2)])
+def test_refused_files_are_placeholders_and_nothing_is_lost_or_reordered(tmp_path, narrow, batch, ahead, backend):
+    config = narrow(augment={"crop": 64, "short_side": 72}, data={"backend": backend, "read_ahead": ahead})
+    good = by_id(deliver(config, write_set(tmp_path / "good", GOOD), requests(range(24), batch), batch))
+    dataset = write_set(tmp_path / "mixed", MIXED)
+    batches = deliver(config, dataset, requests(range(24), batch), batch)
+    assert [b.cursor.step for b in batches] == list(range(-(-24 // batch)))
+    found = by_id(batches)
+    assert sorted(found) == list(range(24))
+    reasons = {i: reason for b in batches for i, reason in b.bad.items()}
+    assert reasons.keys() == BAD.keys()
+    for i, image in found.items():
+        assert torch.equal(image, good[i]) if i not in BAD else not image.any()
+    for b in batches:
+        for i, sample in enumerate(b.ids.tolist()):
+            assert not b.weights[i] or sample not in reasons
+    assert dataset.bad == reasons
+
+
+@pytest.mark.parametrize("window", ["crop", "random_resized"])
+def test_a_verdict_does_not_depend_on_the_window(tmp_path, narrow, window):
+    """A cut file is bad although windows above the cut decode; one with an end marker is filled up with grey."""
+    damaged = [GOOD[i][: -200 * (i % 3)] if i % 3 else cut_with_an_end(GOOD[i]) for i in range(24)]
+    dataset = write_set(tmp_path / "set", damaged)
+    verdicts = []
+    for epoch in range(6):
+        dataset.bad.clear()
+        config = narrow(augment={"crop": 64, "short_side": 72, "window": window})
+        deliver(config, dataset, requests(range(24), 6, epoch), 6)
+        verdicts.append(dict(dataset.bad))
+    assert all(set(v) == {i for i in range(24) if i % 3} for v in verdicts)
+
+
+def test_a_verdict_costs_once(tmp_path, narrow):
+    dataset, config = write_set(tmp_path / "set", MIXED), narrow(augment={"crop": 64, "short_side": 72})
+    rebuilds = []
+    for epoch in range(3):
+        options = {"batch": 6, "device": CPU, "augmented": True}
+        with Loader(config, dataset, STATISTICS, requests(range(24), 6, epoch), **options) as loader:
+            assert len(list(loader)) == 4
+            rebuilds.append(loader.rebuilds)
+    assert rebuilds == [2, 0, 0]
+
+
+def test_a_proved_file_that_is_refused_stops_the_run_with_its_name(tmp_path, narrow):
+    """To replace it would make the weights depend on what windows it was asked for before."""
+    dataset = write_set(
+        tmp_path / "set", [broken_table(GOOD[0]) if i == 5 else GOOD[0] for i in range(8)], (72, 90), proved=True
+    )
+    with pytest.raises(
+        RunError, match=r"packed are refused now, pack them again: 5 \(shard-00000.parquet row group 0 row 5\): DALI"
+    ):
+        deliver(narrow(), dataset, requests(range(8), 4), 4)
+
+
+def test_a_lying_header_is_refused_before_memory_is_taken(tmp_path, narrow):
+    lies = [lying(GOOD[0], 20_000, 20_000), lying(GOOD[0], 65_500, 65_500), lying(GOOD[0], 7_000, 7_000)]
+    dataset = write_set(tmp_path / "set", [GOOD[0], *lies], (72, 90))
+    before = resident()
+    batches = deliver(narrow(data={"pixel_limit": 1_000_000}), dataset, requests(range(4), 4), 4)
+    assert resident() - before < 64 << 20
+    assert batches[0].weights.tolist() == [1, 0, 0, 0]
+    assert all("over the limit of 1000000" in batches[0].bad[i] for i in (1, 2, 3))
+
+
+def test_memory_does_not_grow_over_rebuilds(tmp_path, narrow):
+    """DALI #4076: pipelines that were rebuilt after a bad picture grew without bound."""
+    files = [broken_table(GOOD[0]) if i % 4 == 3 else GOOD[0] for i in range(64)]
+    dataset, config = write_set(tmp_path / "set", files, (72, 90)), narrow()
+
+    def rebuild(times):
+        for _ in range(times // 16):
+            dataset.bad.clear()
+            options = {"batch": 4, "device": CPU, "augmented": True}
+            with Loader(config, dataset, STATISTICS, requests(range(64), 4), **options) as loader:
+                assert len(list(loader)) == 16
+                assert loader.rebuilds == 16
+
+    rebuild(160)
+    before = resident()
+    rebuild(320)
+    assert resident() - before < 24 << 20
+
+
+def test_what_is_in_flight_is_known_to_the_next_process(tmp_path, narrow):
+    dataset, config = write_set(tmp_path / "set", GOOD), narrow(run=str(tmp_path / "run"))
+    recorder = Recorder(config, dataset, slots=3, batch=2)
+    recorder.fed(np.array([1, 2]))
+    recorder.fed(np.array([3, 4]))
+    recorder.decoded()
+    assert suspects(config, dataset).tolist() == [], "its process lives"
+    recorder._file.close()  # as the kernel does when a process dies
+    assert suspects(config, dataset).tolist() == [3, 4]
+    assert suspects(config, dataset).tolist() == [], "asked once"
+    recorder = Recorder(config, dataset, slots=3, batch=2)
+    recorder.fed(np.array([5, 6]))
+    folder = recorder._path.parent
+    recorder.close()
+    assert not folder.exists()
+
+
+def test_files_are_judged_alone(tmp_path):
+    files = [np.frombuffer(f, np.uint8) for f in (GOOD[0], broken_table(GOOD[1]), kinds()["bmp"], GOOD[2])]
+    verdicts = judge(files, CPU)
+    assert [v is None for v in verdicts] == [True, False, True, True]
+    assert "DALI" in verdicts[1]
+
+
+CRASHING = """
+import sys
+import numpy as np
+import distrain.data.decode as decode
+
+def trusting(data, pixel_limit):  # no walk in front of the decoder
+    return decode.File(data, 72, 72)
+
+decode.readable = trusting
+import torch
+from distrain.config import load
+from distrain.monitor.sinks import PlainLines
+from distrain.train import train
+from distrain.world import World
+
+summary = train(load(sys.argv[1]), World(torch.device("cpu")), PlainLines(sys.stdout))
+print("weights", summary.weights)
+"""
+
+
+def test_a_file_that_kills_the_decoder_is_found_and_quarantined(tmp_path, narrow, plain_environment):
+    """For real: without the header walk, garbage at batch 64 is a segmentation fault inside DALI."""
+    from distrain.config import to_yaml
+
+    files = [encoded(picture(i % 8, 72, 72)) for i in range(256)]
+    for i in (20, 77, 130, 200):
+        files[i] = np.random.default_rng(i).bytes(3000)
+    write_set(tmp_path / "set", files, (72, 72))
+    config = narrow(
+        run=str(tmp_path / "run"), epochs=2, global_batch=64, virtual_workers=1, data={"train": str(tmp_path / "set")}
+    )
+    (tmp_path / "recipe.yaml").write_text(to_yaml(config))
+
+    def run(code):
+        command = [sys.executable, "-c", code, str(tmp_path / "recipe.yaml")]
+        return subprocess.run(command, text=True, capture_output=True, check=False, env=plain_environment)
+
+    crashed = run(CRASHING)
+    assert crashed.returncode == -signal.SIGSEGV, crashed.stdout + crashed.stderr
+    for _ in range(4):  # each crash gives away the files that were in flight
+        again = run(CRASHING)
+        assert re.search(
+            r"an attempt died while it decoded \d+ files \(\d+: shard-00000.parquet row group", again.stdout
+        )
+        if again.returncode == 0:
+            break
+    assert again.returncode == 0, again.stdout + again.stderr
+    (quarantined,) = json.loads((tmp_path / "run" / "quarantine.json").read_text()).values()
+    assert quarantined
+    assert quarantined.keys() <= {"20", "77", "130", "200"}
+    for i in (20, 77, 130, 200):
+        assert f"bad sample {i} (shard-00000.parquet" in again.stdout
+    # With the walk in front the same verdict costs no crash, and the same weights come out.
+    (tmp_path / "recipe.yaml").write_text(to_yaml(config.model_copy(update={"run": str(tmp_path / "other")})))
+    walked = run(CRASHING.replace("decode.readable = trusting", ""))
+    assert walked.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]
+
+
+def test_killed_while_decoding_good_files_blames_none(tmp_path, narrow, plain_environment):
+    files = [encoded(picture(i % 8, 72, 72)) for i in range(128)]
+    dataset = write_set(tmp_path / "set", files, (72, 72))
+    config = narrow(run=str(tmp_path / "run"))
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import os, signal
+import numpy as np
+from photos import open_set
+from distrain.config import load
+from distrain.data.quarantine import Recorder
+recorder = Recorder(load(sys.argv[1]), open_set({dataset.store.local!r}), slots=2, batch=4)
+recorder.fed(np.array([7, 8, 9, 10]))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    from distrain.config import to_yaml
+    from distrain.job import recall
+    from distrain.world import World
+
+    (tmp_path / "recipe.yaml").write_text(to_yaml(config))
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "recipe.yaml")], check=False, env=plain_environment)
+    told: list[str] = []
+    recall(config, World(CPU), dataset, open_set(tmp_path / "set").store, told.append)
+    assert "4 files (7: shard-00000.parquet row group 0 row 7; 8: " in told[0]
+    assert "none is to blame" in told[1]
+    assert dataset.bad == {}
+
+
+def test_readable_agrees_with_the_decoder(tmp_path, narrow):
+    """What the walk refuses goes to PIL; what PIL refuses too is bad, with a reason."""
+    for name, data in kinds().items():
+        found = readable(np.frombuffer(data, np.uint8), 10_000_000)
+        assert found.height * found.width > 0, name
+    with pytest.raises(BadImageError, match="no image format"):
+        readable(np.frombuffer(b"GIF89a", np.uint8), 10)
+
+
+@pytest.mark.parametrize("batch", [64, 256])
+def test_fuzz(tmp_path, batch):
+    """A slice of what `tests/bench/fuzz.py` does with 100,000 files; in a process of its own, which may not die."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    script = str(Path(__file__).parent / "fuzz.py")
+    command = [sys.executable, script, str(tmp_path), "0", "1000", str(batch)]
+    done = subprocess.run(command, text=True, capture_output=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["mutated"] == 1000
+    assert told["bad"] + told["decoded all the same"] == 1000
+    assert min(told["bad"], told["decoded all the same"]) > 100
+    assert fuzz.__doc__
