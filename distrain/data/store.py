@@ -1,5 +1,6 @@
 """Files on any fsspec URL: whole or ranged reads, atomic writes."""
 
+import io
 import os
 import secrets
 from pathlib import PurePosixPath
@@ -9,6 +10,10 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from distrain.errors import UserError
+
+
+# Bytes of a large file that the kernel's cache holds while it is written.
+_PIECE = 8 << 20
 
 
 class Store:
@@ -94,10 +99,30 @@ class Store:
 
 def _write_new(path: str, *parts: bytes | memoryview) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "xb") as file:
-        file.writelines(parts)
-        file.flush()
+    with open(path, "xb", buffering=0) as file:
+        for part in parts:
+            view = memoryview(part)
+            for start in range(0, len(view), _PIECE):
+                _write_all(file, view[start : start + _PIECE])
+                if len(view) > _PIECE:
+                    _let_go(file)
         os.fsync(file.fileno())
+
+
+def _write_all(file: io.FileIO, view: memoryview) -> None:
+    while view:
+        view = view[file.write(view) :]
+
+
+def _let_go(file: io.FileIO) -> None:
+    """Have the kernel write what it caches of a file, and forget it: a checkpoint must not push the data set out.
+
+    It also saves most of the CPU time: half a gigabyte into cache pages that are used again and again takes 0.13 s,
+    into new ones 1.1 s.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.fdatasync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _without_secret(url: str) -> str:
