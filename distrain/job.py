@@ -3,7 +3,7 @@
 import errno
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,9 +128,7 @@ def setup(
     )
     lanes = stack.enter_context(Lanes(lanes_for(config, world), config.threads, world.device))
     watchdog.at("the verdicts on files")
-    with world.together():
-        for samples in filter(None, (dataset, val)):
-            recall(config, world, samples, store, alarm)
+    recall(config, world, [dataset, *([val] if val else [])], store, alarm)
     watchdog.at("the check of the hardware")
     hardware = None
     with world.together():
@@ -267,29 +265,51 @@ def check_hardware(
     console.event(f"warning: other hardware than before ({what}): bits are no longer promised for this run")
 
 
-def recall(config: Config, world: World, dataset: Dataset, store: Store, alarm: Callable[[str], None]) -> None:
-    """Learn on all ranks what attempts before this one found out about files that may kill the decoder."""
+def recall(config: Config, world: World, sets: Sequence[Dataset], store: Store, alarm: Callable[[str], None]) -> None:
+    """Learn on all ranks what attempts before this one found out about files that may kill the decoder.
+
+    Args:
+        config: the run.
+        world: this rank and the others.
+        sets: the data sets.
+        store: the run directory, where the lead keeps what is known.
+        alarm: is told on every rank what is found there.
+    """
+    known: dict[str, dict[str, str]] = {}
+    with world.together():
+        if world.lead and store.exists(QUARANTINE):
+            known = json.loads(store.read(QUARANTINE))
+        own = {dataset.manifest.fingerprint: _judged(config, world, dataset, alarm) for dataset in sets}
+    merged: dict[str, dict[str, str]] = {}
+    # One collective call, whatever a rank has found: its data may be other data, which `agree` will tell.
+    for found in (found for part in world.gather([known, own]) for found in part):
+        for key, verdicts in found.items():
+            merged.setdefault(key, {}).update({str(k): reason for k, reason in verdicts.items()})
+    merged = {key: verdicts for key, verdicts in merged.items() if verdicts}
+    for dataset in sets:
+        dataset.bad.update({int(k): v for k, v in merged.get(dataset.manifest.fingerprint, {}).items()})
+    with world.together():
+        if world.lead and merged != known:
+            store.write(QUARANTINE, json.dumps(merged, indent=1).encode())
+
+
+def _judged(config: Config, world: World, dataset: Dataset, alarm: Callable[[str], None]) -> dict[int, str]:
+    """Reason by sample id of the files that killed the decoder of a process on this machine."""
     if dataset.manifest.proved or config.data.backend != "dali":
-        return
+        return {}
     ids = suspects(config, dataset)
-    found: dict[int, str] = {}
-    if len(ids):
-        alarm(f"an attempt died while it decoded {len(ids)} files ({_names(dataset, ids)}): each is decoded alone now")
-        files = {}
-        for i, row in zip(ids.tolist(), dataset.rows(ids), strict=True):
-            with suppress(BadImageError):  # never gets as far as the decoder
-                files[i] = readable(row.data, config.data.pixel_limit).data
-        verdicts = judge(list(files.values()), world.device)
-        found = {i: verdict for i, verdict in zip(files, verdicts, strict=True) if verdict}
-        if not found:
-            alarm("each of them decodes alone: none is to blame")
-    known = json.loads(store.read(QUARANTINE)) if world.lead and store.exists(QUARANTINE) else {}
-    fingerprint = dataset.manifest.fingerprint
-    for part in world.gather({**known.get(fingerprint, {}), **found}):
-        dataset.bad.update({int(k): reason for k, reason in part.items()})
-    if world.lead and dataset.bad.keys() != known.get(fingerprint, {}).keys():
-        known[fingerprint] = {str(k): reason for k, reason in sorted(dataset.bad.items())}
-        store.write(QUARANTINE, json.dumps(known, indent=1).encode())
+    if not len(ids):
+        return {}
+    alarm(f"an attempt died while it decoded {len(ids)} files ({_names(dataset, ids)}): each is decoded alone now")
+    files = {}
+    for i, row in zip(ids.tolist(), dataset.rows(ids), strict=True):
+        with suppress(BadImageError):  # never gets as far as the decoder
+            files[i] = readable(row.data, config.data.pixel_limit).data
+    verdicts = judge(list(files.values()), world.device)
+    found = {i: verdict for i, verdict in zip(files, verdicts, strict=True) if verdict}
+    if not found:
+        alarm("each of them decodes alone: none is to blame")
+    return found
 
 
 def _names(dataset: Dataset, ids: Ids) -> str:

@@ -29,11 +29,13 @@ def score(config, digits, lanes):
     store = Store(str(digits / "val"))
     dataset = Dataset(store, Manifest.load(store), memory=1 << 26, patience=0)
     size = config.evaluate.batch
-    requests = list(evaluation_requests(config, dataset, 0, 1))
+    requests = list(evaluation_requests(dataset.manifest.rows, size, 0, 1))
     model = Probe().train()
     with (
         Lanes(lanes, 1, CPU) as pool,
-        Loader(config, dataset, dataset.manifest.statistics, requests, batch=size, device=CPU) as batches,
+        Loader(
+            config, dataset, dataset.manifest.statistics, requests, batch=size, device=CPU, augmented=False
+        ) as batches,
     ):
         found = evaluate(config, World(CPU), model, batches, pool)
     assert model.training

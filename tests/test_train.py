@@ -90,8 +90,9 @@ def test_ten_steps_equal_torch_on_the_same_batches(narrow, console, digits):
     order = order_of(config, dataset.manifest.group_rows)
     model = build(config.model, 10, config.seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    requests = training_requests(config, dataset, order, range(10), range(4))
-    with Loader(config, dataset, dataset.manifest.statistics, requests, batch=16, device=CPU) as loader:
+    requests = training_requests(order, range(10), range(4))
+    options = {"batch": 16, "device": CPU, "augmented": True}
+    with Loader(config, dataset, dataset.manifest.statistics, requests, **options) as loader:
         for _ in range(10):
             batches = [next(loader) for _ in range(4)]
             images, labels = (torch.cat([getattr(b, k) for b in batches]) for k in ("images", "labels"))

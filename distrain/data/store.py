@@ -11,7 +11,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from distrain.errors import UserError
 
-
 # Bytes of a large file that the kernel's cache holds while it is written.
 _PIECE = 8 << 20
 

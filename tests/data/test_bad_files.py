@@ -151,6 +151,18 @@ def test_files_are_judged_alone(tmp_path):
     assert "DALI" in verdicts[1]
 
 
+def test_a_child_that_dies_gives_its_file_away(tmp_path, monkeypatch):
+    """The first file kills the child, the second gets a new one, which refuses it."""
+    child = tmp_path / "child"
+    child.write_text(
+        '#!/bin/sh\n[ -e "$0.died" ] && { echo \'"refused"\'; cat; exit; }\ntouch "$0.died"\nkill -SEGV $$\n'
+    )
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+    files = [np.frombuffer(GOOD[i], np.uint8) for i in (0, 1)]
+    assert judge(files, CPU) == ["the decoder dies of it (SIGSEGV)", "refused"]
+
+
 CRASHING = """
 import sys
 import numpy as np
@@ -188,19 +200,16 @@ def test_a_file_that_kills_the_decoder_is_found_and_quarantined(tmp_path, narrow
         command = [sys.executable, "-c", code, str(tmp_path / "recipe.yaml")]
         return subprocess.run(command, text=True, capture_output=True, check=False, env=plain_environment)
 
-    crashed = run(CRASHING)
-    assert crashed.returncode == -signal.SIGSEGV, crashed.stdout + crashed.stderr
-    for _ in range(4):  # each crash gives away the files that were in flight
-        again = run(CRASHING)
-        assert re.search(
-            r"an attempt died while it decoded \d+ files \(\d+: shard-00000.parquet row group", again.stdout
-        )
-        if again.returncode == 0:
-            break
+    runs = [run(CRASHING)]
+    while runs[-1].returncode == -signal.SIGSEGV and len(runs) < 8:  # each crash gives away what was in flight
+        runs.append(run(CRASHING))
+        assert re.search(r"an attempt died while it decoded \d+ files \(\d+: shard-00000.parquet row", runs[-1].stdout)
+    again = runs[-1]
     assert again.returncode == 0, again.stdout + again.stderr
-    (quarantined,) = json.loads((tmp_path / "run" / "quarantine.json").read_text()).values()
-    assert quarantined
-    assert quarantined.keys() <= {"20", "77", "130", "200"}
+    if len(runs) > 1:  # DALI mostly dies of an error without a name, and sometimes survives it
+        (quarantined,) = json.loads((tmp_path / "run" / "quarantine.json").read_text()).values()
+        assert quarantined
+        assert quarantined.keys() <= {"20", "77", "130", "200"}
     for i in (20, 77, 130, 200):
         assert f"bad sample {i} (shard-00000.parquet" in again.stdout
     # With the walk in front the same verdict costs no crash, and the same weights come out.
@@ -231,7 +240,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     (tmp_path / "recipe.yaml").write_text(to_yaml(config))
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "recipe.yaml")], check=False, env=plain_environment)
     told: list[str] = []
-    recall(config, World(CPU), dataset, open_set(tmp_path / "set").store, told.append)
+    recall(config, World(CPU), [dataset], open_set(tmp_path / "set").store, told.append)
     assert "4 files (7: shard-00000.parquet row group 0 row 7; 8: " in told[0]
     assert "none is to blame" in told[1]
     assert dataset.bad == {}
