@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -49,6 +50,18 @@ class Section(BaseModel):
     )
 
 
+def _without_secret(url: str | None) -> str | None:
+    """Refuse a URL with a password or a signature: it would be saved with the config, and shown."""
+    if url is not None and "://" in url:
+        parts = urlsplit(url)
+        if parts.password is not None or re.search(r"(?i)(signature|token|secret|sig)=", parts.query):
+            raise ValueError(
+                "the URL holds a secret, which would be saved and shown: "
+                "give credentials in the environment, a profile or a role"
+            )
+    return url
+
+
 class Data(Section):
     """Where samples come from and how they travel."""
 
@@ -70,6 +83,13 @@ class Data(Section):
     """Pixels; an image that claims more is a bad sample. [result]"""
     memory: ByteSize = operation(ByteSize(2 << 30), gt=0)
     """Bytes of row groups that one rank keeps; beyond it rows are read again. Accepts 512MiB, 2GiB. [operation]"""
+    connections: int = operation(8, ge=1)
+    """Row groups fetched at once, ahead of the step. [operation]"""
+    cache: str | None = operation(None)
+    """Folder on this machine's disk where row groups are kept for later epochs, shared by all ranks; null: none.
+    [operation]"""
+    cache_bytes: ByteSize = operation(ByteSize(64 << 30), gt=0)
+    """Bytes that the cache may hold. [operation]"""
     decode_threads: int = operation(2, ge=1)
     """Threads that decode images. [operation]"""
     read_ahead: int = operation(2, ge=1)
@@ -78,6 +98,11 @@ class Data(Section):
     """Seconds for which a read that fails is tried again before the attempt ends. [operation]"""
     max_bad_samples: int = operation(100, ge=0)
     """Distinct samples that may turn out undecodable before the run stops. [operation]"""
+
+    @field_validator("train", "val")
+    @classmethod
+    def _no_secret(cls, value: str | None) -> str | None:
+        return _without_secret(value)
 
 
 class Augment(Section):
@@ -271,6 +296,11 @@ class Config(Section):
     def micro_batch(self) -> int:
         """b, samples of one virtual worker in one step."""
         return self.global_batch // self.virtual_workers
+
+    @field_validator("run")
+    @classmethod
+    def _no_secret(cls, value: str | None) -> str | None:
+        return _without_secret(value)
 
     # Checks across fields hang on single fields, so that they are reported together with all other problems.
 

@@ -13,6 +13,7 @@ from torch import nn
 from distrain.checkpoint import FOLDER as CHECKPOINTS
 from distrain.checkpoint import Loaded, digest, load_newest, write_best
 from distrain.config import Config, result_fields
+from distrain.data.cache import DiskCache
 from distrain.data.decode import BadImageError, readable
 from distrain.data.manifest import MANIFEST, Manifest
 from distrain.data.order import Ids, Order
@@ -364,7 +365,9 @@ def open_data(config: Config) -> tuple[Dataset, Dataset | None]:
             store = Store(url)
             manifest = Manifest.load(store)
             check_size(config, store, manifest)
-            sets.append(Dataset(store, manifest, memory=memory, patience=patience))
+            folder, limit = config.data.cache, int(config.data.cache_bytes)
+            cache = DiskCache(folder, limit, store.counts) if folder else None
+            sets.append(Dataset(store, manifest, memory=memory, patience=patience, cache=cache))
             # Validation reads one group after another: two of them are enough.
             memory = 2 * max(group.end - group.start for shard in manifest.shards for group in shard.groups)
     train, val = sets[0], sets[1] if len(sets) > 1 else None

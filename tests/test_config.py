@@ -130,3 +130,11 @@ def test_frozen():
     config = parse(LEAST, "test")
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3
+
+
+@pytest.mark.parametrize("key", ["data.train", "data.val", "run"])
+@pytest.mark.parametrize("url", ["s3://user:hunter2@host/data", "https://host/data?X-Amz-Signature=hunter2"])
+def test_a_secret_in_a_url_is_refused_and_not_shown(key, url):
+    with pytest.raises(UserError, match="the URL holds a secret") as refused:
+        parse({**LEAST}, "test", [f"{key}={url}"])
+    assert "hunter2" not in str(refused.value)

@@ -4,6 +4,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,9 @@ from distrain.data.reference import ReferenceDecoder
 from distrain.data.shards import Dataset, Row
 from distrain.data.stats import Statistics
 from distrain.errors import RunError
+
+# Micro-batches whose row groups are fetched before they are asked for.
+_FETCHED_AHEAD = 16
 
 
 class Request(NamedTuple):
@@ -125,6 +129,8 @@ class Loader:
         )
         blank = np.zeros((augment.crop, augment.crop, 3), np.uint8)
         self._placeholder = blank if self._graph.raw else ppm(blank)
+        self._fetching = ThreadPoolExecutor(config.data.connections, "distrain-fetch")
+        self._coming: deque[Request] = deque()  # their row groups are on their way
         self._again: deque[_Pending] = deque()  # to be fed once more, after a decoder was replaced
         self._pending: deque[_Pending] = deque()  # fed to the decoder, not yet decoded
         self._ready: queue.Queue[MicroBatch | BaseException] = queue.Queue(maxsize=1)
@@ -164,6 +170,7 @@ class Loader:
             except queue.Empty:
                 continue
         self._decoder.close()
+        self._fetching.shutdown(cancel_futures=True)
         if self._recorder is not None:
             self._recorder.close()
         self._end(StopIteration())
@@ -231,11 +238,20 @@ class Loader:
 
     def _feed(self) -> Feed:
         """Called by the decoder, on the loader's thread, ahead of the batch being delivered."""
-        pending = self._again.popleft() if self._again else self._prepare(next(self._requests))
+        pending = self._again.popleft() if self._again else self._prepare(self._next_request())
         self._pending.append(pending)
         if self._recorder is not None:
             self._recorder.fed(pending.request.ids)
         return pending.feed
+
+    def _next_request(self) -> Request:
+        """The next request; those behind it have their row groups fetched meanwhile."""
+        while len(self._coming) < _FETCHED_AHEAD and (request := next(self._requests, None)) is not None:
+            self._dataset.prefetch(request.ids, self._fetching)
+            self._coming.append(request)
+        if not self._coming:
+            raise StopIteration
+        return self._coming.popleft()
 
     def _prepare(self, request: Request) -> "_Pending":
         """Read the files of a micro-batch, judge them, and draw what is done to them."""

@@ -30,27 +30,34 @@ _RETRY = {
 
 
 class Objects:
-    """A prefix in a bucket. Every operation raises OSError, of the kind that a file system would raise."""
+    """A bucket. Every operation raises OSError, of the kind that a file system would raise."""
 
     def __init__(self, url: str, scheme: str) -> None:
-        """Open a prefix; nothing is asked of the network.
+        """Open the bucket of a URL; nothing is asked of the network.
 
         Raises:
             UserError: obstore is not installed, or the URL is none.
         """
         try:
             import obstore
-            from obstore.exceptions import BaseError
         except ImportError:
             raise UserError(f"{scheme}:// needs obstore: pip install 'distrain[{_EXTRAS[scheme]}]'") from None
-        self._obstore, self._scheme, self._error = obstore, scheme, BaseError
-        options: dict[str, Any] = {"client_options": {**_CLIENT, "allow_http": True}, "retry_config": _RETRY}
+        self._obstore, self._scheme = obstore, scheme
+        self._options: dict[str, Any] = {"client_options": {**_CLIENT, "allow_http": True}, "retry_config": _RETRY}
         if scheme == "s3" and (provider := _profile()) is not None:
-            options["credential_provider"] = provider
+            self._options["credential_provider"] = provider
+        bucket = "/".join(url.split("/")[:3])
         try:
-            self._store = obstore.store.from_url(url, **options)
-        except (BaseError, ValueError) as error:
-            raise UserError(f"cannot open {url}: {_sentence(error)}") from None
+            self._store = obstore.store.from_url(bucket, **self._options)
+        except Exception as error:  # obstore's own kinds, one for each way in which a URL can be wrong
+            raise UserError(f"cannot open {bucket}: {_sentence(error)}") from None
+
+    def file_system(self) -> Any:
+        """The same as an fsspec file system."""
+        from obstore.fsspec import FsspecStore
+
+        kind: Any = FsspecStore  # its overloads want the scheme as a literal
+        return kind(self._scheme, **self._options)
 
     def read(self, path: str, start: int | None, end: int | None) -> bytes:
         """Bytes start to end of an object, or all of it."""
@@ -68,13 +75,12 @@ class Objects:
         except Exception as error:
             raise self._as_os_error(error, path) from error
 
-    def size(self, path: str) -> tuple[int, str | None]:
-        """Bytes and ETag of an object."""
+    def size(self, path: str) -> int:
+        """Bytes of an object."""
         try:
-            found = self._obstore.head(self._store, path)
+            return int(self._obstore.head(self._store, path)["size"])
         except Exception as error:
             raise self._as_os_error(error, path) from error
-        return found["size"], found["e_tag"]
 
     def list(self, path: str) -> tuple[list[str], list[str]]:
         """Names of the prefixes and of the objects right under a prefix."""
@@ -95,8 +101,8 @@ class Objects:
             raise self._as_os_error(error, path) from error
 
     def _as_os_error(self, error: Exception, path: str) -> OSError:
-        if isinstance(error, OSError):
-            return error if isinstance(error, FileNotFoundError) else OSError(_sentence(error))
+        if isinstance(error, FileNotFoundError):
+            return FileNotFoundError(path)
         kind = type(error).__name__
         if kind == "AlreadyExistsError":
             return FileExistsError(path)

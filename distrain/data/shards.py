@@ -6,9 +6,12 @@ The manifest holds the byte range and CRC-32C of every row group, so one ranged 
 
 import hashlib
 import json
+import random
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Executor, Future
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +20,7 @@ import pyarrow.parquet as pq
 from crc32c import crc32c
 from numpy.typing import NDArray
 
+from distrain.data.cache import DiskCache
 from distrain.data.manifest import MANIFEST, Group, Manifest, Shard
 from distrain.data.stats import Statistics
 from distrain.data.store import Store
@@ -150,21 +154,45 @@ class _Table(NamedTuple):
 
 
 class Dataset:
-    """Reads rows by sample id, keeping at most `memory` bytes of row groups."""
+    """Reads rows by sample id, keeping at most `memory` bytes of row groups. One thread reads rows at a time."""
 
-    def __init__(self, store: Store, manifest: Manifest, *, memory: int, patience: float) -> None:
+    def __init__(
+        self, store: Store, manifest: Manifest, *, memory: int, patience: float, cache: DiskCache | None = None
+    ) -> None:
+        """Open a set.
+
+        Args:
+            store: where the shards are.
+            manifest: what they hold.
+            memory: bytes of row groups that are kept, those on their way included.
+            patience: seconds for which a read that fails is tried again.
+            cache: keeps ranges on this machine's disk.
+        """
         self.store, self.manifest = store, manifest
-        self._memory, self._patience = memory, patience
+        self._memory, self._patience, self._cache = memory, patience, cache
         self._groups = manifest.groups
         rows = manifest.group_rows
         self._starts = np.cumsum(rows) - rows
-        self._kept: OrderedDict[int, _Table] = OrderedDict()
+        self._kept: OrderedDict[int, Future[_Table]] = OrderedDict()  # fetched, or on their way
         self._kept_bytes = 0
+        self._unused: set[int] = set()  # of these, fetched ahead and not asked for yet
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
+        self._lock = threading.Lock()  # footers and counts
+        self._jitter = random.Random()  # noqa: S311 - nothing in a step draws from the global one
         self.bad: dict[int, str] = {}
         """Verdicts so far: reason by sample id of files that do not decode. A memory, so that each costs once."""
         self.groups_read = 0
         """Row groups fetched so far, those fetched again included."""
+
+    def prefetch(self, ids: NDArray[np.int64], pool: Executor) -> None:
+        """Start to fetch the row groups of samples that will be wanted, as far as the memory has room for them."""
+        for g in np.unique(np.searchsorted(self._starts, ids, side="right") - 1).tolist():
+            if g in self._kept:
+                self._kept.move_to_end(g)
+            elif self._make_room(self._bytes(g), for_later=True):
+                self._kept[g] = pool.submit(self._fetch, g)
+                self._kept_bytes += self._bytes(g)
+                self._unused.add(g)
 
     def rows(self, ids: NDArray[np.int64]) -> list[Row]:
         """The rows of sample ids, in their order.
@@ -196,16 +224,34 @@ class Dataset:
         shard, number = self._groups[g]
         return shard.groups[number].end - shard.groups[number].start
 
+    def _make_room(self, size: int, *, for_later: bool = False) -> bool:
+        """Let the groups go that were wanted longest ago; whether `size` bytes fit the memory.
+
+        For later: none goes that was fetched and has not been used yet.
+        """
+        while self._kept and self._kept_bytes + size > self._memory:
+            old = next(iter(self._kept))
+            if for_later and old in self._unused:
+                return False
+            self._kept.pop(old).cancel()
+            self._kept_bytes -= self._bytes(old)
+            self._unused.discard(old)
+        return size <= self._memory
+
     def _table(self, g: int) -> _Table:
+        self._unused.discard(g)
         if g in self._kept:
             self._kept.move_to_end(g)
-            return self._kept[g]
-        while self._kept and self._kept_bytes + self._bytes(g) > self._memory:
-            old, _ = self._kept.popitem(last=False)
-            self._kept_bytes -= self._bytes(old)
-        table = self._fetch(g)
-        if self._bytes(g) <= self._memory:
-            self._kept[g] = table
+            try:
+                return self._kept[g].result()
+            except BaseException:  # whoever asks again tries again
+                self._kept_bytes -= self._bytes(g)
+                del self._kept[g]
+                raise
+        fits, table = self._make_room(self._bytes(g)), self._fetch(g)
+        if fits:
+            self._kept[g] = Future()
+            self._kept[g].set_result(table)
             self._kept_bytes += self._bytes(g)
         return table
 
@@ -214,7 +260,8 @@ class Dataset:
         group = shard.groups[number]
         footer = self._footer(shard)
         data = self._read(shard, group.start, group.end, group.crc32c)
-        self.groups_read += 1
+        with self._lock:
+            self.groups_read += 1
         file = pq.ParquetFile(pa.PythonFile(_Window(data, group.start, shard.bytes), "r"), metadata=footer)
         table = file.read_row_group(number, columns=_READ, use_threads=False)
         labels = table.column("label").to_numpy()
@@ -235,15 +282,30 @@ class Dataset:
         )
 
     def _footer(self, shard: Shard) -> pq.FileMetaData:
-        if shard.path not in self._footers:
-            data = self._read(shard, shard.footer_start, shard.bytes, shard.footer_crc32c)
+        with self._lock:
+            if shard.path in self._footers:
+                return self._footers[shard.path]
+        data = self._read(shard, shard.footer_start, shard.bytes, shard.footer_crc32c)
+        # A footer is read from the end of a file, and what stands before it is not looked at.
+        footer = pq.read_metadata(pa.BufferReader(data))
+        with self._lock:
             if len(self._footers) == _OPEN_FOOTERS:
                 self._footers.popitem(last=False)
-            # A footer is read from the end of a file, and what stands before it is not looked at.
-            self._footers[shard.path] = pq.read_metadata(pa.BufferReader(data))
-        return self._footers[shard.path]
+            self._footers[shard.path] = footer
+        return footer
 
     def _read(self, shard: Shard, start: int, end: int, checksum: int) -> bytes:
+        """A verified range, from the disk cache where that has it."""
+        if self._cache is None:
+            return self._read_store(shard, start, end, checksum)
+        key = DiskCache.key(self.manifest.fingerprint, shard.path, start, end, checksum)
+        data = self._cache.get(key, checksum)
+        if data is None:
+            data = self._read_store(shard, start, end, checksum)
+            self._cache.put(key, data)
+        return data
+
+    def _read_store(self, shard: Shard, start: int, end: int, checksum: int) -> bytes:
         """A verified range. A failure is never taken for a bad sample: it is tried again, then ends the attempt."""
         where = f"{self.store.name}/{shard.path}"
         patient_until, pause, damaged = time.monotonic() + self._patience, 0.1, 0
@@ -257,7 +319,8 @@ class Dataset:
             except OSError as error:
                 if time.monotonic() + pause > patient_until:
                     raise AttemptError(
-                        f"{where} cannot be read ({error}), tried for {self._patience:.0f} s: mend the storage, "
+                        self._replaced(shard)
+                        or f"{where} cannot be read ({error}), tried for {self._patience:.0f} s: mend the storage, "
                         "then run the same command to go on"
                     ) from error
             else:
@@ -266,11 +329,28 @@ class Dataset:
                 damaged += 1
                 if damaged == _READS_OF_DAMAGED:
                     raise AttemptError(
-                        f"{where} is damaged: bytes {start} to {end} do not have the manifest's checksum, read "
+                        self._replaced(shard)
+                        or f"{where} is damaged: bytes {start} to {end} do not have the manifest's checksum, read "
                         f"{damaged} times: restore the shard, or pack the data set again; then run the same command"
                     )
-            time.sleep(pause)
+            with self._lock:
+                self.store.counts.retries += 1
+            # Jitter keeps the ranks from asking a store that is in trouble all at once.
+            time.sleep(pause * self._jitter.uniform(0.5, 1.5))
             pause = min(2 * pause, 5.0)
+
+    def _replaced(self, shard: Shard) -> str | None:
+        """What to say if a shard has another size than when its manifest was written."""
+        try:
+            size = self.store.size(shard.path)
+        except OSError:
+            return None
+        if size == shard.bytes:
+            return None
+        return (
+            f"{self.store.name}/{shard.path} has {size} bytes, and {shard.bytes} when its manifest was written: "
+            "it was replaced or cut; restore it, or pack the data set again"
+        )
 
 
 class _Window:

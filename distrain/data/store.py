@@ -1,18 +1,43 @@
-"""Files on any fsspec URL: whole or ranged reads, atomic writes."""
+"""Files on any fsspec URL or in a bucket: whole or ranged reads, atomic writes, all of it counted."""
 
 import io
 import os
 import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from distrain.data.objects import SCHEMES, Objects
 from distrain.errors import UserError
 
 # Bytes of a large file that the kernel's cache holds while it is written.
 _PIECE = 8 << 20
+
+
+@dataclass
+class Counts:
+    """What reading has cost so far."""
+
+    requests: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    """Of all requests together; several run at once."""
+    retries: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    """Failed requests by kind."""
+    hits: int = 0
+    """Ranges that the disk cache had."""
+    evictions: int = 0
+    """Ranges that the disk cache let go."""
 
 
 class Store:
@@ -24,31 +49,70 @@ class Store:
         Raises:
             UserError: the URL's scheme is unknown, or its package is not installed.
         """
-        try:
-            self.file_system, root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:
-            raise UserError(f"cannot open {_without_secret(url)}: {error}") from None
-        self._root = str(root).rstrip("/")
+        self.url = url
         self.name = _without_secret(url)
         """The URL as it may be shown: without user and password."""
-        self.local = (self._root or "/") if isinstance(self.file_system, LocalFileSystem) else None
+        self.counts = Counts()
+        self._lock = threading.Lock()
+        scheme = urlsplit(url).scheme
+        self._objects = Objects(url, scheme) if scheme in SCHEMES else None
+        self._files: Any = None
+        self._root = "/".join(url.split("/")[2:]).rstrip("/")
+        if self._objects is None:
+            try:
+                self._files, root = fsspec.core.url_to_fs(url)
+            except (ValueError, ImportError) as error:
+                raise UserError(f"cannot open {self.name}: {error}") from None
+            self._root = str(root).rstrip("/")
+        self.local = (self._root or "/") if isinstance(self._files, LocalFileSystem) else None
         """The folder on this machine's disk, where it is on one."""
+
+    @property
+    def file_system(self) -> Any:
+        """The same as an fsspec file system, for others that want one; `path` is how it names files."""
+        if self._objects is not None:
+            return self._objects.file_system()
+        return self._files
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """Bytes start to end of a file (all of it by default). Raises OSError."""
-        try:
-            data: bytes = self.file_system.cat_file(self.path(path), start=start, end=end)
-        except OSError:
-            raise
-        except Exception as error:  # clients of object stores have errors of their own for a broken connection
-            raise OSError(f"{type(error).__name__}: {error}") from error
+        with self._counted():
+            if self._objects is not None:
+                data = self._objects.read(self._key(path), start, end)
+            else:
+                try:
+                    data = self._files.cat_file(self.path(path), start=start, end=end)
+                except OSError:
+                    raise
+                except Exception as error:  # clients have errors of their own for a broken connection
+                    raise OSError(f"{type(error).__name__}: {error}") from error
+        with self._lock:
+            self.counts.bytes += len(data)
         return data
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        began, kind = time.monotonic(), None
+        try:
+            yield
+        except OSError as error:
+            kind = type(error).__name__
+            raise
+        finally:
+            with self._lock:
+                self.counts.requests += 1
+                self.counts.seconds += time.monotonic() - began
+                if kind is not None:
+                    self.counts.errors[kind] += 1
 
     def write(self, path: str, *parts: bytes | memoryview) -> None:
         """Write a file, its parts one after another, so that readers see all of it or none. Raises OSError."""
+        if self._objects is not None:
+            self._objects.write(self._key(path), parts)
+            return
         target = self.path(path)
         if self.local is None:  # an object appears whole, or not at all
-            self.file_system.pipe_file(target, b"".join(parts))
+            self._files.pipe_file(target, b"".join(parts))
             return
         partial = f"{target}.{secrets.token_hex(4)}.partial"
         try:
@@ -66,34 +130,60 @@ class Store:
             FileExistsError: it is there already.
             OSError: it cannot be written.
         """
-        if self.local is None:
-            self.file_system.pipe_file(self.path(path), data, mode="create")
+        if self._objects is not None:
+            self._objects.write(self._key(path), [data], new=True)
+        elif self.local is None:
+            self._files.pipe_file(self.path(path), data, mode="create")
         else:
             _write_new(self.path(path), data)
 
+    def size(self, path: str) -> int:
+        """Bytes of a file. Raises OSError."""
+        if self._objects is not None:
+            return self._objects.size(self._key(path))
+        return int(self._files.info(self.path(path))["size"])
+
     def exists(self, path: str = "") -> bool:
-        """Whether a file or folder is there."""
-        return bool(self.file_system.exists(self.path(path)))
+        """Whether a file or folder is there. Raises OSError where that cannot be known."""
+        if self._objects is None:
+            return bool(self._files.exists(self.path(path)))
+        try:
+            self.size(path)
+        except FileNotFoundError:
+            return self.is_folder(path)
+        return True
 
     def is_folder(self, path: str) -> bool:
         """Whether there is a folder of that name."""
-        return bool(self.file_system.isdir(self.path(path)))
+        if self._objects is not None:
+            return any(self._objects.list(self._key(path)))
+        return bool(self._files.isdir(self.path(path)))
 
     def list(self, path: str = "") -> list[str]:
         """Names in a folder, sorted; none where the folder is not there."""
+        if self._objects is not None:
+            return sorted(name for names in self._objects.list(self._key(path)) for name in names)
         try:
-            entries = self.file_system.ls(self.path(path), detail=False, refresh=True)
+            entries = self._files.ls(self.path(path), detail=False, refresh=True)
         except FileNotFoundError:
             return []
         return sorted(PurePosixPath(entry).name for entry in entries)
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that is in it."""
-        self.file_system.rm(self.path(path), recursive=True)
+        if self._objects is not None:
+            self._objects.remove(self._key(path))
+        else:
+            self._files.rm(self.path(path), recursive=True)
 
     def path(self, path: str) -> str:
         """The whole path of a file, as the file system knows it."""
         return f"{self._root}/{path}" if path else self._root or "/"
+
+    def _key(self, path: str) -> str:
+        """A file's name in its bucket."""
+        prefix = self._root.partition("/")[2]
+        return f"{prefix}/{path}".strip("/") if path else prefix
 
 
 def _write_new(path: str, *parts: bytes | memoryview) -> None:

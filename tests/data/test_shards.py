@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ from distrain.data.manifest import MANIFEST, Manifest
 from distrain.data.shards import Dataset, ShardWriter
 from distrain.data.stats import Statistics
 from distrain.data.store import Store
-from distrain.errors import RunError, UserError
+from distrain.errors import AttemptError, RunError, UserError
 
 STATISTICS = Statistics(np.full(3, 100.0), np.eye(3) * 400)
 
@@ -152,3 +153,32 @@ def test_what_is_not_a_data_set(tmp_path):
 def test_where_a_sample_lies(tmp_path):
     write(tmp_path, rows(50))
     assert reader(tmp_path).describe(30) == "shard-00001.parquet row group 1 row 2"
+
+
+def test_groups_are_fetched_ahead_within_the_memory(tmp_path):
+    """As many as fit, none twice, and none that was fetched ahead goes before it was used."""
+    write(tmp_path / "set", rows(70))
+    dataset = reader(tmp_path / "set")
+    sizes = [group.end - group.start for shard in dataset.manifest.shards for group in shard.groups]
+    small = Dataset(dataset.store, dataset.manifest, memory=4 * max(sizes), patience=0)
+    with ThreadPoolExecutor(3) as pool:
+        for ahead in range(0, 70, 7):
+            small.prefetch(np.arange(ahead, min(ahead + 35, 70)), pool)
+            assert small._kept_bytes <= 4 * max(sizes)
+            assert [row.label for row in small.rows(np.arange(ahead, ahead + 7))] == [
+                row.label for row in dataset.rows(np.arange(ahead, ahead + 7))
+            ]
+    assert small.groups_read == 10
+
+
+def test_a_fetch_ahead_that_failed_is_tried_again(tmp_path):
+    write(tmp_path / "set", rows(14))
+    dataset = reader(tmp_path / "set")
+    path = next((tmp_path / "set").glob("*.parquet"))
+    path.rename(path.with_suffix(".away"))
+    with ThreadPoolExecutor(1) as pool:
+        dataset.prefetch(np.arange(7), pool)
+        with pytest.raises(AttemptError, match="is missing"):
+            dataset.rows(np.arange(7))
+        path.with_suffix(".away").rename(path)
+        assert len(dataset.rows(np.arange(7))) == 7

@@ -1,0 +1,226 @@
+"""Data and run directory in a real S3: the same weights as from the disk, or one sentence, whatever storage does."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+
+from distrain.data.store import Store
+from distrain.errors import AttemptError, UserError
+from distrain.lease import claim
+from distrain.train import train
+from distrain.world import World
+
+pytestmark = pytest.mark.s3
+CPU = torch.device("cpu")
+S3_TRAIN = {"train": "s3://data/train", "memory": "100kB", "patience": 30.0}
+
+
+@pytest.fixture(scope="session")
+def known():
+    return {}
+
+
+@pytest.fixture
+def weights(narrow, tmp_path, known):
+    """The weights of the run on local files."""
+    if not known:
+        from distrain.monitor.sinks import Silent
+
+        known["weights"] = train(narrow(run=str(tmp_path / "local")), World(CPU), Silent()).weights
+    return known["weights"]
+
+
+def run(narrow, console, **data):
+    return train(narrow(data={**S3_TRAIN, **data}), World(CPU), console)
+
+
+def test_a_store_in_a_bucket_behaves_as_a_folder(s3):
+    store = Store(f"s3://data/{uuid.uuid4().hex}/deep")
+    assert not store.exists()
+    assert store.list() == []
+    store.write("a/b.bin", b"hello ", memoryview(b"world"))
+    store.write("c.bin", bytes(1000))
+    assert (store.list(), store.list("a")) == (["a", "c.bin"], ["b.bin"])
+    assert store.exists()
+    assert store.exists("a/b.bin")
+    assert store.is_folder("a")
+    assert not store.is_folder("c.bin")
+    assert (store.read("a/b.bin"), store.read("a/b.bin", 2, 7)) == (b"hello world", b"llo w")
+    assert store.size("c.bin") == 1000
+    with pytest.raises(FileNotFoundError):
+        store.read("none")
+    store.remove("a")
+    assert store.list() == ["c.bin"]
+    assert store.counts.requests == 3
+    assert store.counts.bytes == 16
+    assert store.counts.errors == {"FileNotFoundError": 1}
+
+
+def test_of_several_creators_one_succeeds(s3):
+    store, won = Store(f"s3://data/{uuid.uuid4().hex}"), []
+
+    def create(i):
+        try:
+            store.create("lease", b"%d" % i)
+            won.append(i)
+        except FileExistsError:
+            pass
+
+    threads = [threading.Thread(target=create, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.read("lease") == b"%d" % won[0]
+
+
+def test_data_and_run_directory_in_a_bucket(s3, narrow, console, weights):
+    config = narrow(run=f"s3://data/runs/{uuid.uuid4().hex}", data=S3_TRAIN, checkpoint={"every": 10})
+    world = World(CPU)
+    console.advance = lambda step: world.stop.set() if step == 12 else None
+    assert train(config, world, console).status == "stopped"
+    del console.advance
+    summary = train(config, World(CPU), console)
+    assert summary.status == "finished"
+    assert summary.weights == weights
+    store = Store(config.run)
+    assert "metrics-001.jsonl" in store.list()
+    with claim(store, "another", print) as lease:
+        assert lease.number == 3
+
+
+@pytest.mark.parametrize("kind", ["reset", "end", "flip", "503", "stall"])
+def test_answers_that_break(s3, narrow, console, weights, kind):
+    """In the middle of bodies, and more often in a row than the client itself puts up with; a flip is seen by us."""
+    times = 3 if kind == "flip" else 6
+    s3.faults.extend([(kind, 5000)] * times)
+    assert run(narrow, console).weights == weights
+    assert s3.applied == [kind] * times
+
+
+def test_a_throttled_link(s3, narrow, console, weights):
+    s3.bytes_a_second = 10e6
+    assert run(narrow, console).weights == weights
+
+
+def test_the_server_is_killed_and_comes_back(s3, ceph, narrow, console, weights):
+    gone = threading.Event()
+
+    def restart():
+        gone.wait(60)
+        ceph.kill_gateway()
+        time.sleep(3)
+        ceph.start_gateway()
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    console.advance = lambda step: gone.set() if step == 5 else None
+    assert run(narrow, console).weights == weights
+    thread.join()
+
+
+def test_a_store_that_stays_away_ends_the_attempt(s3, narrow, console):
+    config = narrow(data={**S3_TRAIN, "patience": 2.0})
+
+    def advance(step):
+        if step == 3:
+            s3.faults.extend([("503", 0)] * 1000)
+
+    console.advance = advance
+    with pytest.raises(AttemptError, match=r"s3://data/train/shard-00000.parquet cannot be read .* tried for 2 s"):
+        train(config, World(CPU), console)
+
+
+def test_what_is_not_transient_is_said_at_once(s3, narrow, console, monkeypatch, bucket, tmp_path):
+    store = Store("s3://data/train")
+    for name in store.list():
+        Store("s3://data/broken").write(name, store.read(name))
+    bucket.delete_object(Bucket="data", Key="broken/shard-00000.parquet")
+    with pytest.raises(AttemptError, match=r"s3://data/broken/shard-00000.parquet is missing"):
+        run(narrow, console, train="s3://data/broken")
+    Store("s3://data/broken").write("shard-00000.parquet", bytes(100))
+    with pytest.raises(AttemptError, match="has 100 bytes, and [0-9]+ when its manifest was written"):
+        run(narrow, console, train="s3://data/broken", patience=0.0)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(UserError, match=r"s3://data/train: the store refuses it.*AWS_ACCESS_KEY_ID") as refused:
+        run(narrow, console)
+    assert "wrong" not in str(refused.value)
+
+
+# --- the cache on disk
+
+
+def test_later_epochs_come_from_the_cache(s3, narrow, console, tmp_path):
+    cache = {"cache": str(tmp_path / "cache")}
+    whole = train(narrow(epochs=3, run=str(tmp_path / "a")), World(CPU), console).weights
+    config = narrow(epochs=3, run=str(tmp_path / "b"), data={**S3_TRAIN, **cache})
+    assert train(config, World(CPU), console).weights == whole
+    kept = sum(f.stat().st_size for f in (tmp_path / "cache").iterdir())
+    s3.faults.extend([("503", 0)] * 10_000)  # no shard can be read any more
+    again = narrow(epochs=3, run=str(tmp_path / "c"), data={**S3_TRAIN, **cache})
+    assert train(again, World(CPU), console).weights == whole
+    assert s3.applied == []
+    assert kept > 500_000
+
+
+def test_a_flipped_byte_on_the_cache_disk(s3, narrow, console, tmp_path, weights):
+    cache = tmp_path / "cache"
+    assert run(narrow, console, cache=str(cache)).weights == weights
+    for file in cache.glob("*.range"):
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(bytes(data))
+    config = narrow(run=str(tmp_path / "again"), data={**S3_TRAIN, "cache": str(cache)})
+    assert train(config, World(CPU), console).weights == weights
+
+
+def test_a_full_cache_disk(s3, narrow, console, tmp_path, weights):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(cache)], check=True)
+    try:
+        assert run(narrow, console, cache=str(cache)).weights == weights
+        assert not list(cache.glob("*.partial"))
+    finally:
+        subprocess.run(["umount", str(cache)], check=True)
+
+
+def test_the_cache_is_deleted_under_a_running_job(s3, narrow, console, tmp_path, weights):
+    cache = tmp_path / "cache"
+    console.advance = lambda step: shutil.rmtree(cache, ignore_errors=True) if step % 5 == 0 else None
+    assert run(narrow, console, cache=str(cache)).weights == weights
+
+
+def test_two_processes_on_one_small_cache(s3, narrow, tmp_path, weights, plain_environment):
+    """They evict each other's entries all the time; one of them is killed in the middle and starts again."""
+    from distrain.config import to_yaml
+
+    cache = {"cache": str(tmp_path / "cache"), "cache_bytes": "300kB"}
+    environment = {**plain_environment, **{k: v for k, v in os.environ.items() if k.startswith("AWS_")}}
+
+    def start(name):
+        config = narrow(run=str(tmp_path / name), data={**S3_TRAIN, **cache})
+        (tmp_path / f"{name}.yaml").write_text(to_yaml(config))
+        command = [sys.executable, "-m", "distrain", "train", str(tmp_path / f"{name}.yaml"), "log.every=1"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+    one, two, killed = start("one"), start("two"), start("killed")
+    assert killed.stdout is not None
+    next(line for line in killed.stdout if "step" in line)
+    killed.kill()
+    killed.communicate()
+    outputs = [process.communicate()[0] for process in (one, two, start("killed"))]
+    assert all(weights[:16] in out for out in outputs), outputs
+    left = list(Path(tmp_path / "cache").glob("*"))
+    assert sum(f.stat().st_size for f in left) < 1_000_000, (
+        "the limit, and what three processes may add before they look"
+    )
