@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -157,3 +158,29 @@ def test_a_terminal_shows_a_bar(recipe, command, monkeypatch):
     assert "img/s" in text
     assert "validation loss" in text
     assert "finished 22 steps" in text
+
+
+def test_verify_and_inspect(distrain, digits, tmp_path):
+    code, out, err = distrain("verify", str(digits / "val"))
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "359 images in 1 shards, 0 things wrong"
+    sheet = tmp_path / "sheet.png"
+    code, out, err = distrain("inspect", str(digits / "val"), "--sheet", str(sheet))
+    assert (code, err) == (0, "")
+    assert "359 images of 10 classes in 1 shards" in out
+    assert "height       72 to 72, median 72" in out
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    copy = tmp_path / "copy"
+    shutil.copytree(digits / "val", copy)
+    (copy / "shard-00000.parquet").write_bytes(b"x")
+    code, out, err = distrain("verify", str(copy))
+    assert code == 1
+    assert "shard-00000.parquet: has 1 bytes, not" in out
+    assert "is not what its manifest says" in err
+
+
+def test_bench_data(distrain, digits):
+    code, out, err = distrain("bench", "data", str(digits / "val"), "augment.crop=64", "--images", "128")
+    assert (code, err) == (0, "")
+    assert "libjpeg-turbo alone" in out
+    assert all(len(line) <= 80 for line in out.splitlines())

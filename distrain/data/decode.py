@@ -166,6 +166,13 @@ def cut(
     return np.asarray(image.resize((crop, crop), Image.Resampling.BILINEAR, box=box))
 
 
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """Encode RGB of shape (height, width, 3) as PNG."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
 def encode(pixels: NDArray[np.uint8], quality: int) -> bytes:
     """Encode RGB of shape (height, width, 3) as baseline JPEG."""
     file = io.BytesIO()

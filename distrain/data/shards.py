@@ -134,8 +134,31 @@ def _describe(path: str, data: bytes) -> Shard:
     return Shard(path, len(data), hashlib.sha256(data).hexdigest(), footer, footer_crc, tuple(groups))
 
 
+class StoredRow(NamedTuple):
+    """All that a shard says of a sample."""
+
+    data: bytes
+    label: int
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    crc32c: int
+    path: str
+    """Where it came from."""
+
+
+def stored_rows(shard: bytes, number: int) -> list[StoredRow]:
+    """The rows of a row group of a whole shard."""
+    table = pq.ParquetFile(pa.BufferReader(shard)).read_row_group(number, use_threads=False).to_pylist()
+    return [
+        StoredRow(
+            row["image"]["bytes"], row["label"], (row["height"], row["width"]), row["crc32c"], row["image"]["path"]
+        )
+        for row in table
+    ]
+
+
 class Row(NamedTuple):
-    """One sample as it is stored."""
+    """One sample, for the loader."""
 
     data: NDArray[np.uint8]
     """The image file, a view on the row group's buffer where that is kept."""
