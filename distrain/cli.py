@@ -220,7 +220,7 @@ def bench_data(
     typer.echo(f"{found.images:,} images a round, batches of {found.batch}, {found.threads} threads, medians of 5")
     limit = found.rates[1] if len(found.rates) > 1 else None
     for rate in found.rates:
-        times = f", {rate.cpu_ms / limit.cpu_ms:.2f} times the bare decode" if limit and rate is not limit else ""
+        times = f", {rate.cpu_ms / limit.cpu_ms:.2f} x the bare decode" if limit and rate is not limit else ""
         speed = f"{rate.images_per_second:8,.0f} images/s {rate.cpu_ms:7.3f} CPU-ms"
         typer.echo(f"{rate.name:<19} {speed}{times}")
     typer.echo(f"first batch after {found.seconds_to_first_batch:.2f} s")
