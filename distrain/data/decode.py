@@ -16,6 +16,9 @@ _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _SOF = range(0xC0, 0xC3)  # baseline, extended and progressive: what DALI decodes
 _SOS = 0xDA
 _TABLES = {0xC4, 0xDB}  # Huffman codes and quantisation: without them a decoder may fail in ways of its own
+# What may stand before the scan: frames, tables, restart intervals, application data, comments. DALI's own parser
+# fails on reserved markers, and after a failure of that kind the process may die.
+_BEFORE_SCAN = {*_SOF, *_TABLES, 0xDD, *range(0xE0, 0xF0), 0xFE}
 _TAIL = 64
 _ORIENTATION = 0x0112
 
@@ -27,8 +30,9 @@ class BadImageError(ValueError):
 def jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
     """Height and width of a well-formed JPEG file, from its header; None for anything else.
 
-    Well-formed: every marker up to the scan has its length inside the file, there is one 8-bit frame header of 1, 3
-    or 4 components, tables stand before the scan, and the end marker stands in the last 64 bytes (a cut file has none).
+    Well-formed: every marker up to the scan is one that may stand there and has its length inside the file, there is
+    one 8-bit frame header of 1, 3 or 4 components (not lossless, hierarchical or arithmetic), tables stand before the
+    scan, and the end marker stands in the last 64 bytes (a cut file has none).
     """
     raw = data.data
     if bytes(raw[:2]) != _SOI or _EOI not in bytes(raw[-_TAIL:]):
@@ -40,6 +44,8 @@ def jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
             return None
         if marker == _SOS:
             return size if tables >= _TABLES else None
+        if marker not in _BEFORE_SCAN:
+            return None
         tables.add(marker)
         if marker in _SOF:
             if size is not None or length < 8:
@@ -48,8 +54,6 @@ def jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
             size = ((raw[at + 5] << 8) | raw[at + 6], (raw[at + 7] << 8) | raw[at + 8])
             if precision != 8 or components not in (1, 3, 4) or length != 8 + 3 * components or 0 in size:
                 return None
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return None  # lossless, hierarchical or arithmetic
         at += 2 + length
     return None
 

@@ -20,8 +20,6 @@ from test_loader import deliver, requests
 from distrain.config import Config, parse
 
 PIXEL_LIMIT = 2_000_000
-MEMORY = 600 << 20
-"""Bytes that a run may take beyond what the process has before it: 256 images of the pixel limit are 1.5 GB."""
 
 
 def settings() -> Config:
@@ -68,7 +66,8 @@ def fuzz(folder: Path, first: int, count: int, batch: int) -> dict[str, object]:
         else:
             assert found[place] == alone[rank], f"good file {rank} was changed by its neighbours"
             rank += 1
-    assert after - before < MEMORY, f"{(after - before) >> 20} MiB"
+    # The bound: three batches of images that each have as many pixels as the limit allows.
+    assert after - before < 3 * batch * 3 * PIXEL_LIMIT, f"{(after - before) >> 20} MiB"
     return {
         "mutated": count,
         "batch": batch,

@@ -110,3 +110,13 @@ def test_encode_comes_back_close():
     smooth = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[:, None, None], (1, 64, 3))
     again = decode(encode(smooth, 95), LIMIT)
     assert np.abs(again.astype(int) - smooth).max() <= 3
+
+
+@pytest.mark.parametrize("marker", [0x00, 0x01, 0x02, 0xBF, 0xC3, 0xC8, 0xCC, 0xD0, 0xD8, 0xD9, 0xDC, 0xF0, 0xFF])
+def test_markers_that_may_not_stand_before_the_scan_are_refused(marker):
+    """DALI's parser calls them invalid, without the sample's name, and mostly dies of it."""
+    whole = bytes(file())
+    segment = bytes([0xFF, marker, 0, 4, 0, 0])
+    assert jpeg_size(np.frombuffer(whole[:2] + segment + whole[2:], np.uint8)) is None
+    comment = bytes([0xFF, 0xFE, 0, 4, 0, 0])
+    assert jpeg_size(np.frombuffer(whole[:2] + comment + whole[2:], np.uint8)) == (40, 60)
