@@ -279,7 +279,8 @@ def recall(config: Config, world: World, sets: Sequence[Dataset], store: Store, 
     known: dict[str, dict[str, str]] = {}
     with world.together():
         if world.lead and store.exists(QUARANTINE):
-            known = json.loads(store.read(QUARANTINE))
+            with suppress(ValueError):  # a memory: what it no longer says is found out again
+                known = json.loads(store.read(QUARANTINE))
         own = {dataset.manifest.fingerprint: _judged(config, world, dataset, alarm) for dataset in sets}
     merged: dict[str, dict[str, str]] = {}
     # One collective call, whatever a rank has found: its data may be other data, which `agree` will tell.

@@ -25,7 +25,7 @@ from distrain.data.quarantine import Recorder, judge
 from distrain.data.reference import ReferenceDecoder
 from distrain.data.shards import Dataset, Row
 from distrain.data.stats import Statistics
-from distrain.errors import RunError
+from distrain.errors import AttemptError
 
 # Micro-batches whose row groups are fetched before they are asked for.
 _FETCHED_AHEAD = 16
@@ -137,10 +137,9 @@ class Loader:
         self._closing = threading.Event()
         self.rebuilds = 0
         """How often the decoder was replaced, after it refused a batch."""
-        self._recorder = (
-            None if manifest.proved else Recorder(config, dataset, slots=config.data.read_ahead + 2, batch=batch)
-        )
         self._decoder = self._open_decoder()
+        slots = config.data.read_ahead + 2
+        self._recorder = None if manifest.proved else Recorder(config, dataset, slots=slots, batch=batch)
         self._thread = threading.Thread(target=self._produce, name="distrain-loader", daemon=True)
         self._thread.start()
 
@@ -215,7 +214,7 @@ class Loader:
         """Take a refused file, or files, for bad.
 
         Raises:
-            RunError: the files were proved when they were written, or none of them is refused when it is alone.
+            AttemptError: the files were proved when they were written, or none of them is refused when it is alone.
         """
         ids, files = pending.request.ids, pending.feed.images
         places = range(len(ids) - pending.request.padding) if refused.place is None else [refused.place]
@@ -225,11 +224,11 @@ class Loader:
             reasons = {place: verdict for place, verdict in zip(places, verdicts, strict=True) if verdict}
         named = [f"{ids[place]} ({self._dataset.describe(ids[place])}): {reason}" for place, reason in reasons.items()]
         if self._dataset.manifest.proved:
-            raise RunError(
+            raise AttemptError(
                 f"files that decoded when they were packed are refused now, pack them again: {'; '.join(named)}"
             )
         if not reasons:
-            raise RunError(
+            raise AttemptError(
                 f"the decoder stopped ({refused}), but each file of the batch decodes alone: samples {ids.tolist()}"
             )
         for place, reason in reasons.items():
@@ -284,8 +283,6 @@ class Loader:
         try:
             if self._graph.raw:
                 return ppm_pixels(row.data, *row.size), row.size
-            if manifest.proved:
-                return row.data, row.size
             data, *size = readable(row.data, self._config.data.pixel_limit)
             if manifest.size not in (None, tuple(size)):
                 raise BadImageError(

@@ -210,6 +210,7 @@ class Dataset:
     def prefetch(self, ids: NDArray[np.int64], pool: Executor) -> None:
         """Start to fetch the row groups of samples that will be wanted, as far as the memory has room for them."""
         for g in np.unique(np.searchsorted(self._starts, ids, side="right") - 1).tolist():
+            self._forget_cancelled(g)
             if g in self._kept:
                 self._kept.move_to_end(g)
             elif self._make_room(self._bytes(g), for_later=True):
@@ -256,20 +257,28 @@ class Dataset:
             old = next(iter(self._kept))
             if for_later and old in self._unused:
                 return False
-            self._kept.pop(old).cancel()
-            self._kept_bytes -= self._bytes(old)
-            self._unused.discard(old)
+            self._forget(old)
         return size <= self._memory
 
-    def _table(self, g: int) -> _Table:
+    def _forget(self, g: int) -> None:
+        self._kept.pop(g).cancel()
+        self._kept_bytes -= self._bytes(g)
         self._unused.discard(g)
+
+    def _forget_cancelled(self, g: int) -> None:
+        """A loader that was closed early leaves what it had no time to fetch."""
+        if g in self._kept and self._kept[g].cancelled():
+            self._forget(g)
+
+    def _table(self, g: int) -> _Table:
+        self._forget_cancelled(g)
         if g in self._kept:
             self._kept.move_to_end(g)
+            self._unused.discard(g)
             try:
                 return self._kept[g].result()
             except BaseException:  # whoever asks again tries again
-                self._kept_bytes -= self._bytes(g)
-                del self._kept[g]
+                self._forget(g)
                 raise
         fits, table = self._make_room(self._bytes(g)), self._fetch(g)
         if fits:

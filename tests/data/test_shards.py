@@ -1,5 +1,6 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -182,3 +183,18 @@ def test_a_fetch_ahead_that_failed_is_tried_again(tmp_path):
             dataset.rows(np.arange(7))
         path.with_suffix(".away").rename(path)
         assert len(dataset.rows(np.arange(7))) == 7
+
+
+def test_what_an_early_end_left_unfetched_is_fetched_when_asked_for(tmp_path):
+    write(tmp_path / "set", rows(70))
+    dataset, busy = reader(tmp_path / "set"), Event()
+    pool = ThreadPoolExecutor(1)
+    pool.submit(busy.wait)
+    dataset.prefetch(np.arange(70), pool)
+    pool.shutdown(wait=False, cancel_futures=True)
+    busy.set()
+    assert len(dataset.rows(np.arange(70))) == 70
+    with ThreadPoolExecutor(1) as another:
+        dataset.prefetch(np.arange(70), another)
+    assert dataset.groups_read == 10
+    assert dataset._kept_bytes == sum(dataset._bytes(g) for g in range(10))
