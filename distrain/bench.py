@@ -14,12 +14,9 @@ from numpy.typing import NDArray
 from distrain.config import Config, parse
 from distrain.data.decode import jpeg_size
 from distrain.data.loader import Loader, Request
-from distrain.data.manifest import Manifest
 from distrain.data.order import Order
-from distrain.data.shards import Dataset
-from distrain.data.store import Store
 from distrain.errors import UserError
-from distrain.job import check_size
+from distrain.job import open_data
 from distrain.world import local_world
 
 _ROUNDS = 5
@@ -64,10 +61,9 @@ def data(config: Config, images: int) -> Found:
         UserError: the data does not fit the config, or a package is missing.
     """
     began = time.monotonic()
-    store = Store(config.data.train)
-    dataset = Dataset(store, Manifest.load(store), memory=int(config.data.memory), patience=config.data.patience)
-    check_size(config, store, dataset.manifest)
+    dataset, _ = open_data(config)
     world = local_world(config)
+    limits = _limits(config, world.device)
     batch = config.micro_batch
     order = Order(dataset.manifest.group_rows, config.seed, 1, batch, config.data.shuffle_rows)
 
@@ -89,7 +85,7 @@ def data(config: Config, images: int) -> Found:
                 torch.cuda.synchronize()
             return batches * batch
 
-        sides: dict[str, Callable[[], int]] = {"loader": load, **_limits(dataset, config, world.device)}
+        sides: dict[str, Callable[[], int]] = {"loader": load, **limits}
         measured: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for _ in range(_ROUNDS):
             for name, side in sides.items():
@@ -108,16 +104,17 @@ def _timed(side: Callable[[], int]) -> tuple[float, float]:
     return images / (time.monotonic() - wall), 1000 * (time.process_time() - cpu) / images
 
 
-def _limits(dataset: Dataset, config: Config, device: torch.device) -> dict[str, Callable[[], int]]:
+def _limits(config: Config, device: torch.device) -> dict[str, Callable[[], int]]:
     """Bare decodes of the set's own JPEG files: libjpeg-turbo, and the GPU's decoder where there is one."""
+    dataset, _ = open_data(config)  # of its own: a data set is read by one thread
     if dataset.manifest.encoding == "raw":
         return {}
     try:
         import simplejpeg
     except ImportError:
         raise UserError("the bare decode needs simplejpeg: pip install 'distrain[bench]'") from None
-    step = max(1, dataset.manifest.rows // _LIMIT_FILES)
-    rows = [dataset.rows(np.array([i]))[0].data.copy() for i in range(0, dataset.manifest.rows, step)][:_LIMIT_FILES]
+    picked = range(0, dataset.manifest.rows, -(-dataset.manifest.rows // _LIMIT_FILES))
+    rows = (dataset.rows(np.array([i]))[0].data.copy() for i in picked)
     files: list[NDArray[np.uint8]] = [data for data in rows if jpeg_size(data) is not None]
     if not files:
         return {}

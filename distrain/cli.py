@@ -127,6 +127,7 @@ def pack(
 ) -> None:
     """Decode, check, resize and shard an image folder, once for all trainings."""
     from distrain.data.pack import REJECTS, Geometry, pack_folder
+    from distrain.data.store import Store
 
     packed = pack_folder(
         source,
@@ -142,7 +143,7 @@ def pack(
         path, reason = packed.rejects[0]
         raise RunError(
             f"{len(packed.rejects)} images could not be used and were left out, {path} ({reason}) the first: "
-            f"all are listed in {target}/{REJECTS}. The data set is complete without them"
+            f"all are listed in {Store(target).name}/{REJECTS}. The data set is complete without them"
         )
 
 

@@ -52,8 +52,8 @@ class Section(BaseModel):
 
 def _without_secret(url: str | None) -> str | None:
     """Refuse a URL with a password or a signature: it would be saved with the config, and shown."""
-    if url is not None and "://" in url:
-        parts = urlsplit(url)
+    for part in url.split("::") if url is not None and "://" in url else ():
+        parts = urlsplit(part)
         if parts.password is not None or re.search(r"(?i)(signature|token|secret|sig)=", parts.query):
             raise ValueError(
                 "the URL holds a secret, which would be saved and shown: "

@@ -1,6 +1,5 @@
 """What a run is made of: `setup` checks everything, makes it once, and takes over a checkpoint."""
 
-import errno
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +19,8 @@ from distrain.data.order import Ids, Order
 from distrain.data.pack import pack_digits
 from distrain.data.quarantine import judge, suspects
 from distrain.data.shards import Dataset
-from distrain.data.store import Store
-from distrain.errors import RunError, UserError
+from distrain.data.store import Store, may_pass
+from distrain.errors import AttemptError, RunError, UserError
 from distrain.hardware import agree, fingerprint
 from distrain.lanes import Lanes, lanes_for
 from distrain.lease import Lease, attempts, claim, failures
@@ -37,6 +36,8 @@ from distrain.record import Record
 from distrain.world import World, environment
 
 QUARANTINE = "quarantine.json"
+# Batches whose row groups an evaluation keeps in memory.
+_BATCHES_AHEAD = 4
 
 
 @dataclass
@@ -68,6 +69,8 @@ class Job:
     """Reasons by sample id, of all bad training samples met so far."""
     bad_told: set[int]
     """Those of them that were named already."""
+    val_bad_told: set[int]
+    """The validation samples that do not decode, all of them named."""
     best: dict[str, Any]
     """The best evaluation: step, top1 and samples as counts."""
     last: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -117,7 +120,7 @@ def setup(
         config = pin_data(config, dataset.manifest)
         if state is not None:
             check_result(config, state["result"])
-    order = order_of(config, dataset.manifest.group_rows)
+        order = order_of(config, dataset.manifest.group_rows)
     model = build(config.model, len(dataset.manifest.classes), config.seed).to(world.device)
     parameters = dict(model.named_parameters())
     optimizer = build_optimizer(config, parameters)
@@ -129,7 +132,7 @@ def setup(
     )
     lanes = stack.enter_context(Lanes(lanes_for(config, world), config.threads, world.device))
     watchdog.at("the verdicts on files")
-    recall(config, world, [dataset, *([val] if val else [])], store, alarm)
+    recall(config, world, [dataset, *([val] if val else [])], store, alarm, watchdog.at)
     watchdog.at("the check of the hardware")
     hardware = None
     with world.together():
@@ -178,6 +181,7 @@ def setup(
         start=state["step"] if state else 0,
         bad=bad,
         bad_told=set(bad),
+        val_bad_told=set(),
         best=best,
     )
 
@@ -200,9 +204,11 @@ def take_over(
             lease = claim(store, world.session, console.event)
             break
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or time.monotonic() > patient_until:
+            if not may_pass(error):
                 raise _unusable(store, error) from None
-            time.sleep(1.0)  # there may be room again
+            if time.monotonic() > patient_until:
+                raise AttemptError(str(_unusable(store, error))) from None
+            time.sleep(1.0)  # there may be room again, or an answer
     stack.enter_context(lease)
     try:
         loaded, problems = load_newest(store)
@@ -211,7 +217,7 @@ def take_over(
         step = loaded.step if loaded else 0
         lease.started_from(step)
     except OSError as error:
-        raise _unusable(store, error) from None
+        raise (AttemptError(str(_unusable(store, error))) if may_pass(error) else _unusable(store, error)) from None
     for problem in problems:
         console.event(f"{problem}; falling back to the one before")
     before = {number: record for number, record in attempts(store).items() if number < lease.number}
@@ -266,7 +272,14 @@ def check_hardware(
     console.event(f"warning: other hardware than before ({what}): bits are no longer promised for this run")
 
 
-def recall(config: Config, world: World, sets: Sequence[Dataset], store: Store, alarm: Callable[[str], None]) -> None:
+def recall(
+    config: Config,
+    world: World,
+    sets: Sequence[Dataset],
+    store: Store,
+    alarm: Callable[[str], None],
+    told: Callable[[str], None],
+) -> None:
     """Learn on all ranks what attempts before this one found out about files that may kill the decoder.
 
     Args:
@@ -275,31 +288,46 @@ def recall(config: Config, world: World, sets: Sequence[Dataset], store: Store, 
         sets: the data sets.
         store: the run directory, where the lead keeps what is known.
         alarm: is told on every rank what is found there.
+        told: is told of progress.
     """
     known: dict[str, dict[str, str]] = {}
-    with world.together():
-        if world.lead and store.exists(QUARANTINE):
-            with suppress(ValueError):  # a memory: what it no longer says is found out again
-                known = json.loads(store.read(QUARANTINE))
-        own = {dataset.manifest.fingerprint: _judged(config, world, dataset, alarm) for dataset in sets}
-    merged: dict[str, dict[str, str]] = {}
-    # One collective call, whatever a rank has found: its data may be other data, which `agree` will tell.
-    for found in (found for part in world.gather([known, own]) for found in part):
-        for key, verdicts in found.items():
-            merged.setdefault(key, {}).update({str(k): reason for k, reason in verdicts.items()})
-    merged = {key: verdicts for key, verdicts in merged.items() if verdicts}
-    for dataset in sets:
-        dataset.bad.update({int(k): v for k, v in merged.get(dataset.manifest.fingerprint, {}).items()})
-    with world.together():
-        if world.lead and merged != known:
-            store.write(QUARANTINE, json.dumps(merged, indent=1).encode())
+    own: dict[str, dict[int, str]] = {}
+    # Another version or device may decode what this one dies of.
+    version = environment(world.device)
+    decoder = f"{config.data.backend} {version.get('nvidia-dali-cuda130', '')} {world.device.type}"
+    keys = [f"{dataset.manifest.fingerprint} {decoder}" for dataset in sets]
+    with ExitStack() as notes:
+        with world.together():
+            if world.lead and store.exists(QUARANTINE):
+                with suppress(ValueError):  # a memory: what it no longer says is found out again
+                    known = json.loads(store.read(QUARANTINE))
+            for key, dataset in zip(keys, sets, strict=True):
+                own[key] = _judged(config, world, dataset, notes, alarm, told)
+        merged: dict[str, dict[str, str]] = {}
+        # One collective call, whatever a rank has found: its data may be other data, which `agree` will tell.
+        for found in (found for part in world.gather([known, own]) for found in part):
+            for key, verdicts in found.items():
+                merged.setdefault(key, {}).update({str(k): reason for k, reason in verdicts.items()})
+        merged = {key: verdicts for key, verdicts in merged.items() if verdicts}
+        for key, dataset in zip(keys, sets, strict=True):
+            dataset.bad.update({int(k): v for k, v in merged.get(key, {}).items()})
+        with world.together():
+            if world.lead and merged != known:
+                store.write(QUARANTINE, json.dumps(merged, indent=1).encode())
 
 
-def _judged(config: Config, world: World, dataset: Dataset, alarm: Callable[[str], None]) -> dict[int, str]:
+def _judged(
+    config: Config,
+    world: World,
+    dataset: Dataset,
+    notes: ExitStack,
+    alarm: Callable[[str], None],
+    told: Callable[[str], None],
+) -> dict[int, str]:
     """Reason by sample id of the files that killed the decoder of a process on this machine."""
     if dataset.manifest.proved or config.data.backend != "dali":
         return {}
-    ids = suspects(config, dataset)
+    ids = notes.enter_context(suspects(config, dataset))
     if not len(ids):
         return {}
     alarm(f"an attempt died while it decoded {len(ids)} files ({_names(dataset, ids)}): each is decoded alone now")
@@ -307,7 +335,7 @@ def _judged(config: Config, world: World, dataset: Dataset, alarm: Callable[[str
     for i, row in zip(ids.tolist(), dataset.rows(ids), strict=True):
         with suppress(BadImageError):  # never gets as far as the decoder
             files[i] = readable(row.data, config.data.pixel_limit).data
-    verdicts = judge(list(files.values()), world.device)
+    verdicts = judge(list(files.values()), world.device, lambda n: told(f"verdict {n} of {len(files)}"))
     found = {i: verdict for i, verdict in zip(files, verdicts, strict=True) if verdict}
     if not found:
         alarm("each of them decodes alone: none is to blame")
@@ -329,6 +357,12 @@ def streams_bytes(config: Config, manifest: Manifest, hosted: int) -> int:
     sizes = [group.end - group.start for shard in manifest.shards for group in shard.groups]
     block = min(config.data.shuffle_rows, -(-manifest.rows // config.virtual_workers))
     return min(sum(sizes), hosted * (block * sum(sizes) // manifest.rows + max(sizes)))
+
+
+def streamed_bytes(manifest: Manifest, batch: int) -> int:
+    """What it takes to read a set in its order: the row groups of a few batches, fetched ahead."""
+    sizes = [group.end - group.start for shard in manifest.shards for group in shard.groups]
+    return max(sizes) * (2 + -(-_BATCHES_AHEAD * batch * len(sizes) // manifest.rows))
 
 
 def memory_warning(config: Config, manifest: Manifest, world: World) -> str | None:
@@ -360,17 +394,17 @@ def pack_built_in(config: Config, console: Console) -> None:
 def open_data(config: Config) -> tuple[Dataset, Dataset | None]:
     """The training and the validation set, checked against each other and the config."""
     memory, patience = int(config.data.memory), config.data.patience
-    sets = []
+    sets: list[Dataset] = []
     for url in (config.data.train, config.data.val):
         if url is not None:
             store = Store(url)
-            manifest = Manifest.load(store)
+            manifest = Manifest.load(store, patience)
             check_size(config, store, manifest)
+            if sets:  # validation reads one group after another
+                memory = min(memory, streamed_bytes(manifest, config.evaluate.batch))
             folder, limit = config.data.cache, int(config.data.cache_bytes)
             cache = DiskCache(folder, limit, store.counts) if folder else None
             sets.append(Dataset(store, manifest, memory=memory, patience=patience, cache=cache))
-            # Validation reads one group after another: two of them are enough.
-            memory = 2 * max(group.end - group.start for shard in manifest.shards for group in shard.groups)
     train, val = sets[0], sets[1] if len(sets) > 1 else None
     if val is not None and val.manifest.classes != train.manifest.classes:
         raise UserError(

@@ -205,8 +205,15 @@ def evaluate_step(job: Job, done: int) -> bool:
     began = time.monotonic()
     score = score_of(job, job.val)
     seconds = time.monotonic() - began
-    for sample_id, reason in score.bad.items():
+    new = {k: reason for k, reason in sorted(score.bad.items()) if k not in job.val_bad_told}
+    job.val_bad_told.update(new)
+    for sample_id, reason in new.items():
         job.console.event(f"validation sample {sample_id} ({job.val.describe(sample_id)}) is left out: {reason}")
+    if len(job.val_bad_told) > job.config.data.max_bad_samples:  # merged, so that all ranks know it
+        raise RunError(
+            f"{len(job.val_bad_told)} validation samples do not decode, more than data.max_bad_samples = "
+            f"{job.config.data.max_bad_samples}: mend the data, or raise the limit and run the same command to go on"
+        )
     record = {
         "kind": "eval",
         "step": done,

@@ -28,7 +28,7 @@ class DiskCache:
 
     def __init__(self, folder: str, limit: int, counts: Counts) -> None:
         """Open the folder, and clear away what processes that were killed have left half written."""
-        self._folder, self._limit, self._counts = Path(folder), limit, counts
+        self._folder, self._limit, self._counts = Path(folder).expanduser(), limit, counts
         self._lock, self._added = threading.Lock(), limit  # a look at the first one
         with suppress(OSError):
             for partial in self._folder.glob(f"*{_PARTIAL}"):

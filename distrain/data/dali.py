@@ -1,17 +1,19 @@
 """The DALI graph: decode, cut a window, mirror, shift colours and normalise. Windows and draws come from outside."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
 from distrain.data.graph import Feed, Graph, RefusedError, Source
-from distrain.errors import UserError
+from distrain.errors import AttemptError, UserError
 
 HARDWARE_DECODER_LOAD = 0.0
 """Share of a batch for a GPU's JPEG engine. It is taken by position, and the engine's pixels may differ from those of
 the CUDA decoder: with any share but 0 a sample's pixels might depend on its place."""
+_MACHINE = re.compile(r"(?i)out of memory|bad_alloc|memory allocation|cuda (runtime|driver)")
 _SAMPLE = re.compile(r"Failed to decode sample #(\d+)")
 
 
@@ -33,6 +35,17 @@ class DaliDecoder:
         except ImportError:
             raise UserError("NVIDIA DALI is not installed here: install it, or set data.backend=torch") from None
         gpu = device.type == "cuda"
+        self._source_error: BaseException | None = None
+
+        def inputs() -> list[Any]:
+            try:
+                return _inputs(source(), graph)
+            except StopIteration:
+                raise
+            except BaseException as error:  # kept, since what DALI raises of its own looks alike
+                self._source_error = error
+                raise
+
         self._pipeline: Any = Pipeline(
             batch_size=graph.batch,
             num_threads=threads,
@@ -41,7 +54,7 @@ class DaliDecoder:
             exec_dynamic=True,  # the other executor overwrites memory that torch still holds
         )
         with self._pipeline:
-            self._pipeline.set_outputs(_define(source, graph, gpu))
+            self._pipeline.set_outputs(_define(inputs, graph, gpu))
         self._pipeline.build()
 
     def close(self) -> None:
@@ -54,22 +67,25 @@ class DaliDecoder:
         Raises:
             StopIteration: the source has ended.
             RefusedError: an image does not decode. The decoder is of no use afterwards.
+            AttemptError: the machine's memory or GPU failed.
+            Exception: what the source raised.
         """
         try:
             (images,) = self._pipeline.run()
         except RuntimeError as error:
-            text = str(error)
-            if "dali" not in text.lower() and "nvimage" not in text.lower():
-                raise  # of the source
-            named = _SAMPLE.search(text)
-            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            if self._source_error is not None:
+                raise self._source_error from None
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no word"]
+            named = _SAMPLE.search(str(error))
             reason = next((line for line in lines if _SAMPLE.search(line) or "nvImageCodec" in line), lines[0])
+            if _MACHINE.search(str(error)):  # says nothing about the files
+                raise AttemptError(f"DALI failed: {reason}") from error
             raise RefusedError(int(named[1]) if named else None, f"DALI: {reason}") from error
         tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
         return tensor
 
 
-def _define(source: Source, graph: Graph, gpu: bool) -> Any:
+def _define(inputs: Callable[[], list[Any]], graph: Graph, gpu: bool) -> Any:
     """The graph's one output."""
     from nvidia.dali import fn, types
 
@@ -83,7 +99,7 @@ def _define(source: Source, graph: Graph, gpu: bool) -> Any:
     after = ((types.INT32, 0), (types.FLOAT, 1)) if graph.normalise else ()
     kinds = ((types.UINT8, 3 if graph.raw else 1), *window, *after)
     images, *place = fn.external_source(
-        source=lambda: _inputs(source(), graph),
+        source=inputs,
         num_outputs=len(kinds),
         batch=True,
         no_copy=True,

@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+# On damaged metadata, which nothing here uses. Once: changing filters for a while is not safe in threads.
+warnings.filterwarnings("ignore", module=r"PIL\b")
+
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _SOF = range(0xC0, 0xC3)  # baseline, extended and progressive: what DALI decodes
 _SOS = 0xDA
@@ -110,8 +113,7 @@ def decode(data: bytes, pixel_limit: int, *, upright: bool = False) -> NDArray[n
         BadImageError: with the reason.
     """
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
-            warnings.simplefilter("ignore")  # on damaged metadata, which nothing here uses
+        with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > pixel_limit:
                 raise BadImageError(f"{image.width} x {image.height} pixels are over the limit of {pixel_limit}")
             turned = ImageOps.exif_transpose(image) if upright else image
@@ -125,6 +127,10 @@ def decode(data: bytes, pixel_limit: int, *, upright: bool = False) -> NDArray[n
         raise BadImageError("no image format is recognised") from None
     except MemoryError:
         raise  # says nothing about the bytes
+    except OSError as error:
+        if "out of memory" in str(error):
+            raise MemoryError from error
+        raise BadImageError(f"{type(error).__name__}: {error}") from None
     except Exception as error:  # PIL's plugins raise almost anything on damaged bytes
         raise BadImageError(f"{type(error).__name__}: {error}") from None
 

@@ -130,7 +130,7 @@ class Loader:
         blank = np.zeros((augment.crop, augment.crop, 3), np.uint8)
         self._placeholder = blank if self._graph.raw else ppm(blank)
         self._fetching = ThreadPoolExecutor(config.data.connections, "distrain-fetch")
-        self._coming: deque[Request] = deque()  # their row groups are on their way
+        self._coming: deque[tuple[Request, list[int]]] = deque()  # with the row groups that they need
         self._again: deque[_Pending] = deque()  # to be fed once more, after a decoder was replaced
         self._pending: deque[_Pending] = deque()  # fed to the decoder, not yet decoded
         self._ready: queue.Queue[MicroBatch | BaseException] = queue.Queue(maxsize=1)
@@ -139,7 +139,8 @@ class Loader:
         """How often the decoder was replaced, after it refused a batch."""
         self._decoder = self._open_decoder()
         slots = config.data.read_ahead + 2
-        self._recorder = None if manifest.proved else Recorder(config, dataset, slots=slots, batch=batch)
+        recorded = config.data.backend == "dali" and not manifest.proved and not self._graph.raw
+        self._recorder = Recorder(config, dataset, slots=slots, batch=batch) if recorded else None
         self._thread = threading.Thread(target=self._produce, name="distrain-loader", daemon=True)
         self._thread.start()
 
@@ -246,11 +247,11 @@ class Loader:
     def _next_request(self) -> Request:
         """The next request; those behind it have their row groups fetched meanwhile."""
         while len(self._coming) < _FETCHED_AHEAD and (request := next(self._requests, None)) is not None:
-            self._dataset.prefetch(request.ids, self._fetching)
-            self._coming.append(request)
+            self._coming.append((request, self._dataset.groups_of(request.ids)))
         if not self._coming:
             raise StopIteration
-        return self._coming.popleft()
+        self._dataset.prefetch((groups for _, groups in self._coming), self._fetching)
+        return self._coming.popleft()[0]
 
     def _prepare(self, request: Request) -> "_Pending":
         """Read the files of a micro-batch, judge them, and draw what is done to them."""
@@ -292,6 +293,8 @@ class Loader:
         except BadImageError as error:
             bad[sample_id] = str(error)
             raise
+        except MemoryError:
+            raise AttemptError(f"there is not enough memory to decode sample {sample_id}: free some") from None
 
     def _finished(self, pixels: torch.Tensor, done: "_Pending") -> MicroBatch:
         request, weights, device = done.request, done.weights, self._device

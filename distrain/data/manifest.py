@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+import time
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distrain.data.stats import Statistics
-from distrain.data.store import Store
-from distrain.errors import UserError
+from distrain.data.store import Store, may_pass
+from distrain.errors import AttemptError, UserError
 
 MANIFEST = "manifest.json"
 _FORMAT = "distrain-shards-1"
@@ -50,7 +52,7 @@ class Manifest:
     encoding: Literal["jpeg", "raw"]
     """jpeg: image files, mostly JPEG; raw: binary PPM files of one size, whose pixels are there as they are."""
     proved: bool
-    """Every file was decoded whole when it was written; false: each is judged when it is read."""
+    """Every file was decoded whole when it was written; false: decoding a file whole is its verdict."""
     statistics: Statistics
 
     @property
@@ -68,7 +70,7 @@ class Manifest:
         """Samples in the data set."""
         return sum(group.rows for shard in self.shards for group in shard.groups)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the content: where the data set lies does not matter."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
@@ -89,21 +91,23 @@ class Manifest:
         return json.dumps(tree, indent=1)
 
     @staticmethod
-    def load(store: Store) -> "Manifest":
-        """Read the manifest of a packed data set.
+    def load(store: Store, patience: float = 0.0) -> "Manifest":
+        """Read the manifest of a packed data set; `patience` is for how many seconds a store may not answer.
 
         Raises:
             UserError: there is none, it is not one, or it holds nothing to learn from.
+            AttemptError: the store does not answer.
         """
         try:
-            tree = json.loads(store.read(MANIFEST))
+            tree = json.loads(_patiently_read(store, patience))
         except FileNotFoundError:
             what = f"no {MANIFEST} in it" if store.exists() else "nothing there"
             raise UserError(
                 f"no data set at {store.name} ({what}): check the URL, or make one with distrain pack"
             ) from None
         except OSError as error:
-            raise UserError(f"cannot read the data set at {store.name}: {error}") from None
+            kind = AttemptError if may_pass(error) else UserError
+            raise kind(f"cannot read the data set at {store.name}: {error}") from None
         except ValueError:
             raise UserError(f"{store.name}/{MANIFEST} is not JSON: pack the data set again") from None
         try:
@@ -124,6 +128,17 @@ class Manifest:
         if len(manifest.classes) < 2:
             raise UserError(f"the data set at {store.name} has one class, so there is nothing to tell apart")
         return manifest
+
+
+def _patiently_read(store: Store, patience: float) -> bytes:
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return store.read(MANIFEST)
+        except OSError as error:
+            if not may_pass(error) or time.monotonic() > end:
+                raise
+        time.sleep(min(1.0, patience))
 
 
 def _shard(tree: dict[str, Any]) -> Shard:

@@ -122,7 +122,12 @@ def _profile() -> Any:
         from obstore.auth.boto3 import Boto3CredentialProvider
     except ImportError:
         return None
-    return Boto3CredentialProvider()
+    try:
+        return Boto3CredentialProvider()
+    except ValueError:  # there are profiles, but none that is in use here
+        return None
+    except Exception as error:  # botocore's own kinds, for a profile that is not there or cannot be read
+        raise UserError(f"the AWS profile cannot be used: {_sentence(error)}") from None
 
 
 def _sentence(error: BaseException) -> str:

@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +27,13 @@ from distrain.data.dali import DaliDecoder
 from distrain.data.decode import ppm
 from distrain.data.graph import Feed, Graph, RefusedError
 from distrain.data.shards import Dataset
+from distrain.errors import AttemptError
 
 # DALI 2.4 survives at 8 files a batch what kills it at 64.
 _BATCH = 64
 _EMPTY = -1
+# How a process dies of what it does itself. Killed from outside, by a person or for want of memory, says nothing.
+_DEADLY = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 
 
 class Recorder:
@@ -68,48 +71,84 @@ class Recorder:
             self._path.parent.rmdir()
 
 
-def suspects(config: Config, dataset: Dataset) -> NDArray[np.int64]:
-    """Samples that were in flight in processes of this run that died on this machine; their notes are taken away."""
+@contextmanager
+def suspects(config: Config, dataset: Dataset) -> Iterator[NDArray[np.int64]]:
+    """Samples that were in flight in processes of this run that died on this machine, in ascending order.
+
+    Their notes belong to the caller meanwhile, whatever other ranks look for; a block that ends well takes them away.
+    """
     folder, found = _folder(config, dataset), [np.empty(0, np.int64)]
-    for path in sorted(folder.iterdir()) if folder.exists() else ():
-        with path.open("r+b") as file:
-            try:
+    with ExitStack() as stack:
+        paths = []
+        for path in sorted(folder.iterdir()) if folder.exists() else ():
+            with suppress(OSError):  # its process lives, another rank has it, or it is gone meanwhile
+                file = stack.enter_context(path.open("r+b"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue  # its process lives
-            ids = np.frombuffer(file.read(), np.int64)
-            path.unlink()
-        found.append(ids[ids != _EMPTY])
+                ids = np.frombuffer(file.read(), np.int64)
+                found.append(ids[ids != _EMPTY])
+                paths.append(path)
+        yield np.unique(np.concatenate(found))
+        for path in paths:
+            path.unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
-    return np.unique(np.concatenate(found))
 
 
-def judge(files: Sequence[NDArray[np.uint8]], device: torch.device) -> list[str | None]:
-    """Decode each file alone, in a child process: why it cannot be decoded, or None."""
+def judge(
+    files: Sequence[NDArray[np.uint8]], device: torch.device, told: Callable[[int], None] = lambda done: None
+) -> list[str | None]:
+    """Decode files one at a time in a child process: why a file cannot be decoded, or None.
+
+    Args:
+        files: what the decoder would get.
+        device: where it decodes.
+        told: called with the number of verdicts so far.
+
+    Raises:
+        AttemptError: the child ended for another reason than a file.
+    """
     verdicts: list[str | None] = []
     while len(verdicts) < len(files):
-        child = subprocess.Popen(  # noqa: S603 - ourselves
-            [sys.executable, "-m", "distrain.data.quarantine", str(device)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        assert child.stdin is not None
-        assert child.stdout is not None
-        with child:
-            for data in files[len(verdicts) :]:
-                with suppress(BrokenPipeError):
-                    child.stdin.write(len(data).to_bytes(8, "little") + bytes(data))
-                    child.stdin.flush()
-                answer = child.stdout.readline()
-                if not answer:
-                    number = -child.wait()
-                    assert number > 0, "the child ended by itself"
-                    verdicts.append(f"the decoder dies of it ({signal.Signals(number).name})")
-                    break
-                verdicts.append(json.loads(answer))
+        before = len(verdicts)
+        code = _ask(files, verdicts, device, told)
+        if len(verdicts) == len(files):
+            break
+        if -code not in _DEADLY:
+            raise AttemptError(f"the process that decodes files one at a time ended by itself (code {code})")
+        if len(verdicts) == before:  # the first file that a new child was given: no other can be to blame
+            verdicts.append(f"the decoder dies of it ({signal.Signals(-code).name})")
     return verdicts
+
+
+def _ask(
+    files: Sequence[NDArray[np.uint8]], verdicts: list[str | None], device: torch.device, told: Callable[[int], None]
+) -> int:
+    """Give a new child the files that have no verdict yet, until it has none left or dies; its exit code."""
+    child = subprocess.Popen(  # noqa: S603 - ourselves
+        [sys.executable, "-m", "distrain.data.quarantine", str(device)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C is not for it
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        for data in files[len(verdicts) :]:
+            with suppress(BrokenPipeError):
+                child.stdin.write(len(data).to_bytes(8, "little") + bytes(data))
+                child.stdin.flush()
+            answer = child.stdout.readline()
+            if not answer:
+                break
+            verdicts.append(json.loads(answer))
+            told(len(verdicts))
+    finally:
+        with suppress(BrokenPipeError):
+            child.stdin.close()
+        child.stdout.close()
+        code = child.wait()
+    return code
 
 
 def _folder(config: Config, dataset: Dataset) -> Path:

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +24,7 @@ from distrain.data.cache import DiskCache
 from distrain.data.manifest import MANIFEST, Group, Manifest, Shard
 from distrain.data.stats import Statistics
 from distrain.data.store import Store
-from distrain.errors import AttemptError, UserError
+from distrain.errors import AttemptError
 
 _OPEN_FOOTERS = 64
 _READ = ["image.bytes", "label", "height", "width"]
@@ -198,7 +198,6 @@ class Dataset:
         self._starts = np.cumsum(rows) - rows
         self._kept: OrderedDict[int, Future[_Table]] = OrderedDict()  # fetched, or on their way
         self._kept_bytes = 0
-        self._unused: set[int] = set()  # of these, fetched ahead and not asked for yet
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
         self._lock = threading.Lock()  # footers and counts
         self._jitter = random.Random()  # noqa: S311 - nothing in a step draws from the global one
@@ -207,23 +206,33 @@ class Dataset:
         self.groups_read = 0
         """Row groups fetched so far, those fetched again included."""
 
-    def prefetch(self, ids: NDArray[np.int64], pool: Executor) -> None:
-        """Start to fetch the row groups of samples that will be wanted, as far as the memory has room for them."""
-        for g in np.unique(np.searchsorted(self._starts, ids, side="right") - 1).tolist():
-            self._forget_cancelled(g)
-            if g in self._kept:
-                self._kept.move_to_end(g)
-            elif self._make_room(self._bytes(g), for_later=True):
-                self._kept[g] = pool.submit(self._fetch, g)
-                self._kept_bytes += self._bytes(g)
-                self._unused.add(g)
+    def groups_of(self, ids: NDArray[np.int64]) -> list[int]:
+        """The row groups that hold samples, ascending."""
+        groups: list[int] = np.unique(np.searchsorted(self._starts, ids, side="right") - 1).tolist()
+        return groups
+
+    def prefetch(self, queued: Iterable[Sequence[int]], pool: Executor) -> None:
+        """Start to fetch the row groups of micro-batches to come, in their order, as far as the memory has room.
+
+        What an earlier one of them needs never goes for a later one.
+        """
+        earlier: set[int] = set()
+        for groups in queued:
+            earlier.update(groups)
+            for g in groups:
+                self._forget_cancelled(g)
+                if g not in self._kept:
+                    if not self._make_room(self._bytes(g), spared=earlier):
+                        return
+                    self._kept[g] = pool.submit(self._fetch, g)
+                    self._kept_bytes += self._bytes(g)
 
     def rows(self, ids: NDArray[np.int64]) -> list[Row]:
         """The rows of sample ids, in their order.
 
         Raises:
-            AttemptError: a row group cannot be read, or its checksum is wrong, however often.
-            UserError: a label is not one of the manifest's classes.
+            AttemptError: a row group cannot be read, or its checksum is wrong, however often; or a label is not one of
+                the manifest's classes.
         """
         groups = np.searchsorted(self._starts, ids, side="right") - 1
         needed = np.unique(groups)
@@ -248,22 +257,20 @@ class Dataset:
         shard, number = self._groups[g]
         return shard.groups[number].end - shard.groups[number].start
 
-    def _make_room(self, size: int, *, for_later: bool = False) -> bool:
-        """Let the groups go that were wanted longest ago; whether `size` bytes fit the memory.
-
-        For later: none goes that was fetched and has not been used yet.
-        """
-        while self._kept and self._kept_bytes + size > self._memory:
-            old = next(iter(self._kept))
-            if for_later and old in self._unused:
-                return False
-            self._forget(old)
-        return size <= self._memory
+    def _make_room(self, size: int, spared: Container[int] = ()) -> bool:
+        """Let groups go that were wanted longest ago, but for those spared; whether `size` bytes fit then."""
+        if size > self._memory:
+            return False
+        for old in list(self._kept):
+            if self._kept_bytes + size <= self._memory:
+                break
+            if old not in spared:
+                self._forget(old)
+        return self._kept_bytes + size <= self._memory
 
     def _forget(self, g: int) -> None:
         self._kept.pop(g).cancel()
         self._kept_bytes -= self._bytes(g)
-        self._unused.discard(g)
 
     def _forget_cancelled(self, g: int) -> None:
         """A loader that was closed early leaves what it had no time to fetch."""
@@ -274,7 +281,6 @@ class Dataset:
         self._forget_cancelled(g)
         if g in self._kept:
             self._kept.move_to_end(g)
-            self._unused.discard(g)
             try:
                 return self._kept[g].result()
             except BaseException:  # whoever asks again tries again
@@ -299,7 +305,7 @@ class Dataset:
         labels = table.column("label").to_numpy()
         wrong = np.flatnonzero((labels < 0) | (labels >= len(self.manifest.classes)))
         if len(wrong):
-            raise UserError(
+            raise AttemptError(
                 f"{self.store.name}/{shard.path} row group {number} row {wrong[0]} has label {labels[wrong[0]]}, "
                 f"but the manifest names {len(self.manifest.classes)} classes: pack the data set again"
             )

@@ -1,5 +1,6 @@
 """Files on any fsspec URL or in a bucket: whole or ranged reads, atomic writes, all of it counted."""
 
+import errno
 import io
 import os
 import secrets
@@ -141,7 +142,12 @@ class Store:
         """Bytes of a file. Raises OSError."""
         if self._objects is not None:
             return self._objects.size(self._key(path))
-        return int(self._files.info(self.path(path))["size"])
+        try:
+            return int(self._files.info(self.path(path))["size"])
+        except OSError:
+            raise
+        except Exception as error:  # as in `read`
+            raise OSError(f"{type(error).__name__}: {error}") from error
 
     def exists(self, path: str = "") -> bool:
         """Whether a file or folder is there. Raises OSError where that cannot be known."""
@@ -186,6 +192,12 @@ class Store:
         return f"{prefix}/{path}".strip("/") if path else prefix
 
 
+def may_pass(error: OSError) -> bool:
+    """Whether a failure may be over after a while: a full disk, a store that does not answer; not what is forbidden."""
+    lasting = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
+    return not isinstance(error, lasting) and error.errno != errno.EROFS
+
+
 def _write_new(path: str, *parts: bytes | memoryview) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "xb", buffering=0) as file:
@@ -215,5 +227,10 @@ def _let_go(file: io.FileIO) -> None:
 
 
 def _without_secret(url: str) -> str:
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else url
+    """A URL, or a chain of them, without user, password and query."""
+    shown = []
+    for part in url.split("::"):
+        pieces = urlsplit(part)
+        secret = pieces._replace(netloc=pieces.netloc.rpartition("@")[2], query="")
+        shown.append(urlunsplit(secret) if "://" in part else part)
+    return "::".join(shown)

@@ -377,7 +377,8 @@ def _with_absolute_paths(config: Config) -> Config:
     def absolute(url: str | None) -> str | None:
         return url if url is None or "://" in url else os.path.abspath(url)
 
-    data = config.data.model_copy(update={"train": absolute(config.data.train), "val": absolute(config.data.val)})
+    paths = ("train", "val", "cache")
+    data = config.data.model_copy(update={name: absolute(getattr(config.data, name)) for name in paths})
     return config.model_copy(update={"run": absolute(config.run), "data": data})
 
 

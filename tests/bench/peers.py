@@ -182,7 +182,7 @@ def _litdata(folder: str) -> Iterator[Any]:
 
     transform = _transform()
     dataset = litdata.StreamingDataset(folder, shuffle=True, transform=lambda data: _opened(transform, data))
-    yield from litdata.StreamingDataLoader(dataset, BATCH, num_workers=THREADS, drop_last=True)
+    yield from litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=THREADS, drop_last=True)
 
 
 def _spdl(photos: str) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from test_loader import by_id, deliver, requests, resident
 from distrain.data.decode import BadImageError, jpeg_size, readable
 from distrain.data.loader import Loader
 from distrain.data.quarantine import Recorder, judge, suspects
-from distrain.errors import RunError
+from distrain.errors import AttemptError, RunError
 
 CPU = torch.device("cpu")
 GOOD = [encoded(picture(i, 72 + i, 90)) for i in range(24)]
@@ -127,16 +128,25 @@ def test_memory_does_not_grow_over_rebuilds(tmp_path, narrow):
     assert resident() - before < 24 << 20
 
 
+def asked(config, dataset):
+    with suspects(config, dataset) as ids:
+        return ids.tolist()
+
+
 def test_what_is_in_flight_is_known_to_the_next_process(tmp_path, narrow):
     dataset, config = write_set(tmp_path / "set", GOOD), narrow(run=str(tmp_path / "run"))
     recorder = Recorder(config, dataset, slots=3, batch=2)
     recorder.fed(np.array([1, 2]))
     recorder.fed(np.array([3, 4]))
     recorder.decoded()
-    assert suspects(config, dataset).tolist() == [], "its process lives"
+    assert asked(config, dataset) == [], "its process lives"
     recorder._file.close()  # as the kernel does when a process dies
-    assert suspects(config, dataset).tolist() == [3, 4]
-    assert suspects(config, dataset).tolist() == [], "asked once"
+    with suppress(RuntimeError), suspects(config, dataset) as ids:
+        assert ids.tolist() == [3, 4]
+        assert asked(config, dataset) == [], "another rank has them"
+        raise RuntimeError("no verdict")
+    assert asked(config, dataset) == [3, 4], "they are there until there is a verdict"
+    assert asked(config, dataset) == []
     recorder = Recorder(config, dataset, slots=3, batch=2)
     recorder.fed(np.array([5, 6]))
     folder = recorder._path.parent
@@ -151,16 +161,47 @@ def test_files_are_judged_alone(tmp_path):
     assert "DALI" in verdicts[1]
 
 
-def test_a_child_that_dies_gives_its_file_away(tmp_path, monkeypatch):
-    """The first file kills the child, the second gets a new one, which refuses it."""
+def stand_in(monkeypatch, tmp_path, script):
+    """Puts a shell script in the place of the child."""
     child = tmp_path / "child"
-    child.write_text(
-        '#!/bin/sh\n[ -e "$0.died" ] && { echo \'"refused"\'; cat; exit; }\ntouch "$0.died"\nkill -SEGV $$\n'
-    )
+    child.write_text("#!/bin/sh\n" + script)
     child.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(child))
-    files = [np.frombuffer(GOOD[i], np.uint8) for i in (0, 1)]
-    assert judge(files, CPU) == ["the decoder dies of it (SIGSEGV)", "refused"]
+
+
+FILES = [np.frombuffer(GOOD[i], np.uint8) for i in (0, 1)]
+
+
+def test_a_child_that_dies_of_its_first_file_gives_it_away(tmp_path, monkeypatch):
+    """The next file gets a new child, which refuses it."""
+    stand_in(
+        monkeypatch, tmp_path, '[ -e "$0.died" ] && { echo \'"refused"\'; cat; exit; }; touch "$0.died"; kill -SEGV $$'
+    )
+    assert judge(FILES, CPU) == ["the decoder dies of it (SIGSEGV)", "refused"]
+
+
+def test_a_later_file_is_blamed_only_by_a_child_of_its_own(tmp_path, monkeypatch):
+    """The first file may have broken the memory that the second one dies of."""
+    stand_in(monkeypatch, tmp_path, 'echo null; [ -e "$0.died" ] && { cat; exit; }; touch "$0.died"; kill -SEGV $$')
+    assert judge(FILES, CPU) == [None, None]
+
+
+@pytest.mark.parametrize("end", ["kill -KILL $$", "kill -INT $$", "exit 1", "exit 0"])
+def test_a_child_that_ends_for_another_reason_is_no_verdict(tmp_path, monkeypatch, end):
+    stand_in(monkeypatch, tmp_path, end)
+    with pytest.raises(AttemptError, match="ended by itself"):
+        judge(FILES, CPU)
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_a_missing_shard_is_no_refusal_whatever_its_folder_is_called(tmp_path, narrow, backend):
+    """Errors of the source pass through DALI, which words its own alike."""
+    dataset = write_set(tmp_path / "nvidia-dali-nvimage" / "set", GOOD)
+    next((tmp_path / "nvidia-dali-nvimage" / "set").glob("*.parquet")).unlink()
+    config = narrow(augment={"crop": 64, "short_side": 72}, data={"backend": backend})
+    with pytest.raises(AttemptError, match="is missing: restore it"):
+        deliver(config, dataset, requests(range(24), 6), 6)
+    assert dataset.bad == {}
 
 
 CRASHING = """
@@ -240,9 +281,10 @@ os.kill(os.getpid(), signal.SIGKILL)
     (tmp_path / "recipe.yaml").write_text(to_yaml(config))
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "recipe.yaml")], check=False, env=plain_environment)
     told: list[str] = []
-    recall(config, World(CPU), [dataset], open_set(tmp_path / "set").store, told.append)
+    recall(config, World(CPU), [dataset], open_set(tmp_path / "set").store, told.append, told.append)
     assert "4 files (7: shard-00000.parquet row group 0 row 7; 8: " in told[0]
-    assert "none is to blame" in told[1]
+    assert told[1:-1] == [f"verdict {n} of 4" for n in (1, 2, 3, 4)]
+    assert "none is to blame" in told[-1]
     assert dataset.bad == {}
 
 
