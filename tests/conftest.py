@@ -14,9 +14,9 @@ from hypothesis import settings
 from distrain.config import Config, parse
 from distrain.data.decode import encode
 from distrain.data.pack import pack_digits
-from distrain.data.shards import ShardWriter
 from distrain.data.stats import PixelMoments
 from distrain.data.store import Store
+from distrain.data.writer import ShardWriter
 
 # No test asserts a time, and none leaves anything in the checkout.
 settings.register_profile("distrain", deadline=None, database=None)

@@ -11,9 +11,9 @@ import distrain.hardware
 import distrain.job
 from distrain.checkpoint import best_name, digest, load_newest
 from distrain.config import load
-from distrain.data.shards import ShardWriter
 from distrain.data.stats import Statistics
 from distrain.data.store import Store
+from distrain.data.writer import ShardWriter
 from distrain.errors import RunError, UserError
 from distrain.monitor.sinks import read_metrics
 from distrain.train import train

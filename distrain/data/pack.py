@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from distrain.data.decode import BadImageError, decode, encode, is_plain, ppm, shorten, square
 from distrain.data.manifest import MANIFEST, Manifest
-from distrain.data.shards import ShardWriter
 from distrain.data.stats import PixelMoments
 from distrain.data.store import Store
+from distrain.data.writer import ShardWriter
 from distrain.errors import UserError
 from distrain.philox import Purpose, permutation
 from distrain.world import cores

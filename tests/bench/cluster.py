@@ -19,9 +19,9 @@ import numpy as np
 import yaml
 
 from distrain.data.decode import encode
-from distrain.data.shards import ShardWriter
 from distrain.data.stats import PixelMoments
 from distrain.data.store import Store
+from distrain.data.writer import ShardWriter
 
 PLAIN_RAY = """
 import os, sys, time

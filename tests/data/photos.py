@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 
 from distrain.data.manifest import Manifest
-from distrain.data.shards import Dataset, ShardWriter
+from distrain.data.shards import Dataset
 from distrain.data.stats import PixelMoments, Statistics
 from distrain.data.store import Store
+from distrain.data.writer import ShardWriter
 
 STATISTICS = Statistics(np.array([120.0, 110.0, 100.0]), np.diag([3600.0, 3000.0, 2500.0]) + 800.0)
 

@@ -275,7 +275,7 @@ recorder.fed(np.array([7, 8, 9, 10]))
 os.kill(os.getpid(), signal.SIGKILL)
 """
     from distrain.config import to_yaml
-    from distrain.job import recall
+    from distrain.recall import recall
     from distrain.world import World
 
     (tmp_path / "recipe.yaml").write_text(to_yaml(config))

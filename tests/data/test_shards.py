@@ -8,9 +8,10 @@ import pytest
 from crc32c import crc32c
 
 from distrain.data.manifest import MANIFEST, Manifest
-from distrain.data.shards import Dataset, ShardWriter
+from distrain.data.shards import Dataset
 from distrain.data.stats import Statistics
 from distrain.data.store import Store
+from distrain.data.writer import ShardWriter
 from distrain.errors import AttemptError, RunError, UserError
 
 STATISTICS = Statistics(np.full(3, 100.0), np.eye(3) * 400)
