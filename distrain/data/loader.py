@@ -228,7 +228,7 @@ class Loader:
             raise AttemptError(
                 f"files that decoded when they were packed are refused now, pack them again: {'; '.join(named)}"
             )
-        if not reasons:
+        if not reasons or not all(pending.weights[place] for place in reasons):  # or it refuses its own placeholder
             raise AttemptError(
                 f"the decoder stopped ({refused}), but each file of the batch decodes alone: samples {ids.tolist()}"
             )

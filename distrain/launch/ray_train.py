@@ -354,7 +354,7 @@ def _connected(config: Config, address: str | None, console: Console) -> Iterato
     # Set, it makes every process of Ray's compile torch again: 50 s instead of 15.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     workers, cluster = config.cluster.workers[1], config.cluster
-    folder = tempfile.mkdtemp(prefix="distrain-")
+    folder = tempfile.mkdtemp(prefix="distrain-ray-")
     try:
         ray.init(num_cpus=workers * cluster.cpus_per_worker, include_dashboard=False, _temp_dir=folder, **quiet)
         yield

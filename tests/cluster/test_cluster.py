@@ -31,13 +31,13 @@ def timed(table):
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_workers_on_one_machine_with_a_ray_of_its_own(start, wanted, hosts, workers):
     """And nothing of it is left: no process, no shared memory, no session."""
-    sessions = set(Path("/tmp").glob("distrain-*"))
+    sessions = set(Path("/tmp").glob("distrain-ray-*"))
     run = start(f"--workers={workers}", host="client", address=None)
     assert run.weights() == wanted()
     assert f"worker group formed: {workers} worker" in run.text
     wait_until(lambda: len(hosts.pids("client", "")) == 2, "all but the host's init and its sleep to end")
     assert hosts.shared_memory("client") == []
-    assert set(Path("/tmp").glob("distrain-*")) == sessions
+    assert set(Path("/tmp").glob("distrain-ray-*")) == sessions
 
 
 @pytest.mark.parametrize("nodes", [2, 3])
