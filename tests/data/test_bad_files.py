@@ -242,7 +242,7 @@ def test_a_file_that_kills_the_decoder_is_found_and_quarantined(tmp_path, narrow
         return subprocess.run(command, text=True, capture_output=True, check=False, env=plain_environment)
 
     runs = [run(CRASHING)]
-    while runs[-1].returncode == -signal.SIGSEGV and len(runs) < 8:  # each crash gives away what was in flight
+    while runs[-1].returncode < 0 and len(runs) < 8:  # each crash gives away what was in flight
         runs.append(run(CRASHING))
         assert re.search(r"an attempt died while it decoded \d+ files \(\d+: shard-00000.parquet row", runs[-1].stdout)
     again = runs[-1]
