@@ -15,7 +15,9 @@ from fuzz import fuzz
 from photos import STATISTICS, encoded, kinds, lying, open_set, picture, write_set
 from test_loader import by_id, deliver, requests, resident
 
+from distrain.data import loader
 from distrain.data.decode import BadImageError, jpeg_size, readable
+from distrain.data.graph import RefusedError
 from distrain.data.loader import Loader
 from distrain.data.quarantine import Recorder, judge, suspects
 from distrain.errors import AttemptError, RunError
@@ -60,6 +62,19 @@ def test_refused_files_are_placeholders_and_nothing_is_lost_or_reordered(tmp_pat
         for i, sample in enumerate(b.ids.tolist()):
             assert not b.weights[i] or sample not in reasons
     assert dataset.bad == reasons
+
+
+def test_a_decoder_that_refuses_its_placeholder_too_ends_the_attempt(tmp_path, narrow, monkeypatch):
+    """Or it would be replaced for ever."""
+
+    class Refusing(loader.DaliDecoder):
+        def run(self):
+            super().run()
+            raise RefusedError(0, "never")
+
+    monkeypatch.setattr(loader, "DaliDecoder", Refusing)
+    with pytest.raises(AttemptError, match="the decoder stopped"):
+        deliver(narrow(), write_set(tmp_path / "set", [GOOD[0]] * 8, (72, 90)), requests(range(8), 4), 4)
 
 
 @pytest.mark.parametrize("window", ["crop", "random_resized"])
