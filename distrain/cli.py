@@ -3,26 +3,19 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
-from enum import Enum
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from distrain import __version__
+from distrain.cli_data import index, inspect, pack, stats, verify
 from distrain.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from distrain.monitor.sinks import Console
     from distrain.train import Summary
-
-
-class Encoding(str, Enum):
-    """How pixels are stored."""
-
-    JPEG = "jpeg"
-    RAW = "raw"
 
 
 app = typer.Typer(
@@ -113,99 +106,8 @@ def train(
         raise SystemExit(128 + signal_number)
 
 
-@app.command()
-def pack(
-    source: Annotated[str, typer.Argument(help="Folder that holds one folder of images a class (path or URL).")],
-    target: Annotated[str, typer.Argument(help="Where the shards go (path or URL).")],
-    geometry: Annotated[
-        str, typer.Option(metavar="keep|short:N|square:N", help="Size of the stored images in pixels.")
-    ] = "square:256",
-    encoding: Annotated[
-        Encoding, typer.Option(help="raw: pixels (binary PPM), seven times the bytes, nothing to decode.")
-    ] = Encoding.JPEG,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 95,
-) -> None:
-    """Decode, check, resize and shard an image folder, once for all trainings."""
-    from distrain.data.pack import REJECTS, Geometry, pack_folder
-    from distrain.data.store import Store
-
-    packed = pack_folder(
-        source,
-        target,
-        geometry=Geometry.parse(geometry),
-        encoding=encoding.value,
-        quality=quality,
-        progress=_tenths("images"),
-    )
-    manifest = packed.manifest
-    typer.echo(f"{manifest.rows:,} images of {len(manifest.classes)} classes in {len(manifest.shards)} shards")
-    if packed.rejects:
-        path, reason = packed.rejects[0]
-        raise RunError(
-            f"{len(packed.rejects)} images could not be used and were left out, {path} ({reason}) the first: "
-            f"all are listed in {Store(target).name}/{REJECTS}. The data set is complete without them"
-        )
-
-
-@app.command()
-def verify(url: Annotated[str, typer.Argument(help="Packed data set (path or URL).")]) -> None:
-    """Read a data set once: sizes, checksums and labels, and that every image decodes."""
-    from distrain.data.manifest import Manifest
-    from distrain.data.store import Store
-    from distrain.data.verify import verify as find_wrong
-
-    store = Store(url)
-    manifest = Manifest.load(store)
-    wrong = find_wrong(store, manifest, _tenths("shards"))
-    for where, what in wrong:
-        typer.echo(f"{where}: {what}")
-    typer.echo(f"{manifest.rows:,} images in {len(manifest.shards)} shards, {len(wrong)} things wrong")
-    if wrong:
-        raise RunError(f"{store.name} is not what its manifest says: restore what is named, or pack it again")
-
-
-@app.command()
-def inspect(
-    url: Annotated[str, typer.Argument(help="Packed data set (path or URL).")],
-    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of random samples, a PNG file.")] = None,
-) -> None:
-    """Say what is in a data set: classes, sizes, geometry, colours."""
-    from distrain.data.decode import png
-    from distrain.data.manifest import Manifest
-    from distrain.data.shards import Dataset
-    from distrain.data.store import Store
-    from distrain.data.verify import contents
-    from distrain.data.verify import sheet as contact_sheet
-
-    store = Store(url)
-    manifest = Manifest.load(store)
-    dataset = Dataset(store, manifest, memory=1 << 28, patience=60.0)
-    found = contents(dataset)
-    typer.echo(f"{manifest.rows:,} images of {len(manifest.classes)} classes in {len(manifest.shards)} shards")
-    typer.echo(f"encoding     {manifest.encoding}, {'proved' if manifest.proved else 'not proved'}")
-    for name, (least, median, most) in (("bytes", found.bytes), ("height", found.heights), ("width", found.widths)):
-        typer.echo(f"{name:<12} {least:,} to {most:,}, median {median:,}")
-    typer.echo(f"mean         {' '.join(f'{v:.2f}' for v in manifest.statistics.mean)} (RGB, 0 to 255)")
-    typer.echo(f"deviation    {' '.join(f'{v:.2f}' for v in manifest.statistics.std)}")
-    typer.echo(f"fingerprint  {manifest.fingerprint}")
-    for name, rows in found.classes.items():
-        typer.echo(f"{rows:>12,} {name}")
-    if sheet is not None:
-        sheet.write_bytes(png(contact_sheet(dataset)))
-
-
-def _tenths(what: str) -> Callable[[int, int], None]:
-    """Progress as a line each tenth."""
-    told = 0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal told
-        tenth = 10 * done // total
-        if tenth > told:
-            told = tenth
-            typer.echo(f"{done:,} of {total:,} {what}")
-
-    return progress
+for command in (pack, index, stats, verify, inspect):
+    app.command()(command)
 
 
 @bench.command("data")

@@ -12,9 +12,9 @@ from distrain.checkpoint import FOLDER as CHECKPOINTS
 from distrain.checkpoint import Loaded, digest, load_newest, write_best
 from distrain.config import Config, result_fields
 from distrain.data.cache import DiskCache
+from distrain.data.digits import pack_digits
 from distrain.data.manifest import MANIFEST, Manifest
 from distrain.data.order import Ids, Order
-from distrain.data.pack import pack_digits
 from distrain.data.shards import Dataset
 from distrain.data.store import Store, may_pass
 from distrain.errors import AttemptError, RunError, UserError

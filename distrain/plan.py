@@ -1,8 +1,8 @@
 """What a config comes to, without training: every derived number, for `--dry-run`."""
 
 from distrain.config import Config
+from distrain.data.digits import DIGITS_CLASSES, DIGITS_GROUP_ROWS
 from distrain.data.manifest import MANIFEST, Manifest
-from distrain.data.pack import DIGITS_CLASSES, DIGITS_GROUP_ROWS
 from distrain.data.store import Store
 from distrain.job import open_data, order_of, pin_data, streams_bytes
 from distrain.model import parameter_count

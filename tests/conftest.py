@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import settings
+from sets import SetWriter
 
 from distrain.config import Config, parse
 from distrain.data.decode import encode
-from distrain.data.pack import pack_digits
+from distrain.data.digits import pack_digits
 from distrain.data.stats import PixelMoments
 from distrain.data.store import Store
-from distrain.data.writer import ShardWriter
 
 # No test asserts a time, and none leaves anything in the checkout.
 settings.register_profile("distrain", deadline=None, database=None)
@@ -65,7 +65,7 @@ def damaged_set() -> Callable[..., None]:
 
     def write(folder: Path, bad: set[int], classes: int = 3, rows: int = 40) -> None:
         rng, moments = np.random.default_rng(0), PixelMoments()
-        writer = ShardWriter(Store(str(folder)), [str(c) for c in range(classes)], (72, 72), group_rows=8)
+        writer = SetWriter(Store(str(folder)), [str(c) for c in range(classes)], (72, 72), group_rows=8)
         for i in range(rows):
             pixels = rng.integers(0, 256, (72, 72, 3), dtype=np.uint8)
             moments.add(pixels)

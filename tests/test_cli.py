@@ -126,15 +126,22 @@ def test_pack(distrain, tmp_path):
         (tmp_path / "src" / name).mkdir(parents=True)
         Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "src" / name / "1.png")
     source, target = str(tmp_path / "src"), str(tmp_path / "dst")
-    assert distrain("pack", source, target, "--geometry", "square:8") == (
-        0, "2 of 2 images\n2 images of 2 classes in 1 shards\n", "",
-    )  # fmt: skip
+    code, out, err = distrain("pack", source, target, "--geometry", "square:8")
+    assert (code, err) == (0, "")
+    first, progress, last = out.splitlines()
+    assert first == f"image folder: 2 images of 2 classes in {source}"
+    assert re.fullmatch(r"2 of 2 images  [0-9,]+/s  0\.0 MB  0:00 left", progress)
+    assert last == "2 images of 2 classes in 1 shards"
     code, _, err = distrain("pack", source, target)
     assert (code, "holds a data set already" in err) == (2, True)
     (tmp_path / "src/a/2.png").write_bytes(b"x")
-    code, _, err = distrain("pack", source, str(tmp_path / "second"), "--geometry", "square:8")
+    code, out, err = distrain("pack", source, str(tmp_path / "second"), "--geometry", "square:8")
     assert code == 1
-    assert "1 images could not be used and were left out, a/2.png (no image format is recognised)" in err
+    assert "left out     a/2.png: no image format is recognised" in out
+    assert "1 left out in all" in err
+    code, out, err = distrain("pack", source, str(tmp_path / "third"), "--geometry", "square:8", "--max-rejects", "1")
+    assert (code, err) == (0, "")
+    assert "1 left out in all" in out
 
 
 def test_a_terminal_shows_a_bar(recipe, command, monkeypatch):

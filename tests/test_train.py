@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from sets import SetWriter
 
 import distrain.hardware
 import distrain.job
@@ -13,7 +14,6 @@ from distrain.checkpoint import best_name, digest, load_newest
 from distrain.config import load
 from distrain.data.stats import Statistics
 from distrain.data.store import Store
-from distrain.data.writer import ShardWriter
 from distrain.errors import RunError, UserError
 from distrain.monitor.sinks import read_metrics
 from distrain.train import train
@@ -337,7 +337,7 @@ def test_validation_of_other_classes(narrow, console, tmp_path, damaged_set):
 
 
 def test_an_empty_set_and_one_class(narrow, console, tmp_path, damaged_set):
-    ShardWriter(Store(str(tmp_path / "empty")), ["a", "b"], (72, 72)).finish(Statistics(np.zeros(3), np.eye(3)))
+    SetWriter(Store(str(tmp_path / "empty")), ["a", "b"], (72, 72)).finish(Statistics.of(np.zeros(3), np.eye(3)))
     with pytest.raises(UserError, match="is empty"):
         run(narrow(data={"train": str(tmp_path / "empty")}), console)
     damaged_set(tmp_path / "one", bad=set(), classes=1)

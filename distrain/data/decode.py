@@ -9,8 +9,9 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 # On damaged metadata, which nothing here uses. Once: changing filters for a while is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\b")
@@ -23,6 +24,9 @@ _TABLES = {0xC4, 0xDB}  # Huffman codes and quantisation: without them a decoder
 # fails on reserved markers, and after a failure of that kind the process may die.
 _BEFORE_SCAN = {*_SOF, *_TABLES, 0xDD, *range(0xE0, 0xF0), 0xFE}
 _TAIL = 64
+# What people keep photographs in. PIL knows more, and one of them starts a PostScript interpreter.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+Image.MAX_IMAGE_PIXELS = None  # the limit here is the caller's
 _ORIENTATION = 0x0112
 
 
@@ -106,21 +110,32 @@ def _ppm_header(height: int, width: int) -> bytes:
     return b"P6 %d %d 255\n" % (width, height)
 
 
-def decode(data: bytes, pixel_limit: int, *, upright: bool = False) -> NDArray[np.uint8]:
-    """Decode with PIL to RGB of shape (height, width, 3); `upright` applies the EXIF orientation.
+def decode(data: bytes, pixel_limit: int) -> NDArray[np.uint8]:
+    """Decode with PIL to RGB of shape (height, width, 3).
 
     Raises:
         BadImageError: with the reason.
     """
+    return np.asarray(opened(data, pixel_limit))
+
+
+def opened(data: bytes, pixel_limit: int, *, upright: bool = False) -> Image.Image:
+    """Decode with PIL to an RGB image; `upright` applies the EXIF orientation.
+
+    Raises:
+        BadImageError: with the reason. What claims more than `pixel_limit` pixels is refused by its header alone.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > pixel_limit:
                 raise BadImageError(f"{image.width} x {image.height} pixels are over the limit of {pixel_limit}")
-            turned = ImageOps.exif_transpose(image) if upright else image
-            if turned.mode.startswith("I"):  # 16 bits of grey, which PIL's own conversion would clip to white
-                grey = (np.asarray(turned).astype(np.int64) * 255 + 32767) // 65535
-                turned = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
-            return np.asarray(turned.convert("RGB"))
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
+            if not image.mode.startswith("I"):
+                return image.convert("RGB")
+            # 16 bits of grey, which PIL's own conversion would clip to white
+            grey = (np.asarray(image).astype(np.int64) * 255 + 32767) // 65535
+            return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
     except BadImageError:
         raise
     except UnidentifiedImageError:
@@ -135,6 +150,11 @@ def decode(data: bytes, pixel_limit: int, *, upright: bool = False) -> NDArray[n
         raise BadImageError(f"{type(error).__name__}: {error}") from None
 
 
+def software() -> str:
+    """What decodes and encodes here: other versions may make other bytes."""
+    return f"Pillow {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
+
+
 def is_plain(data: bytes) -> bool:
     """Whether a file that decodes is a JPEG of grey or RGB pixels that stand upright."""
     if jpeg_size(np.frombuffer(data, np.uint8)) is None:
@@ -147,21 +167,30 @@ def is_plain(data: bytes) -> bool:
         return image.mode in ("L", "RGB") and orientation == 1
 
 
-def shorten(pixels: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
+def shorten(image: Image.Image, short_side: int) -> Image.Image:
     """Resize so that the short side is `short_side` pixels (antialiased)."""
-    height, width = pixels.shape[:2]
-    scale = short_side / min(height, width)
-    size = (max(short_side, round(width * scale)), max(short_side, round(height * scale)))
-    if size == (width, height):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+    size = _shortened(image, short_side)
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
-def square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Resize so that the short side is `side` (antialiased), then take the centre square."""
-    image = shorten(pixels, side)
-    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    return image[top : top + side, left : left + side]
+def square(image: Image.Image, side: int) -> Image.Image:
+    """Resize so that the short side is `side` (antialiased), and take the centre square, and nothing else of it.
+
+    Within rounding (2 of 255) what cutting the square out of the whole resized image would give.
+    """
+    width, height = _shortened(image, side)
+    left, top = (width - side) // 2, (height - side) // 2
+    if (width, height) == image.size:
+        return image.crop((left, top, left + side, top + side))
+    x, y = image.width / width, image.height / height
+    box = (left * x, top * y, min((left + side) * x, image.width), min((top + side) * y, image.height))
+    return image.resize((side, side), Image.Resampling.LANCZOS, box=box)
+
+
+def _shortened(image: Image.Image, short_side: int) -> tuple[int, int]:
+    """Width and height."""
+    scale = short_side / min(image.size)
+    return max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale))
 
 
 def cut(

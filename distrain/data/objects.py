@@ -77,19 +77,28 @@ class Objects:
 
     def size(self, path: str) -> int:
         """Bytes of an object."""
+        return int(self._head(path)["size"])
+
+    def version(self, path: str) -> str | None:
+        """What the store calls the present content of an object (its ETag)."""
+        tag = self._head(path)["e_tag"]
+        return None if tag is None else str(tag)
+
+    def _head(self, path: str) -> Any:
         try:
-            return int(self._obstore.head(self._store, path)["size"])
+            return self._obstore.head(self._store, path)
         except Exception as error:
             raise self._as_os_error(error, path) from error
 
-    def list(self, path: str) -> tuple[list[str], list[str]]:
-        """Names of the prefixes and of the objects right under a prefix."""
+    def list(self, path: str) -> list[tuple[str, int | None, bool]]:
+        """What is right under a prefix: name, bytes of an object, whether it is a prefix."""
         try:
             found = self._obstore.list_with_delimiter(self._store, f"{path}/" if path else None)
         except Exception as error:
             raise self._as_os_error(error, path) from error
-        folders = [str(prefix).rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"]]
-        return folders, [str(entry["path"]).rpartition("/")[2] for entry in found["objects"]]
+        prefixes = [(str(prefix).rstrip("/").rpartition("/")[2], None, True) for prefix in found["common_prefixes"]]
+        objects = [(str(entry["path"]).rpartition("/")[2], int(entry["size"]), False) for entry in found["objects"]]
+        return [*prefixes, *objects]
 
     def remove(self, path: str) -> None:
         """Remove an object, or all objects under a prefix."""

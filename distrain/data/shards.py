@@ -1,9 +1,8 @@
-"""Reads shards (`writer` says what they are) row group by row group, by sample id.
+"""Reads shards, those of `pack` and those that others wrote, row group by row group, by sample id.
 
 The manifest holds the byte range and CRC-32C of every row group, so one ranged read brings one group, verified.
 """
 
-import random
 import threading
 import time
 from collections import OrderedDict
@@ -12,42 +11,18 @@ from concurrent.futures import Executor, Future
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from crc32c import crc32c
 from numpy.typing import NDArray
 
 from distrain.data.cache import DiskCache
 from distrain.data.manifest import Manifest, Shard
+from distrain.data.parquet import DamagedError, Footer, Piece, binary, parse_footer, read_group
 from distrain.data.store import Store
 from distrain.errors import AttemptError
 
 _OPEN_FOOTERS = 64
-_READ = ["image.bytes", "label", "height", "width"]
+_READ, _MORE = ["image.bytes", "label", "height", "width"], ["crc32c", "image.path"]
 _READS_OF_DAMAGED = 4
-
-
-class StoredRow(NamedTuple):
-    """All that a shard says of a sample."""
-
-    data: bytes
-    label: int
-    size: tuple[int, int]
-    """Height and width in pixels."""
-    crc32c: int
-    path: str
-    """Where it came from."""
-
-
-def stored_rows(shard: bytes, number: int) -> list[StoredRow]:
-    """The rows of a row group of a whole shard."""
-    table = pq.ParquetFile(pa.BufferReader(shard)).read_row_group(number, use_threads=False).to_pylist()
-    return [
-        StoredRow(
-            row["image"]["bytes"], row["label"], (row["height"], row["width"]), row["crc32c"], row["image"]["path"]
-        )
-        for row in table
-    ]
 
 
 class Row(NamedTuple):
@@ -60,13 +35,59 @@ class Row(NamedTuple):
     """Height and width in pixels, as they were written."""
 
 
-class _Table(NamedTuple):
-    """A row group in memory: row i's file is data[offsets[i]:offsets[i + 1]]."""
+class Table(NamedTuple):
+    """A row group in memory: row i's file is data[starts[i]:ends[i]]."""
 
     data: NDArray[np.uint8]
-    offsets: list[int]
+    starts: list[int]
+    ends: list[int]
     labels: list[int]
     sizes: list[tuple[int, int]]
+    crc32c: list[int]
+    """Of each file, where asked for."""
+    names: list[str]
+    """Where each file came from, where asked for and known."""
+
+
+def unpacked(
+    manifest: Manifest, shard: Shard, number: int, data: bytes, footer: Footer | None, *, whole: bool
+) -> Table:
+    """A row group from the bytes that the manifest says are its own.
+
+    Args:
+        manifest: of the set.
+        shard: it is of this shard.
+        number: its place in there.
+        data: bytes `start` to `end` of the shard.
+        footer: of the shard, where that is Parquet.
+        whole: with checksums and names.
+
+    Raises:
+        DamagedError: they are no such group, although their checksum may be right.
+    """
+    group = shard.groups[number]
+    if (index := group.index) is not None:
+        values, starts, ends = np.frombuffer(data, np.uint8), index.start.tolist(), (index.start + index.size).tolist()
+        if manifest.layout == "parquet":
+            column = manifest.image_column
+            table = read_group([Piece(group.start, data)], shard.bytes, footer, group.number, [column])
+            values, offsets = binary(table.column(0))
+            starts, ends = offsets[:-1], offsets[1:]
+        sizes = list(zip(index.height.tolist(), index.width.tolist(), strict=True))
+        return Table(values, starts, ends, index.label.tolist(), sizes, index.crc32c.tolist(), [])
+    columns = _READ + _MORE if whole else _READ
+    table = read_group([Piece(group.start, data)], shard.bytes, footer, number, columns)
+    values, offsets = binary(table.column("image"))
+    sizes = list(zip(table.column("height").to_pylist(), table.column("width").to_pylist(), strict=True))
+    return Table(
+        values,
+        offsets[:-1],
+        offsets[1:],
+        table.column("label").to_pylist(),
+        sizes,
+        table.column("crc32c").to_pylist() if whole else [],
+        table.column("image").combine_chunks().field("path").to_pylist() if whole else [],
+    )
 
 
 class Dataset:
@@ -78,23 +99,22 @@ class Dataset:
         """Open a set.
 
         Args:
-            store: where the shards are.
+            store: where the manifest is, and the shards, unless it says another place.
             manifest: what they hold.
             memory: bytes of row groups that are kept, those on their way included.
             patience: seconds for which a read that fails is tried again.
             cache: keeps ranges on this machine's disk.
         """
-        self.store, self.manifest = store, manifest
+        self.store, self.manifest = Store(manifest.at) if manifest.at else store, manifest
         self._memory, self._patience, self._cache = memory, patience, cache
         self._groups = manifest.groups
         rows = manifest.group_rows
         self._starts = np.cumsum(rows) - rows
-        self._kept: OrderedDict[int, Future[_Table]] = OrderedDict()  # fetched, or on their way
+        self._kept: OrderedDict[int, Future[Table]] = OrderedDict()  # fetched, or on their way
         self._kept_bytes = 0
-        self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
+        self._footers: OrderedDict[str, Footer] = OrderedDict()
         self._lock = threading.Lock()  # footers and counts
-        self._jitter = random.Random()  # noqa: S311 - nothing in a step draws from the global one
-        self.bad: dict[int, str] = {}
+        self.bad = manifest.bad
         """Verdicts so far: reason by sample id of files that do not decode. A memory, so that each costs once."""
         self.groups_read = 0
         """Row groups fetched so far, those fetched again included."""
@@ -135,7 +155,7 @@ class Dataset:
             table = self._table(int(g))
             for place in np.flatnonzero(groups == g):
                 i = int(ids[place] - self._starts[g])
-                data = table.data[table.offsets[i] : table.offsets[i + 1]]
+                data = table.data[table.starts[i] : table.ends[i]]
                 # A view keeps its whole group alive: copy where these groups do not fit the memory together.
                 rows[place] = Row(data.copy() if size > self._memory else data, table.labels[i], table.sizes[i])
         return [row for row in rows if row is not None]
@@ -170,7 +190,7 @@ class Dataset:
         if g in self._kept and self._kept[g].cancelled():
             self._forget(g)
 
-    def _table(self, g: int) -> _Table:
+    def _table(self, g: int) -> Table:
         self._forget_cancelled(g)
         if g in self._kept:
             self._kept.move_to_end(g)
@@ -186,39 +206,34 @@ class Dataset:
             self._kept_bytes += self._bytes(g)
         return table
 
-    def _fetch(self, g: int) -> _Table:
+    def _fetch(self, g: int) -> Table:
         shard, number = self._groups[g]
         group = shard.groups[number]
-        footer = self._footer(shard)
+        footer = self._footer(shard) if shard.footer_start else None
         data = self._read(shard, group.start, group.end, group.crc32c)
         with self._lock:
             self.groups_read += 1
-        file = pq.ParquetFile(pa.PythonFile(_Window(data, group.start, shard.bytes), "r"), metadata=footer)
-        table = file.read_row_group(number, columns=_READ, use_threads=False)
-        labels = table.column("label").to_numpy()
+        try:
+            table = unpacked(self.manifest, shard, number, data, footer, whole=False)
+        except DamagedError as error:  # although its checksum is right
+            raise AttemptError(f"{self._where(shard, number)} cannot be read: {error}") from None
+        labels = np.array(table.labels)
         wrong = np.flatnonzero((labels < 0) | (labels >= len(self.manifest.classes)))
         if len(wrong):
             raise AttemptError(
-                f"{self.store.name}/{shard.path} row group {number} row {wrong[0]} has label {labels[wrong[0]]}, "
+                f"{self._where(shard, number)} row {wrong[0]} has label {labels[wrong[0]]}, "
                 f"but the manifest names {len(self.manifest.classes)} classes: pack the data set again"
             )
-        column = table.column("image").combine_chunks().field("bytes")
-        _, offsets, values = column.buffers()
-        first = column.offset
-        return _Table(
-            np.frombuffer(values, np.uint8) if values else np.empty(0, np.uint8),
-            np.frombuffer(offsets, np.int32)[first : first + len(column) + 1].tolist(),
-            labels.tolist(),
-            list(zip(table.column("height").to_pylist(), table.column("width").to_pylist(), strict=True)),
-        )
+        return table
 
-    def _footer(self, shard: Shard) -> pq.FileMetaData:
+    def _where(self, shard: Shard, number: int) -> str:
+        return f"{self.store.name}/{shard.path} row group {number}"
+
+    def _footer(self, shard: Shard) -> Footer:
         with self._lock:
             if shard.path in self._footers:
                 return self._footers[shard.path]
-        data = self._read(shard, shard.footer_start, shard.bytes, shard.footer_crc32c)
-        # A footer is read from the end of a file, and what stands before it is not looked at.
-        footer = pq.read_metadata(pa.BufferReader(data))
+        footer = parse_footer(self._read(shard, shard.footer_start, shard.bytes, shard.footer_crc32c))
         with self._lock:
             if len(self._footers) == _OPEN_FOOTERS:
                 self._footers.popitem(last=False)
@@ -238,87 +253,39 @@ class Dataset:
 
     def _read_store(self, shard: Shard, start: int, end: int, checksum: int) -> bytes:
         """A verified range. A failure is never taken for a bad sample: it is tried again, then ends the attempt."""
-        where = f"{self.store.name}/{shard.path}"
-        patient_until, pause, damaged = time.monotonic() + self._patience, 0.1, 0
-        while True:
+        where, patient_until = f"{self.store.name}/{shard.path}", time.monotonic() + self._patience
+        for _ in range(_READS_OF_DAMAGED):
             try:
-                data = self.store.read(shard.path, start, end)
+                data = self.store.read(shard.path, start, end, patience=patient_until - time.monotonic())
             except FileNotFoundError:
                 raise AttemptError(f"{where} is missing: restore it, or pack the data set again") from None
             except PermissionError as error:
                 raise AttemptError(f"{where} may not be read ({error}): check its permissions") from None
             except OSError as error:
-                if time.monotonic() + pause > patient_until:
-                    raise AttemptError(
-                        self._replaced(shard)
-                        or f"{where} cannot be read ({error}), tried for {self._patience:.0f} s: mend the storage, "
-                        "then run the same command to go on"
-                    ) from error
-            else:
-                if len(data) == end - start and crc32c(data) == checksum:
-                    return data
-                damaged += 1
-                if damaged == _READS_OF_DAMAGED:
-                    raise AttemptError(
-                        self._replaced(shard)
-                        or f"{where} is damaged: bytes {start} to {end} do not have the manifest's checksum, read "
-                        f"{damaged} times: restore the shard, or pack the data set again; then run the same command"
-                    )
-            with self._lock:
-                self.store.counts.retries += 1
-            # Jitter keeps the ranks from asking a store that is in trouble all at once.
-            time.sleep(pause * self._jitter.uniform(0.5, 1.5))
-            pause = min(2 * pause, 5.0)
-
-    def _replaced(self, shard: Shard) -> str | None:
-        """What to say if a shard has another size than when its manifest was written."""
-        try:
-            size = self.store.size(shard.path)
-        except OSError:
-            return None
-        if size == shard.bytes:
-            return None
-        return (
-            f"{self.store.name}/{shard.path} has {size} bytes, and {shard.bytes} when its manifest was written: "
-            "it was replaced or cut; restore it, or pack the data set again"
+                raise AttemptError(
+                    self._replaced(shard)
+                    or f"{where} cannot be read ({error}), tried for {self._patience:.0f} s: mend the storage, "
+                    "then run the same command to go on"
+                ) from error
+            if len(data) == end - start and crc32c(data) == checksum:
+                return data
+        raise AttemptError(
+            self._replaced(shard)
+            or f"{where} is damaged: bytes {start} to {end} do not have the manifest's checksum, read "
+            f"{_READS_OF_DAMAGED} times: restore the shard, or pack the data set again; then run the same command"
         )
 
-
-class _Window:
-    """A file of `size` bytes of which only those from `start` on are there; pyarrow reads it without a copy."""
-
-    closed = False
-
-    def __init__(self, data: bytes, start: int, size: int) -> None:
-        self._data, self._start, self._size, self._at = memoryview(data), start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return False
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def size(self) -> int:
-        return self._size
-
-    def read(self, n: int) -> memoryview:
-        first = self._at - self._start
-        assert 0 <= first <= len(self._data), "read outside the window"
-        self._at += n
-        return self._data[first : first + n]
-
-    def close(self) -> None:
-        self.closed = True
-
-    def flush(self) -> None:
-        pass
+    def _replaced(self, shard: Shard) -> str | None:
+        """What to say if a shard has another size, or another ETag, than when its manifest was written."""
+        where = f"{self.store.name}/{shard.path}"
+        remedy = "it was replaced or cut; restore it, or pack the data set again"
+        try:
+            size = self.store.size(shard.path)
+            version = None if shard.version is None else self.store.version(shard.path)
+        except OSError:
+            return None
+        if size != shard.bytes:
+            return f"{where} has {size} bytes, and {shard.bytes} when its manifest was written: {remedy}"
+        if version is not None and version != shard.version:
+            return f"{where} has ETag {version}, and {shard.version} when its manifest was written: {remedy}"
+        return None

@@ -5,43 +5,68 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+_PAIRS = [(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]
+
 
 class PixelMoments:
     """Sums over pixels as Python integers, which never round: the order of images does not matter."""
 
-    def __init__(self) -> None:
-        self.pixels = 0
-        self.sums = [0] * 3
-        self.products = [[0] * 3 for _ in range(3)]
+    def __init__(self, pixels: int = 0, sums: list[int] | None = None, products: list[int] | None = None) -> None:
+        self.pixels = pixels
+        self.sums = sums or [0] * 3
+        """Of red, green and blue."""
+        self.products = products or [0] * 6
+        """Of RR, GG, BB, RG, RB and GB."""
 
     def add(self, image: NDArray[np.uint8]) -> None:
         """Add an RGB image of shape (height, width, 3)."""
-        flat = image.reshape(-1, 3).astype(np.float64)
-        # Exact in float64: at most 2^37 pixels of 255^2 each stay below 2^53.
-        sums, products = flat.sum(0), flat.T @ flat
+        flat = image.reshape(-1, 3)
+        # Exact in float64: at most 2^37 pixels of 255^2 each stay below 2^53. A channel at a time is six times faster
+        # than one product of matrices.
+        channels = [flat[:, i].astype(np.float64) for i in range(3)]
         self.pixels += len(flat)
-        for i in range(3):
-            self.sums[i] += int(sums[i])
-            for j in range(3):
-                self.products[i][j] += int(products[i, j])
+        self.sums = [total + int(channel.sum()) for total, channel in zip(self.sums, channels, strict=True)]
+        found = (channels[i] @ channels[j] for i, j in _PAIRS)
+        self.products = [total + int(product) for total, product in zip(self.products, found, strict=True)]
+
+    def merge(self, other: "PixelMoments") -> None:
+        """Add what another one has seen."""
+        self.pixels += other.pixels
+        self.sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
+        self.products = [a + b for a, b in zip(self.products, other.products, strict=True)]
 
     def statistics(self) -> "Statistics":
-        """Mean and covariance of all pixels added, in units of 0 to 255."""
-        n = self.pixels
-        covariance = [
-            [(n * self.products[i][j] - self.sums[i] * self.sums[j]) / (n * n) for j in range(3)] for i in range(3)
-        ]
-        return Statistics(np.array([s / n for s in self.sums]), np.array(covariance))
+        """Of all pixels added, in units of 0 to 255."""
+        n, covariance = self.pixels, np.empty((3, 3))
+        for (i, j), product in zip(_PAIRS, self.products, strict=True):
+            covariance[i, j] = covariance[j, i] = (n * product - self.sums[i] * self.sums[j]) / (n * n)
+        return Statistics.of(np.array([s / n for s in self.sums]), covariance)
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Colour statistics of a data set, RGB in units of 0 to 255."""
+    """Colour statistics of a data set, RGB in units of 0 to 255.
+
+    Eigenvalues and -vectors are stored with the set, so that every machine colours with the same ones.
+    """
 
     mean: NDArray[np.float64]
     """Shape (3,)."""
     covariance: NDArray[np.float64]
     """Shape (3, 3)."""
+    eigenvalues: NDArray[np.float64]
+    """Of the covariance, shape (3,), the largest first."""
+    eigenvectors: NDArray[np.float64]
+    """One a column, shape (3, 3), in the order of the eigenvalues."""
+
+    @staticmethod
+    def of(mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> "Statistics":
+        """With the eigenvalues and eigenvectors of a covariance."""
+        values, vectors = np.linalg.eigh(covariance)
+        values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
+        # An axis has no sign of its own: its largest component is made positive.
+        signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(3)])
+        return Statistics(mean, covariance, values, vectors * signs)
 
     @property
     def std(self) -> NDArray[np.float64]:
@@ -55,9 +80,5 @@ class Statistics:
         The shift of Krizhevsky et al. 2012, section 4.1, is these axes times normal draws. (The paper writes the
         eigenvalue; the released source multiplies by its root, which is what has the unit of a pixel.)
         """
-        values, vectors = np.linalg.eigh(self.covariance)
-        values, vectors = values[::-1], vectors[:, ::-1]
-        # An axis has no sign of its own: its largest component is made positive.
-        signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(3)])
-        axes: NDArray[np.float64] = vectors * signs * np.sqrt(np.maximum(values, 0))
+        axes: NDArray[np.float64] = self.eigenvectors * np.sqrt(self.eigenvalues)
         return axes

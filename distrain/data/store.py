@@ -3,15 +3,16 @@
 import errno
 import io
 import os
+import random
 import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
@@ -22,6 +23,18 @@ from distrain.errors import UserError
 
 # Bytes of a large file that the kernel's cache holds while it is written.
 _PIECE = 8 << 20
+# Seconds between two tries.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_T = TypeVar("_T")
+
+
+class Entry(NamedTuple):
+    """What a listing says of a file or folder."""
+
+    name: str
+    size: int | None
+    """Bytes of a file; None: a folder, or not known."""
+    folder: bool
 
 
 @dataclass
@@ -55,6 +68,7 @@ class Store:
         """The URL as it may be shown: without user and password."""
         self.counts = Counts()
         self._lock = threading.Lock()
+        self._jitter = random.Random()  # noqa: S311 - nothing in a step draws from the global one
         scheme = urlsplit(url).scheme
         self._objects = Objects(url, scheme) if scheme in SCHEMES else None
         self._files: Any = None
@@ -75,21 +89,51 @@ class Store:
             return self._objects.file_system()
         return self._files
 
-    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """Bytes start to end of a file (all of it by default). Raises OSError."""
-        with self._counted():
-            if self._objects is not None:
-                data = self._objects.read(self._key(path), start, end)
-            else:
-                try:
-                    data = self._files.cat_file(self.path(path), start=start, end=end)
-                except OSError:
-                    raise
-                except Exception as error:  # clients have errors of their own for a broken connection
-                    raise OSError(f"{type(error).__name__}: {error}") from error
+    def read(self, path: str, start: int | None = None, end: int | None = None, *, patience: float = 0.0) -> bytes:
+        """Bytes start to end of a file (all of it by default).
+
+        Args:
+            path: the file.
+            start: first byte.
+            end: behind the last byte.
+            patience: seconds for which a failure that may pass is tried again.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+
+        def read() -> bytes:
+            with self._counted():
+                return self._read(path, start, end)
+
+        data = self._patiently(read, patience)
         with self._lock:
             self.counts.bytes += len(data)
         return data
+
+    def _read(self, path: str, start: int | None, end: int | None) -> bytes:
+        if self._objects is not None:
+            return self._objects.read(self._key(path), start, end)
+        try:
+            return bytes(self._files.cat_file(self.path(path), start=start, end=end))
+        except OSError:
+            raise
+        except Exception as error:  # clients have errors of their own for a broken connection
+            raise OSError(f"{type(error).__name__}: {error}") from error
+
+    def _patiently(self, act: Callable[[], _T], patience: float) -> _T:
+        end, pause = time.monotonic() + patience, _FIRST_PAUSE
+        while True:
+            try:
+                return act()
+            except OSError as error:
+                if not may_pass(error) or time.monotonic() + pause > end:
+                    raise
+            with self._lock:
+                self.counts.retries += 1
+            # Jitter keeps the ranks from asking a store that is in trouble all at once.
+            time.sleep(pause * self._jitter.uniform(0.5, 1.5))
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -106,14 +150,23 @@ class Store:
                 if kind is not None:
                     self.counts.errors[kind] += 1
 
-    def write(self, path: str, *parts: bytes | memoryview) -> None:
-        """Write a file, its parts one after another, so that readers see all of it or none. Raises OSError."""
+    def write(self, path: str, *parts: bytes | memoryview, patience: float = 0.0) -> None:
+        """Write a file, its parts one after another, so that readers see all of it or none. Raises OSError.
+
+        `patience` is for how many seconds a failure that may pass is tried again.
+        """
+        self._patiently(lambda: self._write(path, parts), patience)
+
+    def _write(self, path: str, parts: tuple[bytes | memoryview, ...]) -> None:
         if self._objects is not None:
             self._objects.write(self._key(path), parts)
             return
         target = self.path(path)
         if self.local is None:  # an object appears whole, or not at all
-            self._files.pipe_file(target, b"".join(parts))
+            try:
+                self._files.pipe_file(target, b"".join(parts))
+            except NotImplementedError:
+                raise OSError(errno.EROFS, "this kind of store can only be read") from None
             return
         partial = f"{target}.{secrets.token_hex(4)}.partial"
         try:
@@ -142,11 +195,21 @@ class Store:
         """Bytes of a file. Raises OSError."""
         if self._objects is not None:
             return self._objects.size(self._key(path))
+        return int(self._info(path)["size"])
+
+    def version(self, path: str) -> str | None:
+        """What the store calls the present content of a file (an ETag), if it calls it anything. Raises OSError."""
+        if self._objects is not None:
+            return self._objects.version(self._key(path))
+        tag = self._info(path).get("ETag")
+        return None if tag is None else str(tag)
+
+    def _info(self, path: str) -> dict[str, Any]:
         try:
-            return int(self._files.info(self.path(path))["size"])
+            return dict(self._files.info(self.path(path)))
         except OSError:
             raise
-        except Exception as error:  # as in `read`
+        except Exception as error:  # as in `_read`
             raise OSError(f"{type(error).__name__}: {error}") from error
 
     def exists(self, path: str = "") -> bool:
@@ -162,14 +225,29 @@ class Store:
     def is_folder(self, path: str) -> bool:
         """Whether there is a folder of that name."""
         if self._objects is not None:
-            return any(self._objects.list(self._key(path)))
+            return bool(self._objects.list(self._key(path)))
         return bool(self._files.isdir(self.path(path)))
+
+    def entries(self, path: str = "") -> list[Entry]:
+        """What is in a folder, sorted by name; nothing where the folder is not there. Raises OSError."""
+        if self._objects is not None:
+            found = [Entry(*entry) for entry in self._objects.list(self._key(path))]
+        else:
+            try:
+                listed = self._files.ls(self.path(path), detail=True, refresh=True)
+            except FileNotFoundError:
+                return []
+            found = []
+            for entry in listed:
+                folder = entry["type"] == "directory"
+                found.append(Entry(PurePosixPath(entry["name"]).name, None if folder else entry.get("size"), folder))
+        return sorted((entry for entry in found if entry.name), key=lambda entry: entry.name)
 
     def list(self, path: str = "") -> list[str]:
         """Names in a folder, sorted; none where the folder is not there."""
         if self._objects is not None:
-            return sorted(name for names in self._objects.list(self._key(path)) for name in names)
-        try:
+            return [entry.name for entry in self.entries(path)]
+        try:  # names alone: with details, a file that goes meanwhile would fail it
             entries = self._files.ls(self.path(path), detail=False, refresh=True)
         except FileNotFoundError:
             return []

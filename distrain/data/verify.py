@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 
 from distrain.data.decode import BadImageError, cut, decode
 from distrain.data.manifest import Manifest, Shard
-from distrain.data.shards import Dataset, StoredRow, stored_rows
+from distrain.data.parquet import DamagedError, parse_footer
+from distrain.data.shards import Dataset, Table, unpacked
+from distrain.data.source import PATIENCE, Progress
 from distrain.data.store import Store
 from distrain.philox import Purpose, permutation
 from distrain.world import cores
@@ -29,60 +32,86 @@ class Wrong(NamedTuple):
 
 
 def verify(
-    store: Store, manifest: Manifest, progress: Callable[[int, int], None] = lambda done, total: None
+    store: Store, manifest: Manifest, progress: Callable[[Progress], None] = lambda progress: None
 ) -> list[Wrong]:
     """Read everything once: sizes and SHA-256 of shards, CRC-32C of groups and rows, labels, each image whole.
 
     Args:
-        store: where the shards are.
-        manifest: what they should hold.
-        progress: called with (shards done, shards in all).
+        store: where the manifest is.
+        manifest: what the shards should hold.
+        progress: called after every shard.
     """
     wrong: list[Wrong] = []
+    store = Store(manifest.at) if manifest.at else store
     with ThreadPoolExecutor(cores()) as pool:
-        for done, shard in enumerate(manifest.shards, 1):
+        at = Progress(0, manifest.rows, 0)
+        progress(at)
+        for shard in manifest.shards:
             wrong.extend(_verify_shard(store, manifest, shard, pool))
-            progress(done, len(manifest.shards))
+            at = Progress(at.done + sum(group.rows for group in shard.groups), at.total, at.bytes + shard.bytes)
+            progress(at)
     return wrong
 
 
 def _verify_shard(store: Store, manifest: Manifest, shard: Shard, pool: ThreadPoolExecutor) -> Iterator[Wrong]:
     try:
-        data = store.read(shard.path)
+        size = store.size(shard.path)
+        if size != shard.bytes:
+            yield Wrong(shard.path, f"has {size} bytes, not {shard.bytes}")
+            return
+        if shard.sha256 is None:  # of others: what was indexed of it is read, and nothing else
+            read = partial(store.read, shard.path, patience=PATIENCE)
+            yield from _verify_groups(read, manifest, shard, pool)
+            return
+        data = store.read(shard.path, patience=PATIENCE)
     except OSError as error:
         yield Wrong(shard.path, "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}")
         return
-    if len(data) != shard.bytes:
-        yield Wrong(shard.path, f"has {len(data)} bytes, not {shard.bytes}")
-        return
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         yield Wrong(shard.path, "has another SHA-256")
-    if crc32c(memoryview(data)[shard.footer_start :]) != shard.footer_crc32c:
-        yield Wrong(shard.path, "has a damaged footer, so its rows cannot be looked at")
-        return
+    yield from _verify_groups(lambda a, b: data[a:b], manifest, shard, pool)
+
+
+def _verify_groups(
+    read: Callable[[int, int], bytes], manifest: Manifest, shard: Shard, pool: ThreadPoolExecutor
+) -> Iterator[Wrong]:
+    footer = None
+    if shard.footer_start:
+        data = read(shard.footer_start, shard.bytes)
+        if crc32c(data) != shard.footer_crc32c:
+            yield Wrong(shard.path, "has a damaged footer, so its rows cannot be looked at")
+            return
+        footer = parse_footer(data)
     for number, group in enumerate(shard.groups):
-        where = f"{shard.path} row group {number}"
-        if crc32c(memoryview(data)[group.start : group.end]) != group.crc32c:
+        where, data = f"{shard.path} row group {number}", read(group.start, group.end)
+        if crc32c(data) != group.crc32c:
             yield Wrong(where, "has another CRC-32C")
             continue
-        rows = stored_rows(data, number)
-        if len(rows) != group.rows:
-            yield Wrong(where, f"has {len(rows)} rows, not {group.rows}")
-        for i, what in enumerate(pool.map(lambda row: _verify_row(manifest, row), rows)):
+        try:
+            table = unpacked(manifest, shard, number, data, footer, whole=True)
+        except DamagedError as error:
+            yield Wrong(where, str(error))
+            continue
+        if len(table.labels) != group.rows:
+            yield Wrong(where, f"has {len(table.labels)} rows, not {group.rows}")
+        known = group.index.bad if group.index is not None else {}
+        rows = [i for i in range(len(table.labels)) if i not in known]
+        for i, what in zip(rows, pool.map(partial(_verify_row, manifest, table), rows), strict=True):
             if what:
-                yield Wrong(f"{where} row {i} ({rows[i].path})", what)
+                yield Wrong(f"{where} row {i}" + (f" ({table.names[i]})" if table.names else ""), what)
 
 
-def _verify_row(manifest: Manifest, row: StoredRow) -> str | None:
-    if crc32c(row.data) != row.crc32c:
+def _verify_row(manifest: Manifest, table: Table, i: int) -> str | None:
+    data, label = bytes(table.data[table.starts[i] : table.ends[i]]), table.labels[i]
+    if crc32c(data) != table.crc32c[i]:
         return "has another CRC-32C"
-    if not 0 <= row.label < len(manifest.classes):
-        return f"has label {row.label} of {len(manifest.classes)} classes"
+    if not 0 <= label < len(manifest.classes):
+        return f"has label {label} of {len(manifest.classes)} classes"
     try:
-        found = decode(row.data, _PIXEL_LIMIT).shape[:2]
+        found = decode(data, _PIXEL_LIMIT).shape[:2]
     except BadImageError as error:
         return f"does not decode: {error}"
-    wanted = manifest.size or row.size
+    wanted = manifest.size or table.sizes[i]
     return None if found == wanted else f"is {found[1]} x {found[0]} pixels, not {wanted[1]} x {wanted[0]}"
 
 

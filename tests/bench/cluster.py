@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from sets import SetWriter
+
 from distrain.data.decode import encode
 from distrain.data.stats import PixelMoments
 from distrain.data.store import Store
-from distrain.data.writer import ShardWriter
 
 PLAIN_RAY = """
 import os, sys, time
@@ -54,7 +56,7 @@ def environment() -> dict[str, str]:
 def images(folder: Path, rows: int, side: int = 256) -> str:
     """A set of smooth noise, ten classes."""
     rng, moments = np.random.default_rng(0), PixelMoments()
-    writer = ShardWriter(Store(str(folder)), [str(c) for c in range(10)], (side, side), proved=True)
+    writer = SetWriter(Store(str(folder)), [str(c) for c in range(10)], (side, side), proved=True)
     for i in range(rows):
         pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(side // 8, 0).repeat(side // 8, 1)
         moments.add(pixels)

@@ -18,7 +18,8 @@ from photos import encoded, picture
 from distrain import bench
 from distrain.config import Model
 from distrain.data import dali
-from distrain.data.pack import Geometry, pack_folder
+from distrain.data.pack import Geometry, Treatment, pack
+from distrain.data.sources import open_source
 from distrain.losses import cross_entropy
 from distrain.model import build, randomness
 from distrain.world import environment
@@ -104,7 +105,7 @@ def main(target: str) -> None:
             ("as-is", "keep", "jpeg", ["augment.short_side=256"]),
             ("raw", "square:256", "raw", []),
         ):
-            pack_folder(photos, str(folder / kind), geometry=Geometry.parse(geometry), encoding=encoding)
+            pack(open_source(photos).source, str(folder / kind), Treatment(Geometry.parse(geometry), encoding))
             sets[kind] = [str(folder / kind), *overrides]
         found["loader"] = guarded(lambda: loader_rates(sets, began + SECONDS))
     found["seconds"] = round(time.monotonic() - began)

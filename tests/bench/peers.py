@@ -261,7 +261,8 @@ def prepare(folder: Path, images: int) -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     from photographs import folder as photographs
 
-    from distrain.data.pack import Geometry, pack_folder
+    from distrain.data.pack import Geometry, Treatment, pack
+    from distrain.data.sources import open_source
 
     photos = photographs(folder / "photos", images)
     files = sorted(photos.rglob("*.JPEG"))
@@ -271,7 +272,7 @@ def prepare(folder: Path, images: int) -> None:
         ("raw", "square:256", "raw"),
     ):
         if not (folder / name).exists():
-            pack_folder(str(photos), str(folder / name), geometry=Geometry.parse(geometry), encoding=encoding)  # type: ignore[arg-type]
+            pack(open_source(str(photos)).source, str(folder / name), Treatment(Geometry.parse(geometry), encoding))  # type: ignore[arg-type]
     if importlib.util.find_spec("webdataset") and not (folder / "wds").exists():
         import webdataset
 

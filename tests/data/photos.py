@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +10,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # scripts use this module too
+from sets import SetWriter
+
 from distrain.data.manifest import Manifest
 from distrain.data.shards import Dataset
 from distrain.data.stats import PixelMoments, Statistics
 from distrain.data.store import Store
-from distrain.data.writer import ShardWriter
 
-STATISTICS = Statistics(np.array([120.0, 110.0, 100.0]), np.diag([3600.0, 3000.0, 2500.0]) + 800.0)
+STATISTICS = Statistics.of(np.array([120.0, 110.0, 100.0]), np.diag([3600.0, 3000.0, 2500.0]) + 800.0)
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
@@ -134,7 +137,7 @@ def bomb(side: int) -> bytes:
 
 def write_set(folder: Path, files: Sequence[bytes], size: tuple[int, int] | None = None, **options) -> Dataset:
     """A set of these files in this order, three classes, not proved unless said."""
-    writer = ShardWriter(Store(str(folder)), ("a", "b", "c"), size, **{"group_rows": 16, **options})
+    writer = SetWriter(Store(str(folder)), ("a", "b", "c"), size, **{"group_rows": 16, **options})
     for i, data in enumerate(files):
         writer.add(data, i % 3, f"{i}.jpg", size or true_size(data))
     writer.finish(STATISTICS)

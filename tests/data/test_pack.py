@@ -8,11 +8,19 @@ from photos import kinds
 from PIL import Image
 
 from distrain.data.decode import jpeg_size, ppm_pixels
+from distrain.data.digits import pack_digits
 from distrain.data.manifest import Manifest
-from distrain.data.pack import REJECTS, Geometry, pack_digits, pack_folder
+from distrain.data.pack import REJECTS, Geometry, Packed, Treatment, pack
 from distrain.data.shards import Dataset
+from distrain.data.sources import open_source
 from distrain.data.store import Store
 from distrain.errors import UserError
+
+SQUARE = Geometry("square", 256)
+
+
+def pack_folder(source, target, geometry=SQUARE, encoding="jpeg", **options) -> Packed:
+    return pack(open_source(source).source, target, Treatment(geometry, encoding), **options)
 
 
 @pytest.fixture
@@ -28,11 +36,9 @@ def folder(tmp_path):
 
 def test_a_folder_becomes_shards(folder, tmp_path):
     seen = []
-    packed = pack_folder(
-        str(folder), str(tmp_path / "dst"), geometry=Geometry("square", 24), progress=lambda d, t: seen.append((d, t))
-    )
+    packed = pack_folder(str(folder), str(tmp_path / "dst"), geometry=Geometry("square", 24), progress=seen.append)
     assert packed.rejects == []
-    assert seen == [(24, 24)]
+    assert [(at.done, at.total) for at in seen] == [(0, 24), (24, 24)]
     store = Store(str(tmp_path / "dst"))
     manifest = Manifest.load(store)
     assert (manifest.classes, manifest.rows, manifest.size) == (("cat", "dog"), 24, (24, 24))

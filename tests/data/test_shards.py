@@ -6,15 +6,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from crc32c import crc32c
+from sets import SetWriter
 
 from distrain.data.manifest import MANIFEST, Manifest
 from distrain.data.shards import Dataset
 from distrain.data.stats import Statistics
 from distrain.data.store import Store
-from distrain.data.writer import ShardWriter
 from distrain.errors import AttemptError, RunError, UserError
 
-STATISTICS = Statistics(np.full(3, 100.0), np.eye(3) * 400)
+STATISTICS = Statistics.of(np.full(3, 100.0), np.eye(3) * 400)
 
 
 def rows(n, seed=0):
@@ -23,7 +23,7 @@ def rows(n, seed=0):
 
 
 def write(folder, data, classes=("a", "b", "c"), **sizes):
-    writer = ShardWriter(Store(str(folder)), classes, (8, 8), **{"group_rows": 7, "shard_groups": 3, **sizes})
+    writer = SetWriter(Store(str(folder)), classes, (8, 8), **{"group_rows": 7, "shard_groups": 3, **sizes})
     for i, (file, label) in enumerate(data):
         writer.add(file, label, f"{i}.jpg")
     return writer.finish(STATISTICS)
@@ -62,10 +62,9 @@ def test_one_read_a_group_and_memory_is_bounded(tmp_path, monkeypatch):
     write(tmp_path, rows(70))
     dataset = reader(tmp_path, memory=4000)
     reads = []
+    original = dataset.store._read
     monkeypatch.setattr(
-        dataset.store,
-        "read",
-        lambda path, start, end: reads.append((start, end)) or Store.read(dataset.store, path, start, end),
+        dataset.store, "_read", lambda path, start, end: reads.append((start, end)) or original(path, start, end)
     )
     for start in range(0, 70, 7):
         dataset.rows(np.arange(start, start + 7))
@@ -105,13 +104,16 @@ def test_a_read_that_fails_for_a_while_is_tried_again(tmp_path, monkeypatch):
     write(tmp_path, data)
     dataset, failures = reader(tmp_path, patience=60.0), iter([True, True, False, False])
 
+    original = dataset.store._read
+
     def read(path, start, end):
         if next(failures):
             raise ConnectionResetError("reset")
-        return Store.read(dataset.store, path, start, end)
+        return original(path, start, end)
 
-    monkeypatch.setattr(dataset.store, "read", read)
+    monkeypatch.setattr(dataset.store, "_read", read)
     assert bytes(dataset.rows(np.array([3]))[0].data) == data[3][0]
+    assert dataset.store.counts.retries == 2
 
 
 def test_a_missing_shard_is_named(tmp_path):
@@ -139,10 +141,10 @@ def test_what_is_not_a_data_set(tmp_path):
     with pytest.raises(UserError, match="is not JSON"):
         reader(tmp_path)
     (tmp_path / MANIFEST).write_text("[]")
-    with pytest.raises(UserError, match="is not a distrain-shards-1 manifest"):
+    with pytest.raises(UserError, match="is not a distrain-shards-2 manifest"):
         reader(tmp_path)
     (tmp_path / MANIFEST).write_text("{}")
-    with pytest.raises(UserError, match="is not a distrain-shards-1 manifest"):
+    with pytest.raises(UserError, match="is not a distrain-shards-2 manifest"):
         reader(tmp_path)
     write(tmp_path / "empty", [])
     with pytest.raises(UserError, match="is empty"):

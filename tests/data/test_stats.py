@@ -20,7 +20,7 @@ def test_moments_equal_numpys_in_any_order():
 
 def test_principal_axes_rebuild_the_covariance():
     a = np.random.default_rng(1).normal(size=(3, 3))
-    statistics = Statistics(np.zeros(3), a @ a.T)
+    statistics = Statistics.of(np.zeros(3), a @ a.T)
     axes = statistics.principal_axes()
     np.testing.assert_allclose(axes @ axes.T, a @ a.T, rtol=1e-10)
     lengths = np.linalg.norm(axes, axis=0)
