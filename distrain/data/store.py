@@ -163,10 +163,7 @@ class Store:
             return
         target = self.path(path)
         if self.local is None:  # an object appears whole, or not at all
-            try:
-                self._files.pipe_file(target, b"".join(parts))
-            except NotImplementedError:
-                raise OSError(errno.EROFS, "this kind of store can only be read") from None
+            self._pipe(target, b"".join(parts))
             return
         partial = f"{target}.{secrets.token_hex(4)}.partial"
         try:
@@ -176,6 +173,16 @@ class Store:
             if os.path.exists(partial):
                 os.unlink(partial)
             raise
+
+    def _pipe(self, target: str, data: bytes) -> None:
+        if urlsplit(self.url).scheme in ("http", "https", "zip"):
+            raise OSError(errno.EROFS, f"{self.name} can only be read")
+        try:
+            self._files.pipe_file(target, data)
+        except OSError:
+            raise
+        except Exception as error:  # as in `_read`
+            raise OSError(f"{type(error).__name__}: {error}") from error
 
     def create(self, path: str, data: bytes) -> None:
         """Write a file that is not there yet: of several writers one succeeds (in a bucket, by a conditional put).
@@ -262,7 +269,9 @@ class Store:
 
     def path(self, path: str) -> str:
         """The whole path of a file, as the file system knows it."""
-        return f"{self._root}/{path}" if path else self._root or "/"
+        if self._root or self.local is not None:
+            return f"{self._root}/{path}" if path else self._root or "/"
+        return path  # right under the root of an archive
 
     def _key(self, path: str) -> str:
         """A file's name in its bucket."""

@@ -6,17 +6,20 @@ what it decodes, so that a store that is far away does not leave it idle.
 
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from distrain.data.source import Block, Reader, Refused, Sample
 from distrain.errors import RunError
 
+_BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 _READS_AHEAD = 8
 _TASK_ROWS, _TASK_BYTES = 32, 16 << 20
 # Tasks in flight for each process: one that it works on, one that waits.
@@ -33,11 +36,17 @@ def workers(count: int, reader: Reader, url: str) -> Iterator["Workers"]:
     if count == 1 or urlsplit(url).scheme == "memory":
         yield Workers(None, 1, reader)
         return
+    before = os.environ.get(_BLAS_THREADS)
+    os.environ[_BLAS_THREADS] = "1"  # read when numpy is loaded: a team of threads in each process would only spin
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start, (reader,))
     try:
         yield Workers(pool, count, reader)
     finally:
         pool.shutdown(cancel_futures=True)
+        if before is None:
+            del os.environ[_BLAS_THREADS]
+        else:
+            os.environ[_BLAS_THREADS] = before
 
 
 class Workers:
@@ -76,8 +85,11 @@ _here: list[Reader] = []
 
 
 def _start(reader: Reader) -> None:
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     _here.append(reader)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # The pool's own processes wait for ever where their parent is killed.
+    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _run(function: Callable[[Reader, Any], Any], task: Any) -> Any:

@@ -1,12 +1,25 @@
+import contextlib
+import functools
+import http.server
 import io
 import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from photos import kinds
 from PIL import Image
+from shapes import SHAPES, images, tar_of_tars
 
+from distrain.data import pack as pack_module
 from distrain.data.decode import jpeg_size, ppm_pixels
 from distrain.data.digits import pack_digits
 from distrain.data.manifest import Manifest
@@ -21,6 +34,40 @@ SQUARE = Geometry("square", 256)
 
 def pack_folder(source, target, geometry=SQUARE, encoding="jpeg", **options) -> Packed:
     return pack(open_source(source).source, target, Treatment(geometry, encoding), **options)
+
+
+class RangeHandler(http.server.SimpleHTTPRequestHandler):
+    """Files and listings, as the standard library serves them, with ranges."""
+
+    def do_GET(self) -> None:
+        path, wanted = Path(self.translate_path(self.path)), self.headers.get("Range")
+        if not wanted or not path.is_file():
+            super().do_GET()
+            return
+        start, _, end = wanted.removeprefix("bytes=").partition("-")
+        data = path.read_bytes()
+        part = data[int(start) : int(end) + 1 if end else None]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{int(start) + len(part) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def served(place) -> Iterator[str]:
+    handler = functools.partial(RangeHandler, directory=str(place))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture
@@ -84,6 +131,154 @@ def test_what_cannot_be_packed(folder, tmp_path):
     pack_folder(str(folder), target, geometry=Geometry("square", 8))
     with pytest.raises(UserError, match="holds a data set already"):
         pack_folder(str(folder), target, geometry=Geometry("square", 8))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_packs_the_same_with_any_number_of_processes(tmp_path, monkeypatch, shape):
+    """Several shards, row groups cut between them, and an image that does not decode."""
+    monkeypatch.setattr(pack_module, "_SHARD_BYTES", 5_000)
+    found = images()
+    found[13] = found[13]._replace(data=b"junk")
+    url = SHAPES[shape](tmp_path, found)
+    results = []
+    for name, processes in (("one", 1), ("two", 2), ("three", 3)):
+        packed = pack_folder(url, str(tmp_path / name), Geometry("square", 24), processes=processes)
+        results.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
+    assert results[0] == results[1] == results[2]
+    assert len(packed.manifest.shards) > 2
+    assert packed.manifest.rows == len(found) - 1
+    assert [reason for _, reason in packed.rejects] == ["no image format is recognised"]
+    _, rows = files_of(tmp_path / "one")
+    assert np.bincount([row.label for row in rows]).tolist() == [19, 20, 20]
+    labels = [row.label for row in rows]
+    assert sum(a == b for a, b in pairwise(labels)) < 40, "rows are mixed: sorted by class, 56 neighbours are alike"
+
+
+KILLED = """
+import os, signal, sys
+import distrain.data.pack as module
+from distrain.data.sources import open_source
+
+if __name__ == "__main__":
+    url, target, processes, at = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    module._SHARD_BYTES = 40_000
+    def progress(now):
+        if now.done >= at:
+            os.kill(os.getpid(), signal.SIGKILL)
+    treatment = module.Treatment(module.Geometry("square", 48))
+    module.pack(open_source(url).source, target, treatment, processes=processes, progress=progress)
+"""
+
+
+@pytest.mark.parametrize("shape", ["folder", "hub"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_pack_that_is_killed_goes_on_and_makes_the_same_bytes(tmp_path, plain_environment, shape, processes):
+    """Killed twice; finished shards are not made again, and no process and no half file is left."""
+    url, target = SHAPES[shape](tmp_path, images(100)), tmp_path / "killed"
+    (tmp_path / "killed.py").write_text(KILLED)
+
+    def run(place, at):
+        command = [sys.executable, str(tmp_path / "killed.py"), url, str(place), str(processes), str(at)]
+        return subprocess.run(command, env=plain_environment, check=False).returncode
+
+    assert run(tmp_path / "whole", 10**9) == 0
+    wanted = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
+    kept = {}
+    for at in (120, 220):
+        assert run(target, at) == -signal.SIGKILL
+        shards = {p.name: p.stat().st_mtime_ns for p in target.glob("*.parquet")}
+        noted = {p.stem for p in (target / ".pack").glob("shard-*.json")}
+        assert len(noted) > len(kept)
+        assert not (target / "manifest.json").exists()
+        assert all(shards[name] == time for name, time in kept.items())
+        kept = {name: time for name, time in shards.items() if name.removesuffix(".parquet") in noted}
+    (target / "shard-00009.parquet.abcd.partial").write_bytes(b"half")
+    assert run(target, 10**9) == 0
+    assert {p.name: p.read_bytes() for p in target.iterdir()} == wanted
+    assert all((target / name).stat().st_mtime_ns == time for name, time in kept.items())
+    deadline = time.monotonic() + 30
+    while subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False).returncode == 0:
+        assert time.monotonic() < deadline, "a process of the killed pack is left"
+        time.sleep(0.05)
+
+
+def test_half_a_pack_is_not_taken_for_another(folder, tmp_path, monkeypatch):
+    target = str(tmp_path / "dst")
+    monkeypatch.setattr(pack_module, "_SHARD_BYTES", 2_000)
+
+    class StopError(Exception):
+        pass
+
+    def stop(progress):
+        if progress.done:
+            raise StopError
+
+    with pytest.raises(StopError):
+        pack_folder(str(folder), target, Geometry("square", 24), progress=stop)
+    with pytest.raises(UserError, match="holds the first half of another pack"):
+        pack_folder(str(folder), target, Geometry("square", 16))
+    (folder / "cat" / "new.png").write_bytes((folder / "cat" / "01.png").read_bytes())
+    with pytest.raises(UserError, match="holds the first half of another pack"):
+        pack_folder(str(folder), target, Geometry("square", 24))
+    (folder / "cat" / "new.png").unlink()
+    assert pack_folder(str(folder), target, Geometry("square", 24)).manifest.rows == 24
+    with pytest.raises(UserError, match="holds a data set already"):
+        pack_folder(str(folder), target, Geometry("square", 24))
+
+
+def test_a_pack_that_was_killed_at_its_very_end(folder, tmp_path, monkeypatch):
+    """Between the manifest and the end of its notes."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "remove", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pack_folder(str(folder), str(tmp_path / "dst"), Geometry("square", 24))
+    assert (tmp_path / "dst" / "manifest.json").exists()
+    assert pack_folder(str(folder), str(tmp_path / "dst"), Geometry("square", 24)).manifest.rows == 24
+    assert sorted(p.name for p in (tmp_path / "dst").iterdir()) == ["manifest.json", "shard-00000.parquet"]
+
+
+def test_between_stores_of_other_kinds(folder, tmp_path):
+    here = pack_folder(str(folder), str(tmp_path / "dst"), Geometry("square", 24)).manifest
+    files = fsspec.filesystem("memory")
+    try:
+        for path in folder.rglob("*.*"):
+            files.pipe_file(f"/src/{path.relative_to(folder)}", path.read_bytes())
+        there = pack_folder("memory://src", "memory://dst", Geometry("square", 24), processes=2).manifest
+        assert there.fingerprint == here.fingerprint
+        assert files.cat_file("/dst/shard-00000.parquet") == (tmp_path / "dst" / "shard-00000.parquet").read_bytes()
+    finally:
+        files.store.clear()
+        files.pseudo_dirs[:] = [""]
+
+
+def test_a_source_over_http_can_only_be_read(folder, tmp_path):
+    """A server of plain files with a listing, and an archive whose parts are asked for by ranges."""
+    here = pack_folder(str(folder), str(tmp_path / "dst"), Geometry("square", 24)).manifest
+    with served(tmp_path) as url:
+        there = pack_folder(f"{url}/src", str(tmp_path / "again"), Geometry("square", 24), processes=2).manifest
+        assert there.fingerprint == here.fingerprint
+        tar_of_tars(tmp_path, images(4))
+        source = open_source(f"{url}/ILSVRC2012_img_train.tar").source
+        assert pack(source, str(tmp_path / "tar"), Treatment(Geometry("square", 24))).manifest.rows == 12
+        with pytest.raises(OSError, match="can only be read"):
+            pack_folder(str(folder), f"{url}/new", Geometry("square", 24))
+
+
+def test_the_hubs_own_library_shows_images_and_names(kinds_folder, tmp_path):
+    """`datasets.load_dataset` on our shards: decoded images, named labels."""
+    import datasets
+
+    packed = pack_folder(str(kinds_folder), str(tmp_path / "dst"), Geometry("square", 20))
+    files = str(tmp_path / "dst" / "*.parquet")
+    found = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(found) == packed.manifest.rows == 20
+    assert found.features["label"].names == ["a", "b"]
+    assert isinstance(found.features["image"], datasets.Image)
+    image = found[0]["image"]
+    assert (image.size, image.mode) == ((20, 20), "RGB")
+    assert found.features["label"].int2str(found[0]["label"]) in ("a", "b")
+    rows = {row["path"] for row in found.cast_column("image", datasets.Image(decode=False))["image"]}
+    assert rows == {str(p.relative_to(kinds_folder)) for p in kinds_folder.rglob("*.JPEG")}
 
 
 def test_digits_are_whole_and_apart(digits, tmp_path):
