@@ -46,7 +46,7 @@ class Objects:
         self._options: dict[str, Any] = {"client_options": {**_CLIENT, "allow_http": True}, "retry_config": _RETRY}
         if scheme == "s3" and (provider := _profile()) is not None:
             self._options["credential_provider"] = provider
-        bucket = "/".join(url.split("/")[:3])
+        self._bucket = bucket = "/".join(url.split("/")[:3])
         try:
             self._store = obstore.store.from_url(bucket, **self._options)
         except Exception as error:  # obstore's own kinds, one for each way in which a URL can be wrong
@@ -111,12 +111,13 @@ class Objects:
 
     def _as_os_error(self, error: Exception, path: str) -> OSError:
         if isinstance(error, FileNotFoundError):
-            return FileNotFoundError(path)
+            return FileNotFoundError(f"{self._bucket}/{path}")
         kind = type(error).__name__
         if kind == "AlreadyExistsError":
             return FileExistsError(path)
         if kind in ("PermissionDeniedError", "UnauthenticatedError"):
-            return PermissionError(f"the store refuses it; credentials were looked for in {SCHEMES[self._scheme]}")
+            where = f"{self._bucket}/{path}"
+            return PermissionError(f"the store refuses {where}; credentials were looked for in {SCHEMES[self._scheme]}")
         return OSError(_sentence(error))
 
 
