@@ -60,7 +60,7 @@ class DiskCache:
             self._counts.hits += 1
         return data
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | memoryview) -> None:
         """Keep a range, if there is room for it on the disk."""
         if len(data) > self._limit:
             return

@@ -59,12 +59,12 @@ class Objects:
         kind: Any = FsspecStore  # its overloads want the scheme as a literal
         return kind(self._scheme, **self._options)
 
-    def read(self, path: str, start: int | None, end: int | None) -> bytes:
-        """Bytes start to end of an object, or all of it."""
+    def read(self, path: str, start: int | None, end: int | None) -> memoryview:
+        """Bytes start to end of an object, or all of it, where the client has them."""
         try:
             if start is None or end is None:
-                return bytes(self._obstore.get(self._store, path).bytes())
-            return bytes(self._obstore.get_range(self._store, path, start=start, end=end))
+                return memoryview(self._obstore.get(self._store, path).bytes())
+            return memoryview(self._obstore.get_range(self._store, path, start=start, end=end))
         except Exception as error:
             raise self._as_os_error(error, path) from error
 

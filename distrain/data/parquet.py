@@ -26,7 +26,7 @@ class Piece(NamedTuple):
     """A byte range of a file, read."""
 
     start: int
-    data: bytes
+    data: bytes | memoryview
 
 
 class Columns(NamedTuple):
@@ -104,7 +104,7 @@ def read_group(pieces: Sequence[Piece], size: int, footer: Footer, number: int, 
 
 def binary(column: pa.ChunkedArray) -> tuple[NDArray[np.uint8], list[int]]:
     """Values of a column of bytes, or of its field `bytes`: value i is data[offsets[i]:offsets[i + 1]]."""
-    array = column.combine_chunks()
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies even one
     if pa.types.is_struct(array.type):
         array = array.field("bytes")
     if array.type not in (pa.binary(), pa.string()):

@@ -423,10 +423,12 @@ class Measured:
 
 
 def run_measured(code: str, *arguments: str) -> Measured:
-    # The peak is kept by the kernel; at the start, it is that of the imports.
+    # The kernel keeps the peak of this program's memory; getrusage would tell that of its parent, if that had more.
     program = (
-        "import resource, sys\nimport distrain.data.pack, distrain.data.sources, PIL.PngImagePlugin\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\nbefore = peak()\n"
+        "import re, sys\nfrom pathlib import Path\nimport PIL.PngImagePlugin\n"
+        "import distrain.data.pack, distrain.data.sources\n"
+        "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024\n"
+        "before = peak()\n"
         f"try:\n    {code}\nexcept Exception as error:\n    sys.stderr.write(str(error))\n"
         "print(peak() - before)\n"
     )
