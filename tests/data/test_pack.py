@@ -176,10 +176,12 @@ def test_a_pack_that_is_killed_goes_on_and_makes_the_same_bytes(tmp_path, plain_
     """Killed twice; finished shards are not made again, and no process and no half file is left."""
     url, target = SHAPES[shape](tmp_path, images(100)), tmp_path / "killed"
     (tmp_path / "killed.py").write_text(KILLED)
+    mark = f"MARK_OF_TEST={tmp_path}"
+    environment = {**plain_environment, **dict([mark.split("=")])}
 
     def run(place, at):
         command = [sys.executable, str(tmp_path / "killed.py"), url, str(place), str(processes), str(at)]
-        return subprocess.run(command, env=plain_environment, check=False).returncode
+        return subprocess.run(command, env=environment, check=False).returncode
 
     assert run(tmp_path / "whole", 10**9) == 0
     wanted = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
@@ -197,9 +199,19 @@ def test_a_pack_that_is_killed_goes_on_and_makes_the_same_bytes(tmp_path, plain_
     assert {p.name: p.read_bytes() for p in target.iterdir()} == wanted
     assert all((target / name).stat().st_mtime_ns == time for name, time in kept.items())
     deadline = time.monotonic() + 30
-    while subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False).returncode == 0:
-        assert time.monotonic() < deadline, "a process of the killed pack is left"
+    while left := processes_with(mark):
+        assert time.monotonic() < deadline, f"processes {left} of the killed packs are left"
         time.sleep(0.05)
+
+
+def processes_with(mark):
+    """Ids of processes that have this in their environment, which children inherit."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_half_a_pack_is_not_taken_for_another(folder, tmp_path, monkeypatch):
