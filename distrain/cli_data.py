@@ -68,8 +68,12 @@ def pack(
     treatment = Treatment(Geometry.parse(geometry), encoding.value, quality, pixel_limit)
     opened = open_source(source, labels=labels, names=names, image_column=image_column, label_column=label_column)
     _say_what_was_found(opened.source)
-    with _bar() as bar:
-        packed = make(opened.source, target, treatment, processes=processes or _cores(), progress=bar.at)
+    try:
+        with _bar() as bar:
+            packed = make(opened.source, target, treatment, processes=processes or _cores(), progress=bar.at)
+    except KeyboardInterrupt:
+        typer.echo("stopped; to go on: run the same command")
+        raise SystemExit(130) from None
     manifest = packed.manifest
     typer.echo(f"{manifest.rows:,} images of {len(manifest.classes)} classes in {len(manifest.shards)} shards")
     _end(packed.rejects, max_rejects, f"{Store(target).name}/{REJECTS}")
@@ -267,11 +271,11 @@ class _Bar:
     def at(self, progress: Any) -> None:
         """Move the bar."""
         done, total, size = progress
-        if self._first < 0:
-            self._first = done
-            self._bar.start()
+        started, self._first = self._first >= 0, done if self._first < 0 else self._first
         rate = (done - self._first) / max(time.monotonic() - self._began, 1e-9)
         self._bar.update(self._task, total=total, completed=done, numbers=f"{rate:,.0f}/s  {size / 1e6:,.0f} MB")
+        if not started:
+            self._bar.start()
 
     def stop(self) -> None:
         """Take the bar away."""

@@ -4,10 +4,12 @@ import os
 import pty
 import re
 import shutil
+import signal
 import sys
 
 import numpy as np
 import pytest
+import shapes
 from PIL import Image
 
 from distrain import __version__
@@ -144,11 +146,10 @@ def test_pack(distrain, tmp_path):
     assert "1 left out in all" in out
 
 
-def test_a_terminal_shows_a_bar(recipe, command, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "xterm")
+def on_a_terminal(command, *arguments, interrupt=None):
+    """What a command shows on a terminal, and its exit code; Ctrl-C is typed when `interrupt` is shown."""
     primary, secondary = pty.openpty()
-    child = command("train", recipe, "log.every=5", stdout=secondary, stderr=secondary, stdin=secondary)
+    child = command(*arguments, stdout=secondary, stderr=secondary, stdin=secondary, start_new_session=True)
     os.close(secondary)
     shown = b""
     while True:
@@ -159,12 +160,64 @@ def test_a_terminal_shows_a_bar(recipe, command, monkeypatch):
         if not part:
             break
         shown += part
+        if interrupt is not None and interrupt.encode() in shown:
+            os.killpg(child.pid, signal.SIGINT)  # a terminal sends it to all of its processes
+            interrupt = None
     os.close(primary)
-    assert child.wait(timeout=60) == 0
-    text = shown.decode()
+    return child.wait(timeout=60), shown.decode()
+
+
+@pytest.fixture
+def narrow_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def test_a_terminal_shows_a_bar(recipe, command, narrow_terminal):
+    code, text = on_a_terminal(command, "train", recipe, "log.every=5")
+    assert code == 0
     assert "img/s" in text
     assert "validation loss" in text
     assert "finished 22 steps" in text
+
+
+def test_a_pack_shows_a_bar_and_goes_on_after_ctrl_c(distrain, command, narrow_terminal, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(300):
+        place = tmp_path / "src" / "ab"[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (400, 400, 3), dtype=np.uint8)).save(place / f"{i}.jpg")
+    arguments = ("pack", str(tmp_path / "src"), str(tmp_path / "dst"), "--processes", "2")
+    code, text = on_a_terminal(command, *arguments, interrupt="0/300 images")
+    assert code == 130
+    assert "stopped; to go on: run the same command" in text
+    assert "Traceback" not in text
+    code, text = on_a_terminal(command, *arguments)
+    assert code == 0
+    assert "/300 images" in text
+    assert "MB" in text
+    assert "300 images of 2 classes in 1 shards" in text
+
+
+def test_index_and_stats(distrain, tmp_path):
+    found = shapes.images(10)
+    url = shapes.hub(tmp_path, found)
+    code, out, err = distrain("index", url, "--to", str(tmp_path / "index"))
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == f"Parquet: 30 images of 3 classes in {url}"
+    assert out.splitlines()[-2:] == ["30 images of 3 classes in 3 files", f"train with data.train={tmp_path / 'index'}"]
+    code, stored, err = distrain("stats", str(tmp_path / "index"))
+    assert (code, err) == (0, "")
+    code, out, err = distrain("stats", url)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-8:] == stored.splitlines()
+    assert "eigenvalue" in stored
+    code, out, err = distrain("inspect", str(tmp_path / "index"))
+    assert (code, err) == (0, "")
+    assert f"shards       {url}" in out
+    code, out, err = distrain("verify", str(tmp_path / "index"))
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "30 images in 3 shards, 0 things wrong"
 
 
 def test_verify_and_inspect(distrain, digits, tmp_path):

@@ -6,6 +6,7 @@ what it decodes, so that a store that is far away does not leave it idle.
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -86,6 +87,7 @@ _here: list[Reader] = []
 
 def _start(reader: Reader) -> None:
     _here.append(reader)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent
     parent = multiprocessing.parent_process()
     assert parent is not None
     # The pool's own processes wait for ever where their parent is killed.

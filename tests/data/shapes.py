@@ -76,6 +76,7 @@ def hub(place: Path, found: Sequence[Image], column: str = "image") -> str:
     """By datasets' own writer."""
     import datasets
 
+    datasets.disable_progress_bars()
     names = datasets.ClassLabel(names=list(CLASSES))
     features = datasets.Features({"id": datasets.Value("int64"), column: datasets.Image(), "label": names})
     rows = [{"id": i, column: {"bytes": im.data, "path": im.name}, "label": im.label} for i, im in enumerate(found)]
