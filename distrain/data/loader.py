@@ -139,7 +139,9 @@ class Loader:
         """How often the decoder was replaced, after it refused a batch."""
         self._decoder = self._open_decoder()
         slots = config.data.read_ahead + 2
-        recorded = config.data.backend == "dali" and not manifest.proved and not self._graph.raw
+        # What others wrote was proved by PIL, and may all the same be what kills DALI.
+        trusted = self._graph.raw or (manifest.proved and manifest.layout == "distrain")
+        recorded = config.data.backend == "dali" and not trusted
         self._recorder = Recorder(config, dataset, slots=slots, batch=batch) if recorded else None
         self._thread = threading.Thread(target=self._produce, name="distrain-loader", daemon=True)
         self._thread.start()
@@ -226,7 +228,7 @@ class Loader:
         named = [f"{ids[place]} ({self._dataset.describe(ids[place])}): {reason}" for place, reason in reasons.items()]
         if self._dataset.manifest.proved:
             raise AttemptError(
-                f"files that decoded when they were packed are refused now, pack them again: {'; '.join(named)}"
+                f"files that decoded when they were packed (or indexed) are refused now, do it again: {'; '.join(named)}"
             )
         if not reasons or not all(pending.weights[place] for place in reasons):  # or it refuses its own placeholder
             raise AttemptError(

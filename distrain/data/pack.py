@@ -146,6 +146,8 @@ def pack(
     if treatment.encoding == "raw" and treatment.geometry.kind != "square":
         raise UserError("raw pixels need one size for all images: pack them with --geometry square:N")
     store, shards = Store(target), _cut(source.blocks, treatment)
+    if source.kind == "image folder" and store.path("") == source.store.path(""):
+        raise UserError(f"{store.name} holds the images: choose another place for the shards")
     notes = _begin(store, _plan(source, treatment), len(shards))
     total = sum(block.rows for block in source.blocks)
     at = Progress(sum(p.end - p.first for k in notes for p in shards[k]), total, 0)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from distrain.data.archive import first_member, open_labelled, open_tar_of_tars, open_webdataset
+from distrain.data.archive import IMAGES, first_member, open_labelled, open_tar_of_tars, open_webdataset
 from distrain.data.hub import open_parquet
 from distrain.data.parquet import Columns
 from distrain.data.source import FILE_LIMIT, PATIENCE, Block, FileReader, Refused, Source
@@ -15,6 +15,7 @@ from distrain.data.store import Entry, Store
 from distrain.errors import UserError
 
 _AT_ONCE = 16
+_IMAGES = IMAGES | {"gif", "bmp", "tif", "tiff", "ppm"}
 _DEVKIT_LIMIT = 64 << 20
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _META = "meta.mat"
@@ -119,8 +120,8 @@ def _open_folder(store: Store) -> Source:
     for entry in store.entries():
         if entry.folder and not entry.name.startswith("."):
             classes.append(entry.name)
-        elif not entry.name.startswith("."):
-            refused.append(Refused(entry.name, "a file beside the folders of classes"))
+        elif entry.name.rpartition(".")[2].lower() in _IMAGES:  # others are notes, lists and licences
+            refused.append(Refused(entry.name, "an image beside the folders of classes"))
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for label, (name, entries) in enumerate(zip(classes, pool.map(store.entries, classes), strict=True)):
             for entry in entries:

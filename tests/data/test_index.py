@@ -116,6 +116,7 @@ def test_what_does_not_decode_keeps_its_place_and_has_no_weight(narrow, tmp_path
     config = narrow(augment={"crop": 64, "short_side": 72})
     requests = evaluation_requests(len(files), 8, 0, 1)
     with Loader(config, dataset, dataset.manifest.statistics, requests, batch=8, device=CPU, augmented=False) as loader:
+        assert loader._recorder is not None, "what kills DALI is found: PIL's verdict is not DALI's"
         batches = list(loader)
     weights = torch.cat([batch.weights for batch in batches])
     assert np.flatnonzero(weights.numpy() == 0).tolist() == [3, 7]

@@ -128,6 +128,8 @@ def test_what_cannot_be_packed(folder, tmp_path):
     (tmp_path / "one" / "dog").mkdir()
     with pytest.raises(UserError, match="none of the 1 images could be decoded"):
         pack_folder(str(tmp_path / "one"), target)
+    with pytest.raises(UserError, match="holds the images: choose another place"):
+        pack_folder(str(folder), str(folder))
     pack_folder(str(folder), target, geometry=Geometry("square", 8))
     with pytest.raises(UserError, match="holds a data set already"):
         pack_folder(str(folder), target, geometry=Geometry("square", 8))

@@ -71,13 +71,14 @@ def test_a_folder_names_what_it_leaves_out(tmp_path, monkeypatch):
     place = Path(folder(tmp_path, found))
     (place / CLASSES[0] / "deep").mkdir()
     (place / "readme.txt").write_text("x")
+    (place / "stray.JPG").write_bytes(b"x")
     (place / ".hidden").write_text("x")
     (place / CLASSES[1] / "huge.png").write_bytes(b"x" * 9000)
     monkeypatch.setattr("distrain.data.sources.FILE_LIMIT", 8000)
     source = open_source(str(place)).source
     assert samples(source) == sorted((image.label, image.data) for image in found)
     assert source.refused == [
-        Refused("readme.txt", "a file beside the folders of classes"),
+        Refused("stray.JPG", "an image beside the folders of classes"),
         Refused(f"{CLASSES[0]}/deep", "a folder where an image should be"),
         Refused(f"{CLASSES[1]}/huge.png", "9000 bytes are over the limit of 8000"),
     ]
