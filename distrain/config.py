@@ -12,42 +12,24 @@ from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ByteSize,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ByteSize, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from distrain.errors import UserError
-
-
-def result(default: Any = ..., **limits: Any) -> Any:
-    """A field that decides the weights."""
-    return Field(default, json_schema_extra={"decides": "result"}, **limits)
-
-
-def operation(default: Any = ..., **limits: Any) -> Any:
-    """A field that does not decide the weights."""
-    return Field(default, json_schema_extra={"decides": "operation"}, **limits)
-
-
-class Section(BaseModel):
-    """A part of the tree: frozen, strict about types, no unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        validate_default=True,
-        use_attribute_docstrings=True,
-    )
+from distrain.sections import (
+    LOSSES,
+    OPTIMIZERS,
+    SCHEDULES,
+    SGD,
+    CrossEntropy,
+    Loss,
+    Model,
+    Optimizer,
+    Schedule,
+    Section,
+    operation,
+    result,
+)
 
 
 def _without_secret(url: str | None) -> str | None:
@@ -121,75 +103,7 @@ class Augment(Section):
     """Standard deviation of the PCA colour shift, in standard deviations along each principal axis. [result]"""
 
 
-class Model(Section):
-    """The network."""
-
-    name: Literal["alexnet", "alexnet2012"] = result("alexnet")
-    """alexnet: torchvision's single tower (Krizhevsky 2014); alexnet2012: two towers with LRN. [result]"""
-    width: float = result(1.0, gt=0)
-    """Factor on all channel and hidden unit counts, each rounded to a multiple of 8. [result]"""
-    dropout: float = result(0.5, ge=0, lt=1)
-    """Probability that a unit of the two hidden fully connected layers is dropped. [result]"""
-
-
-class Loss(Section):
-    """What is minimised."""
-
-    name: Literal["cross_entropy"] = result("cross_entropy")
-    """Mean over the valid samples of the global batch. [result]"""
-
-
-class SGD(Section):
-    """Momentum SGD as torch writes it: v <- momentum v + g + weight_decay w; w <- w - lr v."""
-
-    name: Literal["sgd"] = result()
-    """sgd. [result]"""
-    momentum: float = result(0.9, ge=0, lt=1)
-    """Share of the velocity that each step keeps. [result]"""
-    weight_decay: float = result(5e-4, ge=0)
-    """Factor of the weights added to the gradient. [result]"""
-
-
-class Adam(Section):
-    """Adam (Kingma and Ba 2015), bias-corrected, weight decay added to the gradient."""
-
-    name: Literal["adam"] = result()
-    """adam. [result]"""
-    beta1: float = result(0.9, ge=0, lt=1)
-    """Decay of the first moment. [result]"""
-    beta2: float = result(0.999, ge=0, lt=1)
-    """Decay of the second moment. [result]"""
-    eps: float = result(1e-8, gt=0)
-    """Added to the root of the second moment. [result]"""
-    weight_decay: float = result(0.0, ge=0)
-    """Factor of the weights added to the gradient. [result]"""
-
-
-class Constant(Section):
-    """One learning rate for the whole run."""
-
-    name: Literal["constant"] = result()
-    """constant. [result]"""
-    lr: float = result(gt=0)
-    """Learning rate per step on the mean gradient of the global batch. [result]"""
-
-
-class Step(Section):
-    """A learning rate that drops by a factor at given epochs."""
-
-    name: Literal["step"] = result()
-    """step. [result]"""
-    lr: float = result(gt=0)
-    """Learning rate before the first drop. [result]"""
-    drop_epochs: tuple[int, ...] = result(strict=False)
-    """Epochs (from 0) at whose start the rate drops. [result]"""
-    factor: float = result(0.1, gt=0, le=1)
-    """What each drop multiplies the rate by. [result]"""
-
-
 Count = Annotated[int, Field(ge=1)]
-Optimizer = Annotated[SGD | Adam, Field(discriminator="name")]
-Schedule = Annotated[Constant | Step, Field(discriminator="name")]
 
 
 class Reduction(Section):
@@ -275,7 +189,7 @@ class Config(Section):
     """Augmentation."""
     model: Model = Model()
     """Network."""
-    loss: Loss = Loss()
+    loss: Loss = CrossEntropy(name="cross_entropy")
     """Loss."""
     optimizer: Optimizer = SGD(name="sgd")
     """Optimizer."""
@@ -470,7 +384,7 @@ def _sentence(error: dict[str, Any]) -> str:
         near = near or [k for k in known if k.split(".")[-1] == path[-1]][:1]
         return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        known = sorted(get_args(member.model_fields["name"].annotation)[0] for member in _UNIONS[key])
+        known = sorted(name for member in _UNIONS[key] for name in get_args(member.model_fields["name"].annotation))
         return f"{key}.name: must be one of {', '.join(known)}, not {error['ctx'].get('tag')!r}"
     if error["type"] == "missing":
         return f"{key} is missing"
@@ -480,7 +394,7 @@ def _sentence(error: dict[str, Any]) -> str:
     return f"{key}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
 
 
-_UNIONS: dict[str, tuple[type[Section], ...]] = {"optimizer": (SGD, Adam), "schedule": (Constant, Step)}
+_UNIONS: dict[str, tuple[type[Section], ...]] = {"loss": LOSSES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
 
 
 def _keys(section: type[BaseModel]) -> list[str]:

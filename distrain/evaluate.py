@@ -10,7 +10,7 @@ from torch import nn
 from distrain.config import Config
 from distrain.data.loader import MicroBatch
 from distrain.lanes import Lanes
-from distrain.losses import LOSSES, correct
+from distrain.losses import correct, loss_of
 from distrain.step import score
 from distrain.world import World
 
@@ -37,11 +37,10 @@ def evaluate(config: Config, world: World, model: nn.Module, batches: Iterable[M
     lock = threading.Lock()
     sums = [0] * 5  # samples, top-1, top-5, loss in fixed point, losses that are not finite
     bad: dict[int, str] = {}
-    loss_of = LOSSES[config.loss.name]
 
     def chunk(batch: MicroBatch) -> None:
         logits = score(config, model, batch.images)
-        losses = loss_of(logits, batch.labels).double()[batch.weights > 0]
+        losses = loss_of(config.loss, logits, batch.labels).double()[batch.weights > 0]
         finite = losses.isfinite()
         numbers = [
             batch.weights.sum().long(),

@@ -15,12 +15,13 @@ from distrain.data.cache import DiskCache
 from distrain.data.digits import pack_digits
 from distrain.data.manifest import MANIFEST, Manifest
 from distrain.data.order import Ids, Order
-from distrain.data.shards import Dataset
+from distrain.data.shards import Dataset, store_of
 from distrain.data.store import Store, may_pass
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.hardware import agree, fingerprint
 from distrain.lanes import Lanes, lanes_for
 from distrain.lease import Lease, attempts, claim, failures
+from distrain.losses import check_loss
 from distrain.model import build
 from distrain.monitor.health import Watchdog
 from distrain.monitor.meters import Meters
@@ -324,7 +325,7 @@ def open_data(config: Config) -> tuple[Dataset, Dataset | None]:
             check_size(config, store, manifest)
             if sets:  # validation reads one group after another
                 memory = min(memory, streamed_bytes(manifest, config.evaluate.batch))
-            folder, limit = config.data.cache, int(config.data.cache_bytes)
+            folder, limit, store = config.data.cache, int(config.data.cache_bytes), store_of(manifest, store)
             cache = DiskCache(folder, limit, store.counts) if folder else None
             sets.append(Dataset(store, manifest, memory=memory, patience=patience, cache=cache))
     train, val = sets[0], sets[1] if len(sets) > 1 else None
@@ -333,6 +334,7 @@ def open_data(config: Config) -> tuple[Dataset, Dataset | None]:
             f"{train.store.name} has {len(train.manifest.classes)} classes and {val.store.name} "
             f"{len(val.manifest.classes)}, or other names: pack both from folders of the same names"
         )
+    check_loss(config.loss, len(train.manifest.classes))
     return train, val
 
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distrain.config import Model
 from distrain.philox import Purpose, derived_seed, words
+from distrain.sections import Model
 
 _step_key: contextvars.ContextVar[tuple[int, int, int] | None] = contextvars.ContextVar("step_key", default=None)
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from distrain.config import Config
 from distrain.data.loader import MicroBatch
-from distrain.losses import LOSSES
+from distrain.losses import loss_of
 from distrain.model import randomness
 
 
@@ -14,7 +14,7 @@ def forward(config: Config, model: nn.Module, step: int, batch: MicroBatch) -> t
     with randomness(config.seed, step, batch.virtual_worker), autocast(config, batch.images.device):
         logits: Tensor = model(batch.images)
     logits = logits.float()
-    return logits, (LOSSES[config.loss.name](logits, batch.labels) * batch.weights).sum()
+    return logits, (loss_of(config.loss, logits, batch.labels) * batch.weights).sum()
 
 
 def score(config: Config, model: nn.Module, images: Tensor) -> Tensor:

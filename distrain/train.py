@@ -121,7 +121,7 @@ def fit(job: Job) -> str:
             totals = job.accumulator.reduce(world)
             job.accumulator.finish(totals, job.lanes)
             may_move = job.meters.add(step, totals)
-            lr = learning_rate(config.schedule, step, order.steps)
+            lr = learning_rate(config.schedule, step, order.steps, config.epochs * order.steps)
             job.optimizer.step(may_move * lr)
 
             done = job.start = step + 1
@@ -348,7 +348,7 @@ def diverged(job: Job, reading: Reading) -> RunError:
         micro_batches.update({int(v): numbers for v, numbers in part.items()})
     evidence = {
         "step": step + 1,
-        "learning_rate": learning_rate(config.schedule, step, job.order.steps),
+        "learning_rate": learning_rate(config.schedule, step, job.order.steps, config.epochs * job.order.steps),
         "virtual_workers": {str(v): micro_batches[v] for v in sorted(micro_batches)},
     }
     where = job.record.evidence(step + 1, evidence) if job.record else "the run directory"

@@ -83,11 +83,14 @@ def test_all_problems_at_once():
 def test_keys_of_the_other_kind_and_unknown_names():
     text = problems({**LEAST, "optimizer": {"name": "adam", "momentum": 0.9}, "loss": {"name": "cross"}})
     assert "optimizer adam does not use optimizer.momentum" in text
-    assert "loss.name" in text
-    assert "'cross_entropy'" in text
-    assert "schedule.name: must be one of constant, step, not 'cosine'" in problems(
-        {**LEAST, "schedule": {"name": "cosine"}}
+    assert "loss.name: must be one of cross_entropy, hinge, huber, l1, l2, smooth_l1, not 'cross'" in text
+    assert "schedule.name: must be one of constant, cosine, geometric, polynomial, step, not 'cosin'" in problems(
+        {**LEAST, "schedule": {"name": "cosin"}}
     )
+    text = problems({**LEAST, "loss": {"name": "hinge", "label_smoothing": 0.1}})
+    assert "loss hinge does not use loss.label_smoothing: remove it" in text
+    text = problems({**LEAST, "loss": {"name": "hinge", "one_vs_rest": True}})
+    assert "one_vs_rest belongs to form = binary" in text
 
 
 def test_what_is_not_a_config(tmp_path):

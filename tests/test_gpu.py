@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from distrain.checkpoint import digest
-from distrain.config import Model
 from distrain.data import dali
 from distrain.data.decode import ppm
 from distrain.data.loader import Loader
 from distrain.losses import cross_entropy
 from distrain.model import build, randomness
+from distrain.sections import Model
 from distrain.train import train
 from distrain.world import World, numerics
 

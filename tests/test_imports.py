@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "distrain"
 
 # A module may import rows above it and, on its own row, modules named before it.
 ROWS = [
-    ["", "errors", "philox", "config", "data.order", "data.augment", "optim.schedule"],
+    ["", "errors", "philox", "sections", "config", "data.order", "data.augment", "optim.schedule"],
     [
         "world",
         "lanes",
@@ -57,7 +57,7 @@ ROWS = [
     ["cli_data", "cli", "__main__"],
 ]
 THIRD_PARTIES = {
-    "pydantic": ["config"],
+    "pydantic": ["sections", "config"],
     "yaml": ["config"],
     "fsspec": ["data.store"],
     "obstore": ["data.objects"],

@@ -2,8 +2,8 @@ import pytest
 import torch
 import torchvision
 
-from distrain.config import Model
 from distrain.model import AveragePool6, Dropout, LocalResponseNorm, build, parameter_count, randomness
+from distrain.sections import Model
 
 
 def test_alexnet_is_torchvisions():

@@ -343,3 +343,8 @@ def test_an_empty_set_and_one_class(narrow, console, tmp_path, damaged_set):
     damaged_set(tmp_path / "one", bad=set(), classes=1)
     with pytest.raises(UserError, match="has one class"):
         run(narrow(data={"train": str(tmp_path / "one")}), console)
+
+
+def test_a_loss_for_two_classes_on_ten_is_refused(narrow, console):
+    with pytest.raises(UserError, match="loss.form = binary is for two classes, and the data set has 10"):
+        train(narrow(loss={"name": "hinge", "form": "binary"}), World(CPU), console)

@@ -228,7 +228,8 @@ class Loader:
         named = [f"{ids[place]} ({self._dataset.describe(ids[place])}): {reason}" for place, reason in reasons.items()]
         if self._dataset.manifest.proved:
             raise AttemptError(
-                f"files that decoded when they were packed (or indexed) are refused now, do it again: {'; '.join(named)}"
+                "files that decoded when they were packed or indexed are refused now, do that again: "
+                + "; ".join(named)
             )
         if not reasons or not all(pending.weights[place] for place in reasons):  # or it refuses its own placeholder
             raise AttemptError(

@@ -91,6 +91,11 @@ def unpacked(
     )
 
 
+def store_of(manifest: Manifest, store: Store) -> Store:
+    """Where the shards of a manifest lie that was found in a store."""
+    return store if manifest.at in (None, store.url) else Store(manifest.at)
+
+
 class Dataset:
     """Reads rows by sample id, keeping at most `memory` bytes of row groups. One thread reads rows at a time."""
 
@@ -106,7 +111,7 @@ class Dataset:
             patience: seconds for which a read that fails is tried again.
             cache: keeps ranges on this machine's disk.
         """
-        self.store, self.manifest = Store(manifest.at) if manifest.at else store, manifest
+        self.store, self.manifest = store_of(manifest, store), manifest
         self._memory, self._patience, self._cache = memory, patience, cache
         self._groups = manifest.groups
         rows = manifest.group_rows

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from distrain.data.decode import BadImageError, cut, decode
 from distrain.data.manifest import Manifest, Shard
 from distrain.data.parquet import DamagedError, parse_footer
-from distrain.data.shards import Dataset, Table, unpacked
+from distrain.data.shards import Dataset, Table, store_of, unpacked
 from distrain.data.source import PATIENCE, Progress
 from distrain.data.store import Store
 from distrain.philox import Purpose, permutation
@@ -42,7 +42,7 @@ def verify(
         progress: called after every shard.
     """
     wrong: list[Wrong] = []
-    store = Store(manifest.at) if manifest.at else store
+    store = store_of(manifest, store)
     with ThreadPoolExecutor(cores()) as pool:
         at = Progress(0, manifest.rows, 0)
         progress(at)

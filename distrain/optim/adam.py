@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from distrain.config import Adam
 from distrain.optim.optimizer import Optimizer
+from distrain.sections import Adam
 
 
 def adam(config: Adam, parameters: Mapping[str, nn.Parameter]) -> Optimizer:

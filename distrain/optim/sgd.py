@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from distrain.config import SGD
 from distrain.optim.optimizer import Optimizer
+from distrain.sections import SGD
 
 
 def sgd(config: SGD, parameters: Mapping[str, nn.Parameter]) -> Optimizer:

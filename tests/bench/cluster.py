@@ -226,9 +226,9 @@ def saving() -> dict[str, object]:
     import torch
 
     from distrain.checkpoint import Checkpoints
-    from distrain.config import Model
     from distrain.lease import claim
     from distrain.model import build
+    from distrain.sections import Model
 
     weights = build(Model(), 1000, seed=0).state_dict()
     moments = {name: torch.randn_like(t) for name, t in weights.items()}

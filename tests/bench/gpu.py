@@ -16,12 +16,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from photos import encoded, picture
 
 from distrain import bench
-from distrain.config import Model
 from distrain.data import dali
 from distrain.data.pack import Geometry, Treatment, pack
 from distrain.data.sources import open_source
 from distrain.losses import cross_entropy
 from distrain.model import build, randomness
+from distrain.sections import Model
 from distrain.world import environment
 
 SECONDS = 200

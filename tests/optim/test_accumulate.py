@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from distrain.config import Model
 from distrain.lanes import Lanes
 from distrain.losses import correct, cross_entropy
 from distrain.model import build, randomness
 from distrain.optim.accumulate import Accumulator
+from distrain.sections import Model
 from distrain.world import World
 
 CPU = torch.device("cpu")

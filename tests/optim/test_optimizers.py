@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from distrain.config import SGD, Adam
 from distrain.optim.adam import adam
 from distrain.optim.sgd import sgd
+from distrain.sections import SGD, Adam
 
 CASES = {
     "sgd": (lambda p: sgd(SGD(name="sgd", momentum=0.9, weight_decay=5e-4), p),

@@ -1,16 +1,62 @@
+import math
+
 import pytest
 
-from distrain.config import Constant, Step
 from distrain.optim.schedule import learning_rate
+from distrain.sections import Constant, Cosine, Geometric, Polynomial, Step
+
+
+def rates(schedule, steps=100, steps_per_epoch=10):
+    return [learning_rate(schedule, s, steps_per_epoch, steps) for s in range(steps)]
 
 
 def test_constant():
-    assert {learning_rate(Constant(name="constant", lr=0.3), s, 10) for s in range(100)} == {0.3}
+    assert set(rates(Constant(name="constant", lr=0.3))) == {0.3}
 
 
 def test_step_drops_at_the_start_of_its_epochs():
-    schedule = Step(name="step", lr=1.0, drop_epochs=(2, 5), factor=0.1)
-    rates = [learning_rate(schedule, s, 10) for s in range(70)]
-    assert rates[:20] == [1.0] * 20
-    assert rates[20:50] == [0.1] * 30
-    assert rates[50:] == pytest.approx([0.01] * 20)
+    found = rates(Step(name="step", lr=1.0, drop_epochs=(2, 5), factor=0.1), 70)
+    assert found[:20] == [1.0] * 20
+    assert found[20:50] == [0.1] * 30
+    assert found[50:] == pytest.approx([0.01] * 20)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_polynomial(power):
+    found = rates(Polynomial(name="polynomial", lr=2.0, power=power))
+    assert found == pytest.approx([2.0 * (1 - s / 100) ** power for s in range(100)])
+    assert found[-1] > 0
+
+
+def test_cosine():
+    found = rates(Cosine(name="cosine", lr=2.0))
+    assert found == pytest.approx([1 + math.cos(math.pi * s / 100) for s in range(100)])
+
+
+def test_geometric_is_the_diarys_best():
+    """Four equal levels, the last one 1/250 of the first."""
+    found = rates(Geometric(name="geometric", lr=1.0))
+    levels = [found[s] for s in (0, 25, 50, 75)]
+    assert found == [level for level in levels for _ in range(25)]
+    assert levels[-1] == pytest.approx(1 / 250)
+    assert levels[1] / levels[0] == pytest.approx(levels[3] / levels[2])
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Constant(name="constant", lr=1.0, warmup_epochs=2.5),
+        Step(name="step", lr=1.0, drop_epochs=(5,), warmup_epochs=2.5),
+        Polynomial(name="polynomial", lr=1.0, warmup_epochs=2.5),
+        Cosine(name="cosine", lr=1.0, warmup_epochs=2.5),
+        Geometric(name="geometric", lr=1.0, warmup_epochs=2.5),
+    ],
+)
+def test_a_warm_up_in_front_of_any(schedule):
+    found = rates(schedule)
+    assert found[:25] == pytest.approx([(s + 1) / 25 for s in range(25)])
+    assert found[25] == 1.0
+    assert found[25:] == sorted(found[25:], reverse=True)
+    if schedule.name in ("polynomial", "cosine", "geometric"):
+        plain = schedule.model_copy(update={"warmup_epochs": 0.0})
+        assert found[25:] == pytest.approx(rates(plain, 75))

@@ -1,0 +1,178 @@
+"""The sections of a config that are the science: network, loss, optimizer and schedule, each one of several by name."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+
+def result(default: Any = ..., **limits: Any) -> Any:
+    """A field that decides the weights."""
+    return Field(default, json_schema_extra={"decides": "result"}, **limits)
+
+
+def operation(default: Any = ..., **limits: Any) -> Any:
+    """A field that does not decide the weights."""
+    return Field(default, json_schema_extra={"decides": "operation"}, **limits)
+
+
+class Section(BaseModel):
+    """A part of the tree: frozen, strict about types, no unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+
+
+class Model(Section):
+    """The network."""
+
+    name: Literal["alexnet", "alexnet2012"] = result("alexnet")
+    """alexnet: torchvision's single tower (Krizhevsky 2014); alexnet2012: two towers with LRN. [result]"""
+    width: float = result(1.0, gt=0)
+    """Factor on all channel and hidden unit counts, each rounded to a multiple of 8. [result]"""
+    dropout: float = result(0.5, ge=0, lt=1)
+    """Probability that a unit of the two hidden fully connected layers is dropped. [result]"""
+
+
+class CrossEntropy(Section):
+    """-log softmax of the label's logit, averaged over the valid samples of the global batch."""
+
+    name: Literal["cross_entropy"] = result()
+    """cross_entropy. [result]"""
+    label_smoothing: float = result(0.0, ge=0, lt=1)
+    """Share of the target that is spread over all classes alike (Szegedy et al. 2016, section 7). [result]"""
+
+
+class Hinge(Section):
+    """A margin between the label's score and the others'."""
+
+    name: Literal["hinge"] = result()
+    """hinge. [result]"""
+    form: Literal["weston_watkins", "crammer_singer", "binary"] = result("weston_watkins")
+    """weston_watkins: the sum over all other classes (the multi-class SVM of lectures); crammer_singer: the worst other
+    class alone; binary: max(0, margin - y s) with y = 1 or -1. [result]"""
+    margin: float = result(1.0, gt=0)
+    """By how much the label's score must be above. [result]"""
+    one_vs_rest: bool = result(False)
+    """For the binary form with more than two classes: the sum over one binary problem a class. [result]"""
+
+    @field_validator("one_vs_rest")
+    @classmethod
+    def _belongs_to_binary(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("form") != "binary":
+            raise ValueError("one_vs_rest belongs to form = binary: remove it, or set that form")
+        return value
+
+
+class Distance(Section):
+    """A distance between outputs and the one-hot vector of the label, averaged over classes."""
+
+    name: Literal["l1", "l2"] = result()
+    """l1: mean absolute error; l2: mean squared error. [result]"""
+    outputs: Literal["softmax", "logits"] = result("softmax")
+    """What is compared with the one-hot vector. [result]"""
+
+
+class SmoothDistance(Section):
+    """A distance that is quadratic where it is small and linear where it is large, averaged over classes."""
+
+    name: Literal["smooth_l1", "huber"] = result()
+    """smooth_l1: x^2 / (2 threshold) or |x| - threshold / 2 (Girshick 2015); huber: that times the threshold (Huber
+    1964). [result]"""
+    outputs: Literal["softmax", "logits"] = result("softmax")
+    """What is compared with the one-hot vector. [result]"""
+    threshold: float = result(1.0, gt=0)
+    """Where quadratic becomes linear: beta of smooth L1, delta of Huber. [result]"""
+
+
+class SGD(Section):
+    """Momentum SGD as torch writes it: v <- momentum v + g + weight_decay w; w <- w - lr v."""
+
+    name: Literal["sgd"] = result()
+    """sgd. [result]"""
+    momentum: float = result(0.9, ge=0, lt=1)
+    """Share of the velocity that each step keeps. [result]"""
+    weight_decay: float = result(5e-4, ge=0)
+    """Factor of the weights added to the gradient. [result]"""
+
+
+class Adam(Section):
+    """Adam (Kingma and Ba 2015), bias-corrected, weight decay added to the gradient."""
+
+    name: Literal["adam"] = result()
+    """adam. [result]"""
+    beta1: float = result(0.9, ge=0, lt=1)
+    """Decay of the first moment. [result]"""
+    beta2: float = result(0.999, ge=0, lt=1)
+    """Decay of the second moment. [result]"""
+    eps: float = result(1e-8, gt=0)
+    """Added to the root of the second moment. [result]"""
+    weight_decay: float = result(0.0, ge=0)
+    """Factor of the weights added to the gradient. [result]"""
+
+
+class WarmUp(Section):
+    """What all schedules have."""
+
+    lr: float = result(gt=0)
+    """Learning rate after the warm-up, a step on the mean gradient of the global batch. [result]"""
+    warmup_epochs: float = result(0.0, ge=0)
+    """Epochs in which the rate rises linearly to `lr` (Goyal et al. 2017, section 2.2). [result]"""
+
+
+class Constant(WarmUp):
+    """One learning rate for the whole run."""
+
+    name: Literal["constant"] = result()
+    """constant. [result]"""
+
+
+class Step(WarmUp):
+    """A learning rate that drops by a factor at given epochs."""
+
+    name: Literal["step"] = result()
+    """step. [result]"""
+    drop_epochs: tuple[int, ...] = result(strict=False)
+    """Epochs (from 0, the warm-up counted) at whose start the rate drops. [result]"""
+    factor: float = result(0.1, gt=0, le=1)
+    """What each drop multiplies the rate by. [result]"""
+
+
+class Polynomial(WarmUp):
+    """lr (1 - t)^power, with t from 0 to 1 over the steps after the warm-up."""
+
+    name: Literal["polynomial"] = result()
+    """polynomial. [result]"""
+    power: float = result(1.0, gt=0)
+    """1: linear; 2: as LARS's authors trained (You et al. 2017). [result]"""
+
+
+class Cosine(WarmUp):
+    """Half a cosine from lr to 0 over the steps after the warm-up (Loshchilov and Hutter 2017)."""
+
+    name: Literal["cosine"] = result()
+    """cosine. [result]"""
+
+
+class Geometric(WarmUp):
+    """Equal drops after equal times, over the steps after the warm-up (the best of Krizhevsky's own diary)."""
+
+    name: Literal["geometric"] = result()
+    """geometric. [result]"""
+    drops: int = result(3, ge=1)
+    """How often the rate drops: the run has one level more. [result]"""
+    total: float = result(250.0, gt=1)
+    """lr over the last level's rate. [result]"""
+
+
+LOSSES = (CrossEntropy, Hinge, Distance, SmoothDistance)
+OPTIMIZERS = (SGD, Adam)
+SCHEDULES = (Constant, Step, Polynomial, Cosine, Geometric)
+Loss = Annotated[CrossEntropy | Hinge | Distance | SmoothDistance, Field(discriminator="name")]
+Optimizer = Annotated[SGD | Adam, Field(discriminator="name")]
+Schedule = Annotated[Constant | Step | Polynomial | Cosine | Geometric, Field(discriminator="name")]
