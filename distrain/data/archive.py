@@ -28,6 +28,8 @@ _NEAR, _FAR = 4 << 10, 8 << 20
 _HEADER_LIMIT = 1 << 20
 _LABEL_LIMIT = 1 << 16
 _AT_ONCE = 16
+# What tarfile raises on damaged or hostile headers.
+_BROKEN = (tarfile.TarError, ValueError, OverflowError, RecursionError)
 
 
 class Member(NamedTuple):
@@ -78,15 +80,19 @@ def members(store: Store, path: str, start: int = 0, end: int | None = None) -> 
     where, file = f"{store.name}/{path}", _Range(store, path, start, end)
     try:
         tar = tarfile.open(fileobj=file, mode="r:", errorlevel=2)  # type: ignore[call-overload] # noqa: SIM115
-    except tarfile.TarError as error:
+    except _BROKEN as error:
         file.seek(0)
         first = file.read(6)
         packed = next((name for magic, name in _COMPRESSED.items() if first.startswith(magic)), None)
         how = f"is compressed ({packed}): unpack it to a plain tar, so that it can be read in any order"
         raise UserError(f"{where} {how if packed else f'is no tar archive ({error})'}") from None
     try:
-        while (info := tar.next()) is not None:
+        at = -1
+        while (info := _next(tar)) is not None:
             tar.members.clear()  # or a million of them would be kept
+            if info.size < 0 or tar.offset <= at:
+                raise tarfile.ReadError(f"{info.name} has {info.size} bytes")
+            at = tar.offset
             found = _judged(info, start)
             if isinstance(found, Member) and found.start + found.size > end:
                 raise tarfile.ReadError(f"it ends inside {found.name}")
@@ -96,8 +102,12 @@ def members(store: Store, path: str, start: int = 0, end: int | None = None) -> 
             if found is not None:
                 yield found
         file.seek(tar.offset)
-        if any(file.read(_BLOCK)):  # tarfile takes a damaged header for the end
+        mark = file.read(_BLOCK)
+        if len(mark) < _BLOCK or any(mark):  # tarfile takes a damaged header, or none, for the end
             raise tarfile.ReadError(f"no header at byte {tar.offset}")
+        while more := file.read(_HEADER_LIMIT):
+            if more.strip(b"\0"):
+                raise tarfile.ReadError(f"it goes on behind its end at byte {tar.offset}")
     except tarfile.TarError as error:
         raise UserError(f"{where} is cut or damaged ({error}): fetch it again") from None
 
@@ -105,6 +115,14 @@ def members(store: Store, path: str, start: int = 0, end: int | None = None) -> 
 def _ending(name: str) -> str:
     """What stands behind the first dot of a file's name, in lower case."""
     return name.rpartition("/")[2].partition(".")[2].lower()
+
+
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The next member. Raises TarError, whatever tarfile says of what it cannot read."""
+    try:
+        return tar.next()
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise tarfile.ReadError(f"{type(error).__name__}: {error}") from None
 
 
 def _judged(info: tarfile.TarInfo, start: int) -> Member | Refused | None:
@@ -125,6 +143,8 @@ def _judged(info: tarfile.TarInfo, start: int) -> Member | Refused | None:
 
 def _as_block(path: str, member: Member, label: int) -> Block | Refused:
     name = f"{path}/{member.name}"
+    if not member.size:
+        return Refused(name, "no bytes")
     if member.size > FILE_LIMIT:
         return Refused(name, f"{member.size} bytes are over the limit of {FILE_LIMIT}")
     return Block(path, name, label, member.start, member.size)
@@ -202,8 +222,15 @@ def open_labelled(store: Store, path: str, labels: Sequence[str], classes: Seque
             raise UserError(f"the list has {len(pairs)} labels for {len(files)} files in {store.name}/{path}")
         by_name = {file.name: pair[0] for file, pair in zip(files, pairs, strict=True)}
     else:
-        known = {PurePosixPath(pair[0]).stem: pair[1] for pair in pairs if len(pair) > 1}
-        by_name = {file.name: known[stem] for file in files if (stem := PurePosixPath(file.name).stem) in known}
+        known = {pair[0]: pair[1] for pair in pairs if len(pair) > 1}
+        stems: dict[str, set[str]] = {}
+        for name, label in known.items():
+            stems.setdefault(PurePosixPath(name).stem, set()).add(label)
+        by_name = {}
+        for file in files:
+            label_of = {known[file.name]} if file.name in known else stems.get(PurePosixPath(file.name).stem, set())
+            if len(label_of) == 1:
+                by_name[file.name] = next(iter(label_of))
     classes = sorted(set(by_name.values())) if classes is None else classes
     number = {name: i for i, name in enumerate(classes)}
     blocks = [
@@ -240,25 +267,29 @@ def open_webdataset(store: Store, files: Sequence[Entry]) -> Source:
 
 
 def _samples(store: Store, path: str) -> Iterator[Block | Refused]:
-    key, parts = "", dict[str, Member]()
+    key, parts, odd = "", dict[str, Member](), list[Member]()
     for member in members(store, path):
         if isinstance(member, Refused):
             yield Refused(f"{path}/{member.name}", member.reason)
             continue
         ending = _ending(member.name)
         if (here := member.name[: len(member.name) - len(ending)]) != key:
-            yield from _sample(path, key, parts)
-            key, parts = here, {}
+            yield from _sample(path, key, parts, odd)
+            key, parts, odd = here, {}, []
         if ending in parts:
             yield Refused(f"{path}/{member.name}", "a second file of one sample and kind")
         elif ending in IMAGES | LABELS:
             parts[ending] = member
-    yield from _sample(path, key, parts)
+        elif ending.rpartition(".")[2] in IMAGES:
+            odd.append(member)
+    yield from _sample(path, key, parts, odd)
 
 
-def _sample(path: str, key: str, parts: dict[str, Member]) -> Iterator[Block | Refused]:
+def _sample(path: str, key: str, parts: dict[str, Member], odd: Sequence[Member]) -> Iterator[Block | Refused]:
     """At most one block, of the parts of a sample by their endings."""
     images = [parts[kind] for kind in parts if kind in IMAGES]
+    if not images:  # such as photo.v2.jpg: WebDataset's key ends at the first dot
+        yield from (Refused(f"{path}/{member.name}", "more than one dot in its name") for member in odd)
     name = f"{path}/{images[0].name if images else key}"
     if not parts:
         return
@@ -277,8 +308,11 @@ def _label(parts: dict[str, Member]) -> int | Refused:
             if kind == "cls":
                 return _natural(int(parts[kind].text))
             tree = json.loads(parts[kind].text)
-            return _natural(next(int(tree[name]) for name in _JSON_KEYS if name in tree))
-        except (ValueError, TypeError, StopIteration, AttributeError):
+            label = next(tree[name] for name in _JSON_KEYS if name in tree)
+            if int(label) != float(label):
+                raise ValueError(label)
+            return _natural(int(label))
+        except (ValueError, TypeError, OverflowError, RecursionError, StopIteration, AttributeError):
             return Refused("", f"its .{kind} holds no label")
     return Refused("", "no label")
 

@@ -24,6 +24,7 @@ _TABLES = {0xC4, 0xDB}  # Huffman codes and quantisation: without them a decoder
 # fails on reserved markers, and after a failure of that kind the process may die.
 _BEFORE_SCAN = {*_SOF, *_TABLES, 0xDD, *range(0xE0, 0xF0), 0xFE}
 _TAIL = 64
+_JPEG_SIDE = 65_500  # libjpeg's own limit
 # What people keep photographs in. PIL knows more, and one of them starts a PostScript interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 Image.MAX_IMAGE_PIXELS = None  # the limit here is the caller's
@@ -167,9 +168,15 @@ def is_plain(data: bytes) -> bool:
         return image.mode in ("L", "RGB") and orientation == 1
 
 
-def shorten(image: Image.Image, short_side: int) -> Image.Image:
-    """Resize so that the short side is `short_side` pixels (antialiased)."""
+def shorten(image: Image.Image, short_side: int, pixel_limit: int) -> Image.Image:
+    """Resize so that the short side is `short_side` pixels (antialiased).
+
+    Raises:
+        BadImageError: that would be more than `pixel_limit` pixels.
+    """
     size = _shortened(image, short_side)
+    if size[0] * size[1] > pixel_limit:
+        raise BadImageError(f"resized to {size[0]} x {size[1]} pixels it is over the limit of {pixel_limit}")
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
@@ -213,7 +220,13 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def encode(pixels: NDArray[np.uint8], quality: int) -> bytes:
-    """Encode RGB of shape (height, width, 3) as baseline JPEG."""
+    """Encode RGB of shape (height, width, 3) as baseline JPEG.
+
+    Raises:
+        BadImageError: a side is longer than JPEG can say.
+    """
+    if max(pixels.shape[:2]) > _JPEG_SIDE:
+        raise BadImageError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels: a side of a JPEG has at most {_JPEG_SIDE}")
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)
     return file.getvalue()

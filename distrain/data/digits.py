@@ -5,7 +5,7 @@ import numpy as np
 from distrain.data.decode import png
 from distrain.data.manifest import MANIFEST
 from distrain.data.pack import Geometry, Treatment, pack
-from distrain.data.source import Block, Refused, Sample, Source
+from distrain.data.source import Block, Rows, Sample, Source
 from distrain.data.store import Store
 from distrain.errors import UserError
 
@@ -21,7 +21,7 @@ class _Scans:
     def __init__(self, files: list[bytes]) -> None:
         self._files = files
 
-    def read(self, block: Block) -> list[Sample | Refused]:
+    def read(self, block: Block) -> Rows:
         """The one row of a block."""
         return [Sample(block.name, block.label, self._files[block.group])]
 
@@ -43,4 +43,5 @@ def pack_digits(train: str, val: str) -> None:
     for url, blocks in parts.items():
         store = Store(url)
         if not store.exists(MANIFEST):
-            pack(Source(store, "digits", tuple(map(str, digits.target_names)), blocks, reader), url, _TREATMENT)
+            classes = tuple(map(str, digits.target_names))
+            pack(Source(Store("memory://digits"), "digits", classes, blocks, reader), url, _TREATMENT)

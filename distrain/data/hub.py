@@ -1,5 +1,7 @@
 """Parquet files in the hub's layout as a source of images: `image: struct<bytes, path>` or bytes, `label: int`."""
 
+import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,17 +15,20 @@ from distrain.data.parquet import (
     binary,
     chunk,
     features,
+    has_dictionary,
     parse_footer,
     read_footer,
     read_group,
     unpacked_bytes,
 )
-from distrain.data.source import FILE_LIMIT, PATIENCE, Block, Refused, Sample, Source
+from distrain.data.source import FILE_LIMIT, PATIENCE, Block, Refused, Rows, Sample, Source
 from distrain.data.store import Entry, Store
 from distrain.errors import UserError
 
 GROUP_LIMIT = 1 << 30
 """Bytes that the images of a row group may unpack to; what claims more is refused before it is read."""
+ROW_LIMIT = 1 << 20
+"""Rows of a row group."""
 _AT_ONCE = 16
 _OPEN = 8
 
@@ -36,19 +41,26 @@ class GroupReader:
         self._how = (url, columns, classes, sizes)
         self._store, self.columns, self._classes, self._sizes = Store(url), columns, classes, sizes
         self._footers: OrderedDict[str, Footer] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["GroupReader"], tuple[str, Columns, int, dict[str, int]]]:
         return GroupReader, self._how
 
     def footer(self, path: str) -> Footer:
         """A file's footer. Raises OSError."""
-        if path not in self._footers:
-            self._footers[path] = parse_footer(read_footer(self._store, path, self._sizes[path], PATIENCE)[1])
-            if len(self._footers) > _OPEN:
-                self._footers.popitem(last=False)
-        return self._footers[path]
+        footer = self._footers.get(path)  # several threads ask
+        if footer is None:
+            try:
+                footer = parse_footer(read_footer(self._store, path, self._sizes[path], PATIENCE)[1])
+            except (DamagedError, UserError) as error:
+                raise OSError(f"{self._store.name}/{path} changed meanwhile: {error}") from None
+            with self._lock:
+                self._footers[path] = footer
+                if len(self._footers) > _OPEN:
+                    self._footers.popitem(last=False)
+        return footer
 
-    def read(self, block: Block) -> list[Sample | Refused]:
+    def read(self, block: Block) -> Rows:
         """The rows of a group. Raises OSError."""
         pieces = [self.piece(block, column) for column in self.columns]
         return self.rows(block, pieces)
@@ -58,13 +70,15 @@ class GroupReader:
         start, end = chunk(self.footer(block.file), block.group, column)
         return Piece(start, self._store.read(block.file, start, end, patience=PATIENCE))
 
-    def rows(self, block: Block, pieces: Sequence[Piece]) -> list[Sample | Refused]:
+    def rows(self, block: Block, pieces: Sequence[Piece]) -> Rows:
         """The rows of a group whose columns were read; a damaged group is refused whole."""
         footer, size = self.footer(block.file), self._sizes[block.file]
         try:
             table = read_group(pieces, size, footer, block.group, self.columns)
         except DamagedError as error:
-            return [Refused(f"{block.name} of {block.rows} rows", str(error))]
+            return Refused(f"{block.name} of {block.rows} rows", str(error))
+        if table.num_rows != block.rows:
+            return Refused(f"{block.name} of {block.rows} rows", f"damaged row group: it has {table.num_rows} rows")
         data, offsets = binary(table.column(self.columns.image.partition(".")[0]))
         labels = table.column(self.columns.label).to_pylist()
         rows: list[Sample | Refused] = []
@@ -93,14 +107,9 @@ def open_parquet(
     """
     sizes = {file.name: store.size(file.name) if file.size is None else file.size for file in files}
 
-    def footer_of(name: str) -> Footer:
-        try:
-            return parse_footer(read_footer(store, name, sizes[name], PATIENCE)[1])
-        except DamagedError as error:
-            raise UserError(f"{store.name}/{name} cannot be read ({error}): fetch it again") from None
-
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        footers = list(pool.map(footer_of, sizes))
+        raw = list(pool.map(lambda name: read_footer(store, name, sizes[name], PATIENCE)[1], sizes))
+    footers = [_parsed(store, name, data) for name, data in zip(sizes, raw, strict=True)]
     told: Features | None = None
     blocks, refused = list[Block](), list[Refused]()
     for name, footer in zip(sizes, footers, strict=True):
@@ -110,31 +119,70 @@ def open_parquet(
             first = next(iter(sizes))
             raise UserError(f"{store.name}: {name} has other columns or class names than {first}: take one kind")
         for g in range(footer.num_row_groups):
-            where, claimed = f"{name} row group {g}", unpacked_bytes(footer, g, told.columns.image)
-            start, end = chunk(footer, g, told.columns.image)
-            rows = footer.row_group(g).num_rows
-            if claimed > GROUP_LIMIT:
-                refused.append(
-                    Refused(where, f"its {rows} images say {claimed} bytes, over the limit of {GROUP_LIMIT}")
-                )
-            elif rows:
-                blocks.append(Block(name, where, -1, start, end - start, rows, g))
+            block = Block(name, f"{name} row group {g}", -1, 0, 0, footer.row_group(g).num_rows, g)
+            reason = _too_much(footer, block, told.columns, sizes[name])
+            if reason is not None:
+                refused.append(Refused(block.name, reason))
+            elif block.rows:
+                start, end = chunk(footer, g, told.columns.image)
+                blocks.append(block._replace(start=start, size=end - start))
     assert told is not None
-    classes = told.classes or _numbered(store, sizes, footers, told.columns.label)
+    classes = told.classes or _numbered(store, sizes, footers, told.columns.label, blocks)
     reader = GroupReader(store.url, told.columns, len(classes), sizes)
-    return Source(store, "Parquet", classes, blocks, reader, refused), told.columns
+    details = [told.columns, [zlib.crc32(data) for data in raw]]
+    return Source(store, "Parquet", classes, blocks, reader, refused, details), told.columns
 
 
-def _numbered(store: Store, sizes: dict[str, int], footers: Sequence[Footer], column: str) -> tuple[str, ...]:
+def _too_much(footer: Footer, block: Block, columns: Columns, size: int) -> str | None:
+    """Why a row group is not read: what its footer says of it is beyond limits, or beyond its file."""
+    if not 0 <= block.rows <= ROW_LIMIT:
+        return f"its {block.rows} rows are over the limit of {ROW_LIMIT}"
+    for column in columns:
+        start, end = chunk(footer, block.group, column)
+        if not 0 <= start <= end <= size:
+            return f"its column {column} lies outside the file"
+        claimed = unpacked_bytes(footer, block.group, column)
+        if not 0 <= claimed <= GROUP_LIMIT:
+            return f"its {block.rows} rows say {claimed} bytes, over the limit of {GROUP_LIMIT}"
+        if (
+            column == columns.image
+            and has_dictionary(footer, block.group, column)
+            and block.rows * claimed > GROUP_LIMIT
+        ):
+            return f"its {block.rows} rows may repeat {claimed} bytes, over the limit of {GROUP_LIMIT}"
+    return None
+
+
+def _parsed(store: Store, name: str, data: bytes) -> Footer:
+    try:
+        return parse_footer(data)
+    except DamagedError as error:
+        raise UserError(f"{store.name}/{name} cannot be read ({error}): fetch it again") from None
+
+
+def _numbered(
+    store: Store, sizes: dict[str, int], footers: Sequence[Footer], column: str, blocks: Sequence[Block]
+) -> tuple[str, ...]:
     """Names for labels that have none: their numbers. The columns of labels are read for it."""
+
+    read: dict[str, set[int]] = {name: set() for name in sizes}
+    for block in blocks:
+        read[block.file].add(block.group)
 
     def largest(file: tuple[str, Footer]) -> int:
         name, footer = file
         most = -1
         for g in range(footer.num_row_groups):
+            if g not in read[name]:
+                continue
             start, end = chunk(footer, g, column)
             piece = Piece(start, store.read(name, start, end, patience=PATIENCE))
-            labels = read_group([piece], sizes[name], footer, g, [column]).column(column)
+            try:
+                labels = read_group([piece], sizes[name], footer, g, [column]).column(column)
+            except DamagedError as error:
+                raise UserError(
+                    f"{store.name}/{name} has labels that cannot be read ({error}): fetch it again"
+                ) from None
             most = max([most, *(label for label in labels.to_pylist() if label is not None)])
         return most
 

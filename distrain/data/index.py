@@ -135,7 +135,7 @@ def colours(
 def _coloured(reader: Reader, blocks: Sequence[Block]) -> _Found:
     moments, rejects = PixelMoments(), list[Refused]()
     for _, rows in rows_of(reader, blocks):
-        for row in rows:
+        for row in [rows] if isinstance(rows, Refused) else rows:
             try:
                 if isinstance(row, Sample):
                     moments.add(decode(row.data, PIXEL_LIMIT))
@@ -209,8 +209,8 @@ def _of_parquet(reader: Reader, task: tuple[list[Block], int]) -> _Found:
     images, labels = (reader.piece(block, column) for column in reader.columns)
     moments, rejects, rows = PixelMoments(), list[Refused](), list[_Row]()
     found = reader.rows(block, [images, labels])
-    if len(found) != block.rows:  # damaged
-        return _Found(None, moments, [one for one in found if isinstance(one, Refused)])
+    if isinstance(found, Refused):
+        return _Found(None, moments, [found])
     for one in found:
         if isinstance(one, Refused):
             rejects.append(one)

@@ -146,8 +146,9 @@ def pack(
     if treatment.encoding == "raw" and treatment.geometry.kind != "square":
         raise UserError("raw pixels need one size for all images: pack them with --geometry square:N")
     store, shards = Store(target), _cut(source.blocks, treatment)
-    if source.kind == "image folder" and store.path("") == source.store.path(""):
-        raise UserError(f"{store.name} holds the images: choose another place for the shards")
+    here, there = _place(store), _place(source.store)
+    if here == there or (source.blocks[0].start is None and here.startswith(f"{there}/")):
+        raise UserError(f"{store.name} is where the images are: choose another place for the shards")
     notes = _begin(store, _plan(source, treatment), len(shards))
     total = sum(block.rows for block in source.blocks)
     at = Progress(sum(p.end - p.first for k in notes for p in shards[k]), total, 0)
@@ -170,6 +171,10 @@ def pack(
         if writing is not None:
             notes[writing[0]] = writing[1].result()
     return _finish(store, source, treatment, [notes[k] for k in range(len(shards))])
+
+
+def _place(store: Store) -> str:
+    return store.local or store.url.rstrip("/")
 
 
 def _cut(blocks: Sequence[Block], treatment: Treatment) -> list[list[_Piece]]:
@@ -206,9 +211,9 @@ def _tasks(shards: Sequence[Sequence[_Piece]], done: Mapping[int, object], treat
 def _prepare(reader: Reader, task: _Task) -> _Made:
     rows, moments = list[_Image | Refused](), PixelMoments()
     read = rows_of(reader, [piece.block for piece in task.pieces])
-    for piece, (block, found) in zip(task.pieces, read, strict=True):
-        if len(found) != block.rows:  # refused whole, and said once
-            rows.extend(one for one in found if isinstance(one, Refused) and piece.first == 0)
+    for piece, (_, found) in zip(task.pieces, read, strict=True):
+        if isinstance(found, Refused):
+            rows.extend([found] if piece.first == 0 else [])  # said once
             continue
         rows.extend(
             row if isinstance(row, Refused) else _prepared(row, task.treatment, moments)
@@ -219,21 +224,23 @@ def _prepare(reader: Reader, task: _Task) -> _Made:
 
 def _prepared(sample: Sample, treatment: Treatment, moments: PixelMoments) -> _Image | Refused:
     """An image as it will be stored; its pixels are added to the moments."""
-    geometry = treatment.geometry
+    geometry, limit = treatment.geometry, treatment.pixel_limit
     try:
-        image = opened(sample.data, treatment.pixel_limit, upright=True)
+        image = opened(sample.data, limit, upright=True)
+        if geometry.kind == "short":
+            image = shorten(image, geometry.side, limit)
+        elif geometry.kind == "square":
+            image = square(image, geometry.side)
+        pixels = np.asarray(image)
+        if treatment.encoding == "raw":
+            data = bytes(ppm(pixels))
+        elif geometry.kind == "keep" and is_plain(sample.data):
+            data = sample.data
+        else:
+            data = encode(pixels, treatment.quality)
     except BadImageError as bad:
         return Refused(sample.name, str(bad))
-    if geometry.kind != "keep":
-        image = (shorten if geometry.kind == "short" else square)(image, geometry.side)
-    pixels = np.asarray(image)
     moments.add(pixels)
-    if treatment.encoding == "raw":
-        data = bytes(ppm(pixels))
-    elif geometry.kind == "keep" and is_plain(sample.data):
-        data = sample.data
-    else:
-        data = encode(pixels, treatment.quality)
     return _Image(data, sample.label, sample.name, (image.height, image.width))
 
 
@@ -245,7 +252,13 @@ def _plan(source: Source, treatment: Treatment) -> bytes:
     digest = hashlib.sha256()
     for block in source.blocks:
         digest.update(json.dumps(block).encode())
-    how = {**asdict(treatment), "classes": source.classes, "blocks": digest.hexdigest(), "software": software()}
+    how = {
+        **asdict(treatment),
+        "details": source.details,
+        "classes": source.classes,
+        "blocks": digest.hexdigest(),
+        "software": software(),
+    }
     return json.dumps(how, indent=1).encode()
 
 
@@ -330,3 +343,5 @@ def write_rejects(store: Store, rejects: Sequence[Refused]) -> None:
     if rejects:
         lines = "".join(json.dumps({"path": name, "reason": reason}) + "\n" for name, reason in rejects)
         store.write(REJECTS, lines.encode(), patience=PATIENCE)
+    elif store.exists(REJECTS):  # of an earlier try
+        store.remove(REJECTS)

@@ -92,6 +92,13 @@ def unpacked_bytes(footer: Footer, group: int, column: str) -> int:
     return sum(c.total_uncompressed_size for c in columns if c.path_in_schema == column)
 
 
+def has_dictionary(footer: Footer, group: int, column: str) -> bool:
+    """Whether values of a column of a row group may be stored once and repeated."""
+    row_group = footer.row_group(group)
+    columns = [row_group.column(i) for i in range(row_group.num_columns)]
+    return any(c.path_in_schema == column and c.dictionary_page_offset is not None for c in columns)
+
+
 def read_group(pieces: Sequence[Piece], size: int, footer: Footer, number: int, columns: Sequence[str]) -> pa.Table:
     """Columns of a row group of a file of `size` bytes, from the pieces that hold them. Raises DamagedError."""
     try:

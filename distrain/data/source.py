@@ -1,7 +1,7 @@
 """What images come from: a list of blocks that can be read in any order, whatever holds them."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from distrain.data.store import Store
 
@@ -44,6 +44,10 @@ class Refused(NamedTuple):
     reason: str
 
 
+Rows: TypeAlias = list[Sample | Refused] | Refused
+"""The rows of a block, or why it is left out as a whole."""
+
+
 class Progress(NamedTuple):
     """How far it is."""
 
@@ -57,7 +61,7 @@ class Progress(NamedTuple):
 class Reader(Protocol):
     """Reads blocks; it can be sent to another process."""
 
-    def read(self, block: Block) -> list[Sample | Refused]:
+    def read(self, block: Block) -> Rows:
         """The rows of a block. Raises OSError."""
         ...
 
@@ -75,6 +79,8 @@ class Source:
     reader: Reader
     refused: list[Refused] = field(default_factory=list)
     """What a look at the listing alone has refused."""
+    details: Any = None
+    """What else the rows depend on, for JSON."""
 
 
 class FileReader:
@@ -86,7 +92,7 @@ class FileReader:
     def __reduce__(self) -> tuple[type["FileReader"], tuple[str]]:
         return FileReader, (self._url,)
 
-    def read(self, block: Block) -> list[Sample | Refused]:
+    def read(self, block: Block) -> Rows:
         """The one row of a block. Raises OSError."""
         if block.start is None:
             data = self._store.read(block.file, patience=PATIENCE)

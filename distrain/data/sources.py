@@ -73,11 +73,12 @@ def _look(url: str) -> tuple[Store, list[Entry]]:
     parent, _, last = url.rstrip("/").rpartition("/")
     if "*" in last or last.endswith((".tar", ".parquet")):
         store = Store(parent or ("/" if url.startswith("/") else "."))
-        files = [entry for entry in store.entries() if fnmatchcase(entry.name, last) and not entry.folder]
+        meant = (lambda name: fnmatchcase(name, last)) if "*" in last else (lambda name: name == last)
+        files = [entry for entry in store.entries() if meant(entry.name) and not entry.folder]
         if not files and "*" not in last and store.exists(last):  # a server that lists nothing
             files = [Entry(last, store.size(last), False)]
         if not files and not store.is_folder(last):
-            raise UserError(f"nothing at {store.name}/{last}: check the path")
+            raise UserError(f"nothing at {Store(url).name}: check the path")
     else:
         store, files = Store(url), []
     if not files:
@@ -87,7 +88,7 @@ def _look(url: str) -> tuple[Store, list[Entry]]:
         entries = [entry for entry in store.entries() if not entry.folder]
         files = [e for e in entries if e.name.endswith(".parquet")] or [e for e in entries if e.name.endswith(".tar")]
     if len({file.name.rpartition(".")[2] for file in files}) > 1:
-        raise UserError(f"{store.name}/{last} means files of several kinds: take one, such as *.tar")
+        raise UserError(f"{Store(url).name} means files of several kinds: take one, such as *.tar")
     splits = {file.name.rpartition("/")[2].partition("-")[0] for file in files} if len(files) > 1 else set()
     if len(splits) > 1 and all("-of-" in file.name for file in files):
         some = sorted(splits)[0]
@@ -126,14 +127,16 @@ def _open_folder(store: Store) -> Source:
         for label, (name, entries) in enumerate(zip(classes, pool.map(store.entries, classes), strict=True)):
             for entry in entries:
                 path = f"{name}/{entry.name}"
+                shown = path.encode("utf-8", "backslashreplace").decode()  # a name need not be text
                 if entry.name.startswith("."):
                     continue
-                if entry.folder:
-                    refused.append(Refused(path, "a folder where an image should be"))
+                if entry.folder or entry.other:
+                    what = "a folder" if entry.folder else "a link to nowhere, or a device,"
+                    refused.append(Refused(shown, f"{what} where an image should be"))
                 elif (entry.size or 0) > FILE_LIMIT:
-                    refused.append(Refused(path, f"{entry.size} bytes are over the limit of {FILE_LIMIT}"))
+                    refused.append(Refused(shown, f"{entry.size} bytes are over the limit of {FILE_LIMIT}"))
                 else:
-                    blocks.append(Block(path, path, label, None, entry.size or 0))
+                    blocks.append(Block(path, shown, label, None, entry.size or 0))
     return Source(store, "image folder", tuple(classes), blocks, FileReader(store.url), refused)
 
 

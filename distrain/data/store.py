@@ -26,6 +26,7 @@ _PIECE = 8 << 20
 # Seconds between two tries.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _T = TypeVar("_T")
+_LASTING = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 class Entry(NamedTuple):
@@ -35,6 +36,8 @@ class Entry(NamedTuple):
     size: int | None
     """Bytes of a file; None: a folder, or not known."""
     folder: bool
+    other: bool = False
+    """A link that leads nowhere, a pipe, a device: nothing to read."""
 
 
 @dataclass
@@ -119,14 +122,12 @@ class Store:
         return data
 
     def _read(self, path: str, start: int | None, end: int | None) -> bytes | memoryview:
+        if start is not None and start == end:
+            return b""  # a range that nobody can ask for
         if self._objects is not None:
             return self._objects.read(self._key(path), start, end)
-        try:
+        with self._plainly(path):
             return bytes(self._files.cat_file(self.path(path), start=start, end=end))
-        except OSError:
-            raise
-        except Exception as error:  # clients have errors of their own for a broken connection
-            raise OSError(f"{type(error).__name__}: {error}") from error
 
     def _patiently(self, act: Callable[[], _T], patience: float) -> _T:
         end, pause = time.monotonic() + patience, _FIRST_PAUSE
@@ -141,6 +142,27 @@ class Store:
             # Jitter keeps the ranks from asking a store that is in trouble all at once.
             time.sleep(pause * self._jitter.uniform(0.5, 1.5))
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    @contextmanager
+    def _plainly(self, path: str) -> Iterator[None]:
+        """Every error of a client as an OSError, of its kind, and without the URL's secrets."""
+        try:
+            yield
+        except OSError as error:
+            if self.local is not None:
+                raise
+            if isinstance(error, _LASTING):
+                raise type(error)(f"{self.name}/{path}") from None
+            raise OSError(self._without_secrets(str(error))) from None
+        except Exception as error:  # clients have errors of their own for a broken connection
+            raise OSError(self._without_secrets(f"{type(error).__name__}: {error}")) from None
+
+    def _without_secrets(self, text: str) -> str:
+        for part in self.url.split("::"):
+            pieces = urlsplit(part)
+            for secret in (pieces.netloc.rpartition("@")[0], pieces.query):
+                text = text.replace(secret, "***") if secret else text
+        return text
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -184,12 +206,8 @@ class Store:
     def _pipe(self, target: str, data: bytes) -> None:
         if urlsplit(self.url).scheme in ("http", "https", "zip"):
             raise OSError(errno.EROFS, f"{self.name} can only be read")
-        try:
+        with self._plainly(""):
             self._files.pipe_file(target, data)
-        except OSError:
-            raise
-        except Exception as error:  # as in `_read`
-            raise OSError(f"{type(error).__name__}: {error}") from error
 
     def create(self, path: str, data: bytes) -> None:
         """Write a file that is not there yet: of several writers one succeeds (in a bucket, by a conditional put).
@@ -219,17 +237,14 @@ class Store:
         return None if tag is None else str(tag)
 
     def _info(self, path: str) -> dict[str, Any]:
-        try:
+        with self._plainly(path):
             return dict(self._files.info(self.path(path)))
-        except OSError:
-            raise
-        except Exception as error:  # as in `_read`
-            raise OSError(f"{type(error).__name__}: {error}") from error
 
     def exists(self, path: str = "") -> bool:
         """Whether a file or folder is there. Raises OSError where that cannot be known."""
         if self._objects is None:
-            return bool(self._files.exists(self.path(path)))
+            with self._plainly(path):
+                return bool(self._files.exists(self.path(path)))
         try:
             self.size(path)
         except FileNotFoundError:
@@ -240,7 +255,8 @@ class Store:
         """Whether there is a folder of that name."""
         if self._objects is not None:
             return bool(self._objects.list(self._key(path)))
-        return bool(self._files.isdir(self.path(path)))
+        with self._plainly(path):
+            return bool(self._files.isdir(self.path(path)))
 
     def entries(self, path: str = "") -> list[Entry]:
         """What is in a folder, sorted by name; nothing where the folder is not there. Raises OSError."""
@@ -248,12 +264,18 @@ class Store:
             found = [Entry(*entry) for entry in self._objects.list(self._key(path))]
         else:
             try:
-                listed = self._files.ls(self.path(path), detail=True, refresh=True)
+                with self._plainly(path):
+                    listed = self._files.ls(self.path(path), detail=True, refresh=True)
             except FileNotFoundError:
                 return []
             found = []
             for entry in listed:
                 folder = entry["type"] == "directory"
+                if self.local is not None and entry["type"] not in ("file", "directory"):  # a link is what it leads to
+                    folder = os.path.isdir(entry["name"])
+                    if not folder and not os.path.isfile(entry["name"]):
+                        found.append(Entry(PurePosixPath(entry["name"]).name, None, False, other=True))
+                        continue
                 found.append(Entry(PurePosixPath(entry["name"]).name, None if folder else entry.get("size"), folder))
         return sorted((entry for entry in found if entry.name), key=lambda entry: entry.name)
 
@@ -262,7 +284,8 @@ class Store:
         if self._objects is not None:
             return [entry.name for entry in self.entries(path)]
         try:  # names alone: with details, a file that goes meanwhile would fail it
-            entries = self._files.ls(self.path(path), detail=False, refresh=True)
+            with self._plainly(path):
+                entries = self._files.ls(self.path(path), detail=False, refresh=True)
         except FileNotFoundError:
             return []
         return sorted(PurePosixPath(entry).name for entry in entries)
@@ -272,7 +295,8 @@ class Store:
         if self._objects is not None:
             self._objects.remove(self._key(path))
         else:
-            self._files.rm(self.path(path), recursive=True)
+            with self._plainly(path):
+                self._files.rm(self.path(path), recursive=True)
 
     def path(self, path: str) -> str:
         """The whole path of a file, as the file system knows it."""
@@ -288,8 +312,7 @@ class Store:
 
 def may_pass(error: OSError) -> bool:
     """Whether a failure may be over after a while: a full disk, a store that does not answer; not what is forbidden."""
-    lasting = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
-    return not isinstance(error, lasting) and error.errno != errno.EROFS
+    return not isinstance(error, _LASTING) and error.errno != errno.EROFS
 
 
 def _write_new(path: str, *parts: bytes | memoryview) -> None:

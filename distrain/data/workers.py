@@ -17,7 +17,7 @@ from multiprocessing.connection import wait
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from distrain.data.source import Block, Reader, Refused, Sample
+from distrain.data.source import Block, Reader, Rows
 from distrain.errors import RunError
 
 _BLAS_THREADS = "OPENBLAS_NUM_THREADS"
@@ -27,8 +27,6 @@ _TASK_ROWS, _TASK_BYTES = 32, 16 << 20
 _TASKS_AHEAD = 2
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-
-Rows = Iterator[tuple[Block, list[Sample | Refused]]]
 
 
 @contextmanager
@@ -113,10 +111,10 @@ def batches(items: Iterable[_T], weigh: Callable[[_T], tuple[int, int]]) -> Iter
         yield part
 
 
-def rows_of(reader: Reader, blocks: Sequence[Block]) -> Rows:
+def rows_of(reader: Reader, blocks: Sequence[Block]) -> Iterator[tuple[Block, Rows]]:
     """The rows of blocks, read ahead."""
     with ThreadPoolExecutor(_READS_AHEAD) as pool:
-        coming: deque[Future[list[Sample | Refused]]] = deque()
+        coming: deque[Future[Rows]] = deque()
         for i, block in enumerate(blocks):
             while len(coming) < _READS_AHEAD and i + len(coming) < len(blocks):
                 coming.append(pool.submit(reader.read, blocks[i + len(coming)]))

@@ -104,7 +104,7 @@ def test_square_is_the_centre_of_the_resized():
     assert np.asarray(square(image, 40)).tolist() == PIXELS[:, 10:50].tolist()
     for width, height, side in ((60, 40, 20), (1, 1, 8), (3, 40, 30), (500, 375, 256), (333, 500, 256), (97, 31, 30)):
         picture = image.resize((width, height))
-        whole = np.asarray(shorten(picture, side)).astype(int)
+        whole = np.asarray(shorten(picture, side, LIMIT)).astype(int)
         top, left = (whole.shape[0] - side) // 2, (whole.shape[1] - side) // 2
         found = np.asarray(square(picture, side)).astype(int)
         difference = np.abs(found - whole[top : top + side, left : left + side])

@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from photos import kinds, picture
@@ -156,6 +157,20 @@ def test_a_damaged_row_group_is_left_out_and_named(tmp_path):
     assert refused.name == f"{first.name} row group 1 of 7 rows"
     assert indexed.manifest.rows == 53
     assert len(rows_of(opened(url))) == 53
+
+
+def test_a_damaged_group_of_one_row_is_left_out_too(tmp_path):
+    url = Path(hub(tmp_path, images(5)))
+    (first, *_) = sorted(url.glob("*.parquet"))
+    table = pq.read_table(first)
+    pq.write_table(table, first, row_group_size=1, compression="snappy")
+    block = open_source(str(first)).source.blocks[2]
+    data = bytearray(first.read_bytes())
+    data[block.start : block.start + 40] = b"\xff" * 40
+    first.write_bytes(bytes(data))
+    indexed = made(str(url))
+    assert [name for name, _ in indexed.rejects] == [f"{first.name} row group 2 of 1 rows"]
+    assert indexed.manifest.rows == len(rows_of(opened(url))) == 14
 
 
 def test_statistics_are_those_of_all_pixels(tmp_path):

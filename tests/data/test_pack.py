@@ -3,6 +3,7 @@ import functools
 import http.server
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from photos import kinds
 from PIL import Image
@@ -128,8 +131,9 @@ def test_what_cannot_be_packed(folder, tmp_path):
     (tmp_path / "one" / "dog").mkdir()
     with pytest.raises(UserError, match="none of the 1 images could be decoded"):
         pack_folder(str(tmp_path / "one"), target)
-    with pytest.raises(UserError, match="holds the images: choose another place"):
-        pack_folder(str(folder), str(folder))
+    for place in (folder, folder / "packed"):
+        with pytest.raises(UserError, match="is where the images are: choose another place"):
+            pack_folder(str(folder), str(place))
     pack_folder(str(folder), target, geometry=Geometry("square", 8))
     with pytest.raises(UserError, match="holds a data set already"):
         pack_folder(str(folder), target, geometry=Geometry("square", 8))
@@ -238,6 +242,59 @@ def test_half_a_pack_is_not_taken_for_another(folder, tmp_path, monkeypatch):
     assert pack_folder(str(folder), target, Geometry("square", 24)).manifest.rows == 24
     with pytest.raises(UserError, match="holds a data set already"):
         pack_folder(str(folder), target, Geometry("square", 24))
+
+
+def test_images_that_cannot_be_stored_are_named(folder, tmp_path):
+    """A side that JPEG cannot say; and what would be enormous when its short side is resized."""
+    for name, size in (("long", (70_000, 4)), ("thin", (3_000, 10)), ("strip", (1_000_000, 1))):
+        Image.new("RGB", size).save(folder / "cat" / f"{name}.png")
+    kept = pack_folder(str(folder), str(tmp_path / "keep"), Geometry("keep"))
+    reason = "{} x {} pixels: a side of a JPEG has at most 65500"
+    assert sorted(kept.rejects) == [
+        ("cat/long.png", reason.format(70_000, 4)),
+        ("cat/strip.png", reason.format(1_000_000, 1)),
+    ]
+    short = pack_folder(str(folder), str(tmp_path / "short"), Geometry("short", 256))
+    assert sorted(short.rejects) == [
+        ("cat/long.png", "resized to 4480000 x 256 pixels it is over the limit of 50000000"),
+        ("cat/strip.png", "resized to 256000000 x 256 pixels it is over the limit of 50000000"),
+        ("cat/thin.png", reason.format(76_800, 256)),
+    ]
+    assert pack_folder(str(folder), str(tmp_path / "square"), Geometry("square", 24)).rejects == []
+
+
+def test_a_name_that_is_no_text(folder, tmp_path):
+    path = os.fsencode(folder / "cat") + b"/x\xff.png"
+    Path(os.fsdecode(path)).write_bytes((folder / "cat" / "01.png").read_bytes())
+    packed = pack_folder(str(folder), str(tmp_path / "dst"), Geometry("square", 24), processes=2)
+    assert packed.manifest.rows == 25
+    names = pq.read_table(tmp_path / "dst" / "shard-00000.parquet")["image"].combine_chunks().field("path").to_pylist()
+    assert "cat/x\\udcff.png" in names
+
+
+def test_other_labels_are_another_pack(tmp_path, monkeypatch):
+    """Two columns of labels with the same classes."""
+    rows = [im.data for im in images(2)]
+    columns = {"image": rows, "one": [0, 1, 2, 0, 1, 2], "two": [2, 1, 0, 2, 1, 0]}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+
+    def attempt(column, **options):
+        source = open_source(str(tmp_path / "x.parquet"), label_column=column).source
+        return pack(source, str(tmp_path / "dst"), Treatment(Geometry("square", 24)), **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_module, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            attempt("one")
+    with pytest.raises(UserError, match="holds the first half of another pack"):
+        attempt("two")
+
+
+def test_rejects_of_an_earlier_try_go(folder, tmp_path):
+    (tmp_path / "dst").mkdir()
+    (tmp_path / "dst" / REJECTS).write_text("{}")
+    pack_folder(str(folder), str(tmp_path / "dst"), Geometry("square", 24))
+    assert not (tmp_path / "dst" / REJECTS).exists()
 
 
 def test_a_pack_that_was_killed_at_its_very_end(folder, tmp_path, monkeypatch):

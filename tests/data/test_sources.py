@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import re
 import struct
 import subprocess
@@ -216,6 +217,79 @@ def test_webdataset_samples_without_image_or_label_are_named(tmp_path):
         open_source(str(tmp_path / "y.tar"))
 
 
+def test_what_stands_behind_the_end_of_an_archive_is_not_lost_in_silence(tmp_path):
+    """Two archives one after the other; a hole where a header should be; no end mark at all."""
+    first, second = tar_of(labelled(images(1))), tar_of(labelled(images(2)))
+    path = tmp_path / "x.tar"
+    path.write_bytes(first + second)
+    with pytest.raises(UserError, match="is cut or damaged .it goes on behind its end"):
+        open_source(str(path))
+    path.write_bytes(first[: 512 * 3] + bytes(1024) + first[512 * 3 :])
+    with pytest.raises(UserError, match="is cut or damaged"):
+        open_source(str(path))
+    path.write_bytes(first.rstrip(b"\0") + bytes(-len(first.rstrip(b"\0")) % 512))
+    with pytest.raises(UserError, match="is cut or damaged .no header at byte"):
+        open_source(str(path))
+    path.write_bytes(first + bytes(3 << 20))
+    assert len(open_source(str(path)).source.blocks) == 3, "zeros are padding"
+
+
+def test_headers_that_would_never_end(tmp_path):
+    """A negative size, which leads back to itself; long names of long names; labels that are no numbers."""
+    info = tarfile.TarInfo("x.jpg")
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 10 + b"\xfe\x00"
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    path = tmp_path / "x.tar"
+    path.write_bytes(bytes(header) + bytes(10240))
+    with pytest.raises(UserError, match="is (cut or damaged|no tar)"):
+        open_source(str(path))
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 1
+    path.write_bytes((name.tobuf(tarfile.GNU_FORMAT) + b"x" + bytes(511)) * 3000 + bytes(1024))
+    with pytest.raises(UserError, match="is (cut or damaged|no tar)"):
+        open_source(str(path))
+    texts = [b'{"label": Infinity}', b'{"label": 3.7}', b"[" * 60_000, b'{"label": true', b'{"label": 2.0}']
+    members = [part for i, text in enumerate(texts) for part in ((f"{i}.jpg", b"x"), (f"{i}.json", text))]
+    path.write_bytes(tar_of([*members, ("a.jpg", b"x"), ("a.cls", b"0")]))
+    source = open_source(str(path)).source
+    assert [block.label for block in source.blocks] == [2, 0]
+    assert {reason for _, reason in source.refused} == {"its .json holds no label"}
+    assert len(source.refused) == 4
+
+
+def test_dots_in_a_key_and_empty_members_are_named(tmp_path):
+    members = [*labelled(images(1)), ("photo.v2.jpg", b"x"), ("photo.v2.cls", b"0"), ("e.jpg", b""), ("e.cls", b"0")]
+    extra = [("f.jpg", b"x"), ("f.cls", b"1"), ("f.seg.png", b"x")]
+    (tmp_path / "x.tar").write_bytes(tar_of(members + extra))
+    source = open_source(str(tmp_path / "x.tar")).source
+    assert len(source.blocks) == 4, "a second image with a name of its own takes nothing from f"
+    assert source.refused == [
+        Refused("x.tar/photo.v2.jpg", "more than one dot in its name"),
+        Refused("x.tar/e.jpg", "no bytes"),
+    ]
+
+
+def test_links_to_folders_are_folders(tmp_path):
+    found = images(2)
+    place = Path(folder(tmp_path, found))
+    (place / CLASSES[1]).rename(tmp_path / "elsewhere")
+    (place / CLASSES[1]).symlink_to(tmp_path / "elsewhere")
+    (place / CLASSES[0] / "broken.jpg").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(place / CLASSES[0] / "pipe.jpg")
+    source = open_source(str(place)).source
+    assert samples(source) == sorted((image.label, image.data) for image in found)
+    reason = "a link to nowhere, or a device, where an image should be"
+    assert source.refused == [Refused(f"{CLASSES[0]}/{name}.jpg", reason) for name in ("broken", "pipe")]
+
+
+def test_a_named_file_is_no_pattern(tmp_path):
+    parquet(tmp_path / "y1.parquet", [0, 1])
+    parquet(tmp_path / "y[1].parquet", [0, 1, 1])
+    assert open_source(str(tmp_path / "y[1].parquet")).source.blocks[0].rows == 3
+
+
 # --- labels and names
 
 
@@ -251,6 +325,15 @@ def test_a_table_of_files_and_synsets(val):
     left = files[0][1]
     assert samples(source) == sorted((image.label, image.data) for image in found if image is not left)
     assert source.refused == [Refused(f"val.tar/{files[0][0]}", "the list has no label for it")]
+
+
+def test_a_list_tells_files_of_one_name_apart(tmp_path):
+    one, two, three = (im.data for im in images(1))
+    (tmp_path / "x.tar").write_bytes(tar_of([("a/1.jpg", one), ("b/1.jpg", two), ("c/1.jpg", three)]))
+    (tmp_path / "labels.txt").write_text("a/1.jpg cat\nb/1.jpg dog\n")
+    source = open_source(str(tmp_path / "x.tar"), labels=str(tmp_path / "labels.txt")).source
+    assert samples(source) == [(0, one), (1, two)]
+    assert source.refused == [Refused("x.tar/c/1.jpg", "the list has no label for it")]
 
 
 def devkit(place, files):
@@ -389,7 +472,20 @@ def test_a_row_group_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkey
     assert [block.group for block in source.blocks] == [1]
     (refused,) = source.refused
     assert refused.name == "x.parquet row group 0"
-    assert re.fullmatch("its 2 images say 31457.. bytes, over the limit of 1048576", refused.reason)
+    assert re.fullmatch("its 2 rows say 31457.. bytes, over the limit of 1048576", refused.reason)
+
+
+def test_footers_that_claim_too_much_are_refused_unread(tmp_path, monkeypatch):
+    """One image for all rows of a group, which a dictionary holds once; and more rows than any group needs."""
+    monkeypatch.setattr(hub_module, "GROUP_LIMIT", 1 << 20)
+    same = [bytes(50_000)] * 100
+    path = parquet(tmp_path / "x.parquet", [0, 1] * 50, same, use_dictionary=["image.bytes"], data_page_size=1 << 20)
+    with pytest.raises(UserError, match="its 100 rows may repeat [0-9]+ bytes, over the limit of 1048576"):
+        open_source(path)
+    monkeypatch.setattr(hub_module, "ROW_LIMIT", 3)
+    path = parquet(tmp_path / "y.parquet", row_group_size=4)
+    with pytest.raises(UserError, match="its 4 rows are over the limit of 3"):
+        open_source(path)
 
 
 def test_damaged_parquet(tmp_path):
@@ -401,7 +497,7 @@ def test_damaged_parquet(tmp_path):
     damaged[first.start : first.start + 30] = bytes(30)
     path.write_bytes(bytes(damaged))
     source = open_source(str(path)).source
-    (refused,) = source.reader.read(source.blocks[0])
+    refused = source.reader.read(source.blocks[0])
     assert refused.name == "x.parquet row group 0 of 2 rows"
     assert refused.reason.startswith("damaged row group")
     assert len(source.reader.read(source.blocks[1])) == 2

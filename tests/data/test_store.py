@@ -48,3 +48,21 @@ def test_names_hide_secrets():
 def test_unknown_schemes():
     with pytest.raises(UserError, match="cannot open nope://x"):
         Store("nope://x")
+
+
+def test_errors_of_clients_hold_no_secret(monkeypatch):
+    store = Store("https://someone:PASSWORD@example.invalid/data?sig=SIGNED")
+    failures = iter([FileNotFoundError(store.url), ConnectionResetError(store.url), ValueError(f"403 of {store.url}")])
+
+    def fail(*_, **__):
+        raise next(failures)
+
+    for name in ("cat_file", "info", "ls"):
+        monkeypatch.setattr(store.file_system, name, fail)
+    kinds = [FileNotFoundError, OSError, OSError]
+    for kind, act in zip(kinds, (store.read, store.size, store.entries), strict=True):
+        with pytest.raises(kind) as caught:
+            act("x")
+        assert "example.invalid" in str(caught.value)
+        assert "PASSWORD" not in str(caught.value)
+        assert "SIGNED" not in str(caught.value)
