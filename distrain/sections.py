@@ -90,19 +90,43 @@ class SmoothDistance(Section):
     """Where quadratic becomes linear: beta of smooth L1, delta of Huber. [result]"""
 
 
-class SGD(Section):
-    """Momentum SGD as torch writes it: v <- momentum v + g + weight_decay w; w <- w - lr v."""
+class Groups(Section):
+    """What all optimizers have: biases may be treated unlike weights, as Krizhevsky's released source does."""
+
+    decay_biases: bool = result(True)
+    """Whether weight decay acts on biases. [result]"""
+    bias_lr: float = result(1.0, gt=0)
+    """Rate of biases over that of weights; the released source has 2. [result]"""
+
+
+class SGD(Groups):
+    """Momentum SGD with weight decay, in torch's form or the paper's."""
 
     name: Literal["sgd"] = result()
     """sgd. [result]"""
+    form: Literal["torch", "paper"] = result("torch")
+    """torch: v <- momentum v + g + decay w; w <- w - lr v. paper: v <- momentum v - lr (g + decay w); w <- w + v
+    (Krizhevsky et al. 2012, section 5). They differ where the rate changes: the paper's velocity keeps the old one.
+    [result]"""
     momentum: float = result(0.9, ge=0, lt=1)
     """Share of the velocity that each step keeps. [result]"""
+    nesterov: bool = result(False)
+    """Look ahead along the velocity (Sutskever et al. 2013, as torch writes it). [result]"""
     weight_decay: float = result(5e-4, ge=0)
     """Factor of the weights added to the gradient. [result]"""
 
+    @field_validator("nesterov")
+    @classmethod
+    def _has_momentum(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not info.data.get("momentum"):
+            raise ValueError("nesterov needs momentum: raise it, or remove nesterov")
+        if value and info.data.get("form") == "paper":
+            raise ValueError("the paper's form has no nesterov: remove it, or set form = torch")
+        return value
 
-class Adam(Section):
-    """Adam (Kingma and Ba 2015), bias-corrected, weight decay added to the gradient."""
+
+class Adam(Groups):
+    """Adam (Kingma and Ba 2015), bias-corrected."""
 
     name: Literal["adam"] = result()
     """adam. [result]"""
@@ -113,7 +137,10 @@ class Adam(Section):
     eps: float = result(1e-8, gt=0)
     """Added to the root of the second moment. [result]"""
     weight_decay: float = result(0.0, ge=0)
-    """Factor of the weights added to the gradient. [result]"""
+    """Factor of the weights. [result]"""
+    decoupled: bool = result(False)
+    """false: decay is added to the gradient; true: weights shrink by lr times decay (Loshchilov and Hutter 2019).
+    [result]"""
 
 
 class WarmUp(Section):

@@ -121,8 +121,8 @@ def fit(job: Job) -> str:
             totals = job.accumulator.reduce(world)
             job.accumulator.finish(totals, job.lanes)
             may_move = job.meters.add(step, totals)
-            lr = learning_rate(config.schedule, step, order.steps, config.epochs * order.steps)
-            job.optimizer.step(may_move * lr)
+            lr, before = (rate(job, s) for s in (step, max(0, step - 1)))
+            job.optimizer.step(may_move * lr, lr / before)
 
             done = job.start = step + 1
             # What ends the run or what follows a step is decided from sums over all ranks: none decides alone.
@@ -143,6 +143,12 @@ def fit(job: Job) -> str:
                 break
     await_save(job)
     return "finished" if job.start == steps else "stopped"
+
+
+def rate(job: Job, step: int) -> float:
+    """The learning rate of a step."""
+    per_epoch = job.order.steps
+    return learning_rate(job.config.schedule, step, per_epoch, job.config.epochs * per_epoch)
 
 
 def micro_step(job: Job, step: int, batch: MicroBatch) -> None:
@@ -348,7 +354,7 @@ def diverged(job: Job, reading: Reading) -> RunError:
         micro_batches.update({int(v): numbers for v, numbers in part.items()})
     evidence = {
         "step": step + 1,
-        "learning_rate": learning_rate(config.schedule, step, job.order.steps, config.epochs * job.order.steps),
+        "learning_rate": rate(job, step),
         "virtual_workers": {str(v): micro_batches[v] for v in sorted(micro_batches)},
     }
     where = job.record.evidence(step + 1, evidence) if job.record else "the run directory"

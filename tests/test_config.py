@@ -89,6 +89,10 @@ def test_keys_of_the_other_kind_and_unknown_names():
     )
     text = problems({**LEAST, "loss": {"name": "hinge", "label_smoothing": 0.1}})
     assert "loss hinge does not use loss.label_smoothing: remove it" in text
+    text = problems({**LEAST, "optimizer": {"name": "sgd", "nesterov": True, "momentum": 0.0}})
+    assert "nesterov needs momentum" in text
+    text = problems({**LEAST, "optimizer": {"name": "sgd", "nesterov": True, "form": "paper"}})
+    assert "the paper's form has no nesterov" in text
     text = problems({**LEAST, "loss": {"name": "hinge", "one_vs_rest": True}})
     assert "one_vs_rest belongs to form = binary" in text
 

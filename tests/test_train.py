@@ -348,3 +348,14 @@ def test_an_empty_set_and_one_class(narrow, console, tmp_path, damaged_set):
 def test_a_loss_for_two_classes_on_ten_is_refused(narrow, console):
     with pytest.raises(UserError, match="loss.form = binary is for two classes, and the data set has 10"):
         train(narrow(loss={"name": "hinge", "form": "binary"}), World(CPU), console)
+
+
+def test_the_papers_form_differs_after_a_drop_of_the_rate_and_not_before(narrow, console, tmp_path):
+    def weights(form, drop):
+        schedule = {"name": "step", "lr": 0.05, "drop_epochs": [drop]}
+        optimizer = {"name": "sgd", "form": form}
+        config = narrow(run=str(tmp_path / f"{form}-{drop}"), epochs=2, schedule=schedule, optimizer=optimizer)
+        return train(config, World(CPU), console).weights
+
+    assert weights("paper", 5) == weights("torch", 5)
+    assert weights("paper", 1) != weights("torch", 1)

@@ -1,19 +1,36 @@
 """What all optimizers share: torch's fused arithmetic, a complete state from the first step, a rate on the device."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from distrain.sections import Groups
+
+_FACTOR = "factor"
 
 
 class Optimizer:
     """A torch optimizer whose state tensors exist from the start and are named after their parameters."""
 
     def __init__(
-        self, rule: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], moments: tuple[str, ...]
+        self,
+        rule: torch.optim.Optimizer,
+        parameters: Mapping[str, nn.Parameter],
+        moments: tuple[str, ...],
+        *,
+        rate_in_velocity: bool = False,
     ) -> None:
-        """`moments`: names of the rule's state tensors in the shape of the parameter, zero at first."""
-        self._rule, self._parameters = rule, dict(parameters)
+        """Take a rule over.
+
+        Args:
+            rule: what moves the parameters, of groups that `groups` made.
+            parameters: by name.
+            moments: names of the rule's state tensors in the shape of the parameter, zero at first.
+            rate_in_velocity: the velocity keeps the rate at which its gradients came.
+        """
+        self._rule, self._parameters, self._rate_in_velocity = rule, dict(parameters), rate_in_velocity
         for p in self._parameters.values():
             state = rule.state[p]
             for moment in moments:
@@ -21,10 +38,18 @@ class Optimizer:
             if isinstance(rule, torch.optim.Adam):
                 state["step"] = torch.zeros((), device=p.device)
 
-    def step(self, lr: Tensor) -> None:
-        """Move the parameters by their `grad`. `lr` is a float32 scalar on the device: 0 leaves the weights alone."""
+    def step(self, lr: Tensor, change: float = 1.0) -> None:
+        """Move the parameters by their `grad`.
+
+        Args:
+            lr: float32 scalar on the device; 0 leaves the weights alone.
+            change: this step's rate over the last one's. torch's velocity has no rate in it; one that has is -lr times
+                torch's, so that its share which a step keeps is `momentum / change` of torch's.
+        """
         for group in self._rule.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group[_FACTOR]
+            if self._rate_in_velocity:
+                group["momentum"] = self._rule.defaults["momentum"] / change
         self._rule.step()
 
     def state(self) -> dict[str, Tensor]:
@@ -37,3 +62,16 @@ class Optimizer:
         assert own.keys() == state.keys(), own.keys() ^ state.keys()
         for key, tensor in own.items():
             tensor.copy_(state[key])
+
+
+def groups(config: Groups, parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for a torch optimizer: weights, and biases where they are treated unlike them."""
+    biases = [p for name, p in parameters.items() if name.rpartition(".")[2] == "bias"]
+    if not biases or (config.decay_biases and config.bias_lr == 1.0):
+        return [{"params": list(parameters.values()), "weight_decay": weight_decay, _FACTOR: 1.0}]
+    weights = [p for name, p in parameters.items() if name.rpartition(".")[2] != "bias"]
+    decay = weight_decay if config.decay_biases else 0.0
+    return [
+        {"params": weights, "weight_decay": weight_decay, _FACTOR: 1.0},
+        {"params": biases, "weight_decay": decay, _FACTOR: config.bias_lr},
+    ]

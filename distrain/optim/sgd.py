@@ -5,13 +5,21 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from distrain.optim.optimizer import Optimizer
+from distrain.optim.optimizer import Optimizer, groups
 from distrain.sections import SGD
 
 
 def sgd(config: SGD, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
-    """v <- momentum v + g + weight_decay w; w <- w - lr v (Sutskever et al. 2013, as torch writes it)."""
+    """v <- momentum v + g + weight_decay w; w <- w - lr v; or, in the paper's form, with the rate inside v.
+
+    Sutskever et al. 2013 as torch writes it, and Krizhevsky et al. 2012, section 5.
+    """
     rule = torch.optim.SGD(
-        parameters.values(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+        groups(config, parameters, config.weight_decay),
+        lr=0.0,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        fused=True,
     )
-    return Optimizer(rule, parameters, ("momentum_buffer",) if config.momentum else ())
+    moments = ("momentum_buffer",) if config.momentum else ()
+    return Optimizer(rule, parameters, moments, rate_in_velocity=config.form == "paper" and config.momentum > 0)

@@ -11,6 +11,12 @@ CASES = {
             lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4)),
     "sgd without momentum": (lambda p: sgd(SGD(name="sgd", momentum=0.0, weight_decay=0.0), p),
                              lambda p: torch.optim.SGD(p, lr=0.1)),
+    "nesterov": (lambda p: sgd(SGD(name="sgd", nesterov=True), p),
+                 lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)),
+    "paper at one rate": (lambda p: sgd(SGD(name="sgd", form="paper"), p),
+                          lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4)),
+    "adamw": (lambda p: adam(Adam(name="adam", weight_decay=1e-2, decoupled=True), p),
+              lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=1e-2)),
     "adam": (lambda p: adam(Adam(name="adam", weight_decay=1e-3), p),
              lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=1e-3)),
 }  # fmt: skip
@@ -73,3 +79,52 @@ def test_a_rate_of_zero_moves_nothing(case):
     set_gradients(ours, 0)
     optimizer.step(torch.tensor(0.0))
     assert all(torch.equal(ours[k], before[k]) for k in ours)
+
+
+def through_a_drop(form):
+    """Weights after ten steps, the rate of which falls tenfold at the sixth: ours, and those of the paper's update."""
+    rates = [0.01] * 5 + [0.001] * 5
+    ours = {"w": nn.Parameter(torch.randn(20, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))}
+    optimizer = sgd(SGD(name="sgd", form=form), ours)
+    w, v = ours["w"].detach().clone(), torch.zeros(20, 30, dtype=torch.float64)
+    for step, lr in enumerate(rates):
+        g = torch.randn(20, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(100 + step))
+        v = 0.9 * v - 0.0005 * lr * w - lr * g
+        w = w + v
+        ours["w"].grad = g
+        optimizer.step(torch.tensor(lr, dtype=torch.float64), lr / rates[max(0, step - 1)])
+    return ours["w"].detach(), w
+
+
+def test_the_papers_update_through_a_drop_of_the_rate():
+    """Krizhevsky et al. 2012, section 5, to rounding; torch's form is another one there."""
+    ours, papers = through_a_drop("paper")
+    torch.testing.assert_close(ours, papers, rtol=1e-12, atol=1e-12)
+    torchs, papers = through_a_drop("torch")
+    assert (torchs - papers).abs().max() > 1e-3
+
+
+RULES = [
+    lambda **options: (sgd, SGD(name="sgd", weight_decay=0.1, **options)),
+    lambda **options: (adam, Adam(name="adam", weight_decay=0.1, decoupled=True, **options)),
+]
+
+
+@pytest.mark.parametrize("make", RULES)
+def test_biases_have_their_own_rate_and_decay(make):
+    """As the released source of 2012 has it: twice the rate, no decay."""
+    build, config = make(decay_biases=False, bias_lr=2.0)
+    ours = {"fc.weight": nn.Parameter(torch.ones(6)), "fc.bias": nn.Parameter(torch.ones(6))}
+    build(config, ours).step(torch.tensor(0.1))  # no gradient: nothing but decay could move it
+    for p in ours.values():
+        p.grad = torch.zeros(6)
+    build(config, ours).step(torch.tensor(0.1))
+    assert torch.equal(ours["fc.bias"], torch.ones(6))
+    assert torch.all(ours["fc.weight"] < 1)
+    plain, _ = make(bias_lr=2.0)
+    config = make(bias_lr=2.0)[1].model_copy(update={"weight_decay": 0.0})
+    both = {"fc.weight": nn.Parameter(torch.ones(6)), "fc.bias": nn.Parameter(torch.ones(6))}
+    for p in both.values():
+        p.grad = torch.full((6,), 0.5)
+    plain(config, both).step(torch.tensor(0.1))
+    torch.testing.assert_close(1 - both["fc.bias"], 2 * (1 - both["fc.weight"]))
