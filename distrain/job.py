@@ -28,6 +28,7 @@ from distrain.monitor.meters import Meters
 from distrain.monitor.sinks import Console
 from distrain.optim.accumulate import Accumulator
 from distrain.optim.adam import adam
+from distrain.optim.lars import lars
 from distrain.optim.optimizer import Optimizer
 from distrain.optim.sgd import sgd
 from distrain.recall import recall
@@ -302,6 +303,8 @@ def memory_warning(config: Config, manifest: Manifest, world: World) -> str | No
 def build_optimizer(config: Config, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
     """The optimizer that the config names."""
     rule = config.optimizer
+    if rule.name == "lars":
+        return lars(rule, parameters)
     return sgd(rule, parameters) if rule.name == "sgd" else adam(rule, parameters)
 
 

@@ -7,7 +7,7 @@ from distrain.data.store import Store
 from distrain.job import open_data, order_of, pin_data, streams_bytes
 from distrain.model import parameter_count
 
-_MOMENTS = {"sgd": 1, "adam": 2}
+_MOMENTS = {"sgd": 1, "lars": 1, "adam": 2}
 
 
 def plan(config: Config, ranks: int) -> dict[str, str]:

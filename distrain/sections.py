@@ -97,6 +97,8 @@ class Groups(Section):
     """Whether weight decay acts on biases. [result]"""
     bias_lr: float = result(1.0, gt=0)
     """Rate of biases over that of weights; the released source has 2. [result]"""
+    clip_norm: float | None = result(None, gt=0)
+    """Largest norm of the gradient of all parameters together; null: it is not clipped. [result]"""
 
 
 class SGD(Groups):
@@ -141,6 +143,19 @@ class Adam(Groups):
     decoupled: bool = result(False)
     """false: decay is added to the gradient; true: weights shrink by lr times decay (Loshchilov and Hutter 2019).
     [result]"""
+
+
+class Lars(Groups):
+    """Momentum SGD with a trust ratio for each layer (You, Gitman and Ginsburg 2017), the rate inside the velocity."""
+
+    name: Literal["lars"] = result()
+    """lars. [result]"""
+    momentum: float = result(0.9, ge=0, lt=1)
+    """Share of the velocity that each step keeps. [result]"""
+    weight_decay: float = result(5e-4, ge=0)
+    """Factor of the weights added to the gradient. [result]"""
+    trust: float = result(0.001, gt=0)
+    """Norm of a layer's step over the norm of its weights, at a rate of 1. [result]"""
 
 
 class WarmUp(Section):
@@ -198,8 +213,8 @@ class Geometric(WarmUp):
 
 
 LOSSES = (CrossEntropy, Hinge, Distance, SmoothDistance)
-OPTIMIZERS = (SGD, Adam)
+OPTIMIZERS = (SGD, Adam, Lars)
 SCHEDULES = (Constant, Step, Polynomial, Cosine, Geometric)
 Loss = Annotated[CrossEntropy | Hinge | Distance | SmoothDistance, Field(discriminator="name")]
-Optimizer = Annotated[SGD | Adam, Field(discriminator="name")]
+Optimizer = Annotated[SGD | Adam | Lars, Field(discriminator="name")]
 Schedule = Annotated[Constant | Step | Polynomial | Cosine | Geometric, Field(discriminator="name")]

@@ -33,6 +33,7 @@ ROWS = [
         "optim.optimizer",
         "optim.sgd",
         "optim.adam",
+        "optim.lars",
         "optim.accumulate",
         "monitor.meters",
         "monitor.sinks",

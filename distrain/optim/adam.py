@@ -18,4 +18,4 @@ def adam(config: Adam, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
         eps=config.eps,
         fused=True,
     )
-    return Optimizer(rule, parameters, ("exp_avg", "exp_avg_sq"))
+    return Optimizer(rule, parameters, ("exp_avg", "exp_avg_sq"), clip_norm=config.clip_norm)

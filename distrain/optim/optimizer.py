@@ -1,6 +1,6 @@
 """What all optimizers share: torch's fused arithmetic, a complete state from the first step, a rate on the device."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from distrain.sections import Groups
 
 _FACTOR = "factor"
+_CHUNK = 1 << 17
 
 
 class Optimizer:
@@ -20,6 +21,7 @@ class Optimizer:
         parameters: Mapping[str, nn.Parameter],
         moments: tuple[str, ...],
         *,
+        clip_norm: float | None = None,
         rate_in_velocity: bool = False,
     ) -> None:
         """Take a rule over.
@@ -28,9 +30,11 @@ class Optimizer:
             rule: what moves the parameters, of groups that `groups` made.
             parameters: by name.
             moments: names of the rule's state tensors in the shape of the parameter, zero at first.
+            clip_norm: largest norm of all gradients together; beyond it they are scaled down.
             rate_in_velocity: the velocity keeps the rate at which its gradients came.
         """
         self._rule, self._parameters, self._rate_in_velocity = rule, dict(parameters), rate_in_velocity
+        self._clip_norm = clip_norm
         for p in self._parameters.values():
             state = rule.state[p]
             for moment in moments:
@@ -46,11 +50,22 @@ class Optimizer:
             change: this step's rate over the last one's. torch's velocity has no rate in it; one that has is -lr times
                 torch's, so that its share which a step keeps is `momentum / change` of torch's.
         """
+        self._prepare()
         for group in self._rule.param_groups:
             group["lr"] = lr * group[_FACTOR]
             if self._rate_in_velocity:
                 group["momentum"] = self._rule.defaults["momentum"] / change
         self._rule.step()
+
+    @torch.no_grad()
+    def _prepare(self) -> None:
+        """What is done to the gradients before the rule has them."""
+        if self._clip_norm is not None:
+            gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+            whole = norm(gradients)
+            factor = torch.where(whole > self._clip_norm, self._clip_norm / whole, 1.0).float()
+            for gradient in gradients:
+                gradient.mul_(factor)
 
     def state(self) -> dict[str, Tensor]:
         """Every state tensor, by `<parameter>:<name>`."""
@@ -62,6 +77,19 @@ class Optimizer:
         assert own.keys() == state.keys(), own.keys() ^ state.keys()
         for key, tensor in own.items():
             tensor.copy_(state[key])
+
+
+def norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm of tensors together: float64 scalar on their device.
+
+    Squares are summed in float64 over fixed chunks, and these in their order: in float32 the norm of 61 million
+    numbers was 0.15 % off, and another one for another number of threads.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=tensors[0].device)
+    for tensor in tensors:
+        for chunk in torch.split(tensor.detach().reshape(-1), _CHUNK):
+            total = total + chunk.double().square().sum()
+    return total.sqrt()
 
 
 def groups(config: Groups, parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -22,4 +22,5 @@ def sgd(config: SGD, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
         fused=True,
     )
     moments = ("momentum_buffer",) if config.momentum else ()
-    return Optimizer(rule, parameters, moments, rate_in_velocity=config.form == "paper" and config.momentum > 0)
+    inside = config.form == "paper" and config.momentum > 0
+    return Optimizer(rule, parameters, moments, clip_norm=config.clip_norm, rate_in_velocity=inside)

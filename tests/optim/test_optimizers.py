@@ -3,8 +3,10 @@ import torch
 from torch import nn
 
 from distrain.optim.adam import adam
+from distrain.optim.lars import lars
+from distrain.optim.optimizer import norm
 from distrain.optim.sgd import sgd
-from distrain.sections import SGD, Adam
+from distrain.sections import SGD, Adam, Lars
 
 CASES = {
     "sgd": (lambda p: sgd(SGD(name="sgd", momentum=0.9, weight_decay=5e-4), p),
@@ -128,3 +130,45 @@ def test_biases_have_their_own_rate_and_decay(make):
         p.grad = torch.full((6,), 0.5)
     plain(config, both).step(torch.tensor(0.1))
     torch.testing.assert_close(1 - both["fc.bias"], 2 * (1 - both["fc.weight"]))
+
+
+def test_lars_is_its_algorithm():
+    """You, Gitman and Ginsburg 2017, algorithm 1, in float64 through a schedule; a bias moves as in SGD."""
+    rates = [0.5, 1.0, 1.0, 0.7, 0.3]
+    config = Lars(name="lars", weight_decay=5e-3, trust=0.02, decay_biases=False)
+    start = torch.Generator().manual_seed(0)
+    ours = {"a.weight": nn.Parameter(torch.randn(20, 30, dtype=torch.float64, generator=start)),
+            "a.bias": nn.Parameter(torch.randn(7, dtype=torch.float64, generator=start)),
+            "b.weight": nn.Parameter(torch.zeros(3, 4, dtype=torch.float64))}  # fmt: skip
+    optimizer = lars(config, ours)
+    w = {name: p.detach().clone() for name, p in ours.items()}
+    v = {name: torch.zeros_like(p) for name, p in w.items()}
+    for step, lr in enumerate(rates):
+        for i, (name, p) in enumerate(ours.items()):
+            g = torch.randn(p.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(10 * step + i))
+            p.grad = g.clone()
+            decay = 0.0 if name == "a.bias" else 5e-3
+            ratio = 0.02 * w[name].norm() / (g.norm() + decay * w[name].norm())
+            if name == "a.bias" or not w[name].any():
+                ratio = torch.ones(())
+            v[name] = 0.9 * v[name] + lr * ratio.float() * (g + decay * w[name])
+            w[name] = w[name] - v[name]
+        optimizer.step(torch.tensor(lr, dtype=torch.float64), lr / rates[max(0, step - 1)])
+    for name, p in ours.items():
+        torch.testing.assert_close(p.detach(), w[name], rtol=1e-6, atol=1e-9)
+
+
+def test_the_gradient_is_clipped_by_its_whole_norm():
+    both = {"a": nn.Parameter(torch.zeros(3)), "b": nn.Parameter(torch.zeros(1))}
+    optimizer = sgd(SGD(name="sgd", momentum=0.0, weight_decay=0.0, clip_norm=1.0), both)
+    for scale, wanted in ((1.0, 1.0), (0.1, 0.3)):  # the norm is 3
+        before = {name: p.detach().clone() for name, p in both.items()}
+        both["a"].grad, both["b"].grad = torch.tensor([2.0, 1.0, 0.0]) * scale, torch.tensor([2.0]) * scale
+        optimizer.step(torch.tensor(1.0))
+        moved = torch.cat([before[name] - p.detach() for name, p in both.items()])
+        torch.testing.assert_close(moved, wanted * torch.tensor([2.0, 1.0, 0.0, 2.0]) / 3)
+
+
+def test_a_norm_does_not_round_away():
+    """Where float32 stops counting: 2^25 ones."""
+    assert norm([torch.ones(1 << 25), torch.ones(3)]).item() == ((1 << 25) + 3) ** 0.5

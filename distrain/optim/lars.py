@@ -1,0 +1,48 @@
+"""LARS: momentum SGD whose rate is scaled layer by layer."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from distrain.optim.optimizer import Optimizer, groups, norm
+from distrain.sections import Lars
+
+
+class _Lars(Optimizer):
+    """Scales each layer's gradient by its trust ratio, and leaves the rest to SGD."""
+
+    def __init__(self, config: Lars, parameters: Mapping[str, nn.Parameter]) -> None:
+        rule = torch.optim.SGD(groups(config, parameters, 0.0), lr=0.0, momentum=config.momentum, fused=True)
+        moments = ("momentum_buffer",) if config.momentum else ()
+        inside = config.momentum > 0
+        super().__init__(rule, parameters, moments, clip_norm=config.clip_norm, rate_in_velocity=inside)
+        self._config = config
+
+    @torch.no_grad()
+    def _prepare(self) -> None:
+        """Weight decay and trust ratio, which belong into the gradient before the velocity takes it up."""
+        super()._prepare()
+        for name, p in self._parameters.items():
+            assert p.grad is not None
+            bias = name.rpartition(".")[2] == "bias"
+            decay = self._config.weight_decay if self._config.decay_biases or not bias else 0.0
+            ratio = self._trust(p, p.grad, decay) if p.ndim > 1 else None
+            if decay:
+                p.grad.add_(p, alpha=decay)
+            if ratio is not None:
+                p.grad.mul_(ratio)
+
+    def _trust(self, weight: Tensor, gradient: Tensor, decay: float) -> Tensor:
+        """trust |w| / (|g| + decay |w|), 1 where a norm is 0: float32 scalar on the device."""
+        weights, gradients = norm([weight]), norm([gradient])
+        ratio = self._config.trust * weights / (gradients + decay * weights)
+        return torch.where((weights > 0) & (gradients > 0), ratio, 1.0).float()
+
+
+def lars(config: Lars, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
+    """v <- momentum v + lr ratio (g + weight_decay w); w <- w - v (You, Gitman and Ginsburg 2017, algorithm 1).
+
+    The ratio is each weight tensor's own; biases, and whatever else has one dimension, move as in SGD.
+    """
+    return _Lars(config, parameters)
