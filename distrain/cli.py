@@ -106,6 +106,22 @@ def train(
         raise SystemExit(128 + signal_number)
 
 
+@app.command()
+def lr(
+    config: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
+) -> None:
+    """Draw the learning rate over the run."""
+    from distrain.config import load
+    from distrain.plan import rates
+
+    curve = rates(load(config, overrides or []), 24)
+    highest = max(rate for _, _, rate in curve)
+    typer.echo(f"{'step':>9} {'epoch':>7} {'rate':>10}")
+    for step, epoch, rate in curve:
+        typer.echo(f"{step:>9,} {epoch:>7.2f} {rate:>10.4g} {'#' * round(48 * rate / highest)}".rstrip())
+
+
 for command in (pack, index, stats, verify, inspect):
     app.command()(command)
 

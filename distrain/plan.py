@@ -1,13 +1,31 @@
 """What a config comes to, without training: every derived number, for `--dry-run`."""
 
+import numpy as np
+from numpy.typing import NDArray
+
 from distrain.config import Config
 from distrain.data.digits import DIGITS_CLASSES, DIGITS_GROUP_ROWS
 from distrain.data.manifest import MANIFEST, Manifest
 from distrain.data.store import Store
 from distrain.job import open_data, order_of, pin_data, streams_bytes
 from distrain.model import parameter_count
+from distrain.optim.schedule import learning_rate
 
 _MOMENTS = {"sgd": 1, "lars": 1, "adam": 2}
+
+
+def rates(config: Config, rows: int) -> list[tuple[int, float, float]]:
+    """The learning rate at `rows` steps spread evenly over the run, the last one among them: (step, epoch, rate)."""
+    per_epoch = order_of(config, _group_rows(config)).steps
+    steps = config.epochs * per_epoch
+    picked = sorted({round(i * (steps - 1) / max(1, rows - 1)) for i in range(rows)})
+    return [(step, step / per_epoch, learning_rate(config.schedule, step, per_epoch, steps)) for step in picked]
+
+
+def _group_rows(config: Config) -> NDArray[np.int64]:
+    if config.data.pack and not Store(config.data.train).exists(MANIFEST):
+        return DIGITS_GROUP_ROWS
+    return open_data(config)[0].manifest.group_rows
 
 
 def plan(config: Config, ranks: int) -> dict[str, str]:

@@ -239,6 +239,22 @@ def test_verify_and_inspect(distrain, digits, tmp_path):
     assert "is not what its manifest says" in err
 
 
+def test_lr_draws_the_schedule(distrain, recipe):
+    code, out, err = distrain("lr", recipe, "schedule.name=polynomial", "schedule.warmup_epochs=0.5", "epochs=2")
+    assert (code, err) == (0, "")
+    head, *lines = out.splitlines()
+    assert head.split() == ["step", "epoch", "rate"]
+    assert len(lines) == 24
+    assert max(map(len, out.splitlines())) <= 79
+    steps, bars = [int(line.split()[0]) for line in lines], [line.count("#") for line in lines]
+    assert (steps[0], steps[-1]) == (0, 43)
+    top = bars.index(48)
+    assert 0 < top < 10
+    assert bars[: top + 1] == sorted(bars[: top + 1])
+    assert bars[top:] == sorted(bars[top:], reverse=True)
+    assert bars[-1] <= 2
+
+
 def test_bench_data(distrain, digits):
     code, out, err = distrain("bench", "data", str(digits / "val"), "augment.crop=64", "--images", "128")
     assert (code, err) == (0, "")
