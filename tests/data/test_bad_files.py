@@ -108,7 +108,8 @@ def test_a_proved_file_that_is_refused_stops_the_run_with_its_name(tmp_path, nar
         tmp_path / "set", [broken_table(GOOD[0]) if i == 5 else GOOD[0] for i in range(8)], (72, 90), proved=True
     )
     with pytest.raises(
-        RunError, match=r"packed are refused now, pack them again: 5 \(shard-00000.parquet row group 0 row 5\): DALI"
+        RunError,
+        match=r"packed or indexed are refused now, do that again: 5 \(shard-00000.parquet row group 0 row 5\): DALI",
     ):
         deliver(narrow(), dataset, requests(range(8), 4), 4)
 
