@@ -24,7 +24,7 @@ from distrain.errors import AttemptError, RunError
 from distrain.lease import Lease, attempts, superseded
 
 FOLDER = "checkpoints"
-FORMAT = 2
+FORMAT = 3
 _NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
 _MANIFEST = "manifest.json"
 _BEST = f"{FOLDER}/best.json"

@@ -122,6 +122,26 @@ def lr(
         typer.echo(f"{step:>9,} {epoch:>7.2f} {rate:>10.4g} {'#' * round(48 * rate / highest)}".rstrip())
 
 
+@app.command()
+def model(
+    name: Annotated[str, typer.Argument(help="alexnet, alexnet2012, alexnet_bn, torchvision:NAME, package:callable.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
+    classes: Annotated[int, typer.Option(min=1, help="Classes that the network tells apart.")] = 1000,
+) -> None:
+    """Print the layers of a network: output shapes, parameters, multiply-accumulates, and the share of each.
+
+    Settings are those of a config: model.width=0.5, augment.crop=227.
+    """
+    from distrain.config import parse
+    from distrain.layer_table import lines
+    from distrain.model import outline
+
+    rest = {"data": {"train": ""}, "schedule": {"name": "constant", "lr": 1.0}}
+    settings = parse({**rest, "model": {"name": name}}, f"model {name}", overrides or [])
+    for line in lines(outline(settings.model, classes), settings.augment.crop):
+        typer.echo(line)
+
+
 for command in (pack, index, stats, verify, inspect):
     app.command()(command)
 

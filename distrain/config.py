@@ -18,13 +18,16 @@ from pydantic.fields import FieldInfo
 from distrain.errors import UserError
 from distrain.sections import (
     LOSSES,
+    MODELS,
     OPTIMIZERS,
     SCHEDULES,
     SGD,
+    AlexNet,
     CrossEntropy,
     Loss,
     Model,
     Optimizer,
+    Plateau,
     Schedule,
     Section,
     operation,
@@ -100,7 +103,18 @@ class Augment(Section):
     mirror: bool = result(True)
     """Flip half of the images left to right. [result]"""
     colour: float = result(0.1, ge=0)
-    """Standard deviation of the PCA colour shift, in standard deviations along each principal axis. [result]"""
+    """Standard deviation of the random numbers of the PCA colour shift; 0: none. [result]"""
+    colour_unit: Literal["deviation", "variance"] = result("deviation")
+    """What they multiply along each principal axis of the training set's colours. deviation: the standard deviation,
+    the root of the eigenvalue, as in the released source of 2012; variance: the eigenvalue itself, of colours from 0
+    to 1, as the paper's formula reads and most code since has it. On photographs the first is twice as strong.
+    [result]"""
+    draws: Literal["sample", "chunk"] = result("sample")
+    """sample: window and mirror are drawn for each sample; chunk: once for 32 that follow each other in a virtual
+    worker, as in the released source of 2012. Colours are drawn for each sample. [result]"""
+    scale: float | None = result(None, gt=0)
+    """What pixels (0 to 255), less their mean, are divided by, in evaluation too; null: the training set's standard
+    deviation of each channel. The paper of 2012 has 1, its source 1.1. [result]"""
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -187,7 +201,7 @@ class Config(Section):
     """Samples."""
     augment: Augment = Augment()
     """Augmentation."""
-    model: Model = Model()
+    model: Model = AlexNet()
     """Network."""
     loss: Loss = CrossEntropy(name="cross_entropy")
     """Loss."""
@@ -231,7 +245,7 @@ class Config(Section):
     @field_validator("model")
     @classmethod
     def _crop_is_large_enough(cls, value: Model, info: ValidationInfo) -> Model:
-        least = {"alexnet": 63, "alexnet2012": 64}[value.name]
+        least = {"alexnet": 63, "alexnet2012": 61, "alexnet_bn": 61}.get(value.name, 1)
         augment = info.data.get("augment")
         if augment is not None and augment.crop < least:
             raise ValueError(f"{value.name} needs augment.crop of at least {least} pixels, not {augment.crop}")
@@ -242,6 +256,14 @@ class Config(Section):
     def _crop_fits(cls, value: Augment) -> Augment:
         if value.short_side is not None and value.short_side < value.crop:
             raise ValueError(f"short_side = {value.short_side} is less than crop = {value.crop}: raise it")
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _has_what_to_watch(cls, value: Schedule, info: ValidationInfo) -> Schedule:
+        data = info.data.get("data")
+        if isinstance(value, Plateau) and data is not None and data.val is None:
+            raise ValueError("plateau watches the validation error: set data.val")
         return value
 
     @field_validator("cluster")
@@ -385,6 +407,7 @@ def _sentence(error: dict[str, Any]) -> str:
         return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         known = sorted(name for member in _UNIONS[key] for name in get_args(member.model_fields["name"].annotation))
+        known += ["torchvision:NAME", "package.module:callable"] * (key == "model")
         return f"{key}.name: must be one of {', '.join(known)}, not {error['ctx'].get('tag')!r}"
     if error["type"] == "missing":
         return f"{key} is missing"
@@ -394,7 +417,12 @@ def _sentence(error: dict[str, Any]) -> str:
     return f"{key}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
 
 
-_UNIONS: dict[str, tuple[type[Section], ...]] = {"loss": LOSSES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+_UNIONS: dict[str, tuple[type[Section], ...]] = {
+    "model": MODELS,
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+}
 
 
 def _keys(section: type[BaseModel]) -> list[str]:

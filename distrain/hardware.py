@@ -14,6 +14,7 @@ from distrain.data.order import Cursor
 from distrain.data.shards import Dataset
 from distrain.errors import UserError
 from distrain.lanes import Lanes
+from distrain.model import trained
 from distrain.step import forward, score
 from distrain.world import World
 
@@ -25,12 +26,13 @@ def fingerprint(config: Config, world: World, dataset: Dataset, model: nn.Module
     """
     batch = _first_samples(config, world, dataset)
     found: dict[str, Tensor] = {"images": batch.images}
-    parameters = list(model.parameters())
+    parameters = list(trained(model).values())
 
     def observe(micro_batch: MicroBatch) -> None:
-        _, loss = forward(config, model, 0, micro_batch)
+        v = micro_batch.virtual_worker
+        _, loss, found[f"moments {v}"] = forward(config, model, 0, micro_batch)
         for i, gradient in enumerate(torch.autograd.grad(loss * scale, parameters)):
-            found[f"gradient {micro_batch.virtual_worker} {i}"] = gradient
+            found[f"gradient {v} {i}"] = gradient
 
     lanes.run(observe, [batch, replace(batch, virtual_worker=1)])
     model.eval()

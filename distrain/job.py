@@ -19,10 +19,12 @@ from distrain.data.shards import Dataset, store_of
 from distrain.data.store import Store, may_pass
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.hardware import agree, fingerprint
+from distrain.imported import try_out
 from distrain.lanes import Lanes, lanes_for
+from distrain.layers import BatchNorm, batch_norms
 from distrain.lease import Lease, attempts, claim, failures
 from distrain.losses import check_loss
-from distrain.model import build
+from distrain.model import build, trained
 from distrain.monitor.health import Watchdog
 from distrain.monitor.meters import Meters
 from distrain.monitor.sinks import Console
@@ -30,9 +32,11 @@ from distrain.optim.accumulate import Accumulator
 from distrain.optim.adam import adam
 from distrain.optim.lars import lars
 from distrain.optim.optimizer import Optimizer
+from distrain.optim.schedule import Stall
 from distrain.optim.sgd import sgd
 from distrain.recall import recall
 from distrain.record import Record
+from distrain.sections import ImportedModel
 from distrain.world import World, environment
 
 # Batches whose row groups an evaluation keeps in memory.
@@ -56,6 +60,8 @@ class Job:
     order: Order
     model: nn.Module
     parameters: dict[str, nn.Parameter]
+    """Those that are trained."""
+    batch_norms: list[BatchNorm]
     accumulator: Accumulator
     optimizer: Optimizer
     meters: Meters
@@ -72,6 +78,8 @@ class Job:
     """The validation samples that do not decode, all of them named."""
     best: dict[str, Any]
     """The best evaluation: step, top1 and samples as counts."""
+    plateau: Stall
+    """What the plateau schedule has seen."""
     last: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """The last record of each kind."""
     saving: tuple[int, str | None] | None = None
@@ -119,15 +127,17 @@ def setup(
         config = pin_data(config, dataset.manifest)
         if state is not None:
             check_result(config, state["result"])
+            check_plateau(config, val, state)
         order = order_of(config, dataset.manifest.group_rows)
-    model = build(config.model, len(dataset.manifest.classes), config.seed).to(world.device)
-    parameters = dict(model.named_parameters())
+        model = build_model(config, len(dataset.manifest.classes)).to(world.device)
+    parameters, norms = trained(model), batch_norms(model)
     optimizer = build_optimizer(config, parameters)
     accumulator = Accumulator(
         list(parameters.values()),
         virtual_workers=config.virtual_workers,
         micro_batch=config.micro_batch,
         fraction_bits=config.reduction.fraction_bits if config.reduction.mode == "exact" else None,
+        moments=sum(2 * layer.features for layer in norms),
     )
     lanes = stack.enter_context(Lanes(lanes_for(config, world), config.threads, world.device))
     watchdog.at("the verdicts on files")
@@ -172,6 +182,7 @@ def setup(
         order=order,
         model=model,
         parameters=parameters,
+        batch_norms=norms,
         accumulator=accumulator,
         optimizer=optimizer,
         meters=Meters(world.device, accumulator.loss_shift),
@@ -182,6 +193,7 @@ def setup(
         bad_told=set(bad),
         val_bad_told=set(),
         best=best,
+        plateau=plateau_of(state),
     )
 
 
@@ -300,6 +312,23 @@ def memory_warning(config: Config, manifest: Manifest, world: World) -> str | No
     )
 
 
+def build_model(config: Config, classes: int) -> nn.Module:
+    """The network with its first weights.
+
+    Raises:
+        UserError: a model that is imported cannot be trained exactly, or a micro-batch has no moments.
+    """
+    model = build(config.model, classes, config.seed)
+    if isinstance(config.model, ImportedModel):
+        try_out(model, config.model.name, classes, config.augment.crop)
+    if config.micro_batch == 1 and batch_norms(model):
+        raise UserError(
+            f"{config.model.name} has batch normalisation, and virtual_workers = {config.virtual_workers} leaves one "
+            "sample to each, which has no variance: lower virtual_workers, or raise global_batch"
+        )
+    return model
+
+
 def build_optimizer(config: Config, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
     """The optimizer that the config names."""
     rule = config.optimizer
@@ -386,6 +415,23 @@ def check_result(config: Config, saved: Mapping[str, Any]) -> None:
         raise UserError(
             f"{config.run} was trained with other settings, so it cannot go on with these "
             f"(change them back, or start afresh with run=...):{''.join(changed)}"
+        )
+
+
+def plateau_of(state: Mapping[str, Any] | None) -> Stall:
+    """What the plateau schedule had seen when a checkpoint was saved."""
+    if state is None:
+        return Stall()
+    saved = state["plateau"]
+    return Stall(saved["best"], saved["epochs"], tuple(saved["drops"]))
+
+
+def check_plateau(config: Config, val: Dataset | None, state: Mapping[str, Any]) -> None:
+    """Raises UserError where the plateau schedule would compare counts of two validation sets."""
+    if config.schedule.name == "plateau" and state["val"] != val_fingerprint(val):
+        raise UserError(
+            f"{config.run} was trained with another validation set, whose counts its plateau schedule follows: "
+            "use that one (data.val), or start afresh with run=..."
         )
 
 

@@ -1,125 +1,25 @@
-"""AlexNet: torchvision's single tower, and the two towers of 2012."""
+"""AlexNet: torchvision's single tower, the two towers of 2012, and these with batch normalisation."""
 
-import contextvars
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distrain.philox import Purpose, derived_seed, words
-from distrain.sections import Model
-
-_step_key: contextvars.ContextVar[tuple[int, int, int] | None] = contextvars.ContextVar("step_key", default=None)
-
-
-@contextmanager
-def randomness(seed: int, step: int, virtual_worker: int) -> Iterator[None]:
-    """Key of all dropout masks drawn inside, on this thread."""
-    token = _step_key.set((seed, step, virtual_worker))
-    try:
-        yield
-    finally:
-        _step_key.reset(token)
-
-
-class Dropout(nn.Module):
-    """Dropout (Srivastava et al. 2014) whose mask is a pure function of (seed, step, virtual worker, layer).
-
-    Inverted: kept units are divided by the probability to keep. Identity in evaluation.
-    """
-
-    def __init__(self, p: float, layer: int) -> None:
-        """`p`: probability to drop; `layer`: number of this dropout layer in its model."""
-        super().__init__()
-        self.p, self.layer = p, layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape to the same shape."""
-        if not self.training or self.p == 0:
-            return x
-        key = _step_key.get()
-        assert key is not None, "training forward outside of randomness(...)"
-        seed, step, virtual_worker = key
-        k0, k1, _, _ = words(seed, Purpose.DROPOUT, step, virtual_worker, self.layer).view(np.int32).tolist()
-        keep = 1 - self.p
-        mask = _hash(torch.arange(x.numel(), dtype=torch.int32, device=x.device), k0, k1) < keep * 2**32 - 2**31
-        return x * mask.view(x.shape).to(x.dtype).div_(keep)
-
-    def extra_repr(self) -> str:
-        """What print shows."""
-        return f"p={self.p}"
-
-
-def _hash(x: Tensor, *keys: int) -> Tensor:
-    """Mix int32 counters with each key in turn (Wellons' lowbias32), in place: uniform over all int32 numbers.
-
-    Integer arithmetic on the element's index: the same on every device, thread count and launch grid.
-    """
-    for key in keys:
-        x.bitwise_xor_(key)
-        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32), (16, 1)):
-            x.bitwise_xor_((x >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(factor)
-    return x
-
-
-class AveragePool6(nn.Module):
-    """Adaptive average pooling to 6 x 6 with a deterministic backward on every device.
-
-    The identity at 6 x 6, a fixed matrix product elsewhere; torch's own has no deterministic CUDA backward.
-    """
-
-    size = 6
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, c, h, w) to (n, c, 6, 6)."""
-        height, width = x.shape[-2:]
-        if (height, width) == (self.size, self.size):
-            return x
-        return self._averages(height, x) @ x @ self._averages(width, x).T
-
-    def _averages(self, n: int, like: Tensor) -> Tensor:
-        rows = torch.zeros(self.size, n)  # (6, n): row i averages the cells of output i
-        for i in range(self.size):
-            first, last = i * n // self.size, -(-(i + 1) * n // self.size)
-            rows[i, first:last] = 1 / (last - first)
-        return rows.to(like)
-
-
-class LocalResponseNorm(nn.Module):
-    """b = a / (k + alpha / size * sum of a^2 over `size` neighbouring channels)^beta, as in the source of 2012.
-
-    Krizhevsky et al. 2012, section 3.3, writes alpha without the division; the released source divides, and so does
-    torch. Sums of shifted slices: torch's own goes through avg_pool3d, whose CUDA backward is not deterministic.
-    """
-
-    def __init__(self, groups: int, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0) -> None:
-        """`groups`: towers; channels of different towers are not neighbours."""
-        super().__init__()
-        self.groups, self.size, self.alpha, self.beta, self.k = groups, size, alpha, beta, k
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, c, h, w) to the same shape."""
-        n, c, h, w = x.shape
-        towers = x.reshape(n, self.groups, c // self.groups, h * w)
-        half = self.size // 2
-        padded = F.pad(towers.square(), (0, 0, half, half))
-        channels = towers.shape[2]
-        total = padded[:, :, :channels]
-        for i in range(1, self.size):
-            total = total + padded[:, :, i : i + channels]
-        return (towers * (self.k + self.alpha / self.size * total).pow(-self.beta)).reshape(x.shape)
+from distrain import sections
+from distrain.imported import imported
+from distrain.layers import AveragePool, BatchNorm, Dropout, LocalResponseNorm, SpatialResponseNorm, batch_norms
+from distrain.philox import Purpose, derived_seed
 
 
 class AlexNet(nn.Module):
     """Krizhevsky 2014 (arXiv 1404.5997) as torchvision has it: one tower, no LRN; same state dict at width 1."""
 
-    def __init__(self, classes: int, width: float, dropout: float) -> None:
+    def __init__(self, config: sections.AlexNet, classes: int) -> None:
         super().__init__()
-        c1, c2, c3, c4, hidden = (_scaled(c, width) for c in (64, 192, 384, 256, 4096))
+        c1, c2, c3, c4, hidden = (_scaled(c, config.width) for c in (64, 192, 384, 256, 4096))
         self.features = nn.Sequential(
             nn.Conv2d(3, c1, 11, stride=4, padding=2),
             nn.ReLU(inplace=True),
@@ -135,12 +35,12 @@ class AlexNet(nn.Module):
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, stride=2),
         )
-        self.avgpool = AveragePool6()
+        self.avgpool = AveragePool(6, 6)
         self.classifier = nn.Sequential(
-            Dropout(dropout, 0),
+            Dropout(config.dropout, 0),
             nn.Linear(c4 * 36, hidden),
             nn.ReLU(inplace=True),
-            Dropout(dropout, 1),
+            Dropout(config.dropout, 1),
             nn.Linear(hidden, hidden),
             nn.ReLU(inplace=True),
             nn.Linear(hidden, classes),
@@ -154,82 +54,176 @@ class AlexNet(nn.Module):
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
         """torch's default: every weight and bias uniform in +-1 / sqrt(fan in)."""
-        for layer in _layers(self):
+        for layer in _weighted(self).values():
             bound = 1 / math.sqrt(layer.weight[0].numel())
             layer.weight.uniform_(-bound, bound, generator=generator)
-            assert layer.bias is not None
-            layer.bias.uniform_(-bound, bound, generator=generator)
+            _bias(layer).uniform_(-bound, bound, generator=generator)
 
 
-class AlexNet2012(nn.Module):
-    """The two towers of Krizhevsky et al. 2012 as grouped convolutions, after the released source (layers-145).
+class AlexNet2012(nn.Sequential):
+    """The two towers of Krizhevsky et al. 2012 as grouped convolutions: 60,965,224 parameters at 1,000 classes.
 
-    Layer 1 normalises before its ReLU, layer 2 after; the 224 input hangs 3 pixels over the right and bottom edge;
-    dropout stands on the outputs of the two hidden layers; weights N(0, 0.01), but 0.03 in conv3 to conv5; biases 1
-    in conv2, conv4, conv5 and the hidden layers, 0 elsewhere. 60,965,224 parameters at 1,000 classes.
+    As in the released source (layers-145), the last filters and pooling windows hang over the right and bottom edge
+    (224 pixels act as 227), and dropout stands on the outputs of the two hidden layers. Biases begin at 1 in conv2,
+    conv4, conv5 and the hidden layers, at 0 elsewhere.
     """
 
-    def __init__(self, classes: int, width: float, dropout: float) -> None:
-        super().__init__()
-        c1, c2, c3, hidden = (_scaled(c, width) for c in (96, 256, 384, 4096))
-        self.conv1 = nn.Conv2d(3, c1, 11, stride=4)
-        self.conv2 = nn.Conv2d(c1, c2, 5, padding=2, groups=2)
-        self.conv3 = nn.Conv2d(c2, c3, 3, padding=1)
-        self.conv4 = nn.Conv2d(c3, c3, 3, padding=1, groups=2)
-        self.conv5 = nn.Conv2d(c3, c2, 3, padding=1, groups=2)
-        self.norm = LocalResponseNorm(groups=2)
-        self.pool = nn.MaxPool2d(3, stride=2)
-        self.avgpool = AveragePool6()
-        self.fc6, self.fc7 = nn.Linear(c2 * 36, hidden), nn.Linear(hidden, hidden)
-        self.fc8 = nn.Linear(hidden, classes)
-        self.drop6, self.drop7 = Dropout(dropout, 0), Dropout(dropout, 1)
+    def __init__(self, config: sections.AlexNet2012, classes: int) -> None:
+        self.config = config
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (n, 3, h, w) to logits (n, classes)."""
-        x = F.pad(x, (0, 3, 0, 3))
-        x = F.relu(self.pool(self.norm(self.conv1(x))))
-        x = self.pool(self.norm(F.relu(self.conv2(x))))
-        x = F.relu(self.conv4(F.relu(self.conv3(x))))
-        x = self.avgpool(self.pool(F.relu(self.conv5(x))))
-        x = self.drop6(F.relu(self.fc6(torch.flatten(x, 1))))
-        x = self.drop7(F.relu(self.fc7(x)))
-        logits: Tensor = self.fc8(x)
-        return logits
+        def across(number: int) -> tuple[str, nn.Module]:
+            # The paper's alpha multiplies the sum of the five squares, the source's their mean.
+            alpha = 1e-4 if config.lrn == "source" else 5 * 1e-4
+            return f"norm{number}", LocalResponseNorm(5, alpha=alpha, beta=0.75, k=2.0, groups=2)
+
+        if config.layers == "source":
+            first = [across(1), _pool(1), _relu(1)]
+            second = [_relu(2), across(2), ("places2", SpatialResponseNorm()), _pool(2)]
+        else:
+            first, second = ([_relu(i), across(i), _pool(i)] for i in (1, 2))
+        after = [first, second, [_relu(3)], [_relu(4)], [_relu(5), _pool(5)]]
+        hidden = [[_relu(6)], [_relu(7)]]
+        super().__init__(_two_towers(config, classes, after, hidden))
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """The source's: see the class."""
-        wide = (self.conv3, self.conv4, self.conv5)
-        ones = (self.conv2, self.conv4, self.conv5, self.fc6, self.fc7)
-        for layer in _layers(self):
-            layer.weight.normal_(0, 0.03 if layer in wide else 0.01, generator=generator)
-            assert layer.bias is not None
-            layer.bias.fill_(1.0 if layer in ones else 0.0)
+        """Normal numbers of standard deviation 0.01, and in conv3 to conv5 0.03 (`init: source`)."""
+        for name, layer in _weighted(self).items():
+            wide = self.config.init == "source" and name in ("conv3", "conv4", "conv5")
+            layer.weight.normal_(0, 0.03 if wide else 0.01, generator=generator)
+            _bias(layer).fill_(1.0 if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0)
 
 
-MODELS: dict[str, type[AlexNet] | type[AlexNet2012]] = {"alexnet": AlexNet, "alexnet2012": AlexNet2012}
+class AlexNetBN(nn.Sequential):
+    """The two towers with batch normalisation in place of response normalisation, as its options say."""
+
+    def __init__(self, config: sections.AlexNetBN, classes: int) -> None:
+        self.config = config
+        c1, c2, c3, hidden = _widths(config)
+
+        def norm(number: int) -> tuple[str, nn.Module]:
+            features = {1: c1, 2: c2, 3: c3, 4: c3, 5: c2, 6: hidden, 7: hidden}[number]
+            return f"norm{number}", BatchNorm(features, eps=config.eps, momentum=config.running, affine=config.affine)
+
+        pools = {i: [_pool(i)] if i in (1, 2, 5) else [] for i in range(1, 6)}
+        if config.place == "before_relu":
+            after = [[norm(i), _relu(i), *pools[i]] for i in range(1, 6)]
+        else:
+            after = [[_relu(i), *pools[i], *([norm(i)] if i < 5 else [])] for i in range(1, 6)]
+        dense = [[*([norm(i)] if config.hidden else []), _relu(i)] for i in (6, 7)]
+        super().__init__(_two_towers(config, classes, after, dense))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """He's, or the Gaussian of the authors of LARS; see `sections.AlexNetBN.init`."""
+        for name, layer in _weighted(self).items():
+            if self.config.init == "he":
+                deviation, bias = math.sqrt(2 / layer.weight[0].numel()), 0.0
+            else:
+                deviation, bias = (0.005, 0.1) if name in ("fc6", "fc7") else (0.01, 0.01)
+            layer.weight.normal_(0, deviation, generator=generator)
+            _bias(layer).fill_(bias)
+        for norm in batch_norms(self):
+            norm.reset()
 
 
-def build(config: Model, classes: int, seed: int) -> AlexNet | AlexNet2012:
-    """The network with its first weights, a pure function of (config, classes, seed), on the CPU."""
+def build(config: sections.Model, classes: int, seed: int) -> nn.Module:
+    """The network with its first weights, a pure function of (config, classes, seed), on the CPU.
+
+    Raises:
+        UserError: a model that is imported cannot be, or not be trained exactly.
+    """
+    first = derived_seed(seed, Purpose.WEIGHTS)
+    if isinstance(config, sections.ImportedModel):
+        return imported(config, classes, first)
     model = _bare(config, classes)
     model.to_empty(device="cpu")
-    model.initialise(torch.Generator().manual_seed(derived_seed(seed, Purpose.WEIGHTS)))
+    model.initialise(torch.Generator().manual_seed(first))
     return model
 
 
-def parameter_count(config: Model, classes: int) -> int:
-    """Parameters of the network, without making it."""
-    return sum(p.numel() for p in _bare(config, classes).parameters())
+def outline(config: sections.Model, classes: int) -> nn.Module:
+    """The network to look at; those of distrain's own without memory for weights (on torch's meta device)."""
+    return imported(config, classes, 0) if isinstance(config, sections.ImportedModel) else _bare(config, classes)
 
 
-def _bare(config: Model, classes: int) -> AlexNet | AlexNet2012:
+def parameter_count(config: sections.Model, classes: int) -> int:
+    """Parameters of the network."""
+    return sum(p.numel() for p in outline(config, classes).parameters())
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name; a parameter that does not require a gradient is frozen."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _bare(config: sections.Network, classes: int) -> AlexNet | AlexNet2012 | AlexNetBN:
     with torch.device("meta"):
-        return MODELS[config.name](classes, config.width, config.dropout)
+        if isinstance(config, sections.AlexNet):
+            return AlexNet(config, classes)
+        if isinstance(config, sections.AlexNet2012):
+            return AlexNet2012(config, classes)
+        assert isinstance(config, sections.AlexNetBN)
+        return AlexNetBN(config, classes)
 
 
-def _layers(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
-    return [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+_Named = tuple[str, nn.Module]
+
+
+def _two_towers(
+    config: sections.Network, classes: int, after: Sequence[Sequence[_Named]], hidden: Sequence[Sequence[_Named]]
+) -> OrderedDict[str, nn.Module]:
+    """The layers of 2012: `after` has what follows each convolution, `hidden` what follows each hidden layer."""
+    c1, c2, c3, units = _widths(config)
+    convolutions = [
+        nn.Conv2d(3, c1, 11, stride=4),
+        nn.Conv2d(c1, c2, 5, padding=2, groups=2),
+        nn.Conv2d(c2, c3, 3, padding=1),
+        nn.Conv2d(c3, c3, 3, padding=1, groups=2),
+        nn.Conv2d(c3, c2, 3, padding=1, groups=2),
+    ]
+    layers: list[_Named] = [("edge", HangOver(11, 4))]
+    for i, (convolution, followers) in enumerate(zip(convolutions, after, strict=True), 1):
+        layers += [(f"conv{i}", convolution), *followers]
+    layers += [("avgpool", AveragePool(6, 6)), ("flat", nn.Flatten())]
+    for i, (inputs, followers) in enumerate(zip((c2 * 36, units), hidden, strict=True), 6):
+        layers += [(f"fc{i}", nn.Linear(inputs, units)), *followers, (f"drop{i}", Dropout(config.dropout, i - 6))]
+    return OrderedDict([*layers, ("fc8", nn.Linear(units, classes))])
+
+
+class HangOver(nn.Module):
+    """Zeros at the right and bottom edge, so that the last filter of a convolution still has a whole window."""
+
+    def __init__(self, size: int, stride: int) -> None:
+        super().__init__()
+        self.size, self.stride = size, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) to (n, c, h + less than stride, w + less than stride)."""
+        height, width = ((self.size - side) % self.stride for side in x.shape[-2:])
+        return F.pad(x, (0, width, 0, height))
+
+
+def _pool(number: int) -> _Named:
+    return f"pool{number}", nn.MaxPool2d(3, stride=2, ceil_mode=True)
+
+
+def _relu(number: int) -> _Named:
+    return f"relu{number}", nn.ReLU(inplace=True)
+
+
+def _weighted(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+
+
+def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias
+
+
+def _widths(config: sections.Network) -> tuple[int, int, int, int]:
+    c1, c2, c3, hidden = (_scaled(c, config.width) for c in (96, 256, 384, 4096))
+    return c1, c2, c3, hidden
 
 
 def _scaled(channels: int, width: float) -> int:

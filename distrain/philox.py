@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     DROPOUT = 5
     WEIGHTS = 6
     PACK = 7
+    CHUNK = 8
 
 
 def philox(key: tuple[int, int], counter: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]) -> NDArray[np.uint32]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 
 def result(default: Any = ..., **limits: Any) -> Any:
@@ -28,15 +28,67 @@ class Section(BaseModel):
     )
 
 
-class Model(Section):
-    """The network."""
+class Network(Section):
+    """What all networks named alexnet... have."""
 
-    name: Literal["alexnet", "alexnet2012"] = result("alexnet")
-    """alexnet: torchvision's single tower (Krizhevsky 2014); alexnet2012: two towers with LRN. [result]"""
     width: float = result(1.0, gt=0)
     """Factor on all channel and hidden unit counts, each rounded to a multiple of 8. [result]"""
     dropout: float = result(0.5, ge=0, lt=1)
     """Probability that a unit of the two hidden fully connected layers is dropped. [result]"""
+
+
+class AlexNet(Network):
+    """One tower without response normalisation, as torchvision has it (Krizhevsky 2014): the same state dict."""
+
+    name: Literal["alexnet"] = result("alexnet")
+    """alexnet. [result]"""
+
+
+class AlexNet2012(Network):
+    """The two towers of 2012. The paper and the released source differ; each difference is a choice."""
+
+    name: Literal["alexnet2012"] = result("alexnet2012")
+    """alexnet2012. [result]"""
+    layers: Literal["source", "paper"] = result("source")
+    """source: layer 1 is normalised before its ReLU, and layer 2 twice, over channels and over places; paper: ReLU,
+    normalisation over channels, pooling in both. [result]"""
+    lrn: Literal["source", "paper"] = result("source")
+    """What alpha = 1e-4 multiplies: the mean of the five squares (source, and torch) or their sum (paper's formula).
+    [result]"""
+    init: Literal["source", "paper"] = result("source")
+    """Standard deviation of the first weights: 0.01, in conv3 to conv5 0.03 (source), or 0.01 everywhere (paper).
+    [result]"""
+
+
+class AlexNetBN(Network):
+    """The two towers with batch normalisation in place of response normalisation."""
+
+    name: Literal["alexnet_bn"] = result("alexnet_bn")
+    """alexnet_bn. [result]"""
+    place: Literal["before_relu", "after_pool"] = result("before_relu")
+    """before_relu: convolution, normalisation, ReLU, pooling (Ioffe and Szegedy 2015; Simon et al. 2016). after_pool:
+    convolution, ReLU, pooling, normalisation, not after conv5 (the authors of LARS). [result]"""
+    hidden: bool = result(False)
+    """Whether the two hidden fully connected layers are normalised too, before their ReLU. [result]"""
+    affine: bool = result(True)
+    """Whether what is normalised is scaled and shifted, as learned. [result]"""
+    eps: float = result(1e-5, gt=0)
+    """Added to the variance. [result]"""
+    running: float = result(0.1, gt=0, le=1)
+    """What each step takes of the new moments into those that evaluation uses. [result]"""
+    init: Literal["he", "gaussian"] = result("he")
+    """First weights. he: N(0, 2 / fan in), biases 0 (He et al. 2015). gaussian: N(0, 0.01), 0.005 in the hidden fully
+    connected layers, biases 0.01 and there 0.1 (the authors of LARS). [result]"""
+
+
+class ImportedModel(Section):
+    """A network of torchvision's, or the user's own."""
+
+    name: str = result(pattern=r"^[^:]+:[^:]+$")
+    """torchvision:NAME, or package.module:callable, which is called with the number of classes and returns an
+    nn.Module from images (n, 3, crop, crop) to logits (n, classes). [result]"""
+    options: dict[str, Any] = result({})
+    """Further keyword arguments of the callable. [result]"""
 
 
 class CrossEntropy(Section):
@@ -94,7 +146,7 @@ class Groups(Section):
     """What all optimizers have: biases may be treated unlike weights, as Krizhevsky's released source does."""
 
     decay_biases: bool = result(True)
-    """Whether weight decay acts on biases. [result]"""
+    """Whether weight decay acts on biases and on the scales of normalisation, all that has one dimension. [result]"""
     bias_lr: float = result(1.0, gt=0)
     """Rate of biases over that of weights; the released source has 2. [result]"""
     clip_norm: float | None = result(None, gt=0)
@@ -185,6 +237,19 @@ class Step(WarmUp):
     """What each drop multiplies the rate by. [result]"""
 
 
+class Plateau(WarmUp):
+    """A learning rate that drops when the validation error stops improving (Krizhevsky et al. 2012, section 5)."""
+
+    name: Literal["plateau"] = result()
+    """plateau. [result]"""
+    patience: int = result(3, ge=1)
+    """Epochs without more right validation samples than ever before, after which the rate drops. [result]"""
+    drops: int = result(3, ge=1)
+    """How often at most. [result]"""
+    factor: float = result(0.1, gt=0, lt=1)
+    """What each drop multiplies the rate by. [result]"""
+
+
 class Polynomial(WarmUp):
     """lr (1 - t)^power, with t from 0 to 1 over the steps after the warm-up."""
 
@@ -212,9 +277,25 @@ class Geometric(WarmUp):
     """lr over the last level's rate. [result]"""
 
 
+MODELS = (AlexNet, AlexNet2012, AlexNetBN, ImportedModel)
 LOSSES = (CrossEntropy, Hinge, Distance, SmoothDistance)
 OPTIMIZERS = (SGD, Adam, Lars)
-SCHEDULES = (Constant, Step, Polynomial, Cosine, Geometric)
+SCHEDULES = (Constant, Step, Plateau, Polynomial, Cosine, Geometric)
 Loss = Annotated[CrossEntropy | Hinge | Distance | SmoothDistance, Field(discriminator="name")]
 Optimizer = Annotated[SGD | Adam | Lars, Field(discriminator="name")]
-Schedule = Annotated[Constant | Step | Polynomial | Cosine | Geometric, Field(discriminator="name")]
+Schedule = Annotated[Constant | Step | Plateau | Polynomial | Cosine | Geometric, Field(discriminator="name")]
+
+
+def _kind_of_model(value: Any) -> str:
+    """Which section a model's is, by its name: alexnet if it has none."""
+    name = value.get("name", "alexnet") if isinstance(value, dict) else getattr(value, "name", None)
+    return "imported" if isinstance(name, str) and ":" in name else str(name)
+
+
+Model = Annotated[
+    Annotated[AlexNet, Tag("alexnet")]
+    | Annotated[AlexNet2012, Tag("alexnet2012")]
+    | Annotated[AlexNetBN, Tag("alexnet_bn")]
+    | Annotated[ImportedModel, Tag("imported")],
+    Discriminator(_kind_of_model),
+]

@@ -1,20 +1,37 @@
 """What is computed of one micro-batch, in training, evaluation and the check of the hardware alike."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from distrain.config import Config
 from distrain.data.loader import MicroBatch
+from distrain.layers import batch_norms, flat_moments, micro_step
 from distrain.losses import loss_of
-from distrain.model import randomness
 
 
-def forward(config: Config, model: nn.Module, step: int, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """Logits (b, classes) in fp32, and the loss sum over valid samples."""
-    with randomness(config.seed, step, batch.virtual_worker), autocast(config, batch.images.device):
+class Forward(NamedTuple):
+    """What a training forward makes of a micro-batch."""
+
+    logits: Tensor
+    """(b, classes), fp32."""
+    loss: Tensor
+    """Sum over valid samples."""
+    moments: Tensor
+    """What batch normalisation tells, as `layers.flat_moments` has it."""
+
+
+def forward(config: Config, model: nn.Module, step: int, batch: MicroBatch) -> Forward:
+    """Logits and loss of a micro-batch."""
+    with (
+        micro_step(config.seed, step, batch.virtual_worker) as now,
+        autocast(config, batch.images.device),
+    ):
         logits: Tensor = model(batch.images)
     logits = logits.float()
-    return logits, (loss_of(config.loss, logits, batch.labels) * batch.weights).sum()
+    loss = (loss_of(config.loss, logits, batch.labels) * batch.weights).sum()
+    return Forward(logits, loss, flat_moments(batch_norms(model), now))
 
 
 def score(config: Config, model: nn.Module, images: Tensor) -> Tensor:

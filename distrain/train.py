@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -19,11 +19,13 @@ from distrain.data.shards import Dataset
 from distrain.errors import AttemptError, RunError
 from distrain.evaluate import Score, evaluate
 from distrain.job import Job, setup, val_fingerprint
+from distrain.layers import move_all
 from distrain.losses import correct
 from distrain.monitor.meters import Reading
 from distrain.monitor.sinks import Console, Silent, read_metrics
-from distrain.optim.schedule import learning_rate
+from distrain.optim.schedule import learning_rate, observe
 from distrain.record import BAD_SAMPLES
+from distrain.sections import Plateau
 from distrain.step import forward
 from distrain.world import World, environment, numerics
 
@@ -123,6 +125,7 @@ def fit(job: Job) -> str:
             may_move = job.meters.add(step, totals)
             lr, before = (rate(job, s) for s in (step, max(0, step - 1)))
             job.optimizer.step(may_move * lr, lr / before)
+            move_all(job.batch_norms, job.accumulator.moments, may_move)
 
             done = job.start = step + 1
             # What ends the run or what follows a step is decided from sums over all ranks: none decides alone.
@@ -131,7 +134,8 @@ def fit(job: Job) -> str:
             if job.record:
                 job.record.checkpoints.check()
             log = done % config.log.every == 0
-            score = job.val is not None and (last or due(done, config.evaluate.every, epoch_ends))
+            watched = epoch_ends and config.schedule.name == "plateau"
+            score = job.val is not None and (last or watched or due(done, config.evaluate.every, epoch_ends))
             save = last or bool(stop) or due(done, config.checkpoint.every, epoch_ends)
             job.console.advance(done)
             if log or score or save:  # a sync point: nothing is kept of a step that failed
@@ -148,18 +152,18 @@ def fit(job: Job) -> str:
 def rate(job: Job, step: int) -> float:
     """The learning rate of a step."""
     per_epoch = job.order.steps
-    return learning_rate(job.config.schedule, step, per_epoch, job.config.epochs * per_epoch)
+    return learning_rate(job.config.schedule, step, per_epoch, job.config.epochs * per_epoch, job.plateau.drops)
 
 
 def micro_step(job: Job, step: int, batch: MicroBatch) -> None:
     """Forward and backward of one virtual worker, on whichever thread runs it."""
     job.watchdog.at(f"step {step + 1}, virtual worker {batch.virtual_worker}")
-    logits, loss = forward(job.config, job.model, step, batch)
+    logits, loss, moments = forward(job.config, job.model, step, batch)
     # autograd.grad, not backward: lanes share the weights, and `.grad` belongs to the reduced gradient.
     gradients = torch.autograd.grad(loss * job.accumulator.scale, list(job.parameters.values()))
     logits = logits.detach()
     top1, top5 = (correct(logits, batch.labels, batch.weights, k) for k in (1, 5))
-    job.accumulator.add(gradients, loss.detach(), batch.weights.sum(), top1, top5)
+    job.accumulator.add(gradients, loss.detach(), batch.weights.sum(), top1, top5, moments)
     job.bad.update(batch.bad)
 
 
@@ -235,6 +239,9 @@ def evaluate_step(job: Job, done: int) -> bool:
     }
     tell(job, record)
     job.logged += time.monotonic() - began  # training speed is told without evaluation
+    schedule = job.config.schedule
+    if isinstance(schedule, Plateau) and done % job.order.steps == 0:
+        watch(job, schedule, done, score.top1)
     better: bool = score.top1 > job.best.get("top1", -1)
     if better:
         job.best = {
@@ -244,6 +251,16 @@ def evaluate_step(job: Job, done: int) -> bool:
             "val": val_fingerprint(job.val),
         }
     return better
+
+
+def watch(job: Job, schedule: Plateau, done: int, right: int) -> None:
+    """After an epoch: lower the rate if validation has stalled."""
+    before = job.plateau
+    if done > round(schedule.warmup_epochs * job.order.steps):
+        job.plateau = observe(schedule, before, done, right)
+    if len(job.plateau.drops) > len(before.drops):
+        epochs = f"{schedule.patience} epoch{'s' * (schedule.patience > 1)}"
+        job.console.event(f"validation has stalled for {epochs}: the learning rate is {rate(job, done):.4g} now")
 
 
 def score_of(job: Job, dataset: Dataset) -> Score:
@@ -288,6 +305,8 @@ def save_step(job: Job, done: int, best: bool) -> None:
             "hardware": job.hardware,
             "bad_samples": {str(k): v for k, v in sorted(job.bad.items())},
             "best": job.best,
+            "plateau": asdict(job.plateau),
+            "val": val_fingerprint(job.val),
             "reduction": job.config.reduction.mode,
         }
         name = job.record.save(done, job.model.state_dict(), job.optimizer.state(), state, best=best)
@@ -336,8 +355,8 @@ def diverged(job: Job, reading: Reading) -> RunError:
         return RunError(f"all samples of step {step + 1} are bad, so it has no gradient: mend the data (distrain pack)")
     config, micro_batches = job.config, dict[int, dict[str, Any]]()
 
-    def observe(batch: MicroBatch) -> None:
-        _, loss = forward(config, job.model, step, batch)
+    def look(batch: MicroBatch) -> None:
+        loss = forward(config, job.model, step, batch).loss
         gradients = torch.autograd.grad(loss, list(job.parameters.values()))
         norms = {name: float(g.double().norm()) for name, g in zip(job.parameters, gradients, strict=True)}
         micro_batches[batch.virtual_worker] = {
@@ -349,7 +368,7 @@ def diverged(job: Job, reading: Reading) -> RunError:
 
     hosted = job.world.hosted(config.virtual_workers)
     with open_loader(job, job.dataset, training_requests(job.order, range(step, step + 1), hosted)) as batches:
-        job.lanes.run(observe, batches)
+        job.lanes.run(look, batches)
     for part in job.world.gather({str(v): numbers for v, numbers in micro_batches.items()}):
         micro_batches.update({int(v): numbers for v, numbers in part.items()})
     evidence = {

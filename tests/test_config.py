@@ -84,8 +84,9 @@ def test_keys_of_the_other_kind_and_unknown_names():
     text = problems({**LEAST, "optimizer": {"name": "adam", "momentum": 0.9}, "loss": {"name": "cross"}})
     assert "optimizer adam does not use optimizer.momentum" in text
     assert "loss.name: must be one of cross_entropy, hinge, huber, l1, l2, smooth_l1, not 'cross'" in text
-    assert "schedule.name: must be one of constant, cosine, geometric, polynomial, step, not 'cosin'" in problems(
-        {**LEAST, "schedule": {"name": "cosin"}}
+    assert (
+        "schedule.name: must be one of constant, cosine, geometric, plateau, polynomial, step, not 'cosin'"
+        in problems({**LEAST, "schedule": {"name": "cosin"}})
     )
     text = problems({**LEAST, "loss": {"name": "hinge", "label_smoothing": 0.1}})
     assert "loss hinge does not use loss.label_smoothing: remove it" in text

@@ -11,9 +11,10 @@ from distrain.checkpoint import digest
 from distrain.data import dali
 from distrain.data.decode import ppm
 from distrain.data.loader import Loader
+from distrain.layers import micro_step
 from distrain.losses import cross_entropy
-from distrain.model import build, randomness
-from distrain.sections import Model
+from distrain.model import build
+from distrain.sections import AlexNet, AlexNet2012, AlexNetBN
 from distrain.train import train
 from distrain.world import World, numerics
 
@@ -120,19 +121,19 @@ def test_bad_files_survive_a_thousand_rebuilds(narrow, tmp_path, gpu):
         assert late - early < 128 << 20, sizes[::8]
 
 
-@pytest.mark.parametrize("name", ["alexnet", "alexnet2012"])
-def test_a_micro_batch_repeats_its_bits(narrow, gpu, name):
+@pytest.mark.parametrize("network", [AlexNet(), AlexNet2012(), AlexNet2012(layers="paper"), AlexNetBN()], ids=str)
+def test_a_micro_batch_repeats_its_bits(narrow, gpu, network):
     """Rule 12: 100 repeats after other shapes."""
     config = narrow(device="auto")
     with numerics(config, gpu):
-        model = build(Model(name=name), 1000, seed=0).to(gpu)
+        model = build(network, 1000, seed=0).to(gpu)
         generator = torch.Generator().manual_seed(0)
         images, labels = torch.randn(32, 3, 224, 224, generator=generator).to(gpu), torch.arange(32, device=gpu)
         hashes = set()
         for i in range(100):
-            with randomness(0, 0, 1):
+            with micro_step(0, 0, 1):
                 model(torch.zeros(1 + i % 7, 3, 224, 224, device=gpu))
-            with randomness(0, 0, 0):
+            with micro_step(0, 0, 0):
                 loss = cross_entropy(model(images), labels).sum()
             gradients = torch.autograd.grad(loss * 2.0**40, list(model.parameters()))
             hashes.add(digest({str(k): g for k, g in enumerate(gradients)}))

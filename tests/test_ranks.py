@@ -14,6 +14,7 @@ import torch
 from distrain.checkpoint import load_newest
 from distrain.config import to_yaml
 from distrain.data.store import Store
+from distrain.sections import AlexNet, AlexNetBN, ImportedModel
 from distrain.train import train
 from distrain.world import World
 
@@ -85,7 +86,14 @@ def alone(config, console, tmp_path):
     return train(changed, World(torch.device("cpu")), console)
 
 
-def test_any_number_of_ranks_gives_the_same_weights_and_scores(config, ranks, console, tmp_path):
+@pytest.mark.parametrize(
+    "model",
+    [AlexNet(width=0.04), AlexNetBN(width=0.04, hidden=True), ImportedModel(name="own_models:Small")],
+    ids=lambda model: model.name,
+)
+def test_any_number_of_ranks_gives_the_same_weights_and_scores(config, ranks, console, tmp_path, model):
+    """Weights, and the running moments of batch normalisation."""
+    config = config.model_copy(update={"model": model})
     wanted = alone(config, console, tmp_path)
     for n in (2, 3):
         found = ranks.results(ranks.start(config, n, run=tmp_path / f"run-{n}"))

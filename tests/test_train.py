@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torchvision
 import yaml
 from sets import SetWriter
 
@@ -50,11 +51,44 @@ def test_virtual_workers_one_by_one_side_by_side_or_in_any_order(twenty, monkeyp
     assert twenty(lanes=2, seed=1) != wanted
 
 
-@pytest.mark.parametrize("name", ["alexnet", "alexnet2012"])
-@pytest.mark.parametrize("rule", [{"name": "sgd"}, {"name": "adam"}])
-def test_every_model_and_optimizer_keeps_the_promise(twenty, name, rule):
-    settings = {"model": {"name": name, "width": 0.04}, "optimizer": rule, "schedule": {"name": "constant", "lr": 1e-3}}
+@pytest.mark.parametrize(
+    ("model", "rule"),
+    [
+        ({"name": "alexnet", "width": 0.04}, "sgd"),
+        ({"name": "alexnet", "width": 0.04}, "lars"),
+        ({"name": "alexnet2012", "width": 0.04}, "adam"),
+        ({"name": "alexnet2012", "width": 0.04, "layers": "paper", "lrn": "paper"}, "sgd"),
+        ({"name": "alexnet_bn", "width": 0.04}, "sgd"),
+        ({"name": "alexnet_bn", "width": 0.04, "place": "after_pool", "hidden": True, "affine": False}, "lars"),
+        ({"name": "torchvision:shufflenet_v2_x0_5"}, "adam"),
+        ({"name": "own_models:Small", "options": {"channels": 4}}, "sgd"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else x["name"],
+)
+def test_every_model_and_optimizer_keeps_the_promise(twenty, model, rule):
+    """One virtual worker after another, or three side by side."""
+    settings = {"model": model, "optimizer": {"name": rule}, "schedule": {"name": "constant", "lr": 1e-3}}
     assert twenty(lanes=1, **settings) == twenty(lanes=3, **settings)
+
+
+def test_running_moments_are_learned_and_come_back_with_a_checkpoint(narrow, console, tmp_path):
+    """Stopped in the middle of an epoch and taken up again, the run ends with the same moments, to the bit."""
+    config = narrow(model={"name": "alexnet_bn", "width": 0.04, "hidden": True}, log={"every": 1})
+    whole = config.model_copy(update={"run": str(tmp_path / "whole")})
+    wanted = run(whole, console).weights
+    loaded = load_newest(Store(whole.run))[0].model
+    assert loaded["norm1.running_mean"].abs().min() > 0
+    assert not torch.equal(loaded["norm7.running_var"], torch.ones_like(loaded["norm7.running_var"]))
+    world = World(CPU)
+    console.advance = lambda step: world.stop.set() if step == 9 else None
+    assert train(config, world, console).status == "stopped"
+    del console.advance
+    assert run(config, console).weights == wanted
+
+
+def test_batch_normalisation_wants_two_samples(narrow, console):
+    with pytest.raises(UserError, match="leaves one sample to each, which has no variance: lower virtual_workers"):
+        run(narrow(model={"name": "alexnet_bn", "width": 0.04}, virtual_workers=64), console)
 
 
 def test_operation_settings_change_no_bit(twenty):
@@ -77,32 +111,36 @@ def test_bf16_trains_and_keeps_the_promise(twenty):
 
 
 def test_ten_steps_equal_torch_on_the_same_batches(narrow, console, digits):
-    """The whole path against a plain torch loop: same batches, autograd on the global batch, torch's own SGD."""
+    """The whole path at full width against torchvision's model in a plain torch loop: the same batches, autograd on the
+    global batch, torch's own SGD."""
     from distrain.data.loader import Loader, training_requests
     from distrain.data.manifest import Manifest
     from distrain.data.shards import Dataset
     from distrain.job import order_of
     from distrain.model import build
 
-    config = narrow(model={"name": "alexnet", "width": 0.04, "dropout": 0.0}, checkpoint={"every": 10}, epochs=1)
+    rate = {"name": "constant", "lr": 1e-2}
+    model = {"name": "alexnet", "dropout": 0.0}
+    config = narrow(model=model, global_batch=16, virtual_workers=2, schedule=rate)
     store = Store(str(digits / "train"))
     dataset = Dataset(store, Manifest.load(store), memory=1 << 26, patience=0)
     order = order_of(config, dataset.manifest.group_rows)
-    model = build(config.model, 10, config.seed)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    requests = training_requests(order, range(10), range(4))
-    options = {"batch": 16, "device": CPU, "augmented": True}
+    model = torchvision.models.alexnet(num_classes=10, dropout=0.0)
+    model.load_state_dict(build(config.model, 10, config.seed).state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, weight_decay=5e-4)
+    requests = training_requests(order, range(10), range(2))
+    options = {"batch": 8, "device": CPU, "augmented": True}
     with Loader(config, dataset, dataset.manifest.statistics, requests, **options) as loader:
         for _ in range(10):
-            batches = [next(loader) for _ in range(4)]
+            batches = [next(loader) for _ in range(2)]
             images, labels = (torch.cat([getattr(b, k) for b in batches]) for k in ("images", "labels"))
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
-    run(config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"keep": 9})}), console)
-    from distrain.checkpoint import load as load_checkpoint
-
-    ours = load_checkpoint(Store(config.run), "step-00000010-attempt-001").model
+    world = World(CPU)
+    console.advance = lambda step: world.stop.set() if step == 9 else None
+    assert train(config, world, console).step == 10
+    ours = load_newest(Store(config.run))[0].model
     for name, p in model.state_dict().items():
         torch.testing.assert_close(ours[name], p, rtol=1e-4, atol=1e-6)
 
@@ -200,8 +238,8 @@ def test_other_hardware_is_refused_unless_it_is_accepted(narrow, console, monkey
     real = distrain.hardware.forward
 
     def other(*arguments):
-        logits, loss = real(*arguments)
-        return logits, loss * (1 + 2**-20)
+        found = real(*arguments)
+        return found._replace(loss=found.loss * (1 + 2**-20))
 
     monkeypatch.setattr(distrain.hardware, "forward", other)
     environment = distrain.job.environment
@@ -359,3 +397,50 @@ def test_the_papers_form_differs_after_a_drop_of_the_rate_and_not_before(narrow,
 
     assert weights("paper", 5) == weights("torch", 5)
     assert weights("paper", 1) != weights("torch", 1)
+
+
+def plateau(narrow, digits, **changes):
+    """A run whose rate is so small that validation stalls at once: it drops after each epoch but the first."""
+    schedule = {"name": "plateau", "lr": 1e-9, "patience": 1, "drops": 2}
+    return narrow(schedule=schedule, epochs=5, log={"every": 1}, data={"val": str(digits / "val")}, **changes)
+
+
+def test_the_rate_drops_when_validation_stalls(narrow, console, digits):
+    run(plateau(narrow, digits), console)
+    rates = {r["step"]: r["lr"] for r in console.records if r["kind"] == "train"}
+    counts = [r["top1_count"] for r in console.records if r["kind"] == "eval"]
+    assert len(set(counts)) == 1, "it does stall"
+    assert [rates[s] for s in (1, 22, 44, 45, 66, 67, 110)] == pytest.approx(
+        [1e-9, 1e-9, 1e-9, 1e-10, 1e-10, 1e-11, 1e-11]
+    )
+    told = [e for e in console.events if "stalled" in e]
+    assert told == [
+        "validation has stalled for 1 epoch: the learning rate is 1e-10 now",
+        "validation has stalled for 1 epoch: the learning rate is 1e-11 now",
+    ]
+
+
+def test_the_plateau_comes_back_with_a_checkpoint_and_its_clock_is_the_epoch(narrow, console, digits, tmp_path):
+    """Neither a stop in mid-epoch nor how often a run is evaluated changes the steps at which the rate drops."""
+    sgd = {"name": "sgd", "form": "paper"}
+    wanted = run(plateau(narrow, digits, run=str(tmp_path / "whole"), optimizer=sgd), console).weights
+    config = plateau(narrow, digits, optimizer=sgd, evaluate={"every": 7})
+    for stop in (30, 44, 50, 66):  # 44 and 66: just before and after a drop
+        world = World(CPU)
+        console.advance = lambda step, stop=stop, world=world: world.stop.set() if step >= stop - 1 else None
+        assert train(config, world, console).step in (stop, stop + 1)
+    del console.advance
+    assert run(config, console).weights == wanted
+
+
+def test_a_plateau_follows_one_validation_set(narrow, console, digits, tmp_path, damaged_set):
+    config = plateau(narrow, digits)
+    world = World(CPU)
+    console.advance = lambda step: world.stop.set() if step == 3 else None
+    train(config, world, console)
+    del console.advance
+    damaged_set(tmp_path / "other", bad=set(), classes=10)
+    with pytest.raises(UserError, match="trained with another validation set, whose counts its plateau"):
+        run(
+            config.model_copy(update={"data": config.data.model_copy(update={"val": str(tmp_path / "other")})}), console
+        )

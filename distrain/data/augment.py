@@ -1,20 +1,24 @@
 """What happens to each sample: window, mirror and PCA colour shift, drawn per sample, never from a stream.
 
 Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep convolutional neural networks" (NIPS 2012),
-section 4.1. A draw is a pure function of (seed, epoch, sample id) and the image's size.
+section 4.1. A draw is a pure function of (seed, epoch, sample id) and the image's size; as its source has it, with one
+window and mirror for 32 images, of (seed, epoch, step, virtual worker, place) and the size.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distrain.config import Augment
+from distrain.data.order import Cursor
 from distrain.philox import Purpose, words
 
 _AREA = (0.08, 1.0)
 _ASPECT = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
+_CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -33,37 +37,43 @@ class Draws:
 
 def draw(
     seed: int,
-    epoch: int,
+    cursor: Cursor,
+    virtual_worker: int,
     ids: NDArray[np.int64],
     sizes: NDArray[np.int64],
     augment: Augment,
     axes: NDArray[np.float64],
 ) -> Draws:
-    """Draw the augmentation of each sample.
+    """Draw the augmentation of each sample of a micro-batch.
 
     Args:
         seed: 32-bit seed of the run.
-        epoch: from 0.
+        cursor: epoch and step of the micro-batch.
+        virtual_worker: its virtual worker.
         ids: sample ids, shape (n,).
         sizes: height and width of each stored image in pixels, shape (n, 2).
         augment: what to draw.
-        axes: principal axes of the colours, each as long as its standard deviation, one a column, shape (3, 3).
+        axes: principal axes of the colours, as long as `augment.colour_unit` says, one a column, shape (3, 3).
     """
     low, high = ids & 0xFFFFFFFF, ids >> 32
-    w = words(seed, Purpose.AUGMENT, np.arange(2)[:, None], epoch, low, high).astype(np.uint64)  # (4, 2, n)
+    both = words(seed, Purpose.AUGMENT, np.arange(2)[:, None], cursor.epoch, low, high)  # (4, 2, n)
+    draws_of = partial(words, seed, Purpose.AUGMENT, b=cursor.epoch, c=low, d=high)
+    if augment.draws == "chunk":
+        chunk = virtual_worker * -(-len(ids) // _CHUNK) + np.arange(len(ids)) // _CHUNK
+        draws_of = partial(words, seed, Purpose.CHUNK, b=cursor.epoch, c=cursor.step, d=chunk)
+    w = (draws_of(0) if augment.draws == "chunk" else both[:, 0]).astype(np.uint64)  # (4, n)
     if augment.window == "random_resized":
-        tries = 2 + np.arange(_ATTEMPTS)[:, None]
-        start, size = _random_resized(words(seed, Purpose.AUGMENT, tries, epoch, low, high), sizes)
+        start, size = _random_resized(draws_of(2 + np.arange(_ATTEMPTS)[:, None]), sizes)
     else:
         scale, resized = _resized(sizes, augment.short_side)
         # A 32-bit word times a range, shifted back, is uniform to within range / 2^32.
-        place = (w[:2, 0].T * (resized - augment.crop + 1).astype(np.uint64)) >> np.uint64(32)
+        place = (w[:2].T * (resized - augment.crop + 1).astype(np.uint64)) >> np.uint64(32)
         start, size = place * scale, augment.crop * scale
     return Draws(
         start=start,
         size=size,
-        mirror=(w[2, 0] & np.uint64(augment.mirror)).astype(np.int32),
-        colour=(_normals(w[:, 1]) @ (augment.colour * axes).T).astype(np.float32, order="C"),
+        mirror=(w[2] & np.uint64(augment.mirror)).astype(np.int32),
+        colour=(_normals(both[:, 1]) @ (augment.colour * axes).T).astype(np.float32, order="C"),
     )
 
 
@@ -107,7 +117,7 @@ def _random_resized(w: NDArray[np.uint32], sizes: NDArray[np.int64]) -> tuple[ND
     return np.ascontiguousarray(start.T), np.ascontiguousarray(size.T)
 
 
-def _normals(w: NDArray[np.uint64]) -> NDArray[np.float64]:
+def _normals(w: NDArray[np.uint32]) -> NDArray[np.float64]:
     """Three standard normal numbers from four words (Box and Muller 1958): (4, n) -> (n, 3)."""
     uniform = (w.astype(np.float64) + 1) / 2**32  # in (0, 1]
     radius = np.sqrt(-2 * np.log(uniform[:2]))

@@ -116,7 +116,8 @@ class Loader:
         manifest, augment = dataset.manifest, config.augment
         self._config, self._dataset, self._requests, self._device = config, dataset, iter(requests), device
         self._augmented = augmented
-        self._mean, self._axes = statistics.mean.astype(np.float32), statistics.principal_axes()
+        self._mean = statistics.mean.astype(np.float32)
+        self._axes = statistics.principal_axes(augment.colour_unit)
         stored = manifest.size is not None and augment.short_side in (None, min(manifest.size))
         self._graph = Graph(
             batch=batch,
@@ -125,7 +126,7 @@ class Loader:
             resize=not stored or (augmented and augment.window == "random_resized"),
             whole=not manifest.proved,
             normalise=config.data.normalise == "loader",
-            std=statistics.std.astype(np.float32),
+            std=(statistics.std if augment.scale is None else np.full(3, augment.scale)).astype(np.float32),
         )
         blank = np.zeros((augment.crop, augment.crop, 3), np.uint8)
         self._placeholder = blank if self._graph.raw else ppm(blank)
@@ -268,7 +269,8 @@ class Loader:
                 excluded[place] = str(error)
         height_width = np.array(sizes)
         if self._augmented:
-            draws = draw(config.seed, request.cursor.epoch, request.ids, height_width, config.augment, self._axes)
+            cursor, v, ids, _ = request
+            draws = draw(config.seed, cursor, v, ids, height_width, config.augment, self._axes)
         else:
             draws = centre(height_width, config.augment)
         labels = torch.tensor([row.label for row in rows])

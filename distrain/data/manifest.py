@@ -90,6 +90,9 @@ class Shard:
     """The ETag of an object that others wrote, where its store has one."""
 
 
+_COLOURS = ("mean", "covariance", "eigenvalues", "eigenvectors")
+
+
 @dataclass(frozen=True, eq=False)
 class Manifest:
     """What a data set is."""
@@ -189,7 +192,12 @@ class Manifest:
         try:
             if tree["format"] != _FORMAT:
                 raise KeyError(_FORMAT)
-            colours = (np.array(tree[name]) for name in ("mean", "covariance", "eigenvalues", "eigenvectors"))
+            if not tree.keys() >= set(_COLOURS):
+                raise UserError(
+                    f"{store.name}/{MANIFEST} has no colour statistics, which normalising and PCA colour need: "
+                    "distrain stats shows those of a data set; pack or index this one again"
+                )
+            colours = (np.array(tree[name]) for name in _COLOURS)
             manifest = Manifest(
                 shards=tuple(read_shard(shard) for shard in tree["shards"]),
                 classes=tuple(tree["classes"]),

@@ -1,6 +1,7 @@
 """RGB mean and covariance of a set of images, exactly: sums of bytes and of their products are integers."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,11 +75,13 @@ class Statistics:
         variance = np.diag(self.covariance)
         return np.where(variance > 0, np.sqrt(variance), 1.0)
 
-    def principal_axes(self) -> NDArray[np.float64]:
-        """Standard deviation times principal axis, one axis a column, shape (3, 3), the largest first.
+    def principal_axes(self, unit: Literal["deviation", "variance"] = "deviation") -> NDArray[np.float64]:
+        """Principal axes of the colours in units of 0 to 255, one a column, shape (3, 3), the largest first.
 
-        The shift of Krizhevsky et al. 2012, section 4.1, is these axes times normal draws. (The paper writes the
-        eigenvalue; the released source multiplies by its root, which is what has the unit of a pixel.)
+        The shift of Krizhevsky et al. 2012, section 4.1, is these axes times normal draws. Each is as long as its
+        standard deviation, the root of the eigenvalue, as in the released source. The paper writes the eigenvalue,
+        which has no unit of a pixel: `variance` takes it of colours from 0 to 1, as most code does.
         """
-        axes: NDArray[np.float64] = self.eigenvectors * np.sqrt(self.eigenvalues)
+        lengths = np.sqrt(self.eigenvalues) if unit == "deviation" else self.eigenvalues / 255
+        axes: NDArray[np.float64] = self.eigenvectors * lengths
         return axes

@@ -3,7 +3,7 @@
 Float sums depend on their order, integer sums do not. In exact mode the loss *sum* of a micro-batch is multiplied by
 2^shift before backward (a power of two leaves every fp32 and bf16 gradient bit-equal up to the exponent), gradients are
 truncated to int64, added, and turned back once a step: divided by 2^shift and by the number of valid samples in the
-global batch. No mean of means.
+global batch. No mean of means. The moments of batch normalisation travel beside them, in fixed point in both modes.
 """
 
 import math
@@ -22,6 +22,9 @@ from distrain.world import World
 _CHUNK = 1 << 16
 # Bytes added up over the ranks at a time: while one bucket travels, the one before it is turned back to floats.
 _BUCKET = 25 << 20
+# Bits behind the point of a moment: 1e-9, far below the eps that is added to a variance. At V = 1,024 a mean square may
+# be 8 million.
+_MOMENT_BITS = 30
 
 
 class Totals(NamedTuple):
@@ -43,9 +46,23 @@ class Accumulator:
     """`begin`, `add` once a micro-batch, `reduce`, `finish`. `add` may be called from several threads."""
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], *, virtual_workers: int, micro_batch: int, fraction_bits: int | None
+        self,
+        parameters: Sequence[nn.Parameter],
+        *,
+        virtual_workers: int,
+        micro_batch: int,
+        fraction_bits: int | None,
+        moments: int = 0,
     ) -> None:
-        """`fraction_bits`: bits behind the point of the mean loss's gradient; None for fast mode."""
+        """Make room.
+
+        Args:
+            parameters: what gradients are of.
+            virtual_workers: micro-batches of a step.
+            micro_batch: samples of each.
+            fraction_bits: bits behind the point of the mean loss's gradient; None for fast mode.
+            moments: how many numbers each micro-batch tells for batch normalisation.
+        """
         self.exact = fraction_bits is not None
         bits = 48 if fraction_bits is None else fraction_bits
         self.loss_shift = bits - math.ceil(math.log2(virtual_workers * micro_batch))
@@ -53,6 +70,7 @@ class Accumulator:
         """What the loss sum is multiplied by before backward."""
         # No partial sum can wrap: each of V micro-batches stays below 2^63 / V, and int64 sums wrap silently.
         self._limit = 2.0**63 / virtual_workers
+        self._virtual_workers = virtual_workers
         self._parameters = list(parameters)
         self._device = self._parameters[0].device
         sizes = [p.numel() for p in self._parameters]
@@ -62,7 +80,9 @@ class Accumulator:
         self._locks = [threading.Lock() for _ in self._parameters]
         self._empty = [True] * len(self._parameters)
         self._totals_lock = threading.Lock()
-        self._totals = torch.zeros(len(Totals._fields), dtype=torch.int64, device=self._device)
+        self._totals = torch.zeros(len(Totals._fields) + moments, dtype=torch.int64, device=self._device)
+        self.moments = torch.zeros(moments, dtype=torch.float64, device=self._device)
+        """After `reduce`: the mean over the virtual workers of the moments that they told."""
         self._gradient = torch.zeros(sum(sizes), dtype=self._parameters[0].dtype, device=self._device)
         for p, gradient in zip(self._parameters, torch.split(self._gradient, sizes), strict=True):
             p.grad = gradient.view_as(p)
@@ -73,22 +93,36 @@ class Accumulator:
         self._empty = [True] * len(self._parameters)
         self._totals.zero_()
 
-    def add(self, gradients: Sequence[Tensor], loss: Tensor, valid: Tensor, top1: Tensor, top5: Tensor) -> None:
+    def add(
+        self,
+        gradients: Sequence[Tensor],
+        loss: Tensor,
+        valid: Tensor,
+        top1: Tensor,
+        top5: Tensor,
+        moments: Tensor | None = None,
+    ) -> None:
         """Add a micro-batch.
 
         Args:
             gradients: of the loss sum times `scale`, one a parameter.
             loss: the loss sum, unscaled.
-            valid: number of valid samples; top1, top5: how many of them are right.
+            valid: number of valid samples.
+            top1: how many of them are right.
+            top5: how many have their label among the five highest logits.
+            moments: float64, as many as were announced.
 
         A micro-batch that is not finite or out of range adds zeros and counts as a violation: no rank decides alone.
         """
-        fixed = loss.double() * 2.0**self.loss_shift
-        sound = (fixed.abs() < self._limit) & self._sound(gradients)
+        fixed = loss.double().reshape(1) * 2.0**self.loss_shift
+        if moments is not None:
+            fixed = torch.cat([fixed, moments * 2.0**_MOMENT_BITS])
+        sound = (fixed.abs() < self._limit).all() & self._sound(gradients)
         # A value that is not a number becomes a different integer on each device: zero it before it is converted.
-        loss_term = torch.where(sound, fixed, 0.0).long()
+        terms = torch.where(sound, fixed, 0.0).long()
+        counts = torch.stack([valid.long(), (~sound).long(), terms[0], top1.long(), top5.long()])
         with self._totals_lock:
-            self._totals += torch.stack([valid.long(), (~sound).long(), loss_term, top1.long(), top5.long()])
+            self._totals += torch.cat([counts, terms[1:]])
         if self._device.type == "cuda":
             gradients = [torch.where(sound, g, 0.0) for g in gradients]  # no sync: the flag stays on the device
         elif not sound:
@@ -106,7 +140,9 @@ class Accumulator:
         arrived = world.add_up(totals)
         self._arrivals = [world.add_up(bucket) for bucket in self._buckets(self._flat)]
         arrived()
-        return Totals(*totals.unbind())
+        sums = totals[len(Totals._fields) :]
+        self.moments.copy_(sums).div_(2.0**_MOMENT_BITS * self._virtual_workers)
+        return Totals(*totals[: len(Totals._fields)].unbind())
 
     def finish(self, totals: Totals, lanes: Lanes) -> None:
         """Write the gradient of the mean loss to each parameter's `grad`, piece by piece on all lanes."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from distrain.optim.optimizer import Optimizer, groups, norm
+from distrain.optim.optimizer import Optimizer, decays, groups, norm
 from distrain.sections import Lars
 
 
@@ -23,10 +23,9 @@ class _Lars(Optimizer):
     def _prepare(self) -> None:
         """Weight decay and trust ratio, which belong into the gradient before the velocity takes it up."""
         super()._prepare()
-        for name, p in self._parameters.items():
+        for p in self._parameters.values():
             assert p.grad is not None
-            bias = name.rpartition(".")[2] == "bias"
-            decay = self._config.weight_decay if self._config.decay_biases or not bias else 0.0
+            decay = self._config.weight_decay if decays(self._config, p) else 0.0
             ratio = self._trust(p, p.grad, decay) if p.ndim > 1 else None
             if decay:
                 p.grad.add_(p, alpha=decay)

@@ -93,13 +93,15 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def groups(config: Groups, parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer: weights, and biases where they are treated unlike them."""
-    biases = [p for name, p in parameters.items() if name.rpartition(".")[2] == "bias"]
-    if not biases or (config.decay_biases and config.bias_lr == 1.0):
-        return [{"params": list(parameters.values()), "weight_decay": weight_decay, _FACTOR: 1.0}]
-    weights = [p for name, p in parameters.items() if name.rpartition(".")[2] != "bias"]
-    decay = weight_decay if config.decay_biases else 0.0
-    return [
-        {"params": weights, "weight_decay": weight_decay, _FACTOR: 1.0},
-        {"params": biases, "weight_decay": decay, _FACTOR: config.bias_lr},
-    ]
+    """Groups for a torch optimizer, of parameters with the same decay and the same rate."""
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, p in parameters.items():
+        decay = weight_decay if decays(config, p) else 0.0
+        factor = config.bias_lr if name.rpartition(".")[2] == "bias" else 1.0
+        found.setdefault((decay, factor), []).append(p)
+    return [{"params": members, "weight_decay": decay, _FACTOR: factor} for (decay, factor), members in found.items()]
+
+
+def decays(config: Groups, parameter: nn.Parameter) -> bool:
+    """Whether weight decay acts on a parameter."""
+    return config.decay_biases or parameter.ndim > 1

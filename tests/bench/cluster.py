@@ -228,9 +228,9 @@ def saving() -> dict[str, object]:
     from distrain.checkpoint import Checkpoints
     from distrain.lease import claim
     from distrain.model import build
-    from distrain.sections import Model
+    from distrain.sections import AlexNet
 
-    weights = build(Model(), 1000, seed=0).state_dict()
+    weights = build(AlexNet(), 1000, seed=0).state_dict()
     moments = {name: torch.randn_like(t) for name, t in weights.items()}
     costs = []
     with tempfile.TemporaryDirectory() as folder:

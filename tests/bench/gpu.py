@@ -19,9 +19,10 @@ from distrain import bench
 from distrain.data import dali
 from distrain.data.pack import Geometry, Treatment, pack
 from distrain.data.sources import open_source
+from distrain.layers import micro_step
 from distrain.losses import cross_entropy
-from distrain.model import build, randomness
-from distrain.sections import Model
+from distrain.model import build
+from distrain.sections import AlexNet, AlexNet2012, AlexNetBN
 from distrain.world import environment
 
 SECONDS = 200
@@ -45,19 +46,19 @@ def photographs(folder: Path) -> Path:
 def step_rates(device: torch.device) -> dict[str, int]:
     """Images per second of forward and backward on images that are there."""
     found = {}
-    for name in ("alexnet", "alexnet2012"):
-        model = build(Model(name=name), 1000, seed=0).to(device)  # type: ignore[arg-type]
+    for network in (AlexNet(), AlexNet2012(), AlexNetBN()):
+        model = build(network, 1000, seed=0).to(device)
         for dtype in (torch.float32, torch.bfloat16):
             images, labels = torch.randn(BATCH, 3, 224, 224, device=device), torch.arange(BATCH, device=device)
             for repeat in range(25):
                 if repeat == 5:
                     torch.cuda.synchronize()
                     began = time.monotonic()
-                with randomness(0, repeat, 0), torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+                with micro_step(0, repeat, 0), torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
                     loss = cross_entropy(model(images).float(), labels).sum()
                 torch.autograd.grad(loss, list(model.parameters()))
             torch.cuda.synchronize()
-            found[f"{name} forward and backward {dtype}"] = round(20 * BATCH / (time.monotonic() - began))
+            found[f"{network.name} forward and backward {dtype}"] = round(20 * BATCH / (time.monotonic() - began))
     return found
 
 

@@ -64,10 +64,14 @@ def main(shards: str) -> None:
         axes = large.statistics.principal_axes()
         some = order.ids(Cursor(0, 0), 0)
         both = {window: Augment(short_side=256, window=window) for window in ("crop", "random_resized")}  # type: ignore[arg-type]
+
+        def drawn(window: str, i: int) -> object:
+            return draw(0, Cursor(i, 0), 0, some, sizes, both[window], axes)
+
         parts = {
             "order": each(lambda i: order.ids(Cursor(0, i % order.steps), i % 8), 800),
-            "draws": each(lambda i: draw(0, i, some, sizes, both["crop"], axes), 300),
-            "draws, random resized": each(lambda i: draw(0, i, some, sizes, both["random_resized"], axes), 300),
+            "draws": each(lambda i: drawn("crop", i), 300),
+            "draws, random resized": each(lambda i: drawn("random_resized", i), 300),
             "checksum": each(lambda i: crc32c(files[i % len(files)]), 1000, 1),
             "header walk": each(lambda i: jpeg_size(files[i % len(files)]), 1000, 1),
         }

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -6,14 +7,15 @@ from PIL import Image
 from distrain.config import Augment
 from distrain.data.augment import centre, draw
 from distrain.data.decode import shorten
+from distrain.data.order import Cursor
 
 IDS = np.arange(50_000)
 AXES = np.diag([50.0, 10.0, 2.0])
 
 
-def draws(ids=IDS, seed=0, epoch=0, size=(256, 240), axes=AXES, **changes):
+def draws(ids=IDS, seed=0, epoch=0, step=0, v=0, size=(256, 240), axes=AXES, **changes):
     sizes = np.tile(size, (len(ids), 1)) if np.ndim(size) == 1 else np.asarray(size)
-    return draw(seed, epoch, ids, sizes, Augment(crop=224, **changes), axes)
+    return draw(seed, Cursor(epoch, step), v, ids, sizes, Augment(crop=224, **changes), axes)
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=20), st.integers(0, 500))
@@ -118,6 +120,34 @@ def test_epochs_and_seeds_differ():
     for other in (draws(epoch=1), draws(seed=1)):
         assert (base.start == other.start).all(1).mean() < 0.01
         assert (base.colour == other.colour).mean() < 0.01
+
+
+@pytest.mark.parametrize("window", ["crop", "random_resized"])
+def test_draws_of_chunks_of_32(window):
+    """The released source's: one window and mirror for 32 that follow each other, a colour for each."""
+    d = draws(np.arange(1000, 1100), draws="chunk", window=window)
+    for field in (d.start, d.size, d.mirror):
+        for chunk in (slice(0, 32), slice(32, 64), slice(64, 96), slice(96, 100)):
+            assert (field[chunk] == field[chunk][0]).all()
+    assert len({tuple(s) for s in d.start}) == 4
+    assert len({tuple(c) for c in d.colour}) == 100
+    assert np.array_equal(d.colour, draws(np.arange(1000, 1100)).colour), "colours are those of the samples"
+    others = draws(np.arange(2000, 2100), draws="chunk", window=window)
+    assert np.array_equal(others.start, d.start), "what the samples are does not matter"
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"epoch": 1}, {"step": 1}, {"v": 1}])
+def test_chunks_differ_by_seed_epoch_step_and_virtual_worker(change):
+    ids = np.arange(32 * 200)
+    base, other = draws(ids, draws="chunk"), draws(ids, draws="chunk", **change)
+    assert (base.start == other.start)[::32].all(1).mean() < 0.05
+    assert 0.3 < (base.mirror == other.mirror)[::32].mean() < 0.7
+
+
+def test_chunks_of_neighbouring_virtual_workers_are_all_different():
+    """A micro-batch that is no multiple of 32 must not share a chunk with the next one."""
+    starts = [tuple(s) for v in range(50) for s in draws(np.arange(40), v=v, draws="chunk").start[[0, 32]]]
+    assert len(set(starts)) > 85, "33 x 17 places: a few meet by chance"
 
 
 def test_centre():

@@ -111,7 +111,7 @@ def test_every_kind_of_file_equals_the_definition(every_kind, narrow, kind, augm
     sample = list(KINDS).index(kind)
     (batch,) = deliver(config, every_kind, requests([sample], 1, epoch=3), 1)
     size = np.array([decode(KINDS[kind], 1 << 31).shape[:2]])
-    draws = draw(0, 3, batch.ids, size, config.augment, STATISTICS.principal_axes())
+    draws = draw(0, Cursor(3, 0), 0, batch.ids, size, config.augment, STATISTICS.principal_axes())
     off = (batch.images[0].numpy() - wanted(KINDS[kind], draws, 0, 64, True)) * STATISTICS.std[:, None, None]
     assert batch.weights.all()
     # The result is rounded to bytes. PIL also rounds between the two axes.
@@ -130,7 +130,8 @@ def test_a_window_without_resizing_is_exact(packed, tmp_path, narrow, encoding, 
     dataset = write_set(tmp_path / "set", stored, (80, 72), **options)
     config = narrow(augment={"crop": 64, "colour": 0.3}, data={"backend": backend, "normalise": normalise})
     batches = deliver(config, dataset, requests(range(40), 7, epoch=5), 7)
-    draws = draw(0, 5, np.arange(40), np.tile([80, 72], (40, 1)), config.augment, STATISTICS.principal_axes())
+    sizes = np.tile([80, 72], (40, 1))
+    draws = draw(0, Cursor(5, 0), 0, np.arange(40), sizes, config.augment, STATISTICS.principal_axes())
     assert set(draws.mirror) == {0, 1}
     found = by_id(batches)
     for i in range(40):
@@ -216,8 +217,9 @@ def test_any_step_can_be_the_first(packed, narrow):
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_any_number_of_ranks_delivers_the_same(photographs, narrow, ranks):
-    config = narrow(global_batch=20, virtual_workers=5, augment=RESIZED)
+@pytest.mark.parametrize("draws", ["sample", "chunk"])
+def test_any_number_of_ranks_delivers_the_same(photographs, narrow, ranks, draws):
+    config = narrow(global_batch=20, virtual_workers=5, augment={**RESIZED, "draws": draws})
     alone = {(b.cursor, b.virtual_worker): b.images for b in training(config, photographs, range(4))}
     spread = {}
     for rank in range(ranks):
@@ -240,11 +242,39 @@ def test_colour_is_one_shift_an_image_and_epoch(packed, narrow):
             assert float(difference.std(1).max()) < 1e-5
             shifts.append(difference.mean(1).numpy() * STATISTICS.std)
     assert len({tuple(np.round(s, 4)) for s in shifts}) == 80
+    sizes = np.tile([80, 72], (40, 1))
     draws = [
-        draw(0, e, np.arange(40), np.tile([80, 72], (40, 1)), narrow().augment, STATISTICS.principal_axes())
-        for e in (0, 1)
+        draw(0, Cursor(e, 0), 0, np.arange(40), sizes, narrow().augment, STATISTICS.principal_axes()) for e in (0, 1)
     ]
     np.testing.assert_allclose(shifts, np.concatenate([d.colour for d in draws]), atol=1e-3)
+
+
+@pytest.mark.parametrize("normalise", ["loader", "device"])
+@pytest.mark.parametrize("augmented", [True, False])
+def test_pixels_are_divided_by_the_scale(packed, narrow, normalise, augmented):
+    """By the training set's deviations, or by one number, in evaluation too."""
+    found = {}
+    for scale in (None, 1.1):
+        config = narrow(augment={"crop": 64, "scale": scale}, data={"normalise": normalise})
+        found[scale] = by_id(deliver(config, packed, requests(range(40), 8), 8, augmented=augmented))
+    for i in range(40):
+        pixels = found[None][i].numpy() * STATISTICS.std[:, None, None]
+        np.testing.assert_allclose(found[1.1][i].numpy() * 1.1, pixels, atol=1e-3)
+
+
+def test_colours_in_variances(packed, narrow):
+    """Along an axis of deviation s, the second shift is s / 255 times the first."""
+    shifts = {}
+    for unit in ("deviation", "variance"):
+        plain = {"crop": 64, "colour_unit": unit}
+        images = [
+            by_id(deliver(narrow(augment={**plain, "colour": c}), packed, requests(range(8), 8), 8)) for c in (0.0, 0.1)
+        ]
+        shifts[unit] = np.array([(images[1][i] - images[0][i]).mean((1, 2)).numpy() * STATISTICS.std for i in range(8)])
+    inwards = {unit: shift @ STATISTICS.eigenvectors for unit, shift in shifts.items()}
+    ratio = np.sqrt(STATISTICS.eigenvalues) / 255
+    np.testing.assert_allclose(inwards["variance"], inwards["deviation"] * ratio, atol=2e-3)
+    assert np.abs(inwards["variance"]).max() > 0.01
 
 
 def test_a_storage_failure_reaches_the_caller_and_is_no_bad_sample(packed, tmp_path, narrow):

@@ -26,6 +26,8 @@ def test_principal_axes_rebuild_the_covariance():
     lengths = np.linalg.norm(axes, axis=0)
     assert (np.diff(lengths) <= 0).all()
     assert (axes[np.abs(axes).argmax(0), range(3)] > 0).all()
+    variances = statistics.principal_axes("variance")
+    np.testing.assert_allclose(variances, axes * lengths / 255, rtol=1e-10)
 
 
 def test_a_grey_set_has_no_axis_of_its_own():

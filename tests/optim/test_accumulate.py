@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from distrain.lanes import Lanes
+from distrain.layers import micro_step
 from distrain.losses import correct, cross_entropy
-from distrain.model import build, randomness
+from distrain.model import build
 from distrain.optim.accumulate import Accumulator
-from distrain.sections import Model
+from distrain.sections import AlexNet
 from distrain.world import World
 
 CPU = torch.device("cpu")
@@ -36,7 +37,7 @@ def accumulate(model, images, labels, weights, v, lanes, order=None, bits=48):
     accumulator.begin()
     for i in order or range(v):
         part = slice(i * b, (i + 1) * b)
-        with randomness(0, 0, i):
+        with micro_step(0, 0, i):
             logits = model(images[part])
         loss = (cross_entropy(logits, labels[part]) * weights[part]).sum()
         gradients = torch.autograd.grad(loss * accumulator.scale, parameters)
@@ -71,7 +72,7 @@ def test_equals_autograd_on_the_whole_global_batch(v, mode, lanes):
 @settings(deadline=None, max_examples=25)
 @given(st.permutations(range(8)))
 def test_exact_sums_do_not_depend_on_order(order):
-    model = build(Model(width=0.04), 10, seed=0)
+    model = build(AlexNet(width=0.04), 10, seed=0)
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(16, 3, 64, 64, generator=generator), torch.arange(16) % 10
     with Lanes(1, 1, CPU) as pool:
@@ -82,7 +83,7 @@ def test_exact_sums_do_not_depend_on_order(order):
 
 def test_float_sums_do_depend_on_it(lanes):
     """So the test above can fail."""
-    model = build(Model(width=0.04), 10, seed=0)
+    model = build(AlexNet(width=0.04), 10, seed=0)
     images, labels, ones = torch.randn(16, 3, 64, 64), torch.arange(16) % 10, torch.ones(16)
     a = accumulate(model, images, labels, ones, 8, lanes, bits=None)[1]
     b = accumulate(model, images, labels, ones, 8, lanes, order=[3, 1, 4, 0, 5, 7, 2, 6], bits=None)[1]
@@ -92,11 +93,11 @@ def test_float_sums_do_depend_on_it(lanes):
 
 
 def test_a_power_of_two_moves_no_bit():
-    model = build(Model(width=0.04), 10, seed=0)
+    model = build(AlexNet(width=0.04), 10, seed=0)
     images, labels = torch.randn(4, 3, 64, 64), torch.arange(4)
 
     def gradients(scale):
-        with randomness(0, 0, 0):
+        with micro_step(0, 0, 0):
             loss = cross_entropy(model(images), labels).sum()
         return torch.autograd.grad(loss * scale, list(model.parameters()))
 

@@ -116,20 +116,23 @@ RULES = [
 def test_biases_have_their_own_rate_and_decay(make):
     """As the released source of 2012 has it: twice the rate, no decay."""
     build, config = make(decay_biases=False, bias_lr=2.0)
-    ours = {"fc.weight": nn.Parameter(torch.ones(6)), "fc.bias": nn.Parameter(torch.ones(6))}
+    shapes = {"fc.weight": (2, 3), "fc.bias": (6,), "norm.weight": (6,)}
+    ours = {name: nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
     build(config, ours).step(torch.tensor(0.1))  # no gradient: nothing but decay could move it
     for p in ours.values():
-        p.grad = torch.zeros(6)
+        p.grad = torch.zeros_like(p)
     build(config, ours).step(torch.tensor(0.1))
     assert torch.equal(ours["fc.bias"], torch.ones(6))
+    assert torch.equal(ours["norm.weight"], torch.ones(6)), "nor the scales of normalisation"
     assert torch.all(ours["fc.weight"] < 1)
     plain, _ = make(bias_lr=2.0)
     config = make(bias_lr=2.0)[1].model_copy(update={"weight_decay": 0.0})
-    both = {"fc.weight": nn.Parameter(torch.ones(6)), "fc.bias": nn.Parameter(torch.ones(6))}
+    both = {name: nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
     for p in both.values():
-        p.grad = torch.full((6,), 0.5)
+        p.grad = torch.full_like(p, 0.5)
     plain(config, both).step(torch.tensor(0.1))
-    torch.testing.assert_close(1 - both["fc.bias"], 2 * (1 - both["fc.weight"]))
+    torch.testing.assert_close(1 - both["fc.bias"], 2 * (1 - both["fc.weight"].flatten()))
+    torch.testing.assert_close(both["norm.weight"], both["fc.weight"].flatten())
 
 
 def test_lars_is_its_algorithm():

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from distrain.optim.schedule import learning_rate
-from distrain.sections import Constant, Cosine, Geometric, Polynomial, Step
+from distrain.optim.schedule import Stall, learning_rate, observe
+from distrain.sections import Constant, Cosine, Geometric, Plateau, Polynomial, Step
 
 
 def rates(schedule, steps=100, steps_per_epoch=10):
@@ -60,3 +60,25 @@ def test_a_warm_up_in_front_of_any(schedule):
     if schedule.name in ("polynomial", "cosine", "geometric"):
         plain = schedule.model_copy(update={"warmup_epochs": 0.0})
         assert found[25:] == pytest.approx(rates(plain, 75))
+
+
+def drops(counts, **settings):
+    """The epochs after which the rate drops, of counts of right samples."""
+    schedule, stall = Plateau(name="plateau", lr=1.0, **settings), Stall()
+    for epoch, right in enumerate(counts, 1):
+        stall = observe(schedule, stall, epoch, right)
+    return stall.drops
+
+
+def test_plateau_drops_when_counts_stall():
+    assert drops([1, 2, 3, 3, 2, 3], patience=3) == (6,), "equal counts are no progress"
+    assert drops([1, 2, 2, 3, 3, 3], patience=3) == (), "progress starts the wait anew"
+    assert drops([5, 1, 1, 1, 1], patience=2, drops=3) == (3, 5), "and so does a drop"
+    assert drops([5, 1, 1, 1, 1], patience=1, drops=3) == (2, 3, 4), "no more than there may be"
+    assert drops([5, 1, 6, 1, 1], patience=2) == (5,)
+
+
+def test_plateau_is_a_function_of_its_drops():
+    schedule = Plateau(name="plateau", lr=2.0, factor=0.5, warmup_epochs=1.0)
+    found = [learning_rate(schedule, s, 10, 100, (30, 70)) for s in (0, 9, 29, 30, 69, 70, 99)]
+    assert found == pytest.approx([0.2, 2.0, 2.0, 1.0, 1.0, 0.5, 0.5])

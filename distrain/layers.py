@@ -1,0 +1,303 @@
+"""Layers whose result is a function of the micro-batch alone, on every device, thread count and rank.
+
+Dropout masks are keyed, batch normalisation tells its moments instead of keeping them, and what torch has no
+deterministic CUDA backward for is written in other terms.
+"""
+
+import contextvars
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distrain.errors import UserError
+from distrain.philox import Purpose, words
+
+
+@dataclass
+class MicroStep:
+    """One micro-batch on its way through the layers: what they must know of it, and what they tell of it."""
+
+    seed: int
+    step: int
+    virtual_worker: int
+    uses: Counter[int] = field(default_factory=Counter)
+    """How often each dropout layer has been used: each use has a mask of its own."""
+    moments: dict[nn.Module, Tensor] = field(default_factory=dict)
+    """Of each batch normalisation: mean and mean square of each feature, float64 of shape (2, features)."""
+
+
+_current: contextvars.ContextVar[MicroStep | None] = contextvars.ContextVar("micro_step", default=None)
+
+
+@contextmanager
+def micro_step(seed: int, step: int, virtual_worker: int) -> Iterator[MicroStep]:
+    """What a training forward inside, on this thread, belongs to."""
+    token = _current.set(MicroStep(seed, step, virtual_worker))
+    try:
+        yield _inside()
+    finally:
+        _current.reset(token)
+
+
+def _inside() -> MicroStep:
+    current = _current.get()
+    assert current is not None, "training forward outside of micro_step(...)"
+    return current
+
+
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al. 2014) whose mask is a pure function of (seed, step, virtual worker, layer, use).
+
+    Inverted: kept units are divided by the probability to keep. Identity in evaluation.
+    """
+
+    def __init__(self, p: float, layer: int) -> None:
+        """`p`: probability to drop; `layer`: number of this dropout layer in its model."""
+        super().__init__()
+        self.p, self.layer = p, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same shape."""
+        if not self.training or self.p == 0:
+            return x
+        now = _inside()
+        use = now.uses[self.layer]
+        now.uses[self.layer] += 1
+        w = words(now.seed, Purpose.DROPOUT, now.step, now.virtual_worker, self.layer | use << 16)
+        k0, k1, _, _ = w.view(np.int32).tolist()
+        keep = 1 - self.p
+        mask = _hash(torch.arange(x.numel(), dtype=torch.int32, device=x.device), k0, k1) < keep * 2**32 - 2**31
+        return x * mask.view(x.shape).to(x.dtype).div_(keep)
+
+    def extra_repr(self) -> str:
+        """What print shows."""
+        return f"p={self.p}"
+
+
+def _hash(x: Tensor, *keys: int) -> Tensor:
+    """Mix int32 counters with each key in turn (Wellons' lowbias32), in place: uniform over all int32 numbers.
+
+    Integer arithmetic on the element's index: the same on every device, thread count and launch grid.
+    """
+    for key in keys:
+        x.bitwise_xor_(key)
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32), (16, 1)):
+            x.bitwise_xor_((x >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(factor)
+    return x
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015) over a virtual worker's micro-batch.
+
+    A training forward normalises by the micro-batch's own moments and leaves them in `MicroStep.moments`; the running
+    ones move once a step, by those of all virtual workers together (`move`). Names and state are torch's, but for the
+    count of batches; the running variance is that of the global batch, without torch's factor n / (n - 1).
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, features: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
+        """`momentum`: what each step takes of the new moments; `affine`: scale and shift the result, as learned."""
+        super().__init__()
+        self.features, self.eps, self.momentum = features, eps, momentum
+        self.weight = nn.Parameter(torch.ones(features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(features)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(features))
+        self.register_buffer("running_var", torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, features, ...) to the same shape.
+
+        Raises:
+            UserError: the layer is used twice in one forward, so that it has no one mean.
+        """
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        now = _inside()
+        if self in now.moments:
+            raise UserError("a batch normalisation is used twice in one forward: give each use a layer of its own")
+        # torch writes the batch's moments into what it takes for the running ones: no second pass over x.
+        mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        y = F.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+        n = x.numel() // self.features
+        mean, variance = mean.double(), variance.double() * ((n - 1) / n)
+        now.moments[self] = torch.stack([mean, variance + mean.square()])
+        return y
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Scale 1, shift 0, running mean 0 and variance 1."""
+        for tensor, value in ((self.weight, 1), (self.bias, 0), (self.running_mean, 0), (self.running_var, 1)):
+            if tensor is not None:
+                tensor.fill_(value)
+
+    @torch.no_grad()
+    def move(self, moments: Tensor, may_move: Tensor) -> None:
+        """Move the running moments.
+
+        Args:
+            moments: mean and mean square over the global batch, float64 of shape (2, features).
+            may_move: 1, or 0 to leave them alone, on the device.
+        """
+        mean, mean_square = moments.unbind()
+        variance = (mean_square - mean.square()).clamp(min=0)
+        for running, now in ((self.running_mean, mean), (self.running_var, variance)):
+            running.lerp_(now.to(running.dtype), (self.momentum * may_move).to(running.dtype))
+
+    def extra_repr(self) -> str:
+        """What print shows."""
+        return f"{self.features}, eps={self.eps}, momentum={self.momentum}, affine={self.weight is not None}"
+
+
+def batch_norms(model: nn.Module) -> list[BatchNorm]:
+    """The batch normalisations of a model, in its order."""
+    return [layer for layer in model.modules() if isinstance(layer, BatchNorm)]
+
+
+def flat_moments(layers: Sequence[BatchNorm], now: MicroStep) -> Tensor:
+    """What all batch normalisations told of a micro-batch, in one float64 tensor of shape (2 x features of all,)."""
+    return torch.cat([now.moments[layer].reshape(-1) for layer in layers]) if layers else torch.empty(0).double()
+
+
+def move_all(layers: Sequence[BatchNorm], moments: Tensor, may_move: Tensor) -> None:
+    """Move the running moments of all batch normalisations, by the mean of what `flat_moments` gave."""
+    parts = torch.split(moments, [2 * layer.features for layer in layers]) if layers else ()
+    for layer, part in zip(layers, parts, strict=True):
+        layer.move(part.view(2, -1), may_move)
+
+
+class AveragePool(nn.Module):
+    """Adaptive average pooling with a deterministic backward on every device.
+
+    The identity where the size is right, a fixed matrix product elsewhere; torch's own has no deterministic CUDA
+    backward.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        """`height`, `width`: of the output."""
+        super().__init__()
+        self.size = (height, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) to (n, c, height, width)."""
+        if x.shape[-2:] == self.size:
+            return x
+        rows, columns = (self._averages(out, n, x) for out, n in zip(self.size, x.shape[-2:], strict=True))
+        return rows @ x @ columns.T
+
+    def _averages(self, out: int, n: int, like: Tensor) -> Tensor:
+        rows = torch.zeros(out, n)  # row i averages the cells of output i
+        for i in range(out):
+            first, last = i * n // out, -(-(i + 1) * n // out)
+            rows[i, first:last] = 1 / (last - first)
+        return rows.to(like)
+
+
+class LocalResponseNorm(nn.Module):
+    """b = a / (k + alpha / size * sum of a^2 over `size` neighbouring channels)^beta, as in the source of 2012.
+
+    Krizhevsky et al. 2012, section 3.3, writes alpha without the division; the released source divides, and so does
+    torch. Sums of shifted slices: torch's own goes through avg_pool3d, whose CUDA backward is not deterministic.
+    """
+
+    def __init__(
+        self, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0, groups: int = 1
+    ) -> None:
+        """`size`: odd; `groups`: towers, since channels of different towers are not neighbours."""
+        super().__init__()
+        assert size % 2 == 1, size
+        self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, ...) to the same shape; what comes in bf16 is computed and goes in fp32."""
+        towers = x.float() if x.dtype == torch.bfloat16 else x
+        towers = towers.reshape(x.shape[0] * self.groups, x.shape[1] // self.groups, -1)
+        y: Tensor = _AcrossChannels.apply(towers, self.size // 2, self.k, self.alpha / self.size, self.beta)
+        return y.view(x.shape)
+
+    def extra_repr(self) -> str:
+        """What print shows."""
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}, groups={self.groups}"
+
+
+class _AcrossChannels(torch.autograd.Function):
+    """x s^-beta with s = k + alpha sum of x^2 over neighbouring channels.
+
+    Tower by tower on a CPU: all of it stays in a core's cache, which makes it cheaper than the convolution before it
+    (over the whole batch at once it cost 1.4 times as much, and by torch's autograd four times). The sums are computed
+    again in backward rather than kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, half: int, k: float, alpha: float, beta: float) -> Tensor:
+        """x: (towers, channels, places)."""
+        ctx.save_for_backward(x)
+        ctx.arguments = half, k, alpha, beta
+        y = torch.empty_like(x)
+        for x_i, y_i in zip(_pieces(x), _pieces(y), strict=True):
+            s = _neighbours(x_i.square(), half).mul_(alpha).add_(k)
+            torch.mul(x_i, _power(s, beta), out=y_i)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """g s^-beta - 2 alpha beta x sum of g x s^(-beta - 1) over neighbouring channels."""
+        (x,) = ctx.saved_tensors
+        half, k, alpha, beta = ctx.arguments
+        out = torch.empty_like(x)
+        for x_i, g_i, out_i in zip(_pieces(x), _pieces(gradient), _pieces(out), strict=True):
+            s = _neighbours(x_i.square(), half).mul_(alpha).add_(k)
+            torch.mul(g_i, _power(s, beta), out=out_i)
+            inner = (out_i * x_i).div_(s)
+            out_i.addcmul_(_neighbours(inner, half), x_i, value=-2 * alpha * beta)
+        return out, None, None, None, None
+
+
+def _pieces(x: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(x, 1) if x.device.type == "cpu" else (x,)
+
+
+def _neighbours(x: Tensor, half: int) -> Tensor:
+    """The sum over the `half` channels before, the channel itself and the `half` after; x: (towers, channels, ...)."""
+    total, channels = x.clone(), x.shape[1]
+    for d in range(1, min(half, channels - 1) + 1):
+        total[:, d:].add_(x[:, : channels - d])
+        total[:, : channels - d].add_(x[:, d:])
+    return total
+
+
+def _power(s: Tensor, beta: float) -> Tensor:
+    """s^-beta; at the beta of 2012 without a logarithm."""
+    if beta != 0.75:
+        return s.pow(-beta)
+    root = s.rsqrt()
+    return root * root.sqrt()
+
+
+class SpatialResponseNorm(nn.Module):
+    """b = a / (1 + alpha / size^2 * sum of a^2 over size x size places of the same channel)^beta.
+
+    The released source of 2012 has it after the second response normalisation (`cnorm2`); the paper does not say so.
+    """
+
+    def __init__(self, size: int = 5, *, alpha: float = 1e-3, beta: float = 0.75) -> None:
+        """`size`: side of the square, in pixels; places outside of the image count as 0."""
+        super().__init__()
+        self.size, self.alpha, self.beta = size, alpha, beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) to the same shape."""
+        squares = F.avg_pool2d(x.square(), self.size, stride=1, padding=self.size // 2)
+        return x * _power(1 + self.alpha * squares, self.beta)
+
+    def extra_repr(self) -> str:
+        """What print shows."""
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}"
