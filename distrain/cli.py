@@ -110,12 +110,22 @@ def train(
 def lr(
     config: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Images to train on; without, those of the data set.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw into this file instead.")] = None,
 ) -> None:
     """Draw the learning rate over the run."""
     from distrain.config import load
-    from distrain.plan import rates
+    from distrain.plan import draw_rates, rates
 
-    curve = rates(load(config, overrides or []), 24)
+    settings = load(config, overrides or [])
+    if settings.schedule.name == "plateau":
+        typer.echo("plateau: it will drop when validation stalls, which is not known ahead")
+    if png is not None:
+        draw_rates(settings, rates(settings, 2000, images), png)
+        return
+    curve = rates(settings, 24, images)
     highest = max(rate for _, _, rate in curve)
     typer.echo(f"{'step':>9} {'epoch':>7} {'rate':>10}")
     for step, epoch, rate in curve:

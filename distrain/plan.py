@@ -1,5 +1,8 @@
 """What a config comes to, without training: every derived number, for `--dry-run`."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,6 +10,7 @@ from distrain.config import Config
 from distrain.data.digits import DIGITS_CLASSES, DIGITS_GROUP_ROWS
 from distrain.data.manifest import MANIFEST, Manifest
 from distrain.data.store import Store
+from distrain.errors import UserError
 from distrain.job import open_data, order_of, pin_data, streams_bytes
 from distrain.model import parameter_count
 from distrain.optim.schedule import learning_rate
@@ -14,12 +18,40 @@ from distrain.optim.schedule import learning_rate
 _MOMENTS = {"sgd": 1, "lars": 1, "adam": 2}
 
 
-def rates(config: Config, rows: int) -> list[tuple[int, float, float]]:
-    """The learning rate at `rows` steps spread evenly over the run, the last one among them: (step, epoch, rate)."""
-    per_epoch = order_of(config, _group_rows(config)).steps
+def rates(config: Config, rows: int, images: int | None = None) -> list[tuple[int, float, float]]:
+    """The learning rate at `rows` steps spread evenly over the run, the last one among them: (step, epoch, rate).
+
+    `images`: how many there are to train on; None: as many as the data set has. Of a plateau schedule nothing but its
+    warm-up is known ahead.
+    """
+    if images is not None and images < config.global_batch:
+        raise UserError(f"{images} images make no global batch of {config.global_batch}: say more of them")
+    per_epoch = order_of(config, _group_rows(config)).steps if images is None else images // config.global_batch
     steps = config.epochs * per_epoch
     picked = sorted({round(i * (steps - 1) / max(1, rows - 1)) for i in range(rows)})
     return [(step, step / per_epoch, learning_rate(config.schedule, step, per_epoch, steps)) for step in picked]
+
+
+def draw_rates(config: Config, curve: Sequence[tuple[int, float, float]], target: Path) -> None:
+    """Draw what `rates` gave into an image file; rates that drop by factors on a logarithmic axis.
+
+    Raises:
+        UserError: matplotlib is not installed, or does not know the kind of file.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("drawing needs matplotlib: pip install 'distrain[report]'") from None
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([epoch for _, epoch, _ in curve], [rate for _, _, rate in curve])
+    axes.set(xlabel="epoch", ylabel="learning rate", title=f"{config.run}: {config.schedule.name}")
+    axes.set_yscale("log" if config.schedule.name in ("step", "geometric") else "linear")
+    axes.grid(visible=True, alpha=0.3)
+    try:
+        figure.savefig(target)
+    except ValueError as error:
+        raise UserError(f"cannot draw into {target}: {error}") from None
 
 
 def _group_rows(config: Config) -> NDArray[np.int64]:

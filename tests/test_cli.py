@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -253,6 +254,31 @@ def test_lr_draws_the_schedule(distrain, recipe):
     assert bars[: top + 1] == sorted(bars[: top + 1])
     assert bars[top:] == sorted(bars[top:], reverse=True)
     assert bars[-1] <= 2
+
+
+def test_lr_without_the_data_and_into_a_file(distrain, recipe, tmp_path):
+    """Of a recipe with ImageNet's 1,281,167 images."""
+    configs = Path(__file__).parents[1] / "configs"
+    code, out, err = distrain("lr", str(configs / "alexnet-lars-8k.yaml"), "--images", "1281167")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1].split()[0] == "15,599", "100 epochs of 156 steps"
+    image = tmp_path / "rate.png"
+    assert distrain("lr", str(configs / "alexnet-lars-8k.yaml"), "--images", "1281167", "--png", str(image))[0] == 0
+    assert image.read_bytes().startswith(b"\x89PNG")
+    code, _, err = distrain("lr", recipe, "--images", "3")
+    assert (code, "3 images make no global batch of" in err) == (2, True)
+    code, _, err = distrain("lr", recipe, "--png", str(tmp_path / "rate.txt"))
+    assert (code, "cannot draw into" in err) == (2, True)
+    assert "when validation stalls" in distrain("lr", str(configs / "alexnet2012-paper.yaml"), "--images", "1281167")[1]
+
+
+def test_model_prints_the_layers(distrain):
+    code, out, err = distrain("model", "alexnet2012", "augment.crop=227", "model.width=0.5", "--classes", "10")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].split() == ["layer", "kind", "output", "parameters", "%", "10^6", "MACs", "%"]
+    assert out.splitlines()[-2].split()[:4] == ["fc8", "Linear", "10", "20,490"]
+    code, _, err = distrain("model", "alexnet3")
+    assert (code, "alexnet_bn, torchvision:NAME" in err) == (2, True)
 
 
 def test_bench_data(distrain, digits):

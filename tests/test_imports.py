@@ -73,6 +73,7 @@ THIRD_PARTIES = {
     "scipy": ["data.sources"],
     "simplejpeg": ["bench"],
     "torchvision": ["bench", "imported"],
+    "matplotlib": ["plan"],
     "safetensors": ["checkpoint"],
     "ray": ["launch.room", "launch.ray_rank", "launch.ray_train"],
     "typer": ["cli_data", "cli"],
