@@ -7,8 +7,9 @@ how fast and how safely the run goes on: free to change at any time).
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
@@ -245,7 +246,7 @@ class Config(Section):
     @field_validator("model")
     @classmethod
     def _crop_is_large_enough(cls, value: Model, info: ValidationInfo) -> Model:
-        least = {"alexnet": 63, "alexnet2012": 61, "alexnet_bn": 61}.get(value.name, 1)
+        least = {"alexnet": 63, "alexnet2012": 36, "alexnet_bn": 36}.get(value.name, 1)
         augment = info.data.get("augment")
         if augment is not None and augment.crop < least:
             raise ValueError(f"{value.name} needs augment.crop of at least {least} pixels, not {augment.crop}")
@@ -325,6 +326,7 @@ def parse(tree: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> C
     Raises:
         UserError: naming every problem at once.
     """
+    tree = deepcopy(tree)
     found = [problem for text in overrides if (problem := _override(tree, text))]
     try:
         config = Config.model_validate(tree)
@@ -430,6 +432,7 @@ def _keys(section: type[BaseModel]) -> list[str]:
     keys = []
     for name, info in section.model_fields.items():
         members = get_args(info.annotation) or (info.annotation,)
+        members = tuple(get_args(m)[0] if get_origin(m) is Annotated else m for m in members)
         below = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
         keys += [f"{name}.{key}" for member in below for key in _keys(member)] if below else [name]
     return keys

@@ -289,13 +289,13 @@ Schedule = Annotated[Constant | Step | Plateau | Polynomial | Cosine | Geometric
 def _kind_of_model(value: Any) -> str:
     """Which section a model's is, by its name: alexnet if it has none."""
     name = value.get("name", "alexnet") if isinstance(value, dict) else getattr(value, "name", None)
-    return "imported" if isinstance(name, str) and ":" in name else str(name)
+    return "that is imported" if isinstance(name, str) and ":" in name else str(name)
 
 
 Model = Annotated[
     Annotated[AlexNet, Tag("alexnet")]
     | Annotated[AlexNet2012, Tag("alexnet2012")]
     | Annotated[AlexNetBN, Tag("alexnet_bn")]
-    | Annotated[ImportedModel, Tag("imported")],
+    | Annotated[ImportedModel, Tag("that is imported")],
     Discriminator(_kind_of_model),
 ]

@@ -1,10 +1,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import BaseModel
 
 from distrain.config import Config, leaves, load, parse, result_fields, to_yaml
 from distrain.errors import UserError
+from distrain.model import build
+from distrain.sections import AlexNet, AlexNetBN
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 LEAST = {"data": {"train": "somewhere"}, "schedule": {"name": "constant", "lr": 0.1}}
@@ -15,6 +18,7 @@ def sections(model: type[BaseModel]):
     for info in model.model_fields.values():
         members = getattr(info.annotation, "__args__", (info.annotation,))
         for member in members:
+            member = getattr(member, "__origin__", member)  # of Annotated
             if isinstance(member, type) and issubclass(member, BaseModel):
                 yield from sections(member)
 
@@ -84,10 +88,16 @@ def test_keys_of_the_other_kind_and_unknown_names():
     text = problems({**LEAST, "optimizer": {"name": "adam", "momentum": 0.9}, "loss": {"name": "cross"}})
     assert "optimizer adam does not use optimizer.momentum" in text
     assert "loss.name: must be one of cross_entropy, hinge, huber, l1, l2, smooth_l1, not 'cross'" in text
-    assert (
-        "schedule.name: must be one of constant, cosine, geometric, plateau, polynomial, step, not 'cosin'"
-        in problems({**LEAST, "schedule": {"name": "cosin"}})
-    )
+    text = problems({**LEAST, "schedule": {"name": "cosin"}, "model": {"name": "alexnet3"}})
+    assert "schedule.name: must be one of constant, cosine, geometric, plateau, polynomial, step, not 'cosin'" in text
+    known = "alexnet, alexnet2012, alexnet_bn, torchvision:NAME, package.module:callable"
+    assert f"model.name: must be one of {known}, not 'alexnet3'" in text
+    text = problems({**LEAST, "optimizer": {"name": "adam", "trust": 0.001}, "model": {"lrn": "paper"}})
+    assert "optimizer adam does not use optimizer.trust: remove it" in text
+    assert "model alexnet does not use model.lrn: remove it" in text
+    text = problems({**LEAST, "model": {"name": "torchvision:resnet50", "width": 0.5, "lrm": 1}})
+    assert "model that is imported does not use model.width: remove it" in text
+    assert "unknown key model.lrm; did you mean model.lrn?" in text
     text = problems({**LEAST, "loss": {"name": "hinge", "label_smoothing": 0.1}})
     assert "loss hinge does not use loss.label_smoothing: remove it" in text
     text = problems({**LEAST, "optimizer": {"name": "sgd", "nesterov": True, "momentum": 0.0}})
@@ -146,3 +156,38 @@ def test_a_secret_in_a_url_is_refused_and_not_shown(key, url):
     with pytest.raises(UserError, match="the URL holds a secret") as refused:
         parse({**LEAST}, "test", [f"{key}={url}"])
     assert "hunter2" not in str(refused.value)
+
+
+def test_a_model_without_a_name_is_alexnet():
+    assert parse({**LEAST, "model": {"width": 0.5}}, "test").model == AlexNet(width=0.5)
+    assert parse({**LEAST, "model": {"name": "alexnet_bn"}}, "test").model == AlexNetBN()
+    tree = {**LEAST, "model": {"name": "torchvision:googlenet"}}
+    overrides = ["model.options.aux_logits=false", "model.options.dropout=0.1"]
+    assert parse(tree, "test", overrides).model.options == {"aux_logits": False, "dropout": 0.1}
+
+
+def test_overrides_leave_the_tree_alone():
+    tree = {"data": {"train": "a"}, "schedule": {"name": "constant", "lr": 0.1}}
+    assert parse(tree, "test", ["data.train=b"]).data.train == "b"
+    assert tree["data"]["train"] == "a"
+
+
+def test_plateau_wants_a_validation_set():
+    schedule = {"name": "plateau", "lr": 0.1}
+    assert "plateau watches the validation error: set data.val" in problems({**LEAST, "schedule": schedule})
+    parse({"data": {"train": "a", "val": "b"}, "schedule": schedule}, "test")
+
+
+@pytest.mark.parametrize("name", ["alexnet", "alexnet2012", "alexnet_bn"])
+def test_the_least_crop_of_each_network_is_the_least_that_it_can_take(name):
+    """Found by doing: the config refuses exactly what the network cannot compute."""
+    network = parse({**LEAST, "model": {"name": name, "width": 0.05}}, "test").model
+    model = build(network, 10, 0).eval()
+    for crop in range(30, 70):
+        tree = {**LEAST, "model": {"name": name, "width": 0.05}, "augment": {"crop": crop}}
+        try:
+            model(torch.zeros(1, 3, crop, crop))
+        except RuntimeError:
+            assert f"{name} needs augment.crop of at least" in problems(tree)
+        else:
+            parse(tree, "test")
