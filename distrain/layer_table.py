@@ -26,8 +26,8 @@ def lines(model: nn.Module, side: int) -> Iterator[str]:
     if others := whole - sum(layer.parameters for layer in found):
         found.append(Layer("(others)", "parameters", (), others, 0))
     macs = max(1, sum(layer.macs for layer in found))
-    names = min(14, max(len(layer.name) for layer in found))
-    kinds = min(19, max(len(layer.kind) for layer in found))
+    names = min(14, max(5, *(len(layer.name) for layer in found)))
+    kinds = min(19, max(4, *(len(layer.kind) for layer in found)))
     yield f"{'layer':<{names}} {'kind':<{kinds}} {'output':>11} {'parameters':>11}     % {'10^6 MACs':>9}     %"
     for name, kind, shape, parameters, count in found:
         short = name if len(name) <= names else "\N{HORIZONTAL ELLIPSIS}" + name[1 - names :]

@@ -11,9 +11,10 @@ from distrain.data.digits import DIGITS_CLASSES, DIGITS_GROUP_ROWS
 from distrain.data.manifest import MANIFEST, Manifest
 from distrain.data.store import Store
 from distrain.errors import UserError
-from distrain.job import open_data, order_of, pin_data, streams_bytes
+from distrain.job import build_model, open_data, order_of, pin_data, streams_bytes
 from distrain.model import parameter_count
 from distrain.optim.schedule import learning_rate
+from distrain.sections import ImportedModel
 
 _MOMENTS = {"sgd": 1, "lars": 1, "adam": 2}
 
@@ -64,7 +65,7 @@ def plan(config: Config, ranks: int) -> dict[str, str]:
     """Name and value of each derived number, as text; what only the data tells is said to be unknown without it.
 
     Raises:
-        UserError: the data does not fit the config.
+        UserError: the data or an imported network does not fit the config.
     """
     hosted = -(-config.virtual_workers // ranks)
     numbers = {
@@ -86,6 +87,8 @@ def plan(config: Config, ranks: int) -> dict[str, str]:
             "data in memory": _memory(config, manifest, hosted),
         }
     order = order_of(config, group_rows)
+    if isinstance(config.model, ImportedModel):
+        build_model(config, classes)  # which refuses what cannot be trained exactly
     parameters = parameter_count(config.model, classes)
     saved = 4 * parameters * (1 + _MOMENTS[config.optimizer.name])
     wire = parameters * (8 if config.reduction.mode == "exact" else 4)

@@ -272,6 +272,14 @@ def test_lr_without_the_data_and_into_a_file(distrain, recipe, tmp_path):
     assert "when validation stalls" in distrain("lr", str(configs / "alexnet2012-paper.yaml"), "--images", "1281167")[1]
 
 
+def test_a_dry_run_tries_an_imported_network_out(distrain, recipe):
+    code, out, _ = distrain("train", recipe, "model={name: 'own_models:Small'}", "--dry-run")
+    assert code == 0
+    assert "parameters:              2,490" in out
+    code, _, err = distrain("train", recipe, "model={name: 'own_models:Noisy'}", "--dry-run")
+    assert (code, "draws from a global random generator" in err) == (2, True)
+
+
 def test_model_prints_the_layers(distrain):
     code, out, err = distrain("model", "alexnet2012", "augment.crop=227", "model.width=0.5", "--classes", "10")
     assert (code, err) == (0, "")
