@@ -98,9 +98,9 @@ class Augment(Section):
     """Side of the square image that the network sees, in pixels. [result]"""
     short_side: int | None = result(None, ge=1)
     """Pixels that the short side is resized to before the crop; null: images are used as they are stored. [result]"""
-    window: Literal["crop", "random_resized"] = result("crop")
-    """crop: at a random place; random_resized: 8 to 100 % of the area, sides 3:4 to 4:3, resized (Szegedy et al. 2015).
-    Evaluation takes the centre crop. [result]"""
+    window: Literal["crop", "random_resized", "centre"] = result("crop")
+    """crop: at a random place; random_resized: 8 to 100 % of the area, sides 3:4 to 4:3, resized (Szegedy et al. 2015);
+    centre: always there, as in evaluation. [result]"""
     mirror: bool = result(True)
     """Flip half of the images left to right. [result]"""
     colour: float = result(0.1, ge=0)

@@ -64,6 +64,8 @@ def draw(
     w = (draws_of(0) if augment.draws == "chunk" else both[:, 0]).astype(np.uint64)  # (4, n)
     if augment.window == "random_resized":
         start, size = _random_resized(draws_of(2 + np.arange(_ATTEMPTS)[:, None]), sizes)
+    elif augment.window == "centre":
+        start, size = _centre(sizes, augment)
     else:
         scale, resized = _resized(sizes, augment.short_side)
         # A 32-bit word times a range, shifted back, is uniform to within range / 2^32.
@@ -79,10 +81,14 @@ def draw(
 
 def centre(sizes: NDArray[np.int64], augment: Augment) -> Draws:
     """The evaluation draw: the centre window, not mirrored, no colour shift; `sizes` as in `draw`."""
-    scale, resized = _resized(sizes, augment.short_side)
     n = len(sizes)
-    start = (resized - augment.crop) // 2 * scale
-    return Draws(start, augment.crop * scale, np.zeros(n, np.int32), np.zeros((n, 3), np.float32))
+    return Draws(*_centre(sizes, augment), np.zeros(n, np.int32), np.zeros((n, 3), np.float32))
+
+
+def _centre(sizes: NDArray[np.int64], augment: Augment) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Start and size of the centre window."""
+    scale, resized = _resized(sizes, augment.short_side)
+    return (resized - augment.crop) // 2 * scale, augment.crop * scale
 
 
 def _resized(sizes: NDArray[np.int64], short_side: int | None) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

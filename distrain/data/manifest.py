@@ -209,6 +209,8 @@ class Manifest:
                 image_column=tree["image_column"],
                 at=tree["at"],
             )
+        except UserError:
+            raise
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{store.name}/{MANIFEST} is not a {_FORMAT} manifest: pack the data set again") from None
         if manifest.rows == 0:

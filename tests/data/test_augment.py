@@ -155,3 +155,13 @@ def test_centre():
     assert d.start.tolist() == [[16, 15]] * 3
     assert not d.mirror.any()
     assert not d.colour.any()
+
+
+def test_no_augmentation_is_the_evaluation_draw():
+    sizes = np.array([[256, 255], [300, 224]])
+    for short_side in (None, 256):
+        none = draws(np.arange(2), size=sizes, window="centre", mirror=False, colour=0.0, short_side=short_side)
+        wanted = centre(sizes, Augment(crop=224, short_side=short_side))
+        for field in ("start", "size", "mirror", "colour"):
+            assert np.array_equal(getattr(none, field), getattr(wanted, field)), field
+    assert draws(window="centre").mirror.any(), "the window alone"

@@ -146,6 +146,12 @@ def test_what_is_not_a_data_set(tmp_path):
     (tmp_path / MANIFEST).write_text("{}")
     with pytest.raises(UserError, match="is not a distrain-shards-2 manifest"):
         reader(tmp_path)
+    write(tmp_path / "grey", rows(3))
+    tree = json.loads((tmp_path / "grey" / MANIFEST).read_text())
+    del tree["eigenvalues"]
+    (tmp_path / "grey" / MANIFEST).write_text(json.dumps(tree))
+    with pytest.raises(UserError, match="has no colour statistics, .*distrain stats shows those of a data set"):
+        reader(tmp_path / "grey")
     write(tmp_path / "empty", [])
     with pytest.raises(UserError, match="is empty"):
         reader(tmp_path / "empty")
