@@ -97,8 +97,9 @@ def claim(store: Store, session: str, tell: Callable[[str], None]) -> Lease:
     while True:
         records = attempts(store)
         number = max(records, default=0)
-        if number and not records[number]["ended"] and records[number]["session"] != session:
-            _await_end(store, number, records[number], tell)
+        other = number and not records[number]["ended"] and records[number]["session"] != session
+        if other and not _has_ended(store, number, records[number], tell):
+            continue
         record = {"session": session, **_self(), "from_step": None, "counter": 0, "ended": False}
         try:
             store.create(_file(number + 1), json.dumps(record).encode())
@@ -114,14 +115,7 @@ def attempts(store: Store) -> dict[int, dict[str, Any]]:
         try:
             records[number] = json.loads(store.read(_file(number)))
         except ValueError:  # created, not yet filled
-            records[number] = {
-                "session": "",
-                "process": "",
-                "who": "somebody",
-                "from_step": None,
-                "counter": -1,
-                "ended": False,
-            }
+            records[number] = dict(_NOT_FILLED)
     return records
 
 
@@ -143,22 +137,29 @@ def failures(records: Mapping[int, Mapping[str, Any]], session: str, step: int) 
     return count
 
 
-def _await_end(store: Store, number: int, record: Mapping[str, Any], tell: Callable[[str], None]) -> None:
-    """Return once an attempt's owner is known to be gone."""
+def _has_ended(store: Store, number: int, record: Mapping[str, Any], tell: Callable[[str], None]) -> bool:
+    """Return True once an attempt's owner is known to be gone, False as soon as it turns out who it is."""
     if _dead_here(str(record["process"])):
-        return
-    tell(f"attempt {number} ({record['who']}) did not end: waiting {STILL_FOR:.0f} s to see whether it is at work")
-    end = time.monotonic() + STILL_FOR
-    while time.monotonic() < end:
-        time.sleep(0.5)
+        return True
+    unknown = record["counter"] == _NOT_FILLED["counter"]
+    began, told = time.monotonic(), False
+    while time.monotonic() < began + STILL_FOR:
+        if not told and time.monotonic() > began + unknown:  # a record is filled at once, as a rule
+            wait = f"waiting {STILL_FOR:.0f} s to see whether it is at work"
+            tell(f"attempt {number} ({record['who']}) did not end: {wait}")
+            told = True
+        time.sleep(0.1 if unknown else 0.5)
         now = attempts(store)
         if now[max(now)]["ended"]:
-            return
+            return True
         if max(now) != number or now[number]["counter"] != record["counter"]:
+            if unknown:
+                return False
             raise UserError(
                 f"{store.name} is in use by {now[max(now)]['who']} (attempt {max(now)}): "
                 "stop that run first, or choose another run directory, run=..."
             )
+    return True
 
 
 def _self() -> dict[str, str]:

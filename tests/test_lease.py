@@ -121,6 +121,25 @@ def test_what_was_created_and_never_filled_is_nobodys(tmp_path, fast):
         assert lease.number == 2
 
 
+@pytest.mark.parametrize(("launch", "refused"), [("one", False), ("two", True)])
+def test_what_is_filled_a_moment_after_it_was_created_is_looked_at_again(tmp_path, launch, refused):
+    """An attempt of the same launch is superseded at once, also where it had not been filled at the first look."""
+    store, told = Store(str(tmp_path)), []
+    store.create("attempts/001.json", b"")
+    filled = {"session": launch, "who": "x", "process": "", "from_step": None, "counter": 0, "ended": False}
+    filler = threading.Timer(0.3, lambda: store.write("attempts/001.json", json.dumps(filled).encode()))
+    filler.start()
+    if refused:
+        threading.Timer(0.9, lambda: record(store, 1, counter=1)).start()
+        with pytest.raises(UserError, match=r"in use by x \(attempt 1\)"):
+            claim(store, "one", told.append)
+    else:
+        with claim(store, "one", told.append) as lease:
+            assert lease.number == 2
+        assert told == []
+    filler.join()
+
+
 def test_superseded():
     records = {1: {"from_step": 0}, 2: {"from_step": 40}, 3: {"from_step": None}}
     assert not superseded(records, 1, 40)
