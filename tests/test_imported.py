@@ -41,6 +41,11 @@ def test_other_nets_of_torchvision_can_be_trained(name):
     assert not [m for m in found.modules() if isinstance(m, nn.BatchNorm2d | nn.Dropout)]
 
 
+def test_each_dropout_has_masks_of_its_own():
+    layers = [m.layer for m in model("torchvision:vgg11").modules() if isinstance(m, Dropout)]
+    assert layers == [0, 1]
+
+
 def test_first_weights_are_a_function_of_the_seed_and_leave_the_generator_alone():
     before = torch.get_rng_state()
     a, b = (imported(ImportedModel(name="own_models:Small"), 10, 1).state_dict() for _ in range(2))

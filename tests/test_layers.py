@@ -140,6 +140,8 @@ def test_a_channel_that_does_not_vary_keeps_a_variance_of_zero():
         layer(torch.full((4, 1, 2, 2), 1000.3))
     move_all([layer], flat_moments([layer], now), ONE)
     assert 0 <= float(layer.running_var) < 1e-6
+    layer.move(torch.tensor([[0.5], [0.25 - 2**-30]], dtype=torch.float64), ONE)  # as the fixed point may round it
+    assert float(layer.running_var) == 0
 
 
 def test_batch_norm_in_bf16():
