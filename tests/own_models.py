@@ -23,6 +23,16 @@ class Small(nn.Module):
         return self.out(self.drop(self.pool(torch.relu(self.norm(self.conv(x)))).flatten(1)))
 
 
+class Peculiar(Small):
+    """Has settings of its own in what is replaced."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.norm = nn.BatchNorm2d(8, eps=1e-3, momentum=0.3)
+        nn.init.constant_(self.norm.weight, 0.5)
+        self.drop = nn.LocalResponseNorm(3, alpha=0.2, beta=0.5, k=1.5)
+
+
 class Noisy(Small):
     """Draws from the global generator."""
 

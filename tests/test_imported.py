@@ -9,7 +9,7 @@ from torch import nn
 
 from distrain.errors import UserError
 from distrain.imported import imported, try_out
-from distrain.layers import AveragePool, BatchNorm, Dropout, micro_step
+from distrain.layers import AveragePool, BatchNorm, Dropout, LocalResponseNorm, micro_step
 from distrain.model import build, parameter_count, trained
 from distrain.sections import ImportedModel
 
@@ -61,6 +61,15 @@ def test_an_own_network():
     assert kinds == [nn.Conv2d, BatchNorm, AveragePool, Dropout, nn.Linear]
     assert found.drop.p == 0.3
     assert found.conv.out_channels == 12
+
+
+def test_what_is_replaced_keeps_its_settings():
+    found = model("own_models:Peculiar")
+    assert (found.norm.eps, found.norm.momentum) == (1e-3, 0.3)
+    assert found.norm.weight.unique().tolist() == [0.5]
+    lrn = found.drop
+    assert isinstance(lrn, LocalResponseNorm)
+    assert (lrn.size, lrn.alpha, lrn.beta, lrn.k) == (3, 0.2, 0.5, 1.5)
 
 
 def test_a_layer_in_two_places_stays_one():
