@@ -152,6 +152,38 @@ def test_a_loss_that_is_not_finite_is_a_violation():
     assert int(accumulator.reduce(World(CPU)).violations) == 1
 
 
+def told(moments, bits=48):
+    """The totals of micro-batches that told these moments, in this order; and their mean."""
+    accumulator = Accumulator(
+        [nn.Parameter(torch.zeros(2))], virtual_workers=len(moments), micro_batch=2, fraction_bits=bits, moments=3
+    )
+    accumulator.begin()
+    zero = torch.tensor(0)
+    for values in moments:
+        own = torch.tensor(values, dtype=torch.float64)
+        accumulator.add([torch.zeros(2)], torch.tensor(0.5), torch.tensor(2.0), zero, zero, own)
+    return accumulator.reduce(World(CPU)), accumulator.moments.clone()
+
+
+@given(st.lists(st.lists(st.floats(-1e5, 1e5), min_size=3, max_size=3), min_size=1, max_size=9), st.randoms())
+@pytest.mark.parametrize("bits", [48, None])
+def test_moments_are_a_mean_that_does_not_depend_on_order(bits, moments, random):
+    """In both modes, to the fixed point's 2^-30."""
+    totals, mean = told(moments, bits)
+    np.testing.assert_allclose(mean.numpy(), np.mean(moments, 0), atol=2.0**-29)
+    assert int(totals.valid) == 2 * len(moments)
+    shuffled = list(moments)
+    random.shuffle(shuffled)
+    assert torch.equal(told(shuffled, bits)[1], mean)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2.0**40])
+def test_moments_that_are_out_of_range_are_a_violation(value):
+    totals, mean = told([[1.0, 2.0, 3.0], [1.0, value, 3.0]])
+    assert int(totals.violations) == 1
+    assert mean.tolist() == [0.5, 1.0, 1.5], "it adds zeros"
+
+
 def test_begin_forgets_the_step_before(lanes):
     p, accumulator = filled(1.0)
     accumulator.finish(accumulator.reduce(World(CPU)), lanes)
