@@ -49,7 +49,17 @@ class DamagedError(Exception):
 class Checkpoints:
     """The checkpoints of a run directory. Saving goes on in the background, one at a time."""
 
-    def __init__(self, store: Store, lease: Lease, *, keep: int, patience: float, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        lease: Lease,
+        *,
+        keep: int,
+        patience: float,
+        tell: Callable[[str], None],
+        saved: Callable[[float, int], None] = lambda seconds, size: None,
+        failed: Callable[[], None] = lambda: None,
+    ) -> None:
         """Nothing is written yet.
 
         Args:
@@ -58,8 +68,11 @@ class Checkpoints:
             keep: how many of the newest stay, beside the best.
             patience: seconds for which a save that fails is tried again.
             tell: gets warnings, on the training thread.
+            saved: gets the seconds and bytes of each checkpoint that is whole, in the background.
+            failed: is called for each time that a save fails, in the background.
         """
         self._store, self._lease, self._keep, self._patience, self._tell = store, lease, keep, patience, tell
+        self._saved, self._failed = saved, failed
         # Copies for the background, kept from save to save: fresh memory costs more CPU time than the rest of a save.
         self._copies: dict[str, Tensor] = {}
         self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -140,11 +153,12 @@ class Checkpoints:
 
     def _write_patiently(self, name: str, files: Mapping[str, Sequence[bytes | memoryview]]) -> None:
         """Write a checkpoint, and again if that fails, for a while: storage may be full or away, and come back."""
-        end, pause = time.monotonic() + self._patience, 0.5
+        began = time.monotonic()
+        end, pause = began + self._patience, 0.5
         folder = f"{FOLDER}/{name}"
         while True:
             try:
-                manifest = {}
+                manifest: dict[str, dict[str, Any]] = {}
                 for file, parts in files.items():
                     self._store.write(f"{folder}/{file}", *parts)
                     digest = hashlib.sha256()
@@ -154,6 +168,7 @@ class Checkpoints:
                 self._lease.check()  # a manifest of an attempt that was given up would not count, so it is not written
                 self._store.write(f"{folder}/{_MANIFEST}", json.dumps(manifest, indent=1).encode())
             except OSError as error:
+                self._failed()
                 self._discard(folder)
                 if time.monotonic() + pause > end:
                     raise
@@ -165,6 +180,8 @@ class Checkpoints:
                 self._discard(folder)
                 raise
             else:
+                size = sum(entry["bytes"] for entry in manifest.values())
+                self._saved(time.monotonic() - began, size)
                 return
 
     def _discard(self, folder: str) -> None:

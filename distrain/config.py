@@ -157,6 +157,18 @@ class Log(Section):
     """Steps between metrics lines; numbers stay on the device in between. [operation]"""
 
 
+class Metrics(Section):
+    """What Prometheus may read of the run: one page a node, for all ranks of it."""
+
+    port: int | None = operation(9477, ge=1, le=65535)
+    """Port of the page; if it is taken, the next that is free; null: there is none. [operation]"""
+    address: str = operation("127.0.0.1")
+    """Address that the page is served on; on a cluster that of the nodes, or 0.0.0.0 behind a fence. [operation]"""
+    linger: float = operation(15.0, ge=0)
+    """Seconds for which a run that has ended waits for its page to be read once more, if it was read before.
+    [operation]"""
+
+
 def _both(value: Any) -> Any:
     """One number of workers as least and most."""
     return (value, value) if isinstance(value, int) else value
@@ -218,6 +230,8 @@ class Config(Section):
     """Checkpoints."""
     log: Log = Log()
     """Metrics."""
+    metrics: Metrics = Metrics()
+    """Prometheus."""
     cluster: Cluster = Cluster()
     """Ranks."""
 

@@ -27,7 +27,8 @@ from distrain.losses import check_loss
 from distrain.model import build, trained
 from distrain.monitor.health import Watchdog
 from distrain.monitor.meters import Meters
-from distrain.monitor.sinks import Console
+from distrain.monitor.prometheus import Metrics
+from distrain.monitor.sinks import Console, read_metrics
 from distrain.optim.accumulate import Accumulator
 from distrain.optim.adam import adam
 from distrain.optim.lars import lars
@@ -55,6 +56,7 @@ class Job:
     record: Record | None
     """What is written there, on the lead."""
     watchdog: Watchdog
+    metrics: Metrics
     dataset: Dataset
     val: Dataset | None
     order: Order
@@ -70,6 +72,8 @@ class Job:
     """Hash of what the hardware computes, which the weights depend on; None where no bits are promised."""
     start: int
     """The step that comes next."""
+    reached: int
+    """On the lead: steps that earlier attempts had done, as far as their metrics tell."""
     bad: dict[int, str]
     """Reasons by sample id, of all bad training samples met so far."""
     bad_told: set[int]
@@ -100,6 +104,7 @@ def setup(
     world: World,
     console: Console,
     alarm: Callable[[str], None],
+    metrics: Metrics,
     stack: ExitStack,
     *,
     must_resume: bool,
@@ -107,7 +112,7 @@ def setup(
 ) -> Job:
     """Check config, data and run directory, build everything, and restore the newest whole checkpoint.
 
-    `alarm` is told on every rank if it hangs.
+    `alarm` is told on every rank if it hangs; `metrics` is what the job counts in.
 
     Raises:
         UserError: something does not fit together, on any rank.
@@ -160,7 +165,18 @@ def setup(
     record = None
     with world.together():
         if lease is not None:
-            record = Record(config, store, lease, console, stack)
+            record = Record(config, store, lease, console, metrics, stack)
+    reached = max((r["step"] for r in read_metrics(store)), default=0) if record else 0
+    for split, found in (("train", dataset), ("val", val)):
+        if found is not None:
+            metrics.store(split, found.store.counts)
+    targets = [target for target in world.gather(metrics.target) if target]
+    if record:
+        if targets:
+            record.targets(targets)
+        metrics.set("attempt", record.lease.number)
+        metrics.set("steps_planned", config.epochs * order.steps)
+        metrics.set("step", state["step"] if state else 0)
     best = state["best"] if state else {}
     if loaded and best.get("step") == loaded.step:
         write_best(store, loaded.name, best)  # in case the run was killed just before it did
@@ -177,6 +193,7 @@ def setup(
         run=store.name,
         record=record,
         watchdog=watchdog,
+        metrics=metrics,
         dataset=dataset,
         val=val,
         order=order,
@@ -189,6 +206,7 @@ def setup(
         lanes=lanes,
         hardware=hardware,
         start=state["step"] if state else 0,
+        reached=reached,
         bad=bad,
         bad_told=set(bad),
         val_bad_told=set(),

@@ -139,7 +139,7 @@ def failures(records: Mapping[int, Mapping[str, Any]], session: str, step: int) 
 
 def _has_ended(store: Store, number: int, record: Mapping[str, Any], tell: Callable[[str], None]) -> bool:
     """Return True once an attempt's owner is known to be gone, False as soon as it turns out who it is."""
-    if _dead_here(str(record["process"])):
+    if is_dead_here(str(record["process"])):
         return True
     unknown = record["counter"] == _NOT_FILLED["counter"]
     began, told = time.monotonic(), False
@@ -166,7 +166,7 @@ def _self() -> dict[str, str]:
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     return {
         "who": f"{_user()} on {socket.gethostname()}, process {os.getpid()}, since {now}",
-        "process": _process(os.getpid()) or "",
+        "process": process_identity(os.getpid()) or "",
     }
 
 
@@ -177,7 +177,7 @@ def _user() -> str:
         return f"user {os.getuid()}"
 
 
-def _process(pid: int) -> str | None:
+def process_identity(pid: int) -> str | None:
     """What tells a process from all others in the world: boot, PID namespace, number and start; None if not there."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
@@ -187,12 +187,12 @@ def _process(pid: int) -> str | None:
         return None
 
 
-def _dead_here(process: str) -> bool:
+def is_dead_here(process: str) -> bool:
     """Whether a process is known to be dead: it ran on this machine, in this PID namespace."""
-    own, parts = _process(os.getpid()), process.split()
+    own, parts = process_identity(os.getpid()), process.split()
     if own is None or len(parts) != 4 or own.split()[:2] != parts[:2]:
         return False
-    return _process(int(parts[2])) != process
+    return process_identity(int(parts[2])) != process
 
 
 def _file(number: int) -> str:

@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -14,21 +15,25 @@ from distrain.data.shards import Dataset
 from distrain.data.store import Store
 from distrain.errors import UserError
 from distrain.lease import Lease
+from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import Console, MetricsFile
 
 BAD_SAMPLES = "bad_samples.jsonl"
+TARGETS = "targets.json"
 
 
 class Record:
     """The run directory of one attempt."""
 
-    def __init__(self, config: Config, store: Store, lease: Lease, console: Console, stack: ExitStack) -> None:
+    def __init__(
+        self, config: Config, store: Store, lease: Lease, console: Console, metrics: Metrics, stack: ExitStack
+    ) -> None:
         """Save the resolved config, which proves that the directory can be written to.
 
         Raises:
             UserError: it cannot.
         """
-        self.store, self.lease, self._console = store, lease, console
+        self.store, self.lease, self._console, self._live = store, lease, console, metrics
         try:
             store.write("config.yaml", to_yaml(config).encode())
         except OSError as error:
@@ -38,12 +43,26 @@ class Record:
         self._metrics = MetricsFile(store, lease.number)
         stack.callback(self._metrics.close)
         self.checkpoints = Checkpoints(
-            store, lease, keep=config.checkpoint.keep, patience=config.checkpoint.patience, tell=console.event
+            store,
+            lease,
+            keep=config.checkpoint.keep,
+            patience=config.checkpoint.patience,
+            tell=console.event,
+            saved=metrics.saved,
+            failed=partial(metrics.add, "checkpoint_failures"),
         )
 
+    def targets(self, found: Sequence[str]) -> None:
+        """Write down where the metrics of each node are read, as Prometheus's file and HTTP discovery have it."""
+        try:
+            self.store.write(TARGETS, json.dumps([{"targets": sorted(set(found)), "labels": {}}]).encode())
+        except OSError as error:
+            self._console.event(f"warning: {TARGETS} could not be written: {error}")
+
     def tell(self, record: Mapping[str, Any]) -> None:
-        """Write a metrics record to the file and the console."""
+        """Write a metrics record to the file, the metrics page and the console."""
         self._metrics.write(record)
+        self._live.record(record)
         self._console.record(record)
 
     def save(

@@ -3,8 +3,8 @@
 import errno
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -16,12 +16,13 @@ from distrain.checkpoint import digest
 from distrain.config import Config, result_fields
 from distrain.data.loader import Loader, MicroBatch, Request, evaluation_requests, training_requests
 from distrain.data.shards import Dataset
-from distrain.errors import AttemptError, RunError
+from distrain.errors import AttemptError, RunError, UserError
 from distrain.evaluate import Score, evaluate
 from distrain.job import Job, setup, val_fingerprint
 from distrain.layers import move_all
 from distrain.losses import correct
 from distrain.monitor.meters import Reading
+from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import Console, Silent, read_metrics
 from distrain.optim.schedule import learning_rate, observe
 from distrain.record import BAD_SAMPLES
@@ -73,8 +74,10 @@ def train(
     alarm, console = console.event, console if world.lead else Silent()
     try:
         with ExitStack() as stack:
+            metrics = stack.enter_context(measured(config, world, alarm))
             stack.enter_context(numerics(config, world.device))
-            job = setup(config, world, console, alarm, stack, must_resume=must_resume, other_hardware=other_hardware)
+            options = {"must_resume": must_resume, "other_hardware": other_hardware}
+            job = setup(config, world, console, alarm, metrics, stack, **options)
             if job.start == job.steps:
                 status = "already finished"
             else:
@@ -84,6 +87,7 @@ def train(
                     status = fit(job)
                 except StepFailed as failed:
                     raise diverged(job, failed.args[0]) from None
+            metrics.ends(stopped=status == "stopped")
             last = job.last
             if job.record:  # an attempt that was killed may have told of steps after the checkpoint
                 told = (record for record in read_metrics(job.record.store) if record["step"] <= job.start)
@@ -105,6 +109,31 @@ def train(
         raise
 
 
+@contextmanager
+def measured(config: Config, world: World, tell: Callable[[str], None]) -> Iterator[Metrics]:
+    """The metrics of this rank, and their page until the run has ended.
+
+    Raises:
+        UserError: the page cannot be served at the address.
+    """
+    with world.together():
+        try:
+            metrics = Metrics(config, world, tell)
+        except OSError as error:
+            raise UserError(
+                f"metrics cannot be served at {config.metrics.address}: {error}; "
+                "choose metrics.address, or metrics.port=null"
+            ) from None
+    over = True
+    try:
+        yield metrics
+    except AttemptError:
+        over = False  # another attempt of this launch may follow
+        raise
+    finally:
+        metrics.close(over=over)
+
+
 class StepFailed(Exception):  # noqa: N818 - never leaves this module
     """A step had a loss or gradient that is not finite, or no valid sample: its reading."""
 
@@ -112,34 +141,45 @@ class StepFailed(Exception):  # noqa: N818 - never leaves this module
 def fit(job: Job) -> str:
     """The loop: load, forward and backward, reduce, move, log, evaluate, save."""
     config, order, steps, world, at = job.config, job.order, job.steps, job.world, job.watchdog.at
+    metrics = job.metrics
     hosted = world.hosted(config.virtual_workers)
     batches = open_loader(job, job.dataset, training_requests(order, range(job.start, steps), hosted))
+    metrics.queues(batches.depths)
     job.logged = time.monotonic()
     with batches:
         for step in range(job.start, steps):
+            began, waited, done = time.monotonic(), job.waited, step + 1
+            log = done % config.log.every == 0
             job.accumulator.begin()
             job.lanes.run(partial(micro_step, job, step), timed(job, step, islice(batches, len(hosted))))
-            at(f"the reduction of step {step + 1}", waiting=True)
-            totals = job.accumulator.reduce(world)
-            job.accumulator.finish(totals, job.lanes)
+            metrics.waited(job.waited - waited)
+            metrics.arrived(time.monotonic() - began)
+            at(f"the reduction of step {done}", waiting=True)
+            with metrics.phase("reduction"):
+                totals = job.accumulator.reduce(world)
+                job.accumulator.finish(totals, job.lanes)
             may_move = job.meters.add(step, totals)
             lr, before = (rate(job, s) for s in (step, max(0, step - 1)))
-            job.optimizer.step(may_move * lr, lr / before)
-            move_all(job.batch_norms, job.accumulator.moments, may_move)
+            old = [p.detach().clone() for p in job.parameters.values()] if log and metrics.served else None
+            with metrics.phase("optimizer"):
+                job.optimizer.step(may_move * lr, lr / before)
+                move_all(job.batch_norms, job.accumulator.moments, may_move)
+            metrics.step(done, order.steps, again=done <= job.reached)
 
-            done = job.start = step + 1
+            job.start = done
             # What ends the run or what follows a step is decided from sums over all ranks: none decides alone.
             (stop,) = world.totals([world.stop.is_set()])
             last, epoch_ends = done == steps, done % order.steps == 0
             if job.record:
                 job.record.checkpoints.check()
-            log = done % config.log.every == 0
             watched = epoch_ends and config.schedule.name == "plateau"
             score = job.val is not None and (last or watched or due(done, config.evaluate.every, epoch_ends))
             save = last or bool(stop) or due(done, config.checkpoint.every, epoch_ends)
             job.console.advance(done)
             if log or score or save:  # a sync point: nothing is kept of a step that failed
                 log_step(job, done, lr)
+                if old is not None:
+                    metrics.norms(list(job.parameters.values()), old)
             better = score and evaluate_step(job, done)
             if save or better:
                 save_step(job, done, better)
@@ -158,13 +198,22 @@ def rate(job: Job, step: int) -> float:
 def micro_step(job: Job, step: int, batch: MicroBatch) -> None:
     """Forward and backward of one virtual worker, on whichever thread runs it."""
     job.watchdog.at(f"step {step + 1}, virtual worker {batch.virtual_worker}")
-    logits, loss, moments = forward(job.config, job.model, step, batch)
-    # autograd.grad, not backward: lanes share the weights, and `.grad` belongs to the reduced gradient.
-    gradients = torch.autograd.grad(loss * job.accumulator.scale, list(job.parameters.values()))
-    logits = logits.detach()
-    top1, top5 = (correct(logits, batch.labels, batch.weights, k) for k in (1, 5))
-    job.accumulator.add(gradients, loss.detach(), batch.weights.sum(), top1, top5, moments)
+    phase = job.metrics.phase
+    with phase("transfer"):
+        batch.images  # noqa: B018 - a cached property: normalised here, where the config says on the device
+    with phase("forward"):
+        logits, loss, moments = forward(job.config, job.model, step, batch)
+    with phase("backward"):
+        # autograd.grad, not backward: lanes share the weights, and `.grad` belongs to the reduced gradient.
+        gradients = torch.autograd.grad(loss * job.accumulator.scale, list(job.parameters.values()))
+    with phase("reduction"):
+        logits = logits.detach()
+        top1, top5 = (correct(logits, batch.labels, batch.weights, k) for k in (1, 5))
+        job.accumulator.add(gradients, loss.detach(), batch.weights.sum(), top1, top5, moments)
     job.bad.update(batch.bad)
+    job.metrics.add("samples", len(batch.ids) - len(batch.bad), outcome="good")
+    job.metrics.add("samples", len(batch.bad), outcome="bad")
+    job.metrics.progress()
 
 
 def timed(job: Job, step: int, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
@@ -187,6 +236,7 @@ def due(done: int, every: int | None, epoch_ends: bool) -> bool:
 def log_step(job: Job, done: int, lr: float) -> None:
     """Read the meters, judge them, and tell. The readings are the same on all ranks."""
     reading = job.meters.read()
+    job.metrics.read()
     if reading.failed_step is not None:
         raise StepFailed(reading)
     check_bad_samples(job)
@@ -295,6 +345,12 @@ def open_loader(job: Job, dataset: Dataset, requests: Iterator[Request], *, eval
 def save_step(job: Job, done: int, best: bool) -> None:
     """Hand a checkpoint to the background, after the one before is whole."""
     job.watchdog.at(f"saving after step {done}", waiting=True)
+    with job.metrics.phase("checkpoint"):
+        save(job, done, best)
+
+
+def save(job: Job, done: int, best: bool) -> None:
+    """The save itself: tensors are copied, and written behind the back of training."""
     name = None
     if job.record:
         state = {
@@ -322,6 +378,9 @@ def await_save(job: Job) -> None:
         job.record.checkpoints.wait()
     if job.saving is not None:
         job.world.saved(*job.saving)
+    # The ranks' last numbers are on their pages before the one that serves them renders for the last time.
+    job.metrics.flush()
+    job.world.gather(None)
 
 
 def tell(job: Job, record: Mapping[str, Any]) -> None:

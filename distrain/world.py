@@ -44,6 +44,8 @@ class World:
     """Set from outside, on any rank, to end the run at the next step, with a checkpoint."""
     session: str = field(default_factory=lambda: secrets.token_hex(8))
     """Names the launch: attempts of one launch follow each other without waiting."""
+    address: str = "127.0.0.1"
+    """This host's, that others can reach."""
     saved: Callable[[int, str | None], None] = lambda step, name: None
     """Called on all ranks with the step of a checkpoint that is whole; the lead knows its name too."""
 
@@ -163,7 +165,7 @@ def joined(
         LostRankError: the ranks cannot reach each other.
     """
     limit = timedelta(seconds=timeout)
-    world = World(device, rank, ranks, cores, session=session, saved=saved)
+    world = World(device, rank, ranks, cores, session=session, address=address, saved=saved)
     if ranks == 1:
         yield world
         return

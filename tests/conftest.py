@@ -91,6 +91,7 @@ def narrow(digits: Path, tmp_path: Path) -> Callable[..., Config]:
             "model": {"name": "alexnet", "width": 0.04},
             "schedule": {"name": "constant", "lr": 0.05},
             "device": "cpu",
+            "metrics": {"port": None},
         }
         return parse({**tree, **changes}, "test")
 

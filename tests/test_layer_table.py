@@ -1,4 +1,5 @@
 import pytest
+from torch import nn
 
 from distrain.layer_table import layers, lines
 from distrain.model import outline
@@ -36,3 +37,10 @@ def test_lines_of_a_terminal(name):
     assert counted == sum(p.numel() for p in model.parameters())
     assert text[-1].startswith(f"{counted:,} parameters, ")
     assert model.training, "the model is as it was"
+
+
+def test_a_layer_that_is_used_twice_has_its_parameters_once():
+    convolution = nn.Conv2d(3, 3, 1)
+    first, second = layers(nn.Sequential(convolution, nn.Sequential(convolution)), 8)
+    assert (first.parameters, second.parameters) == (12, 0)
+    assert first.macs == second.macs == 3 * 3 * 64

@@ -147,4 +147,6 @@ def test_no_global_generator_inside_a_step(network, monkeypatch):
 def test_the_layers_are_those_of_the_names():
     kinds = {type(layer) for layer in build(AlexNet2012(width=0.05), 10, seed=0)}
     assert {LocalResponseNorm, SpatialResponseNorm, Dropout} <= kinds
+    drops = [layer.layer for layer in build(AlexNet2012(width=0.05), 10, seed=0) if isinstance(layer, Dropout)]
+    assert drops == [0, 1], "each has masks of its own"
     assert BatchNorm in {type(layer) for layer in build(AlexNetBN(width=0.05), 10, seed=0)}

@@ -62,6 +62,7 @@ def test_virtual_workers_one_by_one_side_by_side_or_in_any_order(twenty, monkeyp
         ({"name": "alexnet_bn", "width": 0.04, "place": "after_pool", "hidden": True, "affine": False}, "lars"),
         ({"name": "torchvision:shufflenet_v2_x0_5"}, "adam"),
         ({"name": "own_models:Small", "options": {"channels": 4}}, "sgd"),
+        ({"name": "own_models:Frozen"}, "sgd"),
     ],
     ids=lambda x: x if isinstance(x, str) else x["name"],
 )
@@ -418,6 +419,13 @@ def test_the_rate_drops_when_validation_stalls(narrow, console, digits):
         "validation has stalled for 1 epoch: the learning rate is 1e-10 now",
         "validation has stalled for 1 epoch: the learning rate is 1e-11 now",
     ]
+
+
+def test_a_warm_up_is_no_stall(narrow, console, digits):
+    config = plateau(narrow, digits)
+    config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"warmup_epochs": 3.0})})
+    run(config, console)
+    assert len([e for e in console.events if "stalled" in e]) == 1, "after epoch 5: epoch 4 was the first to count"
 
 
 def test_the_plateau_comes_back_with_a_checkpoint_and_its_clock_is_the_epoch(narrow, console, digits, tmp_path):

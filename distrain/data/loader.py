@@ -164,6 +164,10 @@ class Loader:
         self._end(item)
         raise item
 
+    def depths(self) -> dict[str, int]:
+        """Micro-batches on their way, by stage."""
+        return {"fetching": len(self._coming), "decoding": len(self._pending), "ready": self._ready.qsize()}
+
     def close(self) -> None:
         """Stop loading and wait for the thread."""
         self._closing.set()

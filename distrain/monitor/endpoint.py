@@ -1,0 +1,294 @@
+"""One page of metrics a node, for Prometheus: each rank leaves its numbers in a folder, one of them serves all.
+
+prometheus_client's own multiprocess mode is not used: it wants an environment variable before its first import, keeps
+the files of a process for good, and so mixes two runs of one process. Here a rank's page is a file of its own, written
+once a second, off the training thread. Counters and histograms are added up over all pages of the launch, those of
+ranks that died included, so that they count the work that was done; gauges are of living ranks.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from distrain.lease import is_dead_here, process_identity
+
+EVERY = 1.0
+"""Seconds between two renderings of a page."""
+_CONNECTIONS = 16
+_PORTS_TRIED = 100
+_ABANDONED = 600.0
+_MERGE: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max": max}
+
+Family = dict[str, Any]
+
+
+class Node:
+    """This process's part in its node's page. Close it.
+
+    Whoever holds the lock of the folder serves. The system takes the lock from a process that dies, and another rank of
+    the node takes it within a second, and the same port.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        gauges: Mapping[str, str],
+        *,
+        session: str,
+        address: str,
+        port: int,
+        tell: Callable[[str], None],
+    ) -> None:
+        """Start.
+
+        Args:
+            registry: this rank's metrics.
+            gauges: how gauges of several ranks become one, by name: sum, min or max.
+            session: names the launch, whose ranks share a page.
+            address: to listen on.
+            port: to listen on; if it is taken, the next that is free.
+            tell: is told the URL of the page by whoever serves it.
+        """
+        self._registry, self._gauges, self._address, self._port, self._tell = registry, gauges, address, port, tell
+        self._identity = process_identity(os.getpid()) or str(os.getpid())
+        # Hosts may share a folder for temporary files: a node is a kernel's boot and a PID namespace of it.
+        node = hashlib.sha256(" ".join(self._identity.split()[:2]).encode()).hexdigest()[:8]
+        self._folder = Path(tempfile.gettempdir()) / f"distrain-metrics-{os.getuid()}-{session}-{node}"
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        if self._folder.stat().st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, "belongs to somebody else", str(self._folder))
+        _sweep(self._folder)
+        self._page = self._folder / f"{os.getpid()}-{time.monotonic_ns()}.json"
+        self._lock = (self._folder / "serve.lock").open("w")
+        self._server: _Server | None = None
+        self._closing = threading.Event()
+        try:
+            self._turn()
+        except OSError:
+            self._lock.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        self._thread = threading.Thread(target=self._run, name="distrain-metrics", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int | None:
+        """Of the node's page, whoever serves it; None as long as nobody does."""
+        try:
+            return int(json.loads((self._folder / "serving.json").read_text())["port"])
+        except (OSError, ValueError):
+            return None
+
+    def flush(self) -> None:
+        """Leave this rank's numbers now."""
+        self._leave()
+
+    def close(self, *, linger: float = 0.0, final: bool = False) -> None:
+        """Stop.
+
+        Args:
+            linger: seconds to wait for one more read of the page, if it has been read at all.
+            final: the launch is over; if not, this rank's counters stay for the attempts that follow.
+        """
+        self._closing.set()
+        self._thread.join()
+        self._leave(gauges=final)
+        if self._server is not None:
+            self._render()
+            self._server.await_read(linger)
+            self._server.shutdown()
+            self._server.server_close()
+            if final:
+                shutil.rmtree(self._folder, ignore_errors=True)
+        self._lock.close()
+
+    def _run(self) -> None:
+        while not self._closing.wait(EVERY):
+            self._turn()
+
+    def _turn(self) -> None:
+        """Leave this rank's numbers; serve, if nobody does; render what is served."""
+        self._leave()
+        if self._server is None:
+            with suppress(BlockingIOError):  # another rank serves
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._serve()
+        if self._server is not None:
+            self._render()
+
+    def _leave(self, *, gauges: bool = True) -> None:
+        """Write this rank's page."""
+        families = [f for f in _families(self._registry) if gauges or f["type"] != "gauge"]
+        partial = self._page.with_suffix(f".{threading.get_ident()}")
+        with suppress(OSError):  # a full disk must not end a run: the page is stale meanwhile
+            partial.write_text(json.dumps({"process": self._identity, "families": families}), encoding="utf-8")
+            partial.replace(self._page)
+
+    def _render(self) -> None:
+        assert self._server is not None
+        pages = [page for _, page in _pages(self._folder)]
+        self._server.page = generate_latest(_Merged(pages, self._gauges))
+
+    def _serve(self) -> None:
+        taken = self.port
+        for port in (taken or self._port, *range(self._port, min(65536, self._port + _PORTS_TRIED))):
+            try:
+                self._server = _Server((self._address, port))
+                break
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise
+        else:
+            self._tell(f"no port from {self._port} on is free: metrics are not served (metrics.port)")
+            return
+        port = self._server.server_address[1]
+        (self._folder / "serving.json").write_text(json.dumps({"port": port}), encoding="utf-8")
+        threading.Thread(target=self._server.serve_forever, name="distrain-metrics-http", daemon=True).start()
+        if port != taken:
+            host = f"[{self._address}]" if ":" in self._address else self._address
+            self._tell(f"metrics at http://{host}:{port}/metrics")
+
+
+class _Server(ThreadingHTTPServer):
+    """Serves one page from memory to a bounded number of connections: the oldest goes when there are too many."""
+
+    daemon_threads = True
+    request_queue_size = 64
+    allow_reuse_address = True
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.page = b""
+        self.reads = 0
+        self._read = threading.Event()
+        self._open: deque[socket.socket] = deque()
+        self._open_lock = threading.Lock()
+        super().__init__(address, _Handler)
+
+    def await_read(self, seconds: float) -> None:
+        """Wait until the page is read once more, if it has been read before."""
+        self._read.clear()
+        if self.reads:
+            self._read.wait(seconds)
+
+    def was_read(self) -> None:
+        """Somebody has the page."""
+        self.reads += 1
+        self._read.set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Handle a connection on a thread of its own."""
+        with self._open_lock:
+            self._open.append(request)
+            oldest = self._open.popleft() if len(self._open) > _CONNECTIONS else None
+        if oldest is not None:
+            with suppress(OSError):  # its thread sees the end of it, and closes it
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """A connection is over."""
+        with self._open_lock, suppress(ValueError):  # it was the oldest of too many
+            self._open.remove(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is its own affair."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """GET /metrics, and nothing else."""
+
+    timeout = 5.0
+    server: _Server
+    server_version, sys_version = "distrain", ""
+
+    def do_GET(self) -> None:
+        """The page, or 404."""
+        if self.path.partition("?")[0] != "/metrics":
+            self.send_error(404, "only /metrics is here")
+            return
+        page = self.server.page
+        self.send_response(200)
+        self.send_header("Content-Type", CONTENT_TYPE_LATEST)
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+        self.server.was_read()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are not told."""
+
+
+class _Merged:
+    """A collector of what all pages have together."""
+
+    def __init__(self, pages: Sequence[dict[str, Any]], gauges: Mapping[str, str]) -> None:
+        self._pages, self._gauges = pages, gauges
+
+    def collect(self) -> Iterator[Metric]:
+        """Each family once."""
+        families: dict[str, Metric] = {}
+        values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], list[float]]] = {}
+        for page in self._pages:
+            dead = is_dead_here(page["process"])
+            for family in page["families"]:
+                if dead and family["type"] == "gauge":
+                    continue
+                name = family["name"]
+                families.setdefault(name, Metric(name, family["help"], family["type"]))
+                for sample, labels, value in family["samples"]:
+                    key = sample, tuple(sorted(labels.items()))
+                    values.setdefault(name, {}).setdefault(key, []).append(value)
+        for name, metric in families.items():
+            merge = _MERGE[self._gauges[name] if metric.type == "gauge" else "sum"]
+            for (sample, labels), found in values.get(name, {}).items():
+                metric.add_sample(sample, dict(labels), merge(found))
+            yield metric
+
+
+def _families(registry: CollectorRegistry) -> list[Family]:
+    return [
+        {
+            "name": metric.name,
+            "help": metric.documentation,
+            "type": metric.type,
+            "samples": [(s.name, s.labels, s.value) for s in metric.samples if not s.name.endswith("_created")],
+        }
+        for metric in registry.collect()
+    ]
+
+
+def _pages(folder: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
+    for path in sorted(folder.glob("*.json")):
+        if path.name == "serving.json":
+            continue
+        with suppress(OSError, ValueError):  # gone meanwhile
+            yield path, json.loads(path.read_text(encoding="utf-8"))
+
+
+def _sweep(own: Path) -> None:
+    """Take away what launches left behind that were killed, or end with a resize that nobody followed up."""
+    for folder in own.parent.glob(f"distrain-metrics-{os.getuid()}-*"):
+        with suppress(OSError):
+            if folder == own or time.time() - folder.stat().st_mtime < _ABANDONED:
+                continue
+            if all(is_dead_here(page["process"]) for _, page in _pages(folder)):
+                shutil.rmtree(folder, ignore_errors=True)

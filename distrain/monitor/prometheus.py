@@ -1,0 +1,313 @@
+"""What Prometheus reads of a run: the names, units and labels of all metrics, and the numbers behind them.
+
+Counters count work that was done, recomputed steps included; `distrain_step` is the position. Every series has the
+label `run`, the name of the run directory; `rank` and `node` stand only where they name a straggler.
+"""
+
+import os
+import resource
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from distrain import __version__
+from distrain.config import Config
+from distrain.data.store import Counts
+from distrain.monitor.endpoint import Node
+from distrain.world import World
+
+# What a GPU does behind the back of the thread that asks for it.
+_ON_DEVICE = ("transfer", "forward", "backward", "reduction", "optimizer")
+_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+class Family(NamedTuple):
+    """A metric: what it counts, its labels beside `run`, and for gauges of several ranks how they become a node's."""
+
+    text: str
+    labels: tuple[str, ...] = ()
+    merged: Literal["sum", "min", "max"] = "max"
+
+
+GAUGES = {
+    "build_info": Family("1; the labels say what runs.", ("version", "torch", "device")),
+    "step": Family("Steps of the run that are done: its position."),
+    "steps_planned": Family("Steps of the whole run."),
+    "epoch": Family("Epochs of the run that are done, with a fraction."),
+    "loss": Family("Mean loss over the samples since the last log step, or of the last evaluation.", ("split",)),
+    "top1_ratio": Family("Share of samples whose highest logit is their label's.", ("split",)),
+    "top5_ratio": Family("Share of samples with their label among the five highest logits.", ("split",)),
+    "learning_rate": Family("Of the last step."),
+    "images_per_second": Family("Training images a second since the last log step, of all ranks."),
+    "gradient_norm": Family("Norm of the mean gradient at the last log step."),
+    "weight_norm": Family("Norm of all trained parameters at the last log step."),
+    "update_ratio": Family("Norm of what the last logged step changed over the norm of the weights."),
+    "bad_samples": Family("Distinct training samples that do not decode."),
+    "checkpoint_timestamp_seconds": Family("Unix time at which the newest whole checkpoint was ready."),
+    "checkpoint_bytes": Family("Size of the newest checkpoint."),
+    "attempt": Family("Number of this attempt in its run directory."),
+    "workers": Family("Ranks at work."),
+    "workers_wanted": Family("Ranks that the run would like to have."),
+    "stall_limit_seconds": Family("Seconds without progress after which a rank is taken to hang."),
+    "last_progress_timestamp_seconds": Family("Unix time of the last progress of the slowest rank.", (), "min"),
+    "queue_depth": Family("Micro-batches on their way: fetching, decoding, ready.", ("stage",), "sum"),
+    "memory_bytes": Family("Resident memory of the ranks of this node.", (), "sum"),
+    "open_files": Family("Open files of the ranks of this node.", (), "sum"),
+    "gpu_memory_bytes": Family("Memory that torch has reserved on the GPUs of this node.", (), "sum"),
+    "finished": Family("1 when the run has ended well, 0 before."),
+}
+TOTALS = {
+    "steps": Family("Optimizer steps that were done, for the first time or again."),
+    "steps_recomputed": Family("Of these, steps that an earlier attempt had done."),
+    "samples": Family("Training samples that were computed, by the outcome of decoding: good or bad.", ("outcome",)),
+    "rank_data_wait_seconds": Family("Seconds for which a rank waited for data.", ("rank", "node")),
+    "rank_arrival_seconds": Family("Seconds until a rank came to the reduction of a step.", ("rank", "node")),
+    "store_requests": Family("Requests to the storage of a data set.", ("split",)),
+    "store_bytes": Family("Bytes read from there.", ("split",)),
+    "store_seconds": Family("Seconds that requests took, all together; several run at once.", ("split",)),
+    "store_retries": Family("Requests that were tried again.", ("split",)),
+    "store_errors": Family("Requests that failed, by kind.", ("split", "kind")),
+    "cache_hits": Family("Ranges that the disk cache had.", ("split",)),
+    "cache_evictions": Family("Ranges that the disk cache let go.", ("split",)),
+    "checkpoint_failures": Family("Saves that failed and were tried again."),
+}
+HISTOGRAMS = {
+    "phase_seconds": Family("Seconds of a step by phase, of all lanes of a rank together.", ("phase",)),
+    "checkpoint_write_seconds": Family("Seconds in which a checkpoint was written."),
+}
+
+
+class Metrics:
+    """The metrics of one rank. Close it.
+
+    What the training thread calls costs microseconds and waits for nothing: pages are made on a thread of their own.
+    """
+
+    def __init__(self, config: Config, world: World, tell: Callable[[str], None]) -> None:
+        """Start; `tell` gets the URL of the node's page from whoever serves it.
+
+        Raises:
+            OSError: the address cannot be listened on.
+        """
+        assert config.run is not None
+        self._lead, self._device = world.lead, world.device
+        self._address, self._node_address = config.metrics.address, world.address
+        self._run = config.run.rstrip("/").rpartition("/")[2]
+        self._rank = {"rank": str(world.rank), "node": socket.gethostname()}
+        self._lock = threading.Lock()
+        self._gauges: dict[tuple[str, tuple[str, ...]], float] = {}
+        self._totals: Counter[tuple[str, tuple[str, ...]]] = Counter()
+        self._spans: list[tuple[str, Any, Any]] = []
+        self._stores: dict[str, Counts] = {}
+        self._depths: Callable[[], Mapping[str, int]] = dict
+        registry = CollectorRegistry()
+        self._histograms = {
+            name: Histogram(
+                f"distrain_{name}", family.text, ("run", *family.labels), buckets=_SECONDS, registry=registry
+            )
+            for name, family in HISTOGRAMS.items()
+        }
+        registry.register(self)
+        if self._lead:
+            self.set("build_info", 1, version=__version__, torch=torch.__version__, device=world.device.type)
+            self.set("workers", world.ranks)
+            self.set("workers_wanted", max(world.ranks, config.cluster.workers[1]))
+            self.set("stall_limit_seconds", config.cluster.stall)
+            self.set("finished", 0)
+        self.progress()
+        merged = {f"distrain_{name}": family.merged for name, family in GAUGES.items()}
+        self._linger, self._node = config.metrics.linger, None
+        if config.metrics.port is not None:
+            address, port = config.metrics.address, config.metrics.port
+            self._node = Node(registry, merged, session=world.session, address=address, port=port, tell=tell)
+
+    @property
+    def served(self) -> bool:
+        """Whether this rank's numbers are asked for, and it is the one that tells those of the run."""
+        return self._lead and self._node is not None
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge."""
+        self._gauges[name, _values(GAUGES[name], labels)] = value
+
+    def add(self, name: str, amount: float = 1, **labels: str) -> None:
+        """Add to a counter."""
+        key = name, _values(TOTALS[name], labels)
+        with self._lock:
+            self._totals[key] += amount  # type: ignore[assignment]
+
+    def observe(self, name: str, seconds: float, **labels: str) -> None:
+        """Add a duration to a histogram."""
+        self._histograms[name].labels(self._run, *_values(HISTOGRAMS[name], labels)).observe(seconds)
+
+    def progress(self) -> None:
+        """This rank has made progress."""
+        self.set("last_progress_timestamp_seconds", time.time())
+
+    def store(self, split: str, counts: Counts) -> None:
+        """Tell of the storage of a data set from now on."""
+        self._stores[split] = counts
+
+    def queues(self, depths: Callable[[], Mapping[str, int]]) -> None:
+        """Tell of a loader's queues from now on; `depths` gives their lengths by stage."""
+        self._depths = depths
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What is done inside belongs to a phase of the step, on whichever thread.
+
+        On a GPU its time is taken there, by events that are read at the next log step.
+        """
+        clock = self._event if self._device.type == "cuda" and name in _ON_DEVICE else time.perf_counter
+        began = clock()
+        try:
+            yield
+        finally:
+            ended = clock()
+            with self._lock:
+                self._spans.append((name, began, ended))
+
+    def waited(self, seconds: float) -> None:
+        """Seconds for which the lanes waited for the data of a step."""
+        self.observe("phase_seconds", seconds, phase="data_wait")
+        self.add("rank_data_wait_seconds", seconds, **self._rank)
+
+    def arrived(self, seconds: float) -> None:
+        """Seconds from the begin of a step until this rank came to its reduction."""
+        self.add("rank_arrival_seconds", seconds, **self._rank)
+
+    @property
+    def target(self) -> str | None:
+        """Where the page of this rank's node is read, as host:port; None where there is none."""
+        port = self._node.port if self._node is not None else None
+        host = self._node_address if self._address in ("0.0.0.0", "::") else self._address  # noqa: S104 - compared
+        return f"{f'[{host}]' if ':' in host else host}:{port}" if port else None
+
+    def step(self, done: int, steps_per_epoch: int, *, again: bool) -> None:
+        """So many steps are done; `again`: an earlier attempt had done this one."""
+        if self._lead:
+            self.set("step", done)
+            self.set("epoch", done / steps_per_epoch)
+            self.add("steps")
+            self.add("steps_recomputed", int(again))
+        if self._device.type == "cpu":
+            self.read()
+
+    def read(self) -> None:
+        """Take in the phases that have been timed: after every step on a CPU, at log steps, a sync point, on a GPU."""
+        with self._lock:
+            spans, self._spans = self._spans, []
+        seconds: Counter[str] = Counter()
+        for name, began, ended in spans:
+            took = ended - began if isinstance(began, float) else began.elapsed_time(ended) / 1000
+            seconds[name] += took
+        for name, sum_of_spans in seconds.items():
+            self.observe("phase_seconds", sum_of_spans, phase=name)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """The numbers of a metrics line of the run."""
+        split = "train" if record["kind"] == "train" else "val"
+        for key, name in (("loss", "loss"), ("top1", "top1_ratio"), ("top5", "top5_ratio")):
+            self.set(name, record[key], split=split)
+        if split == "train":
+            self.set("learning_rate", record["lr"])
+            for name in ("images_per_second", "bad_samples"):
+                self.set(name, record[name])
+
+    def norms(self, parameters: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+        """Norms of gradient, weights, and what the step changed, of the parameters as they were `before` it."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        with torch.no_grad():
+            changes = [p - old for p, old in zip(parameters, before, strict=True)]
+            gradient, weight, change = (float(get_total_norm(ts)) for ts in (gradients, parameters, changes))
+        self.set("gradient_norm", gradient)
+        self.set("weight_norm", weight)
+        self.set("update_ratio", change / weight if weight else 0.0)
+
+    def saved(self, seconds: float, size: int) -> None:
+        """A checkpoint is whole. Called in the background."""
+        self.observe("checkpoint_write_seconds", seconds)
+        self.set("checkpoint_timestamp_seconds", time.time())
+        self.set("checkpoint_bytes", size)
+
+    def ends(self, *, stopped: bool) -> None:
+        """The run has come to its end; `stopped`: for now, and whoever waits for it should not wait for the page."""
+        self._linger = 0.0 if stopped else self._linger
+        if self._lead and not stopped:
+            self.set("finished", 1)
+
+    def close(self, *, over: bool) -> None:
+        """Stop; `over`: no other attempt of this launch adds to these counters."""
+        if self._node is not None:
+            self._node.close(linger=self._linger if over else 0.0, final=over)
+
+    def flush(self) -> None:
+        """Bring this rank's page up to date at once, after a sync point."""
+        self.read()
+        if self._node is not None:
+            self._node.flush()
+
+    def collect(self) -> Iterator[Metric]:
+        """What the numbers are now; called off the training thread."""
+        self._measure()
+        with self._lock:
+            gauges, totals = list(self._gauges.items()), list(self._totals.items())
+        for kind, table, numbers in ((GaugeMetricFamily, GAUGES, gauges), (CounterMetricFamily, TOTALS, totals)):
+            families = {
+                name: kind(f"distrain_{name}", family.text, labels=("run", *family.labels))
+                for name, family in table.items()
+            }
+            for (name, labels), value in numbers:
+                families[name].add_metric((self._run, *labels), value)
+            yield from (family for family in families.values() if family.samples)
+
+    def _measure(self) -> None:
+        """Look at what is not told: storage, queues, this process."""
+        for split, counts in self._stores.items():
+            numbers = {
+                "store_requests": counts.requests,
+                "store_bytes": counts.bytes,
+                "store_seconds": counts.seconds,
+                "store_retries": counts.retries,
+                "cache_hits": counts.hits,
+                "cache_evictions": counts.evictions,
+            }
+            for name, number in numbers.items():
+                self._totals[name, (split,)] = number  # type: ignore[assignment]
+            for kind, number in list(counts.errors.items()):
+                self._totals["store_errors", (split, kind)] = number
+        for stage, depth in self._depths().items():
+            self.set("queue_depth", depth, stage=stage)
+        self.set("memory_bytes", _resident())
+        self.set("open_files", len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0)
+        if self._device.type == "cuda":
+            self.set("gpu_memory_bytes", torch.cuda.memory_reserved(self._device))
+
+    def _event(self) -> Any:
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+
+def _values(family: Family, labels: Mapping[str, str]) -> tuple[str, ...]:
+    assert labels.keys() == set(family.labels), (family, labels)
+    return tuple(labels[name] for name in family.labels)
+
+
+def _resident() -> int:
+    """Bytes of this process's resident memory; its highest so far where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,260 @@
+"""The page of a node: whose numbers are on it, who serves it, and what clients may do to it."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import closing, suppress
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.parser import text_string_to_metric_families
+
+import distrain.monitor.endpoint
+from distrain.monitor.endpoint import Node
+
+RANK = """
+import sys, threading
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import distrain.monitor.endpoint
+distrain.monitor.endpoint.EVERY = 0.05
+from distrain.monitor.endpoint import Node
+registry = CollectorRegistry()
+Counter("work", "Work.", registry=registry).inc(float(sys.argv[2]))
+Gauge("level", "Level.", registry=registry).set(float(sys.argv[2]))
+Histogram("took", "Took.", buckets=(1.0, 10.0), registry=registry).observe(float(sys.argv[2]))
+node = Node(registry, {"level": "sum"}, session=sys.argv[1], address="127.0.0.1", port=int(sys.argv[3]), tell=print)
+print("ready", flush=True)
+sys.stdin.readline()
+node.close(final=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch, tmp_path):
+    monkeypatch.setattr(distrain.monitor.endpoint, "EVERY", 0.05)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
+@pytest.fixture
+def port():
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def node(port, session="s", registry=None, gauges=None, told=None, **metrics):
+    registry = registry or CollectorRegistry()
+    tell = (told if told is not None else []).append
+    return Node(registry, gauges or {}, session=session, address="127.0.0.1", port=port, tell=tell, **metrics)
+
+
+def get(port, path="/metrics"):
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def values(port):
+    with suppress(OSError):
+        families = text_string_to_metric_families(get(port)[1])
+        return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
+    return {}
+
+
+def await_that(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def ranks(port):
+    """Starts a rank as a process: (number to count)."""
+    started = []
+
+    def start(number):
+        process = subprocess.Popen(
+            [sys.executable, "-c", RANK, "s", str(number), str(port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        while process.stdout.readline() != "ready\n":
+            assert process.poll() is None
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_one_page_for_all_ranks_and_another_serves_when_one_dies(ranks, port, tmp_path):
+    """Counters keep what the dead have counted, and their histograms; their gauges go; the port stays."""
+    processes = [ranks(number) for number in (1, 20, 300)]
+    await_that(lambda: values(port).get(("work_total",)) == 321)
+    found = values(port)
+    assert found["level",] == 321
+    assert [found["took_bucket", le] for le in ("1.0", "10.0", "+Inf")] == [1, 1, 3]
+    assert found["took_sum",] == 321
+    processes[0].send_signal(signal.SIGKILL)  # the first one serves
+    processes[0].wait()
+    await_that(lambda: values(port).get(("level",)) == 320)
+    assert values(port)["work_total",] == 321
+    fourth = ranks(4000)
+    await_that(lambda: values(port).get(("work_total",)) == 4321)
+    for process in (fourth, *processes[1:]):
+        process.communicate("end\n", timeout=20)
+        assert process.returncode == 0
+    assert not list(tmp_path.glob("distrain-metrics-*")), "nothing is left behind"
+
+
+def test_a_port_that_is_taken(port):
+    told = []
+    with closing(socket.create_server(("127.0.0.1", port))):
+        one, other = node(port, "one", told=told), node(port, "two", told=told)
+        try:
+            assert one.port != other.port
+            assert port not in (one.port, other.port)
+            assert told == [f"metrics at http://127.0.0.1:{p}/metrics" for p in (one.port, other.port)]
+            assert get(one.port)[0] == 200
+        finally:
+            one.close(final=True)
+            other.close(final=True)
+
+
+def test_two_runs_in_one_process_have_pages_of_their_own(port):
+    for number in (1, 2):
+        registry = CollectorRegistry()
+        Counter("work", "Work.", registry=registry).inc(number)
+        page = node(port, f"run-{number}", registry)
+        await_that(lambda: values(port))
+        assert values(port)["work_total",] == number
+        page.close(final=True)
+    with pytest.raises(OSError, match="refused"):
+        get(port)
+
+
+def test_an_attempt_that_failed_leaves_its_counters_and_no_gauge(port, tmp_path):
+    registry = CollectorRegistry()
+    Counter("work", "Work.", registry=registry).inc(7)
+    Gauge("level", "Level.", registry=registry).set(7)
+    node(port, registry=registry, gauges={"level": "max"}).close(final=False)
+    later = CollectorRegistry()
+    Counter("work", "Work.", registry=later).inc(1)
+    page = node(port, registry=later, gauges={"level": "max"})
+    await_that(lambda: values(port).get(("work_total",)) == 8)
+    assert ("level",) not in values(port)
+    page.close(final=True)
+
+
+def test_a_run_that_has_ended_waits_for_one_more_read(port):
+    page = node(port)
+    await_that(lambda: values(port) is not None and get(port)[0] == 200)
+    closing_thread = threading.Thread(target=lambda: page.close(linger=60.0, final=True))
+    closing_thread.start()
+    closing_thread.join(0.3)
+    assert closing_thread.is_alive(), "it waits"
+    assert get(port)[0] == 200
+    closing_thread.join(20)
+    assert not closing_thread.is_alive(), "and not for long after it was read"
+
+
+def test_a_page_that_nobody_reads_is_not_waited_for(port):
+    page = node(port)
+    began = time.monotonic()
+    page.close(linger=60.0, final=True)
+    assert time.monotonic() - began < 30
+
+
+def test_nothing_but_the_page_is_served(port):
+    page = node(port)
+    try:
+        assert [get(port, path)[0] for path in ("/", "/metrics/..", "/etc/passwd", "/metrics?name=x")] == [
+            404,
+            404,
+            404,
+            200,
+        ]
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+            connection.request("POST", "/metrics", body=b"x" * 100)
+            assert connection.getresponse().status == 501
+        with closing(socket.create_connection(("127.0.0.1", port), timeout=5)) as raw:
+            raw.sendall(b"\x00\xff nonsense\r\n\r\n")
+            assert b"400" in raw.recv(1000)
+        assert get(port)[0] == 200
+    finally:
+        page.close(final=True)
+
+
+def test_slow_clients_and_a_crowd_do_not_keep_a_scrape_out(port):
+    """Connections that say nothing make room for those that ask; their number is bounded."""
+    page = node(port)
+    idle = []
+    try:
+        threads = threading.active_count()
+        for _ in range(300):
+            with suppress(OSError):
+                idle.append(socket.create_connection(("127.0.0.1", port), timeout=5))
+        assert get(port)[0] == 200
+        assert threading.active_count() - threads <= 40
+    finally:
+        for client in idle:
+            client.close()
+        page.close(final=True)
+
+
+def test_a_folder_of_somebody_else_is_refused(port, tmp_path, monkeypatch):
+    page = node(port)
+    page.close(final=False)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    (folder,) = tmp_path.glob("distrain-metrics-*")
+    folder.rename(str(folder).replace("metrics-0-", "metrics-12345-"))
+    with pytest.raises(PermissionError):
+        node(port)
+
+
+def test_what_was_left_behind_is_swept(port, tmp_path, monkeypatch):
+    """Folders of launches whose processes are all dead, after a while; not those of the living."""
+    dead, living = (tmp_path / f"distrain-metrics-{os.getuid()}-{name}" for name in ("dead", "living"))
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; from distrain.lease import process_identity as p; print(p(os.getpid()))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    own = distrain.monitor.endpoint.process_identity(os.getpid())
+    for folder, process in ((dead, gone), (living, own)):
+        folder.mkdir()
+        (folder / "1-1.json").write_text(json.dumps({"process": process, "families": []}))
+    node(port, "a").close(final=True)
+    assert dead.exists()
+    monkeypatch.setattr(distrain.monitor.endpoint, "_ABANDONED", -1.0)
+    node(port, "b").close(final=True)
+    assert living.exists()
+    assert not dead.exists()
+
+
+def test_a_histogram_and_labels_go_through(port):
+    registry = CollectorRegistry()
+    Histogram("h", 'With "quotes" and \\ in its help.', ["name"], buckets=(1.0,), registry=registry).labels(
+        'a"b\n'
+    ).observe(0.5)
+    page = node(port, registry=registry)
+    try:
+        await_that(lambda: values(port))
+        assert values(port)["h_count", 'a"b\n'] == 1
+        assert not [name for name, *_ in values(port) if name.endswith("_created")]
+    finally:
+        page.close(final=True)

@@ -1,0 +1,187 @@
+"""The metrics of a run: their names, and that their numbers are those of the metrics file."""
+
+import http.client
+import json
+import re
+import socket
+import tempfile
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+
+import distrain.monitor.endpoint
+from distrain.data.store import Counts, Store
+from distrain.errors import UserError
+from distrain.monitor.prometheus import GAUGES, HISTOGRAMS, TOTALS, Metrics
+from distrain.monitor.sinks import read_metrics
+from distrain.train import train
+from distrain.world import World
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch, tmp_path):
+    monkeypatch.setattr(distrain.monitor.endpoint, "EVERY", 0.05)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+@pytest.fixture
+def measured(narrow):
+    """A config with a page on a port that was free."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return lambda **changes: narrow(metrics={"port": port}, **changes)
+
+
+def read(config):
+    with closing(http.client.HTTPConnection("127.0.0.1", config.metrics.port, timeout=5)) as connection:
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = {k: v for k, v in sample.labels.items() if k not in ("run", "node")}
+            assert sample.labels["run"] == "run"
+            found[(sample.name.removeprefix("distrain_"), *labels.values())] = sample.value
+    return found
+
+
+@pytest.fixture
+def last(monkeypatch):
+    """The page as it is when a run ends, by reading it once before and once while it lingers."""
+    found = {}
+
+    def follow(config):
+        close = Metrics.close
+
+        def closing_page(self, **options):
+            read(config)
+            thread = threading.Thread(target=lambda: close(self, **options))
+            thread.start()
+            while thread.is_alive():
+                try:
+                    found.update(read(config))
+                except OSError:
+                    break
+                thread.join(0.1)
+            thread.join()
+
+        monkeypatch.setattr(Metrics, "close", closing_page)
+        return found
+
+    return follow
+
+
+def test_names_are_in_base_units_and_labels_are_few():
+    for name in (*GAUGES, *TOTALS, *HISTOGRAMS):
+        assert re.fullmatch("[a-z0-9_]+", name), name
+        assert not re.search("_(ms|us|kb|mb|percent|total)$", name), name
+    labels = {name: family.labels for table in (GAUGES, TOTALS, HISTOGRAMS) for name, family in table.items()}
+    known = {"split", "phase", "rank", "node", "stage", "outcome", "kind", "version", "torch", "device"}
+    assert {label for of_one in labels.values() for label in of_one} == known
+    ranked = {name for name, of_one in labels.items() if "rank" in of_one}
+    assert ranked == {"rank_data_wait_seconds", "rank_arrival_seconds"}, "where they name a straggler"
+
+
+def test_the_numbers_of_a_run_are_those_of_its_metrics_file(measured, console, digits, last):
+    config = measured(epochs=2, data={"val": str(digits / "val")}, log={"every": 11}, checkpoint={"every": 11})
+    found = last(config)
+    assert train(config, World(CPU), console).status == "finished"
+    lines = read_metrics(Store(config.run))
+    training, evaluation = ([r for r in lines if r["kind"] == kind][-1] for kind in ("train", "eval"))
+    assert found["steps_total",] == found["step",] == found["steps_planned",] == training["step"] == 44
+    assert found["epoch",] == 2
+    assert found["steps_recomputed_total",] == 0
+    assert found["samples_total", "good"] == 44 * 64
+    assert found["samples_total", "bad"] == 0
+    for split, record in (("train", training), ("val", evaluation)):
+        assert found["loss", split] == record["loss"]
+        assert found["top1_ratio", split] == record["top1"]
+        assert found["top5_ratio", split] == record["top5"]
+    assert found["learning_rate",] == training["lr"]
+    assert found["images_per_second",] == training["images_per_second"]
+    assert found["finished",] == 1
+    for phase in ("data_wait", "transfer", "forward", "backward", "reduction", "optimizer"):
+        assert found["phase_seconds_count", phase] == 44, phase
+        assert found["phase_seconds_sum", phase] > 0, phase
+    assert found["phase_seconds_count", "checkpoint"] == found["checkpoint_write_seconds_count",] == 4
+    assert 0 < found["update_ratio",] < 1
+    assert found["gradient_norm",] > 0
+    assert found["weight_norm",] > 0
+    assert found["store_bytes_total", "train"] > 100_000
+    assert found["store_requests_total", "val"] > 0
+    (newest,) = Path(config.run).glob("checkpoints/step-00000044*")
+    assert found["checkpoint_bytes",] == sum(p.stat().st_size for p in newest.iterdir() if p.name != "manifest.json")
+    assert found["memory_bytes",] > 1 << 26
+    assert found["open_files",] > 3
+    assert json.loads(Store(config.run).read("targets.json")) == [
+        {"targets": [f"127.0.0.1:{config.metrics.port}"], "labels": {}}
+    ]
+    with pytest.raises(OSError, match="refused"):
+        read(config)
+
+
+def test_steps_that_are_done_again_count_and_are_told_apart(measured, console, last):
+    """A run whose newest checkpoint is lost after its metrics file has told of later steps."""
+    config = measured(log={"every": 1}, checkpoint={"every": 5, "keep": 9})
+    world = World(CPU)
+    console.advance = lambda step: world.stop.set() if step == 11 else None
+    assert train(config, world, console).step == 12
+    del console.advance
+    Store(config.run).remove("checkpoints/step-00000012-attempt-001")
+    found = last(config)
+    assert train(config, World(CPU), console).status == "finished"
+    assert found["attempt",] == 2
+    assert found["steps_total",] == 22 - 10
+    assert found["steps_recomputed_total",] == 12 - 10
+
+
+def test_bad_samples_are_counted(measured, console, tmp_path, damaged_set, last):
+    damaged_set(tmp_path / "set", bad={3, 7}, classes=10, rows=64)
+    config = measured(data={"train": str(tmp_path / "set")}, global_batch=32, log={"every": 1})
+    found = last(config)
+    train(config, World(CPU), console)
+    assert (found["samples_total", "good"], found["samples_total", "bad"]) == (62, 2)
+    assert found["bad_samples",] == 2
+
+
+def test_no_page_where_none_is_wanted(narrow, console):
+    config = narrow(metrics={"port": None})
+    train(config, World(CPU), console)
+    assert not [event for event in console.events if "metrics at" in event]
+    assert not Store(config.run).exists("targets.json")
+
+
+def test_an_address_that_is_not_ours_is_a_sentence(narrow, console):
+    with pytest.raises(UserError, match=r"metrics cannot be served at 192\.0\.2\.1: .*choose metrics\.address"):
+        train(narrow(metrics={"address": "192.0.2.1"}), World(CPU), console)
+
+
+def test_metrics_change_no_bit(measured, narrow, console, tmp_path):
+    without = narrow(run=str(tmp_path / "without"), log={"every": 3})
+    assert train(measured(log={"every": 3}), World(CPU), console).weights == train(without, World(CPU), console).weights
+
+
+def test_a_run_directory_with_a_secret_is_no_label(narrow):
+    config = narrow(run="s3://bucket/folder/my-run/", metrics={"port": None})
+    metrics = Metrics(config, World(CPU), print)
+    assert {s.labels["run"] for family in metrics.collect() for s in family.samples} == {"my-run"}
+    metrics.close(over=True)
+
+
+def test_storage_is_told_as_it_counts(narrow):
+    metrics, counts = Metrics(narrow(), World(CPU), print), Counts()
+    metrics.store("train", counts)
+    counts.requests, counts.bytes, counts.retries = 3, 1000, 1
+    counts.errors["timeout"] += 2
+    found = {(s.name, *list(s.labels.values())[1:]): s.value for family in metrics.collect() for s in family.samples}
+    assert found["distrain_store_bytes_total", "train"] == 1000
+    assert found["distrain_store_retries_total", "train"] == 1
+    assert found["distrain_store_errors_total", "train", "timeout"] == 2
+    metrics.close(over=True)
