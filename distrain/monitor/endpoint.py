@@ -159,7 +159,12 @@ class Node:
             self._tell(f"no port from {self._port} on is free: metrics are not served (metrics.port)")
             return
         port = self._server.server_address[1]
-        (self._folder / "serving.json").write_text(json.dumps({"port": port}), encoding="utf-8")
+        try:
+            (self._folder / "serving.json").write_text(json.dumps({"port": port}), encoding="utf-8")
+        except OSError:  # the folder is gone, for the launch is over; or there is no room: the next turn tries again
+            self._server.server_close()
+            self._server = None
+            return
         threading.Thread(target=self._server.serve_forever, name="distrain-metrics-http", daemon=True).start()
         if port != taken:
             host = f"[{self._address}]" if ":" in self._address else self._address
