@@ -78,6 +78,7 @@ class Node:
         self._page = self._folder / f"{os.getpid()}-{time.monotonic_ns()}.json"
         self._lock = (self._folder / "serve.lock").open("w")
         self._server: _Server | None = None
+        self._told = False
         self._closing = threading.Event()
         try:
             self._turn()
@@ -156,7 +157,9 @@ class Node:
                 if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                     raise
         else:
-            self._tell(f"no port from {self._port} on is free: metrics are not served (metrics.port)")
+            if not self._told:
+                self._tell(f"no port from {self._port} on is free: metrics are not served until one is (metrics.port)")
+            self._told = True
             return
         port = self._server.server_address[1]
         try:
