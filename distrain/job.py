@@ -126,6 +126,7 @@ def setup(
             state = loaded and {**loaded.state, "name": loaded.name}
     state = world.gather(state)[0]
     watchdog = stack.enter_context(Watchdog(config.cluster.stall, _reporter(world, alarm, store, lease)))
+    metrics.watch(watchdog)
 
     with world.together():
         dataset, val = open_data(config)

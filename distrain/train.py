@@ -213,7 +213,6 @@ def micro_step(job: Job, step: int, batch: MicroBatch) -> None:
     job.bad.update(batch.bad)
     job.metrics.add("samples", len(batch.ids) - len(batch.bad), outcome="good")
     job.metrics.add("samples", len(batch.bad), outcome="bad")
-    job.metrics.progress()
 
 
 def timed(job: Job, step: int, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
@@ -410,6 +409,8 @@ def diverged(job: Job, reading: Reading) -> RunError:
     """Save the evidence of a failed step. The weights have not moved since, so the step is computed again."""
     step = reading.failed_step
     assert step is not None
+    if job.record:
+        job.metrics.set("diverged", int(not reading.no_valid))
     if reading.no_valid:
         return RunError(f"all samples of step {step + 1} are bad, so it has no gradient: mend the data (distrain pack)")
     config, micro_batches = job.config, dict[int, dict[str, Any]]()

@@ -38,6 +38,11 @@ class Watchdog:
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
 
+    @property
+    def idle(self) -> float:
+        """Seconds since the last progress."""
+        return time.monotonic() - self._since
+
     def at(self, place: str, *, waiting: bool = False) -> None:
         """Progress was made: what comes now, and whether it waits for other ranks."""
         self._place, self._since = place, time.monotonic()

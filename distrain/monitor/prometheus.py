@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +25,7 @@ from distrain import __version__
 from distrain.config import Config
 from distrain.data.store import Counts
 from distrain.monitor.endpoint import Node
+from distrain.monitor.health import Watchdog
 from distrain.world import World
 
 # What a GPU does behind the back of the thread that asks for it.
@@ -54,6 +55,8 @@ GAUGES = {
     "weight_norm": Family("Norm of all trained parameters at the last log step."),
     "update_ratio": Family("Norm of what the last logged step changed over the norm of the weights."),
     "bad_samples": Family("Distinct training samples that do not decode."),
+    "bad_samples_limit": Family("How many of them there may be."),
+    "diverged": Family("1 when the run has ended with a loss or gradient that is not finite, 0 before."),
     "checkpoint_timestamp_seconds": Family("Unix time at which the newest whole checkpoint was ready."),
     "checkpoint_bytes": Family("Size of the newest checkpoint."),
     "attempt": Family("Number of this attempt in its run directory."),
@@ -64,7 +67,9 @@ GAUGES = {
     "queue_depth": Family("Micro-batches on their way: fetching, decoding, ready.", ("stage",), "sum"),
     "memory_bytes": Family("Resident memory of the ranks of this node.", (), "sum"),
     "open_files": Family("Open files of the ranks of this node.", (), "sum"),
-    "gpu_memory_bytes": Family("Memory that torch has reserved on the GPUs of this node.", (), "sum"),
+    "gpu_memory_bytes": Family("Memory that torch has reserved on a GPU.", ("gpu",)),
+    "gpu_busy_ratio": Family("Share of the last moments in which a kernel ran on a GPU (NVML).", ("gpu",)),
+    "gpu_power_watts": Family("Power that a GPU draws (NVML).", ("gpu",)),
     "finished": Family("1 when the run has ended well, 0 before."),
 }
 TOTALS = {
@@ -111,6 +116,7 @@ class Metrics:
         self._spans: list[tuple[str, Any, Any]] = []
         self._stores: dict[str, Counts] = {}
         self._depths: Callable[[], Mapping[str, int]] = dict
+        self._watchdog: Watchdog | None = None
         registry = CollectorRegistry()
         self._histograms = {
             name: Histogram(
@@ -124,8 +130,9 @@ class Metrics:
             self.set("workers", world.ranks)
             self.set("workers_wanted", max(world.ranks, config.cluster.workers[1]))
             self.set("stall_limit_seconds", config.cluster.stall)
+            self.set("bad_samples_limit", config.data.max_bad_samples)
+            self.set("diverged", 0)
             self.set("finished", 0)
-        self.progress()
         merged = {f"distrain_{name}": family.merged for name, family in GAUGES.items()}
         self._linger, self._node = config.metrics.linger, None
         if config.metrics.port is not None:
@@ -151,9 +158,9 @@ class Metrics:
         """Add a duration to a histogram."""
         self._histograms[name].labels(self._run, *_values(HISTOGRAMS[name], labels)).observe(seconds)
 
-    def progress(self) -> None:
-        """This rank has made progress."""
-        self.set("last_progress_timestamp_seconds", time.time())
+    def watch(self, watchdog: Watchdog) -> None:
+        """Tell of the watchdog's last sign of progress from now on."""
+        self._watchdog = watchdog
 
     def store(self, split: str, counts: Counts) -> None:
         """Tell of the storage of a data set from now on."""
@@ -291,8 +298,18 @@ class Metrics:
             self.set("queue_depth", depth, stage=stage)
         self.set("memory_bytes", _resident())
         self.set("open_files", len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0)
+        if self._watchdog is not None:
+            self.set("last_progress_timestamp_seconds", time.time() - self._watchdog.idle)
         if self._device.type == "cuda":
-            self.set("gpu_memory_bytes", torch.cuda.memory_reserved(self._device))
+            self._measure_gpu()
+
+    def _measure_gpu(self) -> None:
+        """What torch knows of its memory, and NVML of the GPU where nvidia-ml-py is installed; no kernel is run."""
+        gpu = str(torch.cuda.get_device_properties(self._device).uuid)
+        self.set("gpu_memory_bytes", torch.cuda.memory_reserved(self._device), gpu=gpu)
+        with suppress(ModuleNotFoundError):
+            self.set("gpu_busy_ratio", torch.cuda.utilization(self._device) / 100, gpu=gpu)
+            self.set("gpu_power_watts", torch.cuda.power_draw(self._device) / 1000, gpu=gpu)
 
     def _event(self) -> Any:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

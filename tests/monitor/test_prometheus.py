@@ -6,6 +6,7 @@ import re
 import socket
 import tempfile
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import distrain.monitor.endpoint
 from distrain.data.store import Counts, Store
-from distrain.errors import UserError
+from distrain.errors import RunError, UserError
+from distrain.monitor.health import Watchdog
 from distrain.monitor.prometheus import GAUGES, HISTOGRAMS, TOTALS, Metrics
 from distrain.monitor.sinks import read_metrics
 from distrain.train import train
@@ -83,7 +85,7 @@ def test_names_are_in_base_units_and_labels_are_few():
         assert re.fullmatch("[a-z0-9_]+", name), name
         assert not re.search("_(ms|us|kb|mb|percent|total)$", name), name
     labels = {name: family.labels for table in (GAUGES, TOTALS, HISTOGRAMS) for name, family in table.items()}
-    known = {"split", "phase", "rank", "node", "stage", "outcome", "kind", "version", "torch", "device"}
+    known = {"split", "phase", "rank", "node", "stage", "outcome", "kind", "version", "torch", "device", "gpu"}
     assert {label for of_one in labels.values() for label in of_one} == known
     ranked = {name for name, of_one in labels.items() if "rank" in of_one}
     assert ranked == {"rank_data_wait_seconds", "rank_arrival_seconds"}, "where they name a straggler"
@@ -149,6 +151,25 @@ def test_bad_samples_are_counted(measured, console, tmp_path, damaged_set, last)
     train(config, World(CPU), console)
     assert (found["samples_total", "good"], found["samples_total", "bad"]) == (62, 2)
     assert found["bad_samples",] == 2
+
+
+def test_a_divergence_is_told(measured, console, last):
+    config = measured(schedule={"name": "constant", "lr": 1e6}, log={"every": 1})
+    found = last(config)
+    with pytest.raises(RunError, match="diverged"):
+        train(config, World(CPU), console)
+    assert (found["diverged",], found["finished",]) == (1, 0)
+
+
+def test_progress_is_the_watchdogs(narrow):
+    metrics = Metrics(narrow(), World(CPU), print)
+    with Watchdog(60.0, lambda *_: None) as watchdog:
+        metrics.watch(watchdog)
+        watchdog.at("somewhere")
+        watchdog._since -= 40.0
+        found = {s.name: s.value for family in metrics.collect() for s in family.samples}
+    assert 39 < time.time() - found["distrain_last_progress_timestamp_seconds"] < 50
+    metrics.close(over=True)
 
 
 def test_no_page_where_none_is_wanted(narrow, console):
