@@ -152,6 +152,41 @@ def model(
         typer.echo(line)
 
 
+@app.command()
+def top(
+    run: Annotated[str, typer.Argument(help="Run directory (path or URL), or the URL of a metrics page.")],
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
+) -> None:
+    """Watch a run: loss, speed, phases, warnings. Without a terminal, one look.
+
+    Ctrl-C ends the view, not the run.
+    """
+    import time
+
+    from rich.console import Console as RichConsole
+    from rich.live import Live
+    from rich.text import Text
+
+    from distrain.monitor.top import Watch, lines
+
+    watch, console = Watch(run), RichConsole(highlight=False)
+    if not console.is_terminal:
+        for line in lines(watch.look(), 80):
+            typer.echo(line)
+        return
+
+    def look() -> Text:
+        return Text("\n".join(lines(watch.look(), console.width)), no_wrap=True, overflow="crop")
+
+    try:
+        with Live(look(), console=console, auto_refresh=False) as live:
+            while True:
+                time.sleep(every)
+                live.update(look(), refresh=True)
+    except KeyboardInterrupt:
+        return
+
+
 for command in (pack, index, stats, verify, inspect):
     app.command()(command)
 

@@ -1,0 +1,206 @@
+"""A live view of a run in the terminal, from its metrics pages and the files of its run directory."""
+
+import json
+import math
+import time
+import urllib.request
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from distrain.data.store import Store
+from distrain.errors import UserError
+from distrain.monitor.sinks import read_metrics
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_POINTS = 512
+_PHASES = ("data_wait", "transfer", "forward", "backward", "reduction", "optimizer", "checkpoint")
+
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass
+class View:
+    """What is known of a run: its pages as they were last, and its history."""
+
+    run: str
+    samples: dict[tuple[str, Labels], float] = field(default_factory=dict)
+    before: dict[tuple[str, Labels], float] = field(default_factory=dict)
+    """The samples of the look before."""
+    history: dict[str, deque[tuple[int, float]]] = field(default_factory=lambda: defaultdict(_points))
+    """Values by step: loss, images_per_second, top1."""
+    silent: list[str] = field(default_factory=list)
+    """Pages that do not answer."""
+
+    def value(self, name: str, **labels: str) -> float | None:
+        """A sample, whatever other labels it has."""
+        wanted = set(labels.items())
+        for (found, with_labels), value in self.samples.items():
+            if found == f"distrain_{name}" and wanted <= set(with_labels):
+                return value
+        return None
+
+    def by(self, name: str, label: str) -> dict[str, float]:
+        """What a counter or sum has grown by since the look before, or altogether on the first look."""
+        found: dict[str, float] = defaultdict(float)
+        for key, value in self.samples.items():
+            if key[0] == f"distrain_{name}":
+                found[dict(key[1])[label]] += value - (self.before.get(key, 0.0) if self.before else 0.0)
+        return dict(found)
+
+
+def _points() -> deque[tuple[int, float]]:
+    return deque(maxlen=_POINTS)
+
+
+class Watch:
+    """Looks at a run again and again."""
+
+    def __init__(self, place: str) -> None:
+        """`place`: a run directory (path or URL), or the URL of a metrics page.
+
+        Raises:
+            UserError: there is no run.
+        """
+        self._store: Store | None = None
+        if place.startswith(("http://", "https://")):
+            self._pages = [place if place.endswith("/metrics") else f"{place.rstrip('/')}/metrics"]
+            self.view = View(place)
+            return
+        self._store, self._pages = Store(place), []
+        if not self._store.exists("config.yaml"):
+            raise UserError(f"no run at {self._store.name}: name a run directory, or the URL of a metrics page")
+        self.view = View(self._store.name)
+
+    def look(self) -> View:
+        """Read pages and files once more."""
+        view = self.view
+        if self._store is not None:
+            self._pages = _targets(self._store)
+            for record in read_metrics(self._store)[-_POINTS:]:
+                self._remember(record)
+        view.before, view.samples, view.silent = view.samples, {}, []
+        for url in self._pages:
+            try:
+                with urllib.request.urlopen(url, timeout=2.0) as answer:  # noqa: S310 - a page that the user named
+                    _add(view.samples, answer.read().decode())
+            except (OSError, ValueError):
+                view.silent.append(url)
+        if self._store is None:
+            step = int(view.value("step") or 0)
+            for name, found in (
+                ("loss", view.value("loss", split="train")),
+                ("images_per_second", view.value("images_per_second")),
+                ("top1", view.value("top1_ratio", split="val")),
+            ):
+                if found is not None:
+                    _put(view.history[name], step, found)
+        return view
+
+    def _remember(self, record: Mapping[str, Any]) -> None:
+        history = self.view.history
+        names = ("loss", "images_per_second") if record["kind"] == "train" else ("top1",)
+        for name in names:
+            if record.get(name) is not None:
+                _put(history[name], record["step"], record[name])
+
+
+def _put(points: deque[tuple[int, float]], step: int, value: float) -> None:
+    """Append, unless that step is there already."""
+    if not points or step > points[-1][0]:
+        points.append((step, value))
+
+
+def _targets(store: Store) -> list[str]:
+    try:
+        groups = json.loads(store.read("targets.json"))
+    except (OSError, ValueError):
+        return []
+    return [f"http://{target}/metrics" for group in groups for target in group["targets"]]
+
+
+def _add(samples: dict[tuple[str, Labels], float], page: str) -> None:
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            key = sample.name, tuple(sorted((k, v) for k, v in sample.labels.items() if k != "run"))
+            samples[key] = samples.get(key, 0.0) + sample.value if family.type != "gauge" else sample.value
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The values as a row of blocks, averaged to at most `width` of them; none for what is not finite."""
+    finite = [v for v in values if math.isfinite(v)]
+    if not finite:
+        return ""
+    per = math.ceil(len(finite) / width)
+    means = [sum(part) / len(part) for part in (finite[i : i + per] for i in range(0, len(finite), per))]
+    low, high = min(means), max(means)
+    return "".join(
+        _BLOCKS[round((len(_BLOCKS) - 1) * ((v - low) / (high - low) if high > low else 0.5))] for v in means
+    )
+
+
+def warnings(view: View, now: float) -> list[str]:
+    """What is wrong, a sentence each."""
+    found = [f"{url} does not answer" for url in view.silent]
+    last, finished = view.value("last_progress_timestamp_seconds"), view.value("finished")
+    if last is not None and not finished and now - last > 60:
+        found.append(f"no progress for {now - last:.0f} s")
+    if view.value("diverged"):
+        found.append("it has diverged: see not-finite-step-*.json in the run directory")
+    if bad := view.value("bad_samples"):
+        found.append(f"{bad:.0f} bad samples of at most {view.value('bad_samples_limit') or 0:.0f}")
+    have, want = view.value("workers") or 0, view.value("workers_wanted") or 0
+    if have < want:
+        found.append(f"{have:.0f} of {want:.0f} workers")
+    waits, arrivals = (view.by(f"rank_{what}_seconds_total", "rank") for what in ("data_wait", "arrival"))
+    for rank, arrival in arrivals.items():
+        if arrival and waits.get(rank, 0.0) > 0.3 * arrival:
+            found.append(f"rank {rank} waits for data {waits[rank] / arrival:.0%} of its time")
+    if len(arrivals) > 1:
+        slowest = max(arrivals, key=lambda rank: arrivals[rank])
+        middle = sorted(arrivals.values())[len(arrivals) // 2 - (len(arrivals) % 2 == 0)]
+        if middle and arrivals[slowest] > 1.25 * middle:
+            found.append(
+                f"rank {slowest} comes {arrivals[slowest] / middle - 1:.0%} later to each step than the middle one"
+            )
+    return found
+
+
+def lines(view: View, width: int, now: float | None = None) -> Iterable[str]:
+    """The view as text of at most `width` columns."""
+    step, steps = view.value("step"), view.value("steps_planned")
+    if step is None and view.history["loss"]:
+        step = view.history["loss"][-1][0]
+    done = f" of {steps:.0f} ({step / steps:.0%})" if step is not None and steps else ""
+    yield f"{view.run}  step {step or 0:.0f}{done}"
+    speed = view.value("images_per_second")
+    rate = view.value("learning_rate")
+    parts = [f"{speed:,.0f} images/s"] if speed is not None else []
+    parts += [f"{view.value('workers') or 1:.0f} workers"] if view.samples else []
+    parts += [f"rate {rate:.3g}"] if rate is not None else []
+    if (saved := view.value("checkpoint_timestamp_seconds")) is not None:
+        parts.append(f"saved {(now or time.time()) - saved:.0f} s ago")
+    yield "  ".join(parts) if parts else "no page answers: from the files alone"
+    yield ""
+    room = max(10, width - 30)
+    for name, title, form in (
+        ("loss", "loss", ".4f"),
+        ("images_per_second", "images/s", ",.0f"),
+        ("top1", "validation top-1", ".2%"),
+    ):
+        points = [value for _, value in view.history[name]]
+        if points:
+            yield f"{title:<16} {format(points[-1], form):>10}  {sparkline(points, room)}"
+    spent = view.by("phase_seconds_sum", "phase")
+    if whole := sum(spent.values()):
+        yield ""
+        for phase in _PHASES:
+            if phase in spent:
+                share = spent[phase] / whole
+                yield f"{phase:<16} {share:>10.1%}  {'█' * round(share * room)}".rstrip()
+    if problems := warnings(view, now or time.time()):
+        yield ""
+        yield from (f"! {problem}"[:width] for problem in problems)

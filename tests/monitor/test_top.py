@@ -1,0 +1,125 @@
+"""The live view, from pages and from files."""
+
+import http.server
+import math
+import socket
+import threading
+from contextlib import closing
+
+import pytest
+import torch
+
+from distrain.errors import UserError
+from distrain.monitor.top import Watch, lines, sparkline, warnings
+from distrain.train import train
+from distrain.world import World
+
+PAGE = """\
+# TYPE distrain_step gauge
+distrain_step{run="r"} 40.0
+# TYPE distrain_steps_planned gauge
+distrain_steps_planned{run="r"} 400.0
+# TYPE distrain_loss gauge
+distrain_loss{run="r",split="train"} 1.5
+# TYPE distrain_images_per_second gauge
+distrain_images_per_second{run="r"} 1234.0
+# TYPE distrain_workers gauge
+distrain_workers{run="r"} 2.0
+# TYPE distrain_workers_wanted gauge
+distrain_workers_wanted{run="r"} 3.0
+# TYPE distrain_last_progress_timestamp_seconds gauge
+distrain_last_progress_timestamp_seconds{run="r"} 1000.0
+# TYPE distrain_phase_seconds histogram
+distrain_phase_seconds_sum{phase="forward",run="r"} 30.0
+distrain_phase_seconds_sum{phase="data_wait",run="r"} 10.0
+# TYPE distrain_rank_data_wait_seconds counter
+distrain_rank_data_wait_seconds_total{node="a",rank="0",run="r"} 1.0
+distrain_rank_data_wait_seconds_total{node="b",rank="1",run="r"} 9.0
+# TYPE distrain_rank_arrival_seconds counter
+distrain_rank_arrival_seconds_total{node="a",rank="0",run="r"} 10.0
+distrain_rank_arrival_seconds_total{node="b",rank="1",run="r"} 20.0
+"""
+
+
+@pytest.fixture
+def page():
+    """Serves a text that can be changed."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(server.text.encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.text = PAGE
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_sparkline():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([0, 0, 7, 7], 2) == "▁█"
+    assert sparkline([3.0, 3.0], 5) == "▅▅"
+    assert sparkline([math.nan, math.inf], 5) == ""
+    assert len(sparkline(list(range(1000)), 50)) <= 50
+
+
+def test_a_page_as_it_is_shown(page):
+    watch = Watch(page.url)
+    view = watch.look()
+    text = "\n".join(lines(view, 80, now=1100.0))
+    assert "step 40 of 400 (10%)" in text
+    assert "1,234 images/s  2 workers" in text
+    assert "forward               75.0%" in text
+    assert "data_wait             25.0%" in text
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert warnings(view, 1100.0) == [
+        "no progress for 100 s",
+        "2 of 3 workers",
+        "rank 1 waits for data 45% of its time",
+        "rank 1 comes 100% later to each step than the middle one",
+    ]
+
+
+def test_what_was_spent_since_the_look_before(page):
+    watch = Watch(page.url)
+    watch.look()
+    page.text = PAGE.replace('phase="forward",run="r"} 30', 'phase="forward",run="r"} 31')
+    page.text = page.text.replace('step{run="r"} 40', 'step{run="r"} 50')
+    view = watch.look()
+    assert view.by("phase_seconds_sum", "phase") == {"forward": 1.0, "data_wait": 0.0}
+    assert [step for step, _ in view.history["loss"]] == [40, 50]
+
+
+def test_a_page_that_does_not_answer():
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    assert warnings(Watch(url).look(), 0.0) == [f"{url}/metrics does not answer"]
+
+
+def test_a_run_directory(narrow, console, digits):
+    """Of a run that has ended: its page is gone, its files tell."""
+    config = narrow(epochs=2, log={"every": 1}, data={"val": str(digits / "val")})
+    train(config, World(torch.device("cpu")), console)
+    text = list(lines(Watch(config.run).look(), 80))
+    assert text[0].endswith("step 44")
+    assert text[1] == "no page answers: from the files alone"
+    (loss,) = [line for line in text if line.startswith("loss")]
+    assert len(loss.split()[2]) >= 22
+    assert any(line.startswith("validation top-1") for line in text)
+    assert max(len(line) for line in text) <= 80
+
+
+def test_no_run_there(tmp_path):
+    with pytest.raises(UserError, match="no run at .*name a run directory, or the URL"):
+        Watch(str(tmp_path))
