@@ -25,7 +25,7 @@ from distrain.layers import BatchNorm, batch_norms
 from distrain.lease import Lease, attempts, claim, failures
 from distrain.losses import check_loss
 from distrain.model import build, trained
-from distrain.monitor.health import Watchdog
+from distrain.monitor.health import Spikes, Stragglers, Watchdog
 from distrain.monitor.meters import Meters
 from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import Console, read_metrics
@@ -90,6 +90,10 @@ class Job:
     """Step and name of the checkpoint that was handed to the background last."""
     waited: float = 0.0
     """Seconds that lanes waited for data since the last log step."""
+    arrived: float = 0.0
+    """Seconds in which this rank came to the reductions since the last log step."""
+    stragglers: Stragglers = field(default_factory=Stragglers)
+    spikes: Spikes = field(default_factory=Spikes)
     logged: float = 0.0
     """Clock at the last log step."""
 

@@ -3,7 +3,7 @@
 import errno
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -153,7 +153,9 @@ def fit(job: Job) -> str:
             job.accumulator.begin()
             job.lanes.run(partial(micro_step, job, step), timed(job, step, islice(batches, len(hosted))))
             metrics.waited(job.waited - waited)
-            metrics.arrived(time.monotonic() - began)
+            arrived = time.monotonic() - began
+            job.arrived += arrived
+            metrics.arrived(arrived)
             at(f"the reduction of step {done}", waiting=True)
             with metrics.phase("reduction"):
                 totals = job.accumulator.reduce(world)
@@ -238,7 +240,10 @@ def log_step(job: Job, done: int, lr: float) -> None:
     job.metrics.read()
     if reading.failed_step is not None:
         raise StepFailed(reading)
-    check_bad_samples(job)
+    bad = {k: v for k, v in job.bad.items() if k not in job.bad_told}
+    told = job.world.gather({"bad": bad, "waited": job.waited, "arrived": job.arrived})
+    check_bad_samples(job, [rank["bad"] for rank in told])
+    judge(job, reading, [rank["waited"] for rank in told], [rank["arrived"] for rank in told])
     now = time.monotonic()
     seconds, job.logged = now - job.logged, now
     record = {
@@ -254,8 +259,22 @@ def log_step(job: Job, done: int, lr: float) -> None:
         "data_wait": min(1.0, job.waited / seconds),
         "bad_samples": len(job.bad),
     }
-    job.waited = 0.0
+    job.waited = job.arrived = 0.0
     tell(job, record)
+
+
+def judge(job: Job, reading: Reading, waits: Sequence[float], arrivals: Sequence[float]) -> None:
+    """Name a rank that is slow, and a loss that jumps."""
+    if not job.record:
+        return
+    rank, sentence = job.stragglers.judge(waits, arrivals, reading.steps)
+    if rank is not None:
+        job.metrics.add("straggler_log_steps", slow_rank=str(rank))
+    jump = job.spikes.judge(reading.loss)
+    job.metrics.add("loss_spikes", int(jump is not None))
+    for text in (sentence, jump):
+        if text is not None:
+            job.console.event(f"warning: {text}")
 
 
 def evaluate_step(job: Job, done: int) -> bool:
@@ -389,9 +408,8 @@ def tell(job: Job, record: Mapping[str, Any]) -> None:
         job.record.tell(record)
 
 
-def check_bad_samples(job: Job) -> None:
-    """Merge the ranks' bad samples and name new ones; stop when there are too many."""
-    new = job.world.gather({k: v for k, v in job.bad.items() if k not in job.bad_told})
+def check_bad_samples(job: Job, new: Sequence[Mapping[str, str]]) -> None:
+    """Merge the bad samples that each rank has met, and name new ones; stop when there are too many."""
     job.bad.update({int(k): reason for part in new for k, reason in part.items()})
     names = sorted(job.bad.keys() - job.bad_told)
     job.bad_told.update(names)

@@ -55,11 +55,26 @@ def main() -> None:
             signal.signal(signal.SIGUSR1, lambda *_: world.stop.set())
             if "HANG_AT" in os.environ:  # a read that never comes back, on this rank
                 hang(int(os.environ["HANG_AT"]))
+            if "SLOW" in os.environ:  # every read takes so many seconds longer, on this rank
+                slow(float(os.environ["SLOW"]))
             console.event("joined")
             out = {"status": "ok", **dataclasses.asdict(train(config, world, console))}
     except (UserError, AttemptError, RunError) as error:
         out = {"status": type(error).__name__, "text": str(error)}
     console.event(json.dumps(out))
+
+
+def slow(seconds: float) -> None:
+    """Make every read of rows take longer."""
+    from distrain.data.shards import Dataset
+
+    rows = Dataset.rows
+
+    def later(self, ids):
+        time.sleep(seconds)
+        return rows(self, ids)
+
+    Dataset.rows = later
 
 
 def hang(calls: int) -> None:

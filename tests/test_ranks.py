@@ -123,6 +123,18 @@ def test_a_resume_on_another_number_of_ranks(config, ranks, console, tmp_path):
     assert train(config, World(torch.device("cpu")), console, must_resume=True).weights == wanted
 
 
+def test_a_slow_rank_is_named(config, ranks, tmp_path):
+    """By the time at which it comes to the reduction: the others' backward is no shorter than its own."""
+    processes = ranks.start(config, 3, environment={1: {"SLOW": "0.2"}}, **{"log.every": 5, "epochs": 1})
+    found = ranks.results(processes)
+    assert {r["status"] for r in found} == {"finished"}, found
+    (warning,) = [line for line in found[0]["told"] if "is slow" in line]
+    assert re.fullmatch(
+        r"warning: rank 1 is slow: it comes to the reduction after .* s a step, \d+% of it waiting for data; .*",
+        warning,
+    )
+
+
 def test_fast_is_equal_within_rounding(config, ranks, console, tmp_path):
     fast = config.model_copy(update={"reduction": config.reduction.model_copy(update={"mode": "fast"}), "epochs": 1})
     alone(fast, console, tmp_path)

@@ -1,16 +1,22 @@
-"""A watch on a rank's own progress: what hangs is named, with every thread's stack, and ended."""
+"""A watch on a run: a rank that hangs is named and ended; one that is slow, and a loss that jumps, are named."""
 
 import faulthandler
 import os
+import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 # A rank that waits for others gets more time than one that waits for nobody, so that the one that hangs is found first.
 _WAITING = 1.25
 _EXIT = 70  # EX_SOFTWARE of sysexits.h
+# How much later than the middle rank a straggler comes to the reduction.
+_LATE = 1.25
+_AGAIN_AFTER = 600.0
+_LOSSES, _JUMP = 20, 2.0
 
 
 class Watchdog:
@@ -79,3 +85,52 @@ class Watchdog:
 def group_timeout(limit: float) -> float:
     """Seconds after which a collective gives up: after a watchdog of any rank would have spoken."""
     return _WAITING * limit + 15.0
+
+
+class Stragglers:
+    """Names the rank that the others wait for."""
+
+    def __init__(self) -> None:
+        self._told: dict[int, float] = {}
+
+    def judge(self, waits: Sequence[float], arrivals: Sequence[float], steps: int) -> tuple[int | None, str | None]:
+        """Look at the last steps.
+
+        Args:
+            waits: seconds for which each rank waited for data.
+            arrivals: seconds until each rank came to the reductions, waiting included. How long its backward took says
+                nothing: the others' backward is as long when they share a slow machine.
+            steps: how many.
+
+        Returns:
+            The slow rank, and a sentence if there was none on it for a while.
+        """
+        slowest = max(range(len(arrivals)), key=lambda rank: arrivals[rank])
+        middle = sorted(arrivals)[(len(arrivals) - 1) // 2]
+        if len(arrivals) == 1 or arrivals[slowest] < _LATE * middle:
+            return None, None
+        now = time.monotonic()
+        if now - self._told.get(slowest, -_AGAIN_AFTER) < _AGAIN_AFTER:
+            return slowest, None
+        self._told[slowest] = now
+        share = waits[slowest] / arrivals[slowest]
+        why = f"{share:.0%} of it waiting for data" if share > 0.1 else "not for want of data"
+        return slowest, (
+            f"rank {slowest} is slow: it comes to the reduction after {arrivals[slowest] / steps:.2f} s a step, "
+            f"{why}; the middle rank after {middle / steps:.2f} s"
+        )
+
+
+class Spikes:
+    """Names a loss that jumps."""
+
+    def __init__(self) -> None:
+        self._losses: deque[float] = deque(maxlen=_LOSSES)
+
+    def judge(self, loss: float) -> str | None:
+        """Look at the mean loss since the last log step; a sentence if it is twice the median of those before."""
+        usual = statistics.median(self._losses) if len(self._losses) == _LOSSES else None
+        self._losses.append(loss)
+        if usual is None or loss < _JUMP * usual:
+            return None
+        return f"the loss jumps: {loss:.4g}, and {usual:.4g} was usual"

@@ -85,6 +85,8 @@ TOTALS = {
     "store_errors": Family("Requests that failed, by kind.", ("split", "kind")),
     "cache_hits": Family("Ranges that the disk cache had.", ("split",)),
     "cache_evictions": Family("Ranges that the disk cache let go.", ("split",)),
+    "straggler_log_steps": Family("Log steps at which a rank was named as the slow one.", ("slow_rank",)),
+    "loss_spikes": Family("Log steps at which the loss was twice its usual value."),
     "checkpoint_failures": Family("Saves that failed and were tried again."),
 }
 HISTOGRAMS = {

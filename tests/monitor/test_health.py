@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from distrain.monitor.health import Watchdog, group_timeout
+import distrain.monitor.health
+from distrain.monitor.health import Spikes, Stragglers, Watchdog, group_timeout
 
 HANGS = """
 import sys, time
@@ -58,3 +59,42 @@ def test_progress_keeps_it_alive():
 
 def test_a_collective_waits_longer_than_a_rank_that_waits_for_nobody():
     assert group_timeout(60) > 1.25 * 60
+
+
+def test_the_slow_rank_is_named_once_in_a_while(monkeypatch):
+    stragglers = Stragglers()
+    rank, sentence = stragglers.judge([1.0, 0.1, 9.0], [10.0, 10.5, 20.0], 10)
+    assert rank == 2
+    assert sentence == (
+        "rank 2 is slow: it comes to the reduction after 2.00 s a step, 45% of it waiting for data; "
+        "the middle rank after 1.05 s"
+    )
+    assert stragglers.judge([1.0, 0.1, 9.0], [10.0, 10.5, 20.0], 10) == (2, None), "not at every log step"
+    assert stragglers.judge([0.0, 0.0, 0.0], [30.0, 10.5, 9.0], 10)[1].startswith("rank 0 is slow: ")
+    monkeypatch.setattr(distrain.monitor.health, "_AGAIN_AFTER", 0.0)
+    assert "not for want of data" in stragglers.judge([0.0, 0.0, 0.5], [10.0, 10.5, 20.0], 10)[1]
+
+
+@pytest.mark.parametrize("arrivals", [[10.0], [10.0, 12.0], [10.0, 10.0, 10.0], [12.0, 10.0, 11.0]])
+def test_ranks_that_are_alike_are_not_named(arrivals):
+    assert Stragglers().judge([0.0] * len(arrivals), arrivals, 5) == (None, None)
+
+
+def test_of_two_ranks_the_later_one_is_slow():
+    assert Stragglers().judge([0.0, 0.0], [10.0, 13.0], 5)[0] == 1
+
+
+def test_a_loss_that_jumps():
+    spikes = Spikes()
+    assert not any(spikes.judge(7 * 0.95**i) for i in range(60)), "falling is no jump"
+    usual = 7 * 0.95**59
+    assert not any(spikes.judge(usual) for _ in range(20))
+    assert spikes.judge(1.3 * usual) is None
+    assert spikes.judge(3 * usual).startswith("the loss jumps: ")
+    assert spikes.judge(usual) is None
+
+
+def test_a_first_loss_is_no_jump():
+    spikes = Spikes()
+    assert spikes.judge(1.0) is None
+    assert spikes.judge(100.0) is None

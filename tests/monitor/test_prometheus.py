@@ -85,7 +85,20 @@ def test_names_are_in_base_units_and_labels_are_few():
         assert re.fullmatch("[a-z0-9_]+", name), name
         assert not re.search("_(ms|us|kb|mb|percent|total)$", name), name
     labels = {name: family.labels for table in (GAUGES, TOTALS, HISTOGRAMS) for name, family in table.items()}
-    known = {"split", "phase", "rank", "node", "stage", "outcome", "kind", "version", "torch", "device", "gpu"}
+    known = {
+        "split",
+        "phase",
+        "rank",
+        "node",
+        "stage",
+        "outcome",
+        "kind",
+        "version",
+        "torch",
+        "device",
+        "gpu",
+        "slow_rank",
+    }
     assert {label for of_one in labels.values() for label in of_one} == known
     ranked = {name for name, of_one in labels.items() if "rank" in of_one}
     assert ranked == {"rank_data_wait_seconds", "rank_arrival_seconds"}, "where they name a straggler"
