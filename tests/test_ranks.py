@@ -3,13 +3,17 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 
 from distrain.checkpoint import load_newest
 from distrain.config import to_yaml
@@ -121,6 +125,35 @@ def test_a_resume_on_another_number_of_ranks(config, ranks, console, tmp_path):
         assert len({(r["step"], r["weights"]) for r in found}) == 1, "all ranks stop after the same step"
         assert before < found[0]["step"] < 46
     assert train(config, World(torch.device("cpu")), console, must_resume=True).weights == wanted
+
+
+def test_one_page_has_the_sums_over_all_ranks(config, ranks):
+    """What they say in their last second is what the metrics file says."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = ranks.start(config, 3, **{"metrics.port": port, "metrics.linger": 60, "log.every": 1})
+    last: dict[tuple[str, ...], float] = {}
+    while any(process.poll() is None for process in processes):
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            samples = [s for f in text_string_to_metric_families(answer.read().decode()) for s in f.samples]
+            last = {
+                (s.name, *(s.labels.get(k) for k in ("phase", "rank", "outcome") if k in s.labels)): s.value
+                for s in samples
+            }
+        time.sleep(0.1)
+    found = ranks.results(processes)
+    assert {r["status"] for r in found} == {"finished"}, found
+    told = [line for r in found for line in r["told"] if "metrics at" in line]
+    assert told == [f"metrics at http://127.0.0.1:{port}/metrics"], "one rank serves, and says so"
+    steps = found[0]["train"]["step"]
+    assert last["distrain_steps_total",] == last["distrain_step",] == steps == 46
+    assert last["distrain_samples_total", "good"] == 60 * steps
+    assert last["distrain_phase_seconds_count", "forward"] == 3 * steps
+    assert {key for key in last if key[0] == "distrain_rank_arrival_seconds_total"} == {
+        ("distrain_rank_arrival_seconds_total", str(rank)) for rank in range(3)
+    }
+    assert last["distrain_workers",] == 3
 
 
 def test_a_slow_rank_is_named(config, ranks, tmp_path):

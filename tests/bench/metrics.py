@@ -1,7 +1,7 @@
 """What the metrics page costs: `python tests/bench/metrics.py`.
 
-Images a second of the quickstart's network with the page against without, in interleaved rounds: read once a second, and
-read 20 times a second beside malformed requests, clients that say nothing and 1,000 connection attempts a minute. And
+Images a second of the quickstart's network with the page against without, in interleaved rounds: read once a second;
+and read 20 times a second, beside malformed requests, clients that say nothing and over 1,000 connections a minute. And
 milliseconds of a scrape meanwhile.
 """
 
