@@ -130,6 +130,11 @@ def measured(config: Config, world: World, tell: Callable[[str], None]) -> Itera
     except AttemptError:
         over = False  # another attempt of this launch may follow
         raise
+    except (UserError, RunError):
+        raise
+    except BaseException:  # somebody wants it to end now
+        metrics.ends(stopped=True)
+        raise
     finally:
         metrics.close(over=over)
 
