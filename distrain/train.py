@@ -167,7 +167,7 @@ def fit(job: Job) -> str:
                 job.accumulator.finish(totals, job.lanes)
             may_move = job.meters.add(step, totals)
             lr, before = (rate(job, s) for s in (step, max(0, step - 1)))
-            old = [p.detach().clone() for p in job.parameters.values()] if log and metrics.served else None
+            old = [p.detach().clone() for p in job.parameters.values()] if log and metrics.wants_norms else None
             with metrics.phase("optimizer"):
                 job.optimizer.step(may_move * lr, lr / before)
                 move_all(job.batch_norms, job.accumulator.moments, may_move)

@@ -4,6 +4,7 @@ Counters count work that was done, recomputed steps included; `distrain_step` is
 label `run`, the name of the run directory; `rank` and `node` stand only where they name a straggler.
 """
 
+import math
 import os
 import resource
 import socket
@@ -30,6 +31,8 @@ from distrain.world import World
 
 # What a GPU does behind the back of the thread that asks for it.
 _ON_DEVICE = ("transfer", "forward", "backward", "reduction", "optimizer")
+# Three passes over all weights: seconds between two, so that a run of short steps does not feel them.
+_NORMS_EVERY = 5.0
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -51,9 +54,9 @@ GAUGES = {
     "top5_ratio": Family("Share of samples with their label among the five highest logits.", ("split",)),
     "learning_rate": Family("Of the last step."),
     "images_per_second": Family("Training images a second since the last log step, of all ranks."),
-    "gradient_norm": Family("Norm of the mean gradient at the last log step."),
-    "weight_norm": Family("Norm of all trained parameters at the last log step."),
-    "update_ratio": Family("Norm of what the last logged step changed over the norm of the weights."),
+    "gradient_norm": Family("Norm of the mean gradient, at a log step, every few seconds at most."),
+    "weight_norm": Family("Norm of all trained parameters at that step."),
+    "update_ratio": Family("Norm of what that step changed over the norm of the weights."),
     "bad_samples": Family("Distinct training samples that do not decode."),
     "bad_samples_limit": Family("How many of them there may be."),
     "diverged": Family("1 when the run has ended with a loss or gradient that is not finite, 0 before."),
@@ -119,6 +122,7 @@ class Metrics:
         self._stores: dict[str, Counts] = {}
         self._depths: Callable[[], Mapping[str, int]] = dict
         self._watchdog: Watchdog | None = None
+        self._normed = -math.inf
         registry = CollectorRegistry()
         self._histograms = {
             name: Histogram(
@@ -142,9 +146,10 @@ class Metrics:
             self._node = Node(registry, merged, session=world.session, address=address, port=port, tell=tell)
 
     @property
-    def served(self) -> bool:
-        """Whether this rank's numbers are asked for, and it is the one that tells those of the run."""
-        return self._lead and self._node is not None
+    def wants_norms(self) -> bool:
+        """Whether `norms` should be called for this step: on the lead, once in a while, if anybody can read them."""
+        due = time.monotonic() - self._normed > _NORMS_EVERY
+        return due and self._lead and self._node is not None
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
@@ -236,6 +241,7 @@ class Metrics:
 
     def norms(self, parameters: Sequence[Tensor], before: Sequence[Tensor]) -> None:
         """Norms of gradient, weights, and what the step changed, of the parameters as they were `before` it."""
+        self._normed = time.monotonic()
         gradients = [p.grad for p in parameters if p.grad is not None]
         with torch.no_grad():
             changes = [p - old for p, old in zip(parameters, before, strict=True)]

@@ -2,27 +2,24 @@
 
 Images a second of the quickstart's network with the page against without, in interleaved rounds: read once a second;
 and read 20 times a second, beside malformed requests, clients that say nothing and over 1,000 connections a minute. And
-milliseconds of a scrape meanwhile.
+milliseconds of a scrape meanwhile. Clients are a process of their own, on the same cores.
 """
 
 import http.client
+import itertools
 import json
+import math
 import socket
 import statistics
+import subprocess
+import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from typing import Any
 
-import torch
-
-from distrain.config import parse
-from distrain.train import train
-from distrain.world import World
-
-ROUNDS, EPOCHS = 5, 4
+ROUNDS, EPOCHS = 5, 8
 
 
 class Speed:
@@ -46,28 +43,32 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def scrape(port: int, times: list[float]) -> None:
+def scrape(port: int) -> float:
+    """Milliseconds of one; not a number where it failed."""
     began = time.perf_counter()
-    with (
-        suppress(OSError, http.client.HTTPException),
-        closing(http.client.HTTPConnection("127.0.0.1", port, timeout=2)) as c,
-    ):
-        c.request("GET", "/metrics")
-        c.getresponse().read()
-        times.append(1000 * (time.perf_counter() - began))
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        with closing(connection):
+            connection.request("GET", "/metrics")
+            connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        return math.nan
+    return 1000 * (time.perf_counter() - began)
 
 
-def once_a_second(port: int, end: threading.Event, times: list[float]) -> None:
-    while not end.wait(1.0):
-        scrape(port, times)
+def once_a_second(port: int) -> None:
+    """Scrape until killed, printing milliseconds."""
+    while True:
+        time.sleep(1.0)
+        print(scrape(port), flush=True)  # noqa: T201
 
 
-def hostile(port: int, end: threading.Event, times: list[float]) -> None:
+def hostile(port: int) -> None:
+    """Scrape 20 times a second and misbehave, until killed."""
     silent: list[socket.socket] = []
-    count = 0
-    while not end.wait(0.05):
-        scrape(port, times)
-        count += 1
+    for count in itertools.count():
+        time.sleep(0.05)
+        print(scrape(port), flush=True)  # noqa: T201
         with suppress(OSError):
             silent.append(socket.create_connection(("127.0.0.1", port), timeout=1))  # 20 a second: 1,200 a minute
         if count % 5 == 0:
@@ -75,11 +76,16 @@ def hostile(port: int, end: threading.Event, times: list[float]) -> None:
                 raw.sendall(b"\x00\xff nonsense\r\n\r\n")
         while len(silent) > 100:
             silent.pop(0).close()
-    for client in silent:
-        client.close()
 
 
-def run(folder: str, name: str, port: int | None, client: Callable[..., None] | None, times: list[float]) -> float:
+def run(folder: str, name: str, port: int | None, client: str | None, times: list[float]) -> tuple[float, float]:
+    """Images a second of a run, and its own CPU seconds; milliseconds of its scrapes are added to `times`."""
+    import torch  # a client is a process of this file, and must not load it
+
+    from distrain.config import parse
+    from distrain.train import train
+    from distrain.world import World
+
     tree = {
         "run": f"{folder}/{name}",
         "epochs": EPOCHS,
@@ -91,34 +97,36 @@ def run(folder: str, name: str, port: int | None, client: Callable[..., None] | 
         "schedule": {"name": "constant", "lr": 0.01},
         "metrics": {"port": port, "linger": 0.0},
     }
-    console, end = Speed(), threading.Event()
-    thread = threading.Thread(target=client, args=(port, end, times)) if client else None
-    if thread:
-        thread.start()
-    train(parse(tree, "bench"), World(torch.device("cpu")), console)
-    end.set()
-    if thread:
-        thread.join()
-    return statistics.median(console.speeds[2:])
+    console, began = Speed(), time.process_time()
+    command = [sys.executable, __file__, str(client), str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True) if client else None
+    try:
+        train(parse(tree, "bench"), World(torch.device("cpu")), console)
+    finally:
+        if process:
+            process.kill()
+            times += [ms for line in process.communicate()[0].splitlines() if not math.isnan(ms := float(line))]
+    return statistics.median(console.speeds[2:]), time.process_time() - began
 
 
 def main() -> None:
-    kinds: dict[str, Any] = {"without": None, "read once a second": once_a_second, "attacked": hostile}
-    speeds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    kinds = {"without": None, "read once a second": "once_a_second", "attacked": "hostile"}
+    speeds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(ROUNDS + 1):
             for kind, client in kinds.items():
                 port = free_port() if client else None
-                speed = run(folder, f"{number}-{kind}", port, client, times[kind])
+                found = run(folder, f"{number}-{kind}", port, client, times[kind])
                 if number:
-                    speeds[kind].append(speed)
+                    speeds[kind].append(found)
             # Another order each round.
             kinds = dict([*list(kinds.items())[1:], *list(kinds.items())[:1]])
-    medians = {kind: statistics.median(found) for kind, found in speeds.items()}
+    rate, cpu = ({kind: statistics.median(f[i] for f in found) for kind, found in speeds.items()} for i in (0, 1))
     found = {
-        "images/s": {kind: round(value) for kind, value in medians.items()},
-        "ratio": {kind: round(value / medians["without"], 3) for kind, value in medians.items()},
+        "images/s": {kind: round(value) for kind, value in rate.items()},
+        "images/s, ratio": {kind: round(value / rate["without"], 3) for kind, value in rate.items()},
+        "CPU time of the run, ratio": {kind: round(value / cpu["without"], 3) for kind, value in cpu.items()},
         "ms a scrape": {
             kind: {"median": round(statistics.median(ms), 1), "highest": round(max(ms), 1), "scrapes": len(ms)}
             for kind, ms in times.items()
@@ -129,4 +137,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        {"once_a_second": once_a_second, "hostile": hostile}[sys.argv[1]](int(sys.argv[2]))
     main()
