@@ -331,6 +331,17 @@ class _Driver:
         return f"there is room for {found} workers, {found - workers} more", None
 
 
+def _join(address: str, console: Console, options: Mapping[str, Any]) -> None:
+    """Connect to a cluster; a head that is too busy to start a server for this client in Ray's 30 s is asked twice."""
+    try:
+        ray.init(address=address, **options)
+    except RuntimeError as error:
+        if "Ray client server failed" not in str(error):
+            raise
+        console.event("the head is too busy to serve this client: asking again")
+        ray.init(address=address, **options)
+
+
 @contextmanager
 def _connected(config: Config, address: str | None, console: Console) -> Iterator[None]:
     """A connection to a cluster, or a Ray of our own, which is gone afterwards with all that it wrote."""
@@ -340,7 +351,7 @@ def _connected(config: Config, address: str | None, console: Console) -> Iterato
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is not None:
         try:
-            ray.init(address=address, **quiet)
+            _join(address, console, quiet)
         except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
             raise UserError(f"no Ray cluster answers at {address} ({_reason(error)}): check the address") from None
         nodes = [node for node in ray.nodes() if node["Alive"]]
