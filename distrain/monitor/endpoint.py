@@ -196,10 +196,11 @@ class _Server(ThreadingHTTPServer):
         if self.reads:
             self._read.wait(seconds)
 
-    def was_read(self) -> None:
-        """Somebody has the page."""
+    def was_read(self, page: bytes) -> None:
+        """Somebody has a page: this one, or one that was rendered before."""
         self.reads += 1
-        self._read.set()
+        if page is self.page:
+            self._read.set()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Handle a connection on a thread of its own."""
@@ -239,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(page)))
         self.end_headers()
         self.wfile.write(page)
-        self.server.was_read()
+        self.server.was_read(page)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Scrapes are not told."""

@@ -171,6 +171,26 @@ def test_a_run_that_has_ended_waits_for_one_more_read(port):
     assert not closing_thread.is_alive(), "and not for long after it was read"
 
 
+def test_a_read_of_the_page_before_does_not_count():
+    """A scrape that is under way while the last page is rendered has the one before."""
+    server = distrain.monitor.endpoint._Server(("127.0.0.1", 0))
+    try:
+        server.page = before = b"before"
+        server.was_read(before)
+        server.page = b"the last"
+        waiting = threading.Thread(target=server.await_read, args=(60.0,))
+        waiting.start()
+        time.sleep(0.05)
+        server.was_read(before)
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        server.was_read(server.page)
+        waiting.join(20)
+        assert not waiting.is_alive()
+    finally:
+        server.server_close()
+
+
 def test_a_page_that_nobody_reads_is_not_waited_for(port):
     page = node(port)
     began = time.monotonic()
