@@ -12,26 +12,23 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 
 from distrain.lease import is_dead_here, process_identity
+from distrain.monitor.pageserver import PageServer
 
 EVERY = 1.0
 """Seconds between two renderings of a page."""
-_CONNECTIONS = 16
 _PORTS_TRIED = 100
 _ABANDONED = 600.0
 _MERGE: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max": max}
@@ -77,7 +74,7 @@ class Node:
         _sweep(self._folder)
         self._page = self._folder / f"{os.getpid()}-{time.monotonic_ns()}.json"
         self._lock = (self._folder / "serve.lock").open("w")
-        self._server: _Server | None = None
+        self._server: PageServer | None = None
         self._told = False
         self._closing = threading.Event()
         try:
@@ -114,8 +111,7 @@ class Node:
         if self._server is not None:
             self._render()
             self._server.await_read(linger)
-            self._server.shutdown()
-            self._server.server_close()
+            self._server.close()
             if final:
                 shutil.rmtree(self._folder, ignore_errors=True)
         self._lock.close()
@@ -151,7 +147,7 @@ class Node:
         taken = self.port
         for port in (taken or self._port, *range(self._port, min(65536, self._port + _PORTS_TRIED))):
             try:
-                self._server = _Server((self._address, port))
+                self._server = PageServer(self._address, port)
                 break
             except OSError as error:
                 if error.errno not in (errno.EADDRINUSE, errno.EACCES):
@@ -161,89 +157,17 @@ class Node:
                 self._tell(f"no port from {self._port} on is free: metrics are not served until one is (metrics.port)")
             self._told = True
             return
-        port = self._server.server_address[1]
+        port = self._server.port
         try:
             (self._folder / "serving.json").write_text(json.dumps({"port": port}), encoding="utf-8")
         except OSError:  # the folder is gone, for the launch is over; or there is no room: the next turn tries again
-            self._server.server_close()
+            self._server.close()
             self._server = None
             return
-        threading.Thread(target=self._server.serve_forever, name="distrain-metrics-http", daemon=True).start()
+        self._server.start()
         if port != taken:
             host = f"[{self._address}]" if ":" in self._address else self._address
             self._tell(f"metrics at http://{host}:{port}/metrics")
-
-
-class _Server(ThreadingHTTPServer):
-    """Serves one page from memory to a bounded number of connections: the oldest goes when there are too many."""
-
-    daemon_threads = True
-    request_queue_size = 64
-    allow_reuse_address = True
-
-    def __init__(self, address: tuple[str, int]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.page = b""
-        self.reads = 0
-        self._read = threading.Event()
-        self._open: deque[socket.socket] = deque()
-        self._open_lock = threading.Lock()
-        super().__init__(address, _Handler)
-
-    def await_read(self, seconds: float) -> None:
-        """Wait until the page is read once more, if it has been read before."""
-        self._read.clear()
-        if self.reads:
-            self._read.wait(seconds)
-
-    def was_read(self, page: bytes) -> None:
-        """Somebody has a page: this one, or one that was rendered before."""
-        self.reads += 1
-        if page is self.page:
-            self._read.set()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Handle a connection on a thread of its own."""
-        with self._open_lock:
-            self._open.append(request)
-            oldest = self._open.popleft() if len(self._open) > _CONNECTIONS else None
-        if oldest is not None:
-            with suppress(OSError):  # its thread sees the end of it, and closes it
-                oldest.shutdown(socket.SHUT_RDWR)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        """A connection is over."""
-        with self._open_lock, suppress(ValueError):  # it was the oldest of too many
-            self._open.remove(request)
-        super().shutdown_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is its own affair."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """GET /metrics, and nothing else."""
-
-    timeout = 5.0
-    server: _Server
-    server_version, sys_version = "distrain", ""
-
-    def do_GET(self) -> None:
-        """The page, or 404."""
-        if self.path.partition("?")[0] != "/metrics":
-            self.send_error(404, "only /metrics is here")
-            return
-        page = self.server.page
-        self.send_response(200)
-        self.send_header("Content-Type", CONTENT_TYPE_LATEST)
-        self.send_header("Content-Length", str(len(page)))
-        self.end_headers()
-        self.wfile.write(page)
-        self.server.was_read(page)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes are not told."""
 
 
 class _Merged:

@@ -171,68 +171,11 @@ def test_a_run_that_has_ended_waits_for_one_more_read(port):
     assert not closing_thread.is_alive(), "and not for long after it was read"
 
 
-def test_a_read_of_the_page_before_does_not_count():
-    """A scrape that is under way while the last page is rendered has the one before."""
-    server = distrain.monitor.endpoint._Server(("127.0.0.1", 0))
-    try:
-        server.page = before = b"before"
-        server.was_read(before)
-        server.page = b"the last"
-        waiting = threading.Thread(target=server.await_read, args=(60.0,))
-        waiting.start()
-        time.sleep(0.05)
-        server.was_read(before)
-        waiting.join(0.3)
-        assert waiting.is_alive()
-        server.was_read(server.page)
-        waiting.join(20)
-        assert not waiting.is_alive()
-    finally:
-        server.server_close()
-
-
 def test_a_page_that_nobody_reads_is_not_waited_for(port):
     page = node(port)
     began = time.monotonic()
     page.close(linger=60.0, final=True)
     assert time.monotonic() - began < 30
-
-
-def test_nothing_but_the_page_is_served(port):
-    page = node(port)
-    try:
-        assert [get(port, path)[0] for path in ("/", "/metrics/..", "/etc/passwd", "/metrics?name=x")] == [
-            404,
-            404,
-            404,
-            200,
-        ]
-        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
-            connection.request("POST", "/metrics", body=b"x" * 100)
-            assert connection.getresponse().status == 501
-        with closing(socket.create_connection(("127.0.0.1", port), timeout=5)) as raw:
-            raw.sendall(b"\x00\xff nonsense\r\n\r\n")
-            assert b"400" in raw.recv(1000)
-        assert get(port)[0] == 200
-    finally:
-        page.close(final=True)
-
-
-def test_slow_clients_and_a_crowd_do_not_keep_a_scrape_out(port):
-    """Connections that say nothing make room for those that ask; their number is bounded."""
-    page = node(port)
-    idle = []
-    try:
-        threads = threading.active_count()
-        for _ in range(300):
-            with suppress(OSError):
-                idle.append(socket.create_connection(("127.0.0.1", port), timeout=5))
-        assert get(port)[0] == 200
-        assert threading.active_count() - threads <= 40
-    finally:
-        for client in idle:
-            client.close()
-        page.close(final=True)
 
 
 def test_a_folder_of_somebody_else_is_refused(port, tmp_path, monkeypatch):
