@@ -160,7 +160,9 @@ def test_an_attempt_that_failed_leaves_its_counters_and_no_gauge(port, tmp_path)
 
 
 def test_a_run_that_has_ended_waits_for_one_more_read(port):
-    page = node(port)
+    registry = CollectorRegistry()
+    Counter("work", "Work.", registry=registry).inc()
+    page = node(port, registry=registry)
     await_that(lambda: values(port) is not None and get(port)[0] == 200)
     closing_thread = threading.Thread(target=lambda: page.close(linger=60.0, final=True))
     closing_thread.start()
