@@ -1,0 +1,78 @@
+"""A run over several nodes as a real Prometheus on the cluster sees it."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from hosts import HEAD, PYTHON, wait_until
+
+pytestmark = pytest.mark.cluster
+
+QUERY = """
+import sys, urllib.parse, urllib.request
+url = "http://127.0.0.1:9090/api/v1/query?" + urllib.parse.urlencode({"query": sys.argv[1]})
+print(urllib.request.urlopen(url, timeout=10).read().decode())
+"""
+
+
+@pytest.fixture
+def query(hosts, tmp_path, recipe):
+    """The value of an expression, by instance, of a Prometheus on the head that reads the run's targets."""
+    if shutil.which("prometheus") is None:
+        pytest.skip("no prometheus: apt-get install prometheus")
+    folder = tmp_path / "prometheus"
+    folder.mkdir()
+    discovery = {"files": [str(Path(recipe.run) / "targets.json")], "refresh_interval": "1s"}
+    config = {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+        "scrape_configs": [{"job_name": "distrain", "file_sd_configs": [discovery]}],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    flags = {
+        "config.file": folder / "prometheus.yml",
+        "storage.tsdb.path": folder / "data",
+        "web.listen-address": "127.0.0.1:9090",
+    }
+    command = ["prometheus", *(f"--{name}={value}" for name, value in flags.items())]
+    hosts.popen(HEAD, *command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def ask(expression):
+        try:
+            result = json.loads(hosts.run(HEAD, PYTHON, "-c", QUERY, expression))["data"]["result"]
+        except (subprocess.CalledProcessError, ValueError):  # it is still starting
+            return {}
+        return {each["metric"].get("instance"): float(each["value"][1]) for each in result}
+
+    yield ask
+    hosts.kill(HEAD, "prometheus --config.file")
+
+
+@pytest.mark.namespaces
+def test_prometheus_follows_the_nodes_of_a_run(start, wanted, hosts, query):
+    """Three pages, and what a killed worker had counted stays counted."""
+    settings = ["metrics.port=9477", "metrics.address=0.0.0.0", "metrics.linger=30", "log.every=10"]
+    run = start("--workers=3", *settings)
+    nodes = {f"{hosts.address[node]}:9477" for node in ("n1", "n2", "n3")}
+    wait_until(lambda: query("up == 1").keys() == nodes, "all three pages to be read", 90)
+    run.wait_for_step(60)
+    before = sum(query('distrain_samples_total{outcome="good"}').values())
+    assert before > 0
+    hosts.kill("n2", "ray::RayTrainWorker")
+    run.wait_for("training again after")
+    wait_until(lambda: query("up == 1").keys() == nodes, "all three pages to be read again", 60)
+    assert run.weights() == wanted()
+    steps = 17 * (1438 // 60)
+    assert max(query("last_over_time(distrain_step[10m])").values()) == steps
+    assert max(query("last_over_time(distrain_finished[10m])").values()) == 1
+    assert max(query("last_over_time(distrain_attempt[10m])").values()) == 2
+    done, again = (
+        sum(query(f"last_over_time(distrain_steps{name}_total[10m])").values()) for name in ("", "_recomputed")
+    )
+    # A log line every 10 steps says how far an attempt came; a rank that is killed takes its last second along.
+    assert steps - 10 <= done - again <= steps + 10
+    samples = sum(query('last_over_time(distrain_samples_total{outcome="good"}[10m])').values())
+    assert 60 * (steps - 10) <= samples <= 60 * (done + 40)
+    assert not query('resets(distrain_samples_total{outcome="good"}[10m]) > 0'), "no counter ever went back"
