@@ -37,7 +37,7 @@ def query(hosts, tmp_path, recipe):
         "web.listen-address": "127.0.0.1:9090",
     }
     command = ["prometheus", *(f"--{name}={value}" for name, value in flags.items())]
-    hosts.popen(HEAD, *command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = hosts.popen(HEAD, *command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def ask(expression):
         try:
@@ -48,6 +48,7 @@ def query(hosts, tmp_path, recipe):
 
     yield ask
     hosts.kill(HEAD, "prometheus --config.file")
+    server.wait(timeout=10)
 
 
 @pytest.mark.namespaces
