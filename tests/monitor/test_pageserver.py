@@ -88,8 +88,9 @@ def test_a_page_larger_than_a_socket_takes_at_once(server):
     assert answer.endswith(large)
 
 
-def test_a_crowd_does_not_keep_a_scrape_out(server):
-    """Those that say nothing make room, the oldest first, and none has a thread."""
+def test_a_crowd_does_not_keep_a_scrape_out(server, monkeypatch):
+    """Those that say nothing make room long before their time is up, the oldest first, and none has a thread."""
+    monkeypatch.setattr(distrain.monitor.pageserver, "_SECONDS", 3600.0)
     threads, silent = threading.active_count(), []
     try:
         for _ in range(1000):
@@ -97,6 +98,8 @@ def test_a_crowd_does_not_keep_a_scrape_out(server):
                 silent.append(socket.create_connection(("127.0.0.1", server.port), timeout=10))
         assert get(server) == (200, PAGE)
         assert threading.active_count() == threads
+        silent[0].settimeout(10)
+        assert silent[0].recv(1) == b"", "the oldest was closed"
     finally:
         for client in silent:
             client.close()

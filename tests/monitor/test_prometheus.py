@@ -1,5 +1,6 @@
 """The metrics of a run: their names, and that their numbers are those of the metrics file."""
 
+import errno
 import http.client
 import json
 import re
@@ -164,6 +165,23 @@ def test_bad_samples_are_counted(measured, console, tmp_path, damaged_set, last)
     train(config, World(CPU), console)
     assert (found["samples_total", "good"], found["samples_total", "bad"]) == (62, 2)
     assert found["bad_samples",] == 2
+
+
+def test_a_save_that_fails_is_counted(measured, console, last, monkeypatch):
+    """Storage refuses the first file of the first checkpoint, and takes it half a second later."""
+    write, refused = Store.write, []
+
+    def refuse_once(self, path, *data):
+        if path.endswith("model.safetensors") and not refused:
+            refused.append(path)
+            raise OSError(errno.EIO, "refused")
+        return write(self, path, *data)
+
+    monkeypatch.setattr(Store, "write", refuse_once)
+    config = measured()
+    found = last(config)
+    train(config, World(CPU), console)
+    assert (found["checkpoint_failures_total",], found["checkpoint_write_seconds_count",]) == (1, 1)
 
 
 def test_a_divergence_is_told(measured, console, last):
