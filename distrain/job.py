@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from distrain.checkpoint import FOLDER as CHECKPOINTS
 from distrain.checkpoint import Loaded, digest, load_newest, write_best
-from distrain.config import Config, result_fields
+from distrain.config import Config, result_fields, to_yaml
 from distrain.data.cache import DiskCache
 from distrain.data.digits import pack_digits
 from distrain.data.manifest import MANIFEST, Manifest
@@ -42,6 +42,7 @@ from distrain.world import World, environment
 
 # Batches whose row groups an evaluation keeps in memory.
 _BATCHES_AHEAD = 4
+T = TypeVar("T")
 
 
 @dataclass
@@ -124,9 +125,10 @@ def setup(
     """
     assert config.run is not None
     store, lease, loaded, state = Store(config.run), None, None, None
+    patience = Patience(store, config.checkpoint.patience, console)
     with world.together():
         if world.lead:
-            lease, loaded = take_over(config, world, console, store, stack, must_resume=must_resume)
+            lease, loaded = take_over(config, world, console, patience, stack, must_resume=must_resume)
             state = loaded and {**loaded.state, "name": loaded.name}
     state = world.gather(state)[0]
     watchdog = stack.enter_context(Watchdog(config.cluster.stall, _reporter(world, alarm, store, lease)))
@@ -167,11 +169,15 @@ def setup(
     if world.ranks > 1:
         agree(world, {"weights and moments": digest({**model.state_dict(), **optimizer.state()})})
 
-    record = None
+    record, reached = None, 0
+    best = state["best"] if state else {}
     with world.together():
         if lease is not None:
+            patience(lambda: store.write("config.yaml", to_yaml(config).encode()))
+            reached = max((r["step"] for r in patience(lambda: read_metrics(store))), default=0)
+            if loaded and best.get("step") == loaded.step:  # the run may have been killed just before it did so
+                patience(lambda: write_best(store, loaded.name, best))
             record = Record(config, store, lease, console, metrics, stack)
-    reached = max((r["step"] for r in read_metrics(store)), default=0) if record else 0
     for split, found in (("train", dataset), ("val", val)):
         if found is not None:
             metrics.store(split, found.store.counts)
@@ -182,9 +188,6 @@ def setup(
         metrics.set("attempt", record.lease.number)
         metrics.set("steps_planned", config.epochs * order.steps)
         metrics.set("step", state["step"] if state else 0)
-    best = state["best"] if state else {}
-    if loaded and best.get("step") == loaded.step:
-        write_best(store, loaded.name, best)  # in case the run was killed just before it did
     if best.get("val") != val_fingerprint(val):
         best = {}  # counts of another validation set say nothing
     if warning := memory_warning(config, dataset.manifest, world):
@@ -221,7 +224,7 @@ def setup(
 
 
 def take_over(
-    config: Config, world: World, console: Console, store: Store, stack: ExitStack, *, must_resume: bool
+    config: Config, world: World, console: Console, patience: "Patience", stack: ExitStack, *, must_resume: bool
 ) -> tuple[Lease, Loaded | None]:
     """On the lead: the right to write to the run directory, and the checkpoint to go on from.
 
@@ -229,32 +232,19 @@ def take_over(
         UserError: another run is at work there, or it cannot be used.
         RunError: no checkpoint is whole, or too many attempts of this launch have failed.
     """
+    store = patience.store
     nothing = UserError(f"there is no checkpoint to resume from in {store.name}: leave out --resume to start the run")
-    patient_until = time.monotonic() + config.checkpoint.patience
-    while True:
-        try:
-            if must_resume and not store.list(CHECKPOINTS):
-                raise nothing
-            lease = claim(store, world.session, console.event)
-            break
-        except OSError as error:
-            if not may_pass(error):
-                raise _unusable(store, error) from None
-            if time.monotonic() > patient_until:
-                raise AttemptError(str(_unusable(store, error))) from None
-            time.sleep(1.0)  # there may be room again, or an answer
-    stack.enter_context(lease)
-    try:
-        loaded, problems = load_newest(store)
-        if must_resume and loaded is None:
-            raise nothing
-        step = loaded.step if loaded else 0
-        lease.started_from(step)
-    except OSError as error:
-        raise (AttemptError(str(_unusable(store, error))) if may_pass(error) else _unusable(store, error)) from None
+    if must_resume and not patience(lambda: store.list(CHECKPOINTS)):
+        raise nothing
+    lease = stack.enter_context(patience(lambda: claim(store, world.session, console.event)))
+    loaded, problems = patience(lambda: load_newest(store))
+    if must_resume and loaded is None:
+        raise nothing
+    step = loaded.step if loaded else 0
+    patience(lambda: lease.started_from(step))
     for problem in problems:
         console.event(f"{problem}; falling back to the one before")
-    before = {number: record for number, record in attempts(store).items() if number < lease.number}
+    before = {number: record for number, record in patience(lambda: attempts(store)).items() if number < lease.number}
     failed = failures(before, world.session, step)
     if failed >= config.cluster.max_failures:
         raise RunError(
@@ -266,8 +256,28 @@ def take_over(
     return lease, loaded
 
 
-def _unusable(store: Store, error: OSError) -> UserError:
-    return UserError(f"the run directory {store.name} cannot be written to or read ({error}): choose another, run=...")
+class Patience:
+    """Tries again what fails for want of room, or of an answer from the run directory; for a while in all."""
+
+    def __init__(self, store: Store, seconds: float, console: Console) -> None:
+        self.store, self._console, self._told = store, console, False
+        self._end = time.monotonic() + seconds
+
+    def __call__(self, act: Callable[[], T]) -> T:
+        """What `act` returns. Raises UserError where waiting cannot help, AttemptError where it did not."""
+        while True:
+            try:
+                return act()
+            except OSError as error:
+                what = f"the run directory {self.store.name} cannot be written to or read ({error})"
+                if not may_pass(error):
+                    raise UserError(f"{what}: choose another, run=...") from None
+                if time.monotonic() > self._end:
+                    raise AttemptError(f"{what}: free space or mend the storage, or choose another, run=...") from None
+                if not self._told:
+                    self._console.event(f"{what}: trying again")
+                self._told = True
+                time.sleep(1.0)
 
 
 def _reporter(

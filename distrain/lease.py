@@ -150,6 +150,8 @@ def _has_ended(store: Store, number: int, record: Mapping[str, Any], tell: Calla
             told = True
         time.sleep(0.1 if unknown else 0.5)
         now = attempts(store)
+        if number not in now:  # whoever created it could not fill it
+            return False
         if now[max(now)]["ended"]:
             return True
         if max(now) != number or now[number]["counter"] != record["counter"]:

@@ -10,10 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from distrain.checkpoint import Checkpoints
-from distrain.config import Config, to_yaml
+from distrain.config import Config
 from distrain.data.shards import Dataset
 from distrain.data.store import Store
-from distrain.errors import UserError
 from distrain.lease import Lease
 from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import Console, MetricsFile
@@ -28,19 +27,8 @@ class Record:
     def __init__(
         self, config: Config, store: Store, lease: Lease, console: Console, metrics: Metrics, stack: ExitStack
     ) -> None:
-        """Save the resolved config, which proves that the directory can be written to.
-
-        Raises:
-            UserError: it cannot.
-        """
         self.store, self.lease, self._console, self._live = store, lease, console, metrics
-        try:
-            store.write("config.yaml", to_yaml(config).encode())
-        except OSError as error:
-            raise UserError(
-                f"the run directory {store.name} cannot be written to ({error}): choose another, run=..."
-            ) from None
-        self._metrics = MetricsFile(store, lease.number)
+        self._metrics = MetricsFile(store, lease.number, console.event)
         stack.callback(self._metrics.close)
         self.checkpoints = Checkpoints(
             store,
@@ -75,9 +63,12 @@ class Record:
 
     def bad_samples(self, dataset: Dataset, bad: Mapping[int, str], new: list[int]) -> None:
         """Name new bad samples, and write the list of all: a report, which nothing reads back."""
-        self.lease.check()
         entries = ({"id": k, "where": dataset.describe(k), "reason": v} for k, v in sorted(bad.items()))
-        self.store.write(BAD_SAMPLES, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+        try:
+            self.lease.check()
+            self.store.write(BAD_SAMPLES, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+        except OSError as error:
+            self._console.event(f"warning: {BAD_SAMPLES} could not be written: {error}")
         for k in new:
             self._console.event(f"bad sample {k} ({dataset.describe(k)}) counts for nothing: {bad[k]}")
 

@@ -1,6 +1,7 @@
 """Shared fixtures. The digits are packed once a session; models are narrow unless a test says otherwise."""
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -49,6 +50,18 @@ class Recorder:
 @pytest.fixture
 def console() -> Recorder:
     return Recorder()
+
+
+@pytest.fixture
+def file_limit() -> Iterator[Callable[[int | None], None]]:
+    """Keeps files of this process from growing past so many bytes, as a full disk does; None: no more of that."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int | None) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
+
+    yield limit
+    limit(None)
 
 
 @pytest.fixture(scope="session")

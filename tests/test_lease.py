@@ -121,6 +121,16 @@ def test_what_was_created_and_never_filled_is_nobodys(tmp_path, fast):
         assert lease.number == 2
 
 
+def test_what_could_not_be_filled_and_is_gone_again_is_nobodys(tmp_path):
+    store = Store(str(tmp_path))
+    store.create("attempts/001.json", b"")
+    goer = threading.Timer(0.3, lambda: store.remove("attempts/001.json"))
+    goer.start()
+    with claim(store, "one", print) as lease:
+        assert lease.number == 1
+    goer.join()
+
+
 @pytest.mark.parametrize(("launch", "refused"), [("one", False), ("two", True)])
 def test_what_is_filled_a_moment_after_it_was_created_is_looked_at_again(tmp_path, launch, refused):
     """An attempt of the same launch is superseded at once, also where it had not been filled at the first look."""

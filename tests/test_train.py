@@ -15,7 +15,7 @@ from distrain.checkpoint import best_name, digest, load_newest
 from distrain.config import load
 from distrain.data.stats import Statistics
 from distrain.data.store import Store
-from distrain.errors import RunError, UserError
+from distrain.errors import AttemptError, RunError, UserError
 from distrain.monitor.sinks import read_metrics
 from distrain.train import train
 from distrain.world import World
@@ -340,6 +340,35 @@ def test_a_step_of_bad_samples_only(narrow, console, tmp_path, damaged_set):
 def test_what_does_not_fit(narrow, console, changes, message):
     with pytest.raises(UserError, match=message):
         run(narrow(**changes), console)
+
+
+def test_a_disk_that_is_full_at_the_start_is_waited_for(narrow, console, file_limit):
+    def event(text):
+        console.events.append(text)
+        if "trying again" in text:
+            file_limit(None)
+
+    console.event = event
+    config = narrow()
+    file_limit(0)
+    run(config, console)
+    assert sum("cannot be written to or read" in text for text in console.events) == 1
+    assert Store(config.run).list("attempts") == ["001.json"]
+
+
+def test_a_disk_that_stays_full_ends_the_attempt(narrow, console, file_limit):
+    file_limit(0)
+    with pytest.raises(AttemptError, match=r"File too large.*free space or mend the storage"):
+        run(narrow(checkpoint={"patience": 1.0}), console)
+
+
+def test_a_list_of_bad_samples_that_cannot_be_written_is_a_warning(narrow, console, tmp_path, damaged_set):
+    damaged_set(tmp_path / "data", bad={3})
+    config = narrow(data={"train": str(tmp_path / "data")}, global_batch=8, virtual_workers=2, epochs=1)
+    (tmp_path / "run/bad_samples.jsonl/in the way").mkdir(parents=True)
+    assert run(config, console).status == "finished"
+    assert any("warning: bad_samples.jsonl could not be written" in text for text in console.events)
+    assert any(text.startswith("bad sample 3") for text in console.events)
 
 
 def test_the_best_is_named_again_after_a_kill_just_before(narrow, console, digits):

@@ -195,12 +195,11 @@ class Store:
             self._pipe(target, b"".join(parts))
             return
         partial = f"{target}.{secrets.token_hex(4)}.partial"
+        _write_new(partial, *parts)
         try:
-            _write_new(partial, *parts)
             os.replace(partial, target)
         except BaseException:
-            if os.path.exists(partial):
-                os.unlink(partial)
+            os.unlink(partial)
             raise
 
     def _pipe(self, target: str, data: bytes) -> None:
@@ -318,13 +317,17 @@ def may_pass(error: OSError) -> bool:
 def _write_new(path: str, *parts: bytes | memoryview) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "xb", buffering=0) as file:
-        for part in parts:
-            view = memoryview(part)
-            for start in range(0, len(view), _PIECE):
-                _write_all(file, view[start : start + _PIECE])
-                if len(view) > _PIECE:
-                    _let_go(file)
-        os.fsync(file.fileno())
+        try:
+            for part in parts:
+                view = memoryview(part)
+                for start in range(0, len(view), _PIECE):
+                    _write_all(file, view[start : start + _PIECE])
+                    if len(view) > _PIECE:
+                        _let_go(file)
+            os.fsync(file.fileno())
+        except BaseException:
+            os.unlink(path)  # a disk that is full takes names without content
+            raise
 
 
 def _write_all(file: io.FileIO, view: memoryview) -> None:

@@ -2,14 +2,11 @@
 
 import asyncio
 import dataclasses
-import json
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -132,7 +129,7 @@ def run_rank(order: dict[str, Any]) -> dict[str, Any]:
             timeout=group_timeout(config.cluster.stall),
             cores=config.cluster.cpus_per_worker,
             session=order["session"],
-            saved=_pointer(str(config.run)),
+            saved=_pointer(Store(str(config.run)).name),
         ) as world:
             context = ray.get_runtime_context()
             places = world.gather([context.get_node_id(), ray.util.get_node_ip_address()])
@@ -162,16 +159,12 @@ def _set_when(world: World, wait: Callable[[], bool]) -> None:
 
 
 def _pointer(run: str) -> Callable[[int, str | None], None]:
-    """Tells Ray of checkpoints: a small file that names the real one, which is ours."""
+    """Tells Ray which checkpoint is whole, by name: the files are ours.
+
+    A checkpoint of Ray's that names it would be one more file, and a rank dies when Ray cannot write it.
+    """
 
     def saved(step: int, name: str | None) -> None:
-        metrics = {"step": step}
-        if name is None:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
-            pointer = {"run": Store(run).name, "checkpoint": name, "step": step}
-            (Path(folder) / "pointer.json").write_text(json.dumps(pointer), encoding="utf-8")
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        ray.train.report({"step": step} if name is None else {"step": step, "checkpoint": name, "run": run})
 
     return saved

@@ -18,7 +18,6 @@ import pyarrow.fs
 import ray
 from ray.exceptions import RayError
 from ray.train import (
-    CheckpointConfig,
     ControllerError,
     FailureConfig,
     LoggingConfig,
@@ -231,7 +230,6 @@ class _Driver:
                 storage_path=path,
                 storage_filesystem=file_system,
                 failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),
-                checkpoint_config=CheckpointConfig(num_to_keep=1),
                 callbacks=[_Losses(self._mailbox)],
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
@@ -375,7 +373,7 @@ def _connected(config: Config, address: str | None, console: Console) -> Iterato
 
 
 def _storage(run: str) -> tuple[str, Any]:
-    """Where Ray keeps its pointers: beside our checkpoints."""
+    """Where Ray keeps what it knows of a fit: beside our checkpoints."""
     store = Store(run)
     if store.local is not None:
         return f"{store.local}/ray", None

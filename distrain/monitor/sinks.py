@@ -1,11 +1,10 @@
 """Where the numbers of a run go: a console, and the metrics file of the run directory."""
 
+import io
 import json
 import math
 import re
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TextIO
 
 from distrain.data.store import Store
@@ -90,40 +89,55 @@ def line(record: Mapping[str, Any], steps: int) -> str:
 class MetricsFile:
     """`metrics-<attempt>.jsonl`: one JSON object a line, written at once on this machine.
 
-    Objects in a bucket cannot be appended to: there the whole file is uploaded by `upload`.
+    Objects in a bucket cannot be appended to: there the whole file is uploaded by `upload`. What cannot be written,
+    because the disk is full or the bucket does not answer, is kept and written with what follows.
     """
 
-    def __init__(self, store: Store, attempt: int) -> None:
-        self._store, self._name = store, f"metrics-{attempt:03d}.jsonl"
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._file: TextIO | None = None
+    def __init__(self, store: Store, attempt: int, tell: Callable[[str], None]) -> None:
+        """Nothing is written yet; `tell` gets a warning when that fails."""
+        self._store, self._name, self._tell = store, f"metrics-{attempt:03d}.jsonl", tell
+        self._data = bytearray()
+        """What is not yet written; of a bucket, the whole file."""
+        self._file: io.FileIO | None = None
+        self._behind = False
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record; numbers that JSON lacks (NaN, infinity) become null."""
-        if self._file is None:
-            if self._store.local is None:
-                self._temporary = tempfile.TemporaryDirectory(prefix="distrain-")
-            folder = self._temporary.name if self._temporary else self._store.local
-            assert folder is not None
-            self._file = (Path(folder) / self._name).open("a", encoding="utf-8")
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(plain) + "\n")
-        self._file.flush()
+        self._data += (json.dumps(plain) + "\n").encode()
+        if self._store.local is not None:
+            self._try(self._append)
 
     def upload(self) -> None:
         """Bring a run directory in a bucket up to date."""
-        if self._temporary:
-            self._store.write(self._name, (Path(self._temporary.name) / self._name).read_bytes())
+        if self._store.local is None and self._data:
+            self._try(lambda: self._store.write(self._name, bytes(self._data)))
 
     def close(self) -> None:
-        """Upload, and close the file."""
+        """Write what is not yet written, and close the file."""
+        self.upload()
+        if self._store.local is not None and self._data:
+            self._try(self._append)
+        if self._file:
+            self._file.close()
+        if self._behind:
+            self._tell(f"warning: the last records of {self._store.name}/{self._name} are lost")
+
+    def _append(self) -> None:
+        if self._file is None:
+            self._file = open(self._store.path(self._name), "ab", buffering=0)  # noqa: SIM115 - closed by `close`
+        while self._data:
+            del self._data[: self._file.write(self._data)]
+
+    def _try(self, write: Callable[[], None]) -> None:
         try:
-            self.upload()
-        finally:
-            if self._file:
-                self._file.close()
-            if self._temporary:
-                self._temporary.cleanup()
+            write()
+        except OSError as error:
+            if not self._behind:
+                self._tell(f"warning: {self._name} cannot be written for now: {error}")
+            self._behind = True
+        else:
+            self._behind = False
 
 
 def metrics_attempts(store: Store) -> list[int]:

@@ -41,6 +41,15 @@ def test_nothing_half_written_is_left(tmp_path):
     assert store.list() == []
 
 
+@pytest.mark.parametrize("how", ["write", "create"])
+def test_a_full_disk_keeps_no_name_without_content(tmp_path, file_limit, how):
+    store = Store(str(tmp_path))
+    file_limit(3)
+    with pytest.raises(OSError, match="too large"):
+        getattr(store, how)("file", b"12345")
+    assert store.list() == []
+
+
 def test_names_hide_secrets():
     assert Store("memory://user:password@host/x").name == "memory://host/x"
 

@@ -12,7 +12,7 @@ EVAL = {"kind": "eval", "step": 1_234_567, "epoch": 89, "loss": 6.90776, "top1":
 def test_highest_attempt_wins(tmp_path):
     store = Store(str(tmp_path))
     for attempt, steps in ((1, range(5)), (2, range(3, 8))):
-        metrics = MetricsFile(store, attempt)
+        metrics = MetricsFile(store, attempt, print)
         for step in steps:
             metrics.write({"kind": "train", "step": step, "attempt": attempt})
         metrics.close()
@@ -23,7 +23,7 @@ def test_highest_attempt_wins(tmp_path):
 
 
 def test_lines_are_on_disk_at_once_and_valid_json(tmp_path):
-    metrics = MetricsFile(Store(str(tmp_path)), 1)
+    metrics = MetricsFile(Store(str(tmp_path)), 1, print)
     assert not list(tmp_path.iterdir()), "nothing written, no file"
     metrics.write({"kind": "train", "step": 1, "loss": float("nan")})
     assert json.loads((tmp_path / "metrics-001.jsonl").read_text()) == {"kind": "train", "step": 1, "loss": None}
@@ -32,7 +32,7 @@ def test_lines_are_on_disk_at_once_and_valid_json(tmp_path):
 
 def test_a_bucket_gets_the_whole_file(tmp_path):
     store = Store("memory://metrics-test/run")
-    metrics = MetricsFile(store, 3)
+    metrics = MetricsFile(store, 3, print)
     for step in range(3):
         metrics.write({"kind": "train", "step": step})
         metrics.upload()
@@ -40,6 +40,49 @@ def test_a_bucket_gets_the_whole_file(tmp_path):
     metrics.write({"kind": "eval", "step": 2})
     metrics.close()
     assert len(read_metrics(store)) == 4
+
+
+def test_what_a_full_disk_does_not_take_is_written_later(tmp_path, file_limit):
+    told = []
+    metrics = MetricsFile(Store(str(tmp_path)), 1, told.append)
+    file_limit(100)  # in the middle of a line
+    for step in range(10):
+        metrics.write({"kind": "train", "step": step})
+    file_limit(None)
+    assert len(read_metrics(Store(str(tmp_path)))) < 5
+    metrics.write({"kind": "train", "step": 10})
+    metrics.close()
+    assert [json.loads(text)["step"] for text in (tmp_path / "metrics-001.jsonl").read_text().splitlines()] == [
+        *range(11)
+    ]
+    (warning,) = told
+    assert warning.startswith("warning: metrics-001.jsonl cannot be written for now: [Errno 27]")
+
+
+def test_records_that_are_lost_are_told(tmp_path, file_limit):
+    told = []
+    metrics = MetricsFile(Store(str(tmp_path)), 1, told.append)
+    file_limit(0)
+    metrics.write({"kind": "train", "step": 1})
+    metrics.close()
+    assert told[-1] == f"warning: the last records of {tmp_path}/metrics-001.jsonl are lost"
+
+
+def test_a_bucket_that_is_away_gets_the_whole_file_later(tmp_path):
+    """A file in the way of the folder stands for it."""
+    told, store = [], Store(f"local://{tmp_path}/run")
+    store.local = None
+    (tmp_path / "run").write_text("")
+    metrics = MetricsFile(store, 1, told.append)
+    for step in (1, 2):
+        metrics.write({"kind": "train", "step": step})
+        metrics.upload()
+    assert len(told) == 1
+    (tmp_path / "run").unlink()
+    (tmp_path / "run").mkdir()
+    metrics.close()
+    assert len(read_metrics(store)) == 2
+    assert len(told) == 1
 
 
 def test_lines_fit_80_columns():
