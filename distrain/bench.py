@@ -15,8 +15,8 @@ from distrain.config import Config, parse
 from distrain.data.decode import jpeg_size
 from distrain.data.loader import Loader, Request
 from distrain.data.order import Order
+from distrain.datasets import open_data
 from distrain.errors import UserError
-from distrain.job import open_data
 from distrain.world import local_world
 
 _ROUNDS = 5

@@ -1,29 +1,25 @@
 """What a run is made of: `setup` checks everything, makes it once, and takes over a checkpoint."""
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
-from distrain.checkpoint import FOLDER as CHECKPOINTS
-from distrain.checkpoint import Loaded, digest, load_newest, write_best
+from distrain.checkpoint import digest, write_best
 from distrain.config import Config, result_fields, to_yaml
-from distrain.data.cache import DiskCache
-from distrain.data.digits import pack_digits
-from distrain.data.manifest import MANIFEST, Manifest
-from distrain.data.order import Ids, Order
-from distrain.data.shards import Dataset, store_of
-from distrain.data.store import Store, may_pass
-from distrain.errors import AttemptError, RunError, UserError
+from distrain.data.loader import Loader, Request
+from distrain.data.order import Order
+from distrain.data.shards import Dataset
+from distrain.data.store import Store
+from distrain.datasets import memory_warning, open_data, order_of, pin_data, val_fingerprint
+from distrain.errors import UserError
 from distrain.hardware import agree, fingerprint
 from distrain.imported import try_out
 from distrain.lanes import Lanes, lanes_for
 from distrain.layers import BatchNorm, batch_norms
-from distrain.lease import Lease, attempts, claim, failures
-from distrain.losses import check_loss
+from distrain.lease import Lease
 from distrain.model import build, trained
 from distrain.monitor.health import Spikes, Stragglers, Watchdog
 from distrain.monitor.meters import Meters
@@ -33,16 +29,13 @@ from distrain.optim.accumulate import Accumulator
 from distrain.optim.adam import adam
 from distrain.optim.lars import lars
 from distrain.optim.optimizer import Optimizer
-from distrain.optim.schedule import Stall
+from distrain.optim.schedule import Stall, learning_rate
 from distrain.optim.sgd import sgd
 from distrain.recall import recall
 from distrain.record import Record
+from distrain.resume import Patience, check_hardware, check_plateau, check_result, plateau_of, restore, take_over
 from distrain.sections import ImportedModel
 from distrain.world import World, environment
-
-# Batches whose row groups an evaluation keeps in memory.
-_BATCHES_AHEAD = 4
-T = TypeVar("T")
 
 
 @dataclass
@@ -102,6 +95,28 @@ class Job:
     def steps(self) -> int:
         """Steps of the whole run."""
         return self.config.epochs * self.order.steps
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return learning_rate(self.config.schedule, step, self.order.steps, self.steps, self.plateau.drops)
+
+    def loader(self, dataset: Dataset, requests: Iterator[Request], *, evaluation: bool = False) -> Loader:
+        """A loader on the rank's device, normalising with the training set's statistics."""
+        return Loader(
+            self.config,
+            dataset,
+            self.dataset.manifest.statistics,
+            requests,
+            batch=self.config.evaluate.batch if evaluation else self.config.micro_batch,
+            device=self.world.device,
+            augmented=not evaluation,
+        )
+
+    def tell(self, record: Mapping[str, Any]) -> None:
+        """Write a record to the metrics file, the metrics page and the console."""
+        self.last[record["kind"]] = record
+        if self.record:
+            self.record.tell(record)
 
 
 def setup(
@@ -223,63 +238,6 @@ def setup(
     )
 
 
-def take_over(
-    config: Config, world: World, console: Console, patience: "Patience", stack: ExitStack, *, must_resume: bool
-) -> tuple[Lease, Loaded | None]:
-    """On the lead: the right to write to the run directory, and the checkpoint to go on from.
-
-    Raises:
-        UserError: another run is at work there, or it cannot be used.
-        RunError: no checkpoint is whole, or too many attempts of this launch have failed.
-    """
-    store = patience.store
-    nothing = UserError(f"there is no checkpoint to resume from in {store.name}: leave out --resume to start the run")
-    if must_resume and not patience(lambda: store.list(CHECKPOINTS)):
-        raise nothing
-    lease = stack.enter_context(patience(lambda: claim(store, world.session, console.event)))
-    loaded, problems = patience(lambda: load_newest(store))
-    if must_resume and loaded is None:
-        raise nothing
-    step = loaded.step if loaded else 0
-    patience(lambda: lease.started_from(step))
-    for problem in problems:
-        console.event(f"{problem}; falling back to the one before")
-    before = {number: record for number, record in patience(lambda: attempts(store)).items() if number < lease.number}
-    failed = failures(before, world.session, step)
-    if failed >= config.cluster.max_failures:
-        raise RunError(
-            f"{failed} attempts in a row failed after step {step} without a new checkpoint, which is as many as "
-            "cluster.max_failures allows: mend the cause, then run the same command to go on"
-        )
-    if config.data.pack:
-        pack_built_in(config, console)
-    return lease, loaded
-
-
-class Patience:
-    """Tries again what fails for want of room, or of an answer from the run directory; for a while in all."""
-
-    def __init__(self, store: Store, seconds: float, console: Console) -> None:
-        self.store, self._console, self._told = store, console, False
-        self._end = time.monotonic() + seconds
-
-    def __call__(self, act: Callable[[], T]) -> T:
-        """What `act` returns. Raises UserError where waiting cannot help, AttemptError where it did not."""
-        while True:
-            try:
-                return act()
-            except OSError as error:
-                what = f"the run directory {self.store.name} cannot be written to or read ({error})"
-                if not may_pass(error):
-                    raise UserError(f"{what}: choose another, run=...") from None
-                if time.monotonic() > self._end:
-                    raise AttemptError(f"{what}: free space or mend the storage, or choose another, run=...") from None
-                if not self._told:
-                    self._console.event(f"{what}: trying again")
-                self._told = True
-                time.sleep(1.0)
-
-
 def _reporter(
     world: World, alarm: Callable[[str], None], store: Store, lease: Lease | None
 ) -> Callable[[str, str], None]:
@@ -292,57 +250,6 @@ def _reporter(
         store.write(name, f"{sentence}\n{stacks}".encode())
 
     return report
-
-
-def check_hardware(
-    console: Console, state: Mapping[str, Any], now: Mapping[str, str], hardware: str | None, other_hardware: bool
-) -> None:
-    """Compare what this hardware computes with what the checkpoint's did.
-
-    Raises:
-        UserError: it differs, and nobody said that it may.
-    """
-    if state["hardware"] == hardware:
-        return
-    before = state["environment"]
-    keys = sorted(before.keys() | now.keys())
-    differs = [f"{k} {before.get(k)} -> {now.get(k)}" for k in keys if before.get(k) != now.get(k)]
-    what = "; ".join(differs) or "the same names and versions, another result"
-    if not other_hardware:
-        raise UserError(
-            f"this hardware computes other bits than that of the checkpoint ({what}): use the same kind, "
-            "or give up the promise with --accept-other-hardware"
-        )
-    console.event(f"warning: other hardware than before ({what}): bits are no longer promised for this run")
-
-
-def val_fingerprint(val: Dataset | None) -> str | None:
-    """What the best evaluation was measured on."""
-    return val.manifest.fingerprint if val else None
-
-
-def streams_bytes(config: Config, manifest: Manifest, hosted: int) -> int:
-    """What a rank's streams want in memory: a shuffled block of each hosted virtual worker, cut at group edges."""
-    sizes = [group.end - group.start for shard in manifest.shards for group in shard.groups]
-    block = min(config.data.shuffle_rows, -(-manifest.rows // config.virtual_workers))
-    return min(sum(sizes), hosted * (block * sum(sizes) // manifest.rows + max(sizes)))
-
-
-def streamed_bytes(manifest: Manifest, batch: int) -> int:
-    """What it takes to read a set in its order: the row groups of a few batches, fetched ahead."""
-    sizes = [group.end - group.start for shard in manifest.shards for group in shard.groups]
-    return max(sizes) * (2 + -(-_BATCHES_AHEAD * batch * len(sizes) // manifest.rows))
-
-
-def memory_warning(config: Config, manifest: Manifest, world: World) -> str | None:
-    """What to say where the streams do not fit the memory: then rows are read many times over."""
-    wanted = streams_bytes(config, manifest, len(world.hosted(config.virtual_workers)))
-    if wanted <= int(config.data.memory):
-        return None
-    return (
-        f"warning: data.memory = {int(config.data.memory):,} bytes is less than the {wanted:,} that the streams of the "
-        "virtual workers want, so row groups are read many times: raise it, or lower data.shuffle_rows"
-    )
 
 
 def build_model(config: Config, classes: int) -> nn.Module:
@@ -368,110 +275,3 @@ def build_optimizer(config: Config, parameters: Mapping[str, nn.Parameter]) -> O
     if rule.name == "lars":
         return lars(rule, parameters)
     return sgd(rule, parameters) if rule.name == "sgd" else adam(rule, parameters)
-
-
-def pack_built_in(config: Config, console: Console) -> None:
-    """Pack the built-in source that the config names, on first use."""
-    if config.data.val is None:
-        raise UserError(f"data.pack = {config.data.pack} makes a validation set too: set data.val")
-    if not all(Store(url).exists(MANIFEST) for url in (config.data.train, config.data.val)):
-        console.event(f"packing scikit-learn's digits into {config.data.train} and {config.data.val}")
-        pack_digits(config.data.train, config.data.val)
-
-
-def open_data(config: Config) -> tuple[Dataset, Dataset | None]:
-    """The training and the validation set, checked against each other and the config."""
-    memory, patience = int(config.data.memory), config.data.patience
-    sets: list[Dataset] = []
-    for url in (config.data.train, config.data.val):
-        if url is not None:
-            store = Store(url)
-            manifest = Manifest.load(store, patience)
-            check_size(config, store, manifest)
-            if sets:  # validation reads one group after another
-                memory = min(memory, streamed_bytes(manifest, config.evaluate.batch))
-            folder, limit, store = config.data.cache, int(config.data.cache_bytes), store_of(manifest, store)
-            cache = DiskCache(folder, limit, store.counts) if folder else None
-            sets.append(Dataset(store, manifest, memory=memory, patience=patience, cache=cache))
-    train, val = sets[0], sets[1] if len(sets) > 1 else None
-    if val is not None and val.manifest.classes != train.manifest.classes:
-        raise UserError(
-            f"{train.store.name} has {len(train.manifest.classes)} classes and {val.store.name} "
-            f"{len(val.manifest.classes)}, or other names: pack both from folders of the same names"
-        )
-    check_loss(config.loss, len(train.manifest.classes))
-    return train, val
-
-
-def check_size(config: Config, store: Store, manifest: Manifest) -> None:
-    """Raises UserError where the crop cannot be cut out of the images."""
-    crop, short_side = config.augment.crop, config.augment.short_side
-    if short_side is not None:
-        return
-    if manifest.size is None:
-        raise UserError(
-            f"the images of {store.name} differ in size: set augment.short_side, to {crop * 256 // 224} as the paper "
-            f"does for a crop of {crop}, or pack them with --geometry square:{crop * 256 // 224}"
-        )
-    if min(manifest.size) < crop:
-        raise UserError(
-            f"augment.crop = {crop} does not fit the {manifest.size[1]} x {manifest.size[0]} pixel images of "
-            f"{store.name}: lower it, set augment.short_side, or pack larger images"
-        )
-
-
-def pin_data(config: Config, manifest: Manifest) -> Config:
-    """The config with the fingerprint of the data that is there."""
-    wanted, found = config.data.fingerprint, manifest.fingerprint
-    if wanted not in (None, found):
-        raise UserError(
-            f"data.fingerprint is {wanted}, but {config.data.train} holds {found}: "
-            "use the data set that the config was made for, or another fingerprint and run directory"
-        )
-    return config.model_copy(update={"data": config.data.model_copy(update={"fingerprint": found})})
-
-
-def order_of(config: Config, group_rows: Ids) -> Order:
-    """The order of the training samples."""
-    return Order(group_rows, config.seed, config.virtual_workers, config.micro_batch, config.data.shuffle_rows)
-
-
-def check_result(config: Config, saved: Mapping[str, Any]) -> None:
-    """Raises UserError where a field that decides the weights differs from the checkpoint's."""
-    own = result_fields(config)
-    changed = [
-        f"\n  - {key}: {saved.get(key)!r} in the checkpoint, {own.get(key)!r} now"
-        for key in sorted(saved.keys() | own.keys())
-        if saved.get(key) != own.get(key)
-    ]
-    if changed:
-        raise UserError(
-            f"{config.run} was trained with other settings, so it cannot go on with these "
-            f"(change them back, or start afresh with run=...):{''.join(changed)}"
-        )
-
-
-def plateau_of(state: Mapping[str, Any] | None) -> Stall:
-    """What the plateau schedule had seen when a checkpoint was saved."""
-    if state is None:
-        return Stall()
-    saved = state["plateau"]
-    return Stall(saved["best"], saved["epochs"], tuple(saved["drops"]))
-
-
-def check_plateau(config: Config, val: Dataset | None, state: Mapping[str, Any]) -> None:
-    """Raises UserError where the plateau schedule would compare counts of two validation sets."""
-    if config.schedule.name == "plateau" and state["val"] != val_fingerprint(val):
-        raise UserError(
-            f"{config.run} was trained with another validation set, whose counts its plateau schedule follows: "
-            "use that one (data.val), or start afresh with run=..."
-        )
-
-
-def restore(world: World, model: nn.Module, optimizer: Optimizer, loaded: Loaded | None) -> None:
-    """Take over a checkpoint: the lead has read it, the others get its tensors."""
-    if loaded is not None:
-        model.load_state_dict(loaded.model)
-        optimizer.load(loaded.optimizer)
-    for tensor in (*model.state_dict().values(), *optimizer.state().values()):
-        world.copy_from_lead(tensor)

@@ -10,8 +10,9 @@ from distrain.config import Config
 from distrain.data.digits import DIGITS_CLASSES, DIGITS_GROUP_ROWS
 from distrain.data.manifest import MANIFEST, Manifest
 from distrain.data.store import Store
+from distrain.datasets import open_data, order_of, pin_data, streams_bytes
 from distrain.errors import UserError
-from distrain.job import build_model, open_data, order_of, pin_data, streams_bytes
+from distrain.job import build_model
 from distrain.model import parameter_count
 from distrain.optim.schedule import learning_rate
 from distrain.sections import ImportedModel

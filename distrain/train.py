@@ -1,7 +1,6 @@
 """The training function: `train(config, world, console)`. It knows nothing of Ray or of the command line."""
 
 import errno
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,20 +13,19 @@ import torch
 
 from distrain.checkpoint import digest
 from distrain.config import Config, result_fields
-from distrain.data.loader import Loader, MicroBatch, Request, evaluation_requests, training_requests
-from distrain.data.shards import Dataset
+from distrain.data.loader import MicroBatch, training_requests
+from distrain.datasets import val_fingerprint
+from distrain.diverged import StepFailed, diverged
 from distrain.errors import AttemptError, RunError, UserError
-from distrain.evaluate import Score, evaluate
-from distrain.job import Job, setup, val_fingerprint
+from distrain.job import Job, setup
 from distrain.layers import move_all
 from distrain.losses import correct
 from distrain.monitor.meters import Reading
 from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import Console, Silent, read_metrics
-from distrain.optim.schedule import learning_rate, observe
 from distrain.record import BAD_SAMPLES
-from distrain.sections import Plateau
 from distrain.step import forward
+from distrain.validate import validate
 from distrain.world import World, environment, numerics
 
 
@@ -139,16 +137,12 @@ def measured(config: Config, world: World, tell: Callable[[str], None]) -> Itera
         metrics.close(over=over)
 
 
-class StepFailed(Exception):  # noqa: N818 - never leaves this module
-    """A step had a loss or gradient that is not finite, or no valid sample: its reading."""
-
-
 def fit(job: Job) -> str:
     """The loop: load, forward and backward, reduce, move, log, evaluate, save."""
     config, order, steps, world, at = job.config, job.order, job.steps, job.world, job.watchdog.at
     metrics = job.metrics
     hosted = world.hosted(config.virtual_workers)
-    batches = open_loader(job, job.dataset, training_requests(order, range(job.start, steps), hosted))
+    batches = job.loader(job.dataset, training_requests(order, range(job.start, steps), hosted))
     metrics.queues(batches.depths)
     job.logged = time.monotonic()
     with batches:
@@ -166,7 +160,7 @@ def fit(job: Job) -> str:
                 totals = job.accumulator.reduce(world)
                 job.accumulator.finish(totals, job.lanes)
             may_move = job.meters.add(step, totals)
-            lr, before = (rate(job, s) for s in (step, max(0, step - 1)))
+            lr, before = (job.rate(s) for s in (step, max(0, step - 1)))
             old = [p.detach().clone() for p in job.parameters.values()] if log and metrics.wants_norms else None
             with metrics.phase("optimizer"):
                 job.optimizer.step(may_move * lr, lr / before)
@@ -187,19 +181,13 @@ def fit(job: Job) -> str:
                 log_step(job, done, lr)
                 if old is not None:
                     metrics.norms(list(job.parameters.values()), old)
-            better = score and evaluate_step(job, done)
+            better = score and validate(job, done)
             if save or better:
                 save_step(job, done, better)
             if stop and not last:
                 break
     await_save(job)
     return "finished" if job.start == steps else "stopped"
-
-
-def rate(job: Job, step: int) -> float:
-    """The learning rate of a step."""
-    per_epoch = job.order.steps
-    return learning_rate(job.config.schedule, step, per_epoch, job.config.epochs * per_epoch, job.plateau.drops)
 
 
 def micro_step(job: Job, step: int, batch: MicroBatch) -> None:
@@ -265,7 +253,7 @@ def log_step(job: Job, done: int, lr: float) -> None:
         "bad_samples": len(job.bad),
     }
     job.waited = job.arrived = 0.0
-    tell(job, record)
+    job.tell(record)
 
 
 def judge(job: Job, reading: Reading, waits: Sequence[float], arrivals: Sequence[float]) -> None:
@@ -280,89 +268,6 @@ def judge(job: Job, reading: Reading, waits: Sequence[float], arrivals: Sequence
     for text in (sentence, jump):
         if text is not None:
             job.console.event(f"warning: {text}")
-
-
-def evaluate_step(job: Job, done: int) -> bool:
-    """Evaluate and tell; whether this is the best evaluation so far, by its counts."""
-    assert job.val is not None
-    began = time.monotonic()
-    score = score_of(job, job.val)
-    seconds = time.monotonic() - began
-    new = {k: reason for k, reason in sorted(score.bad.items()) if k not in job.val_bad_told}
-    job.val_bad_told.update(new)
-    for sample_id, reason in new.items():
-        job.console.event(f"validation sample {sample_id} ({job.val.describe(sample_id)}) is left out: {reason}")
-    if len(job.val_bad_told) > job.config.data.max_bad_samples:  # merged, so that all ranks know it
-        raise RunError(
-            f"{len(job.val_bad_told)} validation samples do not decode, more than data.max_bad_samples = "
-            f"{job.config.data.max_bad_samples}: mend the data, or raise the limit and run the same command to go on"
-        )
-    record = {
-        "kind": "eval",
-        "step": done,
-        "epoch": job.order.cursor(done - 1).epoch,
-        "loss": score.loss,
-        "top1": score.top1 / score.samples if score.samples else 0.0,
-        "top5": score.top5 / score.samples if score.samples else 0.0,
-        "top1_count": score.top1,
-        "top5_count": score.top5,
-        "samples": score.samples,
-        "seconds": seconds,
-        "classes": len(job.val.manifest.classes),
-    }
-    tell(job, record)
-    job.logged += time.monotonic() - began  # training speed is told without evaluation
-    schedule = job.config.schedule
-    if isinstance(schedule, Plateau) and done % job.order.steps == 0:
-        watch(job, schedule, done, score.top1)
-    better: bool = score.top1 > job.best.get("top1", -1)
-    if better:
-        job.best = {
-            "step": done,
-            "top1": score.top1,
-            "samples": score.samples,
-            "val": val_fingerprint(job.val),
-        }
-    return better
-
-
-def watch(job: Job, schedule: Plateau, done: int, right: int) -> None:
-    """After an epoch: lower the rate if validation has stalled."""
-    before = job.plateau
-    if done > round(schedule.warmup_epochs * job.order.steps):
-        job.plateau = observe(schedule, before, done, right)
-    if len(job.plateau.drops) > len(before.drops):
-        epochs = f"{schedule.patience} epoch{'s' * (schedule.patience > 1)}"
-        job.console.event(f"validation has stalled for {epochs}: the learning rate is {rate(job, done):.4g} now")
-
-
-def score_of(job: Job, dataset: Dataset) -> Score:
-    """Evaluate the model on a data set, on all ranks."""
-    job.watchdog.at("the evaluation")
-    requests = evaluation_requests(dataset.manifest.rows, job.config.evaluate.batch, job.world.rank, job.world.ranks)
-    with open_loader(job, dataset, requests, evaluation=True) as batches:
-        return evaluate(job.config, job.world, job.model, watched(job, batches), job.lanes)
-
-
-def watched(job: Job, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-    """The same chunks; each is progress, and after the last one this rank waits for the others."""
-    for batch in batches:
-        job.watchdog.at(f"chunk {batch.cursor.step} of the evaluation")
-        yield batch
-    job.watchdog.at("the sums of the evaluation", waiting=True)
-
-
-def open_loader(job: Job, dataset: Dataset, requests: Iterator[Request], *, evaluation: bool = False) -> Loader:
-    """A loader on the rank's device, normalising with the training set's statistics."""
-    return Loader(
-        job.config,
-        dataset,
-        job.dataset.manifest.statistics,
-        requests,
-        batch=job.config.evaluate.batch if evaluation else job.config.micro_batch,
-        device=job.world.device,
-        augmented=not evaluation,
-    )
 
 
 def save_step(job: Job, done: int, best: bool) -> None:
@@ -406,13 +311,6 @@ def await_save(job: Job) -> None:
     job.world.gather(None)
 
 
-def tell(job: Job, record: Mapping[str, Any]) -> None:
-    """Write a record to the metrics file and the console."""
-    job.last[record["kind"]] = record
-    if job.record:
-        job.record.tell(record)
-
-
 def check_bad_samples(job: Job, new: Sequence[Mapping[str, str]]) -> None:
     """Merge the bad samples that each rank has met, and name new ones; stop when there are too many."""
     job.bad.update({int(k): reason for part in new for k, reason in part.items()})
@@ -426,43 +324,3 @@ def check_bad_samples(job: Job, new: Sequence[Mapping[str, str]]) -> None:
             f"{len(job.bad)} bad samples are more than data.max_bad_samples = {limit}: they are listed in "
             f"{job.run}/{BAD_SAMPLES}; mend the data, or raise the limit and run the same command to go on"
         )
-
-
-def diverged(job: Job, reading: Reading) -> RunError:
-    """Save the evidence of a failed step. The weights have not moved since, so the step is computed again."""
-    step = reading.failed_step
-    assert step is not None
-    if job.record:
-        job.metrics.set("diverged", int(not reading.no_valid))
-    if reading.no_valid:
-        return RunError(f"all samples of step {step + 1} are bad, so it has no gradient: mend the data (distrain pack)")
-    config, micro_batches = job.config, dict[int, dict[str, Any]]()
-
-    def look(batch: MicroBatch) -> None:
-        loss = forward(config, job.model, step, batch).loss
-        gradients = torch.autograd.grad(loss, list(job.parameters.values()))
-        norms = {name: float(g.double().norm()) for name, g in zip(job.parameters, gradients, strict=True)}
-        micro_batches[batch.virtual_worker] = {
-            "loss": loss.item() / config.micro_batch,
-            "gradient_norm": math.hypot(*norms.values()),
-            "gradient_norms": norms,
-            "sample_ids": batch.ids.tolist(),
-        }
-
-    hosted = job.world.hosted(config.virtual_workers)
-    with open_loader(job, job.dataset, training_requests(job.order, range(step, step + 1), hosted)) as batches:
-        job.lanes.run(look, batches)
-    for part in job.world.gather({str(v): numbers for v, numbers in micro_batches.items()}):
-        micro_batches.update({int(v): numbers for v, numbers in part.items()})
-    evidence = {
-        "step": step + 1,
-        "learning_rate": rate(job, step),
-        "virtual_workers": {str(v): micro_batches[v] for v in sorted(micro_batches)},
-    }
-    where = job.record.evidence(step + 1, evidence) if job.record else "the run directory"
-    worst = max(micro_batches.values(), key=lambda m: m["gradient_norm"] if m["gradient_norm"] >= 0 else math.inf)
-    return RunError(
-        f"training diverged at step {step + 1}: a loss or gradient is not finite, or too large for the fixed point "
-        f"(loss {worst['loss']:.4g}, gradient norm {worst['gradient_norm']:.4g}); "
-        f"samples and norms are in {where}. Lower schedule.lr and start afresh with run=..."
-    )

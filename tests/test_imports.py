@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "distrain"
 
 # A module may import rows above it and, on its own row, modules named before it.
 ROWS = [
-    ["", "errors", "philox", "sections", "config", "data.order", "data.augment", "optim.schedule"],
+    ["", "errors", "philox", "sections", "settings", "config", "data.order", "data.augment", "optim.schedule"],
     [
         "world",
         "lanes",
@@ -60,12 +60,26 @@ ROWS = [
         "monitor.prometheus",
         "monitor.top",
     ],
-    ["step", "evaluate", "hardware", "record", "recall", "job", "plan", "train", "bench"],
-    ["launch.signals", "launch.local", "launch.room", "launch.ray_rank", "launch.ray_train"],
+    [
+        "step",
+        "evaluate",
+        "hardware",
+        "record",
+        "recall",
+        "datasets",
+        "resume",
+        "job",
+        "plan",
+        "validate",
+        "diverged",
+        "train",
+        "bench",
+    ],
+    ["launch.signals", "launch.local", "launch.room", "launch.ray_cluster", "launch.ray_rank", "launch.ray_train"],
     ["cli_data", "cli", "__main__"],
 ]
 THIRD_PARTIES = {
-    "pydantic": ["sections", "config"],
+    "pydantic": ["sections", "settings", "config"],
     "yaml": ["config"],
     "fsspec": ["data.store"],
     "obstore": ["data.objects"],
@@ -80,7 +94,7 @@ THIRD_PARTIES = {
     "matplotlib": ["plan"],
     "safetensors": ["checkpoint"],
     "prometheus_client": ["monitor.pageserver", "monitor.endpoint", "monitor.prometheus", "monitor.top"],
-    "ray": ["launch.room", "launch.ray_rank", "launch.ray_train"],
+    "ray": ["launch.room", "launch.ray_cluster", "launch.ray_rank", "launch.ray_train"],
     "typer": ["cli_data", "cli"],
     "rich": ["cli_data", "cli"],
 }

@@ -117,7 +117,7 @@ def test_ten_steps_equal_torch_on_the_same_batches(narrow, console, digits):
     from distrain.data.loader import Loader, training_requests
     from distrain.data.manifest import Manifest
     from distrain.data.shards import Dataset
-    from distrain.job import order_of
+    from distrain.datasets import order_of
     from distrain.model import build
 
     rate = {"name": "constant", "lr": 1e-2}

@@ -11,9 +11,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from distrain.config import Augment
 from distrain.data.order import Cursor
 from distrain.philox import Purpose, words
+from distrain.settings import Augment
 
 _AREA = (0.08, 1.0)
 _ASPECT = (3 / 4, 4 / 3)

@@ -6,12 +6,9 @@ there. This rests on Ray's public interface; two private calls sharpen the view 
 """
 
 import os
-import shutil
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow.fs
@@ -31,28 +28,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from distrain.config import Config
 from distrain.data.store import Store
 from distrain.errors import LostRankError, RunError, UserError
+from distrain.launch.ray_cluster import HEAD_SETTINGS, connected, reason_of
 from distrain.launch.ray_rank import Mailbox, heed_sigterm, run_rank
 from distrain.launch.room import Node, room
 from distrain.launch.signals import stop_on_signals
 from distrain.monitor.sinks import Console
 from distrain.train import Summary
 
-# Ray's defaults are a poll every 2 s, 60 s for workers that cannot be placed, every print twice and a chdir.
-_TRAIN_SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "6",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-}
-# Read by the head: a node that vanishes is noticed after about 8 s, not after 65.
-HEAD_SETTINGS = {
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "3",
-    "RAY_health_check_initial_delay_ms": "2000",
-}
 _LOOK_EVERY = 2.0
 # Seconds for which more room must be there before a run grows into it.
 _SETTLED = 3.0
@@ -74,14 +56,14 @@ def run(
         UserError, RunError: as `train`; too many failures without a new checkpoint.
     """
     config = _with_absolute_paths(config)
-    with _connected(config, address, console):
+    with connected(config, address, console):
         try:
             driver = _Driver(config, console, {"must_resume": must_resume, "other_hardware": other_hardware})
             with stop_on_signals(driver.stop.set) as received:
                 summary = driver.run()
         except (RayError, ConnectionError) as error:
             raise RunError(
-                f"the Ray cluster is gone ({_reason(error)}): when it is back, run the same command to go on"
+                f"the Ray cluster is gone ({reason_of(error)}): when it is back, run the same command to go on"
             ) from error
     return summary, received[0] if received and summary.status == "stopped" else None
 
@@ -111,7 +93,7 @@ class _Losses(UserCallback):
         # A rank that only noticed that another is gone is a symptom: it is named where there is no cause.
         errors = {rank: getattr(error, "_base_exc", error) for rank, error in worker_exceptions.items()}
         causes = {rank: error for rank, error in errors.items() if not isinstance(error, LostRankError)}
-        self._mailbox.put.remote("lost", {rank: _reason(error) for rank, error in (causes or errors).items()})
+        self._mailbox.put.remote("lost", {rank: reason_of(error) for rank, error in (causes or errors).items()})
 
 
 class _Driver:
@@ -156,7 +138,7 @@ class _Driver:
                 continue
             if found is not None:
                 return Summary(**found)
-            reason = _reason(error)
+            reason = reason_of(error)
             barren = 0 if self._places else barren + 1
             if isinstance(error, ControllerError) and "Timeout" in type(error.controller_failure).__name__:
                 self._unplaceable = workers
@@ -329,49 +311,6 @@ class _Driver:
         return f"there is room for {found} workers, {found - workers} more", None
 
 
-def _join(address: str, console: Console, options: Mapping[str, Any]) -> None:
-    """Connect to a cluster; a head that is too busy to start a server for this client in Ray's 30 s is asked twice."""
-    try:
-        ray.init(address=address, **options)
-    except RuntimeError as error:
-        if "Ray client server failed" not in str(error):
-            raise
-        console.event("the head is too busy to serve this client: asking again")
-        ray.init(address=address, **options)
-
-
-@contextmanager
-def _connected(config: Config, address: str | None, console: Console) -> Iterator[None]:
-    """A connection to a cluster, or a Ray of our own, which is gone afterwards with all that it wrote."""
-    os.environ.update({k: v for k, v in _TRAIN_SETTINGS.items() if k not in os.environ})
-    # A wall of text for each worker that dies, whatever log_to_driver says; where it has moved to, it shows again.
-    ray._private.worker.print_to_stdstream = lambda *_, **__: None
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is not None:
-        try:
-            _join(address, console, quiet)
-        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-            raise UserError(f"no Ray cluster answers at {address} ({_reason(error)}): check the address") from None
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        console.event(f"connected to Ray at {address}: {len(nodes)} node{'s' * (len(nodes) > 1)}")
-        try:
-            yield
-        finally:
-            ray.shutdown()
-        return
-    os.environ.update({k: v for k, v in HEAD_SETTINGS.items() if k not in os.environ})
-    # Set, it makes every process of Ray's compile torch again: 50 s instead of 15.
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    workers, cluster = config.cluster.workers[1], config.cluster
-    folder = tempfile.mkdtemp(prefix="distrain-ray-")
-    try:
-        ray.init(num_cpus=workers * cluster.cpus_per_worker, include_dashboard=False, _temp_dir=folder, **quiet)
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _storage(run: str) -> tuple[str, Any]:
     """Where Ray keeps what it knows of a fit: beside our checkpoints."""
     store = Store(run)
@@ -389,13 +328,3 @@ def _with_absolute_paths(config: Config) -> Config:
     paths = ("train", "val", "cache")
     data = config.data.model_copy(update={name: absolute(getattr(config.data, name)) for name in paths})
     return config.model_copy(update={"run": absolute(config.run), "data": data})
-
-
-def _reason(error: BaseException | None) -> str:
-    """What a person needs to know of an error: ours are sentences, Ray's are tracebacks and walls of advice."""
-    cause = getattr(error, "_base_exc", error)  # Ray wraps what a rank raised
-    if isinstance(cause, RunError):
-        return str(cause)
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    sentence = lines[-1].split(". ")[0] if lines else ""
-    return sentence or type(cause).__name__

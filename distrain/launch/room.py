@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import ray
 from ray.exceptions import RaySystemError
 
-from distrain.config import Cluster
+from distrain.settings import Cluster
 
 _PRIVATE_IS_GONE = (AttributeError, ImportError, RuntimeError, RaySystemError)
 

@@ -27,7 +27,7 @@ from distrain.data.store import Store
 
 PLAIN_RAY = """
 import os, sys, time
-from distrain.launch.ray_train import HEAD_SETTINGS, _TRAIN_SETTINGS
+from distrain.launch.ray_cluster import HEAD_SETTINGS, _TRAIN_SETTINGS
 os.environ.update(HEAD_SETTINGS | _TRAIN_SETTINGS)
 import ray, ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from distrain.config import Config, to_yaml
-from distrain.launch.ray_train import HEAD_SETTINGS
+from distrain.launch.ray_cluster import HEAD_SETTINGS
 from distrain.monitor.sinks import Silent
 from distrain.train import train
 from distrain.world import World

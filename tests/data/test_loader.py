@@ -17,8 +17,8 @@ from distrain.data.decode import decode, ppm
 from distrain.data.loader import Loader, Request, evaluation_requests, training_requests
 from distrain.data.order import Cursor, Order
 from distrain.data.shards import Dataset
+from distrain.datasets import order_of
 from distrain.errors import RunError
-from distrain.job import order_of
 
 CPU = torch.device("cpu")
 KINDS = kinds()
