@@ -19,7 +19,7 @@ from distrain.hardware import agree, fingerprint
 from distrain.imported import try_out
 from distrain.lanes import Lanes, lanes_for
 from distrain.layers import BatchNorm, batch_norms
-from distrain.lease import Lease
+from distrain.lease import Lease, attempts, restarts_and_resizes
 from distrain.model import build, trained
 from distrain.monitor.health import Spikes, Stragglers, Watchdog
 from distrain.monitor.meters import Meters
@@ -189,6 +189,9 @@ def setup(
     with world.together():
         if lease is not None:
             patience(lambda: store.write("config.yaml", to_yaml(config).encode()))
+            restarts, resizes = patience(lambda: restarts_and_resizes(attempts(store)))
+            metrics.set("restarts", restarts)
+            metrics.set("resizes", resizes)
             reached = max((r["step"] for r in patience(lambda: read_metrics(store))), default=0)
             if loaded and best.get("step") == loaded.step:  # the run may have been killed just before it did so
                 patience(lambda: write_best(store, loaded.name, best))

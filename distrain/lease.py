@@ -5,6 +5,7 @@ higher number supersedes all lower ones, so a worker that was cut off and comes 
 """
 
 import getpass
+import itertools
 import json
 import os
 import re
@@ -43,9 +44,9 @@ class Lease:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(failed=kind is not None)
 
-    def started_from(self, step: int) -> None:
-        """Note where this attempt goes on from: what older attempts save beyond it later does not count."""
-        self._write(from_step=step)
+    def started_from(self, step: int, workers: int) -> None:
+        """Note where this attempt goes on from, and with how many: what older ones save beyond it does not count."""
+        self._write(from_step=step, workers=workers)
 
     def check(self) -> None:
         """Ask before anything is written that is not this attempt's own.
@@ -135,6 +136,16 @@ def failures(records: Mapping[int, Mapping[str, Any]], session: str, step: int) 
             break
         count += 1
     return count
+
+
+def restarts_and_resizes(records: Mapping[int, Mapping[str, Any]]) -> tuple[int, int]:
+    """How many attempts followed one that failed, and how many had another number of workers than the one before."""
+    restarts = resizes = 0
+    started = [records[number] for number in sorted(records) if records[number]["from_step"] is not None]
+    for before, record in itertools.pairwise(started):
+        restarts += bool(before.get("failed", not before["ended"]))
+        resizes += before.get("workers") != record.get("workers")
+    return restarts, resizes
 
 
 def _has_ended(store: Store, number: int, record: Mapping[str, Any], tell: Callable[[str], None]) -> bool:

@@ -41,7 +41,7 @@ def take_over(
     if must_resume and loaded is None:
         raise nothing
     step = loaded.step if loaded else 0
-    patience(lambda: lease.started_from(step))
+    patience(lambda: lease.started_from(step, world.ranks))
     for problem in problems:
         console.event(f"{problem}; falling back to the one before")
     before = {number: record for number, record in patience(lambda: attempts(store)).items() if number < lease.number}

@@ -20,7 +20,7 @@ def checkpoints(store, *, attempt=1, keep=2, start=0, patience=0, told=None):
     """Those of an attempt that started from a step."""
     record = {"session": str(attempt), "from_step": start, "counter": 0, "ended": False}
     with Lease(store, attempt, record) as lease:
-        lease.started_from(start)
+        lease.started_from(start, 1)
         yield Checkpoints(store, lease, keep=keep, patience=patience, tell=([] if told is None else told).append)
 
 

@@ -10,7 +10,7 @@ import pytest
 import distrain.lease
 from distrain.data.store import Store
 from distrain.errors import AttemptError, UserError
-from distrain.lease import Lease, attempts, claim, failures, superseded
+from distrain.lease import Lease, attempts, claim, failures, restarts_and_resizes, superseded
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -36,7 +36,7 @@ def test_attempts_are_numbered_and_end(store):
     for number in (1, 2):
         with claim(store, "other", told.append) as lease:
             assert lease.number == number
-            lease.started_from(number * 10)
+            lease.started_from(number * 10, 1)
             lease.check()
     assert told == [], "what has ended is not waited for"
     found = attempts(store)
@@ -166,3 +166,17 @@ def test_failures_in_a_row():
     assert failures(records, "a", 20) == 0, "there is a new checkpoint"
     assert failures(records, "b", 10) == 0, "another launch starts to count anew"
     assert failures({**records, 5: attempt(10, failed=False)}, "a", 10) == 0, "one that was asked to end"
+
+
+def test_restarts_and_resizes():
+    def attempt(workers, **changes):
+        return {"from_step": 0, "ended": True, "failed": False, "workers": workers, **changes}
+
+    never_began = {"from_step": None, "ended": False}
+    stopped, failed, killed = attempt(3), attempt(3, failed=True), attempt(2, ended=False, failed=False)
+    del killed["failed"]
+    assert restarts_and_resizes({}) == (0, 0)
+    assert restarts_and_resizes({1: failed}) == (0, 0)
+    assert restarts_and_resizes({1: stopped, 2: attempt(2)}) == (0, 1)
+    assert restarts_and_resizes({1: failed, 2: never_began, 3: attempt(3)}) == (1, 0)
+    assert restarts_and_resizes({1: failed, 2: killed, 3: attempt(2)}) == (2, 1)

@@ -63,6 +63,8 @@ GAUGES = {
     "checkpoint_timestamp_seconds": Family("Unix time at which the newest whole checkpoint was ready."),
     "checkpoint_bytes": Family("Size of the newest checkpoint."),
     "attempt": Family("Number of this attempt in its run directory."),
+    "restarts": Family("Attempts at this run, of any launch, that followed one that had failed."),
+    "resizes": Family("Attempts at this run that had another number of workers than the one before."),
     "workers": Family("Ranks at work."),
     "workers_wanted": Family("Ranks that the run would like to have."),
     "stall_limit_seconds": Family("Seconds without progress after which a rank is taken to hang."),

@@ -181,6 +181,8 @@ def lines(view: View, width: int, now: float | None = None) -> Iterable[str]:
     parts = [f"{speed:,.0f} images/s"] if speed is not None else []
     if workers := view.value("workers"):
         parts.append(f"{workers:.0f} worker{'s' * (workers > 1)}")
+    if restarts := view.value("restarts"):
+        parts.append(f"{restarts:.0f} restart{'s' * (restarts > 1)}")
     parts += [f"rate {rate:.3g}"] if rate is not None else []
     if (saved := view.value("checkpoint_timestamp_seconds")) is not None:
         parts.append(f"saved {(now or time.time()) - saved:.0f} s ago")

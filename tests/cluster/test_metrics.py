@@ -69,6 +69,8 @@ def test_prometheus_follows_the_nodes_of_a_run(start, wanted, hosts, query):
     assert max(query("last_over_time(distrain_step[10m])").values()) == steps
     assert max(query("last_over_time(distrain_finished[10m])").values()) == 1
     assert max(query("last_over_time(distrain_attempt[10m])").values()) == 2
+    assert max(query("last_over_time(distrain_restarts[10m])").values()) == 1
+    assert max(query("last_over_time(distrain_resizes[10m])").values()) == 0
     done, again = (
         sum(query(f"last_over_time(distrain_steps{name}_total[10m])").values()) for name in ("", "_recomputed")
     )

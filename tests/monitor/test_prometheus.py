@@ -156,6 +156,29 @@ def test_steps_that_are_done_again_count_and_are_told_apart(measured, console, l
     assert found["attempt",] == 2
     assert found["steps_total",] == 22 - 10
     assert found["steps_recomputed_total",] == 12 - 10
+    assert (found["restarts",], found["resizes",]) == (0, 0), "it was asked to end"
+
+
+def test_restarts_and_resizes_are_counted_over_all_launches(measured, console, last):
+    config = measured(checkpoint={"every": 5})
+
+    def fail(step):
+        if step == 7:
+            raise OSError(errno.EIO, "a cable is out")
+
+    console.advance = fail
+    for _ in range(2):
+        with pytest.raises(OSError, match="a cable"):
+            train(config, World(CPU), console)
+        console.advance = lambda step: fail(step - 5)
+    del console.advance
+    store = Store(config.run)
+    record = json.loads(store.read("attempts/001.json"))
+    assert record["workers"] == 1
+    store.write("attempts/001.json", json.dumps({**record, "workers": 3}).encode())
+    found = last(config)
+    train(config, World(CPU), console)
+    assert (found["attempt",], found["restarts",], found["resizes",]) == (3, 2, 1)
 
 
 def test_bad_samples_are_counted(measured, console, tmp_path, damaged_set, last):

@@ -23,6 +23,8 @@ distrain_steps_planned{run="r"} 400.0
 distrain_loss{run="r",split="train"} 1.5
 # TYPE distrain_images_per_second gauge
 distrain_images_per_second{run="r"} 1234.0
+# TYPE distrain_restarts gauge
+distrain_restarts{run="r"} 2.0
 # TYPE distrain_workers gauge
 distrain_workers{run="r"} 2.0
 # TYPE distrain_workers_wanted gauge
@@ -78,7 +80,7 @@ def test_a_page_as_it_is_shown(page):
     view = watch.look()
     text = "\n".join(lines(view, 80, now=1100.0))
     assert "step 40 of 400 (10%)" in text
-    assert "1,234 images/s  2 workers" in text
+    assert "1,234 images/s  2 workers  2 restarts" in text
     assert "forward               75.0%" in text
     assert "data_wait             25.0%" in text
     assert max(len(line) for line in text.splitlines()) <= 80

@@ -1,7 +1,7 @@
 import pytest
 import ray
 
-from distrain.launch import ray_train
+from distrain.launch import ray_cluster
 
 
 def test_a_busy_head_is_asked_twice_and_others_once(console, monkeypatch):
@@ -17,11 +17,11 @@ def test_a_busy_head_is_asked_twice_and_others_once(console, monkeypatch):
         return refuse
 
     monkeypatch.setattr(ray, "init", init(RuntimeError("Starting Ray client server failed. See ray_client.err"), 1))
-    ray_train._join("ray://head:10001", console, {})
+    ray_cluster._join("ray://head:10001", console, {})
     assert [call["address"] for call in calls] == ["ray://head:10001"] * 2
     assert console.events == ["the head is too busy to serve this client: asking again"]
     calls.clear()
     monkeypatch.setattr(ray, "init", init(RuntimeError("something else"), 1))
     with pytest.raises(RuntimeError, match="something else"):
-        ray_train._join("ray://head:10001", console, {})
+        ray_cluster._join("ray://head:10001", console, {})
     assert len(calls) == 1
