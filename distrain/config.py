@@ -128,6 +128,14 @@ class Config(Section):
             raise ValueError("plateau watches the validation error: set data.val")
         return value
 
+    @field_validator("log")
+    @classmethod
+    def _events_are_on_a_disk(cls, value: Log, info: ValidationInfo) -> Log:
+        run = info.data.get("run") or ""
+        if value.tensorboard and "://" in run and not run.startswith("file://"):
+            raise ValueError("tensorboard needs a run directory on a disk: use mlflow, or another run=...")
+        return value
+
     @field_validator("cluster")
     @classmethod
     def _ranks_have_work(cls, value: Cluster, info: ValidationInfo) -> Cluster:

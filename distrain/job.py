@@ -113,7 +113,7 @@ class Job:
         )
 
     def tell(self, record: Mapping[str, Any]) -> None:
-        """Write a record to the metrics file, the metrics page and the console."""
+        """Write a record to all that follows the run: see `Record.tell`."""
         self.last[record["kind"]] = record
         if self.record:
             self.record.tell(record)
@@ -195,7 +195,7 @@ def setup(
             reached = max((r["step"] for r in patience(lambda: read_metrics(store))), default=0)
             if loaded and best.get("step") == loaded.step:  # the run may have been killed just before it did so
                 patience(lambda: write_best(store, loaded.name, best))
-            record = Record(config, store, lease, console, metrics, stack)
+            record = Record(config, store, lease, console, metrics, stack, step=loaded.step if loaded else 0)
     for split, found in (("train", dataset), ("val", val)):
         if found is not None:
             metrics.store(split, found.store.counts)

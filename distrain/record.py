@@ -16,6 +16,7 @@ from distrain.data.store import Store
 from distrain.lease import Lease
 from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import Console, MetricsFile
+from distrain.monitor.trackers import followers
 
 BAD_SAMPLES = "bad_samples.jsonl"
 TARGETS = "targets.json"
@@ -25,11 +26,27 @@ class Record:
     """The run directory of one attempt."""
 
     def __init__(
-        self, config: Config, store: Store, lease: Lease, console: Console, metrics: Metrics, stack: ExitStack
+        self,
+        config: Config,
+        store: Store,
+        lease: Lease,
+        console: Console,
+        metrics: Metrics,
+        stack: ExitStack,
+        *,
+        step: int,
     ) -> None:
+        """Nothing is written yet; `step` is where this attempt goes on from.
+
+        Raises:
+            UserError: a tracker's package is not installed.
+        """
         self.store, self.lease, self._console, self._live = store, lease, console, metrics
         self._metrics = MetricsFile(store, lease.number, console.event)
         stack.callback(self._metrics.close)
+        self._followers = followers(config, store, lease.number, step, console.event)
+        for follower in self._followers:
+            stack.callback(follower.close)
         self.checkpoints = Checkpoints(
             store,
             lease,
@@ -48,8 +65,10 @@ class Record:
             self._console.event(f"warning: {TARGETS} could not be written: {error}")
 
     def tell(self, record: Mapping[str, Any]) -> None:
-        """Write a metrics record to the file, the metrics page and the console."""
+        """Write a metrics record to the file, the metrics page, the trackers and the console."""
         self._metrics.write(record)
+        for follower in self._followers:
+            follower.write(record)
         self._live.record(record)
         self._console.record(record)
 

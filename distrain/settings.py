@@ -125,6 +125,15 @@ class Log(Section):
 
     every: int = operation(10, ge=1)
     """Steps between metrics lines; numbers stay on the device in between. [operation]"""
+    tensorboard: bool = operation(False)
+    """Write TensorBoard's event files too, in `tensorboard` of the run directory. [operation]"""
+    mlflow: str | None = operation(None)
+    """URI of an MLflow tracking server that is told too; null: none. Credentials are in the environment. [operation]"""
+
+    @field_validator("mlflow")
+    @classmethod
+    def _no_secret(cls, value: str | None) -> str | None:
+        return without_secret(value)
 
 
 class Metrics(Section):

@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,26 @@ def console() -> Recorder:
 
 
 @pytest.fixture
-def file_limit() -> Iterator[Callable[[int | None], None]]:
-    """Keeps files of this process from growing past so many bytes, as a full disk does; None: no more of that."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+def full_disk() -> Callable[[int], AbstractContextManager[Callable[[], None]]]:
+    """Inside, files of this process do not grow past so many bytes; what it gives makes room again.
 
-    def limit(size: int | None) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
+    pytest itself writes to files between a test and its clean-up, so this is no fixture that lasts until then.
+    """
 
-    yield limit
-    limit(None)
+    @contextmanager
+    def limit(size: int) -> Iterator[Callable[[], None]]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+        def make_room() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield make_room
+        finally:
+            make_room()
+
+    return limit
 
 
 @pytest.fixture(scope="session")

@@ -150,12 +150,18 @@ def test_frozen():
         config.seed = 3
 
 
-@pytest.mark.parametrize("key", ["data.train", "data.val", "run"])
+@pytest.mark.parametrize("key", ["data.train", "data.val", "run", "log.mlflow"])
 @pytest.mark.parametrize("url", ["s3://user:hunter2@host/data", "https://host/data?X-Amz-Signature=hunter2"])
 def test_a_secret_in_a_url_is_refused_and_not_shown(key, url):
     with pytest.raises(UserError, match="the URL holds a secret") as refused:
         parse({**LEAST}, "test", [f"{key}={url}"])
     assert "hunter2" not in str(refused.value)
+
+
+def test_event_files_are_on_a_disk():
+    with pytest.raises(UserError, match="tensorboard needs a run directory on a disk"):
+        parse({**LEAST}, "test", ["run=s3://bucket/run", "log.tensorboard=true"])
+    parse({**LEAST}, "test", ["run=file:///run", "log.tensorboard=true"])
 
 
 def test_a_model_without_a_name_is_alexnet():

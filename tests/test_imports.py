@@ -59,6 +59,7 @@ ROWS = [
         "monitor.endpoint",
         "monitor.prometheus",
         "monitor.top",
+        "monitor.trackers",
     ],
     [
         "step",
@@ -94,6 +95,8 @@ THIRD_PARTIES = {
     "matplotlib": ["plan"],
     "safetensors": ["checkpoint"],
     "prometheus_client": ["monitor.pageserver", "monitor.endpoint", "monitor.prometheus", "monitor.top"],
+    "tensorboardX": ["monitor.trackers"],
+    "mlflow": ["monitor.trackers"],
     "ray": ["launch.room", "launch.ray_cluster", "launch.ray_rank", "launch.ray_train"],
     "typer": ["cli_data", "cli"],
     "rich": ["cli_data", "cli"],

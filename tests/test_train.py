@@ -342,23 +342,22 @@ def test_what_does_not_fit(narrow, console, changes, message):
         run(narrow(**changes), console)
 
 
-def test_a_disk_that_is_full_at_the_start_is_waited_for(narrow, console, file_limit):
+def test_a_disk_that_is_full_at_the_start_is_waited_for(narrow, console, full_disk):
     def event(text):
         console.events.append(text)
         if "trying again" in text:
-            file_limit(None)
+            make_room()
 
     console.event = event
     config = narrow()
-    file_limit(0)
-    run(config, console)
+    with full_disk(0) as make_room:
+        run(config, console)
     assert sum("cannot be written to or read" in text for text in console.events) == 1
     assert Store(config.run).list("attempts") == ["001.json"]
 
 
-def test_a_disk_that_stays_full_ends_the_attempt(narrow, console, file_limit):
-    file_limit(0)
-    with pytest.raises(AttemptError, match=r"File too large.*free space or mend the storage"):
+def test_a_disk_that_stays_full_ends_the_attempt(narrow, console, full_disk):
+    with full_disk(0), pytest.raises(AttemptError, match=r"File too large.*free space or mend the storage"):
         run(narrow(checkpoint={"patience": 1.0}), console)
 
 

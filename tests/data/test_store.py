@@ -42,10 +42,9 @@ def test_nothing_half_written_is_left(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["write", "create"])
-def test_a_full_disk_keeps_no_name_without_content(tmp_path, file_limit, how):
+def test_a_full_disk_keeps_no_name_without_content(tmp_path, full_disk, how):
     store = Store(str(tmp_path))
-    file_limit(3)
-    with pytest.raises(OSError, match="too large"):
+    with full_disk(3), pytest.raises(OSError, match="too large"):
         getattr(store, how)("file", b"12345")
     assert store.list() == []
 

@@ -42,13 +42,12 @@ def test_a_bucket_gets_the_whole_file(tmp_path):
     assert len(read_metrics(store)) == 4
 
 
-def test_what_a_full_disk_does_not_take_is_written_later(tmp_path, file_limit):
+def test_what_a_full_disk_does_not_take_is_written_later(tmp_path, full_disk):
     told = []
     metrics = MetricsFile(Store(str(tmp_path)), 1, told.append)
-    file_limit(100)  # in the middle of a line
-    for step in range(10):
-        metrics.write({"kind": "train", "step": step})
-    file_limit(None)
+    with full_disk(100):  # in the middle of a line
+        for step in range(10):
+            metrics.write({"kind": "train", "step": step})
     assert len(read_metrics(Store(str(tmp_path)))) < 5
     metrics.write({"kind": "train", "step": 10})
     metrics.close()
@@ -59,12 +58,12 @@ def test_what_a_full_disk_does_not_take_is_written_later(tmp_path, file_limit):
     assert warning.startswith("warning: metrics-001.jsonl cannot be written for now: [Errno 27]")
 
 
-def test_records_that_are_lost_are_told(tmp_path, file_limit):
+def test_records_that_are_lost_are_told(tmp_path, full_disk):
     told = []
     metrics = MetricsFile(Store(str(tmp_path)), 1, told.append)
-    file_limit(0)
-    metrics.write({"kind": "train", "step": 1})
-    metrics.close()
+    with full_disk(0):
+        metrics.write({"kind": "train", "step": 1})
+        metrics.close()
     assert told[-1] == f"warning: the last records of {tmp_path}/metrics-001.jsonl are lost"
 
 
