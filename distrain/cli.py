@@ -3,14 +3,14 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from distrain import __version__
 from distrain.cli_data import index, inspect, pack, stats, verify
+from distrain.cli_jobs import jobs, logs, resume, stop, submit
 from distrain.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def distrain(
 def train(
     config: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Insist on a checkpoint; one is used anyway.")] = False,
+    must_resume: Annotated[bool, typer.Option("--resume", help="Insist on a checkpoint; one is used anyway.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the config and what it comes to.")] = False,
     workers: Annotated[
         str | None, typer.Option(metavar="N|MIN-MAX", help="Ranks, with Ray: on this machine unless --address.")
@@ -79,9 +79,9 @@ def train(
 
     The run directory is runs/<recipe>, or run=...; a run that was stopped goes on from its newest checkpoint.
     """
-    from distrain.config import load, to_yaml
+    from distrain.config import load, to_yaml, workers_override
 
-    settings = load(config, [*(overrides or []), *_workers(workers)])
+    settings = load(config, [*(overrides or []), *workers_override(workers)])
     ray = workers is not None or address is not None
     if dry_run:
         from distrain.plan import plan
@@ -90,18 +90,22 @@ def train(
         for name, value in plan(settings, ranks=settings.cluster.workers[1] if ray else 1).items():
             typer.echo(f"{name + ':':<24} {value}")
         return
-    console = _console()
-    options = {"must_resume": resume, "other_hardware": accept_other_hardware}
-    if ray:
-        from distrain.launch.ray_train import run as run_on_ray
+    from distrain.data.store import Store
+    from distrain.monitor.consoles import Logged
+    from distrain.monitor.terminal import person
 
-        summary, signal_number = run_on_ray(settings, console, address=address, **options)
-    else:
-        from distrain.launch.local import run as run_here
+    options = {"must_resume": must_resume, "other_hardware": accept_other_hardware}
+    with Logged(person(), Store(str(settings.run))) as console:
+        if ray:
+            from distrain.launch.ray_train import run as run_on_ray
 
-        summary, signal_number = run_here(settings, console, **options)
-    flags = [f"--workers={workers}"] * (workers is not None) + [f"--address={address}"] * (address is not None)
-    _tell(console, summary, [str(config), *(overrides or []), *flags])
+            summary, signal_number = run_on_ray(settings, console, address=address, **options)
+        else:
+            from distrain.launch.local import run as run_here
+
+            summary, signal_number = run_here(settings, console, **options)
+        flags = [f"--workers={workers}"] * (workers is not None) + [f"--address={address}"] * (address is not None)
+        _tell(console, summary, [str(config), *(overrides or []), *flags])
     if signal_number is not None:
         raise SystemExit(128 + signal_number)
 
@@ -187,7 +191,7 @@ def top(
         return
 
 
-for command in (pack, index, stats, verify, inspect):
+for command in (submit, jobs, logs, stop, resume, pack, index, stats, verify, inspect):
     app.command()(command)
 
 
@@ -210,21 +214,6 @@ def bench_data(
     typer.echo(f"first batch after {found.seconds_to_first_batch:.2f} s")
 
 
-def _console() -> "Console":
-    if sys.stdout.isatty():
-        return _Terminal()
-    from distrain.monitor.sinks import PlainLines
-
-    return PlainLines(sys.stdout)
-
-
-def _workers(text: str | None) -> list[str]:
-    """The override that --workers stands for."""
-    if text is None:
-        return []
-    return [f"cluster.workers=[{', '.join(text.split('-'))}]" if "-" in text else f"cluster.workers={text}"]
-
-
 def _tell(console: "Console", summary: "Summary", arguments: list[str]) -> None:
     """The closing lines."""
     if summary.status == "already finished":
@@ -233,8 +222,10 @@ def _tell(console: "Console", summary: "Summary", arguments: list[str]) -> None:
             "To start afresh, name another run directory: run=..."
         )
     elif summary.status == "stopped":
+        # A job is gone on with by whoever submitted it: see cli_jobs.
         command = shlex.join(["distrain", "train", *arguments])
-        console.event(f"stopped and saved after step {summary.step} of {summary.steps}; to go on: {command}")
+        to_go_on = "" if "DISTRAIN_CONSOLE" in os.environ else f"; to go on: {command}"
+        console.event(f"stopped and saved after step {summary.step} of {summary.steps}{to_go_on}")
     else:
         minutes, seconds = divmod(round(summary.seconds), 60)
         console.event(f"finished {summary.steps} steps in {minutes} min {seconds:02d} s")
@@ -244,57 +235,3 @@ def _tell(console: "Console", summary: "Summary", arguments: list[str]) -> None:
         console.event(f"validation: top-1 {result['top1']:.2%}{top5} of {result['samples']:,} images")
     console.event(f"weights   {summary.weights[:16]}  ({summary.reduction} reduction)")
     console.event(f"run       {summary.run}")
-
-
-class _Terminal:
-    """A console with a progress bar."""
-
-    def __init__(self) -> None:
-        from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._rich = RichConsole(highlight=False, soft_wrap=True)
-        self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=None),
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}  {task.fields[numbers]}"),
-            TimeRemainingColumn(compact=True),
-            console=self._rich,
-            refresh_per_second=4,
-            transient=True,
-            expand=True,
-        )
-        self._task: Any = None
-        self._steps_per_epoch = 1
-
-    def event(self, text: str) -> None:
-        """Print a line above the bar."""
-        self._rich.print(text, markup=False)
-
-    def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
-        """Show the bar."""
-        self._steps_per_epoch = steps_per_epoch
-        if self._task is not None:  # the run goes on after a loss
-            self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(
-            "train", total=steps, completed=step, epoch=step // steps_per_epoch, numbers="starting"
-        )
-        self._bar.start()
-
-    def advance(self, step: int) -> None:
-        """Move the bar."""
-        self._bar.update(self._task, completed=step, epoch=(step - 1) // self._steps_per_epoch)
-
-    def record(self, record: Mapping[str, Any]) -> None:
-        """New numbers beside the bar; an evaluation also stays as a line above it."""
-        from distrain.monitor.sinks import line
-
-        if record["kind"] == "eval":
-            self.event(line(record, int(self._bar.tasks[0].total or 0)))
-            return
-        numbers = f"loss {record['loss']:.3f}  {record['images_per_second']:.0f} img/s  wait {record['data_wait']:.0%}"
-        self._bar.update(self._task, numbers=numbers)
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        self._bar.stop()

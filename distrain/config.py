@@ -207,6 +207,21 @@ def parse(tree: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> C
     return config
 
 
+def parse_yaml(text: str, origin: str, overrides: Sequence[str] = ()) -> Config:
+    """The same of a text. Raises UserError."""
+    tree = _parse(text, origin)
+    if not isinstance(tree, dict):
+        raise UserError(f"{origin} must hold a mapping of keys, not {type(tree).__name__}")
+    return parse(tree, origin, overrides)
+
+
+def workers_override(workers: str | None) -> list[str]:
+    """The override that --workers N or --workers MIN-MAX stands for."""
+    if workers is None:
+        return []
+    return [f"cluster.workers=[{', '.join(workers.split('-'))}]" if "-" in workers else f"cluster.workers={workers}"]
+
+
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML, which `load` reads back to an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

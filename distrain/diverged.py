@@ -22,6 +22,8 @@ def diverged(job: Job, reading: Reading) -> RunError:
     assert step is not None
     if job.record:
         job.metrics.set("diverged", int(not reading.no_valid))
+    job.metrics.flush()
+    job.world.gather(None)  # whichever rank serves the page has it now
     if reading.no_valid:
         return RunError(f"all samples of step {step + 1} are bad, so it has no gradient: mend the data (distrain pack)")
     config, micro_batches = job.config, dict[int, dict[str, Any]]()

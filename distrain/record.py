@@ -66,7 +66,7 @@ class Record:
 
     def tell(self, record: Mapping[str, Any]) -> None:
         """Write a metrics record to the file, the metrics page, the trackers and the console."""
-        self._metrics.write(record)
+        self._metrics.record(record)
         for follower in self._followers:
             follower.write(record)
         self._live.record(record)

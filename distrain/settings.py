@@ -8,12 +8,16 @@ from pydantic import BeforeValidator, ByteSize, Field, field_validator
 
 from distrain.sections import Section, operation, result
 
+_SECRET = r"(?i)(signature|token|secret|sig|password|passwd|pwd|credential)="  # noqa: S105 - what secrets are called
+
 
 def without_secret(url: str | None) -> str | None:
     """Refuse a URL with a password or a signature: it would be saved with the config, and shown."""
     for part in url.split("::") if url is not None and "://" in url else ():
         parts = urlsplit(part)
-        if parts.password is not None or re.search(r"(?i)(signature|token|secret|sig)=", parts.query):
+        if parts.password is not None or re.search(
+            r"(?i)(signature|token|secret|sig|password|passwd|pwd|credential)=", parts.query
+        ):
             raise ValueError(
                 "the URL holds a secret, which would be saved and shown: "
                 "give credentials in the environment, a profile or a role"
@@ -165,6 +169,8 @@ class Cluster(Section):
     """CPU cores of each rank; as many virtual workers are computed side by side. [operation]"""
     gpus_per_worker: int = operation(0, ge=0, le=1)
     """GPUs of each rank. [operation]"""
+    wait: float = operation(1800.0, ge=0)
+    """Seconds for which a run waits until the cluster has room for the least number of workers. [operation]"""
     stall: float = operation(300.0, gt=0)
     """Seconds without progress after which a rank is taken to hang; local runs too. [operation]"""
     max_failures: int = operation(3, ge=1)

@@ -86,6 +86,7 @@ def train(
                 except StepFailed as failed:
                     raise diverged(job, failed.args[0]) from None
             metrics.ends(stopped=status == "stopped")
+            last_numbers(metrics, world)
             last = job.last
             if job.record:  # an attempt that was killed may have told of steps after the checkpoint
                 told = (record for record in read_metrics(job.record.store) if record["step"] <= job.start)
@@ -137,6 +138,12 @@ def measured(config: Config, world: World, tell: Callable[[str], None]) -> Itera
         metrics.close(over=over)
 
 
+def last_numbers(metrics: Metrics, world: World) -> None:
+    """Bring the pages of all ranks up to date before one of them, which serves them, renders for the last time."""
+    metrics.flush()
+    world.gather(None)
+
+
 def fit(job: Job) -> str:
     """The loop: load, forward and backward, reduce, move, log, evaluate, save."""
     config, order, steps, world, at = job.config, job.order, job.steps, job.world, job.watchdog.at
@@ -152,6 +159,8 @@ def fit(job: Job) -> str:
             job.accumulator.begin()
             job.lanes.run(partial(micro_step, job, step), timed(job, step, islice(batches, len(hosted))))
             metrics.waited(job.waited - waited)
+            if world.ranks > 1:
+                world.settle()  # the reduction waits for the device anyway, and this tells whose is late
             arrived = time.monotonic() - began
             job.arrived += arrived
             metrics.arrived(arrived)
@@ -306,9 +315,6 @@ def await_save(job: Job) -> None:
         job.record.checkpoints.wait()
     if job.saving is not None:
         job.world.saved(*job.saving)
-    # The ranks' last numbers are on their pages before the one that serves them renders for the last time.
-    job.metrics.flush()
-    job.world.gather(None)
 
 
 def check_bad_samples(job: Job, new: Sequence[Mapping[str, str]]) -> None:
@@ -320,6 +326,9 @@ def check_bad_samples(job: Job, new: Sequence[Mapping[str, str]]) -> None:
         job.record.bad_samples(job.dataset, job.bad, names)
     limit = job.config.data.max_bad_samples
     if len(job.bad) > limit:
+        if job.record:
+            job.metrics.set("bad_samples", len(job.bad))
+        last_numbers(job.metrics, job.world)
         raise RunError(
             f"{len(job.bad)} bad samples are more than data.max_bad_samples = {limit}: they are listed in "
             f"{job.run}/{BAD_SAMPLES}; mend the data, or raise the limit and run the same command to go on"

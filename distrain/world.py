@@ -99,6 +99,11 @@ class World:
             dist.all_gather(parts, padded)
         return [json.loads(bytes(part[: int(size)].tolist())) for part, size in zip(parts, sizes, strict=True)]
 
+    def settle(self) -> None:
+        """Wait until this rank's device has done what it was asked."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """A block that fails on all ranks, with the same sentence, if it fails for a reason to be told on one.

@@ -4,6 +4,7 @@ Prints what the console gets as lines, and at the end one JSON line: the summary
 """
 
 import dataclasses
+import fcntl
 import json
 import os
 import signal
@@ -37,6 +38,10 @@ def meet_at(path: Path):
     return meet
 
 
+def never(*_):
+    raise BlockingIOError
+
+
 def main() -> None:
     path, rank, ranks, meeting_point, *overrides = sys.argv[1:]
     config = load(path, overrides)
@@ -53,6 +58,8 @@ def main() -> None:
             saved=lambda step, name: console.event(f"saved {step} {name}"),
         ) as world:
             signal.signal(signal.SIGUSR1, lambda *_: world.stop.set())
+            if "NEVER_SERVE" in os.environ:  # another rank holds the lock of the node's page
+                fcntl.flock = never
             if "HANG_AT" in os.environ:  # a read that never comes back, on this rank
                 hang(int(os.environ["HANG_AT"]))
             if "SLOW" in os.environ:  # every read takes so many seconds longer, on this rank

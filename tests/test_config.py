@@ -151,7 +151,9 @@ def test_frozen():
 
 
 @pytest.mark.parametrize("key", ["data.train", "data.val", "run", "log.mlflow"])
-@pytest.mark.parametrize("url", ["s3://user:hunter2@host/data", "https://host/data?X-Amz-Signature=hunter2"])
+@pytest.mark.parametrize(
+    "url", ["s3://user:hunter2@host/data", "https://host/data?X-Amz-Signature=hunter2", "http://h?password=hunter2"]
+)
 def test_a_secret_in_a_url_is_refused_and_not_shown(key, url):
     with pytest.raises(UserError, match="the URL holds a secret") as refused:
         parse({**LEAST}, "test", [f"{key}={url}"])

@@ -60,6 +60,8 @@ ROWS = [
         "monitor.prometheus",
         "monitor.top",
         "monitor.trackers",
+        "monitor.consoles",
+        "monitor.terminal",
     ],
     [
         "step",
@@ -76,8 +78,17 @@ ROWS = [
         "train",
         "bench",
     ],
-    ["launch.signals", "launch.local", "launch.room", "launch.ray_cluster", "launch.ray_rank", "launch.ray_train"],
-    ["cli_data", "cli", "__main__"],
+    [
+        "launch.signals",
+        "launch.local",
+        "launch.package",
+        "launch.submit",
+        "launch.room",
+        "launch.ray_cluster",
+        "launch.ray_rank",
+        "launch.ray_train",
+    ],
+    ["cli_data", "cli_jobs", "cli", "__main__"],
 ]
 THIRD_PARTIES = {
     "pydantic": ["sections", "settings", "config"],
@@ -97,9 +108,10 @@ THIRD_PARTIES = {
     "prometheus_client": ["monitor.pageserver", "monitor.endpoint", "monitor.prometheus", "monitor.top"],
     "tensorboardX": ["monitor.trackers"],
     "mlflow": ["monitor.trackers"],
-    "ray": ["launch.room", "launch.ray_cluster", "launch.ray_rank", "launch.ray_train"],
-    "typer": ["cli_data", "cli"],
-    "rich": ["cli_data", "cli"],
+    "requests": ["launch.submit"],
+    "ray": ["launch.submit", "launch.room", "launch.ray_cluster", "launch.ray_rank", "launch.ray_train"],
+    "typer": ["cli_data", "cli_jobs", "cli"],
+    "rich": ["monitor.terminal", "cli_data", "cli"],
 }
 PLACE = {module: (r, i) for r, row in enumerate(ROWS) for i, module in enumerate(row)}
 

@@ -127,12 +127,15 @@ def test_a_resume_on_another_number_of_ranks(config, ranks, console, tmp_path):
     assert train(config, World(torch.device("cpu")), console, must_resume=True).weights == wanted
 
 
-def test_one_page_has_the_sums_over_all_ranks(config, ranks):
-    """What they say in their last second is what the metrics file says."""
+@pytest.mark.parametrize("serving", ["the lead", "another"])
+def test_one_page_has_the_sums_over_all_ranks(config, ranks, serving):
+    """What they say in their last second is what the metrics file says, whichever rank serves."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = ranks.start(config, 3, **{"metrics.port": port, "metrics.linger": 60, "log.every": 1})
+    others = {rank: {"NEVER_SERVE": "1"} for rank in ((1, 2) if serving == "the lead" else (0,))}
+    settings = {"metrics.port": port, "metrics.linger": 60, "log.every": 1}
+    processes = ranks.start(config, 3, environment=others, **settings)
     last: dict[tuple[str, ...], float] = {}
     while any(process.poll() is None for process in processes):
         with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
@@ -154,6 +157,7 @@ def test_one_page_has_the_sums_over_all_ranks(config, ranks):
         ("distrain_rank_arrival_seconds_total", str(rank)) for rank in range(3)
     }
     assert last["distrain_workers",] == 3
+    assert last["distrain_finished",] == 1
 
 
 def test_a_slow_rank_is_named(config, ranks, tmp_path):

@@ -30,7 +30,7 @@ from distrain.data.store import Store
 from distrain.errors import LostRankError, RunError, UserError
 from distrain.launch.ray_cluster import HEAD_SETTINGS, connected, reason_of
 from distrain.launch.ray_rank import Mailbox, heed_sigterm, run_rank
-from distrain.launch.room import Node, room
+from distrain.launch.room import Node, room, shortage
 from distrain.launch.signals import stop_on_signals
 from distrain.monitor.sinks import Console
 from distrain.train import Summary
@@ -278,20 +278,24 @@ class _Driver:
         """The number of workers to start with, as soon as there is room for the least.
 
         Raises:
-            RunError: told to stop meanwhile.
+            RunError: told to stop meanwhile, or there is none for too long.
         """
         least, most = self._config.cluster.workers
         if self._unplaceable is not None and self._unplaceable > least:
             most = self._unplaceable - 1
         began, told = time.monotonic(), False
         while not self.stop.is_set():
-            found = min(most, room(self._config.cluster, self._look(), held=[]))
+            nodes = self._look()
+            found = min(most, room(self._config.cluster, nodes, held=[]))
             waited = time.monotonic() - began
             if found == most or (found >= least and waited > _SETTLED):
                 return found
             if not told and waited > _SETTLED:
                 told = True
-                self._console.event(f"waiting for the cluster: it has room for {found} of at least {least} workers")
+                self._console.event(f"waiting for the cluster: {shortage(self._config.cluster, nodes)}")
+            if waited > self._config.cluster.wait:
+                why = shortage(self._config.cluster, nodes)
+                raise RunError(f"{why}: add nodes, or lower cluster.workers or what each asks for")
             time.sleep(0.2)
         raise RunError("stopped while it waited for room to train: run the same command to go on")
 

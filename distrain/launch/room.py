@@ -17,6 +17,8 @@ class Node:
 
     id: str
     address: str
+    total: dict[str, float]
+    """Resources that it has."""
     free: dict[str, float]
     """Resources that nobody holds."""
     draining: bool
@@ -25,7 +27,7 @@ class Node:
 
 def look() -> list[Node]:
     """The cluster's nodes. Two private calls of Ray's make the view sharper; without them it is coarser, not wrong."""
-    alive = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]}
+    alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
     try:
         draining = set(ray._private.state.state.get_draining_nodes())
     except _PRIVATE_IS_GONE:  # a drained node is then noticed when it is gone
@@ -35,7 +37,21 @@ def look() -> list[Node]:
     except _PRIVATE_IS_GONE:  # all of the cluster's together: what is too much is found out by trying
         first = next(iter(alive))
         free = {first: ray.available_resources()}
-    return [Node(node, address, free.get(node, {}), node in draining) for node, address in alive.items()]
+    return [
+        Node(node, n["NodeManagerAddress"], n["Resources"], free.get(node, {}), node in draining)
+        for node, n in alive.items()
+    ]
+
+
+def shortage(cluster: Cluster, nodes: Sequence[Node]) -> str:
+    """Why the least number of workers does not fit."""
+    least = cluster.workers[0]
+    for kind, each in (("GPU", cluster.gpus_per_worker), ("CPU", cluster.cpus_per_worker)):
+        has = int(sum(node.total.get(kind, 0.0) for node in nodes if not node.draining))
+        if least * each > has:
+            return f"the run asks for {least * each} {kind}s ({least} workers of {each}), and the cluster has {has}"
+    found = room(cluster, nodes, held=[])
+    return f"the cluster has room for {found} of at least {least} workers, beside what others hold"
 
 
 def room(cluster: Cluster, nodes: Sequence[Node], held: Sequence[str]) -> int:

@@ -31,6 +31,7 @@ EVERY = 1.0
 """Seconds between two renderings of a page."""
 _PORTS_TRIED = 100
 _ABANDONED = 600.0
+_DEAD_KEPT = 16
 _MERGE: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max": max}
 
 Family = dict[str, Any]
@@ -75,7 +76,8 @@ class Node:
         self._page = self._folder / f"{os.getpid()}-{time.monotonic_ns()}.json"
         self._lock = (self._folder / "serve.lock").open("w")
         self._server: PageServer | None = None
-        self._told = False
+        self._told = self._failed = False
+        self._leaving = threading.Lock()
         self._closing = threading.Event()
         try:
             self._turn()
@@ -118,7 +120,12 @@ class Node:
 
     def _run(self) -> None:
         while not self._closing.wait(EVERY):
-            self._turn()
+            try:
+                self._turn()
+            except Exception as error:  # no open file left, say: the page is stale until that is over
+                if not self._failed:
+                    self._tell(f"warning: the metrics page is not brought up to date: {error!r}")
+                self._failed = True
 
     def _turn(self) -> None:
         """Leave this rank's numbers; serve, if nobody does; render what is served."""
@@ -132,16 +139,28 @@ class Node:
 
     def _leave(self, *, gauges: bool = True) -> None:
         """Write this rank's page."""
-        families = [f for f in _families(self._registry) if gauges or f["type"] != "gauge"]
-        partial = self._page.with_suffix(f".{threading.get_ident()}")
-        with suppress(OSError):  # a full disk must not end a run: the page is stale meanwhile
-            partial.write_text(json.dumps({"process": self._identity, "families": families}), encoding="utf-8")
-            partial.replace(self._page)
+        with self._leaving:  # the newer of two writes stays
+            families = [f for f in _families(self._registry) if gauges or f["type"] != "gauge"]
+            _write(self._page, {"process": self._identity, "families": families})
 
     def _render(self) -> None:
         assert self._server is not None
-        pages = [page for _, page in _pages(self._folder)]
-        self._server.page = generate_latest(_Merged(pages, self._gauges))
+        pages = dict(_pages(self._folder))
+        self._server.page = generate_latest(_Merged(list(pages.values()), self._gauges))
+        self._fold({path: page for path, page in pages.items() if is_dead_here(page["process"])})
+
+    def _fold(self, dead: Mapping[Path, dict[str, Any]]) -> None:
+        """Make one page of those of the dead, when they are many: each costs time at every rendering."""
+        if len(dead) <= _DEAD_KEPT:
+            return
+        families = _plain(_Merged(list(dead.values()), self._gauges).collect())
+        replaced = [path.name for path in dead]
+        process = next(iter(dead.values()))["process"]
+        page = {"process": process, "families": families, "replaces": replaced}
+        # Killed from here on, the old pages are told from new ones by that list, and do not count twice.
+        if _write(self._folder / f"dead-{time.monotonic_ns()}.json", page):
+            for path in dead:
+                path.unlink(missing_ok=True)
 
     def _serve(self) -> None:
         taken = self.port
@@ -198,6 +217,21 @@ class _Merged:
 
 
 def _families(registry: CollectorRegistry) -> list[Family]:
+    return _plain(registry.collect())
+
+
+def _write(path: Path, page: Mapping[str, Any]) -> bool:
+    """Whether a page could be written: a full disk must not end a run, and the page is stale meanwhile."""
+    partial = path.with_suffix(f".{threading.get_ident()}")
+    try:
+        partial.write_text(json.dumps(page), encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        return False
+    return True
+
+
+def _plain(metrics: Iterable[Metric]) -> list[Family]:
     return [
         {
             "name": metric.name,
@@ -205,16 +239,19 @@ def _families(registry: CollectorRegistry) -> list[Family]:
             "type": metric.type,
             "samples": [(s.name, s.labels, s.value) for s in metric.samples if not s.name.endswith("_created")],
         }
-        for metric in registry.collect()
+        for metric in metrics
     ]
 
 
 def _pages(folder: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
+    pages, replaced = {}, set[str]()
     for path in sorted(folder.glob("*.json")):
         if path.name == "serving.json":
             continue
         with suppress(OSError, ValueError):  # gone meanwhile
-            yield path, json.loads(path.read_text(encoding="utf-8"))
+            pages[path] = json.loads(path.read_text(encoding="utf-8"))
+            replaced.update(pages[path].get("replaces", ()))
+    return [(path, page) for path, page in pages.items() if path.name not in replaced]
 
 
 def _sweep(own: Path) -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +24,7 @@ from torch.nn.utils import get_total_norm
 
 from distrain import __version__
 from distrain.config import Config
-from distrain.data.store import Counts
+from distrain.data.store import Counts, Store
 from distrain.monitor.endpoint import Node
 from distrain.monitor.health import Watchdog
 from distrain.world import World
@@ -33,6 +33,8 @@ from distrain.world import World
 _ON_DEVICE = ("transfer", "forward", "backward", "reduction", "optimizer")
 # Three passes over all weights: seconds between two, so that a run of short steps does not feel them.
 _NORMS_EVERY = 5.0
+_STEP = ("", None, None)
+"""Between the spans of two steps."""
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -60,7 +62,9 @@ GAUGES = {
     "bad_samples": Family("Distinct training samples that do not decode."),
     "bad_samples_limit": Family("How many of them there may be."),
     "diverged": Family("1 when the run has ended with a loss or gradient that is not finite, 0 before."),
-    "checkpoint_timestamp_seconds": Family("Unix time at which the newest whole checkpoint was ready."),
+    "checkpoint_timestamp_seconds": Family(
+        "Unix time at which the newest whole checkpoint was ready, or else this attempt began."
+    ),
     "checkpoint_bytes": Family("Size of the newest checkpoint."),
     "attempt": Family("Number of this attempt in its run directory."),
     "restarts": Family("Attempts at this run, of any launch, that followed one that had failed."),
@@ -115,7 +119,7 @@ class Metrics:
         assert config.run is not None
         self._lead, self._device = world.lead, world.device
         self._address, self._node_address = config.metrics.address, world.address
-        self._run = config.run.rstrip("/").rpartition("/")[2]
+        self._run = run_label(config.run)
         self._rank = {"rank": str(world.rank), "node": socket.gethostname()}
         self._lock = threading.Lock()
         self._gauges: dict[tuple[str, tuple[str, ...]], float] = {}
@@ -125,6 +129,7 @@ class Metrics:
         self._depths: Callable[[], Mapping[str, int]] = dict
         self._watchdog: Watchdog | None = None
         self._normed = -math.inf
+        self._nvml, self._tell = True, tell
         registry = CollectorRegistry()
         self._histograms = {
             name: Histogram(
@@ -141,6 +146,9 @@ class Metrics:
             self.set("bad_samples_limit", config.data.max_bad_samples)
             self.set("diverged", 0)
             self.set("finished", 0)
+            self.set("checkpoint_timestamp_seconds", time.time())
+            for name in ("steps", "steps_recomputed", "loss_spikes", "checkpoint_failures"):
+                self.add(name, 0)  # else nobody sees the first one as an increase
         merged = {f"distrain_{name}": family.merged for name, family in GAUGES.items()}
         self._linger, self._node = config.metrics.linger, None
         if config.metrics.port is not None:
@@ -212,6 +220,8 @@ class Metrics:
 
     def step(self, done: int, steps_per_epoch: int, *, again: bool) -> None:
         """So many steps are done; `again`: an earlier attempt had done this one."""
+        with self._lock:
+            self._spans.append(_STEP)
         if self._lead:
             self.set("step", done)
             self.set("epoch", done / steps_per_epoch)
@@ -225,11 +235,14 @@ class Metrics:
         with self._lock:
             spans, self._spans = self._spans, []
         seconds: Counter[str] = Counter()
-        for name, began, ended in spans:
-            took = ended - began if isinstance(began, float) else began.elapsed_time(ended) / 1000
-            seconds[name] += took
-        for name, sum_of_spans in seconds.items():
-            self.observe("phase_seconds", sum_of_spans, phase=name)
+        for span in (*spans, _STEP):
+            if span is _STEP:
+                for name, of_a_step in seconds.items():
+                    self.observe("phase_seconds", of_a_step, phase=name)
+                seconds.clear()
+                continue
+            name, began, ended = span
+            seconds[name] += ended - began if isinstance(began, float) else began.elapsed_time(ended) / 1000
 
     def record(self, record: Mapping[str, Any]) -> None:
         """The numbers of a metrics line of the run."""
@@ -317,14 +330,24 @@ class Metrics:
         """What torch knows of its memory, and NVML of the GPU where nvidia-ml-py is installed; no kernel is run."""
         gpu = str(torch.cuda.get_device_properties(self._device).uuid)
         self.set("gpu_memory_bytes", torch.cuda.memory_reserved(self._device), gpu=gpu)
-        with suppress(ModuleNotFoundError):
+        if not self._nvml:
+            return
+        try:
             self.set("gpu_busy_ratio", torch.cuda.utilization(self._device) / 100, gpu=gpu)
             self.set("gpu_power_watts", torch.cuda.power_draw(self._device) / 1000, gpu=gpu)
+        except Exception as error:  # of many kinds: not installed, no driver, not of a part of a GPU (MIG)
+            self._nvml = False
+            self._tell(f"the GPU's load is not told: {' '.join(str(error).split())} (pip install 'distrain[gpu]')")
 
     def _event(self) -> Any:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
+
+
+def run_label(run: str) -> str:
+    """The label `run` of a run directory: its name, without what may be secret in a URL."""
+    return Store(run).name.rstrip("/").rpartition("/")[2]
 
 
 def _values(family: Family, labels: Mapping[str, str]) -> tuple[str, ...]:

@@ -86,25 +86,24 @@ def line(record: Mapping[str, Any], steps: int) -> str:
     return f"{where}  loss {record['loss']:.4f}  top-1 {record['top1']:.1%}  {speed}"
 
 
-class MetricsFile:
-    """`metrics-<attempt>.jsonl`: one JSON object a line, written at once on this machine.
+class GrowingFile:
+    """A file of a run directory that grows. On this machine it is appended to at once.
 
     Objects in a bucket cannot be appended to: there the whole file is uploaded by `upload`. What cannot be written,
     because the disk is full or the bucket does not answer, is kept and written with what follows.
     """
 
-    def __init__(self, store: Store, attempt: int, tell: Callable[[str], None]) -> None:
+    def __init__(self, store: Store, name: str, tell: Callable[[str], None]) -> None:
         """Nothing is written yet; `tell` gets a warning when that fails."""
-        self._store, self._name, self._tell = store, f"metrics-{attempt:03d}.jsonl", tell
+        self._store, self._name, self._tell = store, name, tell
         self._data = bytearray()
         """What is not yet written; of a bucket, the whole file."""
         self._file: io.FileIO | None = None
         self._behind = False
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append a record; numbers that JSON lacks (NaN, infinity) become null."""
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._data += (json.dumps(plain) + "\n").encode()
+    def write(self, data: bytes) -> None:
+        """Append."""
+        self._data += data
         if self._store.local is not None:
             self._try(self._append)
 
@@ -121,7 +120,7 @@ class MetricsFile:
         if self._file:
             self._file.close()
         if self._behind:
-            self._tell(f"warning: the last records of {self._store.name}/{self._name} are lost")
+            self._tell(f"warning: the last lines of {self._store.name}/{self._name} are lost")
 
     def _append(self) -> None:
         if self._file is None:
@@ -138,6 +137,19 @@ class MetricsFile:
             self._behind = True
         else:
             self._behind = False
+
+
+class MetricsFile(GrowingFile):
+    """`metrics-<attempt>.jsonl`: one JSON object a line."""
+
+    def __init__(self, store: Store, attempt: int, tell: Callable[[str], None]) -> None:
+        """Nothing is written yet; `tell` gets a warning when that fails."""
+        super().__init__(store, f"metrics-{attempt:03d}.jsonl", tell)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Append a record; numbers that JSON lacks (NaN, infinity) become null."""
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self.write((json.dumps(plain) + "\n").encode())
 
 
 def metrics_attempts(store: Store) -> list[int]:

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from distrain.data.store import Store
 from distrain.errors import UserError
+from distrain.monitor.prometheus import run_label
 from distrain.monitor.sinks import read_metrics
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -48,7 +49,8 @@ class View:
         found: dict[str, float] = defaultdict(float)
         for key, value in self.samples.items():
             if key[0] == f"distrain_{name}":
-                found[dict(key[1])[label]] += value - (self.before.get(key, 0.0) if self.before else 0.0)
+                before = self.before.get(key, 0.0)
+                found[dict(key[1])[label]] += value - (before if before <= value else 0.0)  # less: it began anew
         return dict(found)
 
 
@@ -86,7 +88,7 @@ class Watch:
         for url in self._pages:
             try:
                 with urllib.request.urlopen(url, timeout=2.0) as answer:  # noqa: S310 - a page that the user named
-                    _add(view.samples, answer.read().decode())
+                    _add(view.samples, answer.read().decode(), run_label(self._store.url) if self._store else None)
             except (OSError, ValueError):
                 view.silent.append(url)
         if self._store is None:
@@ -122,9 +124,12 @@ def _targets(store: Store) -> list[str]:
     return [f"http://{target}/metrics" for group in groups for target in group["targets"]]
 
 
-def _add(samples: dict[tuple[str, Labels], float], page: str) -> None:
+def _add(samples: dict[tuple[str, Labels], float], page: str, run: str | None) -> None:
+    """Take in a page; of one run alone, where it is known: a port may be that of another by now."""
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
+            if run is not None and sample.labels.get("run") != run:
+                continue
             key = sample.name, tuple(sorted((k, v) for k, v in sample.labels.items() if k != "run"))
             samples[key] = samples.get(key, 0.0) + sample.value if family.type != "gauge" else sample.value
 

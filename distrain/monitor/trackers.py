@@ -100,8 +100,8 @@ class MLflow:
         experiment = found.experiment_id if found else client.create_experiment(_EXPERIMENT)
         name = str(self._config.run).rstrip("/").rpartition("/")[2]
         run = str(client.create_run(experiment, run_name=name).info.run_id)
+        self._store.write(RUN_ID, run.encode())  # first: what fails from here on must not begin another run
         client.log_batch(run, params=[Param(k, str(v)) for k, v in result_fields(self._config).items()])
-        self._store.write(RUN_ID, run.encode())
         return run
 
 
@@ -139,7 +139,8 @@ class Follower:
             self._waiting.append(record)
             self._pass_on()
         self._pass_on()
-        self._attempt(self._tracker.close)
+        if not self._waiting:
+            self._attempt(self._tracker.close)
 
     def _pass_on(self) -> None:
         while self._waiting and self._attempt(lambda: self._tracker.write(self._waiting[0])):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,9 +33,10 @@ NODES = ("n1", "n2", "n3")
 
 @pytest.fixture(scope="session")
 def plain() -> dict[str, str]:
-    """The environment of all that is started: compiled modules may be kept, Ray asks for no token."""
+    """The environment of all that is started: compiled modules may be kept, Ray asks for a token."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    return {**environment, **HEAD_SETTINGS, "RAY_AUTH_MODE": "disabled"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as an activated environment has it
+    return {**environment, **HEAD_SETTINGS, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 @pytest.fixture(scope="session")
@@ -170,17 +173,24 @@ def start(hosts: Hosts, tmp_path: Path, recipe: Config) -> Iterator[Callable[...
     started: list[Run] = []
 
     def launch(*arguments: str, config: Config = recipe, host: str = HEAD, address: str | None = "auto") -> Run:
+        where = () if address is None else (f"--address={address}",)
+        return distrain(host, "train", str(written(config)), *where, *arguments)
+
+    def written(config: Config) -> Path:
         path = tmp_path / "recipe.yaml"
         path.write_text(to_yaml(config))
-        where = () if address is None else (f"--address={address}",)
-        command = (PYTHON, "-m", "distrain", "train", str(path), *where, *arguments)
+        return path
+
+    def distrain(host: str, *arguments: str, **options: Any) -> Run:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        started.append(Run(hosts.popen(host, *command, cwd=str(tmp_path), **pipes)))
+        command = (PYTHON, "-m", "distrain", *arguments)
+        started.append(Run(hosts.popen(host, *command, cwd=str(tmp_path), **pipes, **options)))
         return started[-1]
 
+    launch.written, launch.distrain = written, distrain
     yield launch
     for host in hosts.address:
-        for pid in hosts.pids(host, "-m distrain train"):
+        for pid in hosts.pids(host, "-m distrain "):
             os.kill(pid, signal.SIGKILL)
     for run in started:
         run.process.wait(timeout=10)

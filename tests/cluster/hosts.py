@@ -194,6 +194,16 @@ class Hosts:
             rule = f"iifname eth0 numgen random mod 100 < {percent} drop"
             sh(*nft, "add", "rule", "inet", "loss", "in", *rule.split())
 
+    def refuse(self, host: str, port: int | None) -> None:
+        """Break a host's connections to a port, and refuse new ones; None: no more of that."""
+        nft = ("ip", "netns", "exec", self._tag + host, "nft")
+        sh(*nft, "delete", "table", "inet", "refuse", check=False)
+        if port is not None:
+            sh(*nft, "add", "table", "inet", "refuse")
+            sh(*nft, "add", "chain", "inet", "refuse", "out", "{ type filter hook output priority 0 ; }")
+            rule = f"tcp dport {port} reject with tcp reset"
+            sh(*nft, "add", "rule", "inet", "refuse", "out", *rule.split())
+
     def drain(self, host: str, seconds: int) -> None:
         """Tell Ray that a host will be taken away."""
         code = (

@@ -223,3 +223,65 @@ def test_a_histogram_and_labels_go_through(port):
         assert not [name for name, *_ in values(port) if name.endswith("_created")]
     finally:
         page.close(final=True)
+
+
+def test_pages_of_many_dead_ranks_become_one(ranks, port, tmp_path, monkeypatch):
+    monkeypatch.setattr(distrain.monitor.endpoint, "_DEAD_KEPT", 2)
+    registry = CollectorRegistry()
+    Counter("work", "Work.", registry=registry).inc(1)
+    own = node(port, registry=registry, gauges={"level": "sum"})
+    for number in (20, 300, 4000, 50000):
+        process = ranks(number)
+        process.kill()
+        process.wait()
+    await_that(lambda: values(port).get(("work_total",)) == 54321)
+    (folder,) = tmp_path.glob("distrain-metrics-*")
+    await_that(lambda: len(list(folder.glob("*.json"))) <= 2 + 2 + 1)  # serving, our own, one or two more, the dead
+    assert list(folder.glob("dead-*.json"))
+    for _ in range(5):
+        time.sleep(0.06)
+        assert values(port)["work_total",] == 54321, "at any time"
+    assert values(port)["took_sum",] == 54320
+    own.close(final=True)
+
+
+def test_pages_that_were_folded_and_not_yet_removed_count_once(port, tmp_path, monkeypatch):
+    """A rank that is killed between the two leaves both."""
+    monkeypatch.setattr(distrain.monitor.endpoint, "_DEAD_KEPT", 0)
+    monkeypatch.setattr(type(tmp_path), "unlink", lambda *_, **__: None)
+    registry = CollectorRegistry()
+    Counter("work", "Work.", registry=registry).inc(7)
+    own = node(port, registry=registry)
+    (folder,) = tmp_path.glob("distrain-metrics-*")
+    families = [{"name": "work", "help": "Work.", "type": "counter", "samples": [["work_total", {}, 5.0]]}]
+    for number in range(3):
+        dead = {"process": f"{' '.join(own._identity.split()[:2])} {2**22 + 1 + number} 1", "families": families}
+        (folder / f"{number}.json").write_text(json.dumps(dead))
+    await_that(lambda: values(port).get(("work_total",)) == 22 and list(folder.glob("dead-*.json")))
+    for _ in range(5):
+        time.sleep(0.06)
+        assert values(port)["work_total",] == 22
+    monkeypatch.undo()
+    own.close(final=True)
+
+
+def test_a_page_goes_on_after_something_has_failed(port):
+    class Sometimes:
+        fails = False
+
+        def collect(self):
+            if self.fails:
+                raise RuntimeError("no open file left")
+            yield from ()
+
+    registry, told, sometimes = CollectorRegistry(), [], Sometimes()
+    level = Gauge("level", "Level.", registry=registry)
+    registry.register(sometimes)
+    own = node(port, registry=registry, gauges={"level": "sum"}, told=told)
+    sometimes.fails = True
+    await_that(lambda: any("is not brought up to date" in text for text in told))
+    sometimes.fails = False
+    level.set(3)
+    await_that(lambda: values(port).get(("level",)) == 3)
+    assert sum("is not brought up to date" in text for text in told) == 1
+    own.close(final=True)

@@ -243,11 +243,44 @@ def test_metrics_change_no_bit(measured, narrow, console, tmp_path):
     assert train(measured(log={"every": 3}), World(CPU), console).weights == train(without, World(CPU), console).weights
 
 
-def test_a_run_directory_with_a_secret_is_no_label(narrow):
-    config = narrow(run="s3://bucket/folder/my-run/", metrics={"port": None})
+@pytest.mark.parametrize(
+    ("run", "label"),
+    [
+        ("s3://bucket/folder/my-run/", "my-run"),
+        ("memory://HUNTER2@host", "host"),
+        ("memory://host/my-run?sig=HUNTER2", "my-run"),
+    ],
+)
+def test_a_secret_of_the_run_directory_is_in_no_label(narrow, run, label):
+    config = narrow(metrics={"port": None}).model_copy(update={"run": run})
     metrics = Metrics(config, World(CPU), print)
-    assert {s.labels["run"] for family in metrics.collect() for s in family.samples} == {"my-run"}
+    assert {s.labels["run"] for family in metrics.collect() for s in family.samples} == {label}
     metrics.close(over=True)
+
+
+def test_phases_are_told_by_step_also_when_several_are_read_at_once(narrow):
+    """As on a GPU, where they are read at log steps."""
+    metrics = Metrics(narrow(metrics={"port": None}), World(CPU), print)
+    metrics._device = torch.device("meta")
+    for step in (1, 2, 3):
+        with metrics.phase("forward"):
+            pass
+        metrics.step(step, 10, again=False)
+    metrics.read()
+    (family,) = metrics._histograms["phase_seconds"].collect()
+    (count,) = (s.value for s in family.samples if s.name.endswith("_count"))
+    assert count == 3
+    metrics.close(over=True)
+
+
+def test_more_bad_samples_than_allowed_are_on_the_page(measured, console, tmp_path, damaged_set, last):
+    damaged_set(tmp_path / "set", bad={3, 7}, classes=10, rows=64)
+    data = {"train": str(tmp_path / "set"), "max_bad_samples": 0}
+    config = measured(data=data, global_batch=32, log={"every": 1})
+    found = last(config)
+    with pytest.raises(RunError, match="bad samples are more than"):
+        train(config, World(CPU), console)
+    assert found["bad_samples",] > found["bad_samples_limit",] == 0
 
 
 def test_storage_is_told_as_it_counts(narrow):

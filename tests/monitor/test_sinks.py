@@ -14,7 +14,7 @@ def test_highest_attempt_wins(tmp_path):
     for attempt, steps in ((1, range(5)), (2, range(3, 8))):
         metrics = MetricsFile(store, attempt, print)
         for step in steps:
-            metrics.write({"kind": "train", "step": step, "attempt": attempt})
+            metrics.record({"kind": "train", "step": step, "attempt": attempt})
         metrics.close()
     with (tmp_path / "metrics-001.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')  # kill -9 in the middle of a line
@@ -25,7 +25,7 @@ def test_highest_attempt_wins(tmp_path):
 def test_lines_are_on_disk_at_once_and_valid_json(tmp_path):
     metrics = MetricsFile(Store(str(tmp_path)), 1, print)
     assert not list(tmp_path.iterdir()), "nothing written, no file"
-    metrics.write({"kind": "train", "step": 1, "loss": float("nan")})
+    metrics.record({"kind": "train", "step": 1, "loss": float("nan")})
     assert json.loads((tmp_path / "metrics-001.jsonl").read_text()) == {"kind": "train", "step": 1, "loss": None}
     metrics.close()
 
@@ -34,10 +34,10 @@ def test_a_bucket_gets_the_whole_file(tmp_path):
     store = Store("memory://metrics-test/run")
     metrics = MetricsFile(store, 3, print)
     for step in range(3):
-        metrics.write({"kind": "train", "step": step})
+        metrics.record({"kind": "train", "step": step})
         metrics.upload()
         assert len(read_metrics(store)) == step + 1
-    metrics.write({"kind": "eval", "step": 2})
+    metrics.record({"kind": "eval", "step": 2})
     metrics.close()
     assert len(read_metrics(store)) == 4
 
@@ -47,9 +47,9 @@ def test_what_a_full_disk_does_not_take_is_written_later(tmp_path, full_disk):
     metrics = MetricsFile(Store(str(tmp_path)), 1, told.append)
     with full_disk(100):  # in the middle of a line
         for step in range(10):
-            metrics.write({"kind": "train", "step": step})
+            metrics.record({"kind": "train", "step": step})
     assert len(read_metrics(Store(str(tmp_path)))) < 5
-    metrics.write({"kind": "train", "step": 10})
+    metrics.record({"kind": "train", "step": 10})
     metrics.close()
     assert [json.loads(text)["step"] for text in (tmp_path / "metrics-001.jsonl").read_text().splitlines()] == [
         *range(11)
@@ -62,9 +62,9 @@ def test_records_that_are_lost_are_told(tmp_path, full_disk):
     told = []
     metrics = MetricsFile(Store(str(tmp_path)), 1, told.append)
     with full_disk(0):
-        metrics.write({"kind": "train", "step": 1})
+        metrics.record({"kind": "train", "step": 1})
         metrics.close()
-    assert told[-1] == f"warning: the last records of {tmp_path}/metrics-001.jsonl are lost"
+    assert told[-1] == f"warning: the last lines of {tmp_path}/metrics-001.jsonl are lost"
 
 
 def test_a_bucket_that_is_away_gets_the_whole_file_later(tmp_path):
@@ -74,7 +74,7 @@ def test_a_bucket_that_is_away_gets_the_whole_file_later(tmp_path):
     (tmp_path / "run").write_text("")
     metrics = MetricsFile(store, 1, told.append)
     for step in (1, 2):
-        metrics.write({"kind": "train", "step": step})
+        metrics.record({"kind": "train", "step": step})
         metrics.upload()
     assert len(told) == 1
     (tmp_path / "run").unlink()

@@ -1,6 +1,7 @@
 """The live view, from pages and from files."""
 
 import http.server
+import json
 import math
 import socket
 import threading
@@ -125,3 +126,21 @@ def test_a_run_directory(narrow, console, digits):
 def test_no_run_there(tmp_path):
     with pytest.raises(UserError, match="no run at .*name a run directory, or the URL"):
         Watch(str(tmp_path))
+
+
+def test_a_page_of_another_run_at_the_port_of_an_old_one_is_not_shown(page, tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/config.yaml").write_text("")
+    (tmp_path / "old/targets.json").write_text(
+        json.dumps([{"targets": [page.url.removeprefix("http://")], "labels": {}}])
+    )
+    assert Watch(str(tmp_path / "old")).look().value("step") is None
+    (tmp_path / "old").rename(tmp_path / "r")
+    assert Watch(str(tmp_path / "r")).look().value("step") == 40
+
+
+def test_a_counter_that_began_anew_has_no_negative_share(page):
+    watch = Watch(page.url)
+    watch.look()
+    page.text = PAGE.replace('phase="forward",run="r"} 30.0', 'phase="forward",run="r"} 3.0')
+    assert watch.look().by("phase_seconds_sum", "phase") == {"forward": 3.0, "data_wait": 0.0}

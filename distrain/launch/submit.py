@@ -1,0 +1,237 @@
+"""Jobs on a Ray cluster, by Ray's job interface (HTTP, the dashboard's port): submit, follow, list, stop.
+
+The job is `distrain train` on the cluster's head; it lives on when whoever submitted it goes.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from distrain.errors import RunError, UserError
+from distrain.launch.package import Request
+from distrain.monitor.consoles import replay
+from distrain.monitor.sinks import Console
+
+_LEAST_RAY = (2, 60)
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+# Seconds without a line after which the connection that brings them is made anew.
+_SILENT = 60.0
+_RETRY = 2.0
+
+
+class Job(NamedTuple):
+    """A job of distrain's on a cluster."""
+
+    id: str
+    status: str
+    run: str
+    started: float
+    """Unix time."""
+    message: str
+    exit_code: int | None
+
+
+class Jobs:
+    """The jobs of a cluster."""
+
+    def __init__(self, address: str, *, patience: float = 30.0) -> None:
+        """Connect. A head that does not answer yet is asked again for `patience` seconds.
+
+        Raises:
+            UserError: nobody answers there, the token is wrong, or its Ray is too old.
+        """
+        # Explicitly: unset, parts of Ray follow the token file and others do not.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        self._address = address if "://" in address else f"http://{address}"
+        end = time.monotonic() + patience
+        while True:
+            try:
+                with self._sentences():
+                    self._client = _client(self._address)
+                break
+            except ConnectionError:
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"no Ray cluster answers at {self._address}: check the address; it is that of the head's "
+                        "dashboard, port 8265 as a rule, and the head needs ray[default]"
+                    ) from None
+                time.sleep(_RETRY)
+
+    def submit(self, request: Request) -> tuple[str, bool]:
+        """Start a job, or find it if it is there already; its id, and whether it was started now.
+
+        The same request whose job has ended before gets a new number behind its id.
+
+        Raises:
+            UserError: the cluster refuses it.
+        """
+        with self._sentences():
+            known = {job.id: job for job in self.list()}
+            wanted = name = request.body["submission_id"]
+            number = 1
+            while name in known and known[name].status in _ENDED:
+                number += 1
+                name = f"{wanted}-{number}"
+            if name in known:
+                return name, False
+            with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
+                archive = Path(folder) / "job.zip"
+                archive.write_bytes(request.archive)
+                environment = {**request.body["runtime_env"], "working_dir": str(archive)}
+                self._client.submit_job(**{**request.body, "submission_id": name, "runtime_env": environment})
+        return name, True
+
+    def list(self) -> list[Job]:
+        """The jobs that distrain submitted, oldest first."""
+        with self._sentences():
+            found = [info for info in self._client.list_jobs() if (info.metadata or {}).get("distrain")]
+        return sorted((_job(info) for info in found), key=lambda job: job.started)
+
+    def job(self, name: str) -> Job:
+        """A job. Raises UserError if there is none of that id."""
+        with self._sentences():
+            return _job(self._client.get_job_info(name))
+
+    def stop(self, name: str, console: Console) -> Job:
+        """Have a job save and end, and wait for that."""
+        job = self.job(name)
+        if job.status not in _ENDED:
+            with self._sentences():
+                self._client.stop_job(name)
+            console.event(f"{name}: asked to save and stop")
+        while (job := self.job(name)).status not in _ENDED:
+            time.sleep(0.5)
+        return job
+
+    def lines(self, name: str) -> Iterator[str]:
+        """What a job has written so far."""
+        self.job(name)
+        with self._sentences():
+            yield from str(self._client.get_job_logs(name)).splitlines()
+
+    def follow(self, name: str, console: Console) -> Job:
+        """Show what a job writes until it has ended; a connection that breaks is made anew."""
+        seen, rest, lost = 0, "", False
+        while True:
+            try:
+                job = self.job(name)
+                if lost:
+                    console.event("connected again")
+                lost = False
+                skip = seen
+                for text in _tail(self._client, name):
+                    part, skip = text[skip:], max(0, skip - len(text))
+                    seen += len(part)
+                    *whole, rest = (rest + part).split("\n")
+                    for line in whole:
+                        replay(line, console)
+                job = self.job(name)
+            except (ConnectionError, OSError, RuntimeError, asyncio.TimeoutError) as error:
+                if isinstance(error, UserError):
+                    raise
+                if not lost and not isinstance(error, asyncio.TimeoutError):
+                    console.event("the connection to the cluster is lost: trying again (the job goes on)")
+                    lost = True
+                time.sleep(_RETRY)
+                continue
+            if job.status in _ENDED:
+                if rest:
+                    replay(rest, console)
+                return job
+            time.sleep(0.5)
+
+    @contextmanager
+    def _sentences(self) -> Iterator[None]:
+        """Ray's errors as sentences; a connection that fails stays a ConnectionError."""
+        from ray.exceptions import AuthenticationError
+        from requests.exceptions import RequestException
+
+        try:
+            yield
+        except AuthenticationError:
+            raise UserError(
+                f"the cluster at {self._address} wants a token, and takes none or another one than yours: put the "
+                "cluster's into RAY_AUTH_TOKEN or ~/.ray/auth_token"
+            ) from None
+        except RequestException as error:
+            raise ConnectionError(type(error).__name__) from None
+        except RuntimeError as error:
+            text = " ".join(str(error).split())
+            if "does not exist" in text:
+                raise UserError(f"no such job on {self._address}: see `distrain jobs`") from None
+            raise UserError(f"the cluster at {self._address} refused: {text[:300]}") from None
+
+
+def _client(address: str) -> Any:
+    try:
+        import ray
+        from ray.job_submission import JobSubmissionClient
+    except ImportError as error:
+        raise UserError(f"jobs need Ray on this machine too ({error}): pip install 'distrain[jobs]'") from None
+
+    for name in ("job.sdk", "dashboard_sdk"):
+        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
+
+    class Client(JobSubmissionClient):  # type: ignore[misc]
+        def _do_request(self, *arguments: Any, **options: Any) -> Any:
+            return super()._do_request(*arguments, **{"timeout": (5, 60), **options})
+
+    client = Client(address)
+    theirs = str(client._server_ray_version)
+    if tuple(int(part) for part in theirs.split(".")[:2]) < _LEAST_RAY:
+        raise UserError(
+            f"the cluster at {address} runs Ray {theirs}, and distrain needs {'.'.join(map(str, _LEAST_RAY))} or newer "
+            f"(here: {ray.__version__}): upgrade the cluster"
+        )
+    return client
+
+
+def _tail(client: Any, name: str) -> Iterator[str]:
+    """The log of a job from its begin, as it grows. Raises TimeoutError after a while without a line."""
+    loop = asyncio.new_event_loop()
+    try:
+        tail = client.tail_job_logs(name)
+        while True:
+            try:
+                yield loop.run_until_complete(asyncio.wait_for(anext(tail), _SILENT))
+            except StopAsyncIteration:
+                return
+            except Exception as error:
+                if isinstance(error, (OSError, RuntimeError, asyncio.TimeoutError)):
+                    raise
+                raise ConnectionError(str(error)) from None  # aiohttp's own
+    finally:
+        with contextlib.suppress(Exception):
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def _job(info: Any) -> Job:
+    metadata = info.metadata or {}
+    status = str(getattr(info.status, "value", info.status))
+    started = (info.start_time or 0) / 1000
+    name = info.submission_id or info.job_id
+    return Job(name, status, metadata.get("run", ""), started, info.message or "", info.driver_exit_code)
+
+
+def exit_code(job: Job) -> int:
+    """What `distrain train` would have ended with here.
+
+    Raises:
+        RunError: the job never began.
+    """
+    if job.status == "SUCCEEDED":
+        return 0
+    if job.status == "STOPPED":
+        return 128 + signal.SIGTERM
+    if job.exit_code is None:
+        raise RunError(f"job {job.id} failed: {' '.join(job.message.split())[:500]}")
+    return job.exit_code if job.exit_code >= 0 else 128 - job.exit_code

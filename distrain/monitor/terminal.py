@@ -1,0 +1,68 @@
+"""What a person sees on a terminal: a progress bar, with the lines that stay above it."""
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from distrain.monitor.consoles import JsonLines
+from distrain.monitor.sinks import Console, PlainLines, line
+
+
+def person() -> Console:
+    """The console for whoever reads this process's output: a terminal, a file, or `distrain submit` elsewhere."""
+    if os.environ.get("DISTRAIN_CONSOLE") == "json":
+        return JsonLines(sys.stdout)
+    return Terminal() if sys.stdout.isatty() else PlainLines(sys.stdout)
+
+
+class Terminal:
+    """A console with a progress bar."""
+
+    def __init__(self) -> None:
+        self._rich = RichConsole(highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}  {task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=self._rich,
+            refresh_per_second=4,
+            transient=True,
+            expand=True,
+        )
+        self._task: Any = None
+        self._steps_per_epoch = 1
+
+    def event(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._rich.print(text, markup=False)
+
+    def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
+        """Show the bar."""
+        self._steps_per_epoch = steps_per_epoch
+        if self._task is not None:  # the run goes on after a loss
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(
+            "train", total=steps, completed=step, epoch=step // steps_per_epoch, numbers="starting"
+        )
+        self._bar.start()
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=step, epoch=(step - 1) // self._steps_per_epoch)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """New numbers beside the bar; an evaluation also stays as a line above it."""
+        if record["kind"] == "eval":
+            self.event(line(record, int(self._bar.tasks[0].total or 0)))
+            return
+        numbers = f"loss {record['loss']:.3f}  {record['images_per_second']:.0f} img/s  wait {record['data_wait']:.0%}"
+        self._bar.update(self._task, numbers=numbers)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()

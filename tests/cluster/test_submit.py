@@ -1,0 +1,107 @@
+"""Jobs from a host that is no member of the cluster, which asks for a token."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from hosts import HEAD
+
+pytestmark = [pytest.mark.cluster, pytest.mark.namespaces]
+
+
+@pytest.fixture
+def distrain(start, hosts, recipe):
+    """Runs a command of distrain's on the client; jobs that are left are ended."""
+    address = f"--address=http://{hosts.address[HEAD]}:8265"
+
+    def command(name, *arguments, config=recipe, **options):
+        what = (str(start.written(config)),) if name == "submit" else ()
+        return start.distrain("client", name, *what, *arguments, address, **options)
+
+    yield command
+    listed = command("jobs").end()
+    for job in re.findall(r"(\S+) +(?:RUNNING|PENDING)", listed):
+        command("stop", job).end()
+
+
+def test_submit_and_follow_as_if_it_ran_here(distrain, wanted, recipe, hosts):
+    run = distrain("submit", "-f", "--workers=3", "--id=first")
+    assert run.weights() == wanted()
+    assert "job first submitted" in run.text
+    assert "worker group formed: 3 workers" in run.text
+    assert re.search(r"epoch 0  step 20/391  loss", run.text), "lines as in local mode"
+    assert "{" not in run.text
+    assert re.search(rf"first +SUCCEEDED +\S+ \S+ +{recipe.run}", distrain("jobs").end())
+    assert f"weights   {wanted()}" in distrain("logs", "first").end()
+    (log,) = Path(recipe.run).glob("log-*.txt")
+    assert f"weights   {wanted()}" in log.read_text(), "it is there when the cluster is gone"
+    again = distrain("submit", "-f", "--workers=3").end()
+    assert "is finished: all 391 steps are done" in again
+
+
+def test_ctrl_c_detaches_stop_saves_and_resume_goes_on(distrain, wanted, recipe, longer, hosts):
+    run = distrain("submit", "-f", "--workers=2", "--id=mine", config=longer)
+    run.wait_for_step(40)
+    (pid,) = hosts.pids("client", "-m distrain submit")
+    os.kill(pid, signal.SIGINT)
+    text = run.end(130)
+    assert "the job goes on. To come back: distrain logs mine -f" in text
+    assert re.search(r"mine +RUNNING", distrain("jobs").end())
+    back = distrain("submit", "-f", "--workers=2", "--id=mine", config=longer)
+    back.wait_for("job mine is at work already")
+    back.wait_for_step(60)
+    stopped = distrain("stop", "mine").end()
+    assert f"to go on: distrain resume {recipe.run}" in stopped
+    assert "stopped and saved after step" in back.end(143)
+    resumed = distrain("resume", recipe.run, "-f")
+    assert resumed.weights() == wanted(longer)
+    assert "resumed from step" in resumed.text
+
+
+def test_following_survives_a_connection_that_is_cut(distrain, wanted, longer, hosts):
+    run = distrain("submit", "-f", "--workers=2", config=longer)
+    run.wait_for_step(40)
+    hosts.refuse("client", 8265)
+    run.wait_for("the connection to the cluster is lost")
+    hosts.refuse("client", None)
+    run.wait_for("connected again")
+    assert run.weights() == wanted(longer)
+    steps = [int(step) for step in re.findall(r"step (\d+)/", run.text)]
+    assert steps == [*range(20, 783, 20), 782], "each line once"
+
+
+def test_a_job_that_fails_ends_with_its_own_code(distrain):
+    run = distrain("submit", "-f", "data.train=/nowhere/at/all", "--id=fails")
+    assert "no data set at /nowhere/at/all" in run.end(2)
+
+
+def test_a_job_that_can_never_fit_says_what_is_missing(distrain):
+    run = distrain("submit", "-f", "--workers=2", "cluster.cpus_per_worker=4", "cluster.wait=5", "--id=large")
+    text = run.end(1)
+    assert "waiting for the cluster: the run asks for 8 CPUs (2 workers of 4), and the cluster has 3" in text
+    assert "error: the run asks for 8 CPUs (2 workers of 4), and the cluster has 3: add nodes" in text
+
+
+def test_what_cannot_be_reached_is_one_sentence(start, hosts, recipe):
+    path, good = str(start.written(recipe)), f"http://{hosts.address[HEAD]}:8265"
+    for options, address, sentence in (
+        ({"environment": {"RAY_AUTH_TOKEN": "0" * 64}}, good, "wants a token"),
+        ({}, f"http://{hosts.address['n2']}:8265", "no Ray cluster answers at"),
+    ):
+        text = start.distrain("client", "submit", path, f"--address={address}", **options).end(2)
+        assert sentence in text
+        assert text.count("\n") == 0, "one line"
+
+
+def test_ten_in_a_row(distrain, recipe, table):
+    short = recipe.model_copy(update={"epochs": 1})
+    began = time.monotonic()
+    for number in range(10):
+        config = short.model_copy(update={"run": f"{recipe.run}/{number}"})
+        text = distrain("submit", "-f", "--workers=2", config=config).end()
+        assert "finished 23 steps" in text
+    table(f"{(time.monotonic() - began) / 10:.0f} s each")
+    assert len(re.findall("SUCCEEDED", distrain("jobs").end())) >= 10

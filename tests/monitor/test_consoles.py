@@ -1,0 +1,61 @@
+"""What is written for another process is shown there as it would be here; and the log in the run directory."""
+
+import io
+
+import pytest
+
+from distrain.data.store import Store
+from distrain.monitor.consoles import JsonLines, Logged, replay
+from distrain.monitor.sinks import PlainLines
+
+TRAIN = {"kind": "train", "step": 3, "epoch": 0, "loss": 2.0, "top1": 0.5, "images_per_second": 10.0, "data_wait": 0.0}
+
+
+def told(console):
+    console.event("hello {x}")
+    console.start(step=0, steps=10, steps_per_epoch=5)
+    console.advance(2)
+    console.record(TRAIN)
+    console.stop()
+
+
+def test_a_replay_looks_the_same():
+    here, written, there = io.StringIO(), io.StringIO(), io.StringIO()
+    told(PlainLines(here))
+    told(JsonLines(written))
+    shown = PlainLines(there)
+    for text in written.getvalue().splitlines():
+        replay(text, shown)
+    assert there.getvalue() == here.getvalue()
+
+
+@pytest.mark.parametrize("text", ["Traceback", "3", "[1]", '{"other": 1}', "null", "{", ""])
+def test_what_others_write_is_shown_as_it_is(console, text):
+    replay(text, console)
+    assert console.events == [text]
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_the_log_has_all_lines_with_their_times(console, tmp_path, where):
+    store = Store(str(tmp_path) if where == "disk" else f"memory://log-{tmp_path.name}")
+
+    def train():
+        with Logged(console, store) as logged:
+            logged.event("before")
+            assert not store.list(), "nothing is written to a run directory that is not ours yet"
+            told(logged)
+            raise RuntimeError("over")
+
+    with pytest.raises(RuntimeError):
+        train()
+    (name,) = store.list()
+    lines = store.read(name).decode().splitlines()
+    assert [line.partition(" ")[2] for line in lines] == [
+        "before",
+        "hello {x}",
+        "epoch 0  step 3/10  loss 2.0000  top-1 50.0%  10 images/s  waits 0%",
+        "error: over",
+    ]
+    assert all(line[4] == "-" and line[19] == "Z" for line in lines)
+    assert console.events == ["before", "hello {x}", "start 0/10", "stop"]
+    assert console.records == [TRAIN]
