@@ -1,0 +1,90 @@
+"""What Ray's job interface answers, as sentences. A real cluster is in tests/cluster/test_submit.py."""
+
+import http.server
+import json
+import socket
+import threading
+from contextlib import closing, contextmanager
+
+import pytest
+
+from distrain.errors import RunError, UserError
+from distrain.launch.submit import Job, Jobs, exit_code
+
+
+@contextmanager
+def head(version, *, port=0):
+    """Answers as a cluster's head of a version does when it is asked for that."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = json.dumps({"version": "4", "ray_version": version, "ray_commit": "x"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(autouse=True)
+def token(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+
+
+def test_a_cluster_with_an_old_ray_is_refused():
+    with head("2.40.0") as address, pytest.raises(UserError, match=r"runs Ray 2\.40\.0, and distrain needs 2\.60"):
+        Jobs(address)
+
+
+def test_a_head_that_is_starting_is_waited_for():
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started, over = threading.Event(), threading.Event()
+
+    def late():
+        started.wait()
+        with head("2.60.0", port=port):
+            over.wait(30)
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    threading.Timer(0.5, started.set).start()
+    try:
+        Jobs(f"http://127.0.0.1:{port}")
+    finally:
+        started.set()
+        over.set()
+        thread.join()
+
+
+def test_nobody_there_is_a_sentence():
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(UserError, match=f"no Ray cluster answers at http://127.0.0.1:{port}: check the address"):
+        Jobs(f"127.0.0.1:{port}", patience=0.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "wanted"),
+    [("SUCCEEDED", 0, 0), ("STOPPED", None, 143), ("FAILED", 2, 2), ("FAILED", -9, 137), ("FAILED", 1, 1)],
+)
+def test_a_job_ends_with_the_code_of_its_program(status, code, wanted):
+    assert exit_code(Job("x", status, "run", 0.0, "message", code)) == wanted
+
+
+def test_a_job_that_never_began_says_why():
+    with pytest.raises(RunError, match="job x failed: no room"):
+        exit_code(Job("x", "FAILED", "run", 0.0, "no\nroom", None))
