@@ -169,6 +169,8 @@ def setup(
     lanes = stack.enter_context(Lanes(lanes_for(config, world), config.threads, world.device))
     watchdog.at("the verdicts on files")
     recall(config, world, [dataset, *([val] if val else [])], store, alarm, watchdog.at)
+    if world.lead:
+        metrics.set("quarantined_samples", len(dataset.bad) + (len(val.bad) if val else 0))
     watchdog.at("the check of the hardware")
     hardware = None
     with world.together():

@@ -60,6 +60,7 @@ GAUGES = {
     "weight_norm": Family("Norm of all trained parameters at that step."),
     "update_ratio": Family("Norm of what that step changed over the norm of the weights."),
     "bad_samples": Family("Distinct training samples that do not decode."),
+    "quarantined_samples": Family("Of the samples of all sets, those whose files have killed a decoder."),
     "bad_samples_limit": Family("How many of them there may be."),
     "diverged": Family("1 when the run has ended with a loss or gradient that is not finite, 0 before."),
     "checkpoint_timestamp_seconds": Family(

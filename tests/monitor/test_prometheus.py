@@ -16,13 +16,15 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 import distrain.monitor.endpoint
+from distrain.data.manifest import Manifest
 from distrain.data.store import Counts, Store
 from distrain.errors import RunError, UserError
 from distrain.monitor.health import Watchdog
 from distrain.monitor.prometheus import GAUGES, HISTOGRAMS, TOTALS, Metrics
 from distrain.monitor.sinks import read_metrics
+from distrain.recall import QUARANTINE
 from distrain.train import train
-from distrain.world import World
+from distrain.world import World, environment
 
 CPU = torch.device("cpu")
 
@@ -188,6 +190,16 @@ def test_bad_samples_are_counted(measured, console, tmp_path, damaged_set, last)
     train(config, World(CPU), console)
     assert (found["samples_total", "good"], found["samples_total", "bad"]) == (62, 2)
     assert found["bad_samples",] == 2
+
+
+def test_quarantined_samples_are_counted(measured, console, digits, tmp_path, last):
+    config = measured()
+    fingerprint = Manifest.load(Store(str(digits / "train"))).fingerprint
+    decoder = f"dali {environment(CPU).get('nvidia-dali-cuda130', '')} cpu"
+    Store(config.run).write(QUARANTINE, json.dumps({f"{fingerprint} {decoder}": {"3": "killed it"}}).encode())
+    found = last(config)
+    train(config, World(CPU), console)
+    assert (found["quarantined_samples",], found["bad_samples",]) == (1, 1)
 
 
 def test_a_save_that_fails_is_counted(measured, console, last, monkeypatch):

@@ -149,7 +149,9 @@ def test_a_run_as_it_is_seen(followed):
     await_that(lambda: prometheus.query('rate(distrain_samples_total{outcome="good"}[10s])'), process)
     await_that(lambda: prometheus.query("run:distrain_unfinished"), process)
     for where, expression, is_alert in shipped():
-        prometheus.query(quick(expression))
+        found = prometheus.query(quick(expression))
+        if is_alert:
+            assert not found, f"{where} is true of a healthy run: {found}"
         if not is_alert and not any(name in expression for name in ABSENT):
             await_that(partial(prometheus.query, quick(expression)), process, f"{where} has data: {expression}")
     assert process.wait(240) == 0
