@@ -25,6 +25,7 @@ _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 # Seconds without a line after which the connection that brings them is made anew.
 _SILENT = 60.0
 _RETRY = 2.0
+_REFUSALS = 15
 
 
 class Job(NamedTuple):
@@ -118,8 +119,13 @@ class Jobs:
             yield from str(self._client.get_job_logs(name)).splitlines()
 
     def follow(self, name: str, console: Console) -> Job:
-        """Show what a job writes until it has ended; a connection that breaks is made anew."""
-        seen, rest, lost = 0, "", False
+        """Show what a job writes until it has ended; a connection that breaks is made anew.
+
+        Raises:
+            UserError: there is no such job, or not any more.
+        """
+        seen, rest, lost, refused = 0, "", False, 0
+        self.job(name)
         while True:
             try:
                 job = self.job(name)
@@ -134,8 +140,10 @@ class Jobs:
                     for line in whole:
                         replay(line, console)
                 job = self.job(name)
-            except (ConnectionError, OSError, RuntimeError, asyncio.TimeoutError) as error:
-                if isinstance(error, UserError):
+                refused = 0
+            except (UserError, ConnectionError, OSError, RuntimeError, asyncio.TimeoutError) as error:
+                refused += isinstance(error, UserError)  # a head that is coming up again may do so for a while
+                if refused > _REFUSALS:
                     raise
                 if not lost and not isinstance(error, asyncio.TimeoutError):
                     console.event("the connection to the cluster is lost: trying again (the job goes on)")
