@@ -67,7 +67,7 @@ class Store:
             UserError: the URL's scheme is unknown, or its package is not installed.
         """
         self.url = url
-        self.name = _without_secret(url)
+        self.name = redacted(url)
         """The URL as it may be shown: without user and password."""
         self.counts = Counts()
         self._lock = threading.Lock()
@@ -346,7 +346,7 @@ def _let_go(file: io.FileIO) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _without_secret(url: str) -> str:
+def redacted(url: str) -> str:
     """A URL, or a chain of them, without user, password and query."""
     shown = []
     for part in url.split("::"):

@@ -24,7 +24,7 @@ from torch.nn.utils import get_total_norm
 
 from distrain import __version__
 from distrain.config import Config
-from distrain.data.store import Counts, Store
+from distrain.data.store import Counts, redacted
 from distrain.monitor.endpoint import Node
 from distrain.monitor.health import Watchdog
 from distrain.world import World
@@ -348,7 +348,7 @@ class Metrics:
 
 def run_label(run: str) -> str:
     """The label `run` of a run directory: its name, without what may be secret in a URL."""
-    return Store(run).name.rstrip("/").rpartition("/")[2]
+    return redacted(run).rstrip("/").rpartition("/")[2]
 
 
 def _values(family: Family, labels: Mapping[str, str]) -> tuple[str, ...]:
