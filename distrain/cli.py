@@ -10,7 +10,7 @@ import typer
 
 from distrain import __version__
 from distrain.cli_data import index, inspect, pack, stats, verify
-from distrain.cli_jobs import jobs, logs, resume, stop, submit
+from distrain.cli_jobs import drain, jobs, logs, resume, stop, submit
 from distrain.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def top(
         return
 
 
-for command in (submit, jobs, logs, stop, resume, pack, index, stats, verify, inspect):
+for command in (submit, jobs, logs, stop, resume, drain, pack, index, stats, verify, inspect):
     app.command()(command)
 
 

@@ -3,7 +3,7 @@
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -11,6 +11,7 @@ from distrain.errors import UserError
 
 if TYPE_CHECKING:
     from distrain.config import Config
+    from distrain.launch.kuberay import Manifests
     from distrain.launch.submit import Jobs
     from distrain.monitor.sinks import Console
 
@@ -18,6 +19,32 @@ Address = Annotated[
     str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", metavar="URL", help="Dashboard of the cluster's head.")
 ]
 LOCAL = "http://127.0.0.1:8265"
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show its progress until it ends.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")]
+To = Annotated[Literal["ray", "kuberay", "slurm"], typer.Option(help="What the job runs on.")]
+Template = Annotated[
+    Path | None,
+    typer.Option(envvar="DISTRAIN_TEMPLATE", help="Your site's manifest (kuberay) or script (slurm); see cluster/."),
+]
+Namespace = Annotated[str | None, typer.Option(help="Of Kubernetes; without, the template's or the kubeconfig's.")]
+
+
+class Wanted(NamedTuple):
+    """What a job is asked to do."""
+
+    config: "Config"
+    files: list[Path]
+    job: str | None
+    must_resume: bool
+
+
+class Target(NamedTuple):
+    """Where it is asked to run."""
+
+    to: Literal["ray", "kuberay", "slurm"]
+    address: str
+    template: Path | None
+    namespace: str | None
 
 
 def submit(
@@ -29,17 +56,21 @@ def submit(
         list[Path] | None, typer.Option("--with", help="Python file or folder to send along, for an own model.")
     ] = None,
     job: Annotated[str | None, typer.Option("--id", help="Id of the job; without, it follows from the run.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its progress until it ends.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
+    follow: Follow = False,
+    dry_run: DryRun = False,
+    to: To = "ray",
+    template: Template = None,
+    namespace: Namespace = None,
 ) -> None:
-    """Start a run as a job on a Ray cluster. A run that is at work already is followed, not started twice.
+    """Start a run as a job: on a Ray cluster, on Kubernetes (KubeRay) or on Slurm.
 
-    What is sent: the config, distrain's own source, and what --with names.
+    A run that is at work already is not started twice. To a Ray cluster go the config, distrain's own source, and what
+    --with names; on Kubernetes distrain is in the image, on Slurm in this environment, which all nodes share.
     """
     from distrain.config import load, workers_override
 
     settings = load(config, [*(overrides or []), *workers_override(workers)])
-    _submit(settings, files or [], job, address, follow=follow, dry_run=dry_run, must_resume=False)
+    _submit(Wanted(settings, files or [], job, False), Target(to, address, template, namespace), follow, dry_run)
 
 
 def resume(
@@ -48,10 +79,13 @@ def resume(
     address: Address = LOCAL,
     workers: Annotated[str | None, typer.Option(metavar="N|MIN-MAX", help="Ranks.")] = None,
     files: Annotated[list[Path] | None, typer.Option("--with", help="As for submit.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its progress until it ends.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
+    follow: Follow = False,
+    dry_run: DryRun = False,
+    to: To = "ray",
+    template: Template = None,
+    namespace: Namespace = None,
 ) -> None:
-    """Go on with a run, as a job on a Ray cluster, with the config that its directory holds."""
+    """Go on with a run, as a job, with the config that its directory holds."""
     from distrain.config import parse_yaml, workers_override
     from distrain.data.store import Store
 
@@ -62,7 +96,7 @@ def resume(
         raise UserError(f"there is no run in {store.name}: it has no config.yaml") from None
     where = f"run={run}"
     settings = parse_yaml(text, f"{store.name}/config.yaml", [where, *(overrides or []), *workers_override(workers)])
-    _submit(settings, files or [], None, address, follow=follow, dry_run=dry_run, must_resume=True)
+    _submit(Wanted(settings, files or [], None, True), Target(to, address, template, namespace), follow, dry_run)
 
 
 def jobs(address: Address = LOCAL) -> None:
@@ -105,30 +139,86 @@ def stop(
     console.event(f"{job} {ended.status.lower()}; to go on: distrain resume {ended.run} --address {address}")
 
 
-def _submit(
-    settings: "Config",
-    files: list[Path],
-    job: str | None,
-    address: str,
-    *,
-    follow: bool,
-    dry_run: bool,
-    must_resume: bool,
+def drain(
+    seconds: Annotated[float, typer.Option(min=1, help="Until when the host is given up all the same.")] = 240.0,
 ) -> None:
+    """Take this host out of its Ray cluster: runs save, and go on with the others. On the head: runs save and end.
+
+    For whatever takes hosts away: the pre-stop hook of a pod, a service manager.
+    """
+    from distrain.launch.drain import drain as take_out
+    from distrain.monitor.sinks import PlainLines
+
+    take_out(PlainLines(sys.stdout), seconds=seconds)
+
+
+def _submit(wanted: Wanted, target: Target, follow: bool, dry_run: bool) -> None:
+    if target.to == "ray":
+        _to_ray(wanted, target.address, follow, dry_run)
+        return
+    if target.template is None:
+        example = {"kuberay": "cluster/kuberay/rayjob.yaml", "slurm": "cluster/slurm/train.sbatch"}[target.to]
+        raise UserError(
+            f"--to {target.to} needs --template: a copy of {example} of distrain's repository with what your site "
+            "needs put in"
+        )
+    if follow and not dry_run:
+        raise UserError(
+            f"--to {target.to} does not follow: submit without -f, then watch with distrain top {wanted.config.run}"
+        )
+    (_to_kuberay if target.to == "kuberay" else _to_slurm)(wanted, target.template, target.namespace, dry_run)
+
+
+def _to_ray(wanted: Wanted, address: str, follow: bool, dry_run: bool) -> None:
     from distrain.launch.package import request
 
-    wanted = request(settings, files, job=job, must_resume=must_resume)
+    sent = request(wanted.config, wanted.files, job=wanted.job, must_resume=wanted.must_resume)
     if dry_run:
-        for line in wanted.lines():
+        for line in sent.lines():
             typer.echo(line)
         return
     found = _jobs(address)
-    name, started = found.submit(wanted)
-    typer.echo(f"job {name} {'submitted' if started else 'is at work already'}")
+    name, started = found.submit(sent)
+    typer.echo(f"job {name} {_did(started)}")
     if follow:
         _follow(found, name, address)
     else:
         typer.echo(f"to follow it: distrain logs {name} -f --address {address}")
+
+
+def _to_kuberay(wanted: Wanted, template: Path, namespace: str | None, dry_run: bool) -> None:
+    from distrain.launch.kuberay import Kubernetes, manifests
+
+    def rendered(name: str | None) -> "Manifests":
+        return manifests(wanted.config, template, wanted.files, job=name, must_resume=wanted.must_resume)
+
+    found = rendered(wanted.job)
+    if dry_run:
+        typer.echo(found.text(), nl=False)
+        return
+    cluster = Kubernetes(namespace)
+    found = rendered(cluster.name_for(found))
+    where, started = cluster.submit(found)
+    typer.echo(f"RayJob {found.name} in {where} {_did(started)}")
+    typer.echo(f"to watch it: distrain top {wanted.config.run}, or kubectl -n {where} logs -f job/{found.name}")
+    typer.echo(f"to stop it: kubectl -n {where} delete rayjob {found.name} (it saves first)")
+
+
+def _to_slurm(wanted: Wanted, template: Path, _: str | None, dry_run: bool) -> None:
+    from distrain.launch.slurm import script, submit
+
+    text = script(wanted.config, template, wanted.files, job=wanted.job, must_resume=wanted.must_resume)
+    if dry_run:
+        typer.echo(text, nl=False)
+        return
+    number, started = submit(text)
+    typer.echo(f"Slurm job {number} {_did(started)}")
+    typer.echo(f"to watch it: distrain top {wanted.config.run}")
+    typer.echo(f"to stop it: scancel --batch --signal=TERM {number} (it saves first)")
+
+
+def _did(started: bool) -> str:
+    return "submitted" if started else "is at work already"
 
 
 def _jobs(address: str) -> "Jobs":

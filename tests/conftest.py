@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 from sets import SetWriter
 
+from distrain import cli
 from distrain.config import Config, parse
 from distrain.data.decode import encode
 from distrain.data.digits import pack_digits
@@ -51,6 +52,21 @@ class Recorder:
 @pytest.fixture
 def console() -> Recorder:
     return Recorder()
+
+
+@pytest.fixture
+def distrain(monkeypatch, capsys):
+    """Runs `distrain ARGS` in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["distrain", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        code = caught.value.code
+        return 0 if code is None else code, out, err
+
+    return call
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import pty
 import re
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +13,7 @@ import shapes
 from PIL import Image
 
 from distrain import __version__
-from distrain.cli import main
 from distrain.config import to_yaml
-
-
-@pytest.fixture
-def distrain(monkeypatch, capsys):
-    """Runs `distrain ARGS` in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["distrain", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        code = caught.value.code
-        return 0 if code is None else code, out, err
-
-    return call
 
 
 @pytest.fixture

@@ -50,32 +50,47 @@ def request(
         UserError: a path is of this machine, a file is no Python file or not there, or it is too much.
     """
     check_places(config)
-    sent = {**_source(), **_own(files), CONFIG: to_yaml(config).encode()}
+    sent = {**_source(), **own(files), CONFIG: to_yaml(config).encode()}
     archive = _archive(sent)
     if len(archive) > _LARGEST:
         raise UserError(
             f"the files to send are {len(archive):,} bytes, more than the {_LARGEST:,} that Ray takes: "
             "send code alone, and keep data in a bucket"
         )
-    name = str(config.run).rstrip("/").rpartition("/")[2]
-    decides = hashlib.sha256(json.dumps([config.run, result_fields(config)]).encode()).hexdigest()
     # Ray names an archive by its SHA-1; as a name, not for safety.
     package = f"gcs://_ray_pkg_{hashlib.sha1(archive, usedforsecurity=False).hexdigest()}.zip"
     body = {
         "entrypoint": f"python -m distrain train {CONFIG} --address auto" + " --resume" * must_resume,
-        "submission_id": job or f"{name}-{decides[:8]}",
+        "submission_id": job or job_id(config),
         "runtime_env": {
             "working_dir": package,
-            "env_vars": {
-                "DISTRAIN_CONSOLE": "json",
-                "PYTHONUNBUFFERED": "1",
-                # A job that is stopped saves first; Ray would kill it after 3 s.
-                "RAY_JOB_STOP_WAIT_TIME_S": str(round(config.checkpoint.patience) + 60),
-            },
+            "env_vars": variables(config),
         },
-        "metadata": {"distrain": distrain.__version__, "run": str(config.run)},
+        "metadata": metadata(config),
     }
     return Request(sent, archive, body)
+
+
+def job_id(config: Config) -> str:
+    """The id of a run's job where none is given: the same run has the same."""
+    name = str(config.run).rstrip("/").rpartition("/")[2]
+    decides = hashlib.sha256(json.dumps([config.run, result_fields(config)]).encode()).hexdigest()
+    return f"{name}-{decides[:8]}"
+
+
+def variables(config: Config) -> dict[str, str]:
+    """The environment of a job."""
+    return {
+        "DISTRAIN_CONSOLE": "json",
+        "PYTHONUNBUFFERED": "1",
+        # A job that is stopped saves first; Ray would kill it after 3 s.
+        "RAY_JOB_STOP_WAIT_TIME_S": str(round(config.checkpoint.patience) + 60),
+    }
+
+
+def metadata(config: Config) -> dict[str, str]:
+    """What a job is found by."""
+    return {"distrain": distrain.__version__, "run": str(config.run)}
 
 
 def check_places(config: Config) -> None:
@@ -95,7 +110,12 @@ def _source() -> dict[str, bytes]:
     return {f"distrain/{path.relative_to(root).as_posix()}": path.read_bytes() for path in sorted(root.rglob("*.py"))}
 
 
-def _own(paths: Sequence[Path]) -> dict[str, bytes]:
+def own(paths: Sequence[Path]) -> dict[str, bytes]:
+    """Python files to send along, by the names they have there.
+
+    Raises:
+        UserError: a file is no Python file, or not there.
+    """
     found = {}
     for path in paths:
         files = sorted(path.rglob("*.py")) if path.is_dir() else [path]

@@ -17,8 +17,9 @@ from ray.train.collective import broadcast_from_rank_zero
 from distrain.config import parse
 from distrain.data.store import Store
 from distrain.errors import AttemptError, RunError, UserError
-from distrain.launch.room import Node, look
+from distrain.launch.room import Node, call_for, look
 from distrain.monitor.health import group_timeout
+from distrain.settings import Cluster
 from distrain.train import train
 from distrain.world import World, joined
 
@@ -74,6 +75,10 @@ class Mailbox:
     def look(self) -> list[Node]:
         """The cluster as it is seen from its head."""
         return look()
+
+    def call_for(self, cluster: Cluster, workers: int) -> None:
+        """Ask the autoscaler for room."""
+        call_for(cluster, workers)
 
     def variable(self, name: str) -> str | None:
         """An environment variable of the head."""

@@ -9,33 +9,26 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-import pyarrow.fs
 import ray
 from ray.exceptions import RayError
-from ray.train import (
-    ControllerError,
-    FailureConfig,
-    LoggingConfig,
-    RunConfig,
-    ScalingConfig,
-    UserCallback,
-)
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import ControllerError
 
 from distrain.config import Config
-from distrain.data.store import Store
-from distrain.errors import LostRankError, RunError, UserError
+from distrain.errors import RunError, UserError
 from distrain.launch.ray_cluster import HEAD_SETTINGS, connected, reason_of
-from distrain.launch.ray_rank import Mailbox, heed_sigterm, run_rank
+from distrain.launch.ray_fit import trainer
+from distrain.launch.ray_rank import Mailbox
 from distrain.launch.room import Node, room, shortage
 from distrain.launch.signals import stop_on_signals
 from distrain.monitor.sinks import Console
 from distrain.train import Summary
 
 _LOOK_EVERY = 2.0
+# An autoscaler hears what the last run asked for: runs that share a cluster say it again and again.
+_CALL_EVERY = 10.0
 # Seconds for which more room must be there before a run grows into it.
 _SETTLED = 3.0
 
@@ -68,41 +61,13 @@ def run(
     return summary, received[0] if received and summary.status == "stopped" else None
 
 
-class _NoBackend(Backend):
-    """Ray forms no process group: a failure to form one would end the fit. The ranks do it themselves."""
-
-    share_cuda_visible_devices = True
-
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(heed_sigterm)
-
-
-class _NoGroup(TorchConfig):
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return _NoBackend
-
-
-class _Losses(UserCallback):
-    """Runs in Ray's controller: tells the driver why ranks ended."""
-
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        # A rank that only noticed that another is gone is a symptom: it is named where there is no cause.
-        errors = {rank: getattr(error, "_base_exc", error) for rank, error in worker_exceptions.items()}
-        causes = {rank: error for rank, error in errors.items() if not isinstance(error, LostRankError)}
-        self._mailbox.put.remote("lost", {rank: reason_of(error) for rank, error in (causes or errors).items()})
-
-
 class _Driver:
     """One launch: as many fits as it takes."""
 
     def __init__(self, config: Config, console: Console, options: Mapping[str, bool]) -> None:
         self.stop = threading.Event()
-        self._config, self._console, self._options = config, console, dict(options)
-        self._session = os.urandom(8).hex()
+        self._config, self._console = config, console
+        self._order = {"session": os.urandom(8).hex(), **options}
         # On the head, which outlives every worker's node.
         where = {"node:__internal_head__": 0.001}
         actor = ray.remote(num_cpus=0, resources=where, max_restarts=-1, max_task_retries=-1)(Mailbox)
@@ -120,9 +85,17 @@ class _Driver:
         self._lost_at: float | None = None
         self._causes: list[str] = []
         self._unplaceable: int | None = None
+        self._called = -_CALL_EVERY
 
     def run(self) -> Summary:
         """Fit again and again, until the run has ended."""
+        try:
+            return self._run()
+        finally:
+            with suppress(RayError):  # a head that is gone has forgotten it anyway
+                ray.get(self._mailbox.call_for.remote(self._config.cluster, 0))
+
+    def _run(self) -> Summary:
         barren = 0  # fits in a row in which no group was formed
         while True:
             workers = self._await_room()
@@ -155,7 +128,8 @@ class _Driver:
 
         def fit() -> None:
             try:
-                result["found"] = self._trainer(workers).fit().return_value
+                order = {**self._order, "fit": self._fits}
+                result["found"] = trainer(self._config, workers, order, self._mailbox).fit().return_value
             except BaseException as error:
                 result["error"] = error
             self._mailbox.put.remote("ended", None)
@@ -187,35 +161,6 @@ class _Driver:
             ray.util.remove_placement_group(self._group)
             self._group = None
         return result.get("found"), result.get("error"), resizing
-
-    def _trainer(self, workers: int) -> TorchTrainer:
-        cluster = self._config.cluster
-        resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.gpus_per_worker else {})}
-        order = {
-            "config": self._config.model_dump(mode="json"),
-            "mailbox": self._mailbox,
-            "fit": self._fits,
-            "session": self._session,
-            **self._options,
-        }
-        assert self._config.run is not None
-        path, file_system = _storage(self._config.run)
-        return TorchTrainer(
-            run_rank,
-            train_loop_config=order,
-            torch_config=_NoGroup(),
-            scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=bool(cluster.gpus_per_worker), resources_per_worker=resources
-            ),
-            run_config=RunConfig(
-                name=f"{self._session}-{self._fits}",
-                storage_path=path,
-                storage_filesystem=file_system,
-                failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),
-                callbacks=[_Losses(self._mailbox)],
-                logging_config=LoggingConfig(log_level="ERROR"),
-            ),
-        )
 
     def _deliver(self, wait: float) -> None:
         """Show what ranks and controller told."""
@@ -270,6 +215,12 @@ class _Driver:
     def _first_cause(self) -> str:
         return f"; the first cause was: {self._causes[0]}" if self._causes else ""
 
+    def _call_for_most(self) -> None:
+        now = time.monotonic()
+        if now - self._called >= _CALL_EVERY:
+            self._called = now
+            self._mailbox.call_for.remote(self._config.cluster, self._config.cluster.workers[1])
+
     def _look(self) -> list[Node]:
         nodes: list[Node] = ray.get(self._mailbox.look.remote())
         return nodes
@@ -290,6 +241,7 @@ class _Driver:
             waited = time.monotonic() - began
             if found == most or (found >= least and waited > _SETTLED):
                 return found
+            self._call_for_most()
             if not told and waited > _SETTLED:
                 told = True
                 self._console.event(f"waiting for the cluster: {shortage(self._config.cluster, nodes)}")
@@ -306,6 +258,8 @@ class _Driver:
         drained = sorted(node.address for node in nodes if node.draining and node.id in held)
         if drained:
             return f"{', '.join(drained)} is being drained", None
+        if workers < self._config.cluster.workers[1]:
+            self._call_for_most()
         found = min(self._config.cluster.workers[1], room(self._config.cluster, nodes, held=held))
         if found <= workers:
             return None, None
@@ -313,14 +267,6 @@ class _Driver:
         if time.monotonic() - since < _SETTLED:
             return None, since
         return f"there is room for {found} workers, {found - workers} more", None
-
-
-def _storage(run: str) -> tuple[str, Any]:
-    """Where Ray keeps what it knows of a fit: beside our checkpoints."""
-    store = Store(run)
-    if store.local is not None:
-        return f"{store.local}/ray", None
-    return store.path("ray"), pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.file_system))
 
 
 def _with_absolute_paths(config: Config) -> Config:

@@ -43,6 +43,13 @@ def look() -> list[Node]:
     ]
 
 
+def call_for(cluster: Cluster, workers: int) -> None:
+    """Tell the cluster's autoscaler, where there is one, how many workers are wanted; 0: none any more."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[_need(cluster)] * workers)
+
+
 def shortage(cluster: Cluster, nodes: Sequence[Node]) -> str:
     """Why the least number of workers does not fit."""
     least = cluster.workers[0]
@@ -56,9 +63,13 @@ def shortage(cluster: Cluster, nodes: Sequence[Node]) -> str:
 
 def room(cluster: Cluster, nodes: Sequence[Node], held: Sequence[str]) -> int:
     """How many workers fit beside what other jobs hold; `held`: nodes of our own workers, by id."""
-    need = {"CPU": float(cluster.cpus_per_worker), "GPU": float(cluster.gpus_per_worker)}
+    need = _need(cluster)
     return sum(
         min(int(node.free.get(k, 0.0) / n) for k, n in need.items() if n) + held.count(node.id)
         for node in nodes
         if not node.draining
     )
+
+
+def _need(cluster: Cluster) -> dict[str, float]:
+    return {"CPU": float(cluster.cpus_per_worker), "GPU": float(cluster.gpus_per_worker)}

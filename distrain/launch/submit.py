@@ -6,6 +6,7 @@ The job is `distrain train` on the cluster's head; it lives on when whoever subm
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import tempfile
@@ -21,7 +22,7 @@ from distrain.monitor.consoles import replay
 from distrain.monitor.sinks import Console
 
 _LEAST_RAY = (2, 60)
-_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 # Seconds without a line after which the connection that brings them is made anew.
 _SILENT = 60.0
 _RETRY = 2.0
@@ -78,7 +79,7 @@ class Jobs:
             known = {job.id: job for job in self.list()}
             wanted = name = request.body["submission_id"]
             number = 1
-            while name in known and known[name].status in _ENDED:
+            while name in known and known[name].status in ENDED:
                 number += 1
                 name = f"{wanted}-{number}"
             if name in known:
@@ -101,14 +102,14 @@ class Jobs:
         with self._sentences():
             return _job(self._client.get_job_info(name))
 
-    def stop(self, name: str, console: Console) -> Job:
-        """Have a job save and end, and wait for that."""
-        job = self.job(name)
-        if job.status not in _ENDED:
+    def stop(self, name: str, console: Console, *, patience: float = math.inf) -> Job:
+        """Have a job save and end, and wait for that, for `patience` seconds at most."""
+        job, end = self.job(name), time.monotonic() + patience
+        if job.status not in ENDED:
             with self._sentences():
                 self._client.stop_job(name)
             console.event(f"{name}: asked to save and stop")
-        while (job := self.job(name)).status not in _ENDED:
+        while (job := self.job(name)).status not in ENDED and time.monotonic() < end:
             time.sleep(0.5)
         return job
 
@@ -150,7 +151,7 @@ class Jobs:
                     lost = True
                 time.sleep(_RETRY)
                 continue
-            if job.status in _ENDED:
+            if job.status in ENDED:
                 if rest:
                     replay(rest, console)
                 return job

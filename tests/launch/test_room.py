@@ -1,4 +1,4 @@
-from distrain.launch.room import Node, room, shortage
+from distrain.launch.room import Node, call_for, room, shortage
 from distrain.settings import Cluster
 
 
@@ -31,3 +31,11 @@ def test_what_is_missing_is_named():
     assert shortage(wants, nodes) == "the run asks for 18 CPUs (9 workers of 2), and the cluster has 16"
     held = "the cluster has room for 4 of at least 9 workers, beside what others hold"
     assert shortage(Cluster(workers=(9, 9)), nodes) == held
+
+
+def test_an_autoscaler_is_asked_for_whole_workers(monkeypatch):
+    asked = []
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(bundles))
+    call_for(Cluster(cpus_per_worker=4, gpus_per_worker=1), 2)
+    call_for(Cluster(), 0)
+    assert asked == [[{"CPU": 4.0, "GPU": 1.0}] * 2, []]

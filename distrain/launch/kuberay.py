@@ -1,0 +1,271 @@
+"""Runs on Kubernetes, as RayJobs of the KubeRay operator: a site's manifest with the run filled in, and its way there.
+
+The manifest is the operator's, with image, secrets and kinds of nodes: cluster/kuberay/rayjob.yaml is one to start
+from.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from distrain.config import Config, to_yaml
+from distrain.errors import UserError
+from distrain.launch.package import CONFIG, check_places, job_id, metadata, own, variables
+
+# Where the run's files are in its pods.
+_FOLDER = "/etc/distrain"
+# Of a ConfigMap; a RayJob's name leaves room for what the operator puts behind it.
+_LARGEST, _LONGEST = 1 << 20, 47
+_RAYJOBS = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
+_ENDED = ("Complete", "Failed")
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class Manifests(NamedTuple):
+    """What is applied for a run."""
+
+    job: dict[str, Any]
+    """A RayJob."""
+    files: dict[str, Any]
+    """The ConfigMap with the config and Python files."""
+
+    @property
+    def name(self) -> str:
+        """Of both."""
+        return str(self.job["metadata"]["name"])
+
+    def text(self) -> str:
+        """As YAML."""
+        return yaml.dump_all(self, Dumper=_Dumper, sort_keys=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as such, and nothing by reference."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def manifests(
+    config: Config,
+    template: Path,
+    files: Sequence[Path] = (),
+    *,
+    job: str | None = None,
+    must_resume: bool = False,
+) -> Manifests:
+    """A site's manifest with a run filled in.
+
+    Args:
+        config: the run; its paths must mean the same in all pods.
+        template: the site's file, with one RayJob.
+        files: Python files, or folders of such, for a model of one's own.
+        job: the RayJob's name; None: one that follows from the run.
+        must_resume: it is a mistake if there is no checkpoint.
+
+    Raises:
+        UserError: the template is none, a path is of this machine, a name is none of Kubernetes', or it is too much.
+    """
+    check_places(config)
+    name = job or _name(job_id(config))
+    if not re.fullmatch(rf"[a-z]([-a-z0-9]{{0,{_LONGEST - 2}}}[a-z0-9])?", name):
+        raise UserError(
+            f"{name!r} is no name of a RayJob: at most {_LONGEST} small letters, digits and dashes, and a letter first"
+        )
+    if config.metrics.address in _LOOPBACK:  # in a pod, that is a page for nobody
+        config = config.model_copy(update={"metrics": config.metrics.model_copy(update={"address": "0.0.0.0"})})  # noqa: S104
+    found, labels = _template(template)
+    spec = found["spec"]
+    found["metadata"]["name"] = spec["jobId"] = name
+    spec["entrypoint"] = f"python -m distrain train {_FOLDER}/{CONFIG} --address auto" + " --resume" * must_resume
+    environment = {**variables(config), "PYTHONPATH": _FOLDER}
+    spec["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": environment})
+    spec["metadata"] = metadata(config)
+    cluster = spec["rayClusterSpec"]
+    least, most = config.cluster.workers
+    if len(groups := cluster["workerGroupSpecs"]) == 1:
+        each = _workers_of_a_pod(config, groups[0], template)
+        few, many = -(-least // each), -(-most // each)
+        groups[0].update(replicas=few, minReplicas=few, maxReplicas=many)
+    cluster["enableInTreeAutoscaling"] = least < most
+    sent = {CONFIG: to_yaml(config), **{path: data.decode() for path, data in own(files).items()}}
+    if (size := sum(len(text.encode()) for text in sent.values())) > _LARGEST:
+        raise UserError(
+            f"config and files are {size:,} bytes, more than the {_LARGEST:,} of a ConfigMap: put them into the image"
+        )
+    # A key of a ConfigMap has no slash.
+    keys = {path: path.replace("/", ".") for path in sent}
+    items = [{"key": key, "path": path} for path, key in keys.items()]
+    for group in (cluster["headGroupSpec"], *groups):
+        _mount(group["template"]["spec"], {"name": name, "items": items}, template)
+    data = {keys[path]: text for path, text in sent.items()}
+    about = {"name": name, "labels": labels} | (
+        {"namespace": space} if (space := found["metadata"].get("namespace")) else {}
+    )
+    return Manifests(found, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": data})
+
+
+def _name(text: str) -> str:
+    """A text as a name of Kubernetes', the end of it kept: that is what tells runs apart."""
+    plain = re.sub(r"[^a-z0-9-]+", "-", text.lower())[-_LONGEST:].strip("-")
+    return plain if plain[:1].isalpha() else f"run-{plain}"[:_LONGEST]
+
+
+def _template(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The RayJob of a site's file, and its labels."""
+    try:
+        documents = [document for document in yaml.safe_load_all(path.read_text(encoding="utf-8")) if document]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the template {path}: {getattr(error, 'strerror', error)}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"the template {path} is no YAML: {' '.join(str(error).split())}") from None
+    jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == "RayJob"]
+    if len(jobs) != 1:
+        raise UserError(f"the template {path} must hold one RayJob, not {len(jobs)}: see cluster/kuberay/rayjob.yaml")
+    # YAML's references make one object of several places, which then could not be filled in apart.
+    found = yaml.safe_load(yaml.dump(jobs[0], Dumper=_Dumper))
+    try:
+        cluster = found["spec"]["rayClusterSpec"]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            group["template"]["spec"]["containers"][0]["name"]
+        return found, dict(found["metadata"].get("labels") or {})
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(f"the RayJob of {path} lacks {error}: see cluster/kuberay/rayjob.yaml") from None
+
+
+def _workers_of_a_pod(config: Config, group: Mapping[str, Any], template: Path) -> int:
+    """How many ranks a pod of a group has room for."""
+    resources = group["template"]["spec"]["containers"][0].get("resources") or {}
+    has = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
+    cpu = str(has.get("cpu", "0"))
+    cores = int(cpu.removesuffix("m")) / 1000 if cpu.endswith("m") else float(cpu)
+    room = int(cores / config.cluster.cpus_per_worker)
+    if config.cluster.gpus_per_worker:
+        room = min(room, int(has.get("nvidia.com/gpu", 0)) // config.cluster.gpus_per_worker)
+    if room < 1:
+        wants = f"{config.cluster.cpus_per_worker} CPUs and {config.cluster.gpus_per_worker} GPUs"
+        raise UserError(
+            f"a worker asks for {wants}, and a pod of {group.get('groupName')} in {template} has {cpu} CPUs and "
+            f"{has.get('nvidia.com/gpu', 0)} GPUs: lower cluster.cpus_per_worker, or give the pod more"
+        )
+    return room
+
+
+def _mount(pod: dict[str, Any], source: dict[str, Any], template: Path) -> None:
+    """Let the volume named `run` of a pod be a ConfigMap."""
+    for volume in pod.get("volumes") or []:
+        if volume.get("name") == "run":
+            volume["configMap"] = source
+            return
+    raise UserError(
+        f"a pod in {template} has no volume named run, mounted at {_FOLDER}: see cluster/kuberay/rayjob.yaml"
+    )
+
+
+class Kubernetes:
+    """A Kubernetes cluster with the KubeRay operator, as the kubeconfig or this pod's service account knows it."""
+
+    def __init__(self, namespace: str | None = None) -> None:
+        """Read who and where we are; nothing is asked of the cluster.
+
+        Raises:
+            UserError: the client is not installed, or there is no configuration.
+        """
+        try:
+            from kubernetes import client, config
+        except ImportError:
+            raise UserError(
+                "--to kuberay needs the Kubernetes client: pip install 'distrain[kubernetes]' (--dry-run does not)"
+            ) from None
+        from urllib3 import Retry
+
+        try:
+            config.load_kube_config()
+            _, context = config.list_kube_config_contexts()
+            ours = context["context"].get("namespace")
+        except config.ConfigException:
+            try:
+                config.load_incluster_config()
+                ours = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text()
+            except (config.ConfigException, OSError):
+                raise UserError(
+                    "no Kubernetes cluster is configured here: set KUBECONFIG, or write ~/.kube/config"
+                ) from None
+        settings = client.Configuration.get_default_copy()
+        settings.retries = Retry(total=2, backoff_factor=0.5)
+        self._host, self._error = settings.host, client.ApiException
+        self._api = client.ApiClient(settings)
+        self._objects, self._core = client.CustomObjectsApi(self._api), client.CoreV1Api(self._api)
+        self._namespace = namespace or ours or "default"
+
+    def name_for(self, wanted: Manifests) -> str:
+        """The name of a run's RayJob: with a number behind it where one of that name has ended.
+
+        Raises:
+            UserError: the cluster cannot be reached, or refuses.
+        """
+        jobs, first = self._jobs(wanted), wanted.name
+        ended = {name for name, job in jobs.items() if (job.get("status") or {}).get("jobDeploymentStatus") in _ENDED}
+        names = (first, *(f"{first[: _LONGEST - 4]}-{number}" for number in range(2, 1000)))
+        return next(name for name in names if name not in ended)
+
+    def submit(self, wanted: Manifests) -> tuple[str, bool]:
+        """Start a run, or find it if it is at work: its namespace, and whether it was started now.
+
+        Raises:
+            UserError: the cluster cannot be reached, or refuses.
+        """
+        where = self._where(wanted)
+        there = self._jobs(wanted).get(wanted.name)
+        started = there is None
+        if there is None:
+            create = self._objects.create_namespaced_custom_object
+            there = self._ask(create, **_RAYJOBS, namespace=where, body=wanted.job)
+        # Owned by the RayJob, the ConfigMap goes with it. Until it is there, pods wait for it.
+        owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": wanted.name, "uid": there["metadata"]["uid"]}
+        files = {**wanted.files, "metadata": {**wanted.files["metadata"], "ownerReferences": [owner]}}
+        known = self._ask(self._core.list_namespaced_config_map, namespace=where)
+        if wanted.name not in {item.metadata.name for item in known.items}:
+            self._ask(self._core.create_namespaced_config_map, namespace=where, body=files)
+        return where, started
+
+    def _where(self, wanted: Manifests) -> str:
+        return str(wanted.job["metadata"].get("namespace") or self._namespace)
+
+    def _jobs(self, wanted: Manifests) -> dict[str, dict[str, Any]]:
+        ask = self._objects.list_namespaced_custom_object
+        found = self._ask(ask, **_RAYJOBS, namespace=self._where(wanted))
+        return {job["metadata"]["name"]: job for job in found["items"]}
+
+    def _ask(self, call: Any, **arguments: Any) -> Any:
+        from urllib3.exceptions import HTTPError
+
+        try:
+            return call(**arguments)
+        except self._error as error:
+            raise self._sentence(error) from None
+        except HTTPError as error:
+            reason = type(getattr(error, "reason", None) or error).__name__
+            raise UserError(
+                f"no Kubernetes answers at {self._host} ({reason}): check the kubeconfig's context, and the network"
+            ) from None
+
+    def _sentence(self, error: Any) -> UserError:
+        body = yaml.safe_load(error.body or "") or {}
+        why = " ".join(str(body.get("message") if isinstance(body, dict) else body).split())[:300]
+        if error.status == 404:
+            return UserError(
+                f"the Kubernetes cluster at {self._host} knows no RayJobs: install the KubeRay operator, 1.5.1 or newer"
+            )
+        if error.status in (401, 403):
+            return UserError(f"the Kubernetes cluster at {self._host} does not let you: {why or error.reason}")
+        return UserError(f"the Kubernetes cluster at {self._host} refused: {why or error.reason}")

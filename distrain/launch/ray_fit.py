@@ -1,0 +1,82 @@
+"""One fit of Ray Train's: what it is told to do, and what it tells."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow.fs
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from distrain.config import Config
+from distrain.data.store import Store
+from distrain.errors import LostRankError
+from distrain.launch.ray_cluster import reason_of
+from distrain.launch.ray_rank import heed_sigterm, run_rank
+
+
+def trainer(config: Config, workers: int, order: Mapping[str, Any], mailbox: Any) -> TorchTrainer:
+    """Ready to fit with so many workers.
+
+    Args:
+        config: the run.
+        workers: ranks.
+        order: what each rank is told: fit, session and options of the launch.
+        mailbox: the launch's, an actor.
+    """
+    cluster = config.cluster
+    resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.gpus_per_worker else {})}
+    assert config.run is not None
+    path, file_system = _storage(config.run)
+    return TorchTrainer(
+        run_rank,
+        train_loop_config={**order, "config": config.model_dump(mode="json"), "mailbox": mailbox},
+        torch_config=_NoGroup(),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=bool(cluster.gpus_per_worker), resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=f"{order['session']}-{order['fit']}",
+            storage_path=path,
+            storage_filesystem=file_system,
+            failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),
+            callbacks=[_Losses(mailbox)],
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+class _NoBackend(Backend):
+    """Ray forms no process group: a failure to form one would end the fit. The ranks do it themselves."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(heed_sigterm)
+
+
+class _NoGroup(TorchConfig):
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _NoBackend
+
+
+class _Losses(UserCallback):
+    """Runs in Ray's controller: tells the driver why ranks ended."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        # A rank that only noticed that another is gone is a symptom: it is named where there is no cause.
+        errors = {rank: getattr(error, "_base_exc", error) for rank, error in worker_exceptions.items()}
+        causes = {rank: error for rank, error in errors.items() if not isinstance(error, LostRankError)}
+        self._mailbox.put.remote("lost", {rank: reason_of(error) for rank, error in (causes or errors).items()})
+
+
+def _storage(run: str) -> tuple[str, Any]:
+    """Where Ray keeps what it knows of a fit: beside our checkpoints."""
+    store = Store(run)
+    if store.local is not None:
+        return f"{store.local}/ray", None
+    return store.path("ray"), pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.file_system))

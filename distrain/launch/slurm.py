@@ -1,0 +1,121 @@
+"""Runs on Slurm: a site's sbatch script with the run filled in, and its way to Slurm.
+
+The script is the site's, with its partitions, limits and environment; cluster/slurm/train.sbatch is one to start from.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from distrain.config import Config, to_yaml
+from distrain.errors import UserError
+from distrain.launch.package import check_places, job_id, own
+
+_BEGIN, _END = "# distrain: begin", "# distrain: end"
+_CONFIG_ENDS = "END_OF_CONFIG"
+
+
+def script(
+    config: Config,
+    template: Path,
+    files: Sequence[Path] = (),
+    *,
+    job: str | None = None,
+    must_resume: bool = False,
+) -> str:
+    """A site's sbatch script with a run filled in.
+
+    The number of nodes follows from `cluster.workers` and what the script asks for on each.
+
+    Args:
+        config: the run; its paths must mean the same on all nodes.
+        template: the site's script, with a place marked by `# distrain: begin` and `# distrain: end`.
+        files: Python files, or folders of such, for a model of one's own; on a disk that all nodes share.
+        job: its name; None: one that follows from the run.
+        must_resume: it is a mistake if there is no checkpoint.
+
+    Raises:
+        UserError: the template is none, or a path is of this machine.
+    """
+    check_places(config)
+    try:
+        text = template.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the template {template}: {getattr(error, 'strerror', error)}") from None
+    if text.count(_BEGIN) != 1 or text.count(_END) != 1:
+        raise UserError(
+            f"the template {template} must have one line {_BEGIN!r} and one {_END!r}: see cluster/slurm/train.sbatch"
+        )
+    least, most = config.cluster.workers
+    each = _workers_of_a_node(config, text, template)
+    few, many = -(-least // each), -(-most // each)
+    text = _directive(text, "nodes", f"{few}-{many}" if few < many else str(few))
+    text = _directive(text, "job-name", job or job_id(config))
+    own(files)  # says what is wrong with them
+    folders = ":".join(sorted({str(path.resolve().parent) for path in files}))
+    python_path = [f"export PYTHONPATH={shlex.quote(folders)}"] if files else []
+    filled = [
+        _BEGIN,
+        f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
+        *python_path,
+        "config=$(mktemp)",
+        f"cat > \"$config\" <<'{_CONFIG_ENDS}'",
+        to_yaml(config).rstrip(),
+        _CONFIG_ENDS,
+        f"options=({'--resume' * must_resume})",
+    ]
+    begin, _, rest = text.partition(_BEGIN)
+    return begin + "\n".join(filled) + "\n" + _END + rest.partition(_END)[2]
+
+
+def submit(text: str) -> tuple[str, bool]:
+    """Hand a script to Slurm, or find its job if it waits or runs: the job's number, and whether it was started now.
+
+    Raises:
+        UserError: there is no Slurm here, or it refuses.
+    """
+    name = re.findall(r"^#SBATCH --job-name=(.+)$", text, re.MULTILINE)[0]
+    if found := _ask("squeue", "--me", "--noheader", "--format=%i", f"--name={name}").split():
+        return found[0], False
+    return _ask("sbatch", "--parsable", script=text).strip().partition(";")[0], True
+
+
+def _ask(*command: str, script: str = "") -> str:
+    if shutil.which(command[0]) is None:
+        raise UserError(f"there is no Slurm here ({command[0]} is not in PATH): submit from a login node")
+    done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise UserError(f"Slurm refused: {' '.join(done.stderr.split())}")
+    return done.stdout
+
+
+def _directive(text: str, name: str, value: str) -> str:
+    """A script in which `#SBATCH --name=value` says this value."""
+    line = f"#SBATCH --{name}={value}"
+    found, count = re.subn(rf"^#SBATCH --{name}[= ].*$", line, text, count=1, flags=re.MULTILINE)
+    return found if count else text.replace("\n", f"\n{line}\n", 1)
+
+
+def _workers_of_a_node(config: Config, text: str, template: Path) -> int:
+    """How many ranks a node of the job has room for."""
+    cpus, gpus = (_number(text, name) for name in ("cpus-per-task", "gpus-per-node"))
+    room = cpus // config.cluster.cpus_per_worker
+    if config.cluster.gpus_per_worker:
+        room = min(room, gpus // config.cluster.gpus_per_worker)
+    if room < 1:
+        raise UserError(
+            f"a worker asks for {config.cluster.cpus_per_worker} CPUs and {config.cluster.gpus_per_worker} GPUs, and "
+            f"{template} for {cpus} and {gpus} on each node: raise --cpus-per-task and --gpus-per-node there, or lower "
+            "cluster.cpus_per_worker"
+        )
+    return room
+
+
+def _number(text: str, name: str) -> int:
+    """What a script asks for; of `gpus-per-node=a100:4` the 4."""
+    found = re.search(rf"^#SBATCH --{name}[= ](?:\S+:)?(\d+)\s*$", text, re.MULTILINE)
+    return int(found[1]) if found else 0

@@ -1,0 +1,118 @@
+"""The script for Slurm: what is filled in, what is refused, and that a shell reads it. tests/slurm runs it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distrain.config import parse_yaml
+from distrain.errors import UserError
+from distrain.launch.slurm import script, submit
+
+ROOT = Path(__file__).parents[2]
+TEMPLATE = ROOT / "cluster/slurm/train.sbatch"
+
+
+@pytest.fixture
+def config(narrow):
+    found = narrow(run="/shared/runs/mine")
+    cluster = found.cluster.model_copy(update={"workers": (3, 20), "cpus_per_worker": 4, "gpus_per_worker": 1})
+    return found.model_copy(update={"cluster": cluster, "virtual_workers": 32})
+
+
+@pytest.fixture
+def template(tmp_path):
+    def make(old="", new="", gpus="--gpus-per-node=a100:4"):
+        text = TEMPLATE.read_text().replace("--gpus-per-node=1", gpus)
+        assert old in text
+        path = tmp_path / "site.sbatch"
+        path.write_text(text.replace(old, new))
+        return path
+
+    return make
+
+
+def between(text, begin, end):
+    return text.partition(begin)[2].partition(end)[0]
+
+
+def test_a_run_is_filled_in(config, template, tmp_path):
+    (tmp_path / "nets").mkdir()
+    text = script(config, template(), [tmp_path / "nets"], must_resume=True)
+    assert "#SBATCH --nodes=1-5\n" in text, "four GPUs a node"
+    assert "#SBATCH --job-name=mine-" in text
+    assert "#SBATCH --gpus-per-node=a100:4\n" in text, "the site's lines stay"
+    assert "options=(--resume)" in text
+    assert f"export PYTHONPATH={tmp_path}\n" in text
+    assert f"export PATH={Path(sys.executable).parent}:$PATH" in text
+    assert "usage: sbatch" not in text
+    assert parse_yaml(between(text, "<<'END_OF_CONFIG'\n", "END_OF_CONFIG"), "it") == config
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+    assert script(config, template(), [tmp_path / "nets"], must_resume=True) == text, "the same run, the same script"
+
+
+def test_what_is_submitted_can_be_a_template_again(config, template, tmp_path):
+    text = script(config, template(), job="mine")
+    (tmp_path / "again.sbatch").write_text(text)
+    assert script(config, tmp_path / "again.sbatch", job="mine") == text
+
+
+def test_a_fixed_number_of_nodes(config, template):
+    cluster = config.cluster.model_copy(update={"workers": (8, 8)})
+    text = script(config.model_copy(update={"cluster": cluster}), template("#SBATCH --nodes=1\n"))
+    assert text.splitlines()[1] == "#SBATCH --nodes=2", "also where the template has no such line"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"old": "# distrain: end", "new": ""}, "must have one line '# distrain: begin' and one"),
+        ({"gpus": "--mem=0"}, "a worker asks for 4 CPUs and 1 GPUs, and .* for 16 and 0 on each node"),
+        ({"old": "--cpus-per-task=16", "new": "--cpus-per-task=2"}, "for 2 and 4 on each node: raise"),
+    ],
+)
+def test_a_template_that_is_none_is_a_sentence(config, template, change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        script(config, template(**change))
+
+
+def test_other_mistakes_are_sentences(config, template, tmp_path):
+    with pytest.raises(UserError, match="cannot read the template"):
+        script(config, tmp_path / "none")
+    with pytest.raises(UserError, match="run = runs/mine is a path in a folder of this machine"):
+        script(config.model_copy(update={"run": "runs/mine"}), template())
+    with pytest.raises(UserError, match="is no Python file"):
+        script(config, template(), [tmp_path / "weights.bin"])
+
+
+def test_no_slurm_and_one_that_refuses(config, template, tmp_path, monkeypatch):
+    text = script(config, template())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"there is no Slurm here \(squeue is not in PATH\): submit from a login node"):
+        submit(text)
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: no controller' >&2\nexit 1\n")
+    (tmp_path / "squeue").chmod(0o755)
+    with pytest.raises(UserError, match="Slurm refused: slurm_load_jobs error: no controller"):
+        submit(text)
+
+
+def test_the_head_notices_lost_nodes_fast():
+    from distrain.launch.ray_cluster import HEAD_SETTINGS
+
+    words = TEMPLATE.read_text().split()
+    assert {f"{key}={value}" for key, value in HEAD_SETTINGS.items()} <= set(words)
+    assert "RAY_AUTH_MODE=token" in words
+
+
+@pytest.mark.parametrize("path", ["cluster/slurm/train.sbatch", "tests/bench/gpu.sh", ".ci/run"])
+def test_shell_scripts_are_sound(path):
+    found = subprocess.run(
+        [Path(sys.executable).parent / "shellcheck", "--severity=warning", ROOT / path],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+    assert found.returncode == 0, found.stdout

@@ -1,0 +1,122 @@
+"""A real Slurm over two hosts, each a set of namespaces, as in tests/cluster."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from distrain.config import Config
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
+from hosts import HEAD, Hosts, wait_until
+
+NODES = ("n1", "n2")
+
+
+class Slurm:
+    """slurmctld and a slurmd on n1, a slurmd on n2, munge for both."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        self.hosts = Hosts(folder, len(NODES), {**environment, "SLURM_CONF": str(folder / "slurm.conf")})
+        self._configure()
+        self._log = (folder / "daemons.log").open("w")
+        self._daemons: list[subprocess.Popen[str]] = []
+        files = {name: folder / f"munge.{name}" for name in ("socket", "key", "pid", "log", "seed")}
+        files["key"].write_bytes(os.urandom(128))
+        files["key"].chmod(0o400)
+        options = [f"--{name}{'' if name == 'socket' else '-file'}={path}" for name, path in files.items()]
+        self._munge = subprocess.Popen(["munged", "--foreground", "--force", *options], stderr=self._log)
+        wait_until(files["socket"].exists, "munge")
+        self._start(HEAD, "slurmctld", "-D")
+        for node in NODES:
+            self.start_node(node)
+        wait_until(lambda: self.run("sinfo", "-h", "-o", "%D %t").split() == ["2", "idle"], "Slurm", 60)
+
+    def _configure(self) -> None:
+        folder, address = self.folder, self.hosts.address
+        (folder / "state").mkdir()
+        settings = {
+            "ClusterName": "test",
+            "SlurmctldHost": f"{HEAD}({address[HEAD]})",
+            "AuthType": "auth/munge",
+            "AuthInfo": f"socket={folder}/munge.socket,cred_expire=2",  # a requeued job waits for that long
+            "SlurmUser": "root",
+            "MpiDefault": "none",
+            # No control groups in a namespace of ours.
+            "ProctrackType": "proctrack/linuxproc",
+            "TaskPlugin": "task/none",
+            "JobAcctGatherType": "jobacct_gather/none",
+            "SelectType": "select/cons_tres",
+            "SelectTypeParameters": "CR_CPU",
+            "SlurmdParameters": "config_overrides",
+            "StateSaveLocation": folder / "state",
+            "SlurmdSpoolDir": folder / "spool-%n",
+            "SlurmctldPidFile": folder / "slurmctld.pid",
+            "SlurmdPidFile": folder / "slurmd-%n.pid",
+            "ReturnToService": 2,
+            "SlurmdTimeout": 10,
+            "KillWait": 10,
+        }
+        nodes = [f"NodeName={node} NodeAddr={address[node]} CPUs=1 RealMemory=4000" for node in NODES]
+        lines = [f"{key}={value}" for key, value in settings.items()]
+        (folder / "slurm.conf").write_text("\n".join([*lines, *nodes, "PartitionName=all Nodes=ALL Default=YES", ""]))
+        (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+
+    def _start(self, host: str, *command: str) -> None:
+        self._daemons.append(self.hosts.popen(host, *command, stdout=self._log, stderr=self._log))
+
+    def start_node(self, node: str) -> None:
+        """slurmd on a node."""
+        self._start(node, "slurmd", "-D", "-N", node)
+
+    def run(self, *command: str) -> str:
+        """A command of Slurm's on the head; its output."""
+        return self.hosts.run(HEAD, *command)
+
+    def state(self, job: str) -> str:
+        """Of a job: PENDING, RUNNING, COMPLETED, ..."""
+        words = dict(word.partition("=")[::2] for word in self.run("scontrol", "show", "job", job).split())
+        return words["JobState"]
+
+    def down(self) -> None:
+        """Stop everything."""
+        self.hosts.down()
+        self._munge.terminate()
+        for daemon in (self._munge, *self._daemons):
+            daemon.wait()
+        self._log.close()
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory) -> Iterator[Slurm]:
+    found = Slurm(tmp_path_factory.mktemp("slurm"))
+    yield found
+    found.down()
+
+
+@pytest.fixture(scope="session")
+def known() -> dict[str, str]:
+    return {}
+
+
+@pytest.fixture
+def recipe(narrow, tmp_path) -> Iterator[Config]:
+    """A run of some seconds on one or two nodes."""
+    run = tmp_path / "run"
+    yield narrow(
+        run=str(run),
+        epochs=20,
+        global_batch=60,
+        virtual_workers=6,
+        log={"every": 20},
+        checkpoint={"every": 20},
+        evaluate={"every": 10_000},
+        cluster={"workers": 2, "stall": 60.0},
+    )
+    shutil.rmtree(run, ignore_errors=True)
