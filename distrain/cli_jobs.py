@@ -224,7 +224,7 @@ def _did(started: bool) -> str:
 def _jobs(address: str) -> "Jobs":
     from distrain.launch.submit import Jobs
 
-    return Jobs(address)
+    return Jobs(address, tell=lambda text: typer.echo(text, err=True))
 
 
 def _follow(found: "Jobs", name: str, address: str) -> None:

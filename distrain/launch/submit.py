@@ -11,7 +11,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,8 +44,8 @@ class Job(NamedTuple):
 class Jobs:
     """The jobs of a cluster."""
 
-    def __init__(self, address: str, *, patience: float = 30.0) -> None:
-        """Connect. A head that does not answer yet is asked again for `patience` seconds.
+    def __init__(self, address: str, *, patience: float = 30.0, tell: Callable[[str], None] = lambda _: None) -> None:
+        """Connect. A head that does not answer yet is asked again for `patience` seconds; `tell` is told of that.
 
         Raises:
             UserError: nobody answers there, the token is wrong, or its Ray is too old.
@@ -53,7 +53,7 @@ class Jobs:
         # Explicitly: unset, parts of Ray follow the token file and others do not.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         self._address = address if "://" in address else f"http://{address}"
-        end = time.monotonic() + patience
+        end, told = time.monotonic() + patience, False
         while True:
             try:
                 with self._sentences():
@@ -65,6 +65,9 @@ class Jobs:
                         f"no Ray cluster answers at {self._address}: check the address; it is that of the head's "
                         "dashboard, port 8265 as a rule, and the head needs ray[default]"
                     ) from None
+                if not told:
+                    tell(f"{self._address} does not answer yet: asking for {patience:.0f} s")
+                told = True
                 time.sleep(_RETRY)
 
     def submit(self, request: Request) -> tuple[str, bool]:

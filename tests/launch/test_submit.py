@@ -75,6 +75,10 @@ def test_nobody_there_is_a_sentence():
         port = probe.getsockname()[1]
     with pytest.raises(UserError, match=f"no Ray cluster answers at http://127.0.0.1:{port}: check the address"):
         Jobs(f"127.0.0.1:{port}", patience=0.0)
+    told = []
+    with pytest.raises(UserError, match="no Ray cluster answers"):
+        Jobs(f"127.0.0.1:{port}", patience=0.1, tell=told.append)
+    assert told == [f"http://127.0.0.1:{port} does not answer yet: asking for 0 s"]
 
 
 @pytest.mark.parametrize(

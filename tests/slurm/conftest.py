@@ -36,7 +36,11 @@ class Slurm:
         self._start(HEAD, "slurmctld", "-D")
         for node in NODES:
             self.start_node(node)
-        wait_until(lambda: self.run("sinfo", "-h", "-o", "%D %t").split() == ["2", "idle"], "Slurm", 60)
+        self.wait_until_idle()
+
+    def wait_until_idle(self) -> None:
+        """Wait for both nodes to be there and free."""
+        wait_until(lambda: self.run("sinfo", "-h", "-o", "%D %t").split() == ["2", "idle"], "idle nodes", 90)
 
     def _configure(self) -> None:
         folder, address = self.folder, self.hosts.address

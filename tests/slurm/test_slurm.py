@@ -92,7 +92,7 @@ def submit(slurm, site, recipe, tmp_path):
     job.command = command
     yield job
     slurm.run("scancel", "--name=mine")
-    wait_until(lambda: not slurm.run("squeue", "-h"), "no jobs", 60)
+    slurm.wait_until_idle()
 
 
 @pytest.fixture
@@ -154,4 +154,4 @@ def test_a_node_that_is_lost_does_not_end_the_job(submit, wanted, slurm):
     finally:
         slurm.hosts.boot("n2")
         slurm.start_node("n2")
-        wait_until(lambda: slurm.run("sinfo", "-h", "-o", "%D %t").split() == ["2", "idle"], "both nodes", 60)
+        slurm.wait_until_idle()
