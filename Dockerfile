@@ -58,10 +58,10 @@ COPY --from=build /layers/others /opt/distrain
 COPY --from=build /layers/distrain /opt/distrain
 COPY configs /opt/distrain/configs
 # The root may be read-only and the user anybody: /tmp is what all can write. video: DALI loads the driver's decoders.
+# Which GPUs are there to be seen is for whoever starts the image to say.
 ENV HOME=/tmp \
     LANG=C.UTF-8 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility,video \
-    NVIDIA_VISIBLE_DEVICES=all \
     PYTHONUNBUFFERED=1 \
     RAY_USAGE_STATS_ENABLED=0
 # As in cluster/ray.env.

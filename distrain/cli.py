@@ -81,6 +81,11 @@ def train(
     """
     from distrain.config import load, to_yaml, workers_override
 
+    if (wanted := os.environ.get("DISTRAIN_VERSION", __version__)) != __version__:
+        raise UserError(
+            f"the job was submitted by distrain {wanted}, and its image has {__version__}: use an image of {wanted}, "
+            f"or submit with {__version__}"
+        )
     settings = load(config, [*(overrides or []), *workers_override(workers)])
     ray = workers is not None or address is not None
     if dry_run:

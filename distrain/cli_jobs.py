@@ -110,14 +110,21 @@ def jobs(address: Address = LOCAL) -> None:
 
 
 def logs(
-    job: Annotated[str, typer.Argument(help="Id of the job.")],
+    job: Annotated[str, typer.Argument(help="Id of the job; -: show what is piped in, as kubectl logs has it.")],
     address: Address = LOCAL,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
 ) -> None:
     """Show what a job has told. It stands in log-*.txt of the run directory too, when the cluster is gone."""
     from distrain.monitor.consoles import replay
     from distrain.monitor.sinks import PlainLines
+    from distrain.monitor.terminal import person
 
+    if job == "-":
+        shown = person()
+        for line in sys.stdin:
+            replay(line.rstrip("\n"), shown)
+        shown.stop()
+        return
     found = _jobs(address)
     if follow:
         _follow(found, job, address)
@@ -190,17 +197,19 @@ def _to_kuberay(wanted: Wanted, template: Path, namespace: str | None, dry_run: 
     from distrain.launch.kuberay import Kubernetes, manifests
 
     def rendered(name: str | None) -> "Manifests":
-        return manifests(wanted.config, template, wanted.files, job=name, must_resume=wanted.must_resume)
+        asked, more = wanted, {"job": name, "namespace": namespace}
+        return manifests(asked.config, template, asked.files, must_resume=asked.must_resume, **more)
 
     found = rendered(wanted.job)
     if dry_run:
         typer.echo(found.text(), nl=False)
         return
-    cluster = Kubernetes(namespace)
+    cluster = Kubernetes()
     found = rendered(cluster.name_for(found))
     where, started = cluster.submit(found)
     typer.echo(f"RayJob {found.name} in {where} {_did(started)}")
-    typer.echo(f"to watch it: distrain top {wanted.config.run}, or kubectl -n {where} logs -f job/{found.name}")
+    typer.echo(f"to watch it: distrain top {wanted.config.run}, or")
+    typer.echo(f"  kubectl -n {where} logs -f job/{found.name} | distrain logs -")
     typer.echo(f"to stop it: kubectl -n {where} delete rayjob {found.name} (it saves first)")
 
 

@@ -1,5 +1,6 @@
 """`distrain submit` as typed: where a job can go, and what bad input gets. Real clusters are elsewhere."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from distrain.config import to_yaml
+from distrain.monitor.consoles import JsonLines
 
 CLUSTER = Path(__file__).parents[1] / "cluster"
 TEMPLATES = {"kuberay": CLUSTER / "kuberay/rayjob.yaml", "slurm": CLUSTER / "slurm/train.sbatch"}
@@ -65,3 +67,20 @@ def test_no_kubernetes_client_is_a_sentence(distrain, recipe, monkeypatch):
     code, _, err = distrain("submit", recipe, "--to=kuberay", f"--template={TEMPLATES['kuberay']}")
     assert code == 2
     assert "--to kuberay needs the Kubernetes client: pip install 'distrain[kubernetes]'" in err
+
+
+def test_logs_of_another_system_are_shown_as_lines(distrain, monkeypatch):
+    told = io.StringIO()
+    JsonLines(told).event("hello")
+    told.write("what something else says\n")
+    told.seek(0)
+    monkeypatch.setattr(sys, "stdin", told)
+    code, out, _ = distrain("logs", "-")
+    assert (code, out) == (0, "hello\nwhat something else says\n")
+
+
+def test_an_image_of_another_version_is_a_sentence(distrain, recipe, monkeypatch):
+    monkeypatch.setenv("DISTRAIN_VERSION", "0.0.9")
+    code, _, err = distrain("train", recipe)
+    assert code == 2
+    assert "error: the job was submitted by distrain 0.0.9, and its image has 0.1.0: use an image of 0.0.9" in err

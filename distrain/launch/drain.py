@@ -1,22 +1,25 @@
 """Taking this host out of its Ray cluster: runs on it save first, and go on with the others."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import ray
 
 from distrain.errors import RunError, UserError
 from distrain.launch.room import look
-from distrain.launch.submit import ENDED, Jobs
 from distrain.monitor.sinks import Console
 
 
 def drain(console: Console, *, seconds: float) -> None:
     """Have nothing new placed on this host, and wait until nobody works on it.
 
-    On the cluster's head, which takes the cluster with it, all jobs of distrain's are stopped: they save first.
+    On the cluster's head, which takes the cluster with it, the runs that are led from there are told to save and end
+    (SIGTERM): to Ray and to KubeRay their jobs have failed, so that what starts jobs again may do so elsewhere.
 
     Args:
         console: what a person sees.
@@ -30,39 +33,62 @@ def drain(console: Console, *, seconds: float) -> None:
     # Explicitly: unset, parts of Ray follow the token file and others do not.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
-        dashboard = ray.init(address="auto", log_to_driver=False, logging_level="ERROR").dashboard_url
-    except ConnectionError:
+        ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError):
         raise UserError("no Ray runs on this host: there is nothing to drain") from None
     try:
-        context = ray.get_runtime_context()
-        node, head = context.get_node_id(), context.gcs_address
+        node = ray.get_runtime_context().get_node_id()
         (here,) = (known for known in ray.nodes() if known["NodeID"] == node)
         if "node:__internal_head__" in here["Resources"]:
-            _stop_jobs(dashboard, console, end)
-            return
-        where = ("--address", head, "--node-id", node)
-        why = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "distrain drain")
-        command = (sys.executable, "-m", "ray.scripts.scripts", "drain-node", *where, *why)
-        done = subprocess.run(  # noqa: S603
-            [*command, "--deadline-remaining-seconds", str(max(1, round(seconds)))],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RunError(f"Ray does not let this host be drained: {' '.join(done.stderr.split())[-300:]}")
-        console.event(f"{here['NodeManagerAddress']}: nothing new is placed here; waiting for what is at work")
-        while any(known.id == node and known.free != known.total for known in look()):
-            if time.monotonic() > end:
-                raise RunError(f"this host is still at work after {seconds:.0f} s")
-            time.sleep(0.5)
+            for pid in _drivers():
+                os.kill(pid, signal.SIGTERM)
+                console.event(f"process {pid}: told to save and end")
+            _wait(lambda: not _drivers(), end, seconds)
+        else:
+            _tell_ray(node, seconds)
+            console.event(f"{here['NodeManagerAddress']}: nothing new is placed here; waiting for what is at work")
+            _wait(lambda: not _at_work(node), end, seconds)
         console.event(f"{here['NodeManagerAddress']}: nobody works here any more")
     finally:
         ray.shutdown()
 
 
-def _stop_jobs(dashboard: str, console: Console, end: float) -> None:
-    jobs = Jobs(dashboard)
-    for job in jobs.list():
-        if job.status not in ENDED:
-            jobs.stop(job.id, console, patience=end - time.monotonic())
+def _tell_ray(node: str, seconds: float) -> None:
+    where = ("--address", ray.get_runtime_context().gcs_address, "--node-id", node)
+    why = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "distrain drain")
+    command = (sys.executable, "-m", "ray.scripts.scripts", "drain-node", *where, *why)
+    done = subprocess.run(  # noqa: S603
+        [*command, "--deadline-remaining-seconds", str(max(1, round(seconds)))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RunError(f"Ray does not let this host be drained: {' '.join(done.stderr.split())[-300:]}")
+
+
+def _at_work(node: str) -> bool:
+    """Whether anybody holds cores or GPUs of a node."""
+    kinds = ("CPU", "GPU")
+    return any(known.id == node and any(known.free.get(k) != known.total.get(k) for k in kinds) for known in look())
+
+
+def _drivers() -> list[int]:
+    """Processes of this host that lead a run on the cluster: `distrain train ... --address ...`."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # it has ended
+            continue
+        ours = any(word == "distrain" or word.endswith("/distrain") for word in words)
+        if ours and "train" in words and any(word.startswith("--address") for word in words):
+            found.append(int(entry.name))
+    return found
+
+
+def _wait(over: Callable[[], bool], end: float, seconds: float) -> None:
+    while not over():
+        if time.monotonic() > end:
+            raise RunError(f"this host is still at work after {seconds:.0f} s")
+        time.sleep(0.5)

@@ -20,7 +20,7 @@ _FOLDER = "/etc/distrain"
 # Of a ConfigMap; a RayJob's name leaves room for what the operator puts behind it.
 _LARGEST, _LONGEST = 1 << 20, 47
 _RAYJOBS = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
-_ENDED = ("Complete", "Failed")
+_ENDED = ("Complete", "Failed", "ValidationFailed")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -61,6 +61,7 @@ def manifests(
     files: Sequence[Path] = (),
     *,
     job: str | None = None,
+    namespace: str | None = None,
     must_resume: bool = False,
 ) -> Manifests:
     """A site's manifest with a run filled in.
@@ -70,6 +71,7 @@ def manifests(
         template: the site's file, with one RayJob.
         files: Python files, or folders of such, for a model of one's own.
         job: the RayJob's name; None: one that follows from the run.
+        namespace: where it belongs; None: where the template says.
         must_resume: it is a mistake if there is no checkpoint.
 
     Raises:
@@ -86,6 +88,8 @@ def manifests(
     found, labels = _template(template)
     spec = found["spec"]
     found["metadata"]["name"] = spec["jobId"] = name
+    if namespace is not None:
+        found["metadata"]["namespace"] = namespace
     spec["entrypoint"] = f"python -m distrain train {_FOLDER}/{CONFIG} --address auto" + " --resume" * must_resume
     environment = {**variables(config), "PYTHONPATH": _FOLDER}
     spec["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": environment})
@@ -147,7 +151,9 @@ def _workers_of_a_pod(config: Config, group: Mapping[str, Any], template: Path) 
     resources = group["template"]["spec"]["containers"][0].get("resources") or {}
     has = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
     cpu = str(has.get("cpu", "0"))
-    cores = int(cpu.removesuffix("m")) / 1000 if cpu.endswith("m") else float(cpu)
+    if not re.fullmatch(r"\d+(\.\d+)?|\d+m", cpu):
+        raise UserError(f"cpu: {cpu} in {template} is no number of cores: write it like 16, 1.5 or 500m")
+    cores = float(cpu) if cpu[-1] != "m" else int(cpu[:-1]) / 1000
     room = int(cores / config.cluster.cpus_per_worker)
     if config.cluster.gpus_per_worker:
         room = min(room, int(has.get("nvidia.com/gpu", 0)) // config.cluster.gpus_per_worker)
@@ -174,7 +180,7 @@ def _mount(pod: dict[str, Any], source: dict[str, Any], template: Path) -> None:
 class Kubernetes:
     """A Kubernetes cluster with the KubeRay operator, as the kubeconfig or this pod's service account knows it."""
 
-    def __init__(self, namespace: str | None = None) -> None:
+    def __init__(self) -> None:
         """Read who and where we are; nothing is asked of the cluster.
 
         Raises:
@@ -205,7 +211,7 @@ class Kubernetes:
         self._host, self._error = settings.host, client.ApiException
         self._api = client.ApiClient(settings)
         self._objects, self._core = client.CustomObjectsApi(self._api), client.CoreV1Api(self._api)
-        self._namespace = namespace or ours or "default"
+        self._namespace = ours or "default"
 
     def name_for(self, wanted: Manifests) -> str:
         """The name of a run's RayJob: with a number behind it where one of that name has ended.
@@ -226,6 +232,10 @@ class Kubernetes:
         """
         where = self._where(wanted)
         there = self._jobs(wanted).get(wanted.name)
+        if there is not None and there["metadata"].get("deletionTimestamp"):
+            raise UserError(
+                f"RayJob {wanted.name} is being deleted: submit again when it is gone, or with another --id"
+            )
         started = there is None
         if there is None:
             create = self._objects.create_namespaced_custom_object
@@ -233,9 +243,15 @@ class Kubernetes:
         # Owned by the RayJob, the ConfigMap goes with it. Until it is there, pods wait for it.
         owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": wanted.name, "uid": there["metadata"]["uid"]}
         files = {**wanted.files, "metadata": {**wanted.files["metadata"], "ownerReferences": [owner]}}
-        known = self._ask(self._core.list_namespaced_config_map, namespace=where)
-        if wanted.name not in {item.metadata.name for item in known.items}:
-            self._ask(self._core.create_namespaced_config_map, namespace=where, body=files)
+        try:
+            self._core.create_namespaced_config_map(where, files)
+        except self._error as error:
+            if error.status != 409:
+                raise self._sentence(error) from None
+            # Ours, or one of a RayJob of that name that was deleted, which would go soon.
+            known = self._ask(self._core.read_namespaced_config_map, name=wanted.name, namespace=where)
+            if owner["uid"] not in {ref.uid for ref in known.metadata.owner_references or ()}:
+                self._ask(self._core.replace_namespaced_config_map, name=wanted.name, namespace=where, body=files)
         return where, started
 
     def _where(self, wanted: Manifests) -> str:
@@ -262,7 +278,7 @@ class Kubernetes:
     def _sentence(self, error: Any) -> UserError:
         body = yaml.safe_load(error.body or "") or {}
         why = " ".join(str(body.get("message") if isinstance(body, dict) else body).split())[:300]
-        if error.status == 404:
+        if error.status == 404 and "namespaces" not in why:
             return UserError(
                 f"the Kubernetes cluster at {self._host} knows no RayJobs: install the KubeRay operator, 1.5.1 or newer"
             )

@@ -82,6 +82,7 @@ def variables(config: Config) -> dict[str, str]:
     """The environment of a job."""
     return {
         "DISTRAIN_CONSOLE": "json",
+        "DISTRAIN_VERSION": distrain.__version__,
         "PYTHONUNBUFFERED": "1",
         # A job that is stopped saves first; Ray would kill it after 3 s.
         "RAY_JOB_STOP_WAIT_TIME_S": str(round(config.checkpoint.patience) + 60),

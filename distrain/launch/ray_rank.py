@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -76,9 +76,9 @@ class Mailbox:
         """The cluster as it is seen from its head."""
         return look()
 
-    def call_for(self, cluster: Cluster, workers: int) -> None:
+    def call_for(self, cluster: Cluster, workers: int, held: Sequence[str]) -> None:
         """Ask the autoscaler for room."""
-        call_for(cluster, workers)
+        call_for(cluster, workers, look(), held)
 
     def variable(self, name: str) -> str | None:
         """An environment variable of the head."""

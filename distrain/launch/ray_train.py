@@ -93,7 +93,7 @@ class _Driver:
             return self._run()
         finally:
             with suppress(RayError):  # a head that is gone has forgotten it anyway
-                ray.get(self._mailbox.call_for.remote(self._config.cluster, 0))
+                ray.get(self._mailbox.call_for.remote(self._config.cluster, 0, []), timeout=10)
 
     def _run(self) -> Summary:
         barren = 0  # fits in a row in which no group was formed
@@ -219,7 +219,8 @@ class _Driver:
         now = time.monotonic()
         if now - self._called >= _CALL_EVERY:
             self._called = now
-            self._mailbox.call_for.remote(self._config.cluster, self._config.cluster.workers[1])
+            held = [node for node, _ in self._places]
+            self._mailbox.call_for.remote(self._config.cluster, self._config.cluster.workers[1], held)
 
     def _look(self) -> list[Node]:
         nodes: list[Node] = ray.get(self._mailbox.look.remote())

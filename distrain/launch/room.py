@@ -43,11 +43,26 @@ def look() -> list[Node]:
     ]
 
 
-def call_for(cluster: Cluster, workers: int) -> None:
-    """Tell the cluster's autoscaler, where there is one, how many workers are wanted; 0: none any more."""
+def call_for(cluster: Cluster, workers: int, nodes: Sequence[Node], held: Sequence[str]) -> None:
+    """Tell the cluster's autoscaler, where there is one, how many workers are wanted; 0: none any more.
+
+    It takes this for the size of the whole cluster, so that what others hold is asked for too.
+
+    Args:
+        cluster: what a worker needs.
+        workers: how many.
+        nodes: the cluster.
+        held: nodes of our own workers, by id.
+    """
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=[_need(cluster)] * workers)
+    bundles = [_need(cluster)] * workers
+    for node in nodes if workers else ():
+        ours = {kind: need * held.count(node.id) for kind, need in _need(cluster).items()}
+        others = {kind: node.total.get(kind, 0.0) - node.free.get(kind, 0.0) - own for kind, own in ours.items()}
+        if any(amount > 0 for amount in others.values()):
+            bundles.append({kind: max(0.0, amount) for kind, amount in others.items()})
+    request_resources(bundles=bundles)
 
 
 def shortage(cluster: Cluster, nodes: Sequence[Node]) -> str:

@@ -17,6 +17,8 @@ from distrain.launch.package import check_places, job_id, own
 
 _BEGIN, _END = "# distrain: begin", "# distrain: end"
 _CONFIG_ENDS = "END_OF_CONFIG"
+# Not COMPLETING: such a job has ended but for its cleaning up.
+_ALIVE = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
 
 
 def script(
@@ -54,7 +56,10 @@ def script(
     each = _workers_of_a_node(config, text, template)
     few, many = -(-least // each), -(-most // each)
     text = _directive(text, "nodes", f"{few}-{many}" if few < many else str(few))
-    text = _directive(text, "job-name", job or job_id(config))
+    name = job or re.sub(r"[^\w.-]+", "-", job_id(config))
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(f"{name!r} is no name of a job: letters, digits, dots, dashes and underscores")
+    text = _directive(text, "job-name", name)
     own(files)  # says what is wrong with them
     folders = ":".join(sorted({str(path.resolve().parent) for path in files}))
     python_path = [f"export PYTHONPATH={shlex.quote(folders)}"] if files else []
@@ -63,6 +68,7 @@ def script(
         f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
         *python_path,
         "config=$(mktemp)",
+        "trap 'rm -f \"$config\"' EXIT",
         f"cat > \"$config\" <<'{_CONFIG_ENDS}'",
         to_yaml(config).rstrip(),
         _CONFIG_ENDS,
@@ -79,7 +85,7 @@ def submit(text: str) -> tuple[str, bool]:
         UserError: there is no Slurm here, or it refuses.
     """
     name = re.findall(r"^#SBATCH --job-name=(.+)$", text, re.MULTILINE)[0]
-    if found := _ask("squeue", "--me", "--noheader", "--format=%i", f"--name={name}").split():
+    if found := _ask("squeue", "--me", "--noheader", "--format=%i", f"--name={name}", f"--states={_ALIVE}").split():
         return found[0], False
     return _ask("sbatch", "--parsable", script=text).strip().partition(";")[0], True
 
@@ -96,13 +102,14 @@ def _ask(*command: str, script: str = "") -> str:
 def _directive(text: str, name: str, value: str) -> str:
     """A script in which `#SBATCH --name=value` says this value."""
     line = f"#SBATCH --{name}={value}"
-    found, count = re.subn(rf"^#SBATCH --{name}[= ].*$", line, text, count=1, flags=re.MULTILINE)
+    found, count = re.subn(rf"^#SBATCH --{name}[= ].*$", lambda _: line, text, count=1, flags=re.MULTILINE)
     return found if count else text.replace("\n", f"\n{line}\n", 1)
 
 
 def _workers_of_a_node(config: Config, text: str, template: Path) -> int:
     """How many ranks a node of the job has room for."""
-    cpus, gpus = (_number(text, name) for name in ("cpus-per-task", "gpus-per-node"))
+    cpus = _number(text, r"(?:--cpus-per-task[= ]|-c ?)")
+    gpus = _number(text, r"--(?:gpus-per-node[= ]|gres[= ]gpu:)(?:[a-z]\w*:)?")
     room = cpus // config.cluster.cpus_per_worker
     if config.cluster.gpus_per_worker:
         room = min(room, gpus // config.cluster.gpus_per_worker)
@@ -115,7 +122,7 @@ def _workers_of_a_node(config: Config, text: str, template: Path) -> int:
     return room
 
 
-def _number(text: str, name: str) -> int:
-    """What a script asks for; of `gpus-per-node=a100:4` the 4."""
-    found = re.search(rf"^#SBATCH --{name}[= ](?:\S+:)?(\d+)\s*$", text, re.MULTILINE)
+def _number(text: str, option: str) -> int:
+    """What a script asks for; of `--gpus-per-node=a100:4` the 4."""
+    found = re.search(rf"^#SBATCH {option}(\d+)\s*(?:#.*)?$", text, re.MULTILINE)
     return int(found[1]) if found else 0

@@ -6,7 +6,6 @@ The job is `distrain train` on the cluster's head; it lives on when whoever subm
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import signal
 import tempfile
@@ -22,7 +21,7 @@ from distrain.monitor.consoles import replay
 from distrain.monitor.sinks import Console
 
 _LEAST_RAY = (2, 60)
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 # Seconds without a line after which the connection that brings them is made anew.
 _SILENT = 60.0
 _RETRY = 2.0
@@ -82,7 +81,7 @@ class Jobs:
             known = {job.id: job for job in self.list()}
             wanted = name = request.body["submission_id"]
             number = 1
-            while name in known and known[name].status in ENDED:
+            while name in known and known[name].status in _ENDED:
                 number += 1
                 name = f"{wanted}-{number}"
             if name in known:
@@ -105,14 +104,14 @@ class Jobs:
         with self._sentences():
             return _job(self._client.get_job_info(name))
 
-    def stop(self, name: str, console: Console, *, patience: float = math.inf) -> Job:
-        """Have a job save and end, and wait for that, for `patience` seconds at most."""
-        job, end = self.job(name), time.monotonic() + patience
-        if job.status not in ENDED:
+    def stop(self, name: str, console: Console) -> Job:
+        """Have a job save and end, and wait for that."""
+        job = self.job(name)
+        if job.status not in _ENDED:
             with self._sentences():
                 self._client.stop_job(name)
             console.event(f"{name}: asked to save and stop")
-        while (job := self.job(name)).status not in ENDED and time.monotonic() < end:
+        while (job := self.job(name)).status not in _ENDED:
             time.sleep(0.5)
         return job
 
@@ -154,7 +153,7 @@ class Jobs:
                     lost = True
                 time.sleep(_RETRY)
                 continue
-            if job.status in ENDED:
+            if job.status in _ENDED:
                 if rest:
                     replay(rest, console)
                 return job

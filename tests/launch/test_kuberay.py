@@ -72,6 +72,14 @@ def test_the_check_finds_what_is_wrong():
     assert "workerGroupSpecs[0]: unknown field 'minReplica'" in found
 
 
+def test_the_manifest_shipped_has_all_that_a_run_is_filled_in_with(config):
+    shipped, filled = read(TEMPLATE)[0]["spec"], manifests(config, TEMPLATE).job["spec"]
+    assert shipped.keys() == filled.keys()
+    assert shipped["metadata"].keys() == filled["metadata"].keys(), "a job is found by it"
+    variables = [yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"].keys() for spec in (shipped, filled)]
+    assert variables[0] == variables[1]
+
+
 def test_the_config_shipped_is_one():
     _, files = read(TEMPLATE)
     parse_yaml(files["data"]["run.yaml"], "it")
@@ -181,6 +189,7 @@ def test_any_run_has_a_name(config, template, run):
         ({"old": "rayClusterSpec:", "new": "clusterSpec:"}, "lacks 'rayClusterSpec'"),
         ({"old": "apiVersion: ray", "new": "{: ray"}, "is no YAML"),
         ({"gpus": 0}, "a pod of gpu in .* has 16 CPUs and 0 GPUs"),
+        ({"cpus": "0.5k"}, "cpu: 0.5k in .* is no number of cores"),
         ({"cpus": "500m"}, "a worker asks for 4 CPUs and 1 GPUs, and a pod of gpu in .* has 500m CPUs"),
     ],
 )
@@ -204,7 +213,14 @@ class Api:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self._answer(200, {"items": [o for key, o in api.objects.items() if key.startswith(self._path + "/")]})
+                listed = [o for key, o in api.objects.items() if key.startswith(self._path + "/")]
+                self._answer(200, api.objects.get(self._path, {"items": listed}))
+
+            def do_PUT(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                assert self._path in api.objects
+                api.objects[self._path] = body
+                self._answer(200, body)
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -281,7 +297,15 @@ def test_the_client_applies_it_once(api, config, template):
     assert Kubernetes().name_for(wanted) == wanted.name
     assert Kubernetes().submit(wanted) == ("vision", False), "at work already"
     assert len(api.objects) == 2
-    assert Kubernetes("other").submit(wanted) == ("other", True)
+    elsewhere = manifests(
+        config, template("metadata:\n  name: alexnet #", "metadata:\n  namespace: a\n  name: alexnet #")
+    )
+    assert Kubernetes().submit(elsewhere) == ("a", True)
+    elsewhere = manifests(
+        config, template("metadata:\n  name: alexnet #", "metadata:\n  namespace: a\n  name: alexnet #"), namespace="b"
+    )
+    assert [document["metadata"]["namespace"] for document in elsewhere] == ["b", "b"], "the dry run shows it"
+    assert Kubernetes().submit(elsewhere) == ("b", True)
 
 
 def test_a_client_that_died_between_the_two_is_made_good(api, config, template):
@@ -291,6 +315,24 @@ def test_a_client_that_died_between_the_two_is_made_good(api, config, template):
     del api.objects[key]
     assert Kubernetes().submit(wanted) == ("vision", False)
     assert api.names("ConfigMap") == [wanted.name]
+
+
+def test_a_config_of_a_job_that_was_deleted_is_replaced(api, config, template):
+    """It is there until Kubernetes cleans up, and is not what the new pods should have."""
+    wanted = manifests(config, template())
+    Kubernetes().submit(wanted)
+    (key,) = [key for key, found in api.objects.items() if found["kind"] == "RayJob"]
+    api.objects[key]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    with pytest.raises(UserError, match="is being deleted: submit again when it is gone, or with another --id"):
+        Kubernetes().submit(wanted)
+    del api.objects[key]
+    for found in api.objects.values():
+        found["metadata"]["ownerReferences"][0]["uid"] = "before"
+        found["data"] = {}
+    assert Kubernetes().submit(wanted) == ("vision", True)
+    (files,) = [found for found in api.objects.values() if found["kind"] == "ConfigMap"]
+    assert files["metadata"]["ownerReferences"][0]["uid"] == f"uid-of-{wanted.name}"
+    assert files["data"] == wanted.files["data"]
 
 
 def test_a_run_whose_job_has_ended_gets_a_new_one(api, config, template):
@@ -308,6 +350,7 @@ def test_a_run_whose_job_has_ended_gets_a_new_one(api, config, template):
     ("status", "message", "sentence"),
     [
         (404, "page not found", "knows no RayJobs: install the KubeRay operator, 1.5.1 or newer"),
+        (404, 'namespaces "x" not found', 'refused: namespaces "x" not found'),
         (403, "you may not", "does not let you: you may not"),
         (401, "Unauthorized", "does not let you: Unauthorized"),
         (422, "spec.jobId: too odd", "refused: spec.jobId: too odd"),

@@ -59,6 +59,7 @@ def test_no_variable_of_this_machine_is_sent(config, monkeypatch):
     assert "hunter2" not in json.dumps(found.body)
     assert set(found.body["runtime_env"]["env_vars"]) == {
         "DISTRAIN_CONSOLE",
+        "DISTRAIN_VERSION",
         "PYTHONUNBUFFERED",
         "RAY_JOB_STOP_WAIT_TIME_S",
     }

@@ -36,6 +36,16 @@ def test_what_is_missing_is_named():
 def test_an_autoscaler_is_asked_for_whole_workers(monkeypatch):
     asked = []
     monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(bundles))
-    call_for(Cluster(cpus_per_worker=4, gpus_per_worker=1), 2)
-    call_for(Cluster(), 0)
+    call_for(Cluster(cpus_per_worker=4, gpus_per_worker=1), 2, [], [])
+    call_for(Cluster(), 0, [node("a", 0.0)], [])
     assert asked == [[{"CPU": 4.0, "GPU": 1.0}] * 2, []]
+
+
+def test_an_autoscaler_is_asked_for_what_others_hold_too(monkeypatch):
+    """It takes what it is asked for as the size of the whole cluster."""
+    asked = []
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(bundles))
+    nodes = [node("a", 1.0, 2.0), node("b", 6.0, 0.0), node("c", 8.0, 2.0)]
+    call_for(Cluster(cpus_per_worker=2), 3, nodes, held=["a", "b"])
+    ours, others = {"CPU": 2.0, "GPU": 0.0}, [{"CPU": 5.0, "GPU": 0.0}, {"CPU": 0.0, "GPU": 2.0}]
+    assert asked == [[ours] * 3 + others]

@@ -116,3 +116,19 @@ def test_shell_scripts_are_sound(path):
         env={**os.environ, "LC_ALL": "C.UTF-8"},
     )
     assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["--gpus-per-node=4 # all", "--gres=gpu:4", "--gres=gpu:h100:4", "--gpus-per-node 4"],
+)
+def test_gpus_are_understood_in_the_usual_forms(config, template, line):
+    assert "#SBATCH --nodes=1-5\n" in script(config, template(gpus=line))
+
+
+@pytest.mark.parametrize("job", ["two words", "a\\1b", "x/y", "%j", "a,b"])
+def test_a_name_that_is_none_is_a_sentence(config, template, job):
+    with pytest.raises(UserError, match="is no name of a job: letters, digits"):
+        script(config, template(), job=job)
+    run = config.model_copy(update={"run": f"/shared/{job}"})
+    assert subprocess.run(["bash", "-n"], input=script(run, template()), text=True, check=False).returncode == 0

@@ -143,7 +143,7 @@ def test_a_run_that_is_ended_saves_first(submit, slurm):
 
 
 def test_a_node_that_is_lost_does_not_end_the_job(submit, wanted, slurm):
-    job = submit("cluster.workers=[1, 2]", "epochs=60")
+    job = submit("cluster.workers=[1, 2]", "epochs=40")
     job.wait_for("worker group formed: 2 workers")
     job.wait_for_step(60)
     slurm.hosts.crash("n2")
