@@ -204,19 +204,6 @@ class Hosts:
             rule = f"tcp dport {port} reject with tcp reset"
             sh(*nft, "add", "rule", "inet", "refuse", "out", *rule.split())
 
-    def drain(self, host: str, seconds: int) -> None:
-        """Tell Ray that a host will be taken away."""
-        code = (
-            "import ray, sys; ray.init(address='auto', log_to_driver=False, logging_level='ERROR');"
-            "here = [n for n in ray.nodes() if n['Alive'] and n['NodeManagerAddress'] == sys.argv[1]];"
-            "print('id', here[0]['NodeID'])"
-        )
-        node = self.run(HEAD, PYTHON, "-W", "ignore", "-c", code, self.address[host]).split()[-1]
-        where = ("--address", f"{self.address[HEAD]}:6379", "--node-id", node)
-        why = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test")
-        process = self.popen(HEAD, RAY, "drain-node", *where, *why, "--deadline-remaining-seconds", str(seconds))
-        assert process.wait(timeout=60) == 0
-
     def shared_memory(self, host: str) -> list[str]:
         """Files in a host's /dev/shm."""
         return self.run(host, "ls", "/dev/shm").split()

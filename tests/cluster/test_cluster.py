@@ -115,11 +115,16 @@ def test_a_node_is_drained(start, wanted, longer, hosts, timed):
     run = start("--workers=1-3", config=longer)
     run.wait_for_step(60)
     fault = time.monotonic()
-    hosts.drain("n2", seconds=60)
+    drain = start.distrain("n2", "drain", "--seconds=60")
     timed(run, fault, r"10.78.0.12 is being drained: saving")
+    text = drain.end()
+    assert f"{hosts.address['n2']}: nothing new is placed here; waiting for what is at work" in text
+    assert f"{hosts.address['n2']}: nobody works here any more" in text
+    assert drain.told("nobody works here") > run.told("is being drained: saving")
     assert run.weights() == wanted(longer)
     assert "worker group formed: 2 workers" in run.text
     assert "no step computed again" in run.text
+    assert "lost rank" not in run.text
 
 
 @pytest.mark.namespaces

@@ -40,7 +40,9 @@ class Slurm:
 
     def wait_until_idle(self) -> None:
         """Wait for both nodes to be there and free."""
-        wait_until(lambda: self.run("sinfo", "-h", "-o", "%D %t").split() == ["2", "idle"], "idle nodes", 90)
+        wait_until(
+            lambda: self.run("sinfo", "-h", "-p", "all", "-o", "%D %t").split() == ["2", "idle"], "idle nodes", 90
+        )
 
     def _configure(self) -> None:
         folder, address = self.folder, self.hosts.address
@@ -66,10 +68,17 @@ class Slurm:
             "ReturnToService": 2,
             "SlurmdTimeout": 10,
             "KillWait": 10,
+            "PreemptType": "preempt/partition_prio",
+            "PreemptMode": "REQUEUE",
+            "SlurmctldParameters": "preempt_send_user_signal",
         }
         nodes = [f"NodeName={node} NodeAddr={address[node]} CPUs=1 RealMemory=4000" for node in NODES]
         lines = [f"{key}={value}" for key, value in settings.items()]
-        (folder / "slurm.conf").write_text("\n".join([*lines, *nodes, "PartitionName=all Nodes=ALL Default=YES", ""]))
+        partitions = [
+            "PartitionName=all Nodes=ALL Default=YES PriorityTier=1 GraceTime=60",
+            "PartitionName=urgent Nodes=ALL PriorityTier=2",
+        ]
+        (folder / "slurm.conf").write_text("\n".join([*lines, *nodes, *partitions, ""]))
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
 
     def _start(self, host: str, *command: str) -> None:

@@ -1,4 +1,4 @@
-"""The shipped script on a real Slurm: submitted, requeued, out of time, ended, and with a node that is lost."""
+"""The shipped script on a real Slurm: submitted, requeued, preempted, ended, and with a node that is lost."""
 
 import re
 from pathlib import Path
@@ -124,10 +124,11 @@ def test_a_requeued_run_comes_back_by_itself(submit, wanted, slurm):
     assert job.weights() == wanted
 
 
-def test_a_run_out_of_time_saves_and_comes_back_without_losing_a_step(submit, wanted, slurm):
+def test_a_preempted_run_saves_and_comes_back_without_losing_a_step(submit, wanted, slurm):
+    """Slurm sends the same signal as before the time limit."""
     job = submit()
     job.wait_for_step(60)
-    slurm.run("scancel", "--batch", "--signal=USR1", job.number)  # as Slurm does by --signal=B:USR1@180
+    slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=true")
     job.wait_for("stopped and saved after step")
     saved = int(re.findall(r"stopped and saved after step (\d+)", job.text)[0])
     job.come_back()
