@@ -140,7 +140,9 @@ def test_a_run_that_is_ended_saves_first(submit, slurm):
     job = submit()
     job.wait_for_step(60)
     slurm.run("scancel", "--batch", "--signal=TERM", job.number)
-    assert "stopped and saved after step" in job.end("FAILED")
+    text = job.end("FAILED")
+    assert "stopped and saved after step" in text
+    assert "to go on: distrain train" not in text, "its config is gone"
 
 
 def test_a_node_that_is_lost_does_not_end_the_job(submit, wanted, slurm):
