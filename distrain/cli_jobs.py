@@ -1,4 +1,4 @@
-"""The commands around jobs on a cluster: submit, jobs, logs, stop, resume."""
+"""The commands around jobs on a cluster: submit, jobs, logs, stop, resume, drain."""
 
 import sys
 import time
@@ -173,7 +173,10 @@ def _submit(wanted: Wanted, target: Target, follow: bool, dry_run: bool) -> None
         raise UserError(
             f"--to {target.to} does not follow: submit without -f, then watch with distrain top {wanted.config.run}"
         )
-    (_to_kuberay if target.to == "kuberay" else _to_slurm)(wanted, target.template, target.namespace, dry_run)
+    if target.to == "kuberay":
+        _to_kuberay(wanted, target.template, target.namespace, dry_run)
+    else:
+        _to_slurm(wanted, target.template, dry_run)
 
 
 def _to_ray(wanted: Wanted, address: str, follow: bool, dry_run: bool) -> None:
@@ -213,7 +216,7 @@ def _to_kuberay(wanted: Wanted, template: Path, namespace: str | None, dry_run: 
     typer.echo(f"to stop it: kubectl -n {where} delete rayjob {found.name} (it saves first)")
 
 
-def _to_slurm(wanted: Wanted, template: Path, _: str | None, dry_run: bool) -> None:
+def _to_slurm(wanted: Wanted, template: Path, dry_run: bool) -> None:
     from distrain.launch.slurm import script, submit
 
     text = script(wanted.config, template, wanted.files, job=wanted.job, must_resume=wanted.must_resume)

@@ -231,24 +231,21 @@ class Kubernetes:
             UserError: the cluster cannot be reached, or refuses.
         """
         where = self._where(wanted)
-        there = self._jobs(wanted).get(wanted.name)
-        if there is not None and there["metadata"].get("deletionTimestamp"):
+        try:
+            create, started = self._objects.create_namespaced_custom_object, True
+            there = self._ask(create, **_RAYJOBS, namespace=where, body=wanted.job)
+        except FileExistsError:
+            there, started = self._jobs(wanted)[wanted.name], False
+        if there["metadata"].get("deletionTimestamp"):
             raise UserError(
                 f"RayJob {wanted.name} is being deleted: submit again when it is gone, or with another --id"
             )
-        started = there is None
-        if there is None:
-            create = self._objects.create_namespaced_custom_object
-            there = self._ask(create, **_RAYJOBS, namespace=where, body=wanted.job)
         # Owned by the RayJob, the ConfigMap goes with it. Until it is there, pods wait for it.
         owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": wanted.name, "uid": there["metadata"]["uid"]}
         files = {**wanted.files, "metadata": {**wanted.files["metadata"], "ownerReferences": [owner]}}
         try:
-            self._core.create_namespaced_config_map(where, files)
-        except self._error as error:
-            if error.status != 409:
-                raise self._sentence(error) from None
-            # Ours, or one of a RayJob of that name that was deleted, which would go soon.
+            self._ask(self._core.create_namespaced_config_map, namespace=where, body=files)
+        except FileExistsError:  # ours, or one of a RayJob of that name that was deleted, which would go soon
             known = self._ask(self._core.read_namespaced_config_map, name=wanted.name, namespace=where)
             if owner["uid"] not in {ref.uid for ref in known.metadata.owner_references or ()}:
                 self._ask(self._core.replace_namespaced_config_map, name=wanted.name, namespace=where, body=files)
@@ -263,11 +260,14 @@ class Kubernetes:
         return {job["metadata"]["name"]: job for job in found["items"]}
 
     def _ask(self, call: Any, **arguments: Any) -> Any:
+        """What the cluster answers. Raises FileExistsError where something of that name is there, or UserError."""
         from urllib3.exceptions import HTTPError
 
         try:
             return call(**arguments)
         except self._error as error:
+            if error.status == 409:
+                raise FileExistsError from None
             raise self._sentence(error) from None
         except HTTPError as error:
             reason = type(getattr(error, "reason", None) or error).__name__

@@ -237,6 +237,26 @@ def test_two_processes_on_one_small_cache(s3, narrow, tmp_path, weights, plain_e
     )
 
 
+def test_log_and_metrics_of_a_job_stay_in_its_bucket(s3, narrow, tmp_path, weights, plain_environment):
+    """What is left when the cluster is gone."""
+    from distrain.config import to_yaml
+
+    run = f"s3://data/{uuid.uuid4().hex}"
+    (tmp_path / "job.yaml").write_text(to_yaml(narrow(run=run, data=S3_TRAIN)))
+    environment = {**plain_environment, **{k: v for k, v in os.environ.items() if k.startswith("AWS_")}}
+    command = [sys.executable, "-m", "distrain", "train", str(tmp_path / "job.yaml"), "log.every=1"]
+    said = subprocess.run(
+        command, capture_output=True, text=True, env={**environment, "DISTRAIN_CONSOLE": "json"}, check=True
+    ).stdout
+    store = Store(run)
+    (log,) = [name for name in store.list() if name.startswith("log-")]
+    lines = store.read(log).decode().splitlines()
+    assert any(line.startswith(f"weights   {weights[:16]}") for line in lines)
+    assert sum("loss" in line for line in lines) == sum('"train"' in line for line in said.splitlines())
+    (metrics,) = [name for name in store.list() if "metrics" in name]
+    assert store.read(metrics).count(b'"train"') == sum('"train"' in line for line in said.splitlines())
+
+
 # --- packing and indexing
 
 
