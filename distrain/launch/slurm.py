@@ -102,7 +102,7 @@ def _ask(*command: str, script: str = "") -> str:
 def _directive(text: str, name: str, value: str) -> str:
     """A script in which `#SBATCH --name=value` says this value."""
     line = f"#SBATCH --{name}={value}"
-    found, count = re.subn(rf"^#SBATCH --{name}[= ].*$", lambda _: line, text, count=1, flags=re.MULTILINE)
+    found, count = re.subn(rf"^#SBATCH --{name}[= ].*$", line, text, count=1, flags=re.MULTILINE)
     return found if count else text.replace("\n", f"\n{line}\n", 1)
 
 
