@@ -85,15 +85,16 @@ class _Driver:
         self._lost_at: float | None = None
         self._causes: list[str] = []
         self._unplaceable: int | None = None
-        self._called = -_CALL_EVERY
+        self._called: float | None = None
 
     def run(self) -> Summary:
         """Fit again and again, until the run has ended."""
         try:
             return self._run()
         finally:
-            with suppress(RayError):  # a head that is gone has forgotten it anyway
-                ray.get(self._mailbox.call_for.remote(self._config.cluster, 0, []), timeout=10)
+            if self._called is not None:
+                with suppress(RayError):  # a head that is gone has forgotten it anyway
+                    ray.get(self._mailbox.call_for.remote(self._config.cluster, 0, []), timeout=10)
 
     def _run(self) -> Summary:
         barren = 0  # fits in a row in which no group was formed
@@ -217,7 +218,7 @@ class _Driver:
 
     def _call_for_most(self) -> None:
         now = time.monotonic()
-        if now - self._called >= _CALL_EVERY:
+        if self._called is None or now - self._called >= _CALL_EVERY:
             self._called = now
             held = [node for node, _ in self._places]
             self._mailbox.call_for.remote(self._config.cluster, self._config.cluster.workers[1], held)
