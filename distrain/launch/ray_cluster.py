@@ -35,7 +35,7 @@ def _join(address: str, console: Console, options: Mapping[str, Any]) -> None:
     """Connect to a cluster; a head that is too busy to start a server for this client in Ray's 30 s is asked twice."""
     try:
         ray.init(address=address, **options)
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError) as error:  # the head's own error, or what the client makes of it
         if "Ray client server failed" not in str(error):
             raise
         console.event("the head is too busy to serve this client: asking again")
