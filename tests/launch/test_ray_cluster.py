@@ -3,7 +3,6 @@ import ray
 
 from distrain.launch import ray_cluster
 
-
 BUSY = "RuntimeError: Starting Ray client server failed. See ray_client_server_23000.err for detailed logs."
 
 
