@@ -250,9 +250,9 @@ def test_log_and_metrics_of_a_job_stay_in_its_bucket(s3, narrow, tmp_path, weigh
     ).stdout
     store = Store(run)
     (log,) = [name for name in store.list() if name.startswith("log-")]
-    lines = store.read(log).decode().splitlines()
-    assert any(line.startswith(f"weights   {weights[:16]}") for line in lines)
-    assert sum("loss" in line for line in lines) == sum('"train"' in line for line in said.splitlines())
+    lines = store.read(log).decode().splitlines()  # each after its time
+    assert any(f" weights   {weights[:16]}" in line for line in lines)
+    assert sum(" images/s " in line for line in lines) == sum('"train"' in line for line in said.splitlines()) > 0
     (metrics,) = [name for name in store.list() if "metrics" in name]
     assert store.read(metrics).count(b'"train"') == sum('"train"' in line for line in said.splitlines())
 
