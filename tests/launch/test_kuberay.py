@@ -364,6 +364,7 @@ def test_what_the_cluster_refuses_is_a_sentence(api, config, template, status, m
 
 def test_no_cluster_is_a_sentence(api, config, template, monkeypatch, tmp_path):
     cluster = Kubernetes()
+    api.server.shutdown()
     api.server.server_close()
     with pytest.raises(UserError, match=r"no Kubernetes answers at http://127.0.0.1:\d+ \(NewConnectionError\)"):
         cluster.submit(manifests(config, template()))
