@@ -142,10 +142,11 @@ def test_ten_steps_equal_torch_on_the_same_batches(narrow, console, digits):
     console.advance = lambda step: world.stop.set() if step == 9 else None
     assert train(config, world, console).step == 10
     ours = load_newest(Store(config.run))[0].model
-    # Of how far they went: rounding turns a few ReLUs off or on (0.3 %); without weight decay it would be over 20 %.
+    # Of how far they went, by layer: a ReLU that rounding turns off or on shifts it by 0.3 %, and single biases by more
+    # than a bound on each would allow; without weight decay it would be over 20 %.
     first = build(config.model, 10, config.seed).state_dict()
     for name, p in model.state_dict().items():
-        assert (ours[name] - p).norm() < 0.02 * (p - first[name]).norm(), name
+        assert (ours[name] - p).norm() < 0.005 * (p - first[name]).norm(), name
 
 
 def test_the_full_width_model(narrow, console):
