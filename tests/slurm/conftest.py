@@ -51,7 +51,10 @@ class Slurm:
             "ClusterName": "test",
             "SlurmctldHost": f"{HEAD}({address[HEAD]})",
             "AuthType": "auth/munge",
-            "AuthInfo": f"socket={folder}/munge.socket,cred_expire=2",  # a requeued job waits for that long
+            # A requeued job waits until its first credential, which its nodes have revoked, is out of date. Started
+            # before that (`scontrol update StartTime=now`), it fails where a node takes its new one for the old one.
+            "AuthInfo": f"socket={folder}/munge.socket,cred_expire=5",
+            "SchedulerParameters": "sched_interval=2,bf_interval=2",
             "SlurmUser": "root",
             "MpiDefault": "none",
             # No control groups in a namespace of ours.

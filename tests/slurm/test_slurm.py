@@ -43,11 +43,6 @@ class Job:
     def wait_for_step(self, step: int) -> None:
         self.wait_for(rf"step {step}/")
 
-    def come_back(self) -> None:
-        """Have a requeued job start now; Slurm would wait for two minutes."""
-        wait_until(lambda: self.state == "PENDING", "the job to be requeued", 60)
-        self.slurm.run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
-
     def end(self, state: str) -> str:
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         wait_until(lambda: self.state in over, "the job to end", 180)
@@ -119,7 +114,6 @@ def test_a_requeued_run_comes_back_by_itself(submit, wanted, slurm):
     job = submit()
     job.wait_for_step(60)
     slurm.run("scontrol", "requeue", job.number)
-    job.come_back()
     job.wait_for("resumed from step")
     assert job.weights() == wanted
 
@@ -131,7 +125,6 @@ def test_a_preempted_run_saves_and_comes_back_without_losing_a_step(submit, want
     slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=true")
     job.wait_for("stopped and saved after step")
     saved = int(re.findall(r"stopped and saved after step (\d+)", job.text)[0])
-    job.come_back()
     job.wait_for(f"resumed from step {saved}")
     assert job.weights() == wanted
 
