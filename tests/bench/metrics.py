@@ -1,9 +1,10 @@
 """What the metrics page costs: `python tests/bench/metrics.py`.
 
-Images a second of the quickstart's network with the page against without, in interleaved rounds of over a minute each:
-read once a second; and read 20 times a second, beside malformed requests, clients that say nothing, clients that write
-or read byte by byte, and over 1,000 connections a minute. And milliseconds of a scrape meanwhile. Clients are a process
-of their own, on the same cores.
+Images a second of the quickstart's network with the page against without, in interleaved rounds of about a minute each:
+read once a second, against a run without a page; and read 20 times a second, beside malformed requests, clients that
+say nothing, clients that write or read byte by byte, and over 1,000 connections a minute. Attackers take time of the
+same cores, which the page is not to blame for: that run is compared with one that has no page, on the cores of attackers
+of a page of another process. What the page costs by itself is its threads' share in the CPU time of the run.
 """
 
 import http.client
@@ -18,12 +19,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-ROUNDS, EPOCHS = 3, 40
+ROUNDS, EPOCHS = 6, 40
+# Whose page is read, by whom; and against which of these.
+KINDS = {
+    "without": (None, None, None),
+    "read once a second": ("own", "once_a_second", "without"),
+    "another's attacked": ("another's", "hostile", None),
+    "attacked": ("own", "hostile", "another's attacked"),
+}
 
 
 class Speed:
@@ -124,7 +132,17 @@ def slow_reader(client: socket.socket) -> Iterator[None]:
         client.recv(1)
 
 
-def run(folder: str, name: str, port: int | None, client: str | None, times: list[float]) -> tuple[float, float, float]:
+def another(port: int) -> None:
+    """Serve a page that is no run's, until killed."""
+    from distrain.monitor.pageserver import PageServer
+
+    server = PageServer("127.0.0.1", port)
+    server.page = b'distrain_a_metric{run="a",rank="0"} 1.0\n' * 400
+    server.start()
+    threading.Event().wait()
+
+
+def run(folder: str, name: str, kind: str, times: list[float]) -> tuple[float, float, float]:
     """Images a second of a run, its own CPU seconds, and the page's share; ms of its scrapes are added to `times`."""
     import torch  # a client is a process of this file, and must not load it
 
@@ -132,6 +150,7 @@ def run(folder: str, name: str, port: int | None, client: str | None, times: lis
     from distrain.train import train
     from distrain.world import World
 
+    (page, client, _), port = KINDS[kind], free_port()
     tree = {
         "run": f"{folder}/{name}",
         "epochs": EPOCHS,
@@ -141,15 +160,17 @@ def run(folder: str, name: str, port: int | None, client: str | None, times: lis
         "augment": {"crop": 64, "mirror": False, "colour": 0.0},
         "model": {"width": 0.25},
         "schedule": {"name": "constant", "lr": 0.01},
-        "metrics": {"port": port, "linger": 0.0},
+        "metrics": {"port": port if page == "own" else None, "linger": 0.0},
     }
+    processes = [
+        subprocess.Popen([sys.executable, __file__, role, str(port)], stdout=subprocess.PIPE, text=True)
+        for role in (["another"] if page == "another's" else []) + ([client] if client else [])
+    ]
     console, began = Speed(), time.process_time()
-    command = [sys.executable, __file__, str(client), str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True) if client else None
     try:
         train(parse(tree, "bench"), World(torch.device("cpu")), console)
     finally:
-        if process:
+        for process in processes:
             process.kill()
             times += [ms for line in process.communicate()[0].splitlines() if not math.isnan(ms := float(line))]
     spent = time.process_time() - began
@@ -157,40 +178,43 @@ def run(folder: str, name: str, port: int | None, client: str | None, times: lis
 
 
 def main() -> None:
-    kinds = {"without": None, "read once a second": "once_a_second", "attacked": "hostile"}
-    speeds: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in kinds}
-    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    found: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in KINDS}
+    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    order = list(KINDS)
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(ROUNDS + 1):
-            for kind, client in kinds.items():
-                port = free_port() if client else None
-                found = run(folder, f"{number}-{kind}", port, client, times[kind])
-                if number:
-                    speeds[kind].append(found)
-            # Another order each round.
-            kinds = dict([*list(kinds.items())[1:], *list(kinds.items())[:1]])
-    medians = ({kind: statistics.median(f[i] for f in found) for kind, found in speeds.items()} for i in range(3))
-    rate, cpu, page = medians
-    found = {
-        "images/s": {kind: round(value) for kind, value in rate.items()},
-        "images/s, ratio": {kind: round(value / rate["without"], 3) for kind, value in rate.items()},
-        "CPU time of the run, ratio": {kind: round(value / cpu["without"], 3) for kind, value in cpu.items()},
-        "CPU time of the page's threads, of the run's": {kind: round(value, 4) for kind, value in page.items()},
-        "ms a scrape": {
-            kind: {
-                "median": round(statistics.median(ms), 1),
-                "99 of 100 within": round(statistics.quantiles(ms, n=100)[98], 1),
-                "highest": round(max(ms), 1),
-                "scrapes": len(ms),
+        run(folder, "warm-up", "without", [])
+        for number in range(ROUNDS):
+            for kind in order:
+                found[kind].append(run(folder, f"{number}-{kind}".replace(" ", "-"), kind, times[kind]))
+            order = [*order[1:], order[0]]
+    results = {}
+    for kind, (_, _, against) in KINDS.items():
+        results[kind] = {"images/s": round(statistics.median(f[0] for f in found[kind]))}
+        if against:
+            pairs = list(zip(found[kind], found[against], strict=True))
+            ms = times[kind]
+            results[kind] |= {
+                "against": against,
+                "ratio of images/s": ratios(a[0] / b[0] for a, b in pairs),
+                "ratio of CPU time": ratios(a[1] / b[1] for a, b in pairs),
+                "the page's threads' share of CPU time": round(statistics.median(f[2] for f in found[kind]), 4),
+                "ms a scrape": {
+                    "median": round(statistics.median(ms), 1),
+                    "99 of 100 within": round(statistics.quantiles(ms, n=100)[98], 1),
+                    "highest": round(max(ms), 1),
+                    "scrapes": len(ms),
+                },
             }
-            for kind, ms in times.items()
-            if ms
-        },
-    }
-    print(json.dumps(found, indent=1))  # noqa: T201
+    print(json.dumps(results, indent=1))  # noqa: T201
+
+
+def ratios(each: Iterable[float]) -> dict[str, Any]:
+    """Of the rounds."""
+    values = sorted(each)
+    return {"median": round(statistics.median(values), 3), "rounds": [round(value, 3) for value in values]}
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        {"once_a_second": once_a_second, "hostile": hostile}[sys.argv[1]](int(sys.argv[2]))
+        {"once_a_second": once_a_second, "hostile": hostile, "another": another}[sys.argv[1]](int(sys.argv[2]))
     main()

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 
@@ -88,20 +89,45 @@ def test_a_page_larger_than_a_socket_takes_at_once(server):
     assert answer.endswith(large)
 
 
-def test_a_crowd_does_not_keep_a_scrape_out(server, monkeypatch):
-    """Those that say nothing make room long before their time is up, the oldest first, and none has a thread."""
+@pytest.mark.parametrize("begun", [b"", b"GET /met"])
+def test_a_crowd_does_not_keep_a_scrape_out(server, monkeypatch, begun):
+    """Those that say nothing, or no more, make room long before their time is up, and none has a thread."""
     monkeypatch.setattr(distrain.monitor.pageserver, "_SECONDS", 3600.0)
-    threads, silent = threading.active_count(), []
+    threads, crowd = threading.active_count(), []
     try:
         for _ in range(1000):
             with suppress(OSError):
-                silent.append(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+                crowd.append(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+                crowd[-1].send(begun)
+        assert len(crowd) > 500
         assert get(server) == (200, PAGE)
         assert threading.active_count() == threads
-        silent[0].settimeout(10)
-        assert silent[0].recv(1) == b"", "the oldest was closed"
+        if begun:
+            with suppress(ConnectionResetError):
+                assert crowd[0].recv(1) == b"", "the oldest was closed"
     finally:
-        for client in silent:
+        for client in crowd:
+            client.close()
+
+
+def test_clients_that_write_byte_by_byte_are_looked_after_together(server):
+    """A process that trains is not woken for each byte."""
+
+    def woken() -> int:
+        status = Path(f"/proc/self/task/{server._thread.native_id}/status").read_text()
+        return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+    clients = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(10)]
+    try:
+        began, before = time.monotonic(), woken()
+        for byte in b"GET /metrics HTTP/1.1\r\nX: " + b"x" * 100:
+            for client in clients:
+                client.send(bytes([byte]))
+            time.sleep(0.002)
+        ticks = (time.monotonic() - began) / distrain.monitor.pageserver._TICK
+        assert woken() - before < 5 * ticks + 3 * len(clients), "of 1,270 bytes"
+    finally:
+        for client in clients:
             client.close()
 
 
