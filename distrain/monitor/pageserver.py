@@ -105,7 +105,10 @@ class PageServer:
     def _accept(self) -> None:
         try:
             sock, _ = self._listening.accept()
-        except OSError:  # there is no more, or it is gone already
+        except (BlockingIOError, ConnectionError):  # it is gone already
+            return
+        except OSError:  # no open file is left, say: to ask again at once would take a core
+            time.sleep(_TICK)
             return
         sock.setblocking(False)
         self._clients[sock] = client = _Client(time.monotonic() + _SECONDS)

@@ -1,6 +1,7 @@
 """One page, one thread, and clients of all kinds."""
 
 import http.client
+import resource
 import socket
 import threading
 import time
@@ -134,6 +135,27 @@ def test_clients_that_write_byte_by_byte_are_looked_after_together(server):
 def test_a_client_that_says_nothing_is_dropped_after_a_while(server, monkeypatch):
     monkeypatch.setattr(distrain.monitor.pageserver, "_SECONDS", 0.1)
     assert ask(server, b"GET /met") == b""
+
+
+def test_no_open_file_is_left(server):
+    """It does not spin meanwhile, and serves again afterwards."""
+    path = Path(f"/proc/self/task/{server._thread.native_id}/schedstat")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as client:
+        client.settimeout(10)
+        with path.open() as busy:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            try:
+                client.connect(("127.0.0.1", server.port))
+                client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+                before = int(busy.read().split()[0])
+                time.sleep(0.5)
+                busy.seek(0)
+                spent = int(busy.read().split()[0]) - before
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert client.recv(15) == b"HTTP/1.1 200 OK"
+    assert spent < 0.1e9, "nanoseconds on a core"
 
 
 def test_clients_that_go_away(server):
