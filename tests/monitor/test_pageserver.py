@@ -137,6 +137,17 @@ def test_a_client_that_says_nothing_is_dropped_after_a_while(server, monkeypatch
     assert ask(server, b"GET /met") == b""
 
 
+def test_a_client_that_never_says_anything_is_dropped_too(monkeypatch):
+    """The system shows its connection at last, after as long again."""
+    monkeypatch.setattr(distrain.monitor.pageserver, "_SECONDS", 0.1)
+    server = PageServer("127.0.0.1", 0)
+    server.start()
+    try:
+        assert ask(server, b"") == b""
+    finally:
+        server.close()
+
+
 def test_no_open_file_is_left(server):
     """It does not spin meanwhile, and serves again afterwards."""
     path = Path(f"/proc/self/task/{server._thread.native_id}/schedstat")
