@@ -26,11 +26,11 @@ from distrain.monitor.meters import Meters
 from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import Console, read_metrics
 from distrain.optim.accumulate import Accumulator
-from distrain.optim.adam import adam
-from distrain.optim.lars import lars
+from distrain.optim.adam import Adam
+from distrain.optim.lars import LARS
 from distrain.optim.optimizer import Optimizer
 from distrain.optim.schedule import Stall, learning_rate
-from distrain.optim.sgd import sgd
+from distrain.optim.sgd import MomentumSGD
 from distrain.recall import recall
 from distrain.record import Record
 from distrain.resume import Patience, check_hardware, check_plateau, check_result, plateau_of, restore, take_over
@@ -278,5 +278,5 @@ def build_optimizer(config: Config, parameters: Mapping[str, nn.Parameter]) -> O
     """The optimizer that the config names."""
     rule = config.optimizer
     if rule.name == "lars":
-        return lars(rule, parameters)
-    return sgd(rule, parameters) if rule.name == "sgd" else adam(rule, parameters)
+        return LARS(rule, parameters)
+    return MomentumSGD(rule, parameters) if rule.name == "sgd" else Adam(rule, parameters)

@@ -137,7 +137,9 @@ def build(config: sections.Model, classes: int, seed: int) -> nn.Module:
     if isinstance(config, sections.ImportedModel):
         return imported(config, classes, first)
     model = _bare(config, classes)
-    model.to_empty(device="cpu")
+    # Not `to_empty`: for tensors without memory that loads torch's symbolic shapes, a tenth of a process's start.
+    room = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(room, assign=True)
     model.initialise(torch.Generator().manual_seed(first))
     return model
 

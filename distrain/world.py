@@ -6,6 +6,7 @@ import platform
 import re
 import secrets
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -233,11 +234,12 @@ def numerics(config: Config, device: torch.device) -> Iterator[None]:
     exact, tf32 = config.reduction.mode == "exact", config.precision == "tf32"
     if exact:  # read by cuBLAS when it starts; another value, or none, gives other kernels
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    deterministic = torch.are_deterministic_algorithms_enabled()
+        os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"  # read by torch's compiler when a model loads it
+    deterministic = torch.get_deterministic_debug_mode()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     benchmark, threads = torch.backends.cudnn.benchmark, torch.get_num_threads()
-    torch.use_deterministic_algorithms(exact)
+    _be_deterministic(2 if exact else 0)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = not exact and device.type == "cuda"
@@ -247,11 +249,22 @@ def numerics(config: Config, device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(deterministic)
+        _be_deterministic(deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
         torch.backends.cudnn.benchmark = benchmark
         torch.set_num_threads(threads)
+
+
+def _be_deterministic(mode: int) -> None:
+    """Set torch's deterministic mode: 0 off, 1 warn, 2 refuse what is not.
+
+    Where torch's compiler is not loaded its flag need not be set, which loads it: half of a process's start.
+    """
+    if "torch._inductor" in sys.modules:
+        torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
+    else:
+        torch.set_deterministic_debug_mode(mode)
 
 
 def environment(device: torch.device) -> dict[str, str]:

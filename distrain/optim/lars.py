@@ -5,21 +5,23 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from distrain.optim.optimizer import Optimizer, decays, groups, norm
-from distrain.sections import Lars
+from distrain.optim.optimizer import decays, norm
+from distrain.optim.sgd import MomentumSGD
+from distrain.sections import SGD, Lars
 
 
-class _Lars(Optimizer):
-    """Scales each layer's gradient by its trust ratio, and leaves the rest to SGD."""
+class LARS(MomentumSGD):
+    """v <- momentum v + lr ratio (g + weight_decay w); w <- w - v (You, Gitman and Ginsburg 2017, algorithm 1).
+
+    The ratio is each weight tensor's own; biases, and whatever else has one dimension, move as in SGD. Gradients are
+    scaled, and the rest is left to SGD.
+    """
 
     def __init__(self, config: Lars, parameters: Mapping[str, nn.Parameter]) -> None:
-        rule = torch.optim.SGD(groups(config, parameters, 0.0), lr=0.0, momentum=config.momentum, fused=True)
-        moments = ("momentum_buffer",) if config.momentum else ()
-        inside = config.momentum > 0
-        super().__init__(rule, parameters, moments, clip_norm=config.clip_norm, rate_in_velocity=inside)
+        options = config.model_dump(include={"momentum", "decay_biases", "bias_lr", "clip_norm"})
+        super().__init__(SGD(name="sgd", form="paper", weight_decay=0.0, **options), parameters)
         self._config = config
 
-    @torch.no_grad()
     def _prepare(self) -> None:
         """Weight decay and trust ratio, which belong into the gradient before the velocity takes it up."""
         super()._prepare()
@@ -37,11 +39,3 @@ class _Lars(Optimizer):
         weights, gradients = norm([weight]), norm([gradient])
         ratio = self._config.trust * weights / (gradients + decay * weights)
         return torch.where((weights > 0) & (gradients > 0), ratio, 1.0).float()
-
-
-def lars(config: Lars, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
-    """v <- momentum v + lr ratio (g + weight_decay w); w <- w - v (You, Gitman and Ginsburg 2017, algorithm 1).
-
-    The ratio is each weight tensor's own; biases, and whatever else has one dimension, move as in SGD.
-    """
-    return _Lars(config, parameters)

@@ -1,75 +1,92 @@
-"""What all optimizers share: torch's fused arithmetic, a complete state from the first step, a rate on the device."""
+"""What all optimizers share: groups, clipping, a complete state from the first step, a rate on the device.
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+The arithmetic is that of torch's fused optimizers, by the functions under its optimizer classes: those load torch's
+compiler when they are made, which is half of a process's start.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from distrain.sections import Groups
 
-_FACTOR = "factor"
 _CHUNK = 1 << 17
 
 
-class Optimizer:
-    """A torch optimizer whose state tensors exist from the start and are named after their parameters."""
+class Group(NamedTuple):
+    """Parameters with the same decay and the same rate."""
+
+    parameters: list[Tensor]
+    weight_decay: float
+    rate: float
+    """Over that of the others."""
+
+
+class Optimizer(ABC):
+    """Moves parameters by their gradients; its state tensors exist from the start, named after their parameters."""
 
     def __init__(
         self,
-        rule: torch.optim.Optimizer,
+        config: Groups,
         parameters: Mapping[str, nn.Parameter],
-        moments: tuple[str, ...],
         *,
-        clip_norm: float | None = None,
-        rate_in_velocity: bool = False,
+        weight_decay: float,
+        moments: tuple[str, ...],
+        scalars: tuple[str, ...] = (),
     ) -> None:
-        """Take a rule over.
+        """Make the state.
 
         Args:
-            rule: what moves the parameters, of groups that `groups` made.
+            config: how biases differ, and whether the gradient is clipped.
             parameters: by name.
-            moments: names of the rule's state tensors in the shape of the parameter, zero at first.
-            clip_norm: largest norm of all gradients together; beyond it they are scaled down.
-            rate_in_velocity: the velocity keeps the rate at which its gradients came.
+            weight_decay: of the weights.
+            moments: names of the state tensors in the shape of the parameter, zero at first.
+            scalars: names of those that have one number.
         """
-        self._rule, self._parameters, self._rate_in_velocity = rule, dict(parameters), rate_in_velocity
-        self._clip_norm = clip_norm
-        for p in self._parameters.values():
-            state = rule.state[p]
-            for moment in moments:
-                state[moment] = torch.zeros_like(p)
-            if isinstance(rule, torch.optim.Adam):
-                state["step"] = torch.zeros((), device=p.device)
+        self._parameters, self._clip_norm = dict(parameters), config.clip_norm
+        self._groups = groups(config, parameters, weight_decay)
+        self._state: dict[Tensor, dict[str, Tensor]] = {
+            p: {
+                **{moment: torch.zeros_like(p, requires_grad=False) for moment in moments},
+                **{scalar: torch.zeros((), device=p.device) for scalar in scalars},
+            }
+            for p in parameters.values()
+        }
 
+    @torch.no_grad()
     def step(self, lr: Tensor, change: float = 1.0) -> None:
-        """Move the parameters by their `grad`.
+        """Move the parameters by their `grad`, which each of them has.
 
         Args:
             lr: float32 scalar on the device; 0 leaves the weights alone.
-            change: this step's rate over the last one's. torch's velocity has no rate in it; one that has is -lr times
-                torch's, so that its share which a step keeps is `momentum / change` of torch's.
+            change: this step's rate over the last one's.
         """
         self._prepare()
-        for group in self._rule.param_groups:
-            group["lr"] = lr * group[_FACTOR]
-            if self._rate_in_velocity:
-                group["momentum"] = self._rule.defaults["momentum"] / change
-        self._rule.step()
+        for group in self._groups:
+            self._move(group, _gradients(group.parameters), lr * group.rate, change)
 
-    @torch.no_grad()
+    @abstractmethod
+    def _move(self, group: Group, gradients: list[Tensor], lr: Tensor, change: float) -> None:
+        """Move a group."""
+
     def _prepare(self) -> None:
         """What is done to the gradients before the rule has them."""
         if self._clip_norm is not None:
-            gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+            gradients = _gradients(self._parameters.values())
             whole = norm(gradients)
             factor = torch.where(whole > self._clip_norm, self._clip_norm / whole, 1.0).float()
             for gradient in gradients:
                 gradient.mul_(factor)
 
+    def _moments(self, group: Group, name: str) -> list[Tensor]:
+        return [self._state[p][name] for p in group.parameters]
+
     def state(self) -> dict[str, Tensor]:
         """Every state tensor, by `<parameter>:<name>`."""
-        return {f"{name}:{key}": t for name, p in self._parameters.items() for key, t in self._rule.state[p].items()}
+        return {f"{name}:{key}": t for name, p in self._parameters.items() for key, t in self._state[p].items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over a saved state."""
@@ -92,16 +109,24 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
     return total.sqrt()
 
 
-def groups(config: Groups, parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer, of parameters with the same decay and the same rate."""
-    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+def groups(config: Groups, parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[Group]:
+    """The groups of parameters that are moved alike."""
+    found: dict[tuple[float, float], list[Tensor]] = {}
     for name, p in parameters.items():
         decay = weight_decay if decays(config, p) else 0.0
-        factor = config.bias_lr if name.rpartition(".")[2] == "bias" else 1.0
-        found.setdefault((decay, factor), []).append(p)
-    return [{"params": members, "weight_decay": decay, _FACTOR: factor} for (decay, factor), members in found.items()]
+        rate = config.bias_lr if name.rpartition(".")[2] == "bias" else 1.0
+        found.setdefault((decay, rate), []).append(p)
+    return [Group(members, decay, rate) for (decay, rate), members in found.items()]
 
 
-def decays(config: Groups, parameter: nn.Parameter) -> bool:
+def decays(config: Groups, parameter: Tensor) -> bool:
     """Whether weight decay acts on a parameter."""
     return config.decay_biases or parameter.ndim > 1
+
+
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    found = []
+    for p in parameters:
+        assert p.grad is not None
+        found.append(p.grad)
+    return found
