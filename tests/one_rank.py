@@ -66,6 +66,7 @@ def main() -> None:
                 slow(float(os.environ["SLOW"]))
             console.event("joined")
             out = {"status": "ok", **dataclasses.asdict(train(config, world, console))}
+            out["needless"] = sorted({"torch._dynamo", "torch._inductor", "sympy"} & sys.modules.keys())
     except (UserError, AttemptError, RunError) as error:
         out = {"status": type(error).__name__, "text": str(error)}
     console.event(json.dumps(out))

@@ -4,11 +4,11 @@ import json
 import re
 import resource
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import yaml
+from waiting import await_that
 
 from distrain.config import to_yaml
 
@@ -38,15 +38,6 @@ def weights(process) -> str:
     return re.search(r"^weights +(\w+)", out, re.MULTILINE)[1]
 
 
-def await_that(process, condition):
-    """Wait for a condition while the process lives."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
 def step_reached(run: Path, step: int):
     def reached() -> bool:
         lines = [text for file in run.glob("metrics-*.jsonl") for text in file.read_text().splitlines()[-3:]]
@@ -61,16 +52,24 @@ def kill(process):
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.fixture(scope="module")
+def known():
+    return {}
+
+
 @pytest.fixture
-def undisturbed(command, recipe, tmp_path):
-    return weights(command("train", str(recipe), f"run={tmp_path}/undisturbed"))
+def undisturbed(command, recipe, tmp_path, known):
+    """The weights of the recipe, for all tests that train it."""
+    if not known:
+        known["weights"] = weights(command("train", str(recipe), f"run={tmp_path}/undisturbed"))
+    return known["weights"]
 
 
 def test_killed_in_mid_epoch_and_twice_in_one_epoch(command, recipe, tmp_path, undisturbed):
     run = tmp_path / "runs/recipe"
     for step in (STEPS_PER_EPOCH + 12, STEPS_PER_EPOCH + 30):
         process = command("train", str(recipe))
-        await_that(process, step_reached(run, step))
+        await_that(step_reached(run, step), while_alive=process)
         kill(process)
     # Other thread counts and another memory bound: none of them is an input.
     last = command("train", str(recipe), "--resume", "data.decode_threads=3", "data.memory=100kB", "lanes=1")
@@ -80,11 +79,11 @@ def test_killed_in_mid_epoch_and_twice_in_one_epoch(command, recipe, tmp_path, u
 
 def test_killed_and_the_list_of_bad_samples_deleted(command, recipe, tmp_path, damaged_set):
     damaged_set(tmp_path / "damaged", bad={5, 77, 201, 310}, classes=10, rows=400)
-    settings = (f"data.train={tmp_path}/damaged", "data.val=null", "epochs=12")
+    settings = (f"data.train={tmp_path}/damaged", "data.val=null", "epochs=6")
     wanted = weights(command("train", str(recipe), *settings, f"run={tmp_path}/undisturbed"))
     run = tmp_path / "runs/recipe"
     process = command("train", str(recipe), *settings)
-    await_that(process, step_reached(run, 40))
+    await_that(step_reached(run, 40), while_alive=process)
     kill(process)
     assert len((run / "bad_samples.jsonl").read_text().splitlines()) == 4
     (run / "bad_samples.jsonl").unlink()
@@ -96,7 +95,7 @@ def test_killed_at_an_epoch_boundary(command, recipe, tmp_path, undisturbed):
     run = tmp_path / "runs/recipe"
     once_an_epoch = ("checkpoint.every=44", "evaluate.every=132")
     process = command("train", str(recipe), *once_an_epoch)
-    await_that(process, (run / "checkpoints/step-00000044-attempt-001/manifest.json").exists)
+    await_that((run / "checkpoints/step-00000044-attempt-001/manifest.json").exists, while_alive=process)
     kill(process)
     newest = sorted(p.parent.name for p in run.glob("checkpoints/*/manifest.json"))[-1]
     assert int(newest.split("-")[1]) % STEPS_PER_EPOCH == 0
@@ -107,7 +106,7 @@ def test_killed_at_an_epoch_boundary(command, recipe, tmp_path, undisturbed):
 def test_a_signal_saves_and_says_how_to_go_on(command, recipe, tmp_path, undisturbed, number, code):
     run = tmp_path / "runs/recipe"
     process = command("train", str(recipe), "checkpoint.every=1000")
-    await_that(process, step_reached(run, 15))
+    await_that(step_reached(run, 15), while_alive=process)
     process.send_signal(number)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == code, out
@@ -121,7 +120,7 @@ def test_a_full_disk_loses_nothing(command, recipe, tmp_path, undisturbed):
     """The kernel refuses to let files grow past a limit, as a full disk does; later there is room again."""
     run = tmp_path / "runs/recipe"
     process = command("train", str(recipe), "checkpoint.every=20", "evaluate.every=132", "checkpoint.patience=1")
-    await_that(process, (run / "checkpoints/step-00000020-attempt-001/manifest.json").exists)
+    await_that((run / "checkpoints/step-00000020-attempt-001/manifest.json").exists, while_alive=process)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (200_000, 200_000))
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 1, out

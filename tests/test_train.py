@@ -149,10 +149,11 @@ def test_ten_steps_equal_torch_on_the_same_batches(narrow, console, digits):
         assert (ours[name] - p).norm() < 0.005 * (p - first[name]).norm(), name
 
 
-def test_the_full_width_model(narrow, console):
+def test_the_full_width_model(narrow, console, tmp_path, damaged_set):
     """One test of this path at width 1: save, take over in the middle, end with the same bits."""
-    settings = {"model": {"name": "alexnet"}, "global_batch": 512, "virtual_workers": 8, "checkpoint": {"every": 1}}
-    config = narrow(**settings, schedule={"name": "constant", "lr": 0.01})
+    damaged_set(tmp_path / "few", bad=set(), classes=10, rows=128)
+    settings = {"model": {"name": "alexnet"}, "virtual_workers": 8, "checkpoint": {"every": 1}}
+    config = narrow(**settings, data={"train": str(tmp_path / "few")}, schedule={"name": "constant", "lr": 0.01})
     summary = run(config, console)
     assert (summary.status, summary.steps) == ("finished", 2)
     store = Store(config.run)

@@ -17,6 +17,8 @@ _EXIT = 70  # EX_SOFTWARE of sysexits.h
 _LATE = 1.25
 _AGAIN_AFTER = 600.0
 _LOSSES, _JUMP = 20, 2.0
+# Seconds for the last words of a rank that hangs.
+_REPORTING = 10.0
 
 
 class Watchdog:
@@ -66,7 +68,7 @@ class Watchdog:
         faulthandler.dump_traceback_later(seconds, exit=True, file=2)
 
     def _end(self) -> None:
-        self._arm(2 * self._limit + 15.0)
+        self._arm(2 * self._limit + 1.5 * _REPORTING)
         sentence = f"no progress for {self._allowed:.0f} s in {self._place}"
         with tempfile.TemporaryFile() as file:
             faulthandler.dump_traceback(file, all_threads=True)
@@ -74,7 +76,7 @@ class Watchdog:
             stacks = file.read().decode()
         reporter = threading.Thread(target=self._try_to_report, args=(sentence, stacks), daemon=True)
         reporter.start()
-        reporter.join(10.0)
+        reporter.join(_REPORTING)
         os._exit(_EXIT)  # a thread that hangs cannot be ended in any other way
 
     def _try_to_report(self, sentence: str, stacks: str) -> None:

@@ -23,8 +23,9 @@ from distrain.train import train
 from distrain.world import World
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hosts import HEAD, PYTHON, Hosts, possible, wait_until
+from hosts import HEAD, PYTHON, Hosts, possible
 from processes import Processes
+from waiting import await_that
 
 NAMESPACES = possible() and not os.environ.get("DISTRAIN_NO_NAMESPACES")
 TABLE: list[tuple[str, str]] = []
@@ -152,7 +153,7 @@ class Run:
             steps = [int(m[1]) for at, line in self.lines if at > since and (m := re.search(r"step (\d+)/", line))]
             return (bool(steps) and max(steps) >= step) or self.process.poll() is not None
 
-        wait_until(reached, f"step {step}", 90)
+        await_that(reached, f"step {step}", 90)
         assert self.process.poll() is None, self.text
 
     def end(self, code: int = 0, seconds: float = 180.0) -> str:

@@ -10,9 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+
+from waiting import await_that
 
 PYTHON = sys.executable
 RAY = str(Path(sys.executable).parent / "ray")
@@ -74,7 +75,7 @@ class Hosts:
         command = ["ip", "netns", "exec", self._tag + host, "unshare", *namespaces, *shell]
         with (folder / "init.log").open("wb") as log:
             self._inits[host] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        wait_until(lambda: (folder / "up").exists(), f"{host} to boot")
+        await_that(lambda: (folder / "up").exists(), f"{host} to boot")
         children = Path(f"/proc/{self._inits[host].pid}/task/{self._inits[host].pid}/children").read_text().split()
         self._pids[host] = int(children[0])
         sh("ip", "-n", self._switch, "link", "set", f"p-{host}", "up")
@@ -127,8 +128,8 @@ class Hosts:
             if not self.pids(host, "raylet"):
                 self.start_ray(host)
                 if host == HEAD:
-                    wait_until(lambda: self.alive_nodes() is not None, "Ray's head", 60)
-        wait_until(lambda: self.alive_nodes() == wanted, f"Ray on {hosts}", 90)
+                    await_that(lambda: self.alive_nodes() is not None, "Ray's head", 60)
+        await_that(lambda: self.alive_nodes() == wanted, f"Ray on {hosts}", 90)
 
     def alive_nodes(self) -> set[str] | None:
         """Addresses of the nodes that the head believes to be alive."""
@@ -228,11 +229,3 @@ def possible() -> bool:
     if os.geteuid() != 0 or not all(shutil.which(tool) for tool in ("ip", "tc", "nft", "unshare", "nsenter")):
         return False
     return subprocess.run(["unshare", "--net", "--pid", "--fork", "--mount", "true"], check=False).returncode == 0
-
-
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.05)

@@ -9,8 +9,9 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from hosts import HEAD, wait_until
+from hosts import HEAD
 from ray.cluster_utils import Cluster
+from waiting import await_that
 
 
 class Processes:
@@ -77,7 +78,7 @@ class Processes:
     def down(self) -> None:
         """End the cluster."""
         self._cluster.shutdown()
-        wait_until(lambda: not any(self.pids(host, "ray") for host in self._nodes), "the cluster to end")
+        await_that(lambda: not any(self.pids(host, "ray") for host in self._nodes), "the cluster to end")
 
 
 def _processes() -> list[tuple[int, set[int], str]]:

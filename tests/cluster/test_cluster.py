@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from hosts import HEAD, PYTHON, wait_until
+from hosts import HEAD, PYTHON
+from waiting import await_that
 
 pytestmark = pytest.mark.cluster
 
@@ -35,7 +36,7 @@ def test_workers_on_one_machine_with_a_ray_of_its_own(start, wanted, hosts, work
     run = start(f"--workers={workers}", host="client", address=None)
     assert run.weights() == wanted()
     assert f"worker group formed: {workers} worker" in run.text
-    wait_until(lambda: len(hosts.pids("client", "")) == 2, "all but the host's init and its sleep to end")
+    await_that(lambda: len(hosts.pids("client", "")) == 2, "all but the host's init and its sleep to end")
     assert hosts.shared_memory("client") == []
     assert set(Path("/tmp").glob("distrain-ray-*")) == sessions
 
@@ -173,7 +174,7 @@ def test_the_object_store_is_gone_for_30_s(start, wanted, hosts, digits, table):
     def serve():
         script = str(Path(__file__).parent / "range_server.py")
         server = hosts.popen("client", PYTHON, script, str(digits), hosts.address["client"], "8000")
-        wait_until(lambda: ":8000" in hosts.run("client", "ss", "-Hltn"), "the server")
+        await_that(lambda: ":8000" in hosts.run("client", "ss", "-Hltn"), "the server")
         return server
 
     def stop(server):
@@ -186,7 +187,7 @@ def test_the_object_store_is_gone_for_30_s(start, wanted, hosts, digits, table):
     run.wait_for_step(60)
     stop(server)
     gone = time.monotonic()
-    wait_until(lambda: time.monotonic() - gone > 30, "the outage", 31)
+    await_that(lambda: time.monotonic() - gone > 30, "the outage", 31)
     before = max(at for at, _ in run.lines)
     server = serve()
     try:
@@ -269,16 +270,16 @@ def test_a_hanging_rank(start, wanted, hosts, timed):
 @pytest.mark.namespaces
 def test_nothing_is_left_behind(start, hosts, wanted):
     """Processes of the run and shared memory, on any host, after a run that was killed and one that ended."""
-    wait_until(lambda: leftovers(hosts) == [], "all ranks to end")
+    await_that(lambda: leftovers(hosts) == [], "all ranks to end")
     run = start("--workers=3")
     run.wait_for_step(20)
     assert leftovers(hosts)
     for pid in hosts.pids(HEAD, "-m distrain train"):
         os.kill(pid, signal.SIGKILL)
     run.process.wait()
-    wait_until(lambda: leftovers(hosts) == [], "all ranks to end", 60)
+    await_that(lambda: leftovers(hosts) == [], "all ranks to end", 60)
     assert start("--workers=3").weights() == wanted()
-    wait_until(lambda: leftovers(hosts) == [], "all ranks to end", 60)
+    await_that(lambda: leftovers(hosts) == [], "all ranks to end", 60)
 
 
 def fill(block) -> None:

@@ -4,7 +4,8 @@ import json
 import re
 
 import pytest
-from hosts import HEAD, RAY, wait_until
+from hosts import HEAD, RAY
+from waiting import await_that
 
 pytestmark = [pytest.mark.cluster, pytest.mark.namespaces]
 
@@ -76,6 +77,6 @@ def test_an_autoscaler_brings_the_workers_that_are_asked_for(start, hosts, wante
         def nodes() -> int:
             return len(hosts.pids("client", "raylet/raylet"))
 
-        wait_until(lambda: nodes() == 1, "what was brought to be taken away: nothing is asked for any more", 60)
+        await_that(lambda: nodes() == 1, "what was brought to be taken away: nothing is asked for any more", 60)
     finally:
         hosts.run("client", RAY, "stop", "--force")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hosts import HEAD, PYTHON, wait_until
+from hosts import HEAD, PYTHON
+from waiting import await_that
 
 pytestmark = pytest.mark.cluster
 
@@ -57,13 +58,13 @@ def test_prometheus_follows_the_nodes_of_a_run(start, wanted, hosts, query):
     settings = ["metrics.port=9477", "metrics.address=0.0.0.0", "metrics.linger=30", "log.every=10"]
     run = start("--workers=3", *settings)
     nodes = {f"{hosts.address[node]}:9477" for node in ("n1", "n2", "n3")}
-    wait_until(lambda: query("up == 1").keys() == nodes, "all three pages to be read", 90)
+    await_that(lambda: query("up == 1").keys() == nodes, "all three pages to be read", 90)
     run.wait_for_step(60)
     before = sum(query('distrain_samples_total{outcome="good"}').values())
     assert before > 0
     hosts.kill("n2", "ray::RayTrainWorker")
     run.wait_for("training again after")
-    wait_until(lambda: query("up == 1").keys() == nodes, "all three pages to be read again", 60)
+    await_that(lambda: query("up == 1").keys() == nodes, "all three pages to be read again", 60)
     assert run.weights() == wanted()
     steps = 17 * (1438 // 60)
     assert max(query("last_over_time(distrain_step[10m])").values()) == steps

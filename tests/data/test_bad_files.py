@@ -244,7 +244,7 @@ def test_a_file_that_kills_the_decoder_is_found_and_quarantined(tmp_path, narrow
     from distrain.config import to_yaml
 
     files = [encoded(picture(i % 8, 72, 72)) for i in range(256)]
-    for i in (20, 77, 130, 200):
+    for i in (20, 130):
         files[i] = np.random.default_rng(i).bytes(3000)
     write_set(tmp_path / "set", files, (72, 72))
     config = narrow(
@@ -265,8 +265,8 @@ def test_a_file_that_kills_the_decoder_is_found_and_quarantined(tmp_path, narrow
     if len(runs) > 1:  # DALI mostly dies of an error without a name, and sometimes survives it
         (quarantined,) = json.loads((tmp_path / "run" / "quarantine.json").read_text()).values()
         assert quarantined
-        assert quarantined.keys() <= {"20", "77", "130", "200"}
-    for i in (20, 77, 130, 200):
+        assert quarantined.keys() <= {"20", "130"}
+    for i in (20, 130):
         assert f"bad sample {i} (shard-00000.parquet" in again.stdout
     # With the walk in front the same verdict costs no crash, and the same weights come out.
     (tmp_path / "recipe.yaml").write_text(to_yaml(config.model_copy(update={"run": str(tmp_path / "other")})))

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +20,7 @@ import pytest
 from photos import kinds
 from PIL import Image
 from shapes import SHAPES, images, tar_of_tars
+from waiting import await_that
 
 from distrain.data import pack as pack_module
 from distrain.data.decode import jpeg_size, ppm_pixels
@@ -204,10 +204,7 @@ def test_a_pack_that_is_killed_goes_on_and_makes_the_same_bytes(tmp_path, plain_
     assert run(target, 10**9) == 0
     assert {p.name: p.read_bytes() for p in target.iterdir()} == wanted
     assert all((target / name).stat().st_mtime_ns == time for name, time in kept.items())
-    deadline = time.monotonic() + 30
-    while left := processes_with(mark):
-        assert time.monotonic() < deadline, f"processes {left} of the killed packs are left"
-        time.sleep(0.05)
+    await_that(lambda: not processes_with(mark), "the processes of the killed packs to end", 30)
 
 
 def processes_with(mark):

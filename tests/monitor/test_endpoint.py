@@ -15,6 +15,7 @@ from contextlib import closing, suppress
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import await_that
 
 import distrain.monitor.endpoint
 from distrain.monitor.endpoint import Node
@@ -68,13 +69,6 @@ def values(port):
         families = text_string_to_metric_families(get(port)[1])
         return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
     return {}
-
-
-def await_that(condition):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 from servers import Alertmanager, Prometheus, free_port
+from waiting import await_that
 
 from distrain.config import to_yaml
 from distrain.data.store import Store
@@ -69,12 +69,7 @@ def followed(narrow, digits, command, tmp_path):
         server.stop()
 
 
-def await_that(condition, process=None, what="it"):
-    end = time.monotonic() + 90
-    while not condition():
-        assert process is None or process.poll() is None, f"the run has ended before: {what}"
-        assert time.monotonic() < end, f"did not happen: {what}"
-        time.sleep(0.2)
+patiently = partial(await_that, seconds=90, every=0.2)
 
 
 def shipped():
@@ -145,15 +140,17 @@ def test_dashboards_are_as_grafana_takes_them():
 def test_a_run_as_it_is_seen(followed):
     """While it trains every query answers; after its end Prometheus has the last numbers, and nothing fires."""
     config, process, prometheus, alertmanager = followed(epochs=60)
-    await_that(lambda: (prometheus.number("distrain_step") or 0) >= 44, process)
-    await_that(lambda: prometheus.query('rate(distrain_samples_total{outcome="good"}[10s])'), process)
-    await_that(lambda: prometheus.query("run:distrain_unfinished"), process)
+    patiently(lambda: (prometheus.number("distrain_step") or 0) >= 44, while_alive=process)
+    patiently(lambda: prometheus.query('rate(distrain_samples_total{outcome="good"}[10s])'), while_alive=process)
+    patiently(lambda: prometheus.query("run:distrain_unfinished"), while_alive=process)
     for where, expression, is_alert in shipped():
         found = prometheus.query(quick(expression))
         if is_alert:
             assert not found, f"{where} is true of a healthy run: {found}"
         if not is_alert and not any(name in expression for name in ABSENT):
-            await_that(partial(prometheus.query, quick(expression)), process, f"{where} has data: {expression}")
+            patiently(
+                partial(prometheus.query, quick(expression)), f"{where} has data: {expression}", while_alive=process
+            )
     assert process.wait(240) == 0
     last = read_metrics(Store(config.run))
     training, evaluation = ([r for r in last if r["kind"] == kind][-1] for kind in ("train", "eval"))
@@ -173,12 +170,12 @@ def test_alertmanager_hears_of_a_run_that_is_stopped(followed):
     def stalled():
         return [a for a in alertmanager.alerts() if a["labels"]["alertname"] == "DistrainStalled"]
 
-    await_that(lambda: (prometheus.number("distrain_step") or 0) > 5, process)
+    patiently(lambda: (prometheus.number("distrain_step") or 0) > 5, while_alive=process)
     assert not stalled()
     process.send_signal(signal.SIGSTOP)
-    await_that(stalled)
+    patiently(stalled)
     (alert,) = stalled()
     assert alert["labels"]["run"] == "run"
     assert "has made no progress for" in alert["annotations"]["summary"]
     process.send_signal(signal.SIGCONT)
-    await_that(lambda: not prometheus.query('ALERTS{alertname="DistrainStalled"}'), process)
+    patiently(lambda: not prometheus.query('ALERTS{alertname="DistrainStalled"}'), while_alive=process)

@@ -3,11 +3,11 @@
 import os
 import signal
 import subprocess
-import time
 import urllib.request
 import uuid
-from collections.abc import Callable
 from pathlib import Path
+
+from waiting import await_that
 
 KEY, SECRET = "distrain-test-key", "distrain-test-secret"
 PORT, MONITOR = 9012, 13310
@@ -101,11 +101,11 @@ class Ceph:
 
     def start_gateway(self) -> None:
         self._daemon("radosgw", "-n", "client.rgw")
-        wait(self.answers, "the gateway", 60)
+        await_that(self.answers, "the gateway", 60)
 
     def kill_gateway(self) -> None:
         self._kill(self._folder / "run" / "client.rgw.pid")
-        wait(lambda: not self.answers(), "the gateway to be gone", 20)
+        await_that(lambda: not self.answers(), "the gateway to be gone", 20)
 
     def answers(self) -> bool:
         try:
@@ -124,7 +124,7 @@ class Ceph:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             return
-        wait(
+        await_that(
             lambda: not Path(f"/proc/{pid}/stat").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text(),
             str(pid),
             20,
@@ -137,10 +137,3 @@ class Ceph:
     def _run(self, *command: str) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
-
-
-def wait(ready: Callable[[], bool], what: str, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.05)

@@ -12,7 +12,8 @@ import pytest
 from distrain.config import Config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
-from hosts import HEAD, Hosts, wait_until
+from hosts import HEAD, Hosts
+from waiting import await_that
 
 NODES = ("n1", "n2")
 
@@ -32,7 +33,7 @@ class Slurm:
         files["key"].chmod(0o400)
         options = [f"--{name}{'' if name == 'socket' else '-file'}={path}" for name, path in files.items()]
         self._munge = subprocess.Popen(["munged", "--foreground", "--force", *options], stderr=self._log)
-        wait_until(files["socket"].exists, "munge")
+        await_that(files["socket"].exists, "munge")
         self._start(HEAD, "slurmctld", "-D")
         for node in NODES:
             self.start_node(node)
@@ -40,7 +41,7 @@ class Slurm:
 
     def wait_until_idle(self) -> None:
         """Wait for both nodes to be there and free."""
-        wait_until(
+        await_that(
             lambda: self.run("sinfo", "-h", "-p", "all", "-o", "%D %t").split() == ["2", "idle"], "idle nodes", 90
         )
 

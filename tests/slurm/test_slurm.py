@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hosts import HEAD, PYTHON, wait_until
+from hosts import HEAD, PYTHON
+from waiting import await_that
 
 from distrain.config import to_yaml
 from distrain.monitor.sinks import Silent
@@ -36,7 +37,7 @@ class Job:
             return re.search(pattern, self.text) is not None
 
         try:
-            wait_until(told, pattern, seconds)
+            await_that(told, pattern, seconds)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.text}") from None
 
@@ -45,7 +46,7 @@ class Job:
 
     def end(self, state: str) -> str:
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        wait_until(lambda: self.state in over, "the job to end", 180)
+        await_that(lambda: self.state in over, "the job to end", 180)
         assert self.state == state, self.text
         return self.text
 
