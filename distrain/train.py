@@ -170,7 +170,8 @@ def fit(job: Job) -> str:
                 job.accumulator.finish(totals, job.lanes)
             may_move = job.meters.add(step, totals)
             lr, before = (job.rate(s) for s in (step, max(0, step - 1)))
-            old = [p.detach().clone() for p in job.parameters.values()] if log and metrics.wants_norms else None
+            if log:
+                metrics.keep(job.parameters.values())
             with metrics.phase("optimizer"):
                 job.optimizer.step(may_move * lr, lr / before)
                 move_all(job.batch_norms, job.accumulator.moments, may_move)
@@ -188,8 +189,7 @@ def fit(job: Job) -> str:
             job.console.advance(done)
             if log or score or save:  # a sync point: nothing is kept of a step that failed
                 log_step(job, done, lr)
-                if old is not None:
-                    metrics.norms(list(job.parameters.values()), old)
+                metrics.norms(job.parameters.values())
             better = score and validate(job, done)
             if save or better:
                 save_step(job, done, better)

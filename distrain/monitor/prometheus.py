@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -31,8 +31,8 @@ from distrain.world import World
 
 # What a GPU does behind the back of the thread that asks for it.
 _ON_DEVICE = ("transfer", "forward", "backward", "reduction", "optimizer")
-# Three passes over all weights: seconds between two, so that a run of short steps does not feel them.
-_NORMS_EVERY = 5.0
+# Copies of and passes over all weights, in which no lane computes: seconds between two. Prometheus asks as often.
+_NORMS_EVERY = 15.0
 _STEP = ("", None, None)
 """Between the spans of two steps."""
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -56,7 +56,7 @@ GAUGES = {
     "top5_ratio": Family("Share of samples with their label among the five highest logits.", ("split",)),
     "learning_rate": Family("Of the last step."),
     "images_per_second": Family("Training images a second since the last log step, of all ranks."),
-    "gradient_norm": Family("Norm of the mean gradient, at a log step, every few seconds at most."),
+    "gradient_norm": Family("Norm of the mean gradient, at a log step, every quarter of a minute at most."),
     "weight_norm": Family("Norm of all trained parameters at that step."),
     "update_ratio": Family("Norm of what that step changed over the norm of the weights."),
     "bad_samples": Family("Distinct training samples that do not decode."),
@@ -129,7 +129,7 @@ class Metrics:
         self._stores: dict[str, Counts] = {}
         self._depths: Callable[[], Mapping[str, int]] = dict
         self._watchdog: Watchdog | None = None
-        self._normed = -math.inf
+        self._normed, self._kept = -math.inf, list[Tensor]()
         self._nvml, self._tell = True, tell
         registry = CollectorRegistry()
         self._histograms = {
@@ -155,12 +155,6 @@ class Metrics:
         if config.metrics.port is not None:
             address, port = config.metrics.address, config.metrics.port
             self._node = Node(registry, merged, session=world.session, address=address, port=port, tell=tell)
-
-    @property
-    def wants_norms(self) -> bool:
-        """Whether `norms` should be called for this step: on the lead, once in a while, if anybody can read them."""
-        due = time.monotonic() - self._normed > _NORMS_EVERY
-        return due and self._lead and self._node is not None
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
@@ -255,12 +249,20 @@ class Metrics:
             for name in ("images_per_second", "bad_samples"):
                 self.set(name, record[name])
 
-    def norms(self, parameters: Sequence[Tensor], before: Sequence[Tensor]) -> None:
-        """Norms of gradient, weights, and what the step changed, of the parameters as they were `before` it."""
-        self._normed = time.monotonic()
+    def keep(self, parameters: Iterable[Tensor]) -> None:
+        """Copy the parameters before a step, for `norms`: on the lead, once in a while, if anybody can read them."""
+        if self._lead and self._node is not None and time.monotonic() - self._normed > _NORMS_EVERY:
+            self._kept = [p.detach().clone() for p in parameters]
+
+    def norms(self, parameters: Iterable[Tensor]) -> None:
+        """Norms of gradient, weights, and what the step changed, if the parameters before it were kept."""
+        if not self._kept:
+            return
+        self._normed, kept, self._kept = time.monotonic(), self._kept, []
+        parameters = list(parameters)
         gradients = [p.grad for p in parameters if p.grad is not None]
         with torch.no_grad():
-            changes = [p - old for p, old in zip(parameters, before, strict=True)]
+            changes = [p - old for p, old in zip(parameters, kept, strict=True)]
             gradient, weight, change = (float(get_total_norm(ts)) for ts in (gradients, parameters, changes))
         self.set("gradient_norm", gradient)
         self.set("weight_norm", weight)

@@ -1,65 +1,57 @@
 """What the metrics page costs: `python tests/bench/metrics.py`.
 
-Images a second of the quickstart's network with the page against without, in interleaved rounds of about a minute each:
-read once a second, against a run without a page; and read 20 times a second, beside malformed requests, clients that
-say nothing, clients that write or read byte by byte, and over 1,000 connections a minute. Attackers take time of the
-same cores, which the page is not to blame for: that run is compared with one without a page, while attackers of another
-process's page are at work. Less than a per cent is hard to see on a shared machine, so all of it is done at ten times
-the rate as well. What the page costs by itself is its threads' share in the CPU time of the run.
+On the quickstart's network, by turns of a few seconds, so that what else the machine does meets both sides alike:
+
+- A run whose page is read once a second, against a run without a page. Each is stopped (SIGSTOP) while the other goes
+  on; clocks go on, so that the norms, which are told every quarter of a minute, cost it twice.
+- A run whose page is read 20 times a second, beside malformed requests, clients that say nothing, clients that write or
+  read byte by byte, and over 1,000 connections a minute; against the same run while the page of another process is
+  attacked, because attackers take time of the same cores, which the page is not to blame for.
+
+Two processes of the same code may differ by a per cent. What the page costs by itself is its threads' share in the CPU
+time of the run, and the training thread's share of time in calls for it.
 """
 
 import http.client
 import itertools
 import json
 import math
+import mmap
 import os
+import signal
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-ROUNDS, EPOCHS = 6, 40
-# Whose page is read, by whom; and against which of these.
-KINDS = {
-    "without": (None, None, None),
-    "read once a second": ("own", "once_a_second", "without"),
-    "another's attacked": ("another's", "hostile", None),
-    "attacked": ("own", "hostile", "another's attacked"),
-    "another's attacked tenfold": ("another's", "tenfold", None),
-    "attacked tenfold": ("own", "tenfold", "another's attacked tenfold"),
-}
+TURNS, SECONDS = 50, 3.0
+BATCH, RATE = 64, 20.0
+STARTED: list[subprocess.Popen[bytes]] = []
 
 
-class Speed:
-    """A console that keeps the speeds, and what the threads of the page have cost so far."""
+class Turn(NamedTuple):
+    """What a run did, and what the metrics took of it."""
 
-    def __init__(self) -> None:
-        self.speeds: list[float] = []
-        self.page_seconds = 0.0
-
-    def record(self, record: Any) -> None:
-        """A line of metrics."""
-        if record["kind"] == "train":
-            self.speeds.append(record["images_per_second"])
-        self.page_seconds = sum(
-            cpu_seconds(thread.native_id) for thread in threading.enumerate() if "distrain-metrics" in thread.name
-        )
-
-    def __getattr__(self, _: str) -> Callable[..., None]:
-        return lambda *_, **__: None
+    seconds: float
+    images: float
+    cpu: float
+    """CPU seconds of the run, the page's threads included."""
+    page: float
+    """Of these, those of the page's threads."""
+    calls: float
+    """Seconds that the training thread spent in calls for the metrics."""
 
 
-def cpu_seconds(thread: int | None) -> float:
-    """CPU time of a thread of this process."""
-    fields = Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+NUMBERS = struct.Struct("ddd")
+"""What a run tells: steps that are done, CPU seconds of the page's threads, seconds of the training thread's calls."""
 
 
 def free_port() -> int:
@@ -68,34 +60,35 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def scrape(port: int) -> float:
-    """Milliseconds of one; not a number where it failed."""
-    began = time.perf_counter()
+def scrape(port: int) -> None:
+    """Print when it began, and how many milliseconds it took; nothing where it failed."""
+    began = time.monotonic()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
         with closing(connection):
             connection.request("GET", "/metrics")
             connection.getresponse().read()
     except (OSError, http.client.HTTPException):
-        return math.nan
-    return 1000 * (time.perf_counter() - began)
+        return
+    print(began, 1000 * (time.monotonic() - began), flush=True)  # noqa: T201
 
 
 def once_a_second(port: int) -> None:
-    """Scrape until killed, printing milliseconds."""
+    """Scrape until killed."""
     while True:
         time.sleep(1.0)
-        print(scrape(port), flush=True)  # noqa: T201
+        scrape(port)
 
 
-def hostile(port: int, rate: float = 20.0) -> None:
-    """Scrape so many times a second and misbehave as often, until killed."""
+def hostile(port: int) -> None:
+    """Scrape many times a second and misbehave as often, until killed."""
     clients: list[tuple[socket.socket, Iterator[None]]] = []
     behaviours = itertools.cycle([silent, silent, malformed, slow_writer, slow_reader])
-    began = time.monotonic()
-    for count in itertools.count():
-        time.sleep(max(0.0, began + count / rate - time.monotonic()))
-        print(scrape(port), flush=True)  # noqa: T201
+    due = time.monotonic()
+    while True:
+        due = max(due + 1 / RATE, time.monotonic())  # what was missed while it was stopped is not made up for
+        time.sleep(max(0.0, due - time.monotonic()))
+        scrape(port)
         with suppress(OSError):
             client = socket.socket()
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the least there is: the server cannot be done
@@ -108,11 +101,6 @@ def hostile(port: int, rate: float = 20.0) -> None:
                 next(behaviour, None)
         while len(clients) > 100:
             clients.pop(0)[0].close()
-
-
-def tenfold(port: int) -> None:
-    """Be hostile at ten times the rate."""
-    hostile(port, 200.0)
 
 
 def silent(_: socket.socket) -> Iterator[None]:
@@ -151,80 +139,188 @@ def another(port: int) -> None:
     threading.Event().wait()
 
 
-def run(folder: str, name: str, kind: str, times: list[float]) -> tuple[float, float, float]:
-    """Images a second of a run, its own CPU seconds, and the page's share; ms of its scrapes are added to `times`."""
+class Timed:
+    """The time inside functions, on whichever thread."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, timed."""
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            began = time.perf_counter()
+            found = function(*arguments, **options)
+            self.seconds += time.perf_counter() - began
+            return found
+
+        return call
+
+
+class Teller:
+    """A console that leaves the numbers of the run in a file."""
+
+    def __init__(self, path: Path, inside: "Timed") -> None:
+        self._inside = inside
+        with path.open("r+b") as file:
+            self._numbers = mmap.mmap(file.fileno(), NUMBERS.size)
+
+    def advance(self, step: int) -> None:
+        """So many steps are done."""
+        page = [thread for thread in threading.enumerate() if "distrain-metrics" in thread.name]
+        seconds = [Path(f"/proc/self/task/{t.native_id}/schedstat").read_text().split()[0] for t in page]
+        NUMBERS.pack_into(self._numbers, 0, step, sum(map(int, seconds)) / 1e9, self._inside.seconds)
+
+    def __getattr__(self, _: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+def run(port: int, folder: str, numbers: str, *, page: bool) -> None:
+    """Train until killed."""
     import torch  # a client is a process of this file, and must not load it
 
     from distrain.config import parse
+    from distrain.monitor import prometheus
     from distrain.train import train
     from distrain.world import World
 
-    (page, client, _), port = KINDS[kind], free_port()
+    inside = Timed()
+    for name in ("waited", "arrived", "step", "record", "keep", "norms"):
+        setattr(prometheus.Metrics, name, inside.timed(getattr(prometheus.Metrics, name)))
     tree = {
-        "run": f"{folder}/{name}",
-        "epochs": EPOCHS,
-        "global_batch": 64,
+        "run": f"{numbers}-run",
+        "epochs": 100_000,
+        "global_batch": BATCH,
         "virtual_workers": 4,
         "data": {"train": f"{folder}/train", "val": f"{folder}/val", "pack": "digits"},
         "augment": {"crop": 64, "mirror": False, "colour": 0.0},
         "model": {"width": 0.25},
         "schedule": {"name": "constant", "lr": 0.01},
-        "metrics": {"port": port if page == "own" else None, "linger": 0.0},
+        "evaluate": {"every": 1_000_000},
+        "checkpoint": {"every": 1_000_000},
+        "metrics": {"port": port if page else None},
     }
-    processes = [
-        subprocess.Popen([sys.executable, __file__, role, str(port)], stdout=subprocess.PIPE, text=True)
-        for role in (["another"] if page == "another's" else []) + ([client] if client else [])
-    ]
-    console, began = Speed(), time.process_time()
-    try:
-        train(parse(tree, "bench"), World(torch.device("cpu")), console)
-    finally:
-        for process in processes:
-            process.kill()
-            times += [ms for line in process.communicate()[0].splitlines() if not math.isnan(ms := float(line))]
-    spent = time.process_time() - began
-    return statistics.median(console.speeds[2:]), spent, console.page_seconds / spent
+    train(parse(tree, "bench"), World(torch.device("cpu")), Teller(Path(numbers), inside))
+
+
+class Run:
+    """A process that trains."""
+
+    def __init__(self, folder: Path, *, page: bool) -> None:
+        """Start, and wait until it is under way."""
+        self.port = free_port()
+        self._numbers = folder / f"numbers-{self.port}"
+        self._numbers.write_bytes(bytes(NUMBERS.size))
+        self.process = start("with_page" if page else "without_page", self.port, str(folder), str(self._numbers))
+        while self.now().images < 50 * BATCH:
+            assert self.process.poll() is None
+            time.sleep(0.1)
+
+    def now(self) -> Turn:
+        """All from the start."""
+        steps, page, calls = NUMBERS.unpack(self._numbers.read_bytes())
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return Turn(time.monotonic(), steps * BATCH, cpu, page, calls)
+
+
+class Side:
+    """One of two that take turns: processes that go on in its turns and are stopped in the other's."""
+
+    def __init__(self, run: Run, *processes: subprocess.Popen[bytes]) -> None:
+        self._run, self._processes = run, processes
+        self.windows: list[tuple[float, float]] = []
+        self.turns: list[Turn] = []
+        self._signal(signal.SIGSTOP)
+
+    def turn(self) -> None:
+        """Go on for a while."""
+        self._signal(signal.SIGCONT)
+        before = self._run.now()
+        time.sleep(SECONDS)
+        after = self._run.now()
+        self._signal(signal.SIGSTOP)
+        self.windows.append((before.seconds, after.seconds))
+        self.turns.append(Turn(*(b - a for a, b in zip(before, after, strict=True))))
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._processes:
+            process.send_signal(number)
+
+
+def on_against_off(folder: Path) -> dict[str, Any]:
+    """A run whose page is read once a second, and one without a page, by turns."""
+    on, off = Run(folder, page=True), Run(folder, page=False)
+    log = folder / "once-a-second"
+    client = start("once_a_second", on.port, log=log)
+    return by_turns(Side(on, on.process, client), Side(off, off.process), log)
+
+
+def attacked_against_another(folder: Path) -> dict[str, Any]:
+    """One run, whose page is attacked in half of the turns; in the others the page of another process is."""
+    run, port, log = Run(folder, page=True), free_port(), folder / "attack"
+    start("another", port)
+    own, another = start("hostile", run.port, log=log), start("hostile", port, log=folder / "other-attack")
+    return by_turns(Side(run, own), Side(run, another), log)
+
+
+def by_turns(one: Side, other: Side, log: Path) -> dict[str, Any]:
+    """The ratios of two sides, and what the page cost on the first one, whose scrapes are in the log."""
+    for number in range(TURNS):
+        for side in (one, other) if number % 2 else (other, one):
+            side.turn()
+    whole = Turn(*map(sum, zip(*one.turns, strict=True)))
+    scrapes = [[float(word) for word in line.split()] for line in log.read_text().splitlines()]
+    ms = [ms for at, ms in scrapes if any(a <= at and at + ms / 1000 <= b for a, b in one.windows)]
+    return {
+        "ratio of images/s": compared(one.turns, other.turns, "images", "seconds"),
+        "ratio of CPU time an image": compared(one.turns, other.turns, "cpu", "images"),
+        "the page's threads' share of CPU time": round(whole.page / whole.cpu, 4),
+        "the training thread's share of time in calls": round(whole.calls / whole.seconds, 4),
+        "ms a scrape": {
+            "median": round(statistics.median(ms), 1),
+            "99 of 100 within": round(statistics.quantiles(ms, n=100)[98], 1),
+            "highest": round(max(ms), 1),
+            "scrapes": len(ms),
+        },
+    }
+
+
+def start(role: str, port: int, *arguments: str, log: Path | None = None) -> subprocess.Popen[bytes]:
+    """A process of this file; what it prints goes to a file, since a pipe that nobody reads would stop it."""
+    command = [sys.executable, __file__, role, str(port), *arguments]
+    with (log or Path(os.devnull)).open("w") as out:
+        STARTED.append(subprocess.Popen(command, stdout=out))
+    return STARTED[-1]
 
 
 def main() -> None:
-    found: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in KINDS}
-    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    order = list(KINDS)
-    with tempfile.TemporaryDirectory() as folder:
-        run(folder, "warm-up", "without", [])
-        for number in range(ROUNDS):
-            for kind in order:
-                found[kind].append(run(folder, f"{number}-{kind}".replace(" ", "-"), kind, times[kind]))
-            order = [*order[1:], order[0]]
-    results = {}
-    for kind, (_, _, against) in KINDS.items():
-        results[kind] = {"images/s": round(statistics.median(f[0] for f in found[kind]))}
-        if against:
-            pairs = list(zip(found[kind], found[against], strict=True))
-            ms = times[kind]
-            results[kind] |= {
-                "against": against,
-                "ratio of images/s": ratios(a[0] / b[0] for a, b in pairs),
-                "ratio of CPU time": ratios(a[1] / b[1] for a, b in pairs),
-                "the page's threads' share of CPU time": round(statistics.median(f[2] for f in found[kind]), 4),
-                "ms a scrape": {
-                    "median": round(statistics.median(ms), 1),
-                    "99 of 100 within": round(statistics.quantiles(ms, n=100)[98], 1),
-                    "highest": round(max(ms), 1),
-                    "scrapes": len(ms),
-                },
-            }
-    print(json.dumps(results, indent=1))  # noqa: T201
+    for part in (on_against_off, attacked_against_another):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                print(part.__name__, json.dumps(part(Path(folder)), indent=1), flush=True)  # noqa: T201
+            finally:
+                while STARTED:
+                    STARTED[-1].kill()
+                    STARTED.pop().wait()
 
 
-def ratios(each: Iterable[float]) -> dict[str, Any]:
-    """Of the rounds."""
-    values = sorted(each)
-    return {"median": round(statistics.median(values), 3), "rounds": [round(value, 3) for value in values]}
+def compared(ours: list[Turn], theirs: list[Turn], what: str, per: str) -> dict[str, float]:
+    """The ratio over all turns, and its standard error: that of the mean over tenths of them."""
+
+    def rate(turns: list[Turn]) -> float:
+        return float(sum(getattr(t, what) for t in turns) / sum(getattr(t, per) for t in turns))
+
+    tenths = [slice(i * TURNS // 10, (i + 1) * TURNS // 10) for i in range(10)]
+    ratios = [rate(ours[part]) / rate(theirs[part]) for part in tenths]
+    error = statistics.stdev(ratios) / math.sqrt(10)
+    return {"all turns": round(rate(ours) / rate(theirs), 4), "standard error": round(error, 4)}
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        roles = {"once_a_second": once_a_second, "hostile": hostile, "tenfold": tenfold, "another": another}
-        roles[sys.argv[1]](int(sys.argv[2]))
+        role, port, *rest = sys.argv[1:]
+        if role in ("with_page", "without_page"):
+            run(int(port), *rest, page=role == "with_page")
+        {"once_a_second": once_a_second, "hostile": hostile, "another": another}[role](int(port))
     main()

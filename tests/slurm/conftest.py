@@ -1,4 +1,4 @@
-"""A real Slurm over two hosts, each a set of namespaces, as in tests/cluster."""
+"""A real Slurm over three hosts, each a set of namespaces, as in tests/cluster."""
 
 import os
 import shutil
@@ -12,14 +12,14 @@ import pytest
 from distrain.config import Config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
-from hosts import HEAD, Hosts
+from hosts import Hosts
 from waiting import await_that
 
-NODES = ("n1", "n2")
+CONTROLLER, NODES = "client", ("n1", "n2")
 
 
 class Slurm:
-    """slurmctld and a slurmd on n1, a slurmd on n2, munge for both."""
+    """slurmctld on a host of its own, a slurmd on each of two nodes, munge for all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,7 +34,7 @@ class Slurm:
         options = [f"--{name}{'' if name == 'socket' else '-file'}={path}" for name, path in files.items()]
         self._munge = subprocess.Popen(["munged", "--foreground", "--force", *options], stderr=self._log)
         await_that(files["socket"].exists, "munge")
-        self._start(HEAD, "slurmctld", "-D")
+        self._start(CONTROLLER, "slurmctld", "-D")
         for node in NODES:
             self.start_node(node)
         self.wait_until_idle()
@@ -50,7 +50,7 @@ class Slurm:
         (folder / "state").mkdir()
         settings = {
             "ClusterName": "test",
-            "SlurmctldHost": f"{HEAD}({address[HEAD]})",
+            "SlurmctldHost": f"{CONTROLLER}({address[CONTROLLER]})",
             "AuthType": "auth/munge",
             # A requeued job waits until its first credential, which its nodes have revoked, is out of date. Started
             # before that (`scontrol update StartTime=now`), it fails where a node takes its new one for the old one.
@@ -93,8 +93,8 @@ class Slurm:
         self._start(node, "slurmd", "-D", "-N", node)
 
     def run(self, *command: str) -> str:
-        """A command of Slurm's on the head; its output."""
-        return self.hosts.run(HEAD, *command)
+        """A command of Slurm's where its controller is; its output."""
+        return self.hosts.run(CONTROLLER, *command)
 
     def state(self, job: str) -> str:
         """Of a job: PENDING, RUNNING, COMPLETED, ..."""
@@ -128,7 +128,7 @@ def recipe(narrow, tmp_path) -> Iterator[Config]:
     run = tmp_path / "run"
     yield narrow(
         run=str(run),
-        epochs=20,
+        epochs=10,
         global_batch=60,
         virtual_workers=6,
         log={"every": 20},

@@ -1,11 +1,11 @@
-"""The shipped script on a real Slurm: submitted, requeued, preempted, ended, and with a node that is lost."""
+"""The shipped script on a real Slurm: submitted, requeued, preempted, ended, and with either node lost."""
 
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from hosts import HEAD, PYTHON
+from hosts import PYTHON
 from waiting import await_that
 
 from distrain.config import to_yaml
@@ -68,14 +68,14 @@ def site(tmp_path):
 
 @pytest.fixture
 def submit(slurm, site, recipe, tmp_path):
-    """Submits a run from the head; jobs that are left are ended."""
+    """Submits a run from a host that is no node; jobs that are left are ended."""
 
     def command(*overrides: str) -> str:
         path = tmp_path / "recipe.yaml"
         path.write_text(to_yaml(recipe))
         options = ("--to=slurm", f"--template={site}", "--id=mine", *overrides)
         process = slurm.hosts.popen(
-            HEAD, PYTHON, "-m", "distrain", "submit", str(path), *options, cwd=tmp_path, stdout=-1, stderr=-2
+            "client", PYTHON, "-m", "distrain", "submit", str(path), *options, cwd=tmp_path, stdout=-1, stderr=-2
         )
         return process.communicate(timeout=60)[0]
 
@@ -105,6 +105,7 @@ def test_a_run_on_two_nodes_is_submitted_once(submit, wanted, slurm):
     job.wait_for("worker group formed: 2 workers")
     assert f"Slurm job {job.number} is at work already" in submit.command()
     assert job.weights() == wanted
+    assert "srun: error" not in job.text
     assert {"1 on 10.78.0.11", "1 on 10.78.0.12"} <= set(re.findall(r"1 on [\d.]+", job.text))
     for node in ("n1", "n2"):
         assert slurm.hosts.run(node, "ls", "/tmp/ray") == "", "nothing is left on the nodes"
@@ -140,7 +141,7 @@ def test_a_run_that_is_ended_saves_first(submit, slurm):
 
 
 def test_a_node_that_is_lost_does_not_end_the_job(submit, wanted, slurm):
-    job = submit("cluster.workers=[1, 2]", "epochs=40")
+    job = submit("cluster.workers=[1, 2]", "epochs=20")
     job.wait_for("worker group formed: 2 workers")
     job.wait_for_step(60)
     slurm.hosts.crash("n2")
@@ -152,3 +153,17 @@ def test_a_node_that_is_lost_does_not_end_the_job(submit, wanted, slurm):
         slurm.hosts.boot("n2")
         slurm.start_node("n2")
         slurm.wait_until_idle()
+
+
+def test_the_first_node_is_lost(submit, wanted, slurm):
+    """The job's script is gone with it: the other node has the job requeued, when Slurm has given the first one up."""
+    job = submit()
+    job.wait_for_step(60)
+    slurm.hosts.crash("n1")
+    try:
+        await_that(lambda: job.state == "PENDING", "the job to be requeued", 180)
+    finally:
+        slurm.hosts.boot("n1")
+        slurm.start_node("n1")
+    job.wait_for("resumed from step", 180)
+    assert job.weights() == wanted
