@@ -137,7 +137,7 @@ def build(config: sections.Model, classes: int, seed: int) -> nn.Module:
     if isinstance(config, sections.ImportedModel):
         return imported(config, classes, first)
     model = _bare(config, classes)
-    # Not `to_empty`: for tensors without memory that loads torch's symbolic shapes, a tenth of a process's start.
+    # Not `to_empty`: for tensors without memory that loads torch's symbolic shapes, which takes half a second.
     room = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
     model.load_state_dict(room, assign=True)
     model.initialise(torch.Generator().manual_seed(first))

@@ -259,7 +259,7 @@ def numerics(config: Config, device: torch.device) -> Iterator[None]:
 def _be_deterministic(mode: int) -> None:
     """Set torch's deterministic mode: 0 off, 1 warn, 2 refuse what is not.
 
-    Where torch's compiler is not loaded its flag need not be set, which loads it: half of a process's start.
+    Where torch's compiler is not loaded its flag is not set, since that would load it, which takes a second and more.
     """
     if "torch._inductor" in sys.modules:
         torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)

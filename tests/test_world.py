@@ -1,3 +1,5 @@
+import os
+import sys
 import threading
 
 import pytest
@@ -56,6 +58,21 @@ def test_numerics_are_set_and_set_back(narrow):
     assert before == (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
     with numerics(narrow(reduction={"mode": "fast"}), CPU):
         assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_torchs_compiler_is_told_and_not_loaded_for_that(narrow, monkeypatch, loaded):
+    told = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, **_: told.append(mode))
+    monkeypatch.setattr(sys, "modules", {**sys.modules, **({"torch._inductor": torch} if loaded else {})})
+    if not loaded:
+        sys.modules.pop("torch._inductor", None)
+    monkeypatch.delenv("TORCHINDUCTOR_DETERMINISTIC", raising=False)
+    with numerics(narrow(), CPU):
+        assert os.environ["TORCHINDUCTOR_DETERMINISTIC"] == "1", "for a model that loads it later"
+        assert told == [True] * loaded
+        assert torch.are_deterministic_algorithms_enabled() == (not loaded)
+    assert told == [True, False] * loaded
 
 
 def test_lanes_never_exceed_what_is_hosted(narrow):

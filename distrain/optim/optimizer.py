@@ -1,7 +1,7 @@
 """What all optimizers share: groups, clipping, a complete state from the first step, a rate on the device.
 
 The arithmetic is that of torch's fused optimizers, by the functions under its optimizer classes: those load torch's
-compiler when they are made, which is half of a process's start.
+compiler when they are made, which takes a second and more.
 """
 
 from abc import ABC, abstractmethod
@@ -47,7 +47,7 @@ class Optimizer(ABC):
             scalars: names of those that have one number.
         """
         self._parameters, self._clip_norm = dict(parameters), config.clip_norm
-        self._groups = groups(config, parameters, weight_decay)
+        self._groups = _groups(config, parameters, weight_decay)
         self._state: dict[Tensor, dict[str, Tensor]] = {
             p: {
                 **{moment: torch.zeros_like(p, requires_grad=False) for moment in moments},
@@ -109,7 +109,7 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
     return total.sqrt()
 
 
-def groups(config: Groups, parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[Group]:
+def _groups(config: Groups, parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[Group]:
     """The groups of parameters that are moved alike."""
     found: dict[tuple[float, float], list[Tensor]] = {}
     for name, p in parameters.items():

@@ -2,14 +2,14 @@
 
 On the quickstart's network, by turns of a few seconds, so that what else the machine does meets both sides alike:
 
-- A run whose page is read once a second, against a run without a page. Each is stopped (SIGSTOP) while the other goes
-  on; clocks go on, so that the norms, which are told every quarter of a minute, cost it twice.
+- A run whose page is read once a second, against the same run while its page is neither rendered nor read, and no norms
+  are taken. These come every quarter of a minute by the clock, so that they cost the other turns twice.
 - A run whose page is read 20 times a second, beside malformed requests, clients that say nothing, clients that write or
   read byte by byte, and over 1,000 connections a minute; against the same run while the page of another process is
   attacked, because attackers take time of the same cores, which the page is not to blame for.
 
-Two processes of the same code may differ by a per cent. What the page costs by itself is its threads' share in the CPU
-time of the run, and the training thread's share of time in calls for it.
+It is one process each time, since two that do the same differ by up to three per cent. What the page costs by itself is
+its threads' share in the CPU time of the run, and the training thread's share of time in calls for it.
 """
 
 import http.client
@@ -50,8 +50,9 @@ class Turn(NamedTuple):
     """Seconds that the training thread spent in calls for the metrics."""
 
 
-NUMBERS = struct.Struct("ddd")
-"""What a run tells: steps that are done, CPU seconds of the page's threads, seconds of the training thread's calls."""
+TOLD, NUMBERS, SWITCH = struct.Struct("ddd"), struct.Struct("ddd?"), 24
+"""What a run tells: steps that are done, CPU seconds of the page's threads, seconds of the training thread's calls; and
+what it is told: whether its page is rendered."""
 
 
 def free_port() -> int:
@@ -160,22 +161,20 @@ class Timed:
 class Teller:
     """A console that leaves the numbers of the run in a file."""
 
-    def __init__(self, path: Path, inside: "Timed") -> None:
-        self._inside = inside
-        with path.open("r+b") as file:
-            self._numbers = mmap.mmap(file.fileno(), NUMBERS.size)
+    def __init__(self, numbers: mmap.mmap, inside: "Timed") -> None:
+        self._numbers, self._inside = numbers, inside
 
     def advance(self, step: int) -> None:
         """So many steps are done."""
         page = [thread for thread in threading.enumerate() if "distrain-metrics" in thread.name]
         seconds = [Path(f"/proc/self/task/{t.native_id}/schedstat").read_text().split()[0] for t in page]
-        NUMBERS.pack_into(self._numbers, 0, step, sum(map(int, seconds)) / 1e9, self._inside.seconds)
+        TOLD.pack_into(self._numbers, 0, step, sum(map(int, seconds)) / 1e9, self._inside.seconds)
 
     def __getattr__(self, _: str) -> Callable[..., None]:
         return lambda *_, **__: None
 
 
-def run(port: int, folder: str, numbers: str, *, page: bool) -> None:
+def run(port: int, folder: str) -> None:
     """Train until killed."""
     import torch  # a client is a process of this file, and must not load it
 
@@ -184,11 +183,19 @@ def run(port: int, folder: str, numbers: str, *, page: bool) -> None:
     from distrain.train import train
     from distrain.world import World
 
+    with Path(folder, "numbers").open("r+b") as file:
+        numbers = mmap.mmap(file.fileno(), NUMBERS.size)
+
+    def when_on(function: Callable[..., None]) -> Callable[..., None]:
+        return lambda *arguments: function(*arguments) if numbers[SWITCH] else None
+
     inside = Timed()
     for name in ("waited", "arrived", "step", "record", "keep", "norms"):
         setattr(prometheus.Metrics, name, inside.timed(getattr(prometheus.Metrics, name)))
+    for owner, name in ((prometheus.Node, "_turn"), (prometheus.Metrics, "keep")):
+        setattr(owner, name, when_on(getattr(owner, name)))
     tree = {
-        "run": f"{numbers}-run",
+        "run": f"{folder}/run",
         "epochs": 100_000,
         "global_batch": BATCH,
         "virtual_workers": 4,
@@ -198,43 +205,50 @@ def run(port: int, folder: str, numbers: str, *, page: bool) -> None:
         "schedule": {"name": "constant", "lr": 0.01},
         "evaluate": {"every": 1_000_000},
         "checkpoint": {"every": 1_000_000},
-        "metrics": {"port": port if page else None},
+        "metrics": {"port": port},
     }
-    train(parse(tree, "bench"), World(torch.device("cpu")), Teller(Path(numbers), inside))
+    train(parse(tree, "bench"), World(torch.device("cpu")), Teller(numbers, inside))
 
 
 class Run:
     """A process that trains."""
 
-    def __init__(self, folder: Path, *, page: bool) -> None:
+    def __init__(self, folder: Path) -> None:
         """Start, and wait until it is under way."""
-        self.port = free_port()
-        self._numbers = folder / f"numbers-{self.port}"
+        self.port, self._numbers = free_port(), folder / "numbers"
         self._numbers.write_bytes(bytes(NUMBERS.size))
-        self.process = start("with_page" if page else "without_page", self.port, str(folder), str(self._numbers))
+        self.switch(on=True)
+        self._process = start("run", self.port, str(folder))
         while self.now().images < 50 * BATCH:
-            assert self.process.poll() is None
+            assert self._process.poll() is None
             time.sleep(0.1)
+
+    def switch(self, *, on: bool) -> None:
+        """Have its page rendered, or not."""
+        with self._numbers.open("r+b") as file:
+            file.seek(SWITCH)
+            file.write(bytes([on]))
 
     def now(self) -> Turn:
         """All from the start."""
-        steps, page, calls = NUMBERS.unpack(self._numbers.read_bytes())
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        steps, page, calls, _ = NUMBERS.unpack(self._numbers.read_bytes())
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         return Turn(time.monotonic(), steps * BATCH, cpu, page, calls)
 
 
 class Side:
-    """One of two that take turns: processes that go on in its turns and are stopped in the other's."""
+    """One of two that take turns: clients that go on in its turns, and are stopped (SIGSTOP) in the other's."""
 
-    def __init__(self, run: Run, *processes: subprocess.Popen[bytes]) -> None:
-        self._run, self._processes = run, processes
+    def __init__(self, run: Run, *clients: subprocess.Popen[bytes], page: bool = True) -> None:
+        self._run, self._clients, self._page = run, clients, page
         self.windows: list[tuple[float, float]] = []
         self.turns: list[Turn] = []
         self._signal(signal.SIGSTOP)
 
     def turn(self) -> None:
         """Go on for a while."""
+        self._run.switch(on=self._page)
         self._signal(signal.SIGCONT)
         before = self._run.now()
         time.sleep(SECONDS)
@@ -244,21 +258,20 @@ class Side:
         self.turns.append(Turn(*(b - a for a, b in zip(before, after, strict=True))))
 
     def _signal(self, number: signal.Signals) -> None:
-        for process in self._processes:
-            process.send_signal(number)
+        for client in self._clients:
+            client.send_signal(number)
 
 
 def on_against_off(folder: Path) -> dict[str, Any]:
-    """A run whose page is read once a second, and one without a page, by turns."""
-    on, off = Run(folder, page=True), Run(folder, page=False)
-    log = folder / "once-a-second"
-    client = start("once_a_second", on.port, log=log)
-    return by_turns(Side(on, on.process, client), Side(off, off.process), log)
+    """One run, whose page is rendered and read once a second in half of the turns."""
+    run, log = Run(folder), folder / "once-a-second"
+    client = start("once_a_second", run.port, log=log)
+    return by_turns(Side(run, client), Side(run, page=False), log)
 
 
 def attacked_against_another(folder: Path) -> dict[str, Any]:
     """One run, whose page is attacked in half of the turns; in the others the page of another process is."""
-    run, port, log = Run(folder, page=True), free_port(), folder / "attack"
+    run, port, log = Run(folder), free_port(), folder / "attack"
     start("another", port)
     own, another = start("hostile", run.port, log=log), start("hostile", port, log=folder / "other-attack")
     return by_turns(Side(run, own), Side(run, another), log)
@@ -320,7 +333,6 @@ def compared(ours: list[Turn], theirs: list[Turn], what: str, per: str) -> dict[
 if __name__ == "__main__":
     if sys.argv[1:]:
         role, port, *rest = sys.argv[1:]
-        if role in ("with_page", "without_page"):
-            run(int(port), *rest, page=role == "with_page")
-        {"once_a_second": once_a_second, "hostile": hostile, "another": another}[role](int(port))
+        roles = {"run": run, "once_a_second": once_a_second, "hostile": hostile, "another": another}
+        roles[role](int(port), *rest)
     main()
