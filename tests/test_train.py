@@ -1,5 +1,6 @@
 """The loop in one process: what changes no bit, what stops a run, what is left behind."""
 
+import gc
 import json
 
 import numpy as np
@@ -208,6 +209,14 @@ def test_a_run_in_a_bucket(narrow, console):
     assert {"config.yaml", "metrics-001.jsonl", "checkpoints"} <= set(store.list())
     assert [r["step"] for r in read_metrics(store)] == [10, 20, 22]
     assert run(config, console).weights == weights
+
+
+def test_the_garbage_collector_is_spared_what_lives_on(narrow, console):
+    frozen = []
+    console.advance = lambda step: frozen.append(gc.get_freeze_count())
+    run(narrow(), console)
+    assert min(frozen) > 10_000
+    assert gc.get_freeze_count() == 0, "and has it back afterwards"
 
 
 def test_stop_saves_and_goes_on_to_the_same_weights(narrow, console, tmp_path):
