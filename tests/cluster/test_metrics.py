@@ -1,6 +1,7 @@
 """A run over several nodes as a real Prometheus on the cluster sees it."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -62,6 +63,7 @@ def test_prometheus_follows_the_nodes_of_a_run(start, wanted, hosts, query):
     run.wait_for_step(120)
     before = sum(query('distrain_samples_total{outcome="good"}').values())
     assert before > 0
+    seen = sum(query("distrain_steps_total").values())
     hosts.kill("n2", "ray::RayTrainWorker")
     run.wait_for("training again after")
     await_that(lambda: query("up == 1").keys() == nodes, "all three pages to be read again", 60)
@@ -77,6 +79,8 @@ def test_prometheus_follows_the_nodes_of_a_run(start, wanted, hosts, query):
     )
     # What increase() makes of it may be off by what a lead does within one scrape, at its begin and at its end.
     assert abs(sum(query("increase(distrain_steps_total[10m])").values()) - done) <= 120
+    resumed = int(re.search(r"training again after .* from step (\d+)", run.text)[1])
+    assert done >= seen + steps - resumed, "nothing that was seen is lost"
     # A log line every 10 steps says how far an attempt came; a lead that is killed takes its last second along.
     assert steps - 60 <= done - again <= steps + 10
     samples = sum(query('last_over_time(distrain_samples_total{outcome="good"}[10m])').values())
