@@ -63,7 +63,8 @@ def data(config: Config, images: int) -> Found:
     began = time.monotonic()
     dataset, _ = open_data(config)
     world = local_world(config)
-    limits = _limits(config, world.device)
+    threads = config.data.decode_threads or world.cores
+    limits = _limits(config, world.device, threads)
     batch = config.micro_batch
     order = Order(dataset.manifest.group_rows, config.seed, 1, batch, config.data.shuffle_rows)
 
@@ -73,7 +74,7 @@ def data(config: Config, images: int) -> Found:
             yield Request(cursor, 0, order.ids(cursor, 0), 0)
 
     batches = max(1, images // batch)
-    options: dict[str, Any] = {"batch": batch, "device": world.device, "augmented": True}
+    options: dict[str, Any] = {"batch": batch, "device": world.device, "augmented": True, "cores": world.cores}
     with Loader(config, dataset, dataset.manifest.statistics, requests(), **options) as loader:
         next(loader)
         first = time.monotonic() - began
@@ -94,7 +95,7 @@ def data(config: Config, images: int) -> Found:
         Rate(name, statistics.median(r for r, _ in found), statistics.median(c for _, c in found))
         for name, found in measured.items()
     ]
-    return Found(batches * batch, batch, config.data.decode_threads, rates, first)
+    return Found(batches * batch, batch, threads, rates, first)
 
 
 def _timed(side: Callable[[], int]) -> tuple[float, float]:
@@ -104,7 +105,7 @@ def _timed(side: Callable[[], int]) -> tuple[float, float]:
     return images / (time.monotonic() - wall), 1000 * (time.process_time() - cpu) / images
 
 
-def _limits(config: Config, device: torch.device) -> dict[str, Callable[[], int]]:
+def _limits(config: Config, device: torch.device, threads: int) -> dict[str, Callable[[], int]]:
     """Bare decodes of the set's own JPEG files: libjpeg-turbo, and the GPU's decoder where there is one."""
     dataset, _ = open_data(config)  # of its own: a data set is read by one thread
     if dataset.manifest.encoding == "raw":
@@ -118,7 +119,7 @@ def _limits(config: Config, device: torch.device) -> dict[str, Callable[[], int]
     files: list[NDArray[np.uint8]] = [data for data in rows if jpeg_size(data) is not None]
     if not files:
         return {}
-    pool = ThreadPoolExecutor(config.data.decode_threads)
+    pool = ThreadPoolExecutor(threads)
 
     def turbo() -> int:
         return sum(1 for _ in pool.map(lambda data: simplejpeg.decode_jpeg(data, "RGB"), files))

@@ -190,9 +190,9 @@ def inspect(
 
 
 def _cores() -> int:
-    from distrain.world import cores
+    from distrain.world import available_cores
 
-    return cores()
+    return available_cores()
 
 
 def _say_what_was_found(source: Any) -> None:

@@ -54,6 +54,7 @@ def _first_samples(config: Config, world: World, dataset: Dataset) -> MicroBatch
         batch=config.micro_batch,
         device=world.device,
         augmented=True,
+        cores=world.cores,
     ) as batches:
         return next(batches)
 

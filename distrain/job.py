@@ -25,6 +25,7 @@ from distrain.monitor.health import Spikes, Stragglers, Watchdog
 from distrain.monitor.meters import Meters
 from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import Console, read_metrics
+from distrain.numerics import environment
 from distrain.optim.accumulate import Accumulator
 from distrain.optim.adam import Adam
 from distrain.optim.lars import LARS
@@ -35,7 +36,7 @@ from distrain.recall import recall
 from distrain.record import Record
 from distrain.resume import Patience, check_hardware, check_plateau, check_result, plateau_of, restore, take_over
 from distrain.sections import ImportedModel
-from distrain.world import World, environment
+from distrain.world import World
 
 
 @dataclass
@@ -84,8 +85,6 @@ class Job:
     """Step and name of the checkpoint that was handed to the background last."""
     waited: float = 0.0
     """Seconds that lanes waited for data since the last log step."""
-    arrived: float = 0.0
-    """Seconds in which this rank came to the reductions since the last log step."""
     stragglers: Stragglers = field(default_factory=Stragglers)
     spikes: Spikes = field(default_factory=Spikes)
     logged: float = 0.0
@@ -110,6 +109,7 @@ class Job:
             batch=self.config.evaluate.batch if evaluation else self.config.micro_batch,
             device=self.world.device,
             augmented=not evaluation,
+            cores=self.world.cores,
         )
 
     def tell(self, record: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ class Lanes:
     def __init__(self, lanes: int, threads: int, device: torch.device) -> None:
         self.lanes = lanes
         inline = device.type == "cuda" and lanes == 1
-        self._pool = None if inline else ThreadPoolExecutor(lanes, "lane", torch.set_num_threads, (threads,))
+        self._pool = None if inline else ThreadPoolExecutor(lanes, "lane", _prepare, (threads, device))
 
     def __enter__(self) -> "Lanes":
         return self
@@ -63,6 +63,13 @@ class Lanes:
             raise
         if errors:
             raise errors[0]
+
+
+def _prepare(threads: int, device: torch.device) -> None:
+    """Set what torch keeps for each thread: the number of CPU threads, and the GPU."""
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def lanes_for(config: Config, world: World) -> int:

@@ -162,9 +162,15 @@ def batch_norms(model: nn.Module) -> list[BatchNorm]:
     return [layer for layer in model.modules() if isinstance(layer, BatchNorm)]
 
 
-def flat_moments(layers: Sequence[BatchNorm], now: MicroStep) -> Tensor:
-    """What all batch normalisations told of a micro-batch, in one float64 tensor of shape (2 x features of all,)."""
-    return torch.cat([now.moments[layer].reshape(-1) for layer in layers]) if layers else torch.empty(0).double()
+def flat_moments(layers: Sequence[BatchNorm], now: MicroStep, device: torch.device) -> Tensor:
+    """Join the moments of all batch normalisations in one micro-batch.
+
+    Returns:
+        float64 of shape (2 x features of all layers,) on `device`; empty for a model without batch normalisation.
+    """
+    if not layers:
+        return torch.empty(0, dtype=torch.float64, device=device)
+    return torch.cat([now.moments[layer].reshape(-1) for layer in layers])
 
 
 def move_all(layers: Sequence[BatchNorm], moments: Tensor, may_move: Tensor) -> None:
@@ -185,20 +191,27 @@ class AveragePool(nn.Module):
         """`height`, `width`: of the output."""
         super().__init__()
         self.size = (height, width)
+        # By input size, type and device. Made in every forward, each would be a copy to the GPU that waits for it.
+        self._averages: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) to (n, c, height, width)."""
         if x.shape[-2:] == self.size:
             return x
-        rows, columns = (self._averages(out, n, x) for out, n in zip(self.size, x.shape[-2:], strict=True))
+        rows, columns = (self._average(out, n, x) for out, n in zip(self.size, x.shape[-2:], strict=True))
         return rows @ x @ columns.T
 
-    def _averages(self, out: int, n: int, like: Tensor) -> Tensor:
-        rows = torch.zeros(out, n)  # row i averages the cells of output i
-        for i in range(out):
-            first, last = i * n // out, -(-(i + 1) * n // out)
-            rows[i, first:last] = 1 / (last - first)
-        return rows.to(like)
+    def _average(self, out: int, n: int, like: Tensor) -> Tensor:
+        """The matrix (out, n) whose row i averages the cells of output i, in the type and on the device of `like`."""
+        key = (out, n, like.dtype, like.device)
+        if key not in self._averages:
+            with torch.inference_mode(False):  # one made in evaluation must serve training too
+                rows = torch.zeros(out, n)
+                for i in range(out):
+                    first, last = i * n // out, -(-(i + 1) * n // out)
+                    rows[i, first:last] = 1 / (last - first)
+                self._averages[key] = rows.to(like.device, like.dtype)
+        return self._averages[key]
 
 
 class LocalResponseNorm(nn.Module):

@@ -10,7 +10,8 @@ from distrain.data.order import Ids
 from distrain.data.quarantine import judge, suspects
 from distrain.data.shards import Dataset
 from distrain.data.store import Store
-from distrain.world import World, environment
+from distrain.numerics import environment
+from distrain.world import World
 
 QUARANTINE = "quarantine.json"
 

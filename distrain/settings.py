@@ -53,8 +53,8 @@ class Data(Section):
     [operation]"""
     cache_bytes: ByteSize = operation(ByteSize(64 << 30), gt=0)
     """Bytes that the cache may hold. [operation]"""
-    decode_threads: int = operation(2, ge=1)
-    """Threads that decode images. [operation]"""
+    decode_threads: int | None = operation(None, ge=1)
+    """Threads that decode images; null: as many as the rank has CPU cores. [operation]"""
     read_ahead: int = operation(2, ge=1)
     """Micro-batches decoded ahead of the step. [operation]"""
     patience: float = operation(60.0, ge=0)

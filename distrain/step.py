@@ -31,7 +31,7 @@ def forward(config: Config, model: nn.Module, step: int, batch: MicroBatch) -> F
         logits: Tensor = model(batch.images)
     logits = logits.float()
     loss = (loss_of(config.loss, logits, batch.labels) * batch.weights).sum()
-    return Forward(logits, loss, flat_moments(batch_norms(model), now))
+    return Forward(logits, loss, flat_moments(batch_norms(model), now, loss.device))
 
 
 def score(config: Config, model: nn.Module, images: Tensor) -> Tensor:

@@ -24,10 +24,11 @@ from distrain.losses import correct
 from distrain.monitor.meters import Reading
 from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import Console, Silent, read_metrics
+from distrain.numerics import environment, numerics
 from distrain.record import BAD_SAMPLES
 from distrain.step import forward
 from distrain.validate import validate
-from distrain.world import World, environment, numerics
+from distrain.world import World
 
 
 @dataclass(frozen=True)
@@ -159,16 +160,12 @@ def fit(job: Job) -> str:
     job.logged = time.monotonic()
     with batches:
         for step in range(job.start, steps):
-            began, waited, done = time.monotonic(), job.waited, step + 1
+            waited, done = job.waited, step + 1
             log = done % config.log.every == 0
-            job.accumulator.begin()
-            job.lanes.run(partial(micro_step, job, step), timed(job, step, islice(batches, len(hosted))))
+            with metrics.arriving():
+                job.accumulator.begin()
+                job.lanes.run(partial(micro_step, job, step), timed(job, step, islice(batches, len(hosted))))
             metrics.waited(job.waited - waited)
-            if world.ranks > 1:
-                world.settle()  # the reduction waits for the device anyway, and this tells whose is late
-            arrived = time.monotonic() - began
-            job.arrived += arrived
-            metrics.arrived(arrived)
             at(f"the reduction of step {done}", waiting=True)
             with metrics.phase("reduction"):
                 totals = job.accumulator.reduce(world)
@@ -183,7 +180,8 @@ def fit(job: Job) -> str:
             metrics.step(done, order.steps, again=done <= job.reached)
 
             job.start = done
-            # What ends the run or what follows a step is decided from sums over all ranks: none decides alone.
+            # What ends the run or what follows a step is decided from sums over all ranks: none decides alone. These
+            # travel by gloo, which raises where a rank is lost, before anything below waits for a GPU.
             (stop,) = world.totals([world.stop.is_set()])
             last, epoch_ends = done == steps, done % order.steps == 0
             if job.record:
@@ -193,6 +191,7 @@ def fit(job: Job) -> str:
             save = last or bool(stop) or due(done, config.checkpoint.every, epoch_ends)
             job.console.advance(done)
             if log or score or save:  # a sync point: nothing is kept of a step that failed
+                world.settle()
                 log_step(job, done, lr)
                 metrics.norms(job.parameters.values())
             better = score and validate(job, done)
@@ -248,7 +247,7 @@ def log_step(job: Job, done: int, lr: float) -> None:
     if reading.failed_step is not None:
         raise StepFailed(reading)
     bad = {k: v for k, v in job.bad.items() if k not in job.bad_told}
-    told = job.world.gather({"bad": bad, "waited": job.waited, "arrived": job.arrived})
+    told = job.world.gather({"bad": bad, "waited": job.waited / reading.steps, "arrived": job.metrics.arrived()})
     check_bad_samples(job, [rank["bad"] for rank in told])
     judge(job, reading, [rank["waited"] for rank in told], [rank["arrived"] for rank in told])
     now = time.monotonic()
@@ -266,7 +265,7 @@ def log_step(job: Job, done: int, lr: float) -> None:
         "data_wait": min(1.0, job.waited / seconds),
         "bad_samples": len(job.bad),
     }
-    job.waited = job.arrived = 0.0
+    job.waited = 0.0
     job.tell(record)
 
 
@@ -274,7 +273,7 @@ def judge(job: Job, reading: Reading, waits: Sequence[float], arrivals: Sequence
     """Name a rank that is slow, and a loss that jumps."""
     if not job.record:
         return
-    rank, sentence = job.stragglers.judge(waits, arrivals, reading.steps)
+    rank, sentence = job.stragglers.judge(waits, arrivals)
     if rank is not None:
         job.metrics.add("straggler_log_steps", slow_rank=str(rank))
     jump = job.spikes.judge(reading.loss)

@@ -1,18 +1,16 @@
-"""What a rank has to know of the others and of its hardware: collectives, device, numerics."""
+"""What a rank has to know of the others and of its device: collectives, cores."""
 
 import json
 import os
-import platform
 import re
 import secrets
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +19,19 @@ from torch import Tensor
 
 from distrain.config import Config
 from distrain.errors import AttemptError, LostRankError, RunError, UserError
+from distrain.peers import PeerWatch
+
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_LONGER_THAN_A_RUN = timedelta(days=3650)
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def available_cores() -> int:
+    """Count the CPU cores that this process may use: by its affinity, and by the quota of its container (cgroup)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no Linux, no limit ("max"), or version 1 of cgroups
+        quota, period = _CPU_QUOTA.read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class World:
     device: torch.device
     rank: int = 0
     ranks: int = 1
-    cores: int = field(default_factory=cores)
+    cores: int = field(default_factory=available_cores)
     """CPU cores of this rank."""
     stop: threading.Event = field(default_factory=threading.Event)
     """Set from outside, on any rank, to end the run at the next step, with a checkpoint."""
@@ -49,6 +55,10 @@ class World:
     """This host's, that others can reach."""
     saved: Callable[[int, str | None], None] = lambda step, name: None
     """Called on all ranks with the step of a checkpoint that is whole; the lead knows its name too."""
+    wanted: int = 1
+    """Ranks that the run would like to have."""
+    lost: threading.Event = field(default_factory=threading.Event)
+    """Set when another rank is gone, so that the collectives of this rank's GPU were aborted."""
 
     @property
     def lead(self) -> bool:
@@ -101,9 +111,15 @@ class World:
         return [json.loads(bytes(part[: int(size)].tolist())) for part, size in zip(parts, sizes, strict=True)]
 
     def settle(self) -> None:
-        """Wait until this rank's device has done what it was asked."""
+        """Wait until this rank's device has done what it was asked.
+
+        Raises:
+            LostRankError: another rank is gone, so that what the device has reduced is void.
+        """
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        if self.lost.is_set():
+            raise LostRankError("another rank is gone: the reduction on the GPU was aborted")
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -154,6 +170,7 @@ def joined(
     cores: int,
     session: str,
     saved: Callable[[int, str | None], None] = lambda step, name: None,
+    wanted: int | None = None,
 ) -> Iterator[World]:
     """A world of several processes, whose process group ends with the block.
 
@@ -166,12 +183,14 @@ def joined(
         timeout: seconds after which a rank that does not come to a collective counts as lost.
         cores: CPU cores that this rank may use.
         session, saved: as in World.
+        wanted: ranks that the run would like to have; None: as many as there are.
 
     Raises:
         LostRankError: the ranks cannot reach each other.
     """
     limit = timedelta(seconds=timeout)
-    world = World(device, rank, ranks, cores, session=session, address=address, saved=saved)
+    about: dict[str, Any] = {"session": session, "address": address, "saved": saved, "wanted": wanted or ranks}
+    world = World(device, rank, ranks, cores, **about)
     if ranks == 1:
         yield world
         return
@@ -185,13 +204,44 @@ def joined(
         store = dist.TCPStore(*listening) if rank == 0 else None  # type: ignore[attr-defined]
         host, _, port = meet(f"{address} {store.port}" if store else "").partition(" ")
         store = store or dist.TCPStore(host, int(port), ranks, False, limit)  # type: ignore[attr-defined]
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=limit)
+        options: dict[str, Any] = {"store": store, "rank": rank, "world_size": ranks, "timeout": limit}
+        watch = _on_gpus(world, options) if device.type == "cuda" else None
+        if watch is None:
+            dist.init_process_group("gloo", **options)
+    ended = False
     try:
         yield world
+        ended = True
     finally:
+        if watch is not None:
+            watch.leave(lost=not ended, timeout=timeout)
         with suppress(RuntimeError):  # what broke it was raised already
             dist.destroy_process_group()
+
+
+def _on_gpus(world: World, options: dict[str, Any]) -> PeerWatch:
+    """Form the process group of a world of GPUs: NCCL for tensors on them, gloo for those on the CPU.
+
+    With `device_id` NCCL connects here, and not in the first step. Its own watch would end the process after the
+    time-out; ours aborts the communicator as soon as a peer is gone, and sets `world.lost`.
+    """
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    torch.cuda.set_device(world.device)
+    dist.init_process_group("cpu:gloo,cuda:nccl", device_id=world.device, **options)
+    communicator = _communicator(world.device)
+
+    def abort() -> None:
+        world.lost.set()
+        communicator.abort()
+
+    group: Any = dist.new_group(backend="gloo", timeout=_LONGER_THAN_A_RUN)
+    return PeerWatch(group, world.rank, world.ranks, abort)
+
+
+def _communicator(device: torch.device) -> Any:
+    """NCCL's part of the process group. What torch's own abort of a whole group uses has no public name."""
+    group: Any = dist.group.WORLD
+    return group._get_backend(device)
 
 
 def interface(address: str) -> str | None:
@@ -220,77 +270,3 @@ def local_world(config: Config) -> World:
     if config.device == "cuda" and not gpu:
         raise UserError("device is cuda, but torch finds no GPU here: use device=auto or device=cpu")
     return World(torch.device("cuda", 0) if gpu and config.device != "cpu" else torch.device("cpu"))
-
-
-@contextmanager
-def numerics(config: Config, device: torch.device) -> Iterator[None]:
-    """Set torch's global numerics for the run, and set them back after it.
-
-    Raises:
-        UserError: the config asks for arithmetic that the device lacks.
-    """
-    if config.precision == "tf32" and device.type == "cpu":
-        raise UserError("precision tf32 exists on NVIDIA GPUs only: use precision=fp32 or bf16 here")
-    exact, tf32 = config.reduction.mode == "exact", config.precision == "tf32"
-    if exact:  # read by cuBLAS when it starts; another value, or none, gives other kernels
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-        os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"  # read by torch's compiler when a model loads it
-    deterministic = torch.get_deterministic_debug_mode()
-    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    benchmark, threads = torch.backends.cudnn.benchmark, torch.get_num_threads()
-    _be_deterministic(2 if exact else 0)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = not exact and device.type == "cuda"
-    # Lanes use the cores. A team of OpenMP threads on this one would spin between its uses and take the cores away
-    # from them: measured, that made a run beside another job three times slower.
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        _be_deterministic(deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
-        torch.backends.cudnn.benchmark = benchmark
-        torch.set_num_threads(threads)
-
-
-def _be_deterministic(mode: int) -> None:
-    """Set torch's deterministic mode: 0 off, 1 warn, 2 refuse what is not.
-
-    Where torch's compiler is not loaded its flag is not set, since that would load it, which takes a second and more.
-    """
-    if "torch._inductor" in sys.modules:
-        torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
-    else:
-        torch.set_deterministic_debug_mode(mode)
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """Hardware and versions that may change a result's bits."""
-    packages = ("distrain", "torch", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "pillow")
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    gpu = device.type == "cuda"
-    # Measured: each of these changes the bits of a gradient.
-    settings = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ATEN_CPU_CAPABILITY")
-    return {
-        "python": platform.python_version(),
-        **found,
-        **{name: os.environ[name] for name in settings if name in os.environ},
-        "device": torch.cuda.get_device_name(device) if gpu else _cpu_name(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "CPU")
-    except OSError:
-        return platform.processor() or platform.machine()

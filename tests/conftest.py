@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 from sets import SetWriter
 
@@ -52,6 +53,35 @@ class Recorder:
 @pytest.fixture
 def console() -> Recorder:
     return Recorder()
+
+
+class Calls:
+    """Stands in for functions of torch's that need a GPU: remembers what they were asked, in order."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[Any, ...]] = []
+        """Name and arguments of each call."""
+
+    def noting(self, name: str, answer: Any = None) -> Callable[..., Any]:
+        """A function that notes its calls under a name."""
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.made.append((name, *arguments, *options.values()))
+            return answer
+
+        return call
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, *_ in self.made]
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """The calls to torch.cuda.set_device, and to what else a test replaces by `noting`."""
+    calls = Calls()
+    monkeypatch.setattr(torch.cuda, "set_device", calls.noting("set_device"))
+    return calls
 
 
 @pytest.fixture

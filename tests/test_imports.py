@@ -13,7 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "distrain"
 ROWS = [
     ["", "errors", "philox", "sections", "settings", "config", "data.order", "data.augment", "optim.schedule"],
     [
+        "peers",
         "world",
+        "numerics",
         "lanes",
         "layers",
         "imported",

@@ -19,6 +19,7 @@ from distrain.layers import (
     move_all,
 )
 
+CPU = torch.device("cpu")
 ONE = torch.ones(())
 
 
@@ -89,6 +90,18 @@ def test_pool_equals_torchs(h, w, size):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
+def test_pool_makes_its_averages_once_and_one_of_evaluation_serves_training():
+    layer, x = AveragePool(2, 3), random(2, 3, 7, 13)
+    with torch.inference_mode():
+        layer(x)
+    kept = dict(layer._averages)
+    value_and_gradient(layer, x)
+    assert len(kept) == 2
+    assert all(layer._averages[key] is matrix for key, matrix in kept.items())
+    assert layer(x.float()).dtype == torch.float32
+    assert not layer.state_dict()
+
+
 def norms(features=6, **options):
     """Ours and torch's, with the same scale and shift."""
     ours, theirs = BatchNorm(features, **options), nn.BatchNorm2d(features, **options)
@@ -122,7 +135,7 @@ def test_running_moments_are_those_of_the_global_batch(v):
     for i, part in enumerate(x.split(8 // v)):
         with micro_step(0, 0, i) as now:
             model(part)
-        told.append(flat_moments([first, second], now))
+        told.append(flat_moments([first, second], now, CPU))
     assert not first.running_mean.any()
     assert (first.running_var == 1).all()
     mean = torch.stack(told).mean(0)
@@ -138,7 +151,7 @@ def test_a_channel_that_does_not_vary_keeps_a_variance_of_zero():
     layer = BatchNorm(1, momentum=1.0)
     with micro_step(0, 0, 0) as now:
         layer(torch.full((4, 1, 2, 2), 1000.3))
-    move_all([layer], flat_moments([layer], now), ONE)
+    move_all([layer], flat_moments([layer], now, CPU), ONE)
     assert 0 <= float(layer.running_var) < 1e-6
     layer.move(torch.tensor([[0.5], [0.25 - 2**-30]], dtype=torch.float64), ONE)  # as the fixed point may round it
     assert float(layer.running_var) == 0

@@ -12,12 +12,16 @@ from sets import SetWriter
 
 import distrain.hardware
 import distrain.job
-from distrain.checkpoint import best_name, digest, load_newest
+import distrain.validate
+from distrain.checkpoint import Checkpoints, best_name, digest, load_newest
 from distrain.config import load
 from distrain.data.stats import Statistics
 from distrain.data.store import Store
-from distrain.errors import AttemptError, RunError, UserError
+from distrain.errors import AttemptError, LostRankError, RunError, UserError
+from distrain.monitor.meters import Meters
+from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import read_metrics
+from distrain.optim.accumulate import Accumulator
 from distrain.train import train
 from distrain.world import World
 
@@ -217,6 +221,53 @@ def test_the_garbage_collector_is_spared_what_lives_on(narrow, console):
     run(narrow(), console)
     assert min(frozen) > 10_000
     assert gc.get_freeze_count() == 0, "and has it back afterwards"
+
+
+class TellingWorld(World):
+    """A world that notes what it is asked, in order."""
+
+    def __init__(self, calls):
+        super().__init__(CPU)
+        object.__setattr__(self, "calls", calls)
+
+    def totals(self, numbers):
+        self.calls.append("word")
+        return super().totals(numbers)
+
+    def settle(self):
+        self.calls.append("settled")
+        super().settle()
+
+
+def test_ranks_have_a_word_before_any_of_them_waits_for_its_gpu(narrow, console, digits, monkeypatch):
+    """The word goes by gloo, which raises where a rank is lost; for a reduction of NCCL it would wait."""
+    calls = []
+
+    def noting(what, name):
+        original = getattr(what, name)
+        monkeypatch.setattr(what, name, lambda *args, **options: calls.append(name) or original(*args, **options))
+
+    for what, name in ((Accumulator, "reduce"), (Meters, "read"), (Checkpoints, "save"), (Metrics, "norms")):
+        noting(what, name)
+    noting(distrain.validate, "evaluate")
+    changes = {"log": {"every": 5}, "checkpoint": {"every": 4}, "evaluate": {"every": 7}, "epochs": 1}
+    train(narrow(data={"val": str(digits / "val")}, **changes), TellingWorld(calls), console)
+    waits = {"read", "save", "norms", "evaluate"}
+    assert waits <= set(calls)
+    for i, name in enumerate(calls):
+        if name in waits:
+            since = calls[i - calls[:i][::-1].index("reduce") : i]
+            assert "settled" in since, f"{name} after {since}"
+            assert "word" in since[: since.index("settled")], f"{name} after {since}"
+
+
+def test_what_was_reduced_without_a_lost_rank_is_never_saved(narrow, console, tmp_path):
+    """NCCL's communicator was aborted: the sums on the GPU are half done, and look like any others."""
+    world = World(CPU)
+    console.advance = lambda step: world.lost.set() if step == 12 else None
+    with pytest.raises(LostRankError):
+        train(narrow(checkpoint={"every": 6}), world, console)
+    assert load_newest(Store(str(tmp_path / "run")))[0].step == 6
 
 
 def test_stop_saves_and_goes_on_to_the_same_weights(narrow, console, tmp_path):

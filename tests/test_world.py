@@ -1,17 +1,23 @@
 import os
-import sys
 import threading
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distrain.errors import UserError
+import distrain.numerics
+import distrain.world
+from distrain.errors import AttemptError, LostRankError, UserError
 from distrain.lanes import Lanes, lanes_for
-from distrain.world import World, environment, local_world, numerics
+from distrain.numerics import numerics
+from distrain.world import World, available_cores, joined, local_world
 
 CPU = torch.device("cpu")
+GPU = torch.device("cuda", 3)
+"""Asked for, and never there."""
 
 
 @given(st.integers(1, 64), st.data())
@@ -48,33 +54,6 @@ def test_lanes_raise_the_error_and_stop():
     assert len(done) < 10_000
 
 
-def test_numerics_are_set_and_set_back(narrow):
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    with numerics(narrow(), CPU):
-        assert torch.are_deterministic_algorithms_enabled()
-        assert not torch.backends.cuda.matmul.allow_tf32
-        assert not torch.backends.cudnn.allow_tf32
-        assert torch.get_num_threads() == 1
-    assert before == (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
-    with numerics(narrow(reduction={"mode": "fast"}), CPU):
-        assert not torch.are_deterministic_algorithms_enabled()
-
-
-@pytest.mark.parametrize("loaded", [True, False])
-def test_torchs_compiler_is_told_and_not_loaded_for_that(narrow, monkeypatch, loaded):
-    told = []
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, **_: told.append(mode))
-    monkeypatch.setattr(sys, "modules", {**sys.modules, **({"torch._inductor": torch} if loaded else {})})
-    if not loaded:
-        sys.modules.pop("torch._inductor", None)
-    monkeypatch.delenv("TORCHINDUCTOR_DETERMINISTIC", raising=False)
-    with numerics(narrow(), CPU):
-        assert os.environ["TORCHINDUCTOR_DETERMINISTIC"] == "1", "for a model that loads it later"
-        assert told == [True] * loaded
-        assert torch.are_deterministic_algorithms_enabled() == (not loaded)
-    assert told == [True, False] * loaded
-
-
 def test_lanes_never_exceed_what_is_hosted(narrow):
     assert lanes_for(narrow(lanes=9), World(CPU)) == 4
     assert lanes_for(narrow(lanes=9), World(CPU, rank=0, ranks=3)) == 1
@@ -91,7 +70,76 @@ def test_a_missing_gpu_is_the_users_to_know(narrow):
         pass
 
 
-def test_environment_names_versions():
-    found = environment(CPU)
-    assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
-    assert {"python", "numpy", "device", "cpu_capability"} <= set(found)
+def test_lanes_on_a_gpu_compute_on_that_of_the_rank(cuda):
+    with Lanes(2, 1, GPU) as lanes:
+        lanes.run(lambda _: None, range(8))
+    assert set(cuda.made) == {("set_device", GPU)}
+
+
+@pytest.fixture
+def joining(monkeypatch, cuda):
+    """Rank 0 of two that have GPUs: what it asks of torch, in order, and its communicator's stand-in."""
+
+    class Watch:
+        def __init__(self, group, rank, ranks, on_loss):
+            cuda.made.append(("watch", group, rank, ranks))
+            cuda.lose = on_loss
+
+        def leave(self, *, lost, timeout):
+            cuda.made.append(("leave", lost))
+
+    class Communicator:
+        abort = staticmethod(cuda.noting("abort"))
+
+    def init(backend, *, device_id, **_):
+        cuda.made.append(("init", backend, device_id))
+
+    monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "")  # noted, so that it is as before when the test ends
+    monkeypatch.delenv("TORCH_NCCL_ASYNC_ERROR_HANDLING")
+    monkeypatch.setattr(distrain.world, "PeerWatch", Watch)
+    monkeypatch.setattr(distrain.world, "_communicator", lambda device: Communicator)
+    monkeypatch.setattr(dist, "init_process_group", init)
+    monkeypatch.setattr(dist, "new_group", cuda.noting("new_group", "a gloo group"))
+    monkeypatch.setattr(dist, "destroy_process_group", cuda.noting("destroy"))
+    options = {"timeout": 5.0, "cores": 1, "session": "s"}
+    return lambda: joined(GPU, 0, 2, lambda address: address, **options)
+
+
+def test_gpus_join_by_number_and_leave_in_order(joining, cuda):
+    with joining() as world:
+        assert os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "0", "torch's watch would end the process"
+        assert world.wanted == 2
+    assert cuda.names == ["set_device", "init", "new_group", "watch", "leave", "destroy"]
+    assert cuda.made[0] == ("set_device", GPU)
+    assert cuda.made[1] == ("init", "cpu:gloo,cuda:nccl", GPU)
+    assert cuda.made[2][1] == "gloo"
+    assert cuda.made[2][2] > timedelta(days=365), "who waits in it waits for a whole run"
+    assert cuda.made[-2] == ("leave", False)
+
+
+def test_a_rank_that_fails_tells_the_others(joining, cuda):
+    with pytest.raises(AttemptError), joining():
+        raise AttemptError("no space left")
+    assert cuda.made[-2] == ("leave", True)
+
+
+def test_a_lost_peer_aborts_nccl_and_voids_what_was_reduced(joining, cuda, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", cuda.noting("synchronize"))
+    with joining() as world:
+        world.settle()
+        cuda.lose()
+        with pytest.raises(LostRankError):
+            world.settle()
+    assert cuda.names[4:] == ["synchronize", "abort", "synchronize", "leave", "destroy"]
+
+
+@pytest.mark.parametrize(
+    ("quota", "found"), [("max 100000", 8), ("150000 100000", 1), ("50000 100000", 1), ("400000 100000", 4)]
+)
+def test_a_containers_quota_bounds_the_cores(monkeypatch, tmp_path, quota, found):
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(distrain.world, "_CPU_QUOTA", tmp_path / "cpu.max")
+    assert available_cores() == found
+    monkeypatch.setattr(distrain.world, "_CPU_QUOTA", tmp_path / "none")
+    assert available_cores() == 8

@@ -35,6 +35,8 @@ class DaliDecoder:
         except ImportError:
             raise UserError("NVIDIA DALI is not installed here: install it, or set data.backend=torch") from None
         gpu = device.type == "cuda"
+        self._device = device
+        self._copies = torch.cuda.Stream(device) if gpu else None  # type: ignore[no-untyped-call]
         self._source_error: BaseException | None = None
 
         def inputs() -> list[Any]:
@@ -62,7 +64,7 @@ class DaliDecoder:
         self._pipeline = None
 
     def run(self) -> torch.Tensor:
-        """The next batch, sharing DALI's memory; its type and shape are the graph's.
+        """Return the next batch, of the graph's type and shape: on a CPU in DALI's memory, on a GPU in torch's.
 
         Raises:
             StopIteration: the source has ended.
@@ -81,8 +83,24 @@ class DaliDecoder:
             if _MACHINE.search(str(error)):  # says nothing about the files
                 raise AttemptError(f"DALI failed: {reason}") from error
             raise RefusedError(int(named[1]) if named else None, f"DALI: {reason}") from error
-        tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
-        return tensor
+        if self._copies is None:
+            tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
+            return tensor
+        return self._copied(images, self._copies)
+
+    def _copied(self, images: Any, stream: torch.cuda.Stream) -> torch.Tensor:
+        """Copy a batch from DALI's memory on the GPU into torch's.
+
+        DALI writes later batches over a batch's memory as soon as Python has dropped the batch, in the order of DALI's
+        own stream. torch's stream may be several micro-batches behind Python and still have to read it. The copy is
+        made on a stream of its own, so that it does not wait for training, and is complete on return. torch's allocator
+        keeps the block, aligned to 512 bytes, until the stream it is recorded on has read it.
+        """
+        with torch.cuda.stream(stream):
+            own: torch.Tensor = torch.utils.dlpack.from_dlpack(images.as_tensor()).clone()
+        stream.synchronize()
+        own.record_stream(torch.cuda.current_stream(self._device))
+        return own
 
 
 def _define(inputs: Callable[[], list[Any]], graph: Graph, gpu: bool) -> Any:

@@ -26,6 +26,7 @@ from distrain.data.reference import ReferenceDecoder
 from distrain.data.shards import Dataset, Row
 from distrain.data.stats import Statistics
 from distrain.errors import AttemptError
+from distrain.world import available_cores
 
 # Micro-batches whose row groups are fetched before they are asked for.
 _FETCHED_AHEAD = 16
@@ -98,6 +99,7 @@ class Loader:
         batch: int,
         device: torch.device,
         augmented: bool,
+        cores: int | None = None,
     ) -> None:
         """Start loading.
 
@@ -109,6 +111,7 @@ class Loader:
             batch: samples of each request.
             device: where the images go.
             augmented: draw windows, mirrors and colours; without, the centre.
+            cores: CPU cores of this rank, which decode where the config does not say how many; None: all.
 
         Raises:
             UserError: the decoder is not installed.
@@ -116,6 +119,7 @@ class Loader:
         manifest, augment = dataset.manifest, config.augment
         self._config, self._dataset, self._requests, self._device = config, dataset, iter(requests), device
         self._augmented = augmented
+        self._threads = config.data.decode_threads or cores or available_cores()
         self._mean = statistics.mean.astype(np.float32)
         self._axes = statistics.principal_axes(augment.colour_unit)
         stored = manifest.size is not None and augment.short_side in (None, min(manifest.size))
@@ -189,8 +193,8 @@ class Loader:
 
     def _open_decoder(self) -> Decoder:
         kind = DaliDecoder if self._config.data.backend == "dali" else ReferenceDecoder
-        threads, ahead = self._config.data.decode_threads, self._config.data.read_ahead
-        return kind(self._feed, self._graph, device=self._device, threads=threads, read_ahead=ahead)
+        ahead = self._config.data.read_ahead
+        return kind(self._feed, self._graph, device=self._device, threads=self._threads, read_ahead=ahead)
 
     def _produce(self) -> None:
         try:
@@ -200,6 +204,10 @@ class Loader:
                 if self._recorder is not None:
                     self._recorder.decoded()
                 self._ready.put(self._finished(pixels, done))
+        except StopIteration as end:
+            # Without its traceback, whose frames form a cycle that holds the decoder, with its threads and its memory
+            # on the GPU, until a full garbage collection. From Python 3.12 on these are rare.
+            self._ready.put(end.with_traceback(None))
         except BaseException as error:  # handed to the thread that asks for the next batch
             self._ready.put(error)
 

@@ -18,7 +18,7 @@ from distrain.data.shards import Dataset, Table, store_of, unpacked
 from distrain.data.source import PATIENCE, Progress
 from distrain.data.store import Store
 from distrain.philox import Purpose, permutation
-from distrain.world import cores
+from distrain.world import available_cores
 
 _PIXEL_LIMIT = 1 << 28
 _TILE = 96
@@ -43,7 +43,7 @@ def verify(
     """
     wrong: list[Wrong] = []
     store = store_of(manifest, store)
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         at = Progress(0, manifest.rows, 0)
         progress(at)
         for shard in manifest.shards:

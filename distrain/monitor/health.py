@@ -95,21 +95,20 @@ class Stragglers:
     def __init__(self) -> None:
         self._told: dict[int, float] = {}
 
-    def judge(self, waits: Sequence[float], arrivals: Sequence[float], steps: int) -> tuple[int | None, str | None]:
+    def judge(self, waits: Sequence[float], arrivals: Sequence[float]) -> tuple[int | None, str | None]:
         """Look at the last steps.
 
         Args:
-            waits: seconds for which each rank waited for data.
-            arrivals: seconds until each rank came to the reductions, waiting included. How long its backward took says
-                nothing: the others' backward is as long when they share a slow machine.
-            steps: how many.
+            waits: seconds per step for which each rank waited for data.
+            arrivals: seconds per step until each rank came to the reduction, waiting included; 0 where no step was
+                timed. How long its backward took says nothing: the others' is as long when they share a slow machine.
 
         Returns:
             The slow rank, and a sentence if there was none on it for a while.
         """
         slowest = max(range(len(arrivals)), key=lambda rank: arrivals[rank])
         middle = sorted(arrivals)[(len(arrivals) - 1) // 2]
-        if len(arrivals) == 1 or arrivals[slowest] < _LATE * middle:
+        if len(arrivals) == 1 or not arrivals[slowest] or arrivals[slowest] < _LATE * middle:
             return None, None
         now = time.monotonic()
         if now - self._told.get(slowest, -_AGAIN_AFTER) < _AGAIN_AFTER:
@@ -118,8 +117,8 @@ class Stragglers:
         share = waits[slowest] / arrivals[slowest]
         why = f"{share:.0%} of it waiting for data" if share > 0.1 else "not for want of data"
         return slowest, (
-            f"rank {slowest} is slow: it comes to the reduction after {arrivals[slowest] / steps:.2f} s a step, "
-            f"{why}; the middle rank after {middle / steps:.2f} s"
+            f"rank {slowest} is slow: it comes to the reduction after {arrivals[slowest]:.2f} s a step, "
+            f"{why}; the middle rank after {middle:.2f} s"
         )
 
 

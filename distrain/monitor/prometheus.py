@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,12 +29,16 @@ from distrain.monitor.endpoint import Node
 from distrain.monitor.health import Watchdog
 from distrain.world import World
 
+_ARRIVAL = "arrival"
+"""From the begin of a step until this rank comes to its reduction: no phase of its own, it spans several."""
 # What a GPU does behind the back of the thread that asks for it.
-_ON_DEVICE = ("transfer", "forward", "backward", "reduction", "optimizer")
+_ON_DEVICE = ("transfer", "forward", "backward", "reduction", "optimizer", _ARRIVAL)
 # Copies of and passes over all weights, in which no lane computes: seconds between two. Prometheus asks as often.
 _NORMS_EVERY = 15.0
-_STEP = ("", None, None)
-"""Between the spans of two steps."""
+# On a GPU one step of so many is timed, and counts for all: events cost the thread that launches kernels.
+_TIMED_EVERY = 10
+_STEP = ""
+"""In place of a phase's name: the end of a step, with the number of steps that its times on a GPU count for."""
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -100,7 +104,10 @@ TOTALS = {
     "checkpoint_failures": Family("Saves that failed and were tried again."),
 }
 HISTOGRAMS = {
-    "phase_seconds": Family("Seconds of a step by phase, of all lanes of a rank together.", ("phase",)),
+    "phase_seconds": Family(
+        "Seconds of a step by phase, of all lanes of a rank together; on a GPU one step of ten is timed, for all ten.",
+        ("phase",),
+    ),
     "checkpoint_write_seconds": Family("Seconds in which a checkpoint was written."),
 }
 
@@ -119,6 +126,8 @@ class Metrics:
         """
         assert config.run is not None
         self._lead, self._device = world.lead, world.device
+        self._steps = 0
+        self._arrivals: list[float] = []
         self._address, self._node_address = config.metrics.address, world.address
         self._run = run_label(config.run)
         self._rank = {"rank": str(world.rank), "node": socket.gethostname()}
@@ -142,7 +151,7 @@ class Metrics:
         if self._lead:
             self.set("build_info", 1, version=__version__, torch=torch.__version__, device=world.device.type)
             self.set("workers", world.ranks)
-            self.set("workers_wanted", max(world.ranks, config.cluster.workers[1]))
+            self.set("workers_wanted", max(world.ranks, world.wanted))
             self.set("stall_limit_seconds", config.cluster.stall)
             self.set("bad_samples_limit", config.data.max_bad_samples)
             self.set("diverged", 0)
@@ -186,9 +195,13 @@ class Metrics:
     def phase(self, name: str) -> Iterator[None]:
         """What is done inside belongs to a phase of the step, on whichever thread.
 
-        On a GPU its time is taken there, by events that are read at the next log step.
+        On a GPU its time is taken there, in one step of ten, by events that are read at the next log step.
         """
-        clock = self._event if self._device.type == "cuda" and name in _ON_DEVICE else time.perf_counter
+        on_device = self._device.type == "cuda" and name in _ON_DEVICE
+        if on_device and self._steps % _TIMED_EVERY:
+            yield
+            return
+        clock = self._event if on_device else time.perf_counter
         began = clock()
         try:
             yield
@@ -202,9 +215,14 @@ class Metrics:
         self.observe("phase_seconds", seconds, phase="data_wait")
         self.add("rank_data_wait_seconds", seconds, **self._rank)
 
-    def arrived(self, seconds: float) -> None:
-        """Seconds from the begin of a step until this rank came to its reduction."""
-        self.add("rank_arrival_seconds", seconds, **self._rank)
+    def arriving(self) -> AbstractContextManager[None]:
+        """What is done inside is what this rank does in a step until it comes to the reduction."""
+        return self.phase(_ARRIVAL)
+
+    def arrived(self) -> float:
+        """Mean seconds of a step until this rank came to its reduction, since the last call; 0 if none was timed."""
+        found, self._arrivals = self._arrivals, []
+        return sum(found) / max(1, len(found))
 
     @property
     def target(self) -> str | None:
@@ -216,7 +234,8 @@ class Metrics:
     def step(self, done: int, steps_per_epoch: int, *, again: bool) -> None:
         """So many steps are done; `again`: an earlier attempt had done this one."""
         with self._lock:
-            self._spans.append(_STEP)
+            self._spans.append((_STEP, _TIMED_EVERY if self._steps and self._device.type == "cuda" else 1, None))
+        self._steps += 1
         if self._lead:
             self.set("step", done)
             self.set("epoch", done / steps_per_epoch)
@@ -230,14 +249,23 @@ class Metrics:
         with self._lock:
             spans, self._spans = self._spans, []
         seconds: Counter[str] = Counter()
-        for span in (*spans, _STEP):
-            if span is _STEP:
-                for name, of_a_step in seconds.items():
-                    self.observe("phase_seconds", of_a_step, phase=name)
+        for name, began, ended in (*spans, (_STEP, 1, None)):
+            if name == _STEP:
+                self._take(seconds, began)
                 seconds.clear()
+            else:
+                seconds[name] += ended - began if isinstance(began, float) else began.elapsed_time(ended) / 1000
+
+    def _take(self, seconds: Mapping[str, float], steps: int) -> None:
+        """Take in the phases of a step; what was timed on a GPU counts for so many steps."""
+        for name, of_a_step in seconds.items():
+            times = steps if name in _ON_DEVICE else 1
+            if name == _ARRIVAL:
+                self._arrivals.append(of_a_step)
+                self.add("rank_arrival_seconds", times * of_a_step, **self._rank)
                 continue
-            name, began, ended = span
-            seconds[name] += ended - began if isinstance(began, float) else began.elapsed_time(ended) / 1000
+            for _ in range(times):
+                self.observe("phase_seconds", of_a_step, phase=name)
 
     def record(self, record: Mapping[str, Any]) -> None:
         """The numbers of a metrics line of the run."""
@@ -344,7 +372,7 @@ class Metrics:
 
     def _event(self) -> Any:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))  # of this rank's GPU, whatever this thread's is
         return event
 
 

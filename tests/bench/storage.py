@@ -34,7 +34,7 @@ from distrain.data.pack import Geometry, Treatment, pack
 from distrain.data.shards import Dataset
 from distrain.data.sources import open_source
 from distrain.data.store import Store
-from distrain.world import cores
+from distrain.world import available_cores
 
 _CONNECTIONS = 8
 _ROUNDS = 5
@@ -74,7 +74,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 def bench_pack(work: Path) -> None:
     import photographs
 
-    photos, processes = photographs.folder(work / "photos", 4000), cores()
+    photos, processes = photographs.folder(work / "photos", 4000), available_cores()
     paths = sorted(str(path) for path in photos.rglob("*.JPEG"))
     chunks = [paths[i : i + 32] for i in range(0, len(paths), 32)]
 
@@ -114,7 +114,7 @@ def bench_stream(work: Path) -> None:
     client = boto3.client("s3", endpoint_url=server.url, config=checksums)
     client.create_bucket(Bucket="data")
     photos = photographs.folder(work / "photos", 4000)
-    pack(open_source(str(photos)).source, "s3://data/set", Treatment(Geometry("keep")), processes=cores())
+    pack(open_source(str(photos)).source, "s3://data/set", Treatment(Geometry("keep")), processes=available_cores())
     # Plain reads of a public object need no signature: the cheapest client there is.
     statement = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::data/*"}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})

@@ -22,9 +22,10 @@ from distrain.errors import RunError, UserError
 from distrain.monitor.health import Watchdog
 from distrain.monitor.prometheus import GAUGES, HISTOGRAMS, TOTALS, Metrics
 from distrain.monitor.sinks import read_metrics
+from distrain.numerics import environment
 from distrain.recall import QUARANTINE
 from distrain.train import train
-from distrain.world import World, environment
+from distrain.world import World
 
 CPU = torch.device("cpu")
 
@@ -282,6 +283,46 @@ def test_phases_are_told_by_step_also_when_several_are_read_at_once(narrow):
     (family,) = metrics._histograms["phase_seconds"].collect()
     (count,) = (s.value for s in family.samples if s.name.endswith("_count"))
     assert count == 3
+    metrics.close(over=True)
+
+
+class Event:
+    """Stands in for a timing event of torch's on a GPU: each comes 10 ms after the one before."""
+
+    made = 0
+
+    def record(self, stream):
+        assert stream == "of cuda:3"
+        Event.made += 1
+        self.at = Event.made
+
+    def elapsed_time(self, later):
+        return 10.0 * (later.at - self.at)
+
+
+def test_on_a_gpu_one_step_of_ten_is_timed_for_all_and_on_the_ranks_own(narrow, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"of {device}")
+    monkeypatch.setattr(Event, "made", 0)
+    metrics = Metrics(narrow(metrics={"port": None}), World(torch.device("cuda", 3)), print)
+    for step in range(1, 32):
+        with metrics.arriving():
+            for _ in range(4):
+                with metrics.phase("forward"):
+                    pass
+        with metrics.phase("checkpoint"):  # of the host
+            pass
+        metrics.step(step, 10, again=False)
+    assert Event.made == 4 * 10, "steps 1, 11, 21 and 31"
+    metrics.read()
+    (family,) = metrics._histograms["phase_seconds"].collect()
+    found = {(s.name.rpartition("_")[2], s.labels["phase"]): s.value for s in family.samples if "le" not in s.labels}
+    assert found["count", "forward"] == found["count", "checkpoint"] == 31
+    assert found["sum", "forward"] == pytest.approx(31 * 4 * 0.01)
+    assert "arrival" not in {phase for _, phase in found}
+    assert metrics.arrived() == pytest.approx(0.09)
+    assert metrics.arrived() == 0.0, "nothing was timed since"
+    assert metrics._totals["rank_arrival_seconds", ("0", socket.gethostname())] == pytest.approx(31 * 0.09)
     metrics.close(over=True)
 
 
