@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distrain.config import Config
 from distrain.data.loader import MicroBatch
@@ -35,32 +35,41 @@ class Score:
 def evaluate(config: Config, world: World, model: nn.Module, batches: Iterable[MicroBatch], lanes: Lanes) -> Score:
     """Score the model on fixed chunks of samples, dealt to the ranks: chunks are independent, their sums integers."""
     lock = threading.Lock()
-    sums = [0] * 5  # samples, top-1, top-5, loss in fixed point, losses that are not finite
+    sums = torch.zeros(5, dtype=torch.int64, device=world.device)
     bad: dict[int, str] = {}
 
     def chunk(batch: MicroBatch) -> None:
-        logits = score(config, model, batch.images)
-        losses = loss_of(config.loss, logits, batch.labels).double()[batch.weights > 0]
-        finite = losses.isfinite()
-        numbers = [
-            batch.weights.sum().long(),
-            correct(logits, batch.labels, batch.weights, 1),
-            correct(logits, batch.labels, batch.weights, 5),
-            (losses[finite].sum() * 2**_LOSS_BITS).long(),
-            (~finite).sum(),
-        ]
-        read = torch.stack(numbers).tolist()
+        found = chunk_sums(config, model, batch)
         with lock:
             bad.update(batch.bad)
-            for i, number in enumerate(read):
-                sums[i] += number
+            sums.add_(found)
 
     model.eval()
     try:
         lanes.run(chunk, batches)
     finally:
         model.train()
-    samples, top1, top5, loss, not_finite = world.totals(sums)
+    samples, top1, top5, loss, not_finite = world.totals(sums.tolist())
     bad = {int(k): reason for part in world.gather(bad) for k, reason in part.items()}
     mean = loss / 2**_LOSS_BITS / samples if samples and not not_finite else float("nan")
     return Score(samples, top1, top5, mean, bad)
+
+
+def chunk_sums(config: Config, model: nn.Module, batch: MicroBatch) -> Tensor:
+    """Score one chunk, without waiting for the device.
+
+    Returns:
+        int64 of shape (5,) on the device: samples, top-1, top-5, loss times 2^32, and losses that are not finite.
+    """
+    logits = score(config, model, batch.images)
+    counts = batch.weights > 0
+    losses = loss_of(config.loss, logits, batch.labels).double()
+    sound = counts & losses.isfinite()
+    numbers = [
+        counts.sum(),
+        correct(logits, batch.labels, batch.weights, 1),
+        correct(logits, batch.labels, batch.weights, 5),
+        (torch.where(sound, losses, 0.0).sum() * 2**_LOSS_BITS).long(),
+        (counts & ~sound).sum(),
+    ]
+    return torch.stack(numbers)

@@ -210,7 +210,7 @@ class AveragePool(nn.Module):
                 for i in range(out):
                     first, last = i * n // out, -(-(i + 1) * n // out)
                     rows[i, first:last] = 1 / (last - first)
-                self._averages[key] = rows.to(like.device, like.dtype)
+                self._averages[key] = rows.to(like.device, like.dtype, non_blocking=True)
         return self._averages[key]
 
 

@@ -288,7 +288,7 @@ class Loader:
         labels = torch.tensor([row.label for row in rows])
         weights = torch.ones(len(rows))
         feed = Feed(files, height_width, draws, self._mean - draws.colour)
-        pending = _Pending(request, labels, weights, {}, feed)
+        pending = _Pending(request, labels, weights, {}, feed, set())
         for place in [*excluded, *range(len(rows) - request.padding, len(rows))]:
             pending.exclude(place, self._placeholder, crop, excluded.get(place))
         return pending
@@ -316,7 +316,7 @@ class Loader:
     def _finished(self, pixels: torch.Tensor, done: "_Pending") -> MicroBatch:
         request, weights, device = done.request, done.weights, self._device
         mirror, mean = done.feed.draws.mirror, done.feed.mean
-        blank = None if weights.all() else (weights == 0).to(device)
+        blank = (weights == 0).to(device, non_blocking=True) if done.blank else None
 
         def finish(pixels: torch.Tensor) -> torch.Tensor:
             if not self._graph.normalise:
@@ -348,12 +348,15 @@ class _Pending(NamedTuple):
     bad: dict[int, str]
     """Reason by sample id."""
     feed: Feed
+    blank: set[int]
+    """Places in the batch that hold the placeholder."""
 
     def exclude(self, place: int, placeholder: NDArray[np.uint8], crop: int, reason: str | None) -> None:
         """Put the placeholder, of weight 0, in a sample's place; with a reason it is bad, without it is padding."""
         if reason is not None:
             self.bad[int(self.request.ids[place])] = reason
         self.weights[place] = 0
+        self.blank.add(place)
         self.feed.images[place] = placeholder
         self.feed.sizes[place] = crop
         self.feed.draws.start[place] = 0
