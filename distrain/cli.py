@@ -14,6 +14,7 @@ from distrain.cli_jobs import drain, jobs, logs, resume, stop, submit
 from distrain.errors import RunError, UserError
 
 if TYPE_CHECKING:
+    from distrain.launch.share import Node
     from distrain.monitor.sinks import Console
     from distrain.train import Summary
 
@@ -66,7 +67,8 @@ def train(
     must_resume: Annotated[bool, typer.Option("--resume", help="Insist on a checkpoint; one is used anyway.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the config and what it comes to.")] = False,
     workers: Annotated[
-        str | None, typer.Option(metavar="N|MIN-MAX", help="Ranks, with Ray: on this machine unless --address.")
+        str | None,
+        typer.Option(metavar="auto|N|MIN-MAX", help="Ranks: on this machine unless --address. auto: one per GPU."),
     ] = None,
     address: Annotated[
         str | None, typer.Option(metavar="auto|HOST:PORT|ray://HOST:PORT", help="Ray cluster to train on.")
@@ -75,7 +77,7 @@ def train(
         bool, typer.Option("--accept-other-hardware", help="Resume where the hardware computes other bits.")
     ] = False,
 ) -> None:
-    """Train on this machine, on its GPU or CPU cores, or on the workers of a Ray cluster.
+    """Train on this machine, on all its GPUs or its CPU cores, or on the workers of a Ray cluster.
 
     The run directory is runs/<recipe>, or run=...; a run that was stopped goes on from its newest checkpoint.
     """
@@ -87,21 +89,24 @@ def train(
             f"or submit with {__version__}"
         )
     settings = load(config, [*(overrides or []), *workers_override(workers)])
-    ray = workers is not None or address is not None
     if dry_run:
+        from distrain.launch.share import described, fitting, share_of
         from distrain.plan import plan
 
+        nodes = _nodes(address)
+        share = share_of(settings, nodes)
         typer.echo(to_yaml(settings))
-        for name, value in plan(settings, ranks=settings.cluster.workers[1] if ray else 1).items():
+        for name, value in {**plan(settings, fitting(share, nodes)), **described(settings, share, nodes)}.items():
             typer.echo(f"{name + ':':<24} {value}")
         return
     from distrain.data.store import Store
+    from distrain.launch.local import ranks_here
     from distrain.monitor.consoles import Logged
     from distrain.monitor.terminal import person
 
     options = {"must_resume": must_resume, "other_hardware": accept_other_hardware}
     with Logged(person(), Store(str(settings.run))) as console:
-        if ray:
+        if address is not None or workers not in (None, "auto") or ranks_here(settings) > 1:
             from distrain.launch.ray_train import run as run_on_ray
 
             summary, signal_number = run_on_ray(settings, console, address=address, **options)
@@ -217,6 +222,19 @@ def bench_data(
         speed = f"{rate.images_per_second:8,.0f} images/s {rate.cpu_ms:7.3f} CPU-ms"
         typer.echo(f"{rate.name:<19} {speed}{times}")
     typer.echo(f"first batch after {found.seconds_to_first_batch:.2f} s")
+
+
+def _nodes(address: str | None) -> "list[Node]":
+    """The nodes of a Ray cluster, or this machine alone."""
+    if address is None:
+        from distrain.launch.local import this_machine
+
+        return [this_machine()]
+    from distrain.launch.ray_cluster import connected, look
+    from distrain.monitor.sinks import Silent
+
+    with connected(address, Silent()):
+        return look()
 
 
 def _tell(console: "Console", summary: "Summary", arguments: list[str]) -> None:

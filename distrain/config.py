@@ -139,6 +139,8 @@ class Config(Section):
     @field_validator("cluster")
     @classmethod
     def _ranks_have_work(cls, value: Cluster, info: ValidationInfo) -> Cluster:
+        if value.workers == "auto":
+            return value
         least, most = value.workers
         virtual = info.data.get("virtual_workers")
         if least > most:

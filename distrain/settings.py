@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, ByteSize, Field, field_validator
+from pydantic import BeforeValidator, ByteSize, field_validator
 
 from distrain.sections import Section, operation, result
 
@@ -152,23 +152,46 @@ class Metrics(Section):
     [operation]"""
 
 
-def _both(value: Any) -> Any:
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _workers(value: Any) -> Any:
     """One number of workers as least and most."""
-    return (value, value) if isinstance(value, int) else value
+    if value == "auto":
+        return value
+    both = (value, value) if _count(value) else value
+    if isinstance(both, list | tuple) and len(both) == 2 and all(map(_count, both)):
+        return tuple(both)
+    raise ValueError(f"must be auto, a number of at least 1, or [least, most], not {value!r}")
 
 
-Count = Annotated[int, Field(ge=1)]
+def _cpus(value: Any) -> Any:
+    if value == "auto" or _count(value):
+        return value
+    raise ValueError(f"must be auto, or a number of at least 1, not {value!r}")
+
+
+def _gpus(value: Any) -> Any:
+    if value == "auto" or (not isinstance(value, bool) and value in (0, 1)):
+        return value
+    raise ValueError(f"must be auto, 0 or 1, not {value!r}")
+
+
+Auto = Literal["auto"]
 
 
 class Cluster(Section):
     """How a run is spread over a Ray cluster, or over workers on one machine."""
 
-    workers: Annotated[tuple[Count, Count], BeforeValidator(_both)] = operation((1, 1), strict=False)
-    """Ranks: a number, or [least, most]: the run grows and shrinks with the cluster. At most V. [operation]"""
-    cpus_per_worker: int = operation(1, ge=1)
-    """CPU cores of each rank; as many virtual workers are computed side by side. [operation]"""
-    gpus_per_worker: int = operation(0, ge=0, le=1)
-    """GPUs of each rank. [operation]"""
+    workers: Annotated[tuple[int, int] | Auto, BeforeValidator(_workers)] = operation("auto")
+    """Ranks: a number, or [least, most]: the run grows and shrinks with the cluster. auto: 1 to as many as there are
+    GPUs, on this machine or in the cluster; without GPUs one. At most V. [operation]"""
+    cpus_per_worker: Annotated[int | Auto, BeforeValidator(_cpus)] = operation("auto")
+    """CPU cores of each rank, which decode images; on a CPU as many virtual workers are computed side by side. auto: an
+    equal share of a machine's. [operation]"""
+    gpus_per_worker: Annotated[int | Auto, BeforeValidator(_gpus)] = operation("auto")
+    """GPUs of each rank, 0 or 1. auto: 1 wherever there are GPUs, unless `device` is cpu. [operation]"""
     wait: float = operation(1800.0, ge=0)
     """Seconds for which a run waits until the cluster has room for the least number of workers. [operation]"""
     stall: float = operation(300.0, gt=0)

@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapes
+import torch
 from PIL import Image
 
 from distrain import __version__
 from distrain.config import to_yaml
+from distrain.launch import local, ray_train
+from distrain.train import Summary
 
 
 @pytest.fixture
@@ -29,6 +32,46 @@ def test_version_and_help(distrain):
     assert code == 0
     assert "train" in out
     assert "pack" in out
+
+
+@pytest.mark.parametrize("flags", [(), ("--workers=auto",), ("--workers=2",), ("--workers=1",), ("--address=auto",)])
+@pytest.mark.parametrize(("gpus", "device", "most"), [(0, "auto", 1), (1, "auto", 1), (3, "auto", 3), (3, "cpu", 1)])
+def test_train_takes_every_gpu_by_itself(distrain, recipe, monkeypatch, gpus, device, most, flags):
+    """One rank trains in this process; more of them, and what is asked for, on Ray."""
+    called = []
+    summary = Summary("finished", 1, 1, 1.0, None, None, "0" * 16, "exact", "runs/x")
+    for name, module in (("here", local), ("ray", ray_train)):
+        monkeypatch.setattr(module, "run", lambda *_, name=name, **__: called.append(name) or (summary, None))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    code, _, err = distrain("train", recipe, f"device={device}", *flags)
+    assert (code, err) == (0, "")
+    asked = bool({"--workers=2", "--workers=1", "--address=auto"} & set(flags))
+    assert called == ["ray" if asked or most > 1 else "here"]
+
+
+def test_fewer_gpus_than_workers_is_a_sentence_at_once(distrain, recipe, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    code, _, err = distrain("train", recipe, "--workers=4", "device=auto")
+    assert code == 2
+    assert "4 workers ask for a GPU each, and this machine shows 1: use --workers auto, or train on CPUs" in err
+
+
+def test_idle_gpus_are_one_line(distrain, recipe, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    code, out, _ = distrain("train", recipe)
+    assert code == 0
+    assert out.splitlines()[0] == "training on CPUs, and 2 of 2 GPUs stay idle: device is cpu"
+    assert out.count("stay idle") == 1
+
+
+def test_a_dry_run_shows_what_would_be_used(distrain, recipe, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr("distrain.launch.local.available_cores", lambda: 16)
+    out = distrain("train", recipe, "--dry-run", "device=auto", "virtual_workers=4")[1]
+    assert re.search(r"virtual workers a rank: +1 on 4 ranks", out)
+    assert re.search(r"workers: +4, each with a GPU and 2 CPU cores, 1 to 4 as the cluster changes", out)
+    assert re.search(r"of: +8 GPUs and 16 CPU cores on 1 node", out)
+    assert re.search(r"idle: +4 of 8 GPUs stay idle: virtual_workers = 4 is the most", out)
 
 
 def test_train_prints_plain_lines_in_a_pipe(distrain, recipe, tmp_path):

@@ -82,10 +82,10 @@ ROWS = [
     ],
     [
         "launch.signals",
+        "launch.share",
         "launch.local",
         "launch.package",
         "launch.submit",
-        "launch.room",
         "launch.ray_cluster",
         "launch.kuberay",
         "launch.slurm",
@@ -119,7 +119,6 @@ THIRD_PARTIES = {
     "urllib3": ["launch.kuberay"],
     "ray": [
         "launch.submit",
-        "launch.room",
         "launch.ray_cluster",
         "launch.drain",
         "launch.ray_rank",

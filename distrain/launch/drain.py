@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 
 from distrain.errors import RunError, UserError
-from distrain.launch.room import look
+from distrain.launch.ray_cluster import look
 from distrain.monitor.sinks import Console
 
 

@@ -14,6 +14,7 @@ import yaml
 from distrain.config import Config, to_yaml
 from distrain.errors import UserError
 from distrain.launch.package import CONFIG, check_places, job_id, metadata, own, variables
+from distrain.launch.share import asked, gpus_per_worker, workers_of
 
 # Where the run's files are in its pods.
 _FOLDER = "/etc/distrain"
@@ -95,12 +96,15 @@ def manifests(
     spec["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": environment})
     spec["metadata"] = metadata(config)
     cluster = spec["rayClusterSpec"]
-    least, most = config.cluster.workers
     if len(groups := cluster["workerGroupSpecs"]) == 1:
-        each = _workers_of_a_pod(config, groups[0], template)
+        each, gpus = _workers_of_a_pod(config, groups[0], template)
+        least, most = _workers(config, each * int(groups[0].get("maxReplicas", 1)) if gpus else 0)
+        config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": (least, most)})})
         few, many = -(-least // each), -(-most // each)
         groups[0].update(replicas=few, minReplicas=few, maxReplicas=many)
-    cluster["enableInTreeAutoscaling"] = least < most
+        cluster["enableInTreeAutoscaling"] = least < most
+    elif (workers := config.cluster.workers) != "auto":
+        cluster["enableInTreeAutoscaling"] = workers[0] < workers[1]
     sent = {CONFIG: to_yaml(config), **{path: data.decode() for path, data in own(files).items()}}
     if (size := sum(len(text.encode()) for text in sent.values())) > _LARGEST:
         raise UserError(
@@ -146,24 +150,28 @@ def _template(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise UserError(f"the RayJob of {path} lacks {error}: see cluster/kuberay/rayjob.yaml") from None
 
 
-def _workers_of_a_pod(config: Config, group: Mapping[str, Any], template: Path) -> int:
-    """How many ranks a pod of a group has room for."""
+def _workers(config: Config, gpus: int) -> tuple[int, int]:
+    """Ranks at least and at most, where the pods have so many GPUs in all."""
+    asked = config.cluster.workers
+    return (1, max(1, min(config.virtual_workers, gpus))) if asked == "auto" else asked
+
+
+def _workers_of_a_pod(config: Config, group: Mapping[str, Any], template: Path) -> tuple[int, int]:
+    """How many ranks a pod of a group has room for, and how many GPUs each of them has."""
     resources = group["template"]["spec"]["containers"][0].get("resources") or {}
     has = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
     cpu = str(has.get("cpu", "0"))
     if not re.fullmatch(r"\d+(\.\d+)?|\d+m", cpu):
         raise UserError(f"cpu: {cpu} in {template} is no number of cores: write it like 16, 1.5 or 500m")
     cores = float(cpu) if cpu[-1] != "m" else int(cpu[:-1]) / 1000
-    room = int(cores / config.cluster.cpus_per_worker)
-    if config.cluster.gpus_per_worker:
-        room = min(room, int(has.get("nvidia.com/gpu", 0)) // config.cluster.gpus_per_worker)
+    gpus = int(has.get("nvidia.com/gpu", 0))
+    room = workers_of(config, cores, gpus)
     if room < 1:
-        wants = f"{config.cluster.cpus_per_worker} CPUs and {config.cluster.gpus_per_worker} GPUs"
         raise UserError(
-            f"a worker asks for {wants}, and a pod of {group.get('groupName')} in {template} has {cpu} CPUs and "
-            f"{has.get('nvidia.com/gpu', 0)} GPUs: lower cluster.cpus_per_worker, or give the pod more"
+            f"a worker asks for {asked(config, gpus)}, and a pod of {group.get('groupName')} in {template} has {cpu} "
+            f"CPUs and {gpus} GPUs: lower cluster.cpus_per_worker, or give the pod more"
         )
-    return room
+    return room, gpus_per_worker(config, gpus)
 
 
 def _mount(pod: dict[str, Any], source: dict[str, Any], template: Path) -> None:

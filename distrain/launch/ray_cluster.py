@@ -1,17 +1,20 @@
-"""A connection to a Ray cluster, or a Ray of our own on this machine."""
+"""A connection to a Ray cluster, or a Ray of our own on this machine; its nodes, and its autoscaler."""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import RaySystemError
 
-from distrain.config import Config
 from distrain.errors import RunError, UserError
+from distrain.launch.share import Node, Share, need
 from distrain.monitor.sinks import Console
+
+_PRIVATE_IS_GONE = (AttributeError, ImportError, RuntimeError, RaySystemError)
 
 # Ray's defaults are a poll every 2 s, 60 s for workers that cannot be placed, every print twice and a chdir.
 _TRAIN_SETTINGS = {
@@ -43,8 +46,11 @@ def _join(address: str, console: Console, options: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def connected(config: Config, address: str | None, console: Console) -> Iterator[None]:
-    """A connection to a cluster, or a Ray of our own, which is gone afterwards with all that it wrote."""
+def connected(address: str | None, console: Console, *, cpus: int = 0, gpus: int = 0) -> Iterator[None]:
+    """A connection to a cluster, or a Ray of our own, which is gone afterwards with all that it wrote.
+
+    `cpus` and `gpus`: what a Ray of our own has to give to workers.
+    """
     os.environ.update({k: v for k, v in _TRAIN_SETTINGS.items() if k not in os.environ})
     # A wall of text for each worker that dies, whatever log_to_driver says; where it has moved to, it shows again.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
@@ -64,14 +70,53 @@ def connected(config: Config, address: str | None, console: Console) -> Iterator
     os.environ.update({k: v for k, v in HEAD_SETTINGS.items() if k not in os.environ})
     # Set, it makes every process of Ray's compile torch again: 50 s instead of 15.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    workers, cluster = config.cluster.workers[1], config.cluster
     folder = tempfile.mkdtemp(prefix="distrain-ray-")
     try:
-        ray.init(num_cpus=workers * cluster.cpus_per_worker, include_dashboard=False, _temp_dir=folder, **quiet)
+        ray.init(num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _temp_dir=folder, **quiet)
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def look() -> list[Node]:
+    """The cluster's nodes. Two private calls of Ray's make the view sharper; without them it is coarser, not wrong."""
+    alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
+    try:
+        draining = set(ray._private.state.state.get_draining_nodes())
+    except _PRIVATE_IS_GONE:  # a drained node is then noticed when it is gone
+        draining = set()
+    try:
+        free = ray._private.state.available_resources_per_node()
+    except _PRIVATE_IS_GONE:  # all of the cluster's together: what is too much is found out by trying
+        first = next(iter(alive))
+        free = {first: ray.available_resources()}
+    return [
+        Node(node, n["NodeManagerAddress"], n["Resources"], free.get(node, {}), node in draining)
+        for node, n in alive.items()
+    ]
+
+
+def call_for(share: Share, workers: int, nodes: Sequence[Node], held: Sequence[str]) -> None:
+    """Tell the cluster's autoscaler, where there is one, how many workers are wanted; 0: none any more.
+
+    It takes this for the size of the whole cluster, so that what others hold is asked for too.
+
+    Args:
+        share: what a worker needs.
+        workers: how many.
+        nodes: the cluster.
+        held: nodes of our own workers, by id.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    bundles = [need(share)] * workers
+    for node in nodes if workers else ():
+        ours = {kind: each * held.count(node.id) for kind, each in need(share).items()}
+        others = {kind: node.total.get(kind, 0.0) - node.free.get(kind, 0.0) - own for kind, own in ours.items()}
+        if any(amount > 0 for amount in others.values()):
+            bundles.append({kind: max(0.0, amount) for kind, amount in others.items()})
+    request_resources(bundles=bundles)
 
 
 def reason_of(error: BaseException | None) -> str:

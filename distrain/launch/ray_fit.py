@@ -13,28 +13,28 @@ from distrain.data.store import Store
 from distrain.errors import LostRankError
 from distrain.launch.ray_cluster import reason_of
 from distrain.launch.ray_rank import heed_sigterm, run_rank
+from distrain.launch.share import Share, need
 
 
-def trainer(config: Config, workers: int, order: Mapping[str, Any], mailbox: Any) -> TorchTrainer:
+def trainer(config: Config, workers: int, share: Share, order: Mapping[str, Any], mailbox: Any) -> TorchTrainer:
     """Ready to fit with so many workers.
 
     Args:
         config: the run.
         workers: ranks.
+        share: what each of them holds.
         order: what each rank is told: fit, session and options of the launch.
         mailbox: the launch's, an actor.
     """
-    cluster = config.cluster
-    resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.gpus_per_worker else {})}
+    resources = {kind: each for kind, each in need(share).items() if each}
+    told = {**order, "config": config.model_dump(mode="json"), "mailbox": mailbox, "share": share}
     assert config.run is not None
     path, file_system = _storage(config.run)
     return TorchTrainer(
         run_rank,
-        train_loop_config={**order, "config": config.model_dump(mode="json"), "mailbox": mailbox},
+        train_loop_config=told,
         torch_config=_NoGroup(),
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=bool(cluster.gpus_per_worker), resources_per_worker=resources
-        ),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(share.gpus), resources_per_worker=resources),
         run_config=RunConfig(
             name=f"{order['session']}-{order['fit']}",
             storage_path=path,

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +13,15 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+import torch
 from ray.train.collective import broadcast_from_rank_zero
 
 from distrain.config import parse
 from distrain.data.store import Store
 from distrain.errors import AttemptError, RunError, UserError
-from distrain.launch.room import Node, call_for, look
+from distrain.launch.ray_cluster import call_for, look
+from distrain.launch.share import Node, Share
 from distrain.monitor.health import group_timeout
-from distrain.settings import Cluster
 from distrain.train import train
 from distrain.world import World, joined
 
@@ -76,9 +78,9 @@ class Mailbox:
         """The cluster as it is seen from its head."""
         return look()
 
-    def call_for(self, cluster: Cluster, workers: int, held: Sequence[str]) -> None:
+    def call_for(self, share: Share, workers: int, held: Sequence[str]) -> None:
         """Ask the autoscaler for room."""
-        call_for(cluster, workers, look(), held)
+        call_for(share, workers, look(), held)
 
     def variable(self, name: str) -> str | None:
         """An environment variable of the head."""
@@ -122,19 +124,21 @@ def run_rank(order: dict[str, Any]) -> dict[str, Any]:
         AttemptError: another attempt may go on. Ray replaces all ranks then.
     """
     config = parse(order["config"], "the config")
+    share: Share = order["share"]
     mailbox, context = order["mailbox"], ray.train.get_context()
     console = RemoteConsole(mailbox)
     try:
         with joined(
-            ray.train.torch.get_device(),
+            _device(share),
             context.get_world_rank(),
             context.get_world_size(),
             broadcast_from_rank_zero,
             address=ray.util.get_node_ip_address(),
             timeout=group_timeout(config.cluster.stall),
-            cores=config.cluster.cpus_per_worker,
+            cores=share.cpus,
             session=order["session"],
             saved=_pointer(Store(str(config.run)).name),
+            wanted=share.most,
         ) as world:
             context = ray.get_runtime_context()
             places = world.gather([context.get_node_id(), ray.util.get_node_ip_address()])
@@ -150,6 +154,23 @@ def run_rank(order: dict[str, Any]) -> dict[str, Any]:
         raise
     except (UserError, RunError) as error:  # all ranks agree on it
         return {"status": type(error).__name__, "text": str(error)}
+
+
+def _device(share: Share) -> torch.device:
+    """What this rank computes on.
+
+    Raises:
+        AttemptError: it was given a GPU that torch does not find. Not to be agreed on by all ranks: these cannot meet.
+    """
+    if not share.gpus:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise AttemptError(
+            f"Ray gave a rank on {socket.gethostname()} a GPU, and torch finds none there: see what nvidia-smi and "
+            "torch.cuda.is_available() say on it, or set device=cpu"
+        )
+    found: torch.device = ray.train.torch.get_device()
+    return found
 
 
 def _set_when(world: World, wait: Callable[[], bool]) -> None:

@@ -18,10 +18,11 @@ from ray.train import ControllerError
 
 from distrain.config import Config
 from distrain.errors import RunError, UserError
+from distrain.launch.local import this_machine
 from distrain.launch.ray_cluster import HEAD_SETTINGS, connected, reason_of
 from distrain.launch.ray_fit import trainer
 from distrain.launch.ray_rank import Mailbox
-from distrain.launch.room import Node, room, shortage
+from distrain.launch.share import Node, Share, fitting, remark, room, share_of, shortage
 from distrain.launch.signals import stop_on_signals
 from distrain.monitor.sinks import Console
 from distrain.train import Summary
@@ -49,7 +50,10 @@ def run(
         UserError, RunError: as `train`; too many failures without a new checkpoint.
     """
     config = _with_absolute_paths(config)
-    with connected(config, address, console):
+    own: dict[str, int] = {}
+    if address is None:
+        config, own = _on_this_machine(config)
+    with connected(address, console, **own):
         try:
             driver = _Driver(config, console, {"must_resume": must_resume, "other_hardware": other_hardware})
             with stop_on_signals(driver.stop.set) as received:
@@ -59,6 +63,27 @@ def run(
                 f"the Ray cluster is gone ({reason_of(error)}): when it is back, run the same command to go on"
             ) from error
     return summary, received[0] if received and summary.status == "stopped" else None
+
+
+def _on_this_machine(config: Config) -> tuple[Config, dict[str, int]]:
+    """The config for a Ray of our own, with as many workers as fit; and what that Ray has to give.
+
+    Workers on CPUs may be more than there are cores, where so many are asked for.
+
+    Raises:
+        UserError: there are fewer GPUs than workers, and none will come.
+    """
+    machine = this_machine()
+    share = share_of(config, [machine])
+    gpus = int(machine.total["GPU"]) if share.gpus else 0
+    if share.gpus and share.least > gpus:
+        raise UserError(
+            f"{share.least} workers ask for a GPU each, and this machine shows {gpus}: use --workers auto, or train on "
+            "CPUs with device=cpu"
+        )
+    cluster = config.cluster.model_copy(update={"workers": (share.least, fitting(share, [machine]))})
+    cpus = max(int(machine.total["CPU"]), share.least * share.cpus)
+    return config.model_copy(update={"cluster": cluster}), {"cpus": cpus, "gpus": gpus}
 
 
 class _Driver:
@@ -86,6 +111,8 @@ class _Driver:
         self._causes: list[str] = []
         self._unplaceable: int | None = None
         self._called: float | None = None
+        self._share: Share | None = None  # counted at each look; on GPUs or CPUs as at first
+        self._remarks: set[str] = set()
 
     def run(self) -> Summary:
         """Fit again and again, until the run has ended."""
@@ -94,14 +121,14 @@ class _Driver:
         finally:
             if self._called is not None:
                 with suppress(RayError):  # a head that is gone has forgotten it anyway
-                    ray.get(self._mailbox.call_for.remote(self._config.cluster, 0, []), timeout=10)
+                    ray.get(self._mailbox.call_for.remote(self._share, 0, []), timeout=10)
 
     def _run(self) -> Summary:
         barren = 0  # fits in a row in which no group was formed
         while True:
-            workers = self._await_room()
+            workers, share = self._await_room()
             self._places = []
-            found, error, resizing = self._fit(workers)
+            found, error, resizing = self._fit(workers, share)
             if found is not None and "text" in found:
                 kind = UserError if found["status"] == "UserError" else RunError
                 raise kind(found["text"] + self._first_cause())
@@ -122,7 +149,7 @@ class _Driver:
             if barren >= self._config.cluster.max_failures:
                 raise RunError(f"Ray could not form a worker group {barren} times{self._first_cause()}")
 
-    def _fit(self, workers: int) -> tuple[dict[str, Any] | None, BaseException | None, bool]:
+    def _fit(self, workers: int, share: Share) -> tuple[dict[str, Any] | None, BaseException | None, bool]:
         """One fit: what the lead returned or what it raised, and whether it was asked to end for a resize."""
         self._fits += 1
         result: dict[str, Any] = {}
@@ -130,7 +157,7 @@ class _Driver:
         def fit() -> None:
             try:
                 order = {**self._order, "fit": self._fits}
-                result["found"] = trainer(self._config, workers, order, self._mailbox).fit().return_value
+                result["found"] = trainer(self._config, workers, share, order, self._mailbox).fit().return_value
             except BaseException as error:
                 result["error"] = error
             self._mailbox.put.remote("ended", None)
@@ -148,7 +175,7 @@ class _Driver:
             if asked or not self._places or self._lost_at is not None or now - looked < _LOOK_EVERY:
                 continue
             looked = now
-            why, room_since = self._wish_to_resize(workers, room_since)
+            why, room_since = self._wish_to_resize(workers, share, room_since)
             if why:
                 self._console.event(f"{why}: saving, then going on without losing a step")
                 asked = resizing = True
@@ -216,53 +243,63 @@ class _Driver:
     def _first_cause(self) -> str:
         return f"; the first cause was: {self._causes[0]}" if self._causes else ""
 
-    def _call_for_most(self) -> None:
+    def _call_for_most(self, share: Share) -> None:
         now = time.monotonic()
         if self._called is None or now - self._called >= _CALL_EVERY:
             self._called = now
             held = [node for node, _ in self._places]
-            self._mailbox.call_for.remote(self._config.cluster, self._config.cluster.workers[1], held)
+            self._mailbox.call_for.remote(share, share.most, held)
 
-    def _look(self) -> list[Node]:
+    def _look(self, *, beside: bool = False) -> tuple[list[Node], Share]:
+        """The cluster's nodes, and what the run may take of them; `beside`: beside what others hold."""
         nodes: list[Node] = ray.get(self._mailbox.look.remote())
-        return nodes
+        self._share = share_of(self._config, nodes, gpus=self._share.gpus if self._share else None, beside=beside)
+        return nodes, self._share
 
-    def _await_room(self) -> int:
-        """The number of workers to start with, as soon as there is room for the least.
+    def _await_room(self) -> tuple[int, Share]:
+        """The number of workers to start with, and what each holds, as soon as there is room for the least.
 
         Raises:
             RunError: told to stop meanwhile, or there is none for too long.
         """
-        least, most = self._config.cluster.workers
-        if self._unplaceable is not None and self._unplaceable > least:
-            most = self._unplaceable - 1
         began, told = time.monotonic(), False
         while not self.stop.is_set():
-            nodes = self._look()
-            found = min(most, room(self._config.cluster, nodes, held=[]))
             waited = time.monotonic() - began
-            if found == most or (found >= least and waited > _SETTLED):
-                return found
-            self._call_for_most()
+            nodes, share = self._look(beside=waited > _SETTLED)  # what our last workers held is free by then
+            most = share.most
+            if self._unplaceable is not None and self._unplaceable > share.least:
+                most = min(most, self._unplaceable - 1)
+            found = min(most, room(share, nodes, held=[]))
+            if found == most or (found >= share.least and waited > _SETTLED):
+                self._remark(remark(self._config, share, found, nodes))
+                return found, share
+            self._call_for_most(share)
             if not told and waited > _SETTLED:
                 told = True
-                self._console.event(f"waiting for the cluster: {shortage(self._config.cluster, nodes)}")
+                self._console.event(f"waiting for the cluster: {shortage(share, nodes)}")
             if waited > self._config.cluster.wait:
-                why = shortage(self._config.cluster, nodes)
+                why = shortage(share, nodes)
                 raise RunError(f"{why}: add nodes, or lower cluster.workers or what each asks for")
             time.sleep(0.2)
         raise RunError("stopped while it waited for room to train: run the same command to go on")
 
-    def _wish_to_resize(self, workers: int, room_since: float | None) -> tuple[str | None, float | None]:
-        """Why the number of workers should change, and since when there has been room for more."""
-        nodes = self._look()
+    def _remark(self, sentence: str | None) -> None:
+        """Show a sentence, once in a launch."""
+        if sentence is not None and sentence not in self._remarks:
+            self._remarks.add(sentence)
+            self._console.event(sentence)
+
+    def _wish_to_resize(self, workers: int, share: Share, room_since: float | None) -> tuple[str | None, float | None]:
+        """Why the number of workers, which hold `share`, should change; and since when there has been room for more."""
+        nodes, now = self._look()
+        share = now._replace(cpus=share.cpus)
         held = [node for node, _ in self._places]
         drained = sorted(node.address for node in nodes if node.draining and node.id in held)
         if drained:
             return f"{', '.join(drained)} is being drained", None
-        if workers < self._config.cluster.workers[1]:
-            self._call_for_most()
-        found = min(self._config.cluster.workers[1], room(self._config.cluster, nodes, held=held))
+        if workers < share.most:
+            self._call_for_most(share)
+        found = min(share.most, room(share, nodes, held=held))
         if found <= workers:
             return None, None
         since = room_since or time.monotonic()

@@ -14,6 +14,7 @@ from pathlib import Path
 from distrain.config import Config, to_yaml
 from distrain.errors import UserError
 from distrain.launch.package import check_places, job_id, own
+from distrain.launch.share import asked, workers_of
 
 _BEGIN, _END = "# distrain: begin", "# distrain: end"
 _CONFIG_ENDS = "END_OF_CONFIG"
@@ -31,7 +32,8 @@ def script(
 ) -> str:
     """A site's sbatch script with a run filled in.
 
-    The number of nodes follows from `cluster.workers` and what the script asks for on each.
+    The number of nodes follows from `cluster.workers` and what the script asks for on each; with `auto` the script's
+    own stays, and the run takes what GPUs it finds there.
 
     Args:
         config: the run; its paths must mean the same on all nodes.
@@ -52,10 +54,10 @@ def script(
         raise UserError(
             f"the template {template} must have one line {_BEGIN!r} and one {_END!r}: see cluster/slurm/train.sbatch"
         )
-    least, most = config.cluster.workers
     each = _workers_of_a_node(config, text, template)
-    few, many = -(-least // each), -(-most // each)
-    text = _directive(text, "nodes", f"{few}-{many}" if few < many else str(few))
+    if config.cluster.workers != "auto":
+        few, many = (-(-workers // each) for workers in config.cluster.workers)
+        text = _directive(text, "nodes", f"{few}-{many}" if few < many else str(few))
     name = job or re.sub(r"[^\w.-]+", "-", job_id(config))
     if not re.fullmatch(r"[\w.-]+", name):
         raise UserError(f"{name!r} is no name of a job: letters, digits, dots, dashes and underscores")
@@ -110,14 +112,11 @@ def _workers_of_a_node(config: Config, text: str, template: Path) -> int:
     """How many ranks a node of the job has room for."""
     cpus = _number(text, r"(?:--cpus-per-task[= ]|-c ?)")
     gpus = _number(text, r"--(?:gpus-per-node[= ]|gres[= ]gpu:)(?:[a-z]\w*:)?")
-    room = cpus // config.cluster.cpus_per_worker
-    if config.cluster.gpus_per_worker:
-        room = min(room, gpus // config.cluster.gpus_per_worker)
+    room = workers_of(config, cpus, gpus)
     if room < 1:
         raise UserError(
-            f"a worker asks for {config.cluster.cpus_per_worker} CPUs and {config.cluster.gpus_per_worker} GPUs, and "
-            f"{template} for {cpus} and {gpus} on each node: raise --cpus-per-task and --gpus-per-node there, or lower "
-            "cluster.cpus_per_worker"
+            f"a worker asks for {asked(config, gpus)}, and {template} for {cpus} CPUs and {gpus} GPUs on each node: "
+            "raise --cpus-per-task and --gpus-per-node there, or lower cluster.cpus_per_worker"
         )
     return room
 

@@ -13,6 +13,8 @@ import yaml
 from distrain.config import parse_yaml
 from distrain.errors import UserError
 from distrain.launch.kuberay import Kubernetes, manifests
+from distrain.launch.package import CONFIG
+from distrain.settings import Cluster
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 TEMPLATE = CLUSTER / "kuberay/rayjob.yaml"
@@ -34,7 +36,7 @@ def pods(job_or_cluster):
 def config(narrow):
     found = narrow(run="s3://bucket/runs/My_Net")
     cluster = found.cluster.model_copy(update={"workers": (3, 20), "cpus_per_worker": 4, "gpus_per_worker": 1})
-    return found.model_copy(update={"cluster": cluster, "virtual_workers": 32})
+    return found.model_copy(update={"cluster": cluster, "virtual_workers": 32, "device": "auto"})
 
 
 @pytest.fixture
@@ -153,6 +155,20 @@ def test_a_fixed_number_of_workers_needs_no_autoscaler(config, template):
     assert spec["workerGroupSpecs"][0]["minReplicas"] == spec["workerGroupSpecs"][0]["maxReplicas"] == 4
 
 
+@pytest.mark.parametrize(
+    ("gpus", "virtual", "workers", "pods"),
+    [(4, 32, [1, 32], 8), (4, 8, [1, 8], 2), (1, 32, [1, 8], 8), (0, 32, [1, 1], 1)],
+)
+def test_auto_is_a_rank_per_gpu_of_the_most_pods(config, template, gpus, virtual, workers, pods):
+    """The template has at most eight pods; without GPUs one rank trains."""
+    auto = config.model_copy(update={"cluster": Cluster(), "virtual_workers": virtual})
+    found = manifests(auto, template(gpus=gpus))
+    (group,) = found.job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (1, 1, pods)
+    assert found.job["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] == (workers != [1, 1])
+    assert yaml.safe_load(found.files["data"][CONFIG])["cluster"]["workers"] == workers
+
+
 def test_python_files_go_along(config, template, tmp_path):
     (tmp_path / "nets").mkdir()
     (tmp_path / "nets/deep.py").write_text("A = 1\n")
@@ -190,7 +206,7 @@ def test_any_run_has_a_name(config, template, run):
         ({"old": "apiVersion: ray", "new": "{: ray"}, "is no YAML"),
         ({"gpus": 0}, "a pod of gpu in .* has 16 CPUs and 0 GPUs"),
         ({"cpus": "0.5k"}, "cpu: 0.5k in .* is no number of cores"),
-        ({"cpus": "500m"}, "a worker asks for 4 CPUs and 1 GPUs, and a pod of gpu in .* has 500m CPUs"),
+        ({"cpus": "500m"}, "a worker asks for 4 CPUs and 1 GPU, and a pod of gpu in .* has 500m CPUs"),
     ],
 )
 def test_a_template_that_is_none_is_a_sentence(config, template, change, sentence):

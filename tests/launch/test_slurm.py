@@ -10,6 +10,7 @@ import pytest
 from distrain.config import parse_yaml
 from distrain.errors import UserError
 from distrain.launch.slurm import script, submit
+from distrain.settings import Cluster
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "cluster/slurm/train.sbatch"
@@ -19,7 +20,7 @@ TEMPLATE = ROOT / "cluster/slurm/train.sbatch"
 def config(narrow):
     found = narrow(run="/shared/runs/mine")
     cluster = found.cluster.model_copy(update={"workers": (3, 20), "cpus_per_worker": 4, "gpus_per_worker": 1})
-    return found.model_copy(update={"cluster": cluster, "virtual_workers": 32})
+    return found.model_copy(update={"cluster": cluster, "virtual_workers": 32, "device": "auto"})
 
 
 @pytest.fixture
@@ -65,12 +66,21 @@ def test_a_fixed_number_of_nodes(config, template):
     assert text.splitlines()[1] == "#SBATCH --nodes=2", "also where the template has no such line"
 
 
+@pytest.mark.parametrize("gpus", ["--gpus-per-node=4", "--mem=0"])
+def test_with_auto_the_scripts_number_of_nodes_stays(config, template, gpus):
+    """The run counts what GPUs Ray shows on them."""
+    auto = Cluster()
+    text = script(config.model_copy(update={"cluster": auto}), template("--nodes=1\n", "--nodes=2-6\n", gpus=gpus))
+    assert "#SBATCH --nodes=2-6\n" in text
+    assert "workers: auto\n" in text
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"old": "# distrain: end", "new": ""}, "must have one line '# distrain: begin' and one"),
-        ({"gpus": "--mem=0"}, "a worker asks for 4 CPUs and 1 GPUs, and .* for 16 and 0 on each node"),
-        ({"old": "--cpus-per-task=16", "new": "--cpus-per-task=2"}, "for 2 and 4 on each node: raise"),
+        ({"gpus": "--mem=0"}, "a worker asks for 4 CPUs and 1 GPU, and .* for 16 CPUs and 0 GPUs on each node"),
+        ({"old": "--cpus-per-task=16", "new": "--cpus-per-task=2"}, "for 2 CPUs and 4 GPUs on each node: raise"),
     ],
 )
 def test_a_template_that_is_none_is_a_sentence(config, template, change, sentence):
