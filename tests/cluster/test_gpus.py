@@ -1,0 +1,46 @@
+"""Where ranks are placed when GPUs are counted by themselves: a real Ray whose GPUs are only claimed."""
+
+import json
+
+import pytest
+import ray
+
+from distrain.launch import ray_fit
+from distrain.launch.ray_cluster import connected
+from distrain.launch.ray_train import _Driver
+
+# What Ray says of itself, in this process, is not ours to change.
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
+CPUS, GPUS = 16, 3
+
+
+def test_a_rank_on_every_gpu(narrow, console, monkeypatch, tmp_path):
+    """Each holds one of them, and its share of the cores; what stays idle is said. Eight virtual workers, then one."""
+
+    def run_rank(order):  # a function of this function's: it travels by value
+        import json
+
+        import ray
+        import ray.train
+
+        rank = ray.train.get_context().get_world_rank()
+        cpus = ray.get_runtime_context().get_assigned_resources()["CPU"]
+        with open(f"{order['found']}-{rank}.json", "w") as file:
+            json.dump([*ray.get_gpu_ids(), cpus, *order["share"]], file)
+
+    monkeypatch.setattr(ray_fit, "run_rank", run_rank)
+    with connected(None, console, cpus=CPUS, gpus=GPUS):
+        for v, ranks in ((8, GPUS), (1, 1)):
+            config = narrow(device="auto", virtual_workers=v)
+            driver = _Driver(config, console, {})
+            workers, share = driver._await_room()
+            order = {"session": f"v{v}", "fit": 1, "found": str(tmp_path / f"v{v}")}
+            ray_fit.trainer(config, workers, share, order, driver._mailbox).fit()
+            ray.kill(driver._mailbox)
+            told = [json.loads(path.read_text()) for path in tmp_path.glob(f"v{v}-*.json")]
+            assert len({gpu for gpu, *_ in told}) == len(told) == ranks
+            assert [rest for _, *rest in told] == [[CPUS // GPUS, 1, ranks, CPUS // GPUS, 1]] * ranks
+    idle = [event for event in console.events if "idle" in event]
+    assert idle == [
+        "2 of 3 GPUs stay idle: virtual_workers = 1 is the most that can share the work (it is fixed for a run)"
+    ]
