@@ -116,7 +116,9 @@ def test_the_head_notices_lost_nodes_fast():
     assert "RAY_AUTH_MODE=token" in words
 
 
-@pytest.mark.parametrize("path", ["cluster/slurm/train.sbatch", "tests/bench/gpu.sh", ".ci/run"])
+@pytest.mark.parametrize(
+    "path", ["cluster/slurm/train.sbatch", "tests/bench/gpu/pack.sh", "tests/bench/gpu/sheet.sh", ".ci/run"]
+)
 def test_shell_scripts_are_sound(path):
     found = subprocess.run(
         [Path(sys.executable).parent / "shellcheck", "--severity=warning", ROOT / path],

@@ -1,0 +1,68 @@
+"""Networks, their gradients for a micro-batch, and accumulators of them, on random data."""
+
+from typing import NamedTuple
+
+import torch
+from device import DEVICE
+from torch import Tensor, nn
+
+from distrain.config import Config, parse
+from distrain.layers import micro_step
+from distrain.losses import cross_entropy
+from distrain.model import build
+from distrain.optim.accumulate import Accumulator
+from distrain.sections import AlexNet, AlexNet2012, AlexNetBN
+
+CLASSES = 1000
+NETWORKS: dict[str, AlexNet | AlexNet2012 | AlexNetBN] = {
+    "alexnet": AlexNet(),
+    "alexnet2012 source": AlexNet2012(),
+    "alexnet2012 paper": AlexNet2012(layers="paper"),
+    "alexnet_bn": AlexNetBN(),
+    "alexnet_bn lars": AlexNetBN(place="after_pool", affine=False),
+}
+
+
+class Case(NamedTuple):
+    """How a micro-batch is computed."""
+
+    network: str = "alexnet"
+    precision: str = "fp32"
+    layout: str = "nchw"
+    """nchw or channels_last."""
+    batch: int = 128
+    mode: str = "exact"
+    """exact or fast: with fast sums cuDNN tries kernels out and need not be deterministic, as in a plain torch loop."""
+
+    def config(self) -> Config:
+        """Return the config that has its precision and its mode."""
+        least = {"data": {"train": ""}, "schedule": {"name": "constant", "lr": 1.0}}
+        return parse({**least, "precision": self.precision, "reduction": {"mode": self.mode}}, "sheet")
+
+
+class MicroBatch:
+    """A network and images of 224 pixels; a call computes the gradients of all parameters."""
+
+    def __init__(self, case: Case) -> None:
+        """Call it, and use it, under `numerics` of the case's config."""
+        self._is_bf16 = case.precision == "bf16"
+        generator = torch.Generator().manual_seed(0)
+        self.model = build(NETWORKS[case.network], CLASSES, seed=0).to(DEVICE)
+        self._images = torch.randn(case.batch, 3, 224, 224, generator=generator).to(DEVICE)
+        self._labels = torch.arange(case.batch, device=DEVICE) % CLASSES
+        if case.layout == "channels_last":
+            self.model = self.model.to(memory_format=torch.channels_last)
+            self._images = self._images.to(memory_format=torch.channels_last)
+        self.parameters = list(self.model.parameters())
+
+    def __call__(self, worker: int = 0) -> list[Tensor]:
+        with micro_step(0, 0, worker), torch.autocast(DEVICE.type, torch.bfloat16, enabled=self._is_bf16):
+            logits = self.model(self._images)
+        loss = cross_entropy(logits.float(), self._labels).sum()
+        return list(torch.autograd.grad(loss * 2.0**40, self.parameters))
+
+
+def make_accumulator(parameters: list[nn.Parameter], mode: str, batch: int = 128, workers: int = 8) -> Accumulator:
+    """Make the accumulator of a step of so many virtual workers."""
+    bits = 48 if mode == "exact" else None
+    return Accumulator(parameters, virtual_workers=workers, micro_batch=batch, fraction_bits=bits)
