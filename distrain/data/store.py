@@ -154,6 +154,8 @@ class Store:
             if isinstance(error, _LASTING):
                 raise type(error)(f"{self.name}/{path}") from None
             raise OSError(self._without_secrets(str(error))) from None
+        except RecursionError:  # of the caller, whose stack was full already
+            raise
         except Exception as error:  # clients have errors of their own for a broken connection
             raise OSError(self._without_secrets(f"{type(error).__name__}: {error}")) from None
 

@@ -27,6 +27,8 @@ def run(
 ) -> tuple[Summary, int | None]:
     """Train in this process; the summary, and the signal that stopped it early if one did."""
     world = local_world(config)
+    if world.device.type == "cuda":
+        console.event(f"training on one GPU, {torch.cuda.get_device_name(world.device)}")
     machine = this_machine()
     if sentence := remark(config, share_of(config, [machine]), 1, [machine]):
         console.event(sentence)

@@ -214,7 +214,8 @@ class _Driver:
         self._places, self._group, self._unplaceable = places, group, None
         hosts = [address for _, address in places]
         where = ", ".join(f"{hosts.count(host)} on {host}" for host in sorted(set(hosts)))
-        self._console.event(f"worker group formed: {len(hosts)} worker{'s' * (len(hosts) > 1)} ({where})")
+        what = " with a GPU each" if self._share and self._share.gpus else ""
+        self._console.event(f"worker group formed: {len(hosts)} worker{'s' * (len(hosts) > 1)}{what} ({where})")
 
     def _started(self, step: int, steps: int, steps_per_epoch: int) -> None:
         if step > self._start:
