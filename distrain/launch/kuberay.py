@@ -152,8 +152,8 @@ def _template(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _workers(config: Config, gpus: int) -> tuple[int, int]:
     """Ranks at least and at most, where the pods have so many GPUs in all."""
-    asked = config.cluster.workers
-    return (1, max(1, min(config.virtual_workers, gpus))) if asked == "auto" else asked
+    workers = config.cluster.workers
+    return (1, max(1, min(config.virtual_workers, gpus))) if workers == "auto" else workers
 
 
 def _workers_of_a_pod(config: Config, group: Mapping[str, Any], template: Path) -> tuple[int, int]:
