@@ -19,7 +19,7 @@ import torch.distributed as dist
 from common import DATA, DRY, LEFT_OUT, TMP, Out, main, wait_for
 from device import DEVICE, sync
 from one_rank import meet_at
-from runs import Quiet, config, digits, run
+from short_runs import Quiet, config, digits, run
 
 import distrain.train
 from distrain.world import World, joined

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from common import DATA, DRY, Out, main
 from device import DEVICE, sync
-from runs import config
+from short_runs import config
 
 from distrain.data import dali
 from distrain.data.loader import Loader, training_requests

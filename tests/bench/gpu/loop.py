@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 from common import DATA, DRY, TMP, Out, main
 from device import DEVICE, peak_memory, reset_peak_memory
-from runs import Quiet, config
+from short_runs import Quiet, config
 
 from distrain.checkpoint import Checkpoints
 from distrain.data import dali

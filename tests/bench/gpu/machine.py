@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from common import DRY, Out, main
 from device import DEVICE, elapsed
-from runs import digits, run
+from short_runs import digits, run
 
 from distrain.numerics import environment
 

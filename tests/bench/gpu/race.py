@@ -13,7 +13,7 @@ import torch
 from common import DRY, TMP, Out, main
 from device import DEVICE, sync
 from photos import STATISTICS, encoded, picture, write_set
-from runs import config
+from short_runs import config
 from test_loader import requests
 from torch import Tensor
 

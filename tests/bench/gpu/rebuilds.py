@@ -9,7 +9,7 @@ import torch
 from common import DRY, TMP, Out, main
 from device import DEVICE, memory_of_all, memory_of_process
 from photos import STATISTICS, encoded, picture, write_set
-from runs import config
+from short_runs import config
 from test_loader import requests, resident
 
 from distrain.data.loader import Loader

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from common import DRY, TMP, Out, main
 from device import DEVICE
 from photos import STATISTICS, encoded, picture, write_set
-from runs import config, digits, run
+from short_runs import config, digits, run
 from test_loader import by_id, requests
 from torch import Tensor
 
