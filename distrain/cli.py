@@ -14,7 +14,8 @@ from distrain.cli_jobs import drain, jobs, logs, resume, stop, submit
 from distrain.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from distrain.launch.share import Node
+    from distrain.config import Config
+    from distrain.launch.share import Node, Share
     from distrain.monitor.sinks import Console
     from distrain.train import Summary
 
@@ -90,13 +91,13 @@ def train(
         )
     settings = load(config, [*(overrides or []), *workers_override(workers)])
     if dry_run:
-        from distrain.launch.share import described, fitting, share_of
+        from distrain.launch.share import described, fitting
         from distrain.plan import plan
 
-        nodes = _nodes(address)
-        share = share_of(settings, nodes)
+        share, nodes = _share(settings, address)
+        taken = described(settings, share, nodes, cluster=address is not None)
         typer.echo(to_yaml(settings))
-        for name, value in {**plan(settings, fitting(share, nodes)), **described(settings, share, nodes)}.items():
+        for name, value in {**plan(settings, fitting(share, nodes)), **taken}.items():
             typer.echo(f"{name + ':':<24} {value}")
         return
     from distrain.data.store import Store
@@ -224,17 +225,18 @@ def bench_data(
     typer.echo(f"first batch after {found.seconds_to_first_batch:.2f} s")
 
 
-def _nodes(address: str | None) -> "list[Node]":
-    """The nodes of a Ray cluster, or this machine alone."""
+def _share(config: "Config", address: str | None) -> "tuple[Share, list[Node]]":
+    """What a run would take of a Ray cluster, or of this machine; and the nodes."""
     if address is None:
-        from distrain.launch.local import this_machine
+        from distrain.launch.local import share_here
 
-        return [this_machine()]
-    from distrain.launch.ray_cluster import connected, look
+        return share_here(config)
+    from distrain.launch.ray_cluster import nodes_at
+    from distrain.launch.share import share_of
     from distrain.monitor.sinks import Silent
 
-    with connected(address, Silent()):
-        return look()
+    nodes = nodes_at(address, Silent())
+    return share_of(config, nodes), nodes
 
 
 def _tell(console: "Console", summary: "Summary", arguments: list[str]) -> None:

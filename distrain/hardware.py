@@ -59,14 +59,21 @@ def _first_samples(config: Config, world: World, dataset: Dataset) -> MicroBatch
         return next(batches)
 
 
-def agree(world: World, facts: dict[str, Any]) -> None:
+def agree(world: World, facts: dict[str, Any], explaining: dict[str, Any] | None = None) -> None:
     """Compare what each rank found before the first step.
+
+    Args:
+        world: the ranks.
+        facts: what must be the same on all of them.
+        explaining: what may differ, and is told beside facts that do.
 
     Raises:
         UserError: naming the first rank that differs from rank 0, and every difference.
     """
-    first, *others = world.gather(facts)
-    for rank, found in enumerate(others, 1):
+    (first, reasons), *others = world.gather([facts, explaining or {}])
+    for rank, (found, why) in enumerate(others, 1):
+        if first != found:
+            first, found = {**first, **reasons}, {**found, **why}
         differs = [
             f"\n  - {key}: {first.get(key)!r} on rank 0, {found.get(key)!r} on rank {rank}"
             for key in sorted(first.keys() | found.keys())

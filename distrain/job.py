@@ -25,7 +25,7 @@ from distrain.monitor.health import Spikes, Stragglers, Watchdog
 from distrain.monitor.meters import Meters
 from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import Console, read_metrics
-from distrain.numerics import environment
+from distrain.numerics import environment, explaining
 from distrain.optim.accumulate import Accumulator
 from distrain.optim.adam import Adam
 from distrain.optim.lars import LARS
@@ -177,7 +177,10 @@ def setup(
         if config.reduction.mode == "exact":
             hardware = fingerprint(config, world, dataset, model, accumulator.scale, lanes)
     hosts = environment(world.device)
-    agree(world, {**result_fields(config), "validation set": val_fingerprint(val), **hosts, "computed bits": hardware})
+    whys = explaining(hosts)
+    names = {name: value for name, value in hosts.items() if name not in whys}
+    facts = {**result_fields(config), "validation set": val_fingerprint(val), **names, "computed bits": hardware}
+    agree(world, facts, whys)
     if state is not None:
         check_hardware(console, state, hosts, hardware, other_hardware)
         watchdog.at("the restore", waiting=True)

@@ -4,7 +4,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -111,6 +111,11 @@ def environment(device: torch.device) -> dict[str, str]:
         found["cuda"] = str(torch.version.cuda)
         found["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
     return found
+
+
+def explaining(names: Mapping[str, str]) -> dict[str, str]:
+    """What of an environment explains other bits and need not be the same: drivers may differ in a cluster."""
+    return {name: value for name, value in names.items() if name in (*_GPU_PACKAGES, "driver", "cuda", "cudnn")}
 
 
 def _driver() -> str:

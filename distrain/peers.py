@@ -7,11 +7,13 @@ with it the host, as soon as that waits for the device. So a thread of each rank
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 _LEAVES, _LOST = 0, 1
+_LONGER_THAN_A_RUN = timedelta(days=3650)
 
 
 class PeerWatch:
@@ -24,7 +26,7 @@ class PeerWatch:
         """Start to watch.
 
         Args:
-            group: a gloo group of all ranks, of which nobody else makes use, and whose time-out is longer than a run.
+            group: a gloo group of all ranks, of which nobody else makes use.
             rank: this one, 0 to ranks - 1.
             ranks: how many there are, at least 2.
             on_loss: called once if a rank is lost, on a thread of the watch, or if this one gives up.
@@ -44,27 +46,30 @@ class PeerWatch:
         """
         if lost:
             self._lose()
-            return
-        self._say(_LEAVES)
-        self._thread.join(timeout)
+        elif self._is_first_word():
+            self._send(_LEAVES)
+            self._thread.join(timeout)
 
     def _watch(self) -> None:
         word = torch.tensor([_LOST])
         with suppress(RuntimeError):  # the connection is closed: the word stays what it is
-            dist.recv(word, self._before, group=self._group)
+            work = dist.irecv(word, self._before, group=self._group)
+            assert work is not None
+            work.wait(_LONGER_THAN_A_RUN)  # the group's own time-out is for ranks that are expected
         if int(word) == _LOST:
             self._lose()
 
     def _lose(self) -> None:
-        if self._say(_LOST):
-            self._on_loss()
+        if self._is_first_word():
+            self._on_loss()  # before the news: a send may wait for a host that is cut off
+            self._send(_LOST)
 
-    def _say(self, word: int) -> bool:
-        """Send the one word that this rank says to the next; whether nothing was said before."""
+    def _is_first_word(self) -> bool:
+        """Whether this rank has said nothing to the next one before: it says one word."""
         with self._lock:
-            if self._said:
-                return False
-            self._said = True
+            first, self._said = not self._said, True
+        return first
+
+    def _send(self, word: int) -> None:
         with suppress(RuntimeError):  # it is the next rank that is gone
             dist.send(torch.tensor([word]), self._next, group=self._group)
-        return True

@@ -22,7 +22,6 @@ from distrain.errors import AttemptError, LostRankError, RunError, UserError
 from distrain.peers import PeerWatch
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_LONGER_THAN_A_RUN = timedelta(days=3650)
 
 
 def available_cores() -> int:
@@ -116,8 +115,13 @@ class World:
         Raises:
             LostRankError: another rank is gone, so that what the device has reduced is void.
         """
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        try:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        except RuntimeError as error:  # a lost GPU's memory may be what the reduction was reading
+            if self.lost.is_set():
+                raise LostRankError(f"another rank is gone: {_without_place(str(error))}") from error
+            raise
         if self.lost.is_set():
             raise LostRankError("another rank is gone: the reduction on the GPU was aborted")
 
@@ -198,43 +202,56 @@ def joined(
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         if name is not None:  # or gloo takes the address of the host's name, which may be 127.0.1.1
             os.environ.setdefault(variable, name)
-    with _losing_ranks():
-        # Rank 0 listens on a port that the system picks, so none can be taken.
-        listening = (address, 0, ranks, True, limit, False)
-        store = dist.TCPStore(*listening) if rank == 0 else None  # type: ignore[attr-defined]
-        host, _, port = meet(f"{address} {store.port}" if store else "").partition(" ")
-        store = store or dist.TCPStore(host, int(port), ranks, False, limit)  # type: ignore[attr-defined]
-        options: dict[str, Any] = {"store": store, "rank": rank, "world_size": ranks, "timeout": limit}
-        watch = _on_gpus(world, options) if device.type == "cuda" else None
-        if watch is None:
-            dist.init_process_group("gloo", **options)
-    ended = False
+    watch, ended = None, False
     try:
+        with _losing_ranks():
+            # Rank 0 listens on a port that the system picks, so none can be taken.
+            listening = (address, 0, ranks, True, limit, False)
+            store = dist.TCPStore(*listening) if rank == 0 else None  # type: ignore[attr-defined]
+            host, _, port = meet(f"{address} {store.port}" if store else "").partition(" ")
+            store = store or dist.TCPStore(host, int(port), ranks, False, limit)  # type: ignore[attr-defined]
+        options: dict[str, Any] = {"store": store, "rank": rank, "world_size": ranks, "timeout": limit}
+        if device.type == "cuda":
+            watch = _form_on_gpus(world, options)
+        else:
+            with _losing_ranks():
+                dist.init_process_group("gloo", **options)
         yield world
         ended = True
     finally:
-        if watch is not None:
-            watch.leave(lost=not ended, timeout=timeout)
-        with suppress(RuntimeError):  # what broke it was raised already
-            dist.destroy_process_group()
+        try:
+            if watch is not None:
+                watch.leave(lost=not ended, timeout=timeout)
+        finally:
+            if dist.is_initialized():
+                with suppress(RuntimeError):  # what broke it was raised already
+                    dist.destroy_process_group()
 
 
-def _on_gpus(world: World, options: dict[str, Any]) -> PeerWatch:
+def _form_on_gpus(world: World, options: dict[str, Any]) -> PeerWatch:
     """Form the process group of a world of GPUs: NCCL for tensors on them, gloo for those on the CPU.
 
-    With `device_id` NCCL connects here, and not in the first step. Its own watch would end the process after the
-    time-out; ours aborts the communicator as soon as a peer is gone, and sets `world.lost`.
+    With `device_id` NCCL connects here, and not in the first step. torch's own handling of NCCL's errors would end the
+    process: it is off, and our watch aborts the communicator as soon as a peer is gone, and sets `world.lost`.
+
+    Raises:
+        AttemptError: the GPUs cannot be connected.
     """
-    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    for variable in ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_DUMP_ON_TIMEOUT"):
+        os.environ.setdefault(variable, "0")
     torch.cuda.set_device(world.device)
-    dist.init_process_group("cpu:gloo,cuda:nccl", device_id=world.device, **options)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=world.device, **options)
+        group: Any = dist.new_group(backend="gloo", timeout=options["timeout"])
+    except RuntimeError as error:
+        raise AttemptError(f"the ranks' GPUs could not be connected: {_without_place(str(error))}") from error
     communicator = _communicator(world.device)
 
     def abort() -> None:
-        world.lost.set()
-        communicator.abort()
+        world.lost.set()  # first: who waits for the device must not take what it then has for a sum
+        with suppress(RuntimeError):  # it does not end in time: whoever waits is ended by the watchdog
+            communicator.abort()
 
-    group: Any = dist.new_group(backend="gloo", timeout=_LONGER_THAN_A_RUN)
     return PeerWatch(group, world.rank, world.ranks, abort)
 
 

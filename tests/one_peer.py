@@ -6,7 +6,6 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from distrain.peers import PeerWatch
-from distrain.world import _LONGER_THAN_A_RUN
 
 
 def say(text: str) -> None:
@@ -18,7 +17,7 @@ def main() -> None:
     path, rank, ranks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     store = dist.FileStore(path, ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
-    group = dist.new_group(backend="gloo", timeout=_LONGER_THAN_A_RUN)
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=5))
     watch = PeerWatch(group, rank, ranks, lambda: say("lost"))
     dist.barrier()
     say("watching")

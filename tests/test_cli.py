@@ -43,6 +43,7 @@ def test_train_takes_every_gpu_by_itself(distrain, recipe, monkeypatch, gpus, de
     for name, module in (("here", local), ("ray", ray_train)):
         monkeypatch.setattr(module, "run", lambda *_, name=name, **__: called.append(name) or (summary, None))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr("distrain.launch.local.available_cores", lambda: 16)
     code, _, err = distrain("train", recipe, f"device={device}", *flags)
     assert (code, err) == (0, "")
     asked = bool({"--workers=2", "--workers=1", "--address=auto"} & set(flags))
@@ -69,7 +70,7 @@ def test_a_dry_run_shows_what_would_be_used(distrain, recipe, monkeypatch):
     monkeypatch.setattr("distrain.launch.local.available_cores", lambda: 16)
     out = distrain("train", recipe, "--dry-run", "device=auto", "virtual_workers=4")[1]
     assert re.search(r"virtual workers a rank: +1 on 4 ranks", out)
-    assert re.search(r"workers: +4, each with a GPU and 2 CPU cores, 1 to 4 as the cluster changes", out)
+    assert re.search(r"workers: +4, each with a GPU and 2 CPU cores\n", out)
     assert re.search(r"of: +8 GPUs and 16 CPU cores on 1 node", out)
     assert re.search(r"idle: +4 of 8 GPUs stay idle: virtual_workers = 4 is the most", out)
 

@@ -18,6 +18,7 @@ from distrain.world import World, available_cores, joined, local_world
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 3)
 """Asked for, and never there."""
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 @given(st.integers(1, 64), st.data())
@@ -89,17 +90,22 @@ def joining(monkeypatch, cuda):
             cuda.made.append(("leave", lost))
 
     class Communicator:
-        abort = staticmethod(cuda.noting("abort"))
+        @staticmethod
+        def abort():
+            cuda.made.append(("abort", cuda.world.lost.is_set()))
+            raise RuntimeError("not in time")
 
     def init(backend, *, device_id, **_):
         cuda.made.append(("init", backend, device_id))
 
-    monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "")  # noted, so that it is as before when the test ends
-    monkeypatch.delenv("TORCH_NCCL_ASYNC_ERROR_HANDLING")
+    for name in ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_DUMP_ON_TIMEOUT", *INTERFACES):
+        monkeypatch.setenv(name, "")  # noted, so that it is as before when the test ends
+        monkeypatch.delenv(name)
     monkeypatch.setattr(distrain.world, "PeerWatch", Watch)
     monkeypatch.setattr(distrain.world, "_communicator", lambda device: Communicator)
     monkeypatch.setattr(dist, "init_process_group", init)
     monkeypatch.setattr(dist, "new_group", cuda.noting("new_group", "a gloo group"))
+    monkeypatch.setattr(dist, "is_initialized", lambda: "init" in cuda.names)
     monkeypatch.setattr(dist, "destroy_process_group", cuda.noting("destroy"))
     options = {"timeout": 5.0, "cores": 1, "session": "s"}
     return lambda: joined(GPU, 0, 2, lambda address: address, **options)
@@ -112,8 +118,7 @@ def test_gpus_join_by_number_and_leave_in_order(joining, cuda):
     assert cuda.names == ["set_device", "init", "new_group", "watch", "leave", "destroy"]
     assert cuda.made[0] == ("set_device", GPU)
     assert cuda.made[1] == ("init", "cpu:gloo,cuda:nccl", GPU)
-    assert cuda.made[2][1] == "gloo"
-    assert cuda.made[2][2] > timedelta(days=365), "who waits in it waits for a whole run"
+    assert cuda.made[2] == ("new_group", "gloo", timedelta(seconds=5)), "who does not come to it counts as lost"
     assert cuda.made[-2] == ("leave", False)
 
 
@@ -126,11 +131,26 @@ def test_a_rank_that_fails_tells_the_others(joining, cuda):
 def test_a_lost_peer_aborts_nccl_and_voids_what_was_reduced(joining, cuda, monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", cuda.noting("synchronize"))
     with joining() as world:
+        cuda.world = world
         world.settle()
         cuda.lose()
         with pytest.raises(LostRankError):
             world.settle()
     assert cuda.names[4:] == ["synchronize", "abort", "synchronize", "leave", "destroy"]
+    assert cuda.made[5] == ("abort", True), "who waits for the GPU must find it out as soon as the abort frees it"
+
+
+def test_gpus_that_cannot_be_connected_are_no_lost_rank(joining, cuda, monkeypatch):
+    def fail(backend, **_):
+        cuda.made.append(("init", backend))
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(dist, "init_process_group", fail)
+    sentence = "the ranks. GPUs could not be connected: CUDA error: out of memory"
+    with pytest.raises(AttemptError, match=sentence) as caught, joining():
+        pass
+    assert not isinstance(caught.value, LostRankError)
+    assert cuda.names == ["set_device", "init", "destroy"]
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,9 @@ def manifests(
     if len(groups := cluster["workerGroupSpecs"]) == 1:
         each, gpus = _workers_of_a_pod(config, groups[0], template)
         least, most = _workers(config, each * int(groups[0].get("maxReplicas", 1)) if gpus else 0)
-        config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": (least, most)})})
+        # A cluster that has no GPU up yet must not look like one that has none.
+        cluster_config = config.cluster.model_copy(update={"workers": (least, most), "gpus_per_worker": gpus})
+        config = config.model_copy(update={"cluster": cluster_config})
         few, many = -(-least // each), -(-most // each)
         groups[0].update(replicas=few, minReplicas=few, maxReplicas=many)
         cluster["enableInTreeAutoscaling"] = least < most

@@ -1,9 +1,12 @@
 """Local mode: one process, a GPU where there is one, no Ray."""
 
+from dataclasses import replace
+
 import torch
 
 from distrain.config import Config
-from distrain.launch.share import Node, fitting, remark, share_of
+from distrain.errors import UserError
+from distrain.launch.share import Node, Share, fitting, remark, share_of
 from distrain.launch.signals import stop_on_signals
 from distrain.monitor.sinks import Console
 from distrain.train import Summary, train
@@ -16,21 +19,38 @@ def this_machine() -> Node:
     return Node("this machine", "127.0.0.1", has, has, draining=False)
 
 
+def share_here(config: Config) -> tuple[Share, list[Node]]:
+    """What a run may take of this machine, and the machine as the only node.
+
+    Raises:
+        UserError: there are fewer GPUs than workers, and none will come.
+    """
+    machine = this_machine()
+    share = share_of(config, [machine])
+    gpus = int(machine.total["GPU"])
+    if share.gpus and share.least > max(1, gpus):
+        raise UserError(
+            f"{share.least} workers ask for a GPU each, and this machine shows {gpus}: use --workers auto, or train on "
+            "CPUs with device=cpu"
+        )
+    return share, [machine]
+
+
 def ranks_here(config: Config) -> int:
     """How many ranks the run has on this machine."""
-    machine = this_machine()
-    return fitting(share_of(config, [machine]), [machine])
+    return fitting(*share_here(config))
 
 
 def run(
     config: Config, console: Console, *, must_resume: bool = False, other_hardware: bool = False
 ) -> tuple[Summary, int | None]:
     """Train in this process; the summary, and the signal that stopped it early if one did."""
-    world = local_world(config)
+    share, nodes = share_here(config)
+    world = local_world(config if share.gpus else config.model_copy(update={"device": "cpu"}))
+    world = replace(world, cores=share.cpus)
     if world.device.type == "cuda":
         console.event(f"training on one GPU, {torch.cuda.get_device_name(world.device)}")
-    machine = this_machine()
-    if sentence := remark(config, share_of(config, [machine]), 1, [machine]):
+    if sentence := remark(config, share, 1, nodes):
         console.event(sentence)
     with stop_on_signals(world.stop.set) as received:
         summary = train(config, world, console, must_resume=must_resume, other_hardware=other_hardware)

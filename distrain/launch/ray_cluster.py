@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import RaySystemError
+from ray.exceptions import RayError, RaySystemError
 
 from distrain.errors import RunError, UserError
 from distrain.launch.share import Node, Share, need
@@ -95,6 +95,22 @@ def look() -> list[Node]:
         Node(node, n["NodeManagerAddress"], n["Resources"], free.get(node, {}), node in draining)
         for node, n in alive.items()
     ]
+
+
+def nodes_at(address: str, console: Console) -> list[Node]:
+    """The nodes of a cluster, as they are seen from its head.
+
+    Raises:
+        UserError: no cluster answers there.
+        RunError: it went away meanwhile.
+    """
+    where = {"node:__internal_head__": 0.001}
+    with connected(address, console):
+        try:
+            nodes: list[Node] = ray.get(ray.remote(num_cpus=0, resources=where)(look).remote())
+        except RayError as error:
+            raise RunError(f"the Ray cluster at {address} does not say what it has: {reason_of(error)}") from error
+    return nodes
 
 
 def call_for(share: Share, workers: int, nodes: Sequence[Node], held: Sequence[str]) -> None:

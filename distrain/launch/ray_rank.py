@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import ray
@@ -21,11 +22,13 @@ from distrain.data.store import Store
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.launch.ray_cluster import call_for, look
 from distrain.launch.share import Node, Share
-from distrain.monitor.health import group_timeout
+from distrain.monitor.health import Watchdog, group_timeout
 from distrain.train import train
 from distrain.world import World, joined
 
 _ADVANCE_EVERY = 0.5
+# Seconds that ranks have to meet at least: on a busy host one may start much later than the others.
+_FORMING = 120.0
 _notified = threading.Event()
 
 
@@ -127,19 +130,24 @@ def run_rank(order: dict[str, Any]) -> dict[str, Any]:
     share: Share = order["share"]
     mailbox, context = order["mailbox"], ray.train.get_context()
     console = RemoteConsole(mailbox)
+    joining = joined(
+        _device(share),
+        context.get_world_rank(),
+        context.get_world_size(),
+        broadcast_from_rank_zero,
+        address=ray.util.get_node_ip_address(),
+        timeout=group_timeout(config.cluster.stall),
+        cores=share.cpus,
+        session=order["session"],
+        saved=_pointer(Store(str(config.run)).name),
+        wanted=share.most,
+    )
     try:
-        with joined(
-            _device(share),
-            context.get_world_rank(),
-            context.get_world_size(),
-            broadcast_from_rank_zero,
-            address=ray.util.get_node_ip_address(),
-            timeout=group_timeout(config.cluster.stall),
-            cores=share.cpus,
-            session=order["session"],
-            saved=_pointer(Store(str(config.run)).name),
-            wanted=share.most,
-        ) as world:
+        with ExitStack() as stack:
+            limit = max(config.cluster.stall, _FORMING)
+            with Watchdog(limit, _forming(console, context.get_world_rank())) as forming:  # NCCL waits without an end
+                forming.at("the forming of the worker group", waiting=True)
+                world = stack.enter_context(joining)
             context = ray.get_runtime_context()
             places = world.gather([context.get_node_id(), ray.util.get_node_ip_address()])
             if world.lead:
@@ -154,6 +162,15 @@ def run_rank(order: dict[str, Any]) -> dict[str, Any]:
         raise
     except (UserError, RunError) as error:  # all ranks agree on it
         return {"status": type(error).__name__, "text": str(error)}
+
+
+def _forming(console: RemoteConsole, rank: int) -> Callable[[str, str], None]:
+    """What the watchdog does with a rank that hangs before it has a world."""
+
+    def report(sentence: str, stacks: str) -> None:
+        console.event(f"rank {rank} hangs: {sentence}; its stacks:\n{stacks}")
+
+    return report
 
 
 def _device(share: Share) -> torch.device:

@@ -18,7 +18,7 @@ from ray.train import ControllerError
 
 from distrain.config import Config
 from distrain.errors import RunError, UserError
-from distrain.launch.local import this_machine
+from distrain.launch.local import share_here
 from distrain.launch.ray_cluster import HEAD_SETTINGS, connected, reason_of
 from distrain.launch.ray_fit import trainer
 from distrain.launch.ray_rank import Mailbox
@@ -55,7 +55,7 @@ def run(
         config, own = _on_this_machine(config)
     with connected(address, console, **own):
         try:
-            driver = _Driver(config, console, {"must_resume": must_resume, "other_hardware": other_hardware})
+            driver = _Driver(config, console, address, {"must_resume": must_resume, "other_hardware": other_hardware})
             with stop_on_signals(driver.stop.set) as received:
                 summary = driver.run()
         except (RayError, ConnectionError) as error:
@@ -71,25 +71,24 @@ def _on_this_machine(config: Config) -> tuple[Config, dict[str, int]]:
     Workers on CPUs may be more than there are cores, where so many are asked for.
 
     Raises:
-        UserError: there are fewer GPUs than workers, and none will come.
+        UserError: there are fewer GPUs than workers.
     """
-    machine = this_machine()
-    share = share_of(config, [machine])
-    gpus = int(machine.total["GPU"]) if share.gpus else 0
-    if share.gpus and share.least > gpus:
-        raise UserError(
-            f"{share.least} workers ask for a GPU each, and this machine shows {gpus}: use --workers auto, or train on "
-            "CPUs with device=cpu"
-        )
-    cluster = config.cluster.model_copy(update={"workers": (share.least, fitting(share, [machine]))})
-    cpus = max(int(machine.total["CPU"]), share.least * share.cpus)
-    return config.model_copy(update={"cluster": cluster}), {"cpus": cpus, "gpus": gpus}
+    share, nodes = share_here(config)
+    has = nodes[0].total
+    resources = {
+        "cpus": max(int(has["CPU"]), share.least * share.cpus),
+        "gpus": int(has["GPU"]) if share.gpus else 0,
+    }
+    if config.cluster.workers != "auto":
+        cluster = config.cluster.model_copy(update={"workers": (share.least, fitting(share, nodes))})
+        config = config.model_copy(update={"cluster": cluster})
+    return config, resources
 
 
 class _Driver:
     """One launch: as many fits as it takes."""
 
-    def __init__(self, config: Config, console: Console, options: Mapping[str, bool]) -> None:
+    def __init__(self, config: Config, console: Console, address: str | None, options: Mapping[str, bool]) -> None:
         self.stop = threading.Event()
         self._config, self._console = config, console
         self._order = {"session": os.urandom(8).hex(), **options}
@@ -111,7 +110,11 @@ class _Driver:
         self._causes: list[str] = []
         self._unplaceable: int | None = None
         self._called: float | None = None
-        self._share: Share | None = None  # counted at each look; on GPUs or CPUs as at first
+        self._share: Share | None = None  # counted at each look
+        self._gpus: int | None = None  # of each rank; decided when the first group has formed
+        self._settles = address is not None and config.cluster.workers == "auto"
+        self._formed_once = False  # since the last loss
+        self._unformed = 0  # worker groups in a row that were lost before they had formed
         self._remarks: set[str] = set()
 
     def run(self) -> Summary:
@@ -167,6 +170,8 @@ class _Driver:
         asked, resizing, room_since, looked = False, False, None, time.monotonic()
         while thread.is_alive():
             self._deliver(1.0)
+            if self._unformed >= self._config.cluster.max_failures:
+                raise RunError(f"no worker group could be formed, {self._unformed} times in a row{self._first_cause()}")
             if self.stop.is_set() and not asked:
                 self._console.event("stopping: saving first (once more ends it at once)")
                 asked = True
@@ -212,6 +217,8 @@ class _Driver:
 
     def _formed(self, places: list[tuple[str, str]], group: Any) -> None:
         self._places, self._group, self._unplaceable = places, group, None
+        self._gpus = self._share.gpus if self._share else None
+        self._formed_once, self._unformed = True, 0
         hosts = [address for _, address in places]
         where = ", ".join(f"{hosts.count(host)} on {host}" for host in sorted(set(hosts)))
         what = " with a GPU each" if self._share and self._share.gpus else ""
@@ -231,6 +238,8 @@ class _Driver:
         self._console.start(step=step, steps=steps, steps_per_epoch=steps_per_epoch)
 
     def _lost(self, reasons: Mapping[int, str]) -> None:
+        self._unformed += not self._formed_once
+        self._formed_once = False
         for rank, text in sorted(reasons.items()):
             host = f" on {self._places[rank][1]}" if rank < len(self._places) else ""
             self._lose(f"lost rank {rank}{host}: {text}")
@@ -254,7 +263,7 @@ class _Driver:
     def _look(self, *, beside: bool = False) -> tuple[list[Node], Share]:
         """The cluster's nodes, and what the run may take of them; `beside`: beside what others hold."""
         nodes: list[Node] = ray.get(self._mailbox.look.remote())
-        self._share = share_of(self._config, nodes, gpus=self._share.gpus if self._share else None, beside=beside)
+        self._share = share_of(self._config, nodes, gpus=self._gpus, beside=beside)
         return nodes, self._share
 
     def _await_room(self) -> tuple[int, Share]:
@@ -264,12 +273,18 @@ class _Driver:
             RunError: told to stop meanwhile, or there is none for too long.
         """
         began, told = time.monotonic(), False
+        steady, counted = began, None  # since when the cluster shows the same
         while not self.stop.is_set():
             waited = time.monotonic() - began
             nodes, share = self._look(beside=waited > _SETTLED)  # what our last workers held is free by then
             most = share.most
             if self._unplaceable is not None and self._unplaceable > share.least:
                 most = min(most, self._unplaceable - 1)
+            if counted != (share.most, share.gpus):
+                steady, counted = time.monotonic(), (share.most, share.gpus)
+            if self._settles and self._gpus is None and time.monotonic() - steady < _SETTLED:
+                time.sleep(0.2)  # its nodes may be coming up one after another
+                continue
             found = min(most, room(share, nodes, held=[]))
             if found == most or (found >= share.least and waited > _SETTLED):
                 self._remark(remark(self._config, share, found, nodes))

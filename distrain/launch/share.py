@@ -65,9 +65,7 @@ def gpus_per_worker(config: Config, there: int) -> int:
     """
     asked, device = config.cluster.gpus_per_worker, config.device
     if (device, asked) in (("cuda", 0), ("cpu", 1)):
-        raise UserError(
-            f"device is {device}, and cluster.gpus_per_worker is {asked}: leave one of them at auto, or change it"
-        )
+        raise UserError(f"device is {device}, and cluster.gpus_per_worker is {asked}: set it to auto")
     if asked != "auto":
         return asked
     return int(device == "cuda" or (device == "auto" and there > 0))
@@ -129,7 +127,7 @@ def remark(config: Config, share: Share, workers: int, nodes: Sequence[Node]) ->
         why = {
             config.device == "cpu": "device is cpu",
             config.cluster.gpus_per_worker == 0: "cluster.gpus_per_worker is 0",
-        }.get(True, "the run began before they were there, and the bits of a GPU are others")
+        }.get(True, "the run began on CPUs, and the bits of a GPU are others")
         return f"training on CPUs, and {stay}: {why}"
     if workers == config.virtual_workers:
         return f"{stay}: virtual_workers = {workers} is the most that can share the work (it is fixed for a run)"
@@ -138,11 +136,11 @@ def remark(config: Config, share: Share, workers: int, nodes: Sequence[Node]) ->
     return f"{stay}: each worker asks for {share.cpus} CPU cores, and so many are not free beside them"
 
 
-def described(config: Config, share: Share, nodes: Sequence[Node]) -> dict[str, str]:
-    """What a run would take of these nodes, by name, for `--dry-run`."""
+def described(config: Config, share: Share, nodes: Sequence[Node], *, cluster: bool) -> dict[str, str]:
+    """What a run would take of these nodes, by name, for `--dry-run`; `cluster`: their number may change."""
     workers = fitting(share, nodes)
     device = "a GPU" if share.gpus else "no GPU"
-    grows = f", {share.least} to {share.most} as the cluster changes" if share.least < share.most else ""
+    grows = f", {share.least} to {share.most} as the cluster changes" if cluster and share.least < share.most else ""
     found = {"workers": f"{workers}, each with {device} and {_number(share.cpus, 'CPU core')}{grows}"}
     totals = [int(sum(node.total.get(kind, 0.0) for node in nodes if not node.draining)) for kind in ("GPU", "CPU")]
     found["of"] = f"{_number(totals[0], 'GPU')} and {_number(totals[1], 'CPU core')} on {_number(len(nodes), 'node')}"

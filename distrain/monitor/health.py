@@ -114,7 +114,7 @@ class Stragglers:
         if now - self._told.get(slowest, -_AGAIN_AFTER) < _AGAIN_AFTER:
             return slowest, None
         self._told[slowest] = now
-        share = waits[slowest] / arrivals[slowest]
+        share = min(1.0, waits[slowest] / arrivals[slowest])
         why = f"{share:.0%} of it waiting for data" if share > 0.1 else "not for want of data"
         return slowest, (
             f"rank {slowest} is slow: it comes to the reduction after {arrivals[slowest]:.2f} s a step, "

@@ -35,8 +35,11 @@ _ARRIVAL = "arrival"
 _ON_DEVICE = ("transfer", "forward", "backward", "reduction", "optimizer", _ARRIVAL)
 # Copies of and passes over all weights, in which no lane computes: seconds between two. Prometheus asks as often.
 _NORMS_EVERY = 15.0
-# On a GPU one step of so many is timed, and counts for all: events cost the thread that launches kernels.
-_TIMED_EVERY = 10
+# On a GPU one step of so many is timed, and counts for all: events cost the thread that launches kernels. Few log steps
+# are as far apart: a step after one finds the GPU without work, and takes longer.
+_TIMED_EVERY, _FIRST_TIMED = 11, 5
+# Timed steps on a GPU after which a rank may be called slow.
+_ARRIVALS = 3
 _STEP = ""
 """In place of a phase's name: the end of a step, with the number of steps that its times on a GPU count for."""
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -105,7 +108,7 @@ TOTALS = {
 }
 HISTOGRAMS = {
     "phase_seconds": Family(
-        "Seconds of a step by phase, of all lanes of a rank together; on a GPU one step of ten is timed, for all ten.",
+        "Seconds of a step by phase, of all lanes of a rank together; on a GPU one step of eleven is timed, for all.",
         ("phase",),
     ),
     "checkpoint_write_seconds": Family("Seconds in which a checkpoint was written."),
@@ -195,10 +198,10 @@ class Metrics:
     def phase(self, name: str) -> Iterator[None]:
         """What is done inside belongs to a phase of the step, on whichever thread.
 
-        On a GPU its time is taken there, in one step of ten, by events that are read at the next log step.
+        On a GPU its time is taken there, in one step of eleven, by events that are read at the next log step.
         """
         on_device = self._device.type == "cuda" and name in _ON_DEVICE
-        if on_device and self._steps % _TIMED_EVERY:
+        if on_device and self._steps % _TIMED_EVERY != _FIRST_TIMED:
             yield
             return
         clock = self._event if on_device else time.perf_counter
@@ -220,9 +223,11 @@ class Metrics:
         return self.phase(_ARRIVAL)
 
     def arrived(self) -> float:
-        """Mean seconds of a step until this rank came to its reduction, since the last call; 0 if none was timed."""
+        """Mean seconds of a step until this rank came to its reduction, since the last; 0 if too few were timed."""
+        if len(self._arrivals) < (_ARRIVALS if self._device.type == "cuda" else 1):
+            return 0.0
         found, self._arrivals = self._arrivals, []
-        return sum(found) / max(1, len(found))
+        return sum(found) / len(found)
 
     @property
     def target(self) -> str | None:
@@ -234,7 +239,7 @@ class Metrics:
     def step(self, done: int, steps_per_epoch: int, *, again: bool) -> None:
         """So many steps are done; `again`: an earlier attempt had done this one."""
         with self._lock:
-            self._spans.append((_STEP, _TIMED_EVERY if self._steps and self._device.type == "cuda" else 1, None))
+            self._spans.append((_STEP, _TIMED_EVERY if self._device.type == "cuda" else 1, None))
         self._steps += 1
         if self._lead:
             self.set("step", done)

@@ -32,7 +32,7 @@ def test_a_rank_on_every_gpu(narrow, console, monkeypatch, tmp_path):
     with connected(None, console, cpus=CPUS, gpus=GPUS):
         for v, ranks in ((8, GPUS), (1, 1)):
             config = narrow(device="auto", virtual_workers=v)
-            driver = _Driver(config, console, {})
+            driver = _Driver(config, console, None, {})
             workers, share = driver._await_room()
             order = {"session": f"v{v}", "fit": 1, "found": str(tmp_path / f"v{v}")}
             ray_fit.trainer(config, workers, share, order, driver._mailbox).fit()

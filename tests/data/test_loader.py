@@ -318,7 +318,7 @@ def test_ten_loaders_leave_no_thread_and_no_file(packed, narrow, backend):
         return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
 
     config = narrow(data={"backend": backend})
-    deliver(config, packed, requests(range(8), 8), 8)  # libraries keep threads of their own from their first use on
+    deliver(config, packed, requests(range(40), 8), 8)  # libraries keep threads of their own from their first use on
     gc.collect()
     before = left()
     gc.disable()

@@ -171,14 +171,14 @@ def test_this_machine(monkeypatch, gpus, ranks):
 
 def test_a_dry_run_describes_it():
     settings, nodes = config(4), machine(8)
-    assert described(settings, share_of(settings, nodes), nodes) == {
+    assert described(settings, share_of(settings, nodes), nodes, cluster=True) == {
         "workers": "4, each with a GPU and 2 CPU cores, 1 to 4 as the cluster changes",
         "of": "8 GPUs and 16 CPU cores on 1 node",
         "idle": "4 of 8 GPUs stay idle: virtual_workers = 4 is the most that can share the work "
         "(it is fixed for a run)",
     }
     settings, nodes = config(), machine(0, 1)
-    assert described(settings, share_of(settings, nodes), nodes) == {
+    assert described(settings, share_of(settings, nodes), nodes, cluster=False) == {
         "workers": "1, each with no GPU and 1 CPU core",
         "of": "0 GPUs and 1 CPU core on 1 node",
     }
