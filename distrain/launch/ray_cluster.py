@@ -14,6 +14,8 @@ from distrain.errors import RunError, UserError
 from distrain.launch.share import Node, Share, need
 from distrain.monitor.sinks import Console
 
+# What the head answers when it has not started a server for a client; a busy one also loses sight of that process.
+_CLIENT_SERVER_FAILED = ("Ray client server failed", "Initialization failure from server")
 _PRIVATE_IS_GONE = (AttributeError, ImportError, RuntimeError, RaySystemError)
 
 # Ray's defaults are a poll every 2 s, 60 s for workers that cannot be placed, every print twice and a chdir.
@@ -39,7 +41,7 @@ def _join(address: str, console: Console, options: Mapping[str, Any]) -> None:
     try:
         ray.init(address=address, **options)
     except (RuntimeError, ConnectionError) as error:  # the head's own error, or what the client makes of it
-        if "Ray client server failed" not in str(error):
+        if not any(text in str(error) for text in _CLIENT_SERVER_FAILED):
             raise
         console.event("the head is too busy to serve this client: asking again")
         ray.init(address=address, **options)

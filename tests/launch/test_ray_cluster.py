@@ -8,8 +8,12 @@ from distrain.launch.share import Node, Share
 BUSY = "RuntimeError: Starting Ray client server failed. See ray_client_server_23000.err for detailed logs."
 
 
+ZOMBIE = "psutil.ZombieProcess: PID still exists but it's a zombie (pid=1418)"
+
+
+@pytest.mark.parametrize("text", [BUSY, ZOMBIE])
 @pytest.mark.parametrize("kind", [RuntimeError, ConnectionAbortedError])
-def test_a_busy_head_is_asked_twice_and_others_once(console, monkeypatch, kind):
+def test_a_busy_head_is_asked_twice_and_others_once(console, monkeypatch, kind, text):
     """What Ray says after 30 s in which its head did not start a server for the client."""
     calls = []
 
@@ -21,7 +25,7 @@ def test_a_busy_head_is_asked_twice_and_others_once(console, monkeypatch, kind):
 
         return refuse
 
-    monkeypatch.setattr(ray, "init", init(kind(f"Initialization failure from server:\n{BUSY}"), 1))
+    monkeypatch.setattr(ray, "init", init(kind(f"Initialization failure from server:\n{text}"), 1))
     ray_cluster._join("ray://head:10001", console, {})
     assert [call["address"] for call in calls] == ["ray://head:10001"] * 2
     assert console.events == ["the head is too busy to serve this client: asking again"]
