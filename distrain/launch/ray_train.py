@@ -163,14 +163,17 @@ class _Driver:
                 result["found"] = trainer(self._config, workers, share, order, self._mailbox).fit().return_value
             except BaseException as error:
                 result["error"] = error
-            self._mailbox.put.remote("ended", None)
+            if not given_up.is_set():
+                self._mailbox.put.remote("ended", None)
 
+        given_up = threading.Event()
         thread = threading.Thread(target=fit, name="distrain-fit", daemon=True)
         thread.start()
         asked, resizing, room_since, looked = False, False, None, time.monotonic()
         while thread.is_alive():
             self._deliver(1.0)
             if self._unformed >= self._config.cluster.max_failures:
+                given_up.set()
                 raise RunError(f"no worker group could be formed, {self._unformed} times in a row{self._first_cause()}")
             if self.stop.is_set() and not asked:
                 self._console.event("stopping: saving first (once more ends it at once)")
