@@ -109,8 +109,8 @@ def shortage(share: Share, nodes: Sequence[Node]) -> str:
     for kind, each in (("GPU", share.gpus), ("CPU", share.cpus)):
         has = int(sum(node.total.get(kind, 0.0) for node in nodes if not node.draining))
         if share.least * each > has:
-            asks = f"the run asks for {share.least * each} {kind}s ({share.least} workers of {each})"
-            return f"{asks}, and the cluster has {has}"
+            asks = f"{_number(share.least * each, kind)} ({_number(share.least, 'worker')} of {each})"
+            return f"the run asks for {asks}, and the cluster has {has}"
     found = room(share, nodes, held=[])
     return f"the cluster has room for {found} of at least {share.least} workers, beside what others hold"
 
@@ -124,10 +124,11 @@ def remark(config: Config, share: Share, workers: int, nodes: Sequence[Node]) ->
         return None
     stay = f"{idle} of {_number(there, 'GPU')} stay{'s' * (idle == 1)} idle"
     if not share.gpus:
-        why = {
-            config.device == "cpu": "device is cpu",
-            config.cluster.gpus_per_worker == 0: "cluster.gpus_per_worker is 0",
-        }.get(True, "the run began on CPUs, and the bits of a GPU are others")
+        why = "the run began on CPUs, and the bits of a GPU are others"
+        if config.device == "cpu":
+            why = "device is cpu"
+        elif config.cluster.gpus_per_worker == 0:
+            why = "cluster.gpus_per_worker is 0"
         return f"training on CPUs, and {stay}: {why}"
     if workers == config.virtual_workers:
         return f"{stay}: virtual_workers = {workers} is the most that can share the work (it is fixed for a run)"

@@ -74,12 +74,12 @@ def test_a_run_on_gpus_waits_for_them_and_starts_at_once_when_they_are_back(driv
     assert found._await_room() == (8, Share(1, 8, 2, 1))
     assert 100 <= found.now < 101
     (event,) = console.events
-    assert event.startswith("waiting for the cluster: the run asks for 1 GPUs (1 workers of 1), and")
+    assert event.startswith("waiting for the cluster: the run asks for 1 GPU (1 worker of 1), and")
 
 
 def test_it_does_not_wait_for_ever(driver):
     found = driver([(0, [HEAD])], gpus=1, wait=20.0)
-    with pytest.raises(RunError, match="the run asks for 1 GPUs"):
+    with pytest.raises(RunError, match="the run asks for 1 GPU"):
         found._await_room()
     assert 20 <= found.now < 21
 

@@ -95,7 +95,7 @@ def test_a_cluster_is_counted_as_it_is_now():
     assert share_of(settings, nodes[:1]) == Share(1, 1, 2, 0)
     alone = share_of(settings, nodes[:1], gpus=share.gpus)
     assert alone == Share(1, 1, 1, 1)
-    assert shortage(alone, nodes[:1]) == "the run asks for 1 GPUs (1 workers of 1), and the cluster has 0"
+    assert shortage(alone, nodes[:1]) == "the run asks for 1 GPU (1 worker of 1), and the cluster has 0"
 
 
 def test_cpu_workers_share_the_cores_so_that_the_most_of_them_fit():
