@@ -90,6 +90,7 @@ ROWS = [
         "launch.kuberay",
         "launch.slurm",
         "launch.drain",
+        "launch.mailbox",
         "launch.ray_rank",
         "launch.ray_fit",
         "launch.ray_train",
@@ -175,6 +176,8 @@ def test_no_pickle_anywhere():
         assert "torch.load(" not in text.replace("safetensors.torch.load(", ""), path
 
 
-def test_help_does_not_import_torch():
-    code = "import sys, distrain.cli; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'nvidia', 'pyarrow')))"
+@pytest.mark.parametrize("module", ["cli", "launch.mailbox"])
+def test_help_and_the_mailbox_do_not_import_torch(module):
+    heavy = "('torch', 'numpy', 'nvidia', 'pyarrow')"
+    code = f"import sys, distrain.{module}; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

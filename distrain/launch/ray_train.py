@@ -19,9 +19,9 @@ from ray.train import ControllerError
 from distrain.config import Config
 from distrain.errors import RunError, UserError
 from distrain.launch.local import share_here
+from distrain.launch.mailbox import Mailbox
 from distrain.launch.ray_cluster import HEAD_SETTINGS, connected, reason_of
 from distrain.launch.ray_fit import trainer
-from distrain.launch.ray_rank import Mailbox
 from distrain.launch.share import Node, Share, fitting, remark, room, share_of, shortage
 from distrain.launch.signals import stop_on_signals
 from distrain.monitor.sinks import Console

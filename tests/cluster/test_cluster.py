@@ -29,7 +29,7 @@ def timed(table):
 
 
 @pytest.mark.namespaces
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_workers_on_one_machine_with_a_ray_of_its_own(start, wanted, hosts, workers):
     """And nothing of it is left: no process, no shared memory, no session."""
     sessions = set(Path("/tmp").glob("distrain-ray-*"))
@@ -41,11 +41,10 @@ def test_workers_on_one_machine_with_a_ray_of_its_own(start, wanted, hosts, work
     assert set(Path("/tmp").glob("distrain-ray-*")) == sessions
 
 
-@pytest.mark.parametrize("nodes", [2, 3])
-def test_several_nodes(start, wanted, nodes):
-    run = start(f"--workers={nodes}")
+def test_several_nodes(start, wanted):
+    run = start("--workers=3")
     assert run.weights() == wanted()
-    assert f"worker group formed: {nodes} workers" in run.text
+    assert "worker group formed: 3 workers" in run.text
 
 
 @pytest.mark.namespaces
