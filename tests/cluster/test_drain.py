@@ -61,7 +61,7 @@ def test_a_host_without_ray_has_nothing_to_drain(start):
     assert "error: no Ray runs on this host: there is nothing to drain" in text
 
 
-def test_an_autoscaler_brings_the_workers_that_are_asked_for(start, hosts, wanted, tmp_path):
+def test_an_autoscaler_brings_the_workers_that_are_asked_for(start, hosts, wanted, longer, tmp_path):
     path = tmp_path / "autoscaling.json"
     path.write_text(json.dumps(AUTOSCALING))
     command = (RAY, "start", "--head", f"--autoscaling-config={path}", "--num-cpus=0", "--disable-usage-stats")
@@ -70,9 +70,9 @@ def test_an_autoscaler_brings_the_workers_that_are_asked_for(start, hosts, wante
         process = hosts.popen("client", *command, *where, environment=AUTOSCALER, stdout=-1, stderr=-2)
         said = process.communicate(timeout=60)[0]
         assert "Ray runtime started" in said, said
-        run = start("--workers=1-2", host="client")
-        run.wait_for("worker group formed: 2 workers")
-        assert run.weights() == wanted()
+        run = start("--workers=1-2", host="client", config=longer)  # one worker may start before the second is there
+        run.wait_for("worker group formed: 2 workers", seconds=180)
+        assert run.weights() == wanted(longer)
 
         def nodes() -> int:
             return len(hosts.pids("client", "raylet/raylet"))
