@@ -226,7 +226,7 @@ def bench_data(
 
 
 def _share(config: "Config", address: str | None) -> "tuple[Share, list[Node]]":
-    """What a run would take of a Ray cluster, or of this machine; and the nodes."""
+    """Count the workers that a run would have on a Ray cluster, or on this machine; return the nodes too."""
     if address is None:
         from distrain.launch.local import share_here
 

@@ -65,7 +65,7 @@ def agree(world: World, facts: dict[str, Any], explaining: dict[str, Any] | None
     Args:
         world: the ranks.
         facts: what must be the same on all of them.
-        explaining: what may differ, and is told beside facts that do.
+        explaining: what may differ; it is listed in the error when a fact differs.
 
     Raises:
         UserError: naming the first rank that differs from rank 0, and every difference.

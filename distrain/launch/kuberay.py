@@ -159,7 +159,7 @@ def _workers(config: Config, gpus: int) -> tuple[int, int]:
 
 
 def _workers_of_a_pod(config: Config, group: Mapping[str, Any], template: Path) -> tuple[int, int]:
-    """How many ranks a pod of a group has room for, and how many GPUs each of them has."""
+    """Return the number of ranks that fit into a pod of a group, and the GPUs of each rank."""
     resources = group["template"]["spec"]["containers"][0].get("resources") or {}
     has = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
     cpu = str(has.get("cpu", "0"))

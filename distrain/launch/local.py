@@ -20,7 +20,7 @@ def this_machine() -> Node:
 
 
 def share_here(config: Config) -> tuple[Share, list[Node]]:
-    """What a run may take of this machine, and the machine as the only node.
+    """Count the workers that a run may have on this machine, and return the machine as the only node.
 
     Raises:
         UserError: there are fewer GPUs than workers, and none will come.
@@ -37,7 +37,7 @@ def share_here(config: Config) -> tuple[Share, list[Node]]:
 
 
 def ranks_here(config: Config) -> int:
-    """How many ranks the run has on this machine."""
+    """Return the number of ranks of a run on this machine."""
     return fitting(*share_here(config))
 
 

@@ -27,12 +27,12 @@ def trainer(config: Config, workers: int, share: Share, order: Mapping[str, Any]
         mailbox: the launch's, an actor.
     """
     resources = {kind: each for kind, each in need(share).items() if each}
-    told = {**order, "config": config.model_dump(mode="json"), "mailbox": mailbox, "share": share}
+    loop_config = {**order, "config": config.model_dump(mode="json"), "mailbox": mailbox, "share": share}
     assert config.run is not None
     path, file_system = _storage(config.run)
     return TorchTrainer(
         run_rank,
-        train_loop_config=told,
+        train_loop_config=loop_config,
         torch_config=_NoGroup(),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(share.gpus), resources_per_worker=resources),
         run_config=RunConfig(

@@ -1,4 +1,4 @@
-"""What runs on a Ray cluster around the training function: a rank, and its console."""
+"""A rank on a Ray cluster: the training function with its process group, and its console."""
 
 import dataclasses
 import signal
@@ -109,7 +109,7 @@ def run_rank(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forming(console: RemoteConsole, rank: int) -> Callable[[str, str], None]:
-    """What the watchdog does with a rank that hangs before it has a world."""
+    """Return the report of a watchdog for a rank that hangs before its process group has formed."""
 
     def report(sentence: str, stacks: str) -> None:
         console.event(f"rank {rank} hangs: {sentence}; its stacks:\n{stacks}")
