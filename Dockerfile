@@ -65,7 +65,8 @@ ENV HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     RAY_USAGE_STATS_ENABLED=0
 # As in cluster/ray.env.
-ENV RAY_AUTH_MODE=token \
+ENV GRPC_ENABLE_FORK_SUPPORT=0 \
+    RAY_AUTH_MODE=token \
     RAY_health_check_period_ms=1000 \
     RAY_health_check_timeout_ms=2000 \
     RAY_health_check_failure_threshold=3 \

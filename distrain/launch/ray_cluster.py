@@ -14,8 +14,9 @@ from distrain.errors import RunError, UserError
 from distrain.launch.share import Node, Share, need
 from distrain.monitor.sinks import Console
 
-# What the head answers when it has not started a server for a client; a busy one also loses sight of that process.
+# What the head answers when its server for a client did not start.
 _CLIENT_SERVER_FAILED = ("Ray client server failed", "Initialization failure from server")
+_CLIENT_TRIES = 4
 _PRIVATE_IS_GONE = (AttributeError, ImportError, RuntimeError, RaySystemError)
 
 # Ray's defaults are a poll every 2 s, 60 s for workers that cannot be placed, every print twice and a chdir.
@@ -37,14 +38,21 @@ HEAD_SETTINGS = {
 
 
 def _join(address: str, console: Console, options: Mapping[str, Any]) -> None:
-    """Connect to a cluster; a head that is too busy to start a server for this client in Ray's 30 s is asked twice."""
-    try:
-        ray.init(address=address, **options)
-    except (RuntimeError, ConnectionError) as error:  # the head's own error, or what the client makes of it
-        if not any(text in str(error) for text in _CLIENT_SERVER_FAILED):
-            raise
-        console.event("the head is too busy to serve this client: asking again")
-        ray.init(address=address, **options)
+    """Connect to a cluster; ask again where its head failed to start a server for this client.
+
+    Some starts fail where gRPC's fork handlers run in the head: it forks while other threads of it use gRPC.
+    """
+    for tries_left in reversed(range(_CLIENT_TRIES)):
+        try:
+            ray.init(address=address, **options)
+            return
+        except (RuntimeError, ConnectionError) as error:  # the head's own error, or what the client makes of it
+            if not tries_left or not any(text in str(error) for text in _CLIENT_SERVER_FAILED):
+                raise
+            console.event(
+                "the head failed to start a server for this client: asking again (start Ray on the head with "
+                "GRPC_ENABLE_FORK_SUPPORT=0 to avoid this)"
+            )
 
 
 @contextmanager

@@ -10,4 +10,5 @@ def test_the_settings_shipped_are_those_that_are_asked_for():
     assert dict(line.split("=") for line in lines if line and not line.startswith("#")) == {
         **HEAD_SETTINGS,
         "RAY_AUTH_MODE": "token",
+        "GRPC_ENABLE_FORK_SUPPORT": "0",
     }

@@ -5,35 +5,44 @@ from distrain.launch import ray_cluster
 from distrain.launch.ray_cluster import call_for
 from distrain.launch.share import Node, Share
 
-BUSY = "RuntimeError: Starting Ray client server failed. See ray_client_server_23000.err for detailed logs."
-
-
+FAILED = "RuntimeError: Starting Ray client server failed. See ray_client_server_23000.err for detailed logs."
 ZOMBIE = "psutil.ZombieProcess: PID still exists but it's a zombie (pid=1418)"
 
 
-@pytest.mark.parametrize("text", [BUSY, ZOMBIE])
-@pytest.mark.parametrize("kind", [RuntimeError, ConnectionAbortedError])
-def test_a_busy_head_is_asked_twice_and_others_once(console, monkeypatch, kind, text):
-    """What Ray says after 30 s in which its head did not start a server for the client."""
-    calls = []
+@pytest.fixture
+def refused(monkeypatch):
+    """Make Ray refuse to connect a number of times; returns the addresses that it was asked for."""
 
-    def init(error, times):
-        def refuse(**options):
-            calls.append(options)
-            if len(calls) <= times:
+    def refuse(error, times):
+        asked = []
+
+        def init(*, address):
+            asked.append(address)
+            if len(asked) <= times:
                 raise error
 
-        return refuse
+        monkeypatch.setattr(ray, "init", init)
+        return asked
 
-    monkeypatch.setattr(ray, "init", init(kind(f"Initialization failure from server:\n{text}"), 1))
+    return refuse
+
+
+@pytest.mark.parametrize("text", [FAILED, ZOMBIE])
+@pytest.mark.parametrize("kind", [RuntimeError, ConnectionAbortedError])
+def test_a_head_whose_client_server_fails_is_asked_again(console, refused, kind, text):
+    asked = refused(kind(f"Initialization failure from server:\n{text}"), 2)
     ray_cluster._join("ray://head:10001", console, {})
-    assert [call["address"] for call in calls] == ["ray://head:10001"] * 2
-    assert console.events == ["the head is too busy to serve this client: asking again"]
-    calls.clear()
-    monkeypatch.setattr(ray, "init", init(RuntimeError("something else"), 1))
-    with pytest.raises(RuntimeError, match="something else"):
+    assert asked == ["ray://head:10001"] * 3
+    assert len(console.events) == 2
+    assert "GRPC_ENABLE_FORK_SUPPORT=0" in console.events[0]
+
+
+@pytest.mark.parametrize(("text", "times"), [(FAILED, 4), ("something else", 1)])
+def test_what_fails_for_good_is_raised(console, refused, text, times):
+    asked = refused(RuntimeError(text), 100)
+    with pytest.raises(RuntimeError, match=text):
         ray_cluster._join("ray://head:10001", console, {})
-    assert len(calls) == 1
+    assert len(asked) == times
 
 
 def node(name, cpus, gpus):
