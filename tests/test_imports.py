@@ -176,8 +176,14 @@ def test_no_pickle_anywhere():
         assert "torch.load(" not in text.replace("safetensors.torch.load(", ""), path
 
 
-@pytest.mark.parametrize("module", ["cli", "launch.mailbox"])
-def test_help_and_the_mailbox_do_not_import_torch(module):
-    heavy = "('torch', 'numpy', 'nvidia', 'pyarrow')"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("cli", ("torch", "numpy", "nvidia", "pyarrow")),
+        ("launch.mailbox", ("torch", "numpy", "nvidia", "pyarrow")),
+        ("launch.ray_fit", ("torch", "nvidia")),
+    ],
+)
+def test_help_the_mailbox_and_rays_controller_do_not_import_torch(module, heavy):
     code = f"import sys, distrain.{module}; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

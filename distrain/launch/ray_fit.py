@@ -1,22 +1,27 @@
-"""One fit of Ray Train's: what it is told to do, and what it tells."""
+"""One fit of Ray Train's: what it is told to do, and what it tells.
+
+Ray's controller loads this module before it starts the ranks, which wait for it: no torch here.
+"""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.backend import Backend, BackendConfig
 
 from distrain.config import Config
 from distrain.data.store import Store
 from distrain.errors import LostRankError
 from distrain.launch.ray_cluster import reason_of
-from distrain.launch.ray_rank import heed_sigterm, run_rank
 from distrain.launch.share import Share, need
 
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
-def trainer(config: Config, workers: int, share: Share, order: Mapping[str, Any], mailbox: Any) -> TorchTrainer:
+
+def trainer(config: Config, workers: int, share: Share, order: Mapping[str, Any], mailbox: Any) -> "TorchTrainer":
     """Ready to fit with so many workers.
 
     Args:
@@ -26,6 +31,8 @@ def trainer(config: Config, workers: int, share: Share, order: Mapping[str, Any]
         order: what each rank is told: fit, session and options of the launch.
         mailbox: the launch's, an actor.
     """
+    from ray.train.torch import TorchTrainer
+
     resources = {kind: each for kind, each in need(share).items() if each}
     loop_config = {**order, "config": config.model_dump(mode="json"), "mailbox": mailbox, "share": share}
     assert config.run is not None
@@ -46,16 +53,34 @@ def trainer(config: Config, workers: int, share: Share, order: Mapping[str, Any]
     )
 
 
+def run_rank(order: dict[str, Any]) -> dict[str, Any]:
+    """Run `ray_rank.run_rank`, in a worker."""
+    from distrain.launch.ray_rank import run_rank as run
+
+    return run(order)
+
+
+def _heed_sigterm() -> None:
+    from distrain.launch.ray_rank import heed_sigterm
+
+    heed_sigterm()
+
+
 class _NoBackend(Backend):
     """Ray forms no process group: a failure to form one would end the fit. The ranks do it themselves."""
 
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(heed_sigterm)
+        worker_group.execute(_heed_sigterm)
 
 
-class _NoGroup(TorchConfig):
+@dataclass
+class _NoGroup(BackendConfig):
+    """In place of TorchConfig, which loads torch."""
+
+    backend: str = "none"
+
     @property
     def backend_cls(self) -> type[Backend]:
         return _NoBackend
