@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -196,6 +197,11 @@ def command(tmp_path: Path, plain_environment: dict[str, str]) -> Iterator[Calla
     for process in started:
         process.kill()
         process.communicate()
+
+
+def pytest_configure() -> None:
+    """A shell starts what it puts into the background with SIGINT ignored: what tests start would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

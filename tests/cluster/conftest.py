@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from distrain.config import Config, to_yaml
-from distrain.launch.ray_cluster import HEAD_SETTINGS
 from distrain.monitor.sinks import Silent
 from distrain.train import train
 from distrain.world import World
@@ -34,10 +33,12 @@ NODES = ("n1", "n2", "n3")
 
 @pytest.fixture(scope="session")
 def plain() -> dict[str, str]:
-    """The environment of all that is started: compiled modules may be kept, Ray asks for a token."""
+    """The environment of all that is started: compiled modules may be kept, Ray's as in cluster/ray.env."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as an activated environment has it
-    return {**environment, **HEAD_SETTINGS, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    lines = (Path(__file__).parents[2] / "cluster/ray.env").read_text().splitlines()
+    settings = dict(line.split("=") for line in lines if not line.startswith("#"))
+    return {**environment, **settings, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +56,8 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory, plain, disk) -> Iterator[Hosts | Processes]:
     folder = tmp_path_factory.mktemp("hosts")
+    if not NAMESPACES:
+        TABLE.append(("no network namespaces", "cluster tests ran on Ray's cluster_utils.Cluster"))
     hosts = Hosts(folder, len(NODES), plain) if NAMESPACES else Processes(len(NODES), plain)
     yield hosts
     hosts.down()
@@ -75,12 +78,12 @@ def hosts(cluster: Hosts | Processes, request: pytest.FixtureRequest) -> Iterato
 
 @pytest.fixture
 def recipe(narrow, disk) -> Iterator[Config]:
-    """A run of some seconds, with a run directory on the small disk."""
+    """A run of 235 steps in some seconds, with a run directory on the small disk."""
     run = disk / "run"
     yield narrow(
         run=str(run),
-        epochs=17,
-        global_batch=60,
+        epochs=5,
+        global_batch=30,
         virtual_workers=6,
         log={"every": 20},
         checkpoint={"every": 20},
@@ -92,24 +95,25 @@ def recipe(narrow, disk) -> Iterator[Config]:
 
 @pytest.fixture
 def longer(recipe: Config) -> Config:
-    """A run that still goes on when Ray has noticed that a node came or will go."""
-    return recipe.model_copy(update={"epochs": 2 * recipe.epochs})
+    """A run of 1,128 steps, which still trains when Ray has noticed that a node came or will go."""
+    return recipe.model_copy(update={"epochs": 24})
 
 
 @pytest.fixture(scope="session")
-def known() -> dict[int, str]:
+def known() -> dict[tuple[int, int], str]:
     return {}
 
 
 @pytest.fixture
-def wanted(recipe: Config, known: dict[int, str], tmp_path: Path) -> Callable[..., str]:
+def wanted(recipe: Config, known: dict[tuple[int, int], str], tmp_path: Path) -> Callable[..., str]:
     """The weights of the undisturbed run in one process, as they are printed."""
 
     def weights(config: Config = recipe) -> str:
-        if config.epochs not in known:
+        length = (config.epochs, config.global_batch)
+        if length not in known:
             alone = config.model_copy(update={"run": str(tmp_path / "alone")})
-            known[config.epochs] = train(alone, World(torch.device("cpu")), Silent()).weights[:16]
-        return known[config.epochs]
+            known[length] = train(alone, World(torch.device("cpu")), Silent()).weights[:16]
+        return known[length]
 
     return weights
 
@@ -205,7 +209,5 @@ def table(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not NAMESPACES and "cluster" in str(terminalreporter.config.getoption("markexpr")):
-        terminalreporter.write_line("no network namespaces: cluster tests ran on Ray's cluster_utils.Cluster")
     for name, text in TABLE:
         terminalreporter.write_line(f"{name}: {text}")

@@ -37,7 +37,7 @@ class Hosts:
         self.address = {"client": "10.78.0.2", **{f"n{i}": f"10.78.0.{10 + i}" for i in range(1, nodes + 1)}}
         self._inits: dict[str, subprocess.Popen[bytes]] = {}
         self._pids: dict[str, int] = {}
-        self._ray: list[subprocess.Popen[str]] = []
+        self._ray: dict[str, subprocess.Popen[str]] = {}
         sh("ip", "netns", "add", self._switch)
         sh("ip", "-n", self._switch, "link", "add", "br0", "type", "bridge")
         sh("ip", "-n", self._switch, "link", "set", "br0", "up")
@@ -57,6 +57,8 @@ class Hosts:
         sh("ip", "-n", net, "addr", "add", f"{address}/24", "dev", "eth0")
         for link in ("eth0", "lo"):
             sh("ip", "-n", net, "link", "set", link, "up")
+        # As cluster/README.md advises: without it a host learns late that its cable is back.
+        sh("ip", "netns", "exec", net, "sh", "-c", "echo 5 > /proc/sys/net/ipv4/tcp_retries2")
 
     def boot(self, host: str) -> None:
         """Start a host: an init that reaps what is orphaned, and nothing else."""
@@ -113,23 +115,37 @@ class Hosts:
         )
         place = where if host == HEAD else ("--address", f"{self.address[HEAD]}:6379")
         common = ("--num-cpus", "1", "--object-store-memory", "150000000", "--disable-usage-stats", "--block")
+        if host in self._ray:
+            for pid in self.pids(host, "ray start"):  # a drained node leaves it behind
+                os.kill(pid, signal.SIGKILL)
+            self._ray[host].wait()
         with (self._folder / host / "ray.log").open("w") as log:
-            process = self.popen(
+            self._ray[host] = self.popen(
                 host, RAY, "start", *place, "--node-ip-address", self.address[host], *common, stdout=log, stderr=log
             )
-        self._ray.append(process)
 
     def up(self, *hosts: str) -> None:
-        """Start what is not running of these, and wait until Ray has exactly these nodes."""
+        """Wait until Ray has exactly these nodes. What ends is started again, as a supervisor would."""
         wanted = {self.address[host] for host in hosts}
-        for host in hosts:
-            if self._inits[host].poll() is not None:
-                self.boot(host)
-            if not self.pids(host, "raylet"):
-                self.start_ray(host)
-                if host == HEAD:
-                    await_that(lambda: self.alive_nodes() is not None, "Ray's head", 60)
-        await_that(lambda: self.alive_nodes() == wanted, f"Ray on {hosts}", 90)
+
+        def are_up() -> bool:
+            for host in hosts:
+                if self._inits[host].poll() is not None:
+                    self.boot(host)
+                if not self._runs_ray(host):
+                    self.start_ray(host)
+                    if host == HEAD:
+                        await_that(lambda: self.alive_nodes() is not None, "Ray's head", 60)
+            return self.alive_nodes() == wanted
+
+        await_that(are_up, f"Ray on {hosts}", 90, every=0.1)
+
+    def _runs_ray(self, host: str) -> bool:
+        """Whether Ray runs on a host, or is starting there."""
+        if host not in self._ray or self._ray[host].poll() is not None:
+            return False
+        starting = "Ray runtime started" not in (self._folder / host / "ray.log").read_text()
+        return starting or bool(self.pids(host, "raylet/raylet"))
 
     def alive_nodes(self) -> set[str] | None:
         """Addresses of the nodes that the head believes to be alive."""
@@ -213,6 +229,8 @@ class Hosts:
         init = self._inits[host]
         init.kill()  # takes the host's init with it, and that all its processes
         init.wait()
+        if host in self._ray:
+            self._ray[host].wait()
 
     def down(self) -> None:
         """Cut everybody's power and remove the namespaces."""
@@ -220,8 +238,6 @@ class Hosts:
             self._end(host)
             sh("ip", "netns", "del", self._tag + host, check=False)
         sh("ip", "netns", "del", self._switch, check=False)
-        for process in self._ray:
-            process.wait()
 
 
 def possible() -> bool:

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -29,22 +28,15 @@ def timed(table):
 
 
 @pytest.mark.namespaces
-@pytest.mark.parametrize("workers", [1, 3])
-def test_workers_on_one_machine_with_a_ray_of_its_own(start, wanted, hosts, workers):
+def test_workers_on_one_machine_with_a_ray_of_its_own(start, wanted, hosts):
     """And nothing of it is left: no process, no shared memory, no session."""
     sessions = set(Path("/tmp").glob("distrain-ray-*"))
-    run = start(f"--workers={workers}", host="client", address=None)
+    run = start("--workers=3", host="client", address=None)
     assert run.weights() == wanted()
-    assert f"worker group formed: {workers} worker" in run.text
+    assert "worker group formed: 3 workers" in run.text
     await_that(lambda: len(hosts.pids("client", "")) == 2, "all but the host's init and its sleep to end")
     assert hosts.shared_memory("client") == []
     assert set(Path("/tmp").glob("distrain-ray-*")) == sessions
-
-
-def test_several_nodes(start, wanted):
-    run = start("--workers=3")
-    assert run.weights() == wanted()
-    assert "worker group formed: 3 workers" in run.text
 
 
 @pytest.mark.namespaces
@@ -60,6 +52,7 @@ def test_a_killed_worker(start, wanted, hosts, timed):
     hosts.kill("n2", "ray::RayTrainWorker")
     timed(run, fault, r"lost rank \d on [\d.]+: The actor is dead")
     assert run.weights() == wanted()
+    assert "worker group formed: 3 workers" in run.text
     assert "A worker died or was killed" not in run.text, "Ray's own walls of text"
 
 
@@ -128,27 +121,31 @@ def test_a_node_is_drained(start, wanted, longer, hosts, timed):
 
 
 @pytest.mark.namespaces
-def test_a_cable_is_out_for_longer_than_the_heartbeat(start, wanted, hosts, timed):
+def test_a_cable_is_out_for_longer_than_the_heartbeat(start, wanted, hosts, timed, table):
+    """The run goes on without the host, whose Ray ends soon after the cable is back: a supervisor starts it again."""
     run = start("--workers=1-3")
     run.wait_for_step(60)
+    (raylet,) = hosts.pids("n3", "raylet/raylet")
     fault = time.monotonic()
     hosts.cut("n3")
-    threading.Timer(25, hosts.heal, ["n3"]).start()
     timed(run, fault, r"lost rank")
     assert run.weights() == wanted()
+    await_that(lambda: time.monotonic() - fault > 25, "the cable to be out for 25 s", 26)
+    hosts.heal("n3")
+    healed = time.monotonic()
+    await_that(lambda: raylet not in hosts.pids("n3", "raylet/raylet"), "Ray to end on a host that is dead to it", 30)
+    table(f"its Ray ends {time.monotonic() - healed:.1f} s after the cable is back")
 
 
 @pytest.mark.namespaces
-@pytest.mark.parametrize("link", ["2 % of the packets lost", "100 Mbit/s"])
-def test_a_bad_link(start, wanted, hosts, link, table):
-    if link == "100 Mbit/s":
-        hosts.rate("n2", "100mbit")
-    else:
-        hosts.lose("n2", 2)
+def test_bad_links(start, wanted, hosts, table):
+    """One loses 2 % of its packets, one has 100 Mbit/s."""
+    hosts.lose("n2", 2)
+    hosts.rate("n3", "100mbit")
     run = start("--workers=3")
     began = run.wait_for("worker group formed")
     assert run.weights() == wanted()
-    table(f"{link}: trained for {time.monotonic() - began:.0f} s, no restart")
+    table(f"trained for {time.monotonic() - began:.0f} s, no restart")
     assert "lost" not in run.text
 
 
@@ -204,20 +201,20 @@ def test_a_run_that_makes_no_progress_ends_with_the_first_cause(start, digits, t
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(bytes(data))
-    text = start("--workers=2", f"data.train={tmp_path}/damaged").end(1, 240)
-    assert text.count("worker group formed") == 4
-    assert "error: 3 attempts in a row failed after step 0 without a new checkpoint" in text
+    text = start("--workers=2", f"data.train={tmp_path}/damaged", "cluster.max_failures=2").end(1, 240)
+    assert text.count("worker group formed") == 3
+    assert "error: 2 attempts in a row failed after step 0 without a new checkpoint" in text
     assert re.search(r"the first cause was: lost rank \d on [\d.]+: .*parquet is damaged: bytes", text)
     assert "Traceback" not in text
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_driver_and_the_same_command_again(start, wanted, hosts, number):
-    run = start("--workers=1-3")
-    run.wait_for_step(60)
-    (pid,) = hosts.pids(HEAD, "-m distrain train")
-    os.kill(pid, number)
-    assert "stopped and saved after step" in run.end(128 + number)
+def test_signals_to_the_driver_and_the_same_command_again(start, wanted, hosts):
+    for number, reached in ((signal.SIGTERM, 40), (signal.SIGINT, 100)):
+        run = start("--workers=1-3")
+        run.wait_for_step(reached)
+        (pid,) = hosts.pids(HEAD, "-m distrain train")
+        os.kill(pid, number)
+        assert "stopped and saved after step" in run.end(128 + number)
     again = start("--workers=1-3", "--resume")
     assert again.weights() == wanted()
 

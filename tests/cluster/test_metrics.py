@@ -54,10 +54,12 @@ def query(hosts, tmp_path, recipe):
 
 
 @pytest.mark.namespaces
-def test_prometheus_follows_the_nodes_of_a_run(start, wanted, hosts, query):
+def test_prometheus_follows_the_nodes_of_a_run(start, wanted, recipe, hosts, query):
     """Three pages, and what a killed worker had counted stays counted."""
+    config = recipe.model_copy(update={"epochs": 17, "global_batch": 60})
+    steps = 17 * (1438 // 60)
     settings = ["metrics.port=9477", "metrics.address=0.0.0.0", "metrics.linger=30", "log.every=10"]
-    run = start("--workers=3", *settings)
+    run = start("--workers=3", *settings, config=config)
     nodes = {f"{hosts.address[node]}:9477" for node in ("n1", "n2", "n3")}
     await_that(lambda: query("up == 1").keys() == nodes, "all three pages to be read", 90)
     run.wait_for_step(120)
@@ -67,8 +69,7 @@ def test_prometheus_follows_the_nodes_of_a_run(start, wanted, hosts, query):
     hosts.kill("n2", "ray::RayTrainWorker")
     run.wait_for("training again after")
     await_that(lambda: query("up == 1").keys() == nodes, "all three pages to be read again", 60)
-    assert run.weights() == wanted()
-    steps = 17 * (1438 // 60)
+    assert run.weights() == wanted(config)
     assert max(query("last_over_time(distrain_step[10m])").values()) == steps
     assert max(query("last_over_time(distrain_finished[10m])").values()) == 1
     assert max(query("last_over_time(distrain_attempt[10m])").values()) == 2
