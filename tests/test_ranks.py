@@ -92,30 +92,29 @@ def alone(config, console, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "numbers"),
+    ("model", "n"),
     [
-        (AlexNet(width=0.04), (2, 3)),
-        (AlexNetBN(width=0.04, hidden=True), (3,)),
-        (ImportedModel(name="own_models:Small"), (3,)),
+        (AlexNet(width=0.04), 2),
+        (AlexNetBN(width=0.04, hidden=True), 3),
+        (ImportedModel(name="own_models:Small"), 3),
     ],
     ids=["alexnet", "alexnet_bn", "own"],
 )
-def test_any_number_of_ranks_gives_the_same_weights_and_scores(config, ranks, console, tmp_path, model, numbers):
+def test_any_number_of_ranks_gives_the_same_weights_and_scores(config, ranks, console, tmp_path, model, n):
     """Weights, and the running moments of batch normalisation."""
     config = config.model_copy(update={"model": model})
     wanted = alone(config, console, tmp_path)
-    for n in numbers:
-        found = ranks.results(ranks.start(config, n, run=tmp_path / f"run-{n}"))
-        assert [r["weights"] for r in found] == [wanted.weights] * n, found
-        assert [(r["eval"]["top1_count"], r["eval"]["loss"]) for r in found] == [
-            (wanted.eval["top1_count"], wanted.eval["loss"])
-        ] * n
-        assert found[0]["train"]["loss"] == wanted.train["loss"]
-        assert [r["needless"] for r in found] == [[]] * n, "torch's compiler takes a second of every start"
-        assert [line for line in found[1]["told"] if line != "joined"] == [
-            f"saved {s} None" for s in (10, 20, 23, 30, 40, 46)
-        ], "followers tell nothing else"
-        assert "saved 46 step-00000046-attempt-001" in found[0]["told"]
+    found = ranks.results(ranks.start(config, n))
+    assert [r["weights"] for r in found] == [wanted.weights] * n, found
+    assert [(r["eval"]["top1_count"], r["eval"]["loss"]) for r in found] == [
+        (wanted.eval["top1_count"], wanted.eval["loss"])
+    ] * n
+    assert found[0]["train"]["loss"] == wanted.train["loss"]
+    assert [r["needless"] for r in found] == [[]] * n, "torch's compiler takes a second of every start"
+    assert [line for line in found[1]["told"] if line != "joined"] == [
+        f"saved {s} None" for s in (10, 20, 23, 30, 40, 46)
+    ], "followers tell nothing else"
+    assert "saved 46 step-00000046-attempt-001" in found[0]["told"]
 
 
 def test_a_resume_on_another_number_of_ranks(config, ranks, console, tmp_path):

@@ -116,7 +116,7 @@ def test_bf16_trains_and_keeps_the_promise(twenty):
     assert twenty(precision="bf16", lanes=1) == twenty(precision="bf16", lanes=2)
 
 
-def test_ten_steps_equal_torch_on_the_same_batches(narrow, console, digits):
+def test_five_steps_equal_torch_on_the_same_batches(narrow, console, digits):
     """The whole path at full width against torchvision's model in a plain torch loop: the same batches, autograd on the
     global batch, torch's own SGD."""
     from distrain.data.loader import Loader, training_requests
@@ -134,18 +134,18 @@ def test_ten_steps_equal_torch_on_the_same_batches(narrow, console, digits):
     model = torchvision.models.alexnet(num_classes=10, dropout=0.0)
     model.load_state_dict(build(config.model, 10, config.seed).state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, weight_decay=5e-4)
-    requests = training_requests(order, range(10), range(2))
+    requests = training_requests(order, range(5), range(2))
     options = {"batch": 8, "device": CPU, "augmented": True}
     with Loader(config, dataset, dataset.manifest.statistics, requests, **options) as loader:
-        for _ in range(10):
+        for _ in range(5):
             batches = [next(loader) for _ in range(2)]
             images, labels = (torch.cat([getattr(b, k) for b in batches]) for k in ("images", "labels"))
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
     world = World(CPU)
-    console.advance = lambda step: world.stop.set() if step == 9 else None
-    assert train(config, world, console).step == 10
+    console.advance = lambda step: world.stop.set() if step == 4 else None
+    assert train(config, world, console).step == 5
     ours = load_newest(Store(config.run))[0].model
     # Of how far they went, by layer: a ReLU that rounding turns off or on shifts it by 0.3 %, and single biases by more
     # than a bound on each would allow; without weight decay it would be over 20 %.
