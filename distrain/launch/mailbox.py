@@ -24,7 +24,7 @@ class Mailbox:
             self._changed.notify_all()
 
     async def take(self, wait: float) -> list[tuple[str, Any]]:
-        """What was told since the last time, after at most `wait` seconds."""
+        """Return the messages since the last call; wait at most `wait` seconds for the first."""
         async with self._changed:
             if not self._mail:
                 try:

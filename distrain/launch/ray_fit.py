@@ -1,4 +1,4 @@
-"""One fit of Ray Train's: what it is told to do, and what it tells.
+"""Configure one fit of Ray Train, and report to the driver why its ranks ended.
 
 Ray's controller loads this module before it starts the ranks, which wait for it: no torch here.
 """
