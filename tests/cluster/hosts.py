@@ -57,7 +57,7 @@ class Hosts:
         sh("ip", "-n", net, "addr", "add", f"{address}/24", "dev", "eth0")
         for link in ("eth0", "lo"):
             sh("ip", "-n", net, "link", "set", link, "up")
-        # As cluster/README.md advises: without it a host learns late that its cable is back.
+        # As cluster/README.md advises.
         sh("ip", "netns", "exec", net, "sh", "-c", "echo 5 > /proc/sys/net/ipv4/tcp_retries2")
 
     def boot(self, host: str) -> None:
