@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from narrow import narrow_recipe
 from sets import SetWriter
 
 from distrain import cli
-from distrain.config import Config, parse
+from distrain.config import Config
 from distrain.data.decode import encode
 from distrain.data.digits import pack_digits
 from distrain.data.stats import PixelMoments
@@ -150,24 +152,7 @@ def damaged_set() -> Callable[..., None]:
 @pytest.fixture
 def narrow(digits: Path, tmp_path: Path) -> Callable[..., Config]:
     """Makes configs of a short run of a narrow model on the digits; keywords replace whole top-level keys."""
-
-    def make(**changes: Any) -> Config:
-        data = {"train": str(digits / "train"), "val": None, **changes.pop("data", {})}
-        tree: dict[str, Any] = {
-            "run": str(tmp_path / "run"),
-            "epochs": 1,
-            "global_batch": 64,
-            "virtual_workers": 4,
-            "data": data,
-            "augment": {"crop": 64},
-            "model": {"name": "alexnet", "width": 0.04},
-            "schedule": {"name": "constant", "lr": 0.05},
-            "device": "cpu",
-            "metrics": {"port": None},
-        }
-        return parse({**tree, **changes}, "test")
-
-    return make
+    return partial(narrow_recipe, digits, tmp_path / "run")
 
 
 @pytest.fixture

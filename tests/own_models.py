@@ -1,6 +1,8 @@
 """Networks such as a user may have, for `package.module:callable`."""
 
+import os
 import random
+import time
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,14 @@ class Peculiar(Small):
         self.norm = nn.BatchNorm2d(8, eps=1e-3, momentum=0.3)
         nn.init.constant_(self.norm.weight, 0.5)
         self.drop = nn.LocalResponseNorm(3, alpha=0.2, beta=0.5, k=1.5)
+
+
+class Paced(Small):
+    """Waits PACE seconds per forward: a run lasts as long as a fault needs, and leaves the cores to others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(float(os.environ.get("PACE", "0")))
+        return super().forward(x)
 
 
 class Noisy(Small):

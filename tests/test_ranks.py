@@ -4,8 +4,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from contextlib import closing, suppress
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import Fork
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import await_that
 
@@ -27,25 +26,22 @@ from distrain.world import World
 class Ranks:
     """The processes of one world."""
 
-    def __init__(self, tmp_path: Path, environment: dict[str, str]) -> None:
-        self._tmp, self._environment, self._started, self._number = tmp_path, environment, [], 0
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._number = folder, 0
+        self._started: list[Fork] = []
 
-    def start(self, config, ranks: int, *, environment=None, own=None, **settings) -> list[subprocess.Popen[str]]:
+    def start(self, config, ranks: int, *, environment=None, own=None, **settings) -> list[Fork]:
         """`environment` and `own`: extra variables and settings by rank; `settings` are everyone's."""
         self._number += 1
-        path = self._tmp / f"ranks-{self._number}.yaml"
+        path = self._folder / f"ranks-{self._number}.yaml"
         path.write_text(to_yaml(config))
         overrides = [f"{k}={v}" for k, v in settings.items()]
-        script = str(Path(__file__).parent / "one_rank.py")
         processes = []
         for rank in range(ranks):
-            variables = {**self._environment, **(environment or {}).get(rank, {})}
             arguments = [str(path), str(rank), str(ranks), str(path.with_suffix(".address")), *overrides]
             arguments += (own or {}).get(rank, [])
-            out = subprocess.PIPE
-            processes.append(
-                subprocess.Popen([sys.executable, script, *arguments], text=True, stdout=out, stderr=out, env=variables)
-            )
+            out = self._folder / f"ranks-{self._number}-{rank}.out"
+            processes.append(Fork("one_rank", *arguments, out=out, environment=(environment or {}).get(rank)))
         self._started += processes
         return processes
 
@@ -53,23 +49,22 @@ class Ranks:
         """What each rank ended with, its console lines under `told`; an exit code where it printed nothing."""
         found = []
         for process in processes:
-            out, err = process.communicate(timeout=180)
-            lines = out.splitlines()
+            code = process.wait(180)
+            lines = process.out.splitlines()
             try:
                 found.append({**json.loads(lines[-1]), "told": lines[:-1]})
             except (ValueError, IndexError):
-                found.append({"status": process.returncode, "told": lines, "stderr": err})
+                found.append({"status": code, "told": lines, "stderr": process.err})
         return found
 
     def stop(self) -> None:
         for process in self._started:
-            process.kill()
-            process.communicate()
+            process.end()
 
 
 @pytest.fixture
-def ranks(tmp_path, plain_environment):
-    found = Ranks(tmp_path, plain_environment)
+def ranks(tmp_path):
+    found = Ranks(tmp_path)
     yield found
     found.stop()
 
@@ -214,7 +209,7 @@ def test_a_dead_rank_takes_the_others_out_at_once(config, ranks, console, tmp_pa
     wanted = alone(config, console, tmp_path).weights
     processes = ranks.start(config, 3, **{"log.every": 1, "evaluate.every": 1000})
     await_step(tmp_path / "run", 14)
-    processes[1].kill()
+    processes[1].send_signal(signal.SIGKILL)
     killed = time.monotonic()
     first = ranks.results([processes[0]])[0]
     assert first["status"] == "LostRankError", first

@@ -4,6 +4,9 @@ import subprocess
 import time
 from collections.abc import Callable
 
+# Seconds for what takes some, on a machine that is busy with more: reached only where something is broken.
+PATIENCE = 240.0
+
 
 def await_that(
     condition: Callable[[], object],

@@ -1,34 +1,34 @@
 """A cluster of three hosts, mended before each test, and runs on it that can be watched."""
 
 import os
-import re
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from narrow import lasting_recipe, narrow_recipe, with_own_models
 
-from distrain.config import Config, to_yaml
+from distrain.config import Config
 from distrain.monitor.sinks import Silent
 from distrain.train import train
 from distrain.world import World
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hosts import HEAD, PYTHON, Hosts, possible
+from hosts import Hosts, possible
 from processes import Processes
-from waiting import await_that
+from runs import Commands, Endless, Reference
 
 NAMESPACES = possible() and not os.environ.get("DISTRAIN_NO_NAMESPACES")
 TABLE: list[tuple[str, str]] = []
 NODES = ("n1", "n2", "n3")
+CLUSTER = {"workers": [1, 3], "stall": 60.0}
+SHORT = {"epochs": 2, "global_batch": 30, "virtual_workers": 6, "log": {"every": 20}, "checkpoint": {"every": 20}}
+# With this for each of two forwards and three workers, a step takes a seventh of a second, and the cores a third of it.
+PACE = "0.06"
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,7 @@ def plain() -> dict[str, str]:
     environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as an activated environment has it
     lines = (Path(__file__).parents[2] / "cluster/ray.env").read_text().splitlines()
     settings = dict(line.split("=") for line in lines if not line.startswith("#"))
-    return {**environment, **settings, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return {**with_own_models(environment), **settings, "RAY_AUTH_TOKEN": secrets.token_hex(32), "PACE": PACE}
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +64,7 @@ def cluster(tmp_path_factory, plain, disk) -> Iterator[Hosts | Processes]:
 
 
 @pytest.fixture
-def hosts(cluster: Hosts | Processes, request: pytest.FixtureRequest) -> Iterator[Hosts | Processes]:
+def hosts(cluster: Hosts | Processes, request: pytest.FixtureRequest) -> Hosts | Processes:
     """All three nodes up, links whole."""
     for host in NODES if NAMESPACES else ():
         cluster.heal(host)
@@ -77,129 +77,62 @@ def hosts(cluster: Hosts | Processes, request: pytest.FixtureRequest) -> Iterato
 
 
 @pytest.fixture
-def recipe(narrow, disk) -> Iterator[Config]:
-    """A run of 235 steps in some seconds, with a run directory on the small disk."""
+def recipe(digits: Path, disk: Path) -> Iterator[Config]:
+    """A run of 94 steps in some seconds, with a run directory on the small disk."""
     run = disk / "run"
-    yield narrow(
-        run=str(run),
-        epochs=5,
-        global_batch=30,
-        virtual_workers=6,
-        log={"every": 20},
-        checkpoint={"every": 20},
-        evaluate={"every": 10_000},
-        cluster={"workers": [1, 3], "stall": 60.0},
-    )
+    yield narrow_recipe(digits, run, cluster=CLUSTER, **SHORT)
     shutil.rmtree(run, ignore_errors=True)
 
 
-@pytest.fixture
-def longer(recipe: Config) -> Config:
-    """A run of 1,128 steps, which still trains when Ray has noticed that a node came or will go."""
-    return recipe.model_copy(update={"epochs": 24})
+@pytest.fixture(scope="session")
+def wanted(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The weights of that run in one process that nothing disturbs, as they are printed."""
+    alone = narrow_recipe(digits, tmp_path_factory.mktemp("alone"), **SHORT)
+    return train(alone, World(torch.device("cpu")), Silent()).weights[:16]
 
 
 @pytest.fixture(scope="session")
-def known() -> dict[tuple[int, int], str]:
-    return {}
+def lasting(digits: Path, disk: Path) -> Config:
+    return lasting_recipe(digits, disk / "endless", cluster=CLUSTER)
 
 
 @pytest.fixture
-def wanted(recipe: Config, known: dict[tuple[int, int], str], tmp_path: Path) -> Callable[..., str]:
-    """The weights of the undisturbed run in one process, as they are printed."""
-
-    def weights(config: Config = recipe) -> str:
-        length = (config.epochs, config.global_batch)
-        if length not in known:
-            alone = config.model_copy(update={"run": str(tmp_path / "alone")})
-            known[length] = train(alone, World(torch.device("cpu")), Silent()).weights[:16]
-        return known[length]
-
-    return weights
+def paced(lasting: Config, recipe: Config) -> Config:
+    """The same for a test alone."""
+    return lasting.model_copy(update={"run": recipe.run})
 
 
-class Run:
-    """`distrain train` as a process on a host, its lines read as they come, with their times."""
+@pytest.fixture(scope="session")
+def reference(lasting: Config, plain: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
+    """What `lasting` must equal at every checkpoint."""
+    found = Reference(lasting, tmp_path_factory.mktemp("reference"), plain)
+    yield found
+    found.end()
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process, self._began = process, time.monotonic()
-        self.lines: list[tuple[float, str]] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout:
-            for line in self.process.stdout:
-                self.lines.append((time.monotonic(), line.rstrip()))
-
-    def join(self) -> None:
-        self._reader.join()
-
-    @property
-    def text(self) -> str:
-        return "\n".join(f"{at - self._began:6.1f} s  {line}" for at, line in self.lines)
-
-    def told(self, pattern: str, since: float = 0.0) -> float | None:
-        """When a line matched for the first time."""
-        return next((at for at, line in self.lines if at > since and re.search(pattern, line)), None)
-
-    def wait_for(self, pattern: str, since: float = 0.0, seconds: float = 90.0) -> float:
-        end = time.monotonic() + seconds
-        while not self.told(pattern, since) and self.process.poll() is None and time.monotonic() < end:
-            time.sleep(0.02)
-        found = self.told(pattern, since)
-        assert found is not None, self.text
-        return found
-
-    def wait_for_step(self, step: int, since: float = 0.0) -> None:
-        def reached() -> bool:
-            steps = [int(m[1]) for at, line in self.lines if at > since and (m := re.search(r"step (\d+)/", line))]
-            return (bool(steps) and max(steps) >= step) or self.process.poll() is not None
-
-        await_that(reached, f"step {step}", 90)
-        assert self.process.poll() is None, self.text
-
-    def end(self, code: int = 0, seconds: float = 180.0) -> str:
-        self.process.wait(timeout=seconds)
-        self.join()
-        assert self.process.returncode == code, self.text
-        return self.text
-
-    def weights(self) -> str:
-        found = re.search(r"weights +(\w+)", self.end())
-        assert found, self.text
-        return found[1]
+@pytest.fixture(scope="session")
+def shared(cluster, lasting, reference, tmp_path_factory) -> Iterator[Endless]:
+    commands = Commands(cluster, tmp_path_factory.mktemp("endless"), lasting)
+    yield Endless(commands, lasting, reference)
+    commands.end()
 
 
 @pytest.fixture
-def start(hosts: Hosts, tmp_path: Path, recipe: Config) -> Iterator[Callable[..., Run]]:
-    """Starts `distrain train` on a host of the cluster; what is left of it dies with the test."""
-    started: list[Run] = []
+def endless(hosts: Hosts, shared: Endless, request: pytest.FixtureRequest) -> Iterator[Endless]:
+    """The run that the tests of faults share; one that a test has failed on is not gone on with."""
+    failed = request.session.testsfailed
+    yield shared
+    if request.session.testsfailed > failed:
+        shared.forget()
 
-    def launch(*arguments: str, config: Config = recipe, host: str = HEAD, address: str | None = "auto") -> Run:
-        where = () if address is None else (f"--address={address}",)
-        return distrain(host, "train", str(written(config)), *where, *arguments)
 
-    def written(config: Config) -> Path:
-        path = tmp_path / "recipe.yaml"
-        path.write_text(to_yaml(config))
-        return path
-
-    def distrain(host: str, *arguments: str, **options: Any) -> Run:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        command = (PYTHON, "-m", "distrain", *arguments)
-        started.append(Run(hosts.popen(host, *command, cwd=str(tmp_path), **pipes, **options)))
-        return started[-1]
-
-    launch.written, launch.distrain = written, distrain
-    yield launch
-    for host in hosts.address:
-        for pid in hosts.pids(host, "-m distrain "):
-            os.kill(pid, signal.SIGKILL)
-    for run in started:
-        run.process.wait(timeout=10)
-        run.join()
+@pytest.fixture
+def start(hosts: Hosts, shared: Endless, recipe: Config, tmp_path: Path) -> Iterator[Commands]:
+    """Starts commands on hosts, and runs on a cluster on which there is nothing else."""
+    shared.stop()
+    commands = Commands(hosts, tmp_path, recipe)
+    yield commands
+    commands.end()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from waiting import await_that
+from waiting import PATIENCE, await_that
 
 PYTHON = sys.executable
 RAY = str(Path(sys.executable).parent / "ray")
@@ -135,10 +135,10 @@ class Hosts:
                 if not self._runs_ray(host):
                     self.start_ray(host)
                     if host == HEAD:
-                        await_that(lambda: self.alive_nodes() is not None, "Ray's head", 60)
+                        await_that(lambda: self.alive_nodes() is not None, "Ray's head", PATIENCE)
             return self.alive_nodes() == wanted
 
-        await_that(are_up, f"Ray on {hosts}", 90, every=0.1)
+        await_that(are_up, f"Ray on {hosts}", PATIENCE, every=0.1)
 
     def _runs_ray(self, host: str) -> bool:
         """Whether Ray runs on a host, or is starting there."""

@@ -2,10 +2,11 @@
 
 import json
 import re
+import signal
 
 import pytest
 from hosts import HEAD, RAY
-from waiting import await_that
+from waiting import PATIENCE, await_that
 
 pytestmark = [pytest.mark.cluster, pytest.mark.namespaces]
 
@@ -45,10 +46,10 @@ AUTOSCALER = {
 }
 
 
-def test_draining_the_head_stops_its_jobs(start, hosts, recipe, longer):
+def test_draining_the_head_stops_its_jobs(start, hosts, paced):
     address = f"--address=http://{hosts.address[HEAD]}:8265"
-    run = start.distrain("client", "submit", str(start.written(longer)), "-f", "--workers=2", "--id=drained", address)
-    run.wait_for_step(60)
+    run = start.distrain("client", "submit", start.written(paced), "-f", "--workers=2", "--id=drained", address)
+    run.wait_for_step(10)
     text = start.distrain(HEAD, "drain").end()
     assert re.search(r"process \d+: told to save and end\n.*nobody works here any more", text)
     assert "stopped and saved after step" in run.end(143)
@@ -62,22 +63,24 @@ def test_a_host_without_ray_has_nothing_to_drain(start):
     assert "error: no Ray runs on this host: there is nothing to drain" in text
 
 
-def test_an_autoscaler_brings_the_workers_that_are_asked_for(start, hosts, wanted, longer, tmp_path):
+def test_an_autoscaler_brings_the_workers_that_are_asked_for(start, hosts, paced, reference, tmp_path):
     path = tmp_path / "autoscaling.json"
     path.write_text(json.dumps(AUTOSCALING))
     command = (RAY, "start", "--head", f"--autoscaling-config={path}", "--num-cpus=0", "--disable-usage-stats")
     where = ("--node-ip-address", hosts.address["client"], "--object-store-memory=150000000")
     try:
         process = hosts.popen("client", *command, *where, environment=AUTOSCALER, stdout=-1, stderr=-2)
-        said = process.communicate(timeout=60)[0]
+        said = process.communicate(timeout=PATIENCE)[0]
         assert "Ray runtime started" in said, said
-        run = start("--workers=1-2", host="client", config=longer)  # one worker may start before the second is there
-        run.wait_for("worker group formed: 2 workers", seconds=180)
-        assert run.weights() == wanted(longer)
+        run = start("--workers=1-2", host="client", config=paced)  # one worker may start before the second is there
+        run.wait_for("worker group formed: 2 workers")
+        reference.check(run, paced)
+        start.signal(signal.SIGINT, host="client")
+        run.end(130)
 
         def nodes() -> int:
             return len(hosts.pids("client", "raylet/raylet"))
 
-        await_that(lambda: nodes() == 1, "what was brought to be taken away: nothing is asked for any more", 120)
+        await_that(lambda: nodes() == 1, "what was brought to be taken away: nothing is asked for any more", PATIENCE)
     finally:
         hosts.run("client", RAY, "stop", "--force")

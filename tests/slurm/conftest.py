@@ -1,7 +1,6 @@
 """A real Slurm over three hosts, each a set of namespaces, as in tests/cluster."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from distrain.config import Config
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 from hosts import Hosts
-from waiting import await_that
+from waiting import PATIENCE, await_that
 
 CONTROLLER, NODES = "client", ("n1", "n2")
 
@@ -41,9 +38,10 @@ class Slurm:
 
     def wait_until_idle(self) -> None:
         """Wait for both nodes to be there and free."""
-        await_that(
-            lambda: self.run("sinfo", "-h", "-p", "all", "-o", "%D %t").split() == ["2", "idle"], "idle nodes", 90
-        )
+        await_that(lambda: self._nodes() == ["2", "idle"], "idle nodes", PATIENCE)
+
+    def _nodes(self) -> list[str]:
+        return self.run("sinfo", "-h", "-p", "all", "-o", "%D %t").split()
 
     def _configure(self) -> None:
         folder, address = self.folder, self.hosts.address
@@ -115,25 +113,3 @@ def slurm(tmp_path_factory) -> Iterator[Slurm]:
     found = Slurm(tmp_path_factory.mktemp("slurm"))
     yield found
     found.down()
-
-
-@pytest.fixture(scope="session")
-def known() -> dict[str, str]:
-    return {}
-
-
-@pytest.fixture
-def recipe(narrow, tmp_path) -> Iterator[Config]:
-    """A run of some seconds on one or two nodes."""
-    run = tmp_path / "run"
-    yield narrow(
-        run=str(run),
-        epochs=10,
-        global_batch=60,
-        virtual_workers=6,
-        log={"every": 20},
-        checkpoint={"every": 20},
-        evaluate={"every": 10_000},
-        cluster={"workers": 2, "stall": 60.0},
-    )
-    shutil.rmtree(run, ignore_errors=True)

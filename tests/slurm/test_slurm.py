@@ -1,169 +1,238 @@
-"""The shipped script on a real Slurm: submitted, requeued, preempted, ended, and with either node lost."""
+"""The shipped script on a real Slurm: submitted, requeued, preempted, ended, and with either node lost.
 
+One job without an end goes through the faults; each test compares its next checkpoint with an undisturbed run's.
+"""
+
+import os
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hosts import PYTHON
-from waiting import await_that
+from narrow import lasting_recipe, narrow_recipe, with_own_models
+from runs import Reference, trains_on
+from waiting import PATIENCE, await_that
 
-from distrain.config import to_yaml
+from distrain.config import Config, to_yaml
 from distrain.monitor.sinks import Silent
 from distrain.train import train
 from distrain.world import World
 
 pytestmark = pytest.mark.slurm
 TEMPLATE = Path(__file__).parents[2] / "cluster/slurm/train.sbatch"
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+CLUSTER = {"workers": 2, "stall": 60.0}
 
 
 class Job:
     """A job of Slurm's, and its log."""
 
     def __init__(self, slurm, number: str, log: Path) -> None:
-        self.slurm, self.number, self.log = slurm, number, log
+        self.slurm, self.number, self._log = slurm, number, log
+        self._read = 0
 
     @property
     def text(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
+        """What it has told since the last `mark`."""
+        return self._log.read_text()[self._read :] if self._log.exists() else ""
+
+    def mark(self) -> None:
+        """Something is about to happen: what was told before does not count."""
+        self._read += len(self.text)
 
     @property
     def state(self) -> str:
         return self.slurm.state(self.number)
 
-    def wait_for(self, pattern: str, seconds: float = 120.0) -> None:
-        def told() -> bool:
+    @property
+    def is_over(self) -> bool:
+        return self.state in OVER
+
+    def wait_for(self, pattern: str) -> None:
+        self.wait_until(lambda: re.search(pattern, self.text), pattern)
+
+    def wait_until(self, condition, what: str) -> None:
+        def met() -> bool:
             assert self.state not in ("FAILED", "TIMEOUT", "NODE_FAIL"), self.text
-            return re.search(pattern, self.text) is not None
+            return bool(condition())
 
         try:
-            await_that(told, pattern, seconds)
+            await_that(met, what, PATIENCE, every=0.1)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.text}") from None
 
-    def wait_for_step(self, step: int) -> None:
-        self.wait_for(rf"step {step}/")
-
     def end(self, state: str) -> str:
-        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        await_that(lambda: self.state in over, "the job to end", 180)
+        await_that(lambda: self.is_over, "the job to end", PATIENCE, every=0.1)
         assert self.state == state, self.text
         return self.text
 
-    def weights(self) -> str:
-        return re.findall(r"weights +(\w+)", self.end("COMPLETED"))[-1]
+    def tell_to_end(self) -> None:
+        """As Slurm does at the end of its time: save, and end."""
+        self.slurm.run("scancel", "--batch", "--signal=TERM", self.number)
 
 
-@pytest.fixture
-def site(tmp_path):
-    """The script as a site would change it: small nodes without GPUs."""
-    text = TEMPLATE.read_text().replace("--cpus-per-task=16", "--cpus-per-task=1")
-    text = text.replace("#SBATCH --gpus-per-node=1\n", "")
-    # The nodes of this Slurm have one /tmp; what they have for themselves is /tmp/ray.
-    text = text.replace("/tmp/ray-$SLURM_JOB_ID", "/tmp/ray/$SLURM_JOB_ID")
-    path = tmp_path / "site.sbatch"
-    path.write_text(text)
-    return path
+class Sites:
+    """Submits runs from a host that is no node with the script as a site would change it: small, no GPUs."""
 
+    def __init__(self, slurm, folder: Path) -> None:
+        self.slurm, self._folder = slurm, folder
+        text = TEMPLATE.read_text().replace("--cpus-per-task=16", "--cpus-per-task=1")
+        text = text.replace("#SBATCH --gpus-per-node=1\n", "")
+        # The nodes of this Slurm have one /tmp; what they have for themselves is /tmp/ray.
+        text = text.replace("/tmp/ray-$SLURM_JOB_ID", "/tmp/ray/$SLURM_JOB_ID")
+        python = with_own_models(os.environ)["PYTHONPATH"]
+        text = text.replace("\nexport PATH=", f"\nexport PYTHONPATH={python} PACE=0.04\nexport PATH=", 1)
+        self._template = folder / "site.sbatch"
+        self._template.write_text(text)
 
-@pytest.fixture
-def submit(slurm, site, recipe, tmp_path):
-    """Submits a run from a host that is no node; jobs that are left are ended."""
-
-    def command(*overrides: str) -> str:
-        path = tmp_path / "recipe.yaml"
+    def command(self, recipe: Config, *overrides: str) -> str:
+        """What `distrain submit` says."""
+        path = self._folder / "recipe.yaml"
         path.write_text(to_yaml(recipe))
-        options = ("--to=slurm", f"--template={site}", "--id=mine", *overrides)
-        process = slurm.hosts.popen(
-            "client", PYTHON, "-m", "distrain", "submit", str(path), *options, cwd=tmp_path, stdout=-1, stderr=-2
+        options = ("--to=slurm", f"--template={self._template}", "--id=mine", *overrides)
+        process = self.slurm.hosts.popen(
+            "client", PYTHON, "-m", "distrain", "submit", str(path), *options, cwd=self._folder, stdout=-1, stderr=-2
         )
-        return process.communicate(timeout=60)[0]
+        return process.communicate(timeout=PATIENCE)[0]
 
-    def job(*overrides: str) -> Job:
-        said = command(*overrides)
+    def submit(self, recipe: Config, *overrides: str) -> Job:
+        said = self.command(recipe, *overrides)
         found = re.search(r"Slurm job (\d+) submitted", said)
         assert found, said
-        return Job(slurm, found[1], tmp_path / f"mine-{found[1]}.log")
+        return Job(self.slurm, found[1], self._folder / f"mine-{found[1]}.log")
 
-    job.command = command
-    yield job
-    slurm.run("scancel", "--name=mine")
-    slurm.wait_until_idle()
+    def clear(self) -> None:
+        """End what is left of the jobs."""
+        self.slurm.run("scancel", "--name=mine")
+        self.slurm.wait_until_idle()
+
+
+class Endless:
+    """One job without an end on both nodes: submitted when it is needed, and again when something has ended it."""
+
+    def __init__(self, sites: Sites, config: Config, reference: Reference) -> None:
+        self._sites, self.config, self._reference = sites, config, reference
+        self._job: Job | None = None
+
+    def train(self, *overrides: str) -> Job:
+        """The job, with both its nodes training."""
+        if overrides:
+            self.cancel()
+        if self._job is None or self._job.is_over:
+            self._sites.slurm.wait_until_idle()
+            self._job = self._sites.submit(self.config, *overrides)
+        job = self._job
+        job.wait_until(lambda: trains_on(job.text, 2), "two workers that train")
+        return job
+
+    def check(self) -> None:
+        """Compare the next checkpoint with the reference's."""
+        assert self._job is not None
+        self._reference.check(self._job, self.config)
+
+    def cancel(self) -> None:
+        self._sites.clear()
+        self._job = None
+
+
+@pytest.fixture(scope="session")
+def sites(slurm, tmp_path_factory) -> Iterator[Sites]:
+    found = Sites(slurm, tmp_path_factory.mktemp("sites"))
+    yield found
+    found.clear()
+
+
+@pytest.fixture(scope="session")
+def shared(sites, digits, tmp_path_factory) -> Iterator[Endless]:
+    folder = tmp_path_factory.mktemp("endless")
+    config = lasting_recipe(digits, folder / "run", cluster=CLUSTER)
+    reference = Reference(config, folder, with_own_models(os.environ))
+    yield Endless(sites, config, reference)
+    reference.end()
 
 
 @pytest.fixture
-def wanted(recipe, tmp_path, known) -> str:
-    """The weights of the undisturbed run in one process, as they are printed."""
-    if not known:
-        alone = recipe.model_copy(update={"run": str(tmp_path / "alone")})
-        known["weights"] = train(alone, World(torch.device("cpu")), Silent()).weights[:16]
-    return known["weights"]
+def endless(shared: Endless, request: pytest.FixtureRequest) -> Iterator[Endless]:
+    """The job that the tests of faults share; one that a test has failed on is not gone on with."""
+    failed = request.session.testsfailed
+    yield shared
+    if request.session.testsfailed > failed:
+        shared.cancel()
+        shutil.rmtree(str(shared.config.run), ignore_errors=True)
 
 
-def test_a_run_on_two_nodes_is_submitted_once(submit, wanted, slurm):
-    job = submit()
+def test_a_run_on_two_nodes_is_submitted_once(sites, shared, slurm, digits, tmp_path):
+    shared.cancel()
+    short = {"epochs": 2, "global_batch": 30, "virtual_workers": 6, "log": {"every": 20}}
+    recipe = narrow_recipe(digits, tmp_path / "run", cluster=CLUSTER, **short)
+    job = sites.submit(recipe)
     job.wait_for("worker group formed: 2 workers")
-    assert f"Slurm job {job.number} is at work already" in submit.command()
-    assert job.weights() == wanted
-    assert "srun: error" not in job.text
-    assert {"1 on 10.78.0.11", "1 on 10.78.0.12"} <= set(re.findall(r"1 on [\d.]+", job.text))
+    assert f"Slurm job {job.number} is at work already" in sites.command(recipe)
+    text = job.end("COMPLETED")
+    alone = recipe.model_copy(update={"run": str(tmp_path / "alone")})
+    assert f"weights   {train(alone, World(torch.device('cpu')), Silent()).weights[:16]}" in text
+    assert "srun: error" not in text
+    assert {"1 on 10.78.0.11", "1 on 10.78.0.12"} <= set(re.findall(r"1 on [\d.]+", text))
     for node in ("n1", "n2"):
         assert slurm.hosts.run(node, "ls", "/tmp/ray") == "", "nothing is left on the nodes"
         assert not slurm.hosts.pids(node, "raylet")
 
 
-def test_a_requeued_run_comes_back_by_itself(submit, wanted, slurm):
-    job = submit()
-    job.wait_for_step(60)
+def test_a_requeued_run_comes_back_by_itself(endless, slurm):
+    job = endless.train()
+    job.mark()
     slurm.run("scontrol", "requeue", job.number)
     job.wait_for("resumed from step")
-    assert job.weights() == wanted
+    endless.check()
 
 
-def test_a_preempted_run_saves_and_comes_back_without_losing_a_step(submit, wanted, slurm):
+def test_a_preempted_run_saves_and_comes_back_without_losing_a_step(endless, slurm):
     """Slurm sends the same signal as before the time limit."""
-    job = submit()
-    job.wait_for_step(60)
+    job = endless.train()
+    job.mark()
     slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=true")
     job.wait_for("stopped and saved after step")
     saved = int(re.findall(r"stopped and saved after step (\d+)", job.text)[0])
     job.wait_for(f"resumed from step {saved}")
-    assert job.weights() == wanted
+    endless.check()
 
 
-def test_a_run_that_is_ended_saves_first(submit, slurm):
-    job = submit()
-    job.wait_for_step(60)
-    slurm.run("scancel", "--batch", "--signal=TERM", job.number)
+def test_the_first_node_is_lost(endless, slurm):
+    """The job's script is gone with it: the other node has the job requeued, when Slurm has given the first one up."""
+    job = endless.train()
+    job.mark()
+    slurm.hosts.crash("n1")
+    try:
+        await_that(lambda: job.state == "PENDING", "the job to be requeued", PATIENCE, every=0.1)
+    finally:
+        slurm.hosts.boot("n1")
+        slurm.start_node("n1")
+    job.wait_for("resumed from step")
+    endless.check()
+
+
+def test_a_run_that_is_ended_saves_first(endless):
+    job = endless.train()
+    job.mark()
+    job.tell_to_end()
     text = job.end("FAILED")
     assert "stopped and saved after step" in text
     assert "to go on: distrain train" not in text, "its config is gone"
 
 
-def test_a_node_that_is_lost_does_not_end_the_job(submit, wanted, slurm):
-    job = submit("cluster.workers=[1, 2]", "epochs=20")
-    job.wait_for("worker group formed: 2 workers")
-    job.wait_for_step(60)
+def test_a_node_that_is_lost_does_not_end_the_job(endless, slurm):
+    job = endless.train("cluster.workers=[1, 2]")
+    job.mark()
     slurm.hosts.crash("n2")
     try:
         job.wait_for("worker group formed: 1 worker ")
-        text = job.end("COMPLETED")
-        assert "weights" in text
+        endless.check()
+        job.tell_to_end()
+        job.end("FAILED")
     finally:
         slurm.hosts.boot("n2")
         slurm.start_node("n2")
         slurm.wait_until_idle()
-
-
-def test_the_first_node_is_lost(submit, wanted, slurm):
-    """The job's script is gone with it: the other node has the job requeued, when Slurm has given the first one up."""
-    job = submit()
-    job.wait_for_step(60)
-    slurm.hosts.crash("n1")
-    try:
-        await_that(lambda: job.state == "PENDING", "the job to be requeued", 180)
-    finally:
-        slurm.hosts.boot("n1")
-        slurm.start_node("n1")
-    job.wait_for("resumed from step", 180)
-    assert job.weights() == wanted
