@@ -17,10 +17,10 @@ STEPS_PER_EPOCH = 44
 
 @pytest.fixture
 def recipe(narrow, tmp_path, digits):
-    """Three epochs of 44 steps, a metrics line a step."""
+    """Two epochs of 44 steps, a metrics line a step."""
     config = narrow(
         global_batch=32,
-        epochs=3,
+        epochs=2,
         log={"every": 1},
         checkpoint={"every": 10, "keep": 2},
         data={"val": str(digits / "val")},
@@ -93,7 +93,7 @@ def test_killed_and_the_list_of_bad_samples_deleted(command, recipe, tmp_path, d
 
 def test_killed_at_an_epoch_boundary(command, recipe, tmp_path, undisturbed):
     run = tmp_path / "runs/recipe"
-    once_an_epoch = ("checkpoint.every=44", "evaluate.every=132")
+    once_an_epoch = ("checkpoint.every=44", "evaluate.every=88")
     process = command("train", str(recipe), *once_an_epoch)
     await_that((run / "checkpoints/step-00000044-attempt-001/manifest.json").exists, while_alive=process)
     kill(process)
@@ -111,7 +111,7 @@ def test_a_signal_saves_and_says_how_to_go_on(command, recipe, tmp_path, undistu
     out, _ = process.communicate(timeout=60)
     assert process.returncode == code, out
     step, total = re.search(r"stopped and saved after step (\d+) of (\d+); to go on: ", out).groups()
-    assert 15 <= int(step) < int(total) == 132
+    assert 15 <= int(step) < int(total) == 88
     command_line = re.search(r"to go on: distrain (.*)", out)[1].split()
     assert weights(command(*command_line)) == undisturbed
 
@@ -119,7 +119,7 @@ def test_a_signal_saves_and_says_how_to_go_on(command, recipe, tmp_path, undistu
 def test_a_full_disk_loses_nothing(command, recipe, tmp_path, undisturbed):
     """The kernel refuses to let files grow past a limit, as a full disk does; later there is room again."""
     run = tmp_path / "runs/recipe"
-    process = command("train", str(recipe), "checkpoint.every=20", "evaluate.every=132", "checkpoint.patience=1")
+    process = command("train", str(recipe), "checkpoint.every=20", "evaluate.every=88", "checkpoint.patience=1")
     await_that((run / "checkpoints/step-00000020-attempt-001/manifest.json").exists, while_alive=process)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (200_000, 200_000))
     out, _ = process.communicate(timeout=60)
