@@ -18,9 +18,9 @@ from distrain.train import train
 from distrain.world import World
 
 sys.path.insert(0, str(Path(__file__).parent))
+from endless import Commands, Endless, Reference
 from hosts import Hosts, possible
 from processes import Processes
-from runs import Commands, Endless, Reference
 
 NAMESPACES = possible() and not os.environ.get("DISTRAIN_NO_NAMESPACES")
 TABLE: list[tuple[str, str]] = []

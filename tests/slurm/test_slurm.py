@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from endless import Reference, trains_on
 from hosts import PYTHON
 from narrow import lasting_recipe, narrow_recipe, with_own_models
-from runs import Reference, trains_on
 from waiting import PATIENCE, await_that
 
 from distrain.config import Config, to_yaml
