@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,24 +56,28 @@ class Run:
         """When a line matched for the first time."""
         return next((at for at, line in self.lines if at > since and re.search(pattern, line)), None)
 
-    def wait_for(self, pattern: str, since: float = 0.0, seconds: float = PATIENCE) -> float:
-        end = time.monotonic() + seconds
-        while not self.told(pattern, since) and self.process.poll() is None and time.monotonic() < end:
-            time.sleep(0.02)
+    def wait_for(self, pattern: str, since: float = 0.0) -> float:
+        """When a line matched for the first time: wait for one."""
+        self.wait_until(lambda: self.told(pattern, since), pattern)
         found = self.told(pattern, since)
         assert found is not None, self.text
         return found
 
-    def wait_for_step(self, step: int, since: float = 0.0) -> None:
-        def reached() -> bool:
-            steps = [int(m[1]) for at, line in self.lines if at > since and (m := re.search(r"step (\d+)/", line))]
-            return (bool(steps) and max(steps) >= step) or self.process.poll() is not None
+    def wait_for_step(self, step: int) -> None:
+        self.wait_until(lambda: max(map(int, re.findall(r"step (\d+)/", self.text)), default=0) >= step, f"step {step}")
+        assert not self.is_over, self.text
 
-        await_that(reached, f"step {step}", PATIENCE)
-        assert self.process.poll() is None, self.text
+    def wait_until(self, condition: Callable[[], object], what: str) -> None:
+        """Return when the condition is met, or the command has ended; fail, with all that it told, after a while."""
+        try:
+            await_that(lambda: condition() or self.is_over, what, PATIENCE)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.text}") from None
+        if self.is_over:
+            self.join()
 
-    def end(self, code: int = 0, seconds: float = PATIENCE) -> str:
-        self.process.wait(timeout=seconds)
+    def end(self, code: int = 0) -> str:
+        self.process.wait(timeout=PATIENCE)
         self.join()
         assert self.process.returncode == code, self.text
         return self.text
@@ -193,7 +197,7 @@ class Endless:
             resume = ("--resume",) if saved(Path(str(self.config.run))) else ()
             self.run = self.commands("--workers=1-3", *resume, *overrides, config=self.config)
         run = self.run
-        await_that(lambda: trains_on(run.text, 3) or run.is_over, "three workers that train", PATIENCE)
+        run.wait_until(lambda: trains_on(run.text, 3), "three workers that train")
         assert not run.is_over, run.text
         return run
 

@@ -73,7 +73,7 @@ def test_bad_links(endless, hosts, table):
     hosts.rate("n3", "100mbit")
     run = endless.train()
     began = time.monotonic()
-    await_that(lambda: run.since(began).count("  step ") >= 5, "fifty steps", PATIENCE)
+    run.wait_until(lambda: run.since(began).count("  step ") >= 5, "fifty steps")
     endless.check()
     assert "lost" not in run.text
     table("no restart")
