@@ -1,5 +1,5 @@
 """`python -m distrain` is the command `distrain`."""
 
-from distrain.cli import main
+from distrain.cli.main import main
 
 main()

@@ -15,7 +15,13 @@ import yaml
 from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
+from distrain.data.config import Augment, Data
+from distrain.data.storage.url import without_secret
+from distrain.distributed.config import Cluster
 from distrain.errors import UserError
+from distrain.fields import Section, operation, result
+from distrain.monitor.config import Log, Metrics
+from distrain.optim.config import Reduction
 from distrain.sections import (
     LOSSES,
     MODELS,
@@ -29,11 +35,27 @@ from distrain.sections import (
     Optimizer,
     Plateau,
     Schedule,
-    Section,
-    operation,
-    result,
 )
-from distrain.settings import Augment, Checkpoint, Cluster, Data, Evaluate, Log, Metrics, Reduction, without_secret
+
+
+class Evaluate(Section):
+    """Validation: centre crop, each image once."""
+
+    every: int | None = operation(None, ge=1)
+    """Steps between evaluations; null: once an epoch. The last step is always evaluated. [operation]"""
+    batch: int = result(128, ge=1)
+    """Samples of one fixed chunk. [result]"""
+
+
+class Checkpoint(Section):
+    """What is kept of the run."""
+
+    every: int | None = operation(None, ge=1)
+    """Steps between checkpoints; null: once an epoch. The last step is always kept. [operation]"""
+    keep: int = operation(2, ge=1)
+    """Newest checkpoints kept, beside the best. [operation]"""
+    patience: float = operation(120.0, ge=0)
+    """Seconds for which a save that fails is tried again before the attempt ends. [operation]"""
 
 
 class Config(Section):

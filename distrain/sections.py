@@ -2,30 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
-
-def result(default: Any = ..., **limits: Any) -> Any:
-    """A field that decides the weights."""
-    return Field(default, json_schema_extra={"decides": "result"}, **limits)
-
-
-def operation(default: Any = ..., **limits: Any) -> Any:
-    """A field that does not decide the weights."""
-    return Field(default, json_schema_extra={"decides": "operation"}, **limits)
-
-
-class Section(BaseModel):
-    """A part of the tree: frozen, strict about types, no unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        validate_default=True,
-        use_attribute_docstrings=True,
-    )
+from distrain.fields import Section, result
 
 
 class Network(Section):

@@ -12,23 +12,23 @@ from typing import Any
 
 import torch
 
-from distrain.checkpoint import digest
 from distrain.config import Config, result_fields
 from distrain.data.loader import MicroBatch, training_requests
-from distrain.datasets import val_fingerprint
-from distrain.diverged import StepFailed, diverged
+from distrain.distributed.numerics import environment, numerics
+from distrain.distributed.world import World
 from distrain.errors import AttemptError, RunError, UserError
-from distrain.job import Job, setup
-from distrain.layers import move_all
 from distrain.losses import correct
+from distrain.models.layers import move_all
 from distrain.monitor.meters import Reading
 from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import Console, Silent, read_metrics
-from distrain.numerics import environment, numerics
-from distrain.record import BAD_SAMPLES
-from distrain.step import forward
-from distrain.validate import validate
-from distrain.world import World
+from distrain.rundir.checkpoint import digest
+from distrain.rundir.record import BAD_SAMPLES
+from distrain.training.datasets import val_fingerprint
+from distrain.training.divergence import StepFailed, diverged
+from distrain.training.setup import Job, setup
+from distrain.training.step import forward
+from distrain.training.validate import validate
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def train(
     try:
         with ExitStack() as stack:
             metrics = stack.enter_context(measured(config, world, alarm))
-            stack.enter_context(numerics(config, world.device))
+            exact = config.reduction.mode == "exact"
+            stack.enter_context(numerics(world.device, precision=config.precision, exact=exact))
             options = {"must_resume": must_resume, "other_hardware": other_hardware}
             job = setup(config, world, console, alarm, metrics, stack, **options)
             if job.start == job.steps:
@@ -123,12 +124,15 @@ def measured(config: Config, world: World, tell: Callable[[str], None]) -> Itera
     """
     with world.together():
         try:
-            metrics = Metrics(config, world, tell)
+            metrics = Metrics(config.metrics, str(config.run), world, tell)
         except OSError as error:
             raise UserError(
                 f"metrics cannot be served at {config.metrics.address}: {error}; "
                 "choose metrics.address, or metrics.port=null"
             ) from None
+    if world.lead:
+        metrics.set("stall_limit_seconds", config.cluster.stall)
+        metrics.set("bad_samples_limit", config.data.max_bad_samples)
     over = True
     try:
         yield metrics

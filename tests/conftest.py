@@ -18,12 +18,12 @@ from hypothesis import settings
 from narrow import narrow_recipe
 from sets import SetWriter
 
-from distrain import cli
+from distrain.cli.main import main
 from distrain.config import Config
-from distrain.data.decode import encode
-from distrain.data.digits import pack_digits
-from distrain.data.stats import PixelMoments
-from distrain.data.store import Store
+from distrain.data.decoding.image import encode
+from distrain.data.prepare.digits import pack_digits
+from distrain.data.shards.stats import PixelMoments
+from distrain.data.storage.store import Store
 
 # No test asserts a time, and none leaves anything in the checkout.
 settings.register_profile("distrain", deadline=None, database=None)
@@ -94,7 +94,7 @@ def distrain(monkeypatch, capsys):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["distrain", *arguments])
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            main()
         out, err = capsys.readouterr()
         code = caught.value.code
         return 0 if code is None else code, out, err

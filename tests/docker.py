@@ -316,7 +316,7 @@ def build(folder: Path, work: Path) -> tuple[Image, set[str]]:
 
 TOKEN = "export RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n')"
 BYTE_CODE = """
-import os, sys, torch, torchvision, nvidia.dali, ray, obstore, boto3, pynvml, tensorboardX, mlflow, distrain.cli
+import os, sys, torch, torchvision, nvidia.dali, ray, obstore, boto3, pynvml, tensorboardX, mlflow, distrain.cli.main
 cached = [m.__spec__.cached for m in sys.modules.values() if getattr(m, "__spec__", None) and m.__spec__.cached]
 print(len(cached), "modules have byte code; torch", torch.__version__, "with CUDA", torch.version.cuda)
 sys.exit(", ".join(path for path in cached if not os.path.exists(path)) or 0)

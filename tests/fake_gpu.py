@@ -18,22 +18,22 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distrain.config import Config, parse
-from distrain.data.graph import Graph
+from distrain.data.decoding.graph import Graph
 from distrain.data.loader import Loader, MicroBatch, Request
 from distrain.data.order import Cursor
-from distrain.evaluate import chunk_sums
-from distrain.imported import imported
-from distrain.job import build_optimizer
-from distrain.lanes import Lanes
-from distrain.layers import batch_norms, move_all
+from distrain.distributed.lanes import Lanes
+from distrain.distributed.world import World
 from distrain.losses import correct
-from distrain.model import _bare, trained
+from distrain.models.alexnet import _bare, trained
+from distrain.models.external import imported
+from distrain.models.layers import batch_norms, move_all
 from distrain.monitor.meters import Meters
 from distrain.optim.accumulate import Accumulator
 from distrain.optim.optimizer import norm
 from distrain.sections import ImportedModel
-from distrain.step import forward
-from distrain.world import World
+from distrain.training.evaluate import chunk_sums
+from distrain.training.setup import build_optimizer
+from distrain.training.step import forward
 
 CUDA = torch.device("cuda", 0)
 CLASSES = 10

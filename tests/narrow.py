@@ -25,6 +25,11 @@ def narrow_recipe(digits: Path, run: Path, /, **changes: Any) -> Config:
     return parse({**tree, **changes}, "test")
 
 
+def loader_sections(config: Config) -> dict[str, Any]:
+    """What a loader takes of a config."""
+    return {"data": config.data, "augment": config.augment, "seed": config.seed, "run": str(config.run)}
+
+
 def lasting_recipe(digits: Path, run: Path, **changes: Any) -> Config:
     """A run without an end of a network that waits (`own_models.Paced`): it lasts as long as a fault needs."""
     settings = {

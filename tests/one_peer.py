@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from distrain.peers import PeerWatch
+from distrain.distributed.peers import PeerWatch
 
 
 def say(text: str) -> None:

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from distrain.config import load
+from distrain.distributed.world import joined
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.monitor.health import group_timeout
 from distrain.monitor.sinks import PlainLines
 from distrain.train import train
-from distrain.world import joined
 
 
 def meet_at(path: Path):
@@ -74,7 +74,7 @@ def main() -> None:
 
 def slow(seconds: float) -> None:
     """Make every read of rows take longer."""
-    from distrain.data.shards import Dataset
+    from distrain.data.shards.dataset import Dataset
 
     rows = Dataset.rows
 
@@ -86,7 +86,7 @@ def slow(seconds: float) -> None:
 
 
 def hang(calls: int) -> None:
-    from distrain.data.shards import Dataset
+    from distrain.data.shards.dataset import Dataset
 
     real, lock, count = Dataset.rows, threading.Lock(), [0]
 

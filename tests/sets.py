@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from distrain.data.manifest import MANIFEST, Manifest, Shard
-from distrain.data.stats import Statistics
-from distrain.data.store import Store
-from distrain.data.writer import GROUP_ROWS, ShardWriter
+from distrain.data.shards.manifest import MANIFEST, Manifest, Shard
+from distrain.data.shards.stats import Statistics
+from distrain.data.shards.writer import GROUP_ROWS, ShardWriter
+from distrain.data.storage.store import Store
 
 
 class SetWriter:

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from distrain.config import Config, leaves, load, parse, result_fields, to_yaml
 from distrain.errors import UserError
-from distrain.model import build
+from distrain.models.alexnet import build
 from distrain.sections import AlexNet, AlexNetBN
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

@@ -8,10 +8,10 @@ import torch
 from fake_gpu import CUDA, config, fake_gpu, whole
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from distrain.checkpoint import Checkpoints
 from distrain.config import load
-from distrain.layers import AveragePool, _AcrossChannels
+from distrain.models.layers import AveragePool, _AcrossChannels
 from distrain.optim.lars import LARS
+from distrain.rundir.checkpoint import Checkpoints
 from distrain.sections import Lars
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from narrow import loader_sections
 
-from distrain.data import dali
-from distrain.data.decode import ppm
+from distrain.data.decoding import dali
+from distrain.data.decoding.image import ppm
 from distrain.data.loader import Loader
+from distrain.distributed.world import World
 from distrain.train import train
-from distrain.world import World
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 from photos import STATISTICS, encoded, kinds, picture, write_set
@@ -52,7 +53,7 @@ def delivered(narrow, dataset, augment, device, batch=8, ids=None, **data):
     config = narrow(device="auto", augment=augment, data=data)
     ids = np.arange(dataset.manifest.rows) if ids is None else ids
     options = {"batch": batch, "device": device, "augmented": True}
-    with Loader(config, dataset, STATISTICS, requests(ids, batch), **options) as loader:
+    with Loader(dataset, STATISTICS, requests(ids, batch), **loader_sections(config), **options) as loader:
         return {k: image.cpu() for k, image in by_id(list(loader)).items()}
 
 

@@ -15,12 +15,12 @@ from forks import Fork
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import await_that
 
-from distrain.checkpoint import load_newest
 from distrain.config import to_yaml
-from distrain.data.store import Store
+from distrain.data.storage.store import Store
+from distrain.distributed.world import World
+from distrain.rundir.checkpoint import load_newest
 from distrain.sections import AlexNet, AlexNetBN, ImportedModel
 from distrain.train import train
-from distrain.world import World
 
 
 class Ranks:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from distrain.cli.dry_run import plan
 from distrain.config import load
-from distrain.plan import plan
+from distrain.distributed.world import World
 from distrain.train import train
-from distrain.world import World
 
 RECIPES = sorted(p for p in (Path(__file__).parents[1] / "configs").glob("*.yaml") if p.stem != "quickstart")
 NAMES = [

@@ -8,22 +8,23 @@ import pytest
 import torch
 import torchvision
 import yaml
+from narrow import loader_sections
 from sets import SetWriter
 
-import distrain.hardware
-import distrain.job
-import distrain.validate
-from distrain.checkpoint import Checkpoints, best_name, digest, load_newest
+import distrain.training.hardware_check
+import distrain.training.setup
+import distrain.training.validate
 from distrain.config import load
-from distrain.data.stats import Statistics
-from distrain.data.store import Store
+from distrain.data.shards.stats import Statistics
+from distrain.data.storage.store import Store
+from distrain.distributed.world import World
 from distrain.errors import AttemptError, LostRankError, RunError, UserError
 from distrain.monitor.meters import Meters
 from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import read_metrics
 from distrain.optim.accumulate import Accumulator
+from distrain.rundir.checkpoint import Checkpoints, best_name, digest, load_newest
 from distrain.train import train
-from distrain.world import World
 
 CPU = torch.device("cpu")
 
@@ -120,10 +121,10 @@ def test_five_steps_equal_torch_on_the_same_batches(narrow, console, digits):
     """The whole path at full width against torchvision's model in a plain torch loop: the same batches, autograd on the
     global batch, torch's own SGD."""
     from distrain.data.loader import Loader, training_requests
-    from distrain.data.manifest import Manifest
-    from distrain.data.shards import Dataset
-    from distrain.datasets import order_of
-    from distrain.model import build
+    from distrain.data.shards.dataset import Dataset
+    from distrain.data.shards.manifest import Manifest
+    from distrain.models.alexnet import build
+    from distrain.training.datasets import order_of
 
     rate = {"name": "constant", "lr": 1e-2}
     model = {"name": "alexnet", "dropout": 0.0}
@@ -136,7 +137,7 @@ def test_five_steps_equal_torch_on_the_same_batches(narrow, console, digits):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, weight_decay=5e-4)
     requests = training_requests(order, range(5), range(2))
     options = {"batch": 8, "device": CPU, "augmented": True}
-    with Loader(config, dataset, dataset.manifest.statistics, requests, **options) as loader:
+    with Loader(dataset, dataset.manifest.statistics, requests, **loader_sections(config), **options) as loader:
         for _ in range(5):
             batches = [next(loader) for _ in range(2)]
             images, labels = (torch.cat([getattr(b, k) for b in batches]) for k in ("images", "labels"))
@@ -249,7 +250,7 @@ def test_ranks_have_a_word_before_any_of_them_waits_for_its_gpu(narrow, console,
 
     for what, name in ((Accumulator, "reduce"), (Meters, "read"), (Checkpoints, "save"), (Metrics, "norms")):
         noting(what, name)
-    noting(distrain.validate, "evaluate")
+    noting(distrain.training.validate, "evaluate")
     changes = {"log": {"every": 5}, "checkpoint": {"every": 4}, "evaluate": {"every": 7}, "epochs": 1}
     train(narrow(data={"val": str(digits / "val")}, **changes), TellingWorld(calls), console)
     waits = {"read", "save", "norms", "evaluate"}
@@ -300,15 +301,15 @@ def test_resume_without_a_checkpoint(narrow, console):
 def test_other_hardware_is_refused_unless_it_is_accepted(narrow, console, monkeypatch):
     """The bits that a kernel computes change: here those of a gradient, as with another instruction set."""
     run(narrow(), console)
-    real = distrain.hardware.forward
+    real = distrain.training.hardware_check.forward
 
     def other(*arguments):
         found = real(*arguments)
         return found._replace(loss=found.loss * (1 + 2**-20))
 
-    monkeypatch.setattr(distrain.hardware, "forward", other)
-    environment = distrain.job.environment
-    monkeypatch.setattr(distrain.job, "environment", lambda device: {**environment(device), "torch": "9.9"})
+    monkeypatch.setattr(distrain.training.hardware_check, "forward", other)
+    environment = distrain.training.setup.environment
+    monkeypatch.setattr(distrain.training.setup, "environment", lambda device: {**environment(device), "torch": "9.9"})
     with pytest.raises(UserError, match=r"computes other bits .*torch .* -> 9.9.*--accept-other-hardware"):
         run(narrow(), console)
     run(narrow(), console, other_hardware=True)
@@ -317,8 +318,8 @@ def test_other_hardware_is_refused_unless_it_is_accepted(narrow, console, monkey
 
 def test_other_versions_that_compute_the_same_bits_are_no_matter(narrow, console, monkeypatch):
     run(narrow(), console)
-    environment = distrain.job.environment
-    monkeypatch.setattr(distrain.job, "environment", lambda device: {**environment(device), "torch": "9.9"})
+    environment = distrain.training.setup.environment
+    monkeypatch.setattr(distrain.training.setup, "environment", lambda device: {**environment(device), "torch": "9.9"})
     assert run(narrow(), console).status == "already finished"
     assert not [e for e in console.events if e.startswith("warning")]
 
@@ -336,10 +337,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(narrow, console, 
 
 
 def test_divergence_stops_before_the_weights_move_and_leaves_evidence(narrow, console, monkeypatch):
-    import distrain.job
+    import distrain.training.setup
 
-    made, build = [], distrain.job.build
-    monkeypatch.setattr(distrain.job, "build", lambda *a: made.append(build(*a)) or made[-1])
+    made, build = [], distrain.training.setup.build
+    monkeypatch.setattr(distrain.training.setup, "build", lambda *a: made.append(build(*a)) or made[-1])
     config = narrow(schedule={"name": "constant", "lr": 1e12}, checkpoint={"every": 1, "keep": 99}, log={"every": 1})
     with pytest.raises(RunError, match="training diverged at step") as caught:
         run(config, console)

@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distrain.config import Config
-from distrain.data.augment import centre, draw
-from distrain.data.dali import DaliDecoder
-from distrain.data.decode import BadImageError, ppm, ppm_pixels, readable
-from distrain.data.graph import Decoder, Feed, Graph, RefusedError, normalised
+from distrain.data.config import Augment, Data
+from distrain.data.decoding.augment import centre, draw
+from distrain.data.decoding.dali import DaliDecoder
+from distrain.data.decoding.graph import Decoder, Feed, Graph, RefusedError, normalised
+from distrain.data.decoding.image import BadImageError, ppm, ppm_pixels, readable
+from distrain.data.decoding.pil import ReferenceDecoder
+from distrain.data.decoding.quarantine import Recorder, judge
 from distrain.data.order import Cursor, Order
-from distrain.data.quarantine import Recorder, judge
-from distrain.data.reference import ReferenceDecoder
-from distrain.data.shards import Dataset, Row
-from distrain.data.stats import Statistics
+from distrain.data.shards.dataset import Dataset, Row
+from distrain.data.shards.stats import Statistics
+from distrain.distributed.process import available_cores
 from distrain.errors import AttemptError
-from distrain.world import available_cores
 
 # Micro-batches whose row groups are fetched before they are asked for.
 _FETCHED_AHEAD = 16
@@ -91,11 +91,14 @@ class Loader:
 
     def __init__(
         self,
-        config: Config,
         dataset: Dataset,
         statistics: Statistics,
         requests: Iterable[Request],
         *,
+        data: Data,
+        augment: Augment,
+        seed: int,
+        run: str = "",
         batch: int,
         device: torch.device,
         augmented: bool,
@@ -104,22 +107,26 @@ class Loader:
         """Start loading.
 
         Args:
-            config: the run.
             dataset: where the samples are; its verdicts on bad files are used and added to.
             statistics: normalise and colour; always those of the training set.
             requests: what to load.
+            data: how samples are read and decoded.
+            augment: what is done to them.
+            seed: of the draws, 32 bits.
+            run: names this run to its later attempts, which look there for what killed the decoder.
             batch: samples of each request.
             device: where the images go.
             augmented: draw windows, mirrors and colours; without, the centre.
-            cores: CPU cores of this rank, which decode where the config does not say how many; None: all.
+            cores: CPU cores of this rank, which decode where `data` does not say how many; None: all.
 
         Raises:
             UserError: the decoder is not installed.
         """
-        manifest, augment = dataset.manifest, config.augment
-        self._config, self._dataset, self._requests, self._device = config, dataset, iter(requests), device
+        manifest = dataset.manifest
+        self._data, self._augment, self._seed = data, augment, seed
+        self._dataset, self._requests, self._device = dataset, iter(requests), device
         self._augmented = augmented
-        self._threads = config.data.decode_threads or cores or available_cores()
+        self._threads = data.decode_threads or cores or available_cores()
         self._mean = statistics.mean.astype(np.float32)
         self._axes = statistics.principal_axes(augment.colour_unit)
         stored = manifest.size is not None and augment.short_side in (None, min(manifest.size))
@@ -129,12 +136,12 @@ class Loader:
             raw=manifest.encoding == "raw",
             resize=not stored or (augmented and augment.window == "random_resized"),
             whole=not manifest.proved,
-            normalise=config.data.normalise == "loader",
+            normalise=data.normalise == "loader",
             std=(statistics.std if augment.scale is None else np.full(3, augment.scale)).astype(np.float32),
         )
         blank = np.zeros((augment.crop, augment.crop, 3), np.uint8)
         self._placeholder = blank if self._graph.raw else ppm(blank)
-        self._fetching = ThreadPoolExecutor(config.data.connections, "distrain-fetch")
+        self._fetching = ThreadPoolExecutor(data.connections, "distrain-fetch")
         self._coming: deque[tuple[Request, list[int]]] = deque()  # with the row groups that they need
         self._again: deque[_Pending] = deque()  # to be fed once more, after a decoder was replaced
         self._pending: deque[_Pending] = deque()  # fed to the decoder, not yet decoded
@@ -143,11 +150,11 @@ class Loader:
         self.rebuilds = 0
         """How often the decoder was replaced, after it refused a batch."""
         self._decoder = self._open_decoder()
-        slots = config.data.read_ahead + 2
+        slots = data.read_ahead + 2
         # What others wrote was proved by PIL, and may all the same be what kills DALI.
         trusted = self._graph.raw or (manifest.proved and manifest.layout == "distrain")
-        recorded = config.data.backend == "dali" and not trusted
-        self._recorder = Recorder(config, dataset, slots=slots, batch=batch) if recorded else None
+        recorded = data.backend == "dali" and not trusted
+        self._recorder = Recorder(run, dataset, slots=slots, batch=batch) if recorded else None
         self._thread = threading.Thread(target=self._produce, name="distrain-loader", daemon=True)
         self._thread.start()
 
@@ -192,8 +199,8 @@ class Loader:
             self._ready.put_nowait(reason)
 
     def _open_decoder(self) -> Decoder:
-        kind = DaliDecoder if self._config.data.backend == "dali" else ReferenceDecoder
-        ahead = self._config.data.read_ahead
+        kind = DaliDecoder if self._data.backend == "dali" else ReferenceDecoder
+        ahead = self._data.read_ahead
         return kind(self._feed, self._graph, device=self._device, threads=self._threads, read_ahead=ahead)
 
     def _produce(self) -> None:
@@ -271,7 +278,7 @@ class Loader:
 
     def _prepare(self, request: Request) -> "_Pending":
         """Read the files of a micro-batch, judge them, and draw what is done to them."""
-        rows, crop, config = self._dataset.rows(request.ids), self._graph.crop, self._config
+        rows, crop = self._dataset.rows(request.ids), self._graph.crop
         files, sizes = [self._placeholder] * len(rows), [(crop, crop)] * len(rows)
         excluded: dict[int, str] = {}  # by place
         for place in range(len(rows) - request.padding):
@@ -282,9 +289,9 @@ class Loader:
         height_width = np.array(sizes)
         if self._augmented:
             cursor, v, ids, _ = request
-            draws = draw(config.seed, cursor, v, ids, height_width, config.augment, self._axes)
+            draws = draw(self._seed, cursor, v, ids, height_width, self._augment, self._axes)
         else:
-            draws = centre(height_width, config.augment)
+            draws = centre(height_width, self._augment)
         labels = torch.tensor([row.label for row in rows])
         weights = torch.ones(len(rows))
         feed = Feed(files, height_width, draws, self._mean - draws.colour)
@@ -301,7 +308,7 @@ class Loader:
         try:
             if self._graph.raw:
                 return ppm_pixels(row.data, *row.size), row.size
-            data, *size = readable(row.data, self._config.data.pixel_limit)
+            data, *size = readable(row.data, self._data.pixel_limit)
             if manifest.size not in (None, tuple(size)):
                 raise BadImageError(
                     f"{size[1]} x {size[0]} pixels in a data set of {manifest.size[1]} x {manifest.size[0]}"

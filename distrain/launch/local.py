@@ -5,12 +5,13 @@ from dataclasses import replace
 import torch
 
 from distrain.config import Config
+from distrain.distributed.process import available_cores
+from distrain.distributed.world import local_world
 from distrain.errors import UserError
 from distrain.launch.share import Node, Share, fitting, remark, share_of
 from distrain.launch.signals import stop_on_signals
 from distrain.monitor.sinks import Console
 from distrain.train import Summary, train
-from distrain.world import available_cores, local_world
 
 
 def this_machine() -> Node:
@@ -46,7 +47,7 @@ def run(
 ) -> tuple[Summary, int | None]:
     """Train in this process; the summary, and the signal that stopped it early if one did."""
     share, nodes = share_here(config)
-    world = local_world(config if share.gpus else config.model_copy(update={"device": "cpu"}))
+    world = local_world(config.device if share.gpus else "cpu")
     world = replace(world, cores=share.cpus)
     if world.device.type == "cuda":
         console.event(f"training on one GPU, {torch.cuda.get_device_name(world.device)}")

@@ -12,7 +12,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Us
 from ray.train.backend import Backend, BackendConfig
 
 from distrain.config import Config
-from distrain.data.store import Store
+from distrain.data.storage.store import Store
 from distrain.errors import LostRankError
 from distrain.launch.ray_cluster import reason_of
 from distrain.launch.share import Share, need

@@ -16,12 +16,12 @@ import torch
 from ray.train.collective import broadcast_from_rank_zero
 
 from distrain.config import parse
-from distrain.data.store import Store
+from distrain.data.storage.store import Store
+from distrain.distributed.world import World, joined
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.launch.share import Share
 from distrain.monitor.health import Watchdog, group_timeout
 from distrain.train import train
-from distrain.world import World, joined
 
 _ADVANCE_EVERY = 0.5
 # Seconds that ranks have to meet at least: on a busy host one may start much later than the others.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
-from distrain.data.store import Store
+from distrain.data.storage.store import Store
 from distrain.monitor.sinks import Console, GrowingFile, line
 
 _KEY = "distrain"

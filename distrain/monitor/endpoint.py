@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 
-from distrain.lease import is_dead_here, process_identity
+from distrain.distributed.process import is_dead_here, process_identity
 from distrain.monitor.pageserver import PageServer
 
 EVERY = 1.0

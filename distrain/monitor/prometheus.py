@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from distrain import __version__
-from distrain.config import Config
-from distrain.data.store import Counts, redacted
+from distrain.data.storage.store import Counts, redacted
+from distrain.distributed.world import World
+from distrain.monitor import config as settings
 from distrain.monitor.endpoint import Node
 from distrain.monitor.health import Watchdog
-from distrain.world import World
 
 _ARRIVAL = "arrival"
 """From the begin of a step until this rank comes to its reduction: no phase of its own, it spans several."""
@@ -121,18 +121,23 @@ class Metrics:
     What the training thread calls costs microseconds and waits for nothing: pages are made on a thread of their own.
     """
 
-    def __init__(self, config: Config, world: World, tell: Callable[[str], None]) -> None:
-        """Start; `tell` gets the URL of the node's page from whoever serves it.
+    def __init__(self, page: settings.Metrics, run: str, world: World, tell: Callable[[str], None]) -> None:
+        """Start.
+
+        Args:
+            page: where the page of the node is served.
+            run: the run directory, which labels everything.
+            world: this rank and the others.
+            tell: gets the URL of the node's page from whoever serves it.
 
         Raises:
             OSError: the address cannot be listened on.
         """
-        assert config.run is not None
         self._lead, self._device = world.lead, world.device
         self._steps = 0
         self._arrivals: list[float] = []
-        self._address, self._node_address = config.metrics.address, world.address
-        self._run = run_label(config.run)
+        self._address, self._node_address = page.address, world.address
+        self._run = run_label(run)
         self._rank = {"rank": str(world.rank), "node": socket.gethostname()}
         self._lock = threading.Lock()
         self._gauges: dict[tuple[str, tuple[str, ...]], float] = {}
@@ -155,18 +160,15 @@ class Metrics:
             self.set("build_info", 1, version=__version__, torch=torch.__version__, device=world.device.type)
             self.set("workers", world.ranks)
             self.set("workers_wanted", max(world.ranks, world.wanted))
-            self.set("stall_limit_seconds", config.cluster.stall)
-            self.set("bad_samples_limit", config.data.max_bad_samples)
             self.set("diverged", 0)
             self.set("finished", 0)
             self.set("checkpoint_timestamp_seconds", time.time())
             for name in ("steps", "steps_recomputed", "loss_spikes", "checkpoint_failures"):
                 self.add(name, 0)  # else nobody sees the first one as an increase
         merged = {f"distrain_{name}": family.merged for name, family in GAUGES.items()}
-        self._linger, self._node = config.metrics.linger, None
-        if config.metrics.port is not None:
-            address, port = config.metrics.address, config.metrics.port
-            self._node = Node(registry, merged, session=world.session, address=address, port=port, tell=tell)
+        self._linger, self._node = page.linger, None
+        if page.port is not None:
+            self._node = Node(registry, merged, session=world.session, address=page.address, port=page.port, tell=tell)
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TextIO
 
-from distrain.data.store import Store
+from distrain.data.storage.store import Store
 
 _NAME = re.compile(r"metrics-(\d+)\.jsonl")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from distrain.data.store import Store
+from distrain.data.storage.store import Store
 from distrain.errors import UserError
 from distrain.monitor.prometheus import run_label
 from distrain.monitor.sinks import read_metrics

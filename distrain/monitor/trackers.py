@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from distrain.config import Config, result_fields
-from distrain.data.store import Store
+from distrain.data.storage.store import Store
 from distrain.errors import UserError
+from distrain.monitor.config import Log
 
 RUN_ID = "mlflow.txt"
 """The file of the run directory that has the id of the run at the MLflow server: a resumed run goes on there."""
@@ -57,16 +57,25 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run on an MLflow tracking server, with the fields that decide the weights as its parameters."""
+    """A run on an MLflow tracking server."""
 
     name = "mlflow"
 
-    def __init__(self, config: Config, store: Store) -> None:
-        """Nothing is asked of the server before the first record. Raises ModuleNotFoundError."""
+    def __init__(self, server: str, store: Store, parameters: Mapping[str, Any]) -> None:
+        """Nothing is asked of the server before the first record.
+
+        Args:
+            server: its URI.
+            store: the run directory, which names the run there and keeps its id.
+            parameters: what the run is logged with.
+
+        Raises:
+            ModuleNotFoundError: mlflow is not installed.
+        """
         import mlflow.tracking
 
         self._make_client = mlflow.tracking.MlflowClient
-        self._config, self._store = config, store
+        self._server, self._store, self._parameters = server, store, parameters
         self._client: Any = None
         self._run: str | None = None
 
@@ -88,7 +97,7 @@ class MLflow:
         """The id of the run at the server."""
         from mlflow.entities import Param
 
-        client = self._client = self._make_client(self._config.log.mlflow)
+        client = self._client = self._make_client(self._server)
         try:
             run = self._store.read(RUN_ID).decode()
         except FileNotFoundError:
@@ -98,10 +107,10 @@ class MLflow:
             return run
         found = client.get_experiment_by_name(_EXPERIMENT)
         experiment = found.experiment_id if found else client.create_experiment(_EXPERIMENT)
-        name = str(self._config.run).rstrip("/").rpartition("/")[2]
+        name = self._store.url.rstrip("/").rpartition("/")[2]
         run = str(client.create_run(experiment, run_name=name).info.run_id)
         self._store.write(RUN_ID, run.encode())  # first: what fails from here on must not begin another run
-        client.log_batch(run, params=[Param(k, str(v)) for k, v in result_fields(self._config).items()])
+        client.log_batch(run, params=[Param(k, str(v)) for k, v in self._parameters.items()])
         return run
 
 
@@ -157,19 +166,29 @@ class Follower:
         return True
 
 
-def followers(config: Config, store: Store, attempt: int, step: int, tell: Callable[[str], None]) -> list[Follower]:
-    """One for each tracker that the config names; `step` is where this attempt goes on from.
+def followers(
+    log: Log, store: Store, parameters: Mapping[str, Any], attempt: int, step: int, tell: Callable[[str], None]
+) -> list[Follower]:
+    """One for each tracker that `log` names.
+
+    Args:
+        log: which trackers.
+        store: the run directory.
+        parameters: what decides the run's weights.
+        attempt: its number.
+        step: where this attempt goes on from.
+        tell: gets warnings.
 
     Raises:
         UserError: its package is not installed.
     """
     found: list[Follower] = []
     try:
-        if config.log.tensorboard:
+        if log.tensorboard:
             assert store.local is not None
             found.append(Follower(TensorBoard(store.local, attempt, step), tell))
-        if config.log.mlflow is not None:
-            found.append(Follower(MLflow(config, store), tell))
+        if log.mlflow is not None:
+            found.append(Follower(MLflow(log.mlflow, store, parameters), tell))
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install 'distrain[trackers]'") from None
     return found

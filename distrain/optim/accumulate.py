@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distrain.lanes import Lanes
-from distrain.world import World
+from distrain.distributed.lanes import Lanes
+from distrain.distributed.world import World
 
 # Elements worked on at a time: 256 KiB of fp32 and 512 KiB of int64 or float64 stay in a core's cache.
 _CHUNK = 1 << 16

@@ -21,9 +21,9 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sets import SetWriter
 
-from distrain.data.decode import encode
-from distrain.data.stats import PixelMoments
-from distrain.data.store import Store
+from distrain.data.decoding.image import encode
+from distrain.data.shards.stats import PixelMoments
+from distrain.data.storage.store import Store
 
 PLAIN_RAY = """
 import os, sys, time
@@ -225,9 +225,9 @@ def saving() -> dict[str, object]:
     """CPU seconds of one full-width checkpoint, as a share of two cores for 30 s."""
     import torch
 
-    from distrain.checkpoint import Checkpoints
-    from distrain.lease import claim
-    from distrain.model import build
+    from distrain.models.alexnet import build
+    from distrain.rundir.checkpoint import Checkpoints
+    from distrain.rundir.lease import claim
     from distrain.sections import AlexNet
 
     weights = build(AlexNet(), 1000, seed=0).state_dict()

@@ -34,18 +34,23 @@ def weights(recipe: str, folder: Path, *options: str, **settings: object) -> str
     return found[1]
 
 
+def show(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)  # noqa: T201
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         # The digits are packed by the quickstart.
         quickstart = weights("quickstart", folder, **{"metrics.port": "null"})
-        print(f"quickstart  {quickstart}", flush=True)
+        show(f"quickstart  {quickstart}")
         digits = {f"data.{part}": folder / "runs/data/digits" / part for part in ("train", "val")}
         for recipe in sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "quickstart"):
             short = {"augment.short_side": 72} if "short_side" in (CONFIGS / f"{recipe}.yaml").read_text() else {}
-            print(f"{recipe}  {weights(recipe, folder, **REDUCED, **digits, **short)}", flush=True)
+            show(f"{recipe}  {weights(recipe, folder, **REDUCED, **digits, **short)}")
         ranks = weights("alexnet-bn", folder, "--workers", "3", **REDUCED, **digits, run="runs/three")
-        print(f"alexnet-bn on three ranks  {ranks}", flush=True)
+        show(f"alexnet-bn on three ranks  {ranks}")
 
 
 if __name__ == "__main__":

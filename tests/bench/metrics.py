@@ -179,9 +179,9 @@ def run(port: int, folder: str) -> None:
     import torch  # a client is a process of this file, and must not load it
 
     from distrain.config import parse
+    from distrain.distributed.world import World
     from distrain.monitor import prometheus
     from distrain.train import train
-    from distrain.world import World
 
     with Path(folder, "numbers").open("r+b") as file:
         numbers = mmap.mmap(file.fileno(), NUMBERS.size)

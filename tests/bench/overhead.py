@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 from crc32c import crc32c
 
-from distrain.bench import data, settings
-from distrain.config import Augment
-from distrain.data.augment import draw
-from distrain.data.decode import jpeg_size
-from distrain.data.manifest import MANIFEST, Manifest
+from distrain.cli.bench import data, settings
+from distrain.data.config import Augment
+from distrain.data.decoding.augment import draw
+from distrain.data.decoding.image import jpeg_size
 from distrain.data.order import Cursor, Order
-from distrain.data.shards import Dataset
-from distrain.data.store import Store
+from distrain.data.shards.dataset import Dataset
+from distrain.data.shards.manifest import MANIFEST, Manifest
+from distrain.data.storage.store import Store
 
 ROWS, BATCH = 1_281_167, 128
 

@@ -54,21 +54,29 @@ def measure(batches: Iterator[Any]) -> dict[str, float]:
 
 
 def _distrain(shards: str, *overrides: str) -> Iterator[Any]:
-    from distrain.bench import settings
+    from distrain.cli.bench import settings
     from distrain.data.loader import Loader, training_requests
-    from distrain.data.manifest import Manifest
     from distrain.data.order import Order
-    from distrain.data.shards import Dataset
-    from distrain.data.store import Store
-    from distrain.world import local_world
+    from distrain.data.shards.dataset import Dataset
+    from distrain.data.shards.manifest import Manifest
+    from distrain.data.storage.store import Store
+    from distrain.distributed.world import local_world
 
     config = settings(shards, [f"data.decode_threads={THREADS}", *overrides])
     store = Store(shards)
     dataset = Dataset(store, Manifest.load(store), memory=2 << 30, patience=0)
     order = Order(dataset.manifest.group_rows, 0, 1, BATCH, 1024)
-    options: dict[str, Any] = {"batch": BATCH, "device": local_world(config).device, "augmented": True}
+    options: dict[str, Any] = {"batch": BATCH, "device": local_world(config.device).device, "augmented": True}
     requests = training_requests(order, range(order.steps), range(1))
-    with Loader(config, dataset, dataset.manifest.statistics, requests, **options) as loader:
+    with Loader(
+        dataset,
+        dataset.manifest.statistics,
+        requests,
+        data=config.data,
+        augment=config.augment,
+        seed=config.seed,
+        **options,
+    ) as loader:
         for batch in loader:
             yield batch.pixels
 
@@ -79,9 +87,9 @@ def _bare(shards: str) -> Iterator[Any]:
 
     import simplejpeg
 
-    from distrain.data.manifest import Manifest
-    from distrain.data.shards import Dataset
-    from distrain.data.store import Store
+    from distrain.data.shards.dataset import Dataset
+    from distrain.data.shards.manifest import Manifest
+    from distrain.data.storage.store import Store
 
     store = Store(shards)
     dataset = Dataset(store, Manifest.load(store), memory=2 << 30, patience=0)
@@ -261,8 +269,8 @@ def prepare(folder: Path, images: int) -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     from photographs import folder as photographs
 
-    from distrain.data.pack import Geometry, Treatment, pack
-    from distrain.data.sources import open_source
+    from distrain.data.prepare.open import open_source
+    from distrain.data.prepare.pack import Geometry, Treatment, pack
 
     photos = photographs(folder / "photos", images)
     files = sorted(photos.rglob("*.JPEG"))

@@ -16,16 +16,16 @@ import torch
 from torch import nn
 
 from distrain.config import parse
-from distrain.job import build_optimizer
-from distrain.lanes import Lanes
-from distrain.layers import LocalResponseNorm, micro_step
+from distrain.distributed.lanes import Lanes
+from distrain.distributed.world import World
 from distrain.losses import cross_entropy
-from distrain.model import build
+from distrain.models.alexnet import build
+from distrain.models.layers import LocalResponseNorm, micro_step
 from distrain.optim.accumulate import Accumulator
 from distrain.optim.optimizer import Optimizer
 from distrain.sections import SGD, Adam, AlexNet, Lars
 from distrain.train import train
-from distrain.world import World
+from distrain.training.setup import build_optimizer
 
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda") if torch.cuda.is_available() else CPU

@@ -29,12 +29,12 @@ from PIL import Image
 
 sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("", "data", "s3", "bench"))
 
-from distrain.data.manifest import MANIFEST, Group, Manifest, Shard
-from distrain.data.pack import Geometry, Treatment, pack
-from distrain.data.shards import Dataset
-from distrain.data.sources import open_source
-from distrain.data.store import Store
-from distrain.world import available_cores
+from distrain.data.prepare.open import open_source
+from distrain.data.prepare.pack import Geometry, Treatment, pack
+from distrain.data.shards.dataset import Dataset
+from distrain.data.shards.manifest import MANIFEST, Group, Manifest, Shard
+from distrain.data.storage.store import Store
+from distrain.distributed.process import available_cores
 
 _CONNECTIONS = 8
 _ROUNDS = 5
@@ -179,9 +179,9 @@ _READ = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from distrain.data.manifest import Manifest
-from distrain.data.shards import Dataset
-from distrain.data.store import Store
+from distrain.data.shards.manifest import Manifest
+from distrain.data.shards.dataset import Dataset
+from distrain.data.storage.store import Store
 def peak():  # not getrusage, which keeps the peak of the process that started this one
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 store = Store(sys.argv[1])
@@ -199,7 +199,7 @@ print(len(ends), opened, peak())
 def bench_memory(work: Path) -> None:
     from sets import SetWriter
 
-    from distrain.data.stats import Statistics
+    from distrain.data.shards.stats import Statistics
 
     rng = np.random.default_rng(0)
     for groups in (10, 10_000):

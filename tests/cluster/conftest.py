@@ -13,9 +13,9 @@ import torch
 from narrow import lasting_recipe, narrow_recipe, with_own_models
 
 from distrain.config import Config
+from distrain.distributed.world import World
 from distrain.monitor.sinks import Silent
 from distrain.train import train
-from distrain.world import World
 
 sys.path.insert(0, str(Path(__file__).parent))
 from endless import Commands, Endless, Reference

@@ -5,9 +5,9 @@ import sys
 import torch
 
 from distrain.config import load
+from distrain.distributed.world import World
 from distrain.monitor.sinks import Silent
 from distrain.train import train
-from distrain.world import World
 
 
 class Paused(Silent):

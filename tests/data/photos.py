@@ -13,10 +13,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))  # scripts use this module too
 from sets import SetWriter
 
-from distrain.data.manifest import Manifest
-from distrain.data.shards import Dataset
-from distrain.data.stats import PixelMoments, Statistics
-from distrain.data.store import Store
+from distrain.data.shards.dataset import Dataset
+from distrain.data.shards.manifest import Manifest
+from distrain.data.shards.stats import PixelMoments, Statistics
+from distrain.data.storage.store import Store
 
 STATISTICS = Statistics.of(np.array([120.0, 110.0, 100.0]), np.diag([3600.0, 3000.0, 2500.0]) + 800.0)
 

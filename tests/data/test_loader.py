@@ -11,20 +11,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from narrow import loader_sections
 from photos import STATISTICS, encoded, kinds, open_set, picture, write_set
 from waiting import await_that
 
 import distrain.data.loader
-from distrain.checkpoint import digest
-from distrain.data.augment import centre, draw
-from distrain.data.dali import DaliDecoder
-from distrain.data.decode import decode, ppm
+from distrain.data.decoding.augment import centre, draw
+from distrain.data.decoding.dali import DaliDecoder
+from distrain.data.decoding.image import decode, ppm
+from distrain.data.decoding.pil import ReferenceDecoder
 from distrain.data.loader import Loader, Request, evaluation_requests, training_requests
 from distrain.data.order import Cursor, Order
-from distrain.data.reference import ReferenceDecoder
-from distrain.data.shards import Dataset
-from distrain.datasets import order_of
+from distrain.data.shards.dataset import Dataset
 from distrain.errors import RunError
+from distrain.rundir.checkpoint import digest
+from distrain.training.datasets import order_of
 
 CPU = torch.device("cpu")
 KINDS = kinds()
@@ -45,7 +46,7 @@ def requests(ids, batch, epoch=0, virtual_worker=0):
 
 def deliver(config, dataset, requests, batch, augmented=True):
     options = {"batch": batch, "device": CPU, "augmented": augmented}
-    with Loader(config, dataset, STATISTICS, requests, **options) as loader:
+    with Loader(dataset, STATISTICS, requests, **loader_sections(config), **options) as loader:
         return list(loader)
 
 
@@ -297,7 +298,8 @@ def test_a_storage_failure_reaches_the_caller_and_is_no_bad_sample(packed, tmp_p
 def endless(dataset, narrow, **changes):
     order = Order(dataset.manifest.group_rows, 0, 2, 4, 100)
     options = {"batch": 4, "device": CPU, "augmented": True}
-    return Loader(narrow(**changes), dataset, STATISTICS, training_requests(order, range(100_000), range(2)), **options)
+    options |= loader_sections(narrow(**changes))
+    return Loader(dataset, STATISTICS, training_requests(order, range(100_000), range(2)), **options)
 
 
 @pytest.mark.parametrize("backend", ["dali", "torch"])
@@ -384,7 +386,7 @@ def test_all_cores_of_the_rank_decode_where_nobody_says_how_many(packed, narrow,
     monkeypatch.setattr(distrain.data.loader, "ReferenceDecoder", Decoder)
     config = narrow(data={"backend": "torch", "decode_threads": said})
     options = {"batch": 8, "device": CPU, "augmented": True, "cores": 5}
-    with Loader(config, packed, STATISTICS, requests(range(8), 8), **options) as loader:
+    with Loader(packed, STATISTICS, requests(range(8), 8), **loader_sections(config), **options) as loader:
         next(loader)
     assert started == [found]
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distrain.data.order import Cursor, Order
+from distrain.distributed.world import World
 from distrain.errors import UserError
 from distrain.philox import Purpose, permutation
-from distrain.world import World
 
 
 @st.composite

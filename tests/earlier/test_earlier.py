@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distrain.checkpoint import digest, load_newest
 from distrain.config import load
-from distrain.data.store import Store
+from distrain.data.storage.store import Store
+from distrain.distributed.world import World
+from distrain.rundir.checkpoint import digest, load_newest
 from distrain.train import train
-from distrain.world import World
 
 VERSIONS = sorted(p for p in Path(__file__).parent.iterdir() if (p / "expected.json").exists())
 

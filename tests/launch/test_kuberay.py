@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from distrain.config import parse_yaml
+from distrain.distributed.config import Cluster
 from distrain.errors import UserError
 from distrain.launch.kuberay import Kubernetes, manifests
 from distrain.launch.package import CONFIG
-from distrain.settings import Cluster
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 TEMPLATE = CLUSTER / "kuberay/rayjob.yaml"

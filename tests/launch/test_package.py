@@ -99,7 +99,7 @@ def test_too_much_is_refused(config, monkeypatch):
 def test_a_dry_run_prints_what_would_be_sent_and_needs_no_ray(config, tmp_path):
     (tmp_path / "recipe.yaml").write_text(to_yaml(config))
     code = (
-        "import sys; sys.modules['ray'] = None; sys.argv[0] = 'distrain'; from distrain.cli import main; main();"
+        "import sys; sys.modules['ray'] = None; sys.argv[0] = 'distrain'; from distrain.cli.main import main; main();"
         "assert not {'torch', 'pyarrow'} & set(sys.modules)"
     )
     command = [sys.executable, "-c", code, "submit", str(tmp_path / "recipe.yaml"), "--dry-run"]

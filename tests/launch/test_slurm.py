@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from distrain.config import parse_yaml
+from distrain.distributed.config import Cluster
 from distrain.errors import UserError
 from distrain.launch.slurm import script, submit
-from distrain.settings import Cluster
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "cluster/slurm/train.sbatch"

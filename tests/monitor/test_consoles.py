@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from distrain.data.store import Store
+from distrain.data.storage.store import Store
 from distrain.monitor.consoles import JsonLines, Logged, replay
 from distrain.monitor.sinks import PlainLines
 

@@ -188,7 +188,11 @@ def test_what_was_left_behind_is_swept(port, tmp_path, monkeypatch):
     """Folders of launches whose processes are all dead, after a while; not those of the living."""
     dead, living = (tmp_path / f"distrain-metrics-{os.getuid()}-{name}" for name in ("dead", "living"))
     gone = subprocess.run(
-        [sys.executable, "-c", "import os; from distrain.lease import process_identity as p; print(p(os.getpid()))"],
+        [
+            sys.executable,
+            "-c",
+            "import os; from distrain.distributed.process import process_identity as p; print(p(os.getpid()))",
+        ],
         capture_output=True,
         text=True,
         check=True,

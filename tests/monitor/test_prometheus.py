@@ -16,16 +16,16 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 import distrain.monitor.endpoint
-from distrain.data.manifest import Manifest
-from distrain.data.store import Counts, Store
+from distrain.data.shards.manifest import Manifest
+from distrain.data.storage.store import Counts, Store
+from distrain.distributed.numerics import environment
+from distrain.distributed.world import World
 from distrain.errors import RunError, UserError
 from distrain.monitor.health import Watchdog
 from distrain.monitor.prometheus import GAUGES, HISTOGRAMS, TOTALS, Metrics
 from distrain.monitor.sinks import read_metrics
-from distrain.numerics import environment
-from distrain.recall import QUARANTINE
 from distrain.train import train
-from distrain.world import World
+from distrain.training.quarantined import QUARANTINE
 
 CPU = torch.device("cpu")
 
@@ -229,7 +229,7 @@ def test_a_divergence_is_told(measured, console, last):
 
 
 def test_progress_is_the_watchdogs(narrow):
-    metrics = Metrics(narrow(), World(CPU), print)
+    metrics = Metrics(narrow().metrics, "runs/test", World(CPU), print)
     with Watchdog(60.0, lambda *_: None) as watchdog:
         metrics.watch(watchdog)
         watchdog.at("somewhere")
@@ -265,15 +265,14 @@ def test_metrics_change_no_bit(measured, narrow, console, tmp_path):
     ],
 )
 def test_a_secret_of_the_run_directory_is_in_no_label(narrow, run, label):
-    config = narrow(metrics={"port": None}).model_copy(update={"run": run})
-    metrics = Metrics(config, World(CPU), print)
+    metrics = Metrics(narrow(metrics={"port": None}).metrics, run, World(CPU), print)
     assert {s.labels["run"] for family in metrics.collect() for s in family.samples} == {label}
     metrics.close(over=True)
 
 
 def test_phases_are_told_by_step_also_when_several_are_read_at_once(narrow):
     """As on a GPU, where they are read at log steps."""
-    metrics = Metrics(narrow(metrics={"port": None}), World(CPU), print)
+    metrics = Metrics(narrow(metrics={"port": None}).metrics, "runs/test", World(CPU), print)
     metrics._device = torch.device("meta")
     for step in (1, 2, 3):
         with metrics.phase("forward"):
@@ -304,7 +303,7 @@ def test_on_a_gpu_one_step_of_eleven_is_timed_for_all_and_on_the_ranks_own(narro
     monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"of {device}")
     monkeypatch.setattr(Event, "made", 0)
-    metrics = Metrics(narrow(metrics={"port": None}), World(torch.device("cuda", 3)), print)
+    metrics = Metrics(narrow(metrics={"port": None}).metrics, "runs/test", World(torch.device("cuda", 3)), print)
     for step in range(1, 34):
         with metrics.arriving():
             for _ in range(4):
@@ -340,7 +339,7 @@ def test_more_bad_samples_than_allowed_are_on_the_page(measured, console, tmp_pa
 
 
 def test_storage_is_told_as_it_counts(narrow):
-    metrics, counts = Metrics(narrow(), World(CPU), print), Counts()
+    metrics, counts = Metrics(narrow().metrics, "runs/test", World(CPU), print), Counts()
     metrics.store("train", counts)
     counts.requests, counts.bytes, counts.retries = 3, 1000, 1
     counts.errors["timeout"] += 2

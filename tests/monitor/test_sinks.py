@@ -1,7 +1,7 @@
 import io
 import json
 
-from distrain.data.store import Store
+from distrain.data.storage.store import Store
 from distrain.monitor.sinks import MetricsFile, PlainLines, line, metrics_attempts, read_metrics
 
 TRAIN = {"kind": "train", "step": 1_234_567, "epoch": 89, "loss": 6.90776, "top1": 0.5,

@@ -10,10 +10,10 @@ from contextlib import closing
 import pytest
 import torch
 
+from distrain.distributed.world import World
 from distrain.errors import UserError
 from distrain.monitor.top import Watch, lines, sparkline, warnings
 from distrain.train import train
-from distrain.world import World
 
 PAGE = """\
 # TYPE distrain_step gauge

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import distrain.monitor.trackers
-from distrain.data.store import Store
+from distrain.data.storage.store import Store
+from distrain.distributed.world import World
 from distrain.errors import UserError
 from distrain.monitor.sinks import read_metrics
 from distrain.monitor.trackers import Follower
 from distrain.train import train
-from distrain.world import World
 
 CPU = torch.device("cpu")
 

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from distrain.lanes import Lanes
-from distrain.layers import micro_step
+from distrain.distributed.lanes import Lanes
+from distrain.distributed.world import World
 from distrain.losses import correct, cross_entropy
-from distrain.model import build
+from distrain.models.alexnet import build
+from distrain.models.layers import micro_step
 from distrain.optim.accumulate import Accumulator
 from distrain.sections import AlexNet
-from distrain.world import World
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,7 @@ from servers import Alertmanager, Prometheus, free_port
 from waiting import await_that
 
 from distrain.config import to_yaml
-from distrain.data.store import Store
+from distrain.data.storage.store import Store
 from distrain.monitor.prometheus import GAUGES, HISTOGRAMS, TOTALS
 from distrain.monitor.sinks import read_metrics
 

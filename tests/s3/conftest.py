@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ceph import KEY, PORT, SECRET, Ceph, installed
 from proxy import Proxy
 
-from distrain.data import objects
+from distrain.data.storage import objects
 
 
 @pytest.fixture(scope="session")

@@ -17,17 +17,17 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 import shapes
 
-from distrain.data import pack as pack_module
-from distrain.data.index import index
-from distrain.data.manifest import Manifest
-from distrain.data.pack import Geometry, Treatment, pack
-from distrain.data.shards import Dataset
-from distrain.data.sources import open_source
-from distrain.data.store import Store
+from distrain.data.prepare import pack as pack_module
+from distrain.data.prepare.index import index
+from distrain.data.prepare.open import open_source
+from distrain.data.prepare.pack import Geometry, Treatment, pack
+from distrain.data.shards.dataset import Dataset
+from distrain.data.shards.manifest import Manifest
+from distrain.data.storage.store import Store
+from distrain.distributed.world import World
 from distrain.errors import AttemptError, UserError
-from distrain.lease import claim
+from distrain.rundir.lease import claim
 from distrain.train import train
-from distrain.world import World
 
 pytestmark = pytest.mark.s3
 CPU = torch.device("cpu")
@@ -299,7 +299,8 @@ def test_a_pack_between_buckets_through_faults(s3, sources, tmp_path, monkeypatc
 def test_a_pack_into_a_bucket_goes_on_after_a_kill(s3, sources, tmp_path, plain_environment):
     local, remote = sources["folder"]
     code = (
-        "import os, signal, sys\nimport distrain.data.pack as p\nfrom distrain.data.sources import open_source\n"
+        "import os, signal, sys\nimport distrain.data.prepare.pack as p\n"
+        "from distrain.data.prepare.open import open_source\n"
         "if __name__ == '__main__':\n    p._SHARD_BYTES = 40_000\n    at = int(sys.argv[3])\n"
         "    kill = lambda now: now.done >= at and os.kill(os.getpid(), signal.SIGKILL)\n"
         "    p.pack(open_source(sys.argv[1]).source, sys.argv[2], p.Treatment(p.Geometry('square', 48)), processes=2,\n"

@@ -17,9 +17,9 @@ from narrow import lasting_recipe, narrow_recipe, with_own_models
 from waiting import PATIENCE, await_that
 
 from distrain.config import Config, to_yaml
+from distrain.distributed.world import World
 from distrain.monitor.sinks import Silent
 from distrain.train import train
-from distrain.world import World
 
 pytestmark = pytest.mark.slurm
 TEMPLATE = Path(__file__).parents[2] / "cluster/slurm/train.sbatch"

@@ -1,11 +1,9 @@
 """Measure the parts of a step, and micro-batches of many kinds: `compute.py compute SECONDS`."""
 
 from common import DRY, Out, main
-from device import DEVICE, bits, milliseconds, peak_memory, reset_peak_memory
+from device import bits, milliseconds, peak_memory, reset_peak_memory
 from networks import Case, MicroBatch
 from parts import parts
-
-from distrain.numerics import numerics
 
 ALL = ("fp32", "tf32", "bf16")
 REDUCED = ("tf32", "bf16")
@@ -34,7 +32,7 @@ def compute(out: Out) -> None:
     for case in [Case(batch=2)] if DRY else CASES:
         if not out.has(3, case):
             return
-        with out.guarded(" ".join(map(str, case))), numerics(case.config(), DEVICE):
+        with out.guarded(" ".join(map(str, case))), case.numerics():
             measure(out, case)
 
 

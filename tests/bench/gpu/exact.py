@@ -22,7 +22,7 @@ from one_rank import meet_at
 from short_runs import Quiet, config, digits, run
 
 import distrain.train
-from distrain.world import World, joined
+from distrain.distributed.world import World, joined
 
 DIGITS = "digits"
 WIDTH = 0.05 if DRY else 0.25

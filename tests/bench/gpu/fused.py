@@ -7,8 +7,6 @@ from common import DRY, Out, main
 from device import DEVICE, milliseconds
 from networks import Case, MicroBatch, make_accumulator
 
-from distrain.numerics import numerics
-
 if DRY:
     os.environ["TRITON_INTERPRET"] = "1"  # read when the prototypes are defined
 import prototypes
@@ -40,7 +38,7 @@ def fused(out: Out) -> None:
     for case in GRAPHS:
         if not out.has(4, case):
             return
-        with out.guarded(f"graph {' '.join(map(str, case))}"), numerics(case.config(), DEVICE):
+        with out.guarded(f"graph {' '.join(map(str, case))}"), case.numerics():
             graph(out, case)
 
 

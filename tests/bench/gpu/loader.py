@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from common import DATA, DRY, Out, main
 from device import DEVICE, sync
+from narrow import loader_sections
 from short_runs import config
 
-from distrain.data import dali
+from distrain.data.decoding import dali
 from distrain.data.loader import Loader, training_requests
 from distrain.data.order import Order
-from distrain.datasets import open_data
+from distrain.training.datasets import open_data
 
 CORES = len(os.sched_getaffinity(0))
 SECONDS = 0.5 if DRY else 1.6
@@ -122,7 +123,7 @@ def measure(case: Reading) -> dict[str, float]:
     requests = training_requests(order, range(10**9), range(1))
     options: dict[str, Any] = {"batch": case.batch, "device": DEVICE, "augmented": True}
     images = 0
-    with Loader(c, dataset, dataset.manifest.statistics, requests, **options) as batches:
+    with Loader(dataset, dataset.manifest.statistics, requests, **loader_sections(c), **options) as batches:
         for _ in range(3):
             next(batches)
         first = time.monotonic() - began

@@ -10,10 +10,10 @@ from common import DATA, DRY, TMP, Out, main
 from device import DEVICE, peak_memory, reset_peak_memory
 from short_runs import Quiet, config
 
-from distrain.checkpoint import Checkpoints
-from distrain.data import dali
+from distrain.data.decoding import dali
+from distrain.distributed.world import World
+from distrain.rundir.checkpoint import Checkpoints
 from distrain.train import train
-from distrain.world import World
 
 CORES = len(os.sched_getaffinity(0))
 SECONDS = 3.0 if DRY else 4.0

@@ -12,7 +12,7 @@ from common import DRY, Out, main
 from device import DEVICE, elapsed
 from short_runs import digits, run
 
-from distrain.numerics import environment
+from distrain.distributed.numerics import environment
 
 QUERY = "name,driver_version,memory.total,clocks.max.sm,power.limit,pcie.link.gen.max,pcie.link.width.max"
 COMMANDS = {

@@ -1,5 +1,6 @@
 """Networks, their gradients for a micro-batch, and accumulators of them, on random data."""
 
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -7,9 +8,10 @@ from device import DEVICE
 from torch import Tensor, nn
 
 from distrain.config import Config, parse
-from distrain.layers import micro_step
+from distrain.distributed.numerics import numerics
 from distrain.losses import cross_entropy
-from distrain.model import build
+from distrain.models.alexnet import build
+from distrain.models.layers import micro_step
 from distrain.optim.accumulate import Accumulator
 from distrain.sections import AlexNet, AlexNet2012, AlexNetBN
 
@@ -34,6 +36,10 @@ class Case(NamedTuple):
     mode: str = "exact"
     """exact or fast: with fast sums cuDNN tries kernels out and need not be deterministic, as in a plain torch loop."""
 
+    def numerics(self) -> AbstractContextManager[None]:
+        """Set torch's global numerics to its precision and its mode, inside."""
+        return numerics(DEVICE, precision=self.precision, exact=self.mode == "exact")
+
     def config(self) -> Config:
         """Return the config that has its precision and its mode."""
         least = {"data": {"train": ""}, "schedule": {"name": "constant", "lr": 1.0}}
@@ -44,7 +50,7 @@ class MicroBatch:
     """A network and images of 224 pixels; a call computes the gradients of all parameters."""
 
     def __init__(self, case: Case) -> None:
-        """Call it, and use it, under `numerics` of the case's config."""
+        """Call it, and use it, under `numerics` of the case."""
         self._is_bf16 = case.precision == "bf16"
         generator = torch.Generator().manual_seed(0)
         self.model = build(NETWORKS[case.network], CLASSES, seed=0).to(DEVICE)

@@ -10,18 +10,18 @@ from device import DEVICE, milliseconds
 from networks import CLASSES, NETWORKS, make_accumulator
 from torch import Tensor, nn
 
-from distrain.checkpoint import Checkpoints, digest
 from distrain.config import parse
-from distrain.data.store import Store
-from distrain.job import build_optimizer
-from distrain.lanes import Lanes
-from distrain.layers import Dropout, LocalResponseNorm, micro_step
-from distrain.lease import claim
+from distrain.data.storage.store import Store
+from distrain.distributed.lanes import Lanes
+from distrain.distributed.world import World
 from distrain.losses import correct
-from distrain.model import build
+from distrain.models.alexnet import build
+from distrain.models.layers import Dropout, LocalResponseNorm, micro_step
 from distrain.monitor.meters import Meters
 from distrain.optim.optimizer import Optimizer
-from distrain.world import World
+from distrain.rundir.checkpoint import Checkpoints, digest
+from distrain.rundir.lease import claim
+from distrain.training.setup import build_optimizer
 
 BATCH = 4 if DRY else 128
 LEAST = {"data": {"train": ""}, "schedule": {"name": "constant", "lr": 1.0}}

@@ -14,8 +14,8 @@ from photos import STATISTICS, true_size
 from PIL import Image
 from sets import SetWriter
 
-from distrain.data.decode import encode, ppm, square
-from distrain.data.store import Store
+from distrain.data.decoding.image import encode, ppm, square
+from distrain.data.storage.store import Store
 
 UNIQUE, PACKED, AS_IS, RAW = (64, 512, 128, 64) if DRY else (2048, 16384, 4096, 2048)
 PROCESSES = 2 if DRY else 10

@@ -9,11 +9,10 @@ from device import DEVICE, sync
 from networks import CLASSES, Case, MicroBatch, make_accumulator
 from torch.profiler import ProfilerActivity, profile
 
-from distrain.job import build_optimizer
-from distrain.lanes import Lanes
+from distrain.distributed.lanes import Lanes
+from distrain.distributed.world import World
 from distrain.losses import correct
-from distrain.numerics import numerics
-from distrain.world import World
+from distrain.training.setup import build_optimizer
 
 CASES = [  # and virtual workers
     (Case(precision="fp32", batch=16), 8),
@@ -58,7 +57,7 @@ def kernels(out: Out) -> None:
     for case, workers in CASES:
         if not out.has(6, case):
             return
-        with out.guarded(" ".join(map(str, case))), numerics(case.config(), DEVICE):
+        with out.guarded(" ".join(map(str, case))), case.numerics():
             measure(out, case, workers)
 
 

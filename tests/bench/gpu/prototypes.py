@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from distrain.layers import _hash, _neighbours, _power
+from distrain.models.layers import _hash, _neighbours, _power
 
 BLOCK_SIZE = 4096
 KEYS = (123456789, -987654321)

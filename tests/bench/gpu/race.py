@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from common import DRY, TMP, Out, main
 from device import DEVICE, sync
+from narrow import loader_sections
 from photos import STATISTICS, encoded, picture, write_set
 from short_runs import config
 from test_loader import requests
 from torch import Tensor
 
-from distrain.data.dali import DaliDecoder
+from distrain.data.decoding.dali import DaliDecoder
 from distrain.data.loader import Loader
-from distrain.data.shards import Dataset
+from distrain.data.shards.dataset import Dataset
 
 IMAGES = 64 if DRY else 256
 BATCHES, SIZE = (6, 16) if DRY else (48, 64)
@@ -80,7 +81,7 @@ def checksums(dataset: Dataset, normalise: str, host: str, ahead: int) -> Tensor
     found = torch.zeros(BATCHES, dtype=torch.float64, device=DEVICE)
     kept = []
     options: dict[str, Any] = {"batch": SIZE, "device": DEVICE, "augmented": True}
-    with Loader(c, dataset, STATISTICS, requests(ids, SIZE), **options) as loader:
+    with Loader(dataset, STATISTICS, requests(ids, SIZE), **loader_sections(c), **options) as loader:
         for i in range(BATCHES):  # enumerate would keep each batch until the next one
             batch = next(loader)
             if host != "waits" and not DRY:

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from common import DRY, TMP, Out, main
 from device import DEVICE, memory_of_all, memory_of_process
+from narrow import loader_sections
 from photos import STATISTICS, encoded, picture, write_set
 from short_runs import config
 from test_loader import requests, resident
 
 from distrain.data.loader import Loader
-from distrain.data.shards import Dataset
+from distrain.data.shards.dataset import Dataset
 
 TIMES = 4 if DRY else 40
 LOADERS = 10
@@ -62,7 +63,7 @@ def leaks(out: Out) -> None:
     try:
         taken = [Taken.now()]
         for _ in range(LOADERS):
-            with Loader(c, dataset, STATISTICS, requests(range(32), 8), **options) as loader:
+            with Loader(dataset, STATISTICS, requests(range(32), 8), **loader_sections(c), **options) as loader:
                 for batch in loader:
                     del batch
             taken.append(Taken.now())
@@ -107,7 +108,7 @@ def read(dataset: Dataset) -> None:
     dataset.bad.clear()
     c = config(global_batch=4, virtual_workers=1, data={"train": "x"}, augment={"crop": 64})
     options: dict[str, Any] = {"batch": 4, "device": DEVICE, "augmented": False}
-    with Loader(c, dataset, STATISTICS, requests(range(64), 4), **options) as loader:
+    with Loader(dataset, STATISTICS, requests(range(64), 4), **loader_sections(c), **options) as loader:
         batches = list(loader)
         assert loader.rebuilds == 16, loader.rebuilds
     assert dataset.bad.keys() == set(range(3, 64, 4)), sorted(dataset.bad)

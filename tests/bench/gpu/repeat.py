@@ -7,8 +7,7 @@ from common import DRY, Out, main
 from device import DEVICE, bits
 from networks import NETWORKS, Case, MicroBatch
 
-from distrain.layers import micro_step
-from distrain.numerics import numerics
+from distrain.models.layers import micro_step
 
 TIMES, BATCH = (3, 2) if DRY else (100, 32)
 LAYOUTS = ("nchw",) if DRY else ("nchw", "channels_last")
@@ -25,7 +24,7 @@ def repeat(out: Out) -> None:
         case = Case(network, precision, layout, BATCH)
         if not out.has(4, case):
             continue
-        with out.guarded(" ".join(map(str, case))), numerics(case.config(), DEVICE):
+        with out.guarded(" ".join(map(str, case))), case.numerics():
             gradients = MicroBatch(case)
             first = gradients()
             unequal = 0

@@ -10,8 +10,8 @@ from typing import Any
 from common import DATA, DRY, TMP
 
 from distrain.config import Config, parse
-from distrain.data.digits import pack_digits
-from distrain.world import World
+from distrain.data.prepare.digits import pack_digits
+from distrain.distributed.world import World
 
 
 def config(**changes: Any) -> Config:

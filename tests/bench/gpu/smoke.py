@@ -12,14 +12,15 @@ import torch
 import torch.distributed as dist
 from common import DRY, TMP, Out, main
 from device import DEVICE
+from narrow import loader_sections
 from photos import STATISTICS, encoded, picture, write_set
 from short_runs import config, digits, run
 from test_loader import by_id, requests
 from torch import Tensor
 
-from distrain.data.decode import ppm
+from distrain.data.decoding.image import ppm
 from distrain.data.loader import Loader
-from distrain.data.shards import Dataset
+from distrain.data.shards.dataset import Dataset
 
 CPU = torch.device("cpu")
 RECIPE = "configs/quickstart.yaml"
@@ -90,7 +91,7 @@ def mixed() -> dict[str, Any]:
         for normalise in ("loader", "device"):
             c = config(global_batch=8, virtual_workers=1, data={"train": "x", "normalise": normalise})
             options: dict[str, Any] = {"batch": 8, "device": device, "augmented": True}
-            with Loader(c, dataset, STATISTICS, requests(np.arange(16), 8), **options) as loader:
+            with Loader(dataset, STATISTICS, requests(np.arange(16), 8), **loader_sections(c), **options) as loader:
                 batches = list(loader)
             b = batches[0].pixels
             found[f"{device} {normalise}"] = f"{tuple(b.shape)} {b.dtype} {b.device} {b.stride()}"

@@ -1,0 +1,262 @@
+"""The command line. Heavy packages are imported by the commands that need them."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distrain import __version__
+from distrain.cli.data import index, inspect, pack, stats, verify
+from distrain.cli.jobs import drain, jobs, logs, resume, stop, submit
+from distrain.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from distrain.config import Config
+    from distrain.launch.share import Node, Share
+    from distrain.monitor.sinks import Console
+    from distrain.train import Summary
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Data-parallel AlexNet training whose result does not depend on the cluster.",
+)
+
+
+def main() -> None:
+    """Run a command; what the user can mend is one sentence on stderr."""
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except RunError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+    except BrokenPipeError:  # whoever read our output has gone: nothing more can be said there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except OSError as error:
+        sys.stderr.write(f"error: {error}: check the path, its permissions and the space left\n")
+        raise SystemExit(1) from None
+
+
+bench = typer.Typer(no_args_is_help=True, help="Measure parts of the machine and of distrain.")
+app.add_typer(bench, name="bench")
+
+
+@app.callback(invoke_without_command=True)
+def distrain(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Nothing but --version."""
+    if version:
+        typer.echo(f"distrain {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
+    must_resume: Annotated[bool, typer.Option("--resume", help="Insist on a checkpoint; one is used anyway.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the config and what it comes to.")] = False,
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="auto|N|MIN-MAX", help="Ranks: on this machine unless --address. auto: one per GPU."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="auto|HOST:PORT|ray://HOST:PORT", help="Ray cluster to train on.")
+    ] = None,
+    accept_other_hardware: Annotated[
+        bool, typer.Option("--accept-other-hardware", help="Resume where the hardware computes other bits.")
+    ] = False,
+) -> None:
+    """Train on this machine, on all its GPUs or its CPU cores, or on the workers of a Ray cluster.
+
+    The run directory is runs/<recipe>, or run=...; a run that was stopped goes on from its newest checkpoint.
+    """
+    from distrain.config import load, to_yaml, workers_override
+
+    if (wanted := os.environ.get("DISTRAIN_VERSION", __version__)) != __version__:
+        raise UserError(
+            f"the job was submitted by distrain {wanted}, and its image has {__version__}: use an image of {wanted}, "
+            f"or submit with {__version__}"
+        )
+    settings = load(config, [*(overrides or []), *workers_override(workers)])
+    if dry_run:
+        from distrain.cli.dry_run import plan
+        from distrain.launch.share import described, fitting
+
+        share, nodes = _share(settings, address)
+        taken = described(settings, share, nodes, cluster=address is not None)
+        typer.echo(to_yaml(settings))
+        for name, value in {**plan(settings, fitting(share, nodes)), **taken}.items():
+            typer.echo(f"{name + ':':<24} {value}")
+        return
+    from distrain.data.storage.store import Store
+    from distrain.launch.local import ranks_here
+    from distrain.monitor.consoles import Logged
+    from distrain.monitor.terminal import person
+
+    options = {"must_resume": must_resume, "other_hardware": accept_other_hardware}
+    with Logged(person(), Store(str(settings.run))) as console:
+        if address is not None or workers not in (None, "auto") or ranks_here(settings) > 1:
+            from distrain.launch.ray_train import run as run_on_ray
+
+            summary, signal_number = run_on_ray(settings, console, address=address, **options)
+        else:
+            from distrain.launch.local import run as run_here
+
+            summary, signal_number = run_here(settings, console, **options)
+        flags = [f"--workers={workers}"] * (workers is not None) + [f"--address={address}"] * (address is not None)
+        _tell(console, summary, [str(config), *(overrides or []), *flags])
+    if signal_number is not None:
+        raise SystemExit(128 + signal_number)
+
+
+@app.command()
+def lr(
+    config: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Images to train on; without, those of the data set.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw into this file instead.")] = None,
+) -> None:
+    """Draw the learning rate over the run."""
+    from distrain.cli.dry_run import draw_rates, rates
+    from distrain.config import load
+
+    settings = load(config, overrides or [])
+    if settings.schedule.name == "plateau":
+        typer.echo("plateau: it will drop when validation stalls, which is not known ahead")
+    if png is not None:
+        draw_rates(settings, rates(settings, 2000, images), png)
+        return
+    curve = rates(settings, 24, images)
+    highest = max(rate for _, _, rate in curve)
+    typer.echo(f"{'step':>9} {'epoch':>7} {'rate':>10}")
+    for step, epoch, rate in curve:
+        typer.echo(f"{step:>9,} {epoch:>7.2f} {rate:>10.4g} {'#' * round(48 * rate / highest)}".rstrip())
+
+
+@app.command()
+def model(
+    name: Annotated[str, typer.Argument(help="alexnet, alexnet2012, alexnet_bn, torchvision:NAME, package:callable.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
+    classes: Annotated[int, typer.Option(min=1, help="Classes that the network tells apart.")] = 1000,
+) -> None:
+    """Print the layers of a network: output shapes, parameters, multiply-accumulates, and the share of each.
+
+    Settings are those of a config: model.width=0.5, augment.crop=227.
+    """
+    from distrain.config import parse
+    from distrain.models.alexnet import outline
+    from distrain.models.summary import lines
+
+    rest = {"data": {"train": ""}, "schedule": {"name": "constant", "lr": 1.0}}
+    settings = parse({**rest, "model": {"name": name}}, f"model {name}", overrides or [])
+    for line in lines(outline(settings.model, classes), settings.augment.crop):
+        typer.echo(line)
+
+
+@app.command()
+def top(
+    run: Annotated[str, typer.Argument(help="Run directory (path or URL), or the URL of a metrics page.")],
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
+) -> None:
+    """Watch a run: loss, speed, phases, warnings. Without a terminal, one look.
+
+    Ctrl-C ends the view, not the run.
+    """
+    import time
+
+    from rich.console import Console as RichConsole
+    from rich.live import Live
+    from rich.text import Text
+
+    from distrain.monitor.top import Watch, lines
+
+    watch, console = Watch(run), RichConsole(highlight=False)
+    if not console.is_terminal:
+        for line in lines(watch.look(), 80):
+            typer.echo(line)
+        return
+
+    def look() -> Text:
+        return Text("\n".join(lines(watch.look(), console.width)), no_wrap=True, overflow="crop")
+
+    try:
+        with Live(look(), console=console, auto_refresh=False) as live:
+            while True:
+                time.sleep(every)
+                live.update(look(), refresh=True)
+    except KeyboardInterrupt:
+        return
+
+
+for command in (submit, jobs, logs, stop, resume, drain, pack, index, stats, verify, inspect):
+    app.command()(command)
+
+
+@bench.command("data")
+def bench_data(
+    url: Annotated[str, typer.Argument(help="Packed data set (path or URL).")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images of each of five rounds.")] = 2048,
+) -> None:
+    """Time the loader alone, beside the bare decode of the same files."""
+    from distrain.cli.bench import data, settings
+
+    found = data(settings(url, overrides or []), images)
+    typer.echo(f"{found.images:,} images a round, batches of {found.batch}, {found.threads} threads, medians of 5")
+    limit = found.rates[1] if len(found.rates) > 1 else None
+    for rate in found.rates:
+        times = f", {rate.cpu_ms / limit.cpu_ms:.2f} x the bare decode" if limit and rate is not limit else ""
+        speed = f"{rate.images_per_second:8,.0f} images/s {rate.cpu_ms:7.3f} CPU-ms"
+        typer.echo(f"{rate.name:<19} {speed}{times}")
+    typer.echo(f"first batch after {found.seconds_to_first_batch:.2f} s")
+
+
+def _share(config: "Config", address: str | None) -> "tuple[Share, list[Node]]":
+    """Count the workers that a run would have on a Ray cluster, or on this machine; return the nodes too."""
+    if address is None:
+        from distrain.launch.local import share_here
+
+        return share_here(config)
+    from distrain.launch.ray_cluster import nodes_at
+    from distrain.launch.share import share_of
+    from distrain.monitor.sinks import Silent
+
+    nodes = nodes_at(address, Silent())
+    return share_of(config, nodes), nodes
+
+
+def _tell(console: "Console", summary: "Summary", arguments: list[str]) -> None:
+    """The closing lines."""
+    if summary.status == "already finished":
+        console.event(
+            f"{summary.run} is finished: all {summary.steps} steps are done. "
+            "To start afresh, name another run directory: run=..."
+        )
+    elif summary.status == "stopped":
+        # A job is gone on with by whoever submitted it: see cli_jobs.
+        command = shlex.join(["distrain", "train", *arguments])
+        to_go_on = "" if "DISTRAIN_CONSOLE" in os.environ else f"; to go on: {command}"
+        console.event(f"stopped and saved after step {summary.step} of {summary.steps}{to_go_on}")
+    else:
+        minutes, seconds = divmod(round(summary.seconds), 60)
+        console.event(f"finished {summary.steps} steps in {minutes} min {seconds:02d} s")
+    if summary.eval:
+        result = summary.eval
+        top5 = f", top-5 {result['top5']:.2%}" if result["classes"] > 5 else ""
+        console.event(f"validation: top-1 {result['top1']:.2%}{top5} of {result['samples']:,} images")
+    console.event(f"weights   {summary.weights[:16]}  ({summary.reduction} reduction)")
+    console.event(f"run       {summary.run}")

@@ -1,0 +1,109 @@
+"""What images come from: a list of blocks that can be read in any order, whatever holds them."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from distrain.data.storage.store import Store
+
+PATIENCE = 60.0
+"""Seconds for which reading from a source, and writing what is made of it, is tried again."""
+FILE_LIMIT = 256 << 20
+"""Bytes of an image file; what claims more is refused before it is read."""
+
+
+class Block(NamedTuple):
+    """What one read brings: an image file, or a row group of them."""
+
+    file: str
+    """Path in the source's store."""
+    name: str
+    """How the block is called in a list of what was refused."""
+    label: int
+    """Of an image file; rows of a group bring theirs along."""
+    start: int | None
+    """First byte; None: the whole file."""
+    size: int
+    """Bytes; 0 where they are not known."""
+    rows: int = 1
+    group: int = 0
+    """Number of a row group in its file."""
+
+
+class Sample(NamedTuple):
+    """An image file and its label."""
+
+    name: str
+    label: int
+    data: bytes
+
+
+class Refused(NamedTuple):
+    """Something that is left out, and why."""
+
+    name: str
+    reason: str
+
+
+Rows: TypeAlias = list[Sample | Refused] | Refused
+"""The rows of a block, or why it is left out as a whole."""
+
+
+class Progress(NamedTuple):
+    """How far it is."""
+
+    done: int
+    """Images, refused ones included."""
+    total: int
+    bytes: int
+    """Of what was read, or made of them, so far."""
+
+
+class Reader(Protocol):
+    """Reads blocks; it can be sent to another process."""
+
+    def read(self, block: Block) -> Rows:
+        """The rows of a block. Raises OSError."""
+        ...
+
+
+@dataclass
+class Source:
+    """A labelled set of images, its blocks in an order that depends on nothing but what is there."""
+
+    store: Store
+    kind: str
+    """For a person."""
+    classes: tuple[str, ...]
+    """Names by label."""
+    blocks: list[Block]
+    reader: Reader
+    refused: list[Refused] = field(default_factory=list)
+    """What a look at the listing alone has refused."""
+    details: Any = None
+    """What else the rows depend on, for JSON."""
+
+
+class FileReader:
+    """Reads blocks that are a file, or a range of one."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._store = url, Store(url)
+
+    def __reduce__(self) -> tuple[type["FileReader"], tuple[str]]:
+        return FileReader, (self._url,)
+
+    def read(self, block: Block) -> Rows:
+        """The one row of a block. Raises OSError."""
+        if block.start is None:
+            data = self._store.read(block.file, patience=PATIENCE)
+        else:
+            data = self.range(block.file, block.start, block.start + block.size)
+        return [Sample(block.name, block.label, data)]
+
+    def range(self, path: str, start: int, end: int) -> bytes:
+        """Bytes start to end of a file. Raises OSError."""
+        data = self._store.read(path, start, end, patience=PATIENCE)
+        if len(data) != end - start:
+            got = f"{len(data)} of {end - start} bytes"
+            raise OSError(f"{self._store.name}/{path} gave {got}: it changed, or its server knows no ranges")
+        return data

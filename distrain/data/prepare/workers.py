@@ -1,0 +1,121 @@
+"""Work on the blocks of a source, in processes, one for each core: what is done is handed back in its order.
+
+Processes and not threads, since decoding in Python holds its interpreter for a quarter of the time. Each reads ahead of
+what it decodes, so that a store that is far away does not leave it idle.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from distrain.data.prepare.source import Block, Reader, Rows
+from distrain.errors import RunError
+
+_BLAS_THREADS = "OPENBLAS_NUM_THREADS"
+_READS_AHEAD = 8
+_TASK_ROWS, _TASK_BYTES = 32, 16 << 20
+# Tasks in flight for each process: one that it works on, one that waits.
+_TASKS_AHEAD = 2
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@contextmanager
+def workers(count: int, reader: Reader, url: str) -> Iterator["Workers"]:
+    """Processes that have the reader; with a count of 1, or where only this process can see the source, this one."""
+    if count == 1 or urlsplit(url).scheme == "memory":
+        yield Workers(None, 1, reader)
+        return
+    before = os.environ.get(_BLAS_THREADS)
+    os.environ[_BLAS_THREADS] = "1"  # read when numpy is loaded: a team of threads in each process would only spin
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start, (reader,))
+    try:
+        yield Workers(pool, count, reader)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if before is None:
+            del os.environ[_BLAS_THREADS]
+        else:
+            os.environ[_BLAS_THREADS] = before
+
+
+class Workers:
+    """Runs functions of (reader, task)."""
+
+    def __init__(self, pool: ProcessPoolExecutor | None, count: int, reader: Reader) -> None:
+        self._pool, self._ahead, self._reader = pool, _TASKS_AHEAD * count + 1, reader
+
+    def map(self, function: Callable[[Reader, _T], _R], tasks: Iterable[_T]) -> Iterator[tuple[_T, _R]]:
+        """Each task with what the function makes of it, in the order of tasks; few are in flight at once.
+
+        Raises:
+            RunError: a process was killed.
+        """
+        if self._pool is None:
+            for task in tasks:
+                yield task, function(self._reader, task)
+            return
+        flying: deque[tuple[_T, Future[_R]]] = deque()
+        try:
+            for task in tasks:
+                flying.append((task, self._pool.submit(_run, function, task)))
+                if len(flying) > self._ahead:
+                    task, future = flying.popleft()
+                    yield task, future.result()
+            while flying:
+                task, future = flying.popleft()
+                yield task, future.result()
+        except BrokenProcessPool:
+            raise RunError(
+                "a process that decodes images was killed, perhaps for want of memory: run the same command to go on"
+            ) from None
+
+
+_here: list[Reader] = []
+
+
+def _start(reader: Reader) -> None:
+    _here.append(reader)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # The pool's own processes wait for ever where their parent is killed.
+    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
+def _run(function: Callable[[Reader, Any], Any], task: Any) -> Any:
+    return function(_here[0], task)
+
+
+def batches(items: Iterable[_T], weigh: Callable[[_T], tuple[int, int]]) -> Iterator[list[_T]]:
+    """Items as tasks, each of some dozens of rows and some megabytes, or one item; `weigh` says rows and bytes."""
+    part, rows, size = list[_T](), 0, 0
+    for item in items:
+        more = weigh(item)
+        if part and (rows + more[0] > _TASK_ROWS or size + more[1] > _TASK_BYTES):
+            yield part
+            part, rows, size = [], 0, 0
+        part.append(item)
+        rows += more[0]
+        size += more[1]
+    if part:
+        yield part
+
+
+def rows_of(reader: Reader, blocks: Sequence[Block]) -> Iterator[tuple[Block, Rows]]:
+    """The rows of blocks, read ahead."""
+    with ThreadPoolExecutor(_READS_AHEAD) as pool:
+        coming: deque[Future[Rows]] = deque()
+        for i, block in enumerate(blocks):
+            while len(coming) < _READS_AHEAD and i + len(coming) < len(blocks):
+                coming.append(pool.submit(reader.read, blocks[i + len(coming)]))
+            yield block, coming.popleft().result()

@@ -1,0 +1,1 @@
+"""A data set as it is stored and read."""

@@ -1,0 +1,14 @@
+"""Section of a config: how gradients are added up."""
+
+from typing import Literal
+
+from distrain.fields import Section, result
+
+
+class Reduction(Section):
+    """How the gradients of the virtual workers are added up."""
+
+    mode: Literal["exact", "fast"] = result("exact")
+    """exact: fixed-point integers, the same bits in any order; fast: fp32, equal to rounding. [result]"""
+    fraction_bits: int = result(48, ge=16, le=60)
+    """Bits behind the point of the 64-bit fixed-point gradient of the mean loss. [result]"""

@@ -1,0 +1,1 @@
+"""The parts of a training run: what is set up, done and checked."""

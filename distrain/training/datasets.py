@@ -1,0 +1,111 @@
+"""The data sets of a run: opened, and checked against each other and the config."""
+
+from distrain.config import Config
+from distrain.data.order import Ids, Order
+from distrain.data.prepare.digits import pack_digits
+from distrain.data.shards.dataset import Dataset, store_of
+from distrain.data.shards.manifest import MANIFEST, Manifest
+from distrain.data.storage.cache import DiskCache
+from distrain.data.storage.store import Store
+from distrain.distributed.world import World
+from distrain.errors import UserError
+from distrain.losses import check_loss
+from distrain.monitor.sinks import Console
+
+# Batches whose row groups an evaluation keeps in memory.
+_BATCHES_AHEAD = 4
+
+
+def open_data(config: Config) -> tuple[Dataset, Dataset | None]:
+    """The training and the validation set, checked against each other and the config."""
+    memory, patience = int(config.data.memory), config.data.patience
+    sets: list[Dataset] = []
+    for url in (config.data.train, config.data.val):
+        if url is not None:
+            store = Store(url)
+            manifest = Manifest.load(store, patience)
+            check_size(config, store, manifest)
+            if sets:  # validation reads one group after another
+                memory = min(memory, streamed_bytes(manifest, config.evaluate.batch))
+            folder, limit, store = config.data.cache, int(config.data.cache_bytes), store_of(manifest, store)
+            cache = DiskCache(folder, limit, store.counts) if folder else None
+            sets.append(Dataset(store, manifest, memory=memory, patience=patience, cache=cache))
+    train, val = sets[0], sets[1] if len(sets) > 1 else None
+    if val is not None and val.manifest.classes != train.manifest.classes:
+        raise UserError(
+            f"{train.store.name} has {len(train.manifest.classes)} classes and {val.store.name} "
+            f"{len(val.manifest.classes)}, or other names: pack both from folders of the same names"
+        )
+    check_loss(config.loss, len(train.manifest.classes))
+    return train, val
+
+
+def pack_built_in(config: Config, console: Console) -> None:
+    """Pack the built-in source that the config names, on first use."""
+    if config.data.val is None:
+        raise UserError(f"data.pack = {config.data.pack} makes a validation set too: set data.val")
+    if not all(Store(url).exists(MANIFEST) for url in (config.data.train, config.data.val)):
+        console.event(f"packing scikit-learn's digits into {config.data.train} and {config.data.val}")
+        pack_digits(config.data.train, config.data.val)
+
+
+def check_size(config: Config, store: Store, manifest: Manifest) -> None:
+    """Raises UserError where the crop cannot be cut out of the images."""
+    crop, short_side = config.augment.crop, config.augment.short_side
+    if short_side is not None:
+        return
+    if manifest.size is None:
+        raise UserError(
+            f"the images of {store.name} differ in size: set augment.short_side, to {crop * 256 // 224} as the paper "
+            f"does for a crop of {crop}, or pack them with --geometry square:{crop * 256 // 224}"
+        )
+    if min(manifest.size) < crop:
+        raise UserError(
+            f"augment.crop = {crop} does not fit the {manifest.size[1]} x {manifest.size[0]} pixel images of "
+            f"{store.name}: lower it, set augment.short_side, or pack larger images"
+        )
+
+
+def pin_data(config: Config, manifest: Manifest) -> Config:
+    """The config with the fingerprint of the data that is there."""
+    wanted, found = config.data.fingerprint, manifest.fingerprint
+    if wanted not in (None, found):
+        raise UserError(
+            f"data.fingerprint is {wanted}, but {config.data.train} holds {found}: "
+            "use the data set that the config was made for, or another fingerprint and run directory"
+        )
+    return config.model_copy(update={"data": config.data.model_copy(update={"fingerprint": found})})
+
+
+def order_of(config: Config, group_rows: Ids) -> Order:
+    """The order of the training samples."""
+    return Order(group_rows, config.seed, config.virtual_workers, config.micro_batch, config.data.shuffle_rows)
+
+
+def val_fingerprint(val: Dataset | None) -> str | None:
+    """What the best evaluation was measured on."""
+    return val.manifest.fingerprint if val else None
+
+
+def memory_warning(config: Config, manifest: Manifest, world: World) -> str | None:
+    """What to say where the streams do not fit the memory: then rows are read many times over."""
+    wanted = streams_bytes(config, manifest, len(world.hosted(config.virtual_workers)))
+    if wanted <= int(config.data.memory):
+        return None
+    return (
+        f"warning: data.memory = {int(config.data.memory):,} bytes is less than the {wanted:,} that the streams of the "
+        "virtual workers want, so row groups are read many times: raise it, or lower data.shuffle_rows"
+    )
+
+
+def streams_bytes(config: Config, manifest: Manifest, hosted: int) -> int:
+    """What a rank's streams want in memory: a shuffled block of each hosted virtual worker, cut at group edges."""
+    sizes = [group.end - group.start for shard in manifest.shards for group in shard.groups]
+    block = min(config.data.shuffle_rows, -(-manifest.rows // config.virtual_workers))
+    return min(sum(sizes), hosted * (block * sum(sizes) // manifest.rows + max(sizes)))
+
+
+def streamed_bytes(manifest: Manifest, batch: int) -> int:
+    """What it takes to read a set in its order: the row groups of a few batches, fetched ahead."""
+    sizes = [group.end - group.start for shard in manifest.shards for group in shard.groups]
+    return max(sizes) * (2 + -(-_BATCHES_AHEAD * batch * len(sizes) // manifest.rows))

@@ -1,0 +1,58 @@
+"""A step whose loss or gradient is not finite: computed once more, and its evidence written down."""
+
+import math
+from typing import Any
+
+import torch
+
+from distrain.data.loader import MicroBatch, training_requests
+from distrain.errors import RunError
+from distrain.monitor.meters import Reading
+from distrain.training.setup import Job
+from distrain.training.step import forward
+
+
+class StepFailed(Exception):  # noqa: N818 - never leaves `train`
+    """A step had a loss or gradient that is not finite, or no valid sample: its reading."""
+
+
+def diverged(job: Job, reading: Reading) -> RunError:
+    """Save the evidence of a failed step. The weights have not moved since, so the step is computed again."""
+    step = reading.failed_step
+    assert step is not None
+    if job.record:
+        job.metrics.set("diverged", int(not reading.no_valid))
+    job.metrics.flush()
+    job.world.gather(None)  # whichever rank serves the page has it now
+    if reading.no_valid:
+        return RunError(f"all samples of step {step + 1} are bad, so it has no gradient: mend the data (distrain pack)")
+    config, micro_batches = job.config, dict[int, dict[str, Any]]()
+
+    def look(batch: MicroBatch) -> None:
+        loss = forward(config, job.model, step, batch).loss
+        gradients = torch.autograd.grad(loss, list(job.parameters.values()))
+        norms = {name: float(g.double().norm()) for name, g in zip(job.parameters, gradients, strict=True)}
+        micro_batches[batch.virtual_worker] = {
+            "loss": loss.item() / config.micro_batch,
+            "gradient_norm": math.hypot(*norms.values()),
+            "gradient_norms": norms,
+            "sample_ids": batch.ids.tolist(),
+        }
+
+    hosted = job.world.hosted(config.virtual_workers)
+    with job.loader(job.dataset, training_requests(job.order, range(step, step + 1), hosted)) as batches:
+        job.lanes.run(look, batches)
+    for part in job.world.gather({str(v): numbers for v, numbers in micro_batches.items()}):
+        micro_batches.update({int(v): numbers for v, numbers in part.items()})
+    evidence = {
+        "step": step + 1,
+        "learning_rate": job.rate(step),
+        "virtual_workers": {str(v): micro_batches[v] for v in sorted(micro_batches)},
+    }
+    where = job.record.evidence(step + 1, evidence) if job.record else "the run directory"
+    worst = max(micro_batches.values(), key=lambda m: m["gradient_norm"] if m["gradient_norm"] >= 0 else math.inf)
+    return RunError(
+        f"training diverged at step {step + 1}: a loss or gradient is not finite, or too large for the fixed point "
+        f"(loss {worst['loss']:.4g}, gradient norm {worst['gradient_norm']:.4g}); "
+        f"samples and norms are in {where}. Lower schedule.lr and start afresh with run=..."
+    )

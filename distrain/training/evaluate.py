@@ -1,0 +1,75 @@
+"""Evaluation: centre crop, each image once, counted in integers."""
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distrain.config import Config
+from distrain.data.loader import MicroBatch
+from distrain.distributed.lanes import Lanes
+from distrain.distributed.world import World
+from distrain.losses import correct, loss_of
+from distrain.training.step import score
+
+# Bits behind the point of a summed loss: 2^31 samples of loss 1 fit.
+_LOSS_BITS = 32
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an evaluation found."""
+
+    samples: int
+    """Images that were evaluated."""
+    top1: int
+    top5: int
+    loss: float
+    """Mean over samples; NaN if one of them is not finite."""
+    bad: dict[int, str]
+    """Reason by sample id of images that could not be decoded."""
+
+
+def evaluate(config: Config, world: World, model: nn.Module, batches: Iterable[MicroBatch], lanes: Lanes) -> Score:
+    """Score the model on fixed chunks of samples, dealt to the ranks: chunks are independent, their sums integers."""
+    lock = threading.Lock()
+    sums = torch.zeros(5, dtype=torch.int64, device=world.device)
+    bad: dict[int, str] = {}
+
+    def chunk(batch: MicroBatch) -> None:
+        found = chunk_sums(config, model, batch)
+        with lock:
+            bad.update(batch.bad)
+            sums.add_(found)
+
+    model.eval()
+    try:
+        lanes.run(chunk, batches)
+    finally:
+        model.train()
+    samples, top1, top5, loss, not_finite = world.totals(sums.tolist())
+    bad = {int(k): reason for part in world.gather(bad) for k, reason in part.items()}
+    mean = loss / 2**_LOSS_BITS / samples if samples and not not_finite else float("nan")
+    return Score(samples, top1, top5, mean, bad)
+
+
+def chunk_sums(config: Config, model: nn.Module, batch: MicroBatch) -> Tensor:
+    """Score one chunk, without waiting for the device.
+
+    Returns:
+        int64 of shape (5,) on the device: samples, top-1, top-5, loss times 2^32, and losses that are not finite.
+    """
+    logits = score(config, model, batch.images)
+    counts = batch.weights > 0
+    losses = loss_of(config.loss, logits, batch.labels).double()
+    sound = counts & losses.isfinite()
+    numbers = [
+        counts.sum(),
+        correct(logits, batch.labels, batch.weights, 1),
+        correct(logits, batch.labels, batch.weights, 5),
+        (torch.where(sound, losses, 0.0).sum() * 2**_LOSS_BITS).long(),
+        (counts & ~sound).sum(),
+    ]
+    return torch.stack(numbers)

@@ -1,0 +1,46 @@
+"""What is computed of one micro-batch, in training, evaluation and the check of the hardware alike."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from distrain.config import Config
+from distrain.data.loader import MicroBatch
+from distrain.losses import loss_of
+from distrain.models.layers import batch_norms, flat_moments, micro_step
+
+
+class Forward(NamedTuple):
+    """What a training forward makes of a micro-batch."""
+
+    logits: Tensor
+    """(b, classes), fp32."""
+    loss: Tensor
+    """Sum over valid samples."""
+    moments: Tensor
+    """What batch normalisation tells, as `layers.flat_moments` has it."""
+
+
+def forward(config: Config, model: nn.Module, step: int, batch: MicroBatch) -> Forward:
+    """Logits and loss of a micro-batch."""
+    with (
+        micro_step(config.seed, step, batch.virtual_worker) as now,
+        autocast(config, batch.images.device),
+    ):
+        logits: Tensor = model(batch.images)
+    logits = logits.float()
+    loss = (loss_of(config.loss, logits, batch.labels) * batch.weights).sum()
+    return Forward(logits, loss, flat_moments(batch_norms(model), now, loss.device))
+
+
+def score(config: Config, model: nn.Module, images: Tensor) -> Tensor:
+    """Logits (n, classes) in fp32 of a model in evaluation mode."""
+    with torch.inference_mode(), autocast(config, images.device):
+        logits: Tensor = model(images)
+    return logits.float()
+
+
+def autocast(config: Config, device: torch.device) -> torch.autocast:
+    """The config's arithmetic for forward and backward."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")

@@ -1,0 +1,86 @@
+"""`distrain submit` as typed: where a job can go, and what bad input gets. Real clusters are elsewhere."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import kube
+import pytest
+import yaml
+
+from distrain.config import to_yaml
+from distrain.monitor.consoles import JsonLines
+
+CLUSTER = Path(__file__).parents[2] / "cluster"
+TEMPLATES = {"kuberay": CLUSTER / "kuberay/rayjob.yaml", "slurm": CLUSTER / "slurm/train.sbatch"}
+
+
+@pytest.fixture
+def recipe(narrow, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(narrow(run="s3://bucket/runs/mine", cluster={"cpus_per_worker": 4})))
+    return str(path)
+
+
+def test_the_manifests_are_shown(distrain, recipe):
+    options = ("--to=kuberay", f"--template={TEMPLATES['kuberay']}", "--dry-run", "--workers=1-3", "--id=mine")
+    code, out, err = distrain("submit", recipe, *options)
+    assert (code, err) == (0, "")
+    job, files = yaml.safe_load_all(out)
+    assert kube.problems(job) + kube.problems(files) == []
+    assert job["metadata"]["name"] == "mine"
+
+
+def test_the_script_is_shown(distrain, recipe, monkeypatch):
+    monkeypatch.setenv("DISTRAIN_TEMPLATE", str(TEMPLATES["slurm"]))
+    code, out, err = distrain("submit", recipe, "--to=slurm", "--dry-run", "--workers=1-4", "cluster.cpus_per_worker=8")
+    assert (code, err) == (0, "")
+    assert out.startswith("#!/bin/bash\n")
+    assert "#SBATCH --nodes=1-2\n" in out
+
+
+@pytest.mark.parametrize("to", ["kuberay", "slurm"])
+def test_a_dry_run_needs_nothing_that_is_not_installed_everywhere(recipe, to):
+    hidden = "for name in ('ray', 'kubernetes', 'torch', 'nvidia', 'requests'): sys.modules[name] = None"
+    code = f"import sys\n{hidden}\nfrom distrain.cli.main import main\nmain()"
+    options = (f"--to={to}", f"--template={TEMPLATES[to]}", "--dry-run")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "submit", recipe, *options], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "s3://bucket/runs/mine" in done.stdout
+
+
+@pytest.mark.parametrize("to", ["kuberay", "slurm"])
+def test_what_cannot_be_done_is_a_sentence(distrain, recipe, to, monkeypatch):
+    code, _, err = distrain("submit", recipe, f"--to={to}", "--dry-run")
+    assert code == 2
+    assert f"error: --to {to} needs --template: a copy of {TEMPLATES[to].relative_to(CLUSTER.parent)} of" in err
+    code, _, err = distrain("submit", recipe, f"--to={to}", f"--template={TEMPLATES[to]}", "-f")
+    assert code == 2
+    assert "does not follow: submit without -f, then watch with distrain top s3://bucket/runs/mine" in err
+
+
+def test_no_kubernetes_client_is_a_sentence(distrain, recipe, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    code, _, err = distrain("submit", recipe, "--to=kuberay", f"--template={TEMPLATES['kuberay']}")
+    assert code == 2
+    assert "--to kuberay needs the Kubernetes client: pip install 'distrain[kubernetes]'" in err
+
+
+def test_logs_of_another_system_are_shown_as_lines(distrain, monkeypatch):
+    told = io.StringIO()
+    JsonLines(told).event("hello")
+    told.write("what something else says\n")
+    told.seek(0)
+    monkeypatch.setattr(sys, "stdin", told)
+    code, out, _ = distrain("logs", "-")
+    assert (code, out) == (0, "hello\nwhat something else says\n")
+
+
+def test_an_image_of_another_version_is_a_sentence(distrain, recipe, monkeypatch):
+    monkeypatch.setenv("DISTRAIN_VERSION", "0.0.9")
+    code, _, err = distrain("train", recipe)
+    assert code == 2
+    assert "error: the job was submitted by distrain 0.0.9, and its image has 0.1.0: use an image of 0.0.9" in err

@@ -1,0 +1,328 @@
+"""Every file survives or is named: refused batches are replayed, crashes traced to their file, fuzz does no harm."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fuzz import fuzz
+from narrow import loader_sections
+from photos import STATISTICS, encoded, kinds, lying, open_set, picture, write_set
+from test_loader import by_id, deliver, requests, resident
+
+from distrain.data import loader
+from distrain.data.decoding.graph import RefusedError
+from distrain.data.decoding.image import BadImageError, jpeg_size, readable
+from distrain.data.decoding.quarantine import Recorder, judge, suspects
+from distrain.data.loader import Loader
+from distrain.errors import AttemptError, RunError
+
+CPU = torch.device("cpu")
+GOOD = [encoded(picture(i, 72 + i, 90)) for i in range(24)]
+
+
+def broken_table(data: bytes) -> bytes:
+    """A JPEG whose header the walk accepts and whose first Huffman table no decoder does."""
+    damaged = bytearray(data)
+    table = data.index(b"\xff\xc4") + 5
+    damaged[table : table + 16] = b"\xff" * 16
+    assert jpeg_size(np.frombuffer(bytes(damaged), np.uint8)) is not None
+    return bytes(damaged)
+
+
+def cut_with_an_end(data: bytes) -> bytes:
+    """The first half of a JPEG, with an end marker: only decoding it all tells."""
+    return data[: len(data) // 2] + b"\xff\xd9"
+
+
+BAD = {3: broken_table(GOOD[3]), 4: GOOD[4][:-30], 11: broken_table(GOOD[11]), 17: b"junk", 23: b""}
+MIXED = [BAD.get(i, data) for i, data in enumerate(GOOD)]
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+@pytest.mark.parametrize(("batch", "ahead"), [(1, 2), (5, 1), (8, 3), (24, 2)])
+def test_refused_files_are_placeholders_and_nothing_is_lost_or_reordered(tmp_path, narrow, batch, ahead, backend):
+    config = narrow(augment={"crop": 64, "short_side": 72}, data={"backend": backend, "read_ahead": ahead})
+    good = by_id(deliver(config, write_set(tmp_path / "good", GOOD), requests(range(24), batch), batch))
+    dataset = write_set(tmp_path / "mixed", MIXED)
+    batches = deliver(config, dataset, requests(range(24), batch), batch)
+    assert [b.cursor.step for b in batches] == list(range(-(-24 // batch)))
+    found = by_id(batches)
+    assert sorted(found) == list(range(24))
+    reasons = {i: reason for b in batches for i, reason in b.bad.items()}
+    assert reasons.keys() == BAD.keys()
+    for i, image in found.items():
+        assert torch.equal(image, good[i]) if i not in BAD else not image.any()
+    for b in batches:
+        for i, sample in enumerate(b.ids.tolist()):
+            assert not b.weights[i] or sample not in reasons
+    assert dataset.bad == reasons
+
+
+def test_a_decoder_that_refuses_its_placeholder_too_ends_the_attempt(tmp_path, narrow, monkeypatch):
+    """Or it would be replaced for ever."""
+
+    class Refusing(loader.DaliDecoder):
+        def run(self):
+            super().run()
+            raise RefusedError(0, "never")
+
+    monkeypatch.setattr(loader, "DaliDecoder", Refusing)
+    with pytest.raises(AttemptError, match="the decoder stopped"):
+        deliver(narrow(), write_set(tmp_path / "set", [GOOD[0]] * 8, (72, 90)), requests(range(8), 4), 4)
+
+
+@pytest.mark.parametrize("window", ["crop", "random_resized"])
+def test_a_verdict_does_not_depend_on_the_window(tmp_path, narrow, window):
+    """A cut file is bad although windows above the cut decode; one with an end marker is filled up with grey."""
+    damaged = [GOOD[i][: -200 * (i % 3)] if i % 3 else cut_with_an_end(GOOD[i]) for i in range(24)]
+    dataset = write_set(tmp_path / "set", damaged)
+    verdicts = []
+    for epoch in range(6):
+        dataset.bad.clear()
+        config = narrow(augment={"crop": 64, "short_side": 72, "window": window})
+        deliver(config, dataset, requests(range(24), 6, epoch), 6)
+        verdicts.append(dict(dataset.bad))
+    assert all(set(v) == {i for i in range(24) if i % 3} for v in verdicts)
+
+
+def test_a_verdict_costs_once(tmp_path, narrow):
+    dataset, config = write_set(tmp_path / "set", MIXED), narrow(augment={"crop": 64, "short_side": 72})
+    rebuilds = []
+    for epoch in range(3):
+        options = {"batch": 6, "device": CPU, "augmented": True}
+        with Loader(dataset, STATISTICS, requests(range(24), 6, epoch), **loader_sections(config), **options) as loader:
+            assert len(list(loader)) == 4
+            rebuilds.append(loader.rebuilds)
+    assert rebuilds == [2, 0, 0]
+
+
+def test_a_proved_file_that_is_refused_stops_the_run_with_its_name(tmp_path, narrow):
+    """To replace it would make the weights depend on what windows it was asked for before."""
+    dataset = write_set(
+        tmp_path / "set", [broken_table(GOOD[0]) if i == 5 else GOOD[0] for i in range(8)], (72, 90), proved=True
+    )
+    with pytest.raises(
+        RunError,
+        match=r"packed or indexed are refused now, do that again: 5 \(shard-00000.parquet row group 0 row 5\): DALI",
+    ):
+        deliver(narrow(), dataset, requests(range(8), 4), 4)
+
+
+def test_a_lying_header_is_refused_before_memory_is_taken(tmp_path, narrow):
+    lies = [lying(GOOD[0], 20_000, 20_000), lying(GOOD[0], 65_500, 65_500), lying(GOOD[0], 7_000, 7_000)]
+    dataset = write_set(tmp_path / "set", [GOOD[0], *lies], (72, 90))
+    before = resident()
+    batches = deliver(narrow(data={"pixel_limit": 1_000_000}), dataset, requests(range(4), 4), 4)
+    assert resident() - before < 64 << 20
+    assert batches[0].weights.tolist() == [1, 0, 0, 0]
+    assert all("over the limit of 1000000" in batches[0].bad[i] for i in (1, 2, 3))
+
+
+def test_memory_does_not_grow_over_rebuilds(tmp_path, narrow):
+    """DALI #4076: pipelines that were rebuilt after a bad picture grew without bound."""
+    files = [broken_table(GOOD[0]) if i % 4 == 3 else GOOD[0] for i in range(64)]
+    dataset, config = write_set(tmp_path / "set", files, (72, 90)), narrow()
+
+    def rebuild(times):
+        for _ in range(times // 16):
+            dataset.bad.clear()
+            options = {"batch": 4, "device": CPU, "augmented": True}
+            with Loader(dataset, STATISTICS, requests(range(64), 4), **loader_sections(config), **options) as loader:
+                assert len(list(loader)) == 16
+                assert loader.rebuilds == 16
+
+    rebuild(160)
+    before = resident()
+    rebuild(320)
+    assert resident() - before < 24 << 20
+
+
+def asked(run, dataset):
+    with suspects(run, dataset) as ids:
+        return ids.tolist()
+
+
+def test_what_is_in_flight_is_known_to_the_next_process(tmp_path, narrow):
+    dataset, run = write_set(tmp_path / "set", GOOD), str(tmp_path / "run")
+    recorder = Recorder(run, dataset, slots=3, batch=2)
+    recorder.fed(np.array([1, 2]))
+    recorder.fed(np.array([3, 4]))
+    recorder.decoded()
+    assert asked(run, dataset) == [], "its process lives"
+    recorder._file.close()  # as the kernel does when a process dies
+    with suppress(RuntimeError), suspects(run, dataset) as ids:
+        assert ids.tolist() == [3, 4]
+        assert asked(run, dataset) == [], "another rank has them"
+        raise RuntimeError("no verdict")
+    assert asked(run, dataset) == [3, 4], "they are there until there is a verdict"
+    assert asked(run, dataset) == []
+    recorder = Recorder(run, dataset, slots=3, batch=2)
+    recorder.fed(np.array([5, 6]))
+    folder = recorder._path.parent
+    recorder.close()
+    assert not folder.exists()
+
+
+def test_files_are_judged_alone(tmp_path):
+    files = [np.frombuffer(f, np.uint8) for f in (GOOD[0], broken_table(GOOD[1]), kinds()["bmp"], GOOD[2])]
+    verdicts = judge(files, CPU)
+    assert [v is None for v in verdicts] == [True, False, True, True]
+    assert "DALI" in verdicts[1]
+
+
+def stand_in(monkeypatch, tmp_path, script):
+    """Puts a shell script in the place of the child."""
+    child = tmp_path / "child"
+    child.write_text("#!/bin/sh\n" + script)
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+
+
+FILES = [np.frombuffer(GOOD[i], np.uint8) for i in (0, 1)]
+
+
+def test_a_child_that_dies_of_its_first_file_gives_it_away(tmp_path, monkeypatch):
+    """The next file gets a new child, which refuses it."""
+    stand_in(
+        monkeypatch, tmp_path, '[ -e "$0.died" ] && { echo \'"refused"\'; cat; exit; }; touch "$0.died"; kill -SEGV $$'
+    )
+    assert judge(FILES, CPU) == ["the decoder dies of it (SIGSEGV)", "refused"]
+
+
+def test_a_later_file_is_blamed_only_by_a_child_of_its_own(tmp_path, monkeypatch):
+    """The first file may have broken the memory that the second one dies of."""
+    stand_in(monkeypatch, tmp_path, 'echo null; [ -e "$0.died" ] && { cat; exit; }; touch "$0.died"; kill -SEGV $$')
+    assert judge(FILES, CPU) == [None, None]
+
+
+@pytest.mark.parametrize("end", ["kill -KILL $$", "kill -INT $$", "exit 1", "exit 0"])
+def test_a_child_that_ends_for_another_reason_is_no_verdict(tmp_path, monkeypatch, end):
+    stand_in(monkeypatch, tmp_path, end)
+    with pytest.raises(AttemptError, match="ended by itself"):
+        judge(FILES, CPU)
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_a_missing_shard_is_no_refusal_whatever_its_folder_is_called(tmp_path, narrow, backend):
+    """Errors of the source pass through DALI, which words its own alike."""
+    dataset = write_set(tmp_path / "nvidia-dali-nvimage" / "set", GOOD)
+    next((tmp_path / "nvidia-dali-nvimage" / "set").glob("*.parquet")).unlink()
+    config = narrow(augment={"crop": 64, "short_side": 72}, data={"backend": backend})
+    with pytest.raises(AttemptError, match="is missing: restore it"):
+        deliver(config, dataset, requests(range(24), 6), 6)
+    assert dataset.bad == {}
+
+
+CRASHING = """
+import sys
+import numpy as np
+import distrain.data.decoding.image as decode
+
+def trusting(data, pixel_limit):  # no walk in front of the decoder
+    return decode.File(data, 72, 72)
+
+decode.readable = trusting
+import torch
+from distrain.config import load
+from distrain.monitor.sinks import PlainLines
+from distrain.train import train
+from distrain.distributed.world import World
+
+summary = train(load(sys.argv[1]), World(torch.device("cpu")), PlainLines(sys.stdout))
+print("weights", summary.weights)
+"""
+
+
+def test_a_file_that_kills_the_decoder_is_found_and_quarantined(tmp_path, narrow, plain_environment):
+    """For real: without the header walk, garbage at batch 64 is a segmentation fault inside DALI."""
+    from distrain.config import to_yaml
+
+    files = [encoded(picture(i % 8, 72, 72)) for i in range(256)]
+    for i in (20, 130):
+        files[i] = np.random.default_rng(i).bytes(3000)
+    write_set(tmp_path / "set", files, (72, 72))
+    config = narrow(
+        run=str(tmp_path / "run"), epochs=2, global_batch=64, virtual_workers=1, data={"train": str(tmp_path / "set")}
+    )
+    (tmp_path / "recipe.yaml").write_text(to_yaml(config))
+
+    def run(code):
+        command = [sys.executable, "-c", code, str(tmp_path / "recipe.yaml")]
+        return subprocess.run(command, text=True, capture_output=True, check=False, env=plain_environment)
+
+    runs = [run(CRASHING)]
+    while runs[-1].returncode < 0 and len(runs) < 8:  # each crash gives away what was in flight
+        runs.append(run(CRASHING))
+        assert re.search(r"an attempt died while it decoded \d+ files \(\d+: shard-00000.parquet row", runs[-1].stdout)
+    again = runs[-1]
+    assert again.returncode == 0, again.stdout + again.stderr
+    if len(runs) > 1:  # DALI mostly dies of an error without a name, and sometimes survives it
+        (quarantined,) = json.loads((tmp_path / "run" / "quarantine.json").read_text()).values()
+        assert quarantined
+        assert quarantined.keys() <= {"20", "130"}
+    for i in (20, 130):
+        assert f"bad sample {i} (shard-00000.parquet" in again.stdout
+    # With the walk in front the same verdict costs no crash, and the same weights come out.
+    (tmp_path / "recipe.yaml").write_text(to_yaml(config.model_copy(update={"run": str(tmp_path / "other")})))
+    walked = run(CRASHING.replace("decode.readable = trusting", ""))
+    assert walked.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]
+
+
+def test_killed_while_decoding_good_files_blames_none(tmp_path, narrow, plain_environment):
+    files = [encoded(picture(i % 8, 72, 72)) for i in range(128)]
+    dataset = write_set(tmp_path / "set", files, (72, 72))
+    config = narrow(run=str(tmp_path / "run"))
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import os, signal
+import numpy as np
+from photos import open_set
+from distrain.config import load
+from distrain.data.decoding.quarantine import Recorder
+recorder = Recorder(load(sys.argv[1]).run, open_set({dataset.store.local!r}), slots=2, batch=4)
+recorder.fed(np.array([7, 8, 9, 10]))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    from distrain.config import to_yaml
+    from distrain.distributed.world import World
+    from distrain.training.quarantined import recall
+
+    (tmp_path / "recipe.yaml").write_text(to_yaml(config))
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "recipe.yaml")], check=False, env=plain_environment)
+    told: list[str] = []
+    recall(config, World(CPU), [dataset], open_set(tmp_path / "set").store, told.append, told.append)
+    assert "4 files (7: shard-00000.parquet row group 0 row 7; 8: " in told[0]
+    assert told[1:-1] == [f"verdict {n} of 4" for n in (1, 2, 3, 4)]
+    assert "none is to blame" in told[-1]
+    assert dataset.bad == {}
+
+
+def test_readable_agrees_with_the_decoder(tmp_path, narrow):
+    """What the walk refuses goes to PIL; what PIL refuses too is bad, with a reason."""
+    for name, data in kinds().items():
+        found = readable(np.frombuffer(data, np.uint8), 10_000_000)
+        assert found.height * found.width > 0, name
+    with pytest.raises(BadImageError, match="no image format"):
+        readable(np.frombuffer(b"GIF89a", np.uint8), 10)
+
+
+@pytest.mark.parametrize("batch", [64, 256])
+def test_fuzz(tmp_path, batch):
+    """A slice of what `tests/bench/fuzz.py` does with 100,000 files; in a process of its own, which may not die."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    script = str(Path(__file__).parents[1] / "fuzz.py")
+    command = [sys.executable, script, str(tmp_path), "0", "1000", str(batch)]
+    done = subprocess.run(command, text=True, capture_output=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["mutated"] == 1000
+    assert told["bad"] + told["decoded all the same"] == 1000
+    assert min(told["bad"], told["decoded all the same"]) > 100
+    assert fuzz.__doc__

@@ -1,0 +1,237 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from narrow import loader_sections
+from photos import kinds, picture
+from shapes import CLASSES, SHAPES, folder, hub, images, tar_of, webdataset
+
+from distrain.data.loader import Loader, evaluation_requests
+from distrain.data.prepare.index import colours, index
+from distrain.data.prepare.open import open_source
+from distrain.data.prepare.pack import REJECTS, Geometry, Treatment, pack
+from distrain.data.prepare.source import Refused
+from distrain.data.prepare.verify import contents, verify
+from distrain.data.shards.dataset import Dataset
+from distrain.data.shards.manifest import MANIFEST, Manifest
+from distrain.data.storage.store import Store
+from distrain.errors import AttemptError, UserError
+
+CPU = torch.device("cpu")
+FOREIGN = ["archive of archives", "webdataset", "hub"]
+
+
+def made(url, to=None, **options):
+    return index(*open_source(url), to and str(to), **options)
+
+
+def opened(url, memory=1 << 24, patience=0.0):
+    store = Store(str(url))
+    return Dataset(store, Manifest.load(store), memory=memory, patience=patience)
+
+
+def rows_of(dataset):
+    rows = dataset.rows(np.arange(dataset.manifest.rows))
+    return sorted((row.label, bytes(row.data), row.size) for row in rows)
+
+
+@pytest.mark.parametrize("shape", FOREIGN)
+def test_foreign_sets_are_read_as_they_are(tmp_path, shape):
+    found = images()
+    url = SHAPES[shape](tmp_path, found)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    indexed = made(url, tmp_path / "index", processes=2)
+    assert indexed.rejects == []
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert [p.name for p in (tmp_path / "index").iterdir()] == [MANIFEST]
+    dataset = opened(tmp_path / "index")
+    assert dataset.manifest.rows == len(found)
+    assert rows_of(dataset) == sorted((im.label, im.data, (40 + int(im.name[-8:-5]), 60)) for im in found)
+    assert verify(dataset.store, dataset.manifest) == []
+    assert contents(dataset).classes == dict.fromkeys(dataset.manifest.classes, 20)
+    assert contents(dataset).heights == (40, 49, 59)
+
+
+@pytest.mark.parametrize("shape", FOREIGN)
+def test_they_train_on_the_same_pixels_as_packed_ones(narrow, tmp_path, shape):
+    """Every image of the set, resized and cut to its centre, against the same files packed byte for byte."""
+    found = images(8)
+    url = SHAPES[shape](tmp_path, found)
+    made(url, tmp_path / "index")
+    pack(open_source(folder(tmp_path, found)).source, str(tmp_path / "packed"), Treatment(Geometry("keep")))
+    config = narrow(augment={"crop": 64, "short_side": 72})
+
+    def seen(place):
+        dataset = opened(tmp_path / place)
+        requests = evaluation_requests(dataset.manifest.rows, 8, 0, 1)
+        statistics = opened(tmp_path / "packed").manifest.statistics
+        options = {**loader_sections(config), "batch": 8, "device": CPU, "augmented": False}
+        with Loader(dataset, statistics, requests, **options) as loader:
+            return sorted(
+                (label, image.numpy().tobytes())
+                for batch in loader
+                for label, image in zip(batch.labels.tolist(), batch.images, strict=True)
+            )
+
+    assert seen("index") == seen("packed")
+
+
+def test_the_manifest_beside_the_files(tmp_path):
+    url = webdataset(tmp_path, images(4))
+    indexed = made(url)
+    assert indexed.manifest.at is None
+    assert Manifest.load(Store(url)).fingerprint == indexed.manifest.fingerprint
+    elsewhere = made(str(Path(url) / "*.tar"), tmp_path / "index")
+    assert elsewhere.manifest.at == url
+    assert elsewhere.manifest.fingerprint == indexed.manifest.fingerprint, "where it lies does not matter"
+    with pytest.raises(UserError, match=f"has a {MANIFEST} already: delete it"):
+        made(url)
+    shutil.move(url, tmp_path / "moved")
+    assert len(rows_of(opened(tmp_path / "moved"))) == 12
+
+
+def bad_set(tmp_path):
+    """Good files, one that does not decode, one that is cut, and one of each kind that needs PIL."""
+    files = [(i % 3, im.data) for i, im in enumerate(images(4))]
+    files[3], files[7] = (0, b"junk"), (1, files[7][1][:700])
+    files += [(0, data) for name, data in kinds().items() if name in ("cmyk", "alpha png", "16-bit png", "grey")]
+    members = [part for i, (label, data) in enumerate(files)
+               for part in ((f"{i:03d}.jpg", data), (f"{i:03d}.cls", b"%d" % label))]  # fmt: skip
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "x.tar").write_bytes(tar_of(members))
+    return str(tmp_path / "tars"), files
+
+
+def test_what_does_not_decode_keeps_its_place_and_has_no_weight(narrow, tmp_path):
+    url, files = bad_set(tmp_path)
+    indexed = made(url)
+    assert [name for name, _ in indexed.rejects] == ["x.tar/003.jpg", "x.tar/007.jpg"]
+    lines = (tmp_path / "tars" / REJECTS).read_text().splitlines()
+    assert json.loads(lines[0]) == {"path": "x.tar/003.jpg", "reason": "no image format is recognised"}
+    dataset = opened(url)
+    assert set(dataset.bad) == {3, 7}
+    assert dataset.manifest.rows == len(files)
+    assert verify(dataset.store, dataset.manifest) == [], "they are what the manifest says"
+    config = narrow(augment={"crop": 64, "short_side": 72})
+    requests = evaluation_requests(len(files), 8, 0, 1)
+    options = {**loader_sections(config), "batch": 8, "device": CPU, "augmented": False}
+    with Loader(dataset, dataset.manifest.statistics, requests, **options) as loader:
+        assert loader._recorder is not None, "what kills DALI is found: PIL's verdict is not DALI's"
+        batches = list(loader)
+    weights = torch.cat([batch.weights for batch in batches])
+    assert np.flatnonzero(weights.numpy() == 0).tolist() == [3, 7]
+    assert set().union(*(batch.bad for batch in batches)) == {3, 7}
+
+
+def test_a_replaced_or_damaged_file_is_said(tmp_path):
+    """A file of the same size and another content; and one of another size."""
+    url = Path(hub(tmp_path, images(8)))
+    made(str(url))
+    first, second = sorted(url.glob("*.parquet"))[:2]
+    data = bytearray(first.read_bytes())
+    data[2000] ^= 1
+    first.write_bytes(bytes(data))
+    with pytest.raises(AttemptError, match="train-00000-of-00003.parquet is damaged"):
+        opened(url).rows(np.arange(3))
+    second.write_bytes(second.read_bytes() + b"more")
+    manifest = Manifest.load(Store(str(url)))
+    wrong = [tuple(one) for one in verify(Store(str(url)), manifest)]
+    size = manifest.shards[1].bytes
+    assert wrong == [
+        (f"{first.name} row group 0", "has another CRC-32C"),
+        (second.name, f"has {size + 4} bytes, not {size}"),
+    ]
+
+
+def test_a_damaged_row_group_is_left_out_and_named(tmp_path):
+    url = Path(hub(tmp_path, images(20)))
+    (first, *_) = sorted(url.glob("*.parquet"))
+    source = open_source(str(url)).source
+    block = source.blocks[1]
+    data = bytearray(first.read_bytes())
+    data[block.start : block.start + 40] = b"\xff" * 40
+    first.write_bytes(bytes(data))
+    indexed = made(str(url))
+    (refused,) = indexed.rejects
+    assert refused.name == f"{first.name} row group 1 of 7 rows"
+    assert indexed.manifest.rows == 53
+    assert len(rows_of(opened(url))) == 53
+
+
+def test_a_damaged_group_of_one_row_is_left_out_too(tmp_path):
+    url = Path(hub(tmp_path, images(5)))
+    (first, *_) = sorted(url.glob("*.parquet"))
+    table = pq.read_table(first)
+    pq.write_table(table, first, row_group_size=1, compression="snappy")
+    block = open_source(str(first)).source.blocks[2]
+    data = bytearray(first.read_bytes())
+    data[block.start : block.start + 40] = b"\xff" * 40
+    first.write_bytes(bytes(data))
+    indexed = made(str(url))
+    assert [name for name, _ in indexed.rejects] == [f"{first.name} row group 2 of 1 rows"]
+    assert indexed.manifest.rows == len(rows_of(opened(url))) == 14
+
+
+def test_statistics_are_those_of_all_pixels(tmp_path):
+    found = images(3)
+    url = hub(tmp_path, found)
+    indexed = made(url)
+    pixels = np.concatenate([decoded(im.data) for im in found]).astype(np.float64)
+    np.testing.assert_allclose(indexed.manifest.statistics.mean, pixels.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(indexed.manifest.statistics.covariance, np.cov(pixels.T, bias=True), rtol=1e-9)
+    alone, refused = colours(open_source(str(Path(url) / "*.parquet")).source, processes=2)
+    assert refused == []
+    np.testing.assert_array_equal(alone.covariance, indexed.manifest.statistics.covariance)
+    np.testing.assert_array_equal(alone.eigenvectors, indexed.manifest.statistics.eigenvectors)
+
+
+def decoded(data):
+    from distrain.data.decoding.image import decode
+
+    return decode(data, 1 << 20).reshape(-1, 3)
+
+
+def test_statistics_name_what_they_leave_out(tmp_path):
+    found = images(3)
+    place = Path(folder(tmp_path, found))
+    (place / CLASSES[0] / "bad.jpg").write_bytes(b"x")
+    _, refused = colours(open_source(str(place)).source)
+    assert refused == [Refused(f"{CLASSES[0]}/bad.jpg", "no image format is recognised")]
+
+
+def test_what_cannot_be_indexed(tmp_path, monkeypatch):
+    place = folder(tmp_path, images(2))
+    with pytest.raises(UserError, match="is a folder of single files: pack it"):
+        made(place)
+    url = webdataset(tmp_path, images(2))
+    monkeypatch.setattr(Store, "_write", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
+    with pytest.raises(UserError, match="cannot write to .*choose a place for the manifest with --to"):
+        made(url)
+    monkeypatch.undo()
+    source, columns = open_source(url)
+    source.store.name = "s3://bucket"  # as if the URL had had a password
+    with pytest.raises(UserError, match="is given with a secret"):
+        index(source, columns, str(tmp_path / "index"))
+    junk = tar_of([("0.jpg", b"x"), ("0.cls", b"0"), ("1.jpg", b"x"), ("1.cls", b"1")])
+    (tmp_path / "junk.tar").write_bytes(junk)
+    with pytest.raises(UserError, match="none of the 2 images in .* could be decoded"):
+        made(str(tmp_path / "junk.tar"), tmp_path / "other")
+
+
+def test_a_row_is_as_large_as_the_training_decoder_says(tmp_path):
+    """A JPEG that EXIF turns is trained on as it lies."""
+    from photos import rotated
+
+    members = [
+        ("0.jpg", rotated(picture(0, 40, 70), 6)),
+        ("0.cls", b"0"),
+        ("1.png", images(1)[0].data),
+        ("1.cls", b"1"),
+    ]
+    (tmp_path / "x.tar").write_bytes(tar_of(members))
+    made(str(tmp_path / "x.tar"), tmp_path / "index")
+    assert [row.size for row in opened(tmp_path / "index").rows(np.arange(2))] == [(40, 70), (40, 60)]

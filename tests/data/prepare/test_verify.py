@@ -1,0 +1,100 @@
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from photos import encoded, picture, write_set
+
+from distrain.data.prepare.verify import contents, sheet, verify
+from distrain.data.shards.manifest import MANIFEST, Manifest
+from distrain.data.storage.store import Store
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    files = [encoded(picture(i, 40 + i, 60)) for i in range(40)]
+    return write_set(tmp_path / "set", files, group_rows=8, shard_groups=2)
+
+
+def wrong_with(dataset):
+    return [tuple(w) for w in verify(dataset.store, Manifest.load(dataset.store))]
+
+
+def test_a_whole_set_has_nothing_wrong(dataset):
+    seen = []
+    assert verify(dataset.store, dataset.manifest, seen.append) == []
+    assert [(at.done, at.total) for at in seen] == [(0, 40), (16, 40), (32, 40), (40, 40)]
+
+
+@pytest.mark.parametrize("place", ["group", "footer"])
+def test_a_flipped_byte_is_found(dataset, tmp_path, place):
+    shard = dataset.manifest.shards[1]
+    path = tmp_path / "set" / shard.path
+    data = bytearray(path.read_bytes())
+    data[shard.groups[1].start + 100 if place == "group" else -20] ^= 1
+    path.write_bytes(bytes(data))
+    where = {"group": (f"{shard.path} row group 1", "has another CRC-32C")}
+    last = where.get(place, (shard.path, "has a damaged footer, so its rows cannot be looked at"))
+    assert wrong_with(dataset) == [(shard.path, "has another SHA-256"), last]
+
+
+def test_what_is_missing_or_cut_is_found(dataset, tmp_path):
+    one, two, _ = dataset.manifest.shards
+    (tmp_path / "set" / one.path).unlink()
+    cut = (tmp_path / "set" / two.path).read_bytes()[:-10]
+    (tmp_path / "set" / two.path).write_bytes(cut)
+    assert wrong_with(dataset) == [
+        (one.path, "is missing"),
+        (two.path, f"has {len(cut)} bytes, not {two.bytes}"),
+    ]
+
+
+def test_images_that_do_not_decode_or_have_another_size_are_found(tmp_path):
+    files = [encoded(picture(i, 40, 60)) for i in range(6)]
+    files[2], files[4] = b"junk", encoded(picture(4, 40, 61))
+    dataset = write_set(tmp_path / "set", files, (40, 60))
+    assert wrong_with(dataset) == [
+        ("shard-00000.parquet row group 0 row 2 (2.jpg)", "does not decode: no image format is recognised"),
+        ("shard-00000.parquet row group 0 row 4 (4.jpg)", "is 61 x 40 pixels, not 60 x 40"),
+    ]
+
+
+def test_a_row_whose_own_checksum_is_wrong_is_found(dataset, tmp_path):
+    """The manifest was made for the damaged shard: only the row's own checksum tells."""
+    import pyarrow.parquet as pq
+    from crc32c import crc32c
+
+    shard = dataset.manifest.shards[0]
+    path = tmp_path / "set" / shard.path
+    data = bytearray(path.read_bytes())
+    data[shard.groups[0].start + 500] ^= 1
+    path.write_bytes(bytes(data))
+    tree = json.loads((tmp_path / "set" / MANIFEST).read_text())
+    entry = tree["shards"][0]
+    entry["sha256"] = hashlib.sha256(data).hexdigest()
+    group = entry["groups"][0]
+    group["crc32c"] = crc32c(bytes(data[group["start"] : group["end"]]))
+    (tmp_path / "set" / MANIFEST).write_text(json.dumps(tree))
+    assert pq.read_metadata(path).num_rows == 16
+    ((where, what),) = wrong_with(dataset)
+    assert where.startswith(f"{shard.path} row group 0 row 0")
+    assert what == "has another CRC-32C"
+
+
+def test_contents(dataset):
+    found = contents(dataset)
+    assert found.classes == {"a": 14, "b": 13, "c": 13}
+    assert (found.heights, found.widths) == ((40, 59, 79), (60, 60, 60))
+    assert 0 < found.bytes[0] <= found.bytes[1] <= found.bytes[2]
+
+
+def test_the_sheet_shows_samples(tmp_path):
+    files = [encoded(np.full((30, 50, 3), i, np.uint8)) for i in range(10)]
+    files[3] = b"junk"
+    dataset = write_set(tmp_path / "set", files)
+    shown = sheet(dataset, columns=4, rows=3)
+    assert shown.shape == (3 * 96, 4 * 96, 3)
+    tiles = shown.reshape(3, 96, 4, 96, 3).swapaxes(1, 2).reshape(12, 96 * 96, 3)
+    levels = [tuple(tile[0]) for tile in tiles]
+    assert sorted(level[0] for level in levels) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 200, 255, 255]
+    assert Store(str(tmp_path / "set")).exists()

@@ -1,0 +1,63 @@
+import pytest
+import torch
+from narrow import loader_sections
+from torch import nn
+
+from distrain.data.loader import Loader, evaluation_requests
+from distrain.data.shards.dataset import Dataset
+from distrain.data.shards.manifest import Manifest
+from distrain.data.storage.store import Store
+from distrain.distributed.lanes import Lanes
+from distrain.distributed.world import World
+from distrain.training.evaluate import evaluate
+
+CPU = torch.device("cpu")
+
+
+class Probe(nn.Module):
+    """Logits that depend on the image alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(10, 3 * 64 * 64, generator=torch.Generator().manual_seed(0)) / 100)
+
+    def forward(self, x):
+        assert not self.training
+        return x.flatten(1) @ self.weight.T
+
+
+def score(config, digits, lanes):
+    store = Store(str(digits / "val"))
+    dataset = Dataset(store, Manifest.load(store), memory=1 << 26, patience=0)
+    size = config.evaluate.batch
+    requests = list(evaluation_requests(dataset.manifest.rows, size, 0, 1))
+    model = Probe().train()
+    with (
+        Lanes(lanes, 1, CPU) as pool,
+        Loader(
+            dataset,
+            dataset.manifest.statistics,
+            requests,
+            **loader_sections(config),
+            batch=size,
+            device=CPU,
+            augmented=False,
+        ) as batches,
+    ):
+        found = evaluate(config, World(CPU), model, batches, pool)
+    assert model.training
+    return found
+
+
+@pytest.mark.parametrize("batch", [1, 50, 128, 359, 400])
+def test_each_image_counts_once(narrow, digits, batch):
+    found = score(narrow(evaluate={"batch": batch}), digits, 2)
+    assert found.samples == 359
+    plain = score(narrow(evaluate={"batch": 359}), digits, 1)
+    assert (found.top1, found.top5) == (plain.top1, plain.top5)
+    assert found.loss == pytest.approx(plain.loss, rel=1e-5)
+    assert 0 < found.top1 < found.top5 < 359
+
+
+def test_lanes_change_nothing(narrow, digits):
+    assert score(narrow(), digits, 1) == score(narrow(), digits, 3)
