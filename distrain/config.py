@@ -9,33 +9,26 @@ import re
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from distrain.data.config import Augment, Data
 from distrain.data.storage.url import without_secret
 from distrain.distributed.config import Cluster
 from distrain.errors import UserError
-from distrain.fields import Section, operation, result
+from distrain.fields import Choice, Section, operation, result
+from distrain.losses import CrossEntropy, Loss
+from distrain.models.alexnet import AlexNet
+from distrain.models.model import Model
 from distrain.monitor.config import Log, Metrics
+from distrain.optim import adam, lars  # noqa: F401 - known by name once they are imported
 from distrain.optim.config import Reduction
-from distrain.sections import (
-    LOSSES,
-    MODELS,
-    OPTIMIZERS,
-    SCHEDULES,
-    SGD,
-    AlexNet,
-    CrossEntropy,
-    Loss,
-    Model,
-    Optimizer,
-    Plateau,
-    Schedule,
-)
+from distrain.optim.rule import UpdateRule
+from distrain.optim.schedule import Schedule
+from distrain.optim.sgd import SGD
 
 
 class Evaluate(Section):
@@ -83,13 +76,13 @@ class Config(Section):
     """Samples."""
     augment: Augment = Augment()
     """Augmentation."""
-    model: Model = AlexNet()
+    model: Annotated[SerializeAsAny[Model], BeforeValidator(Model.choose)] = AlexNet()
     """Network."""
-    loss: Loss = CrossEntropy(name="cross_entropy")
+    loss: Annotated[SerializeAsAny[Loss], BeforeValidator(Loss.choose)] = CrossEntropy()
     """Loss."""
-    optimizer: Optimizer = SGD(name="sgd")
+    optimizer: Annotated[SerializeAsAny[UpdateRule], BeforeValidator(UpdateRule.choose)] = SGD()
     """Optimizer."""
-    schedule: Schedule
+    schedule: Annotated[SerializeAsAny[Schedule], BeforeValidator(Schedule.choose)]
     """Learning rate."""
     reduction: Reduction = Reduction()
     """Gradient reduction."""
@@ -129,7 +122,7 @@ class Config(Section):
     @field_validator("model")
     @classmethod
     def _crop_is_large_enough(cls, value: Model, info: ValidationInfo) -> Model:
-        least = {"alexnet": 63, "alexnet2012": 36, "alexnet_bn": 36}.get(value.name, 1)
+        least = value.min_crop
         augment = info.data.get("augment")
         if augment is not None and augment.crop < least:
             raise ValueError(f"{value.name} needs augment.crop of at least {least} pixels, not {augment.crop}")
@@ -146,8 +139,8 @@ class Config(Section):
     @classmethod
     def _has_what_to_watch(cls, value: Schedule, info: ValidationInfo) -> Schedule:
         data = info.data.get("data")
-        if isinstance(value, Plateau) and data is not None and data.val is None:
-            raise ValueError("plateau watches the validation error: set data.val")
+        if value.follows_validation and data is not None and data.val is None:
+            raise ValueError(f"{value.name} watches the validation error: set data.val")
         return value
 
     @field_validator("log")
@@ -224,7 +217,7 @@ def parse(tree: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> C
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        found += [_sentence(dict(e)) for e in error.errors()]
+        found += [_sentence(dict(e), tree) for e in error.errors()]
     if found:
         lines = "".join(f"\n  - {line}" for line in found)
         raise UserError(f"{origin} has {len(found)} problem{'s' * (len(found) > 1)}:{lines}")
@@ -260,13 +253,27 @@ def result_fields(config: Config) -> dict[str, Any]:
     """The fields that decide the weights, by dotted key, as JSON values."""
     plain = config.model_dump(mode="json")
     fields = {}
+    for key, _ in _result_leaves(config):
+        node: Any = plain
+        for part in key.split("."):
+            node = node[part]
+        fields[key] = node
+    return fields
+
+
+def result_defaults(config: Config) -> dict[str, Any]:
+    """The defaults of those of them that have one, as JSON values."""
+    return {
+        key: list(info.default) if isinstance(info.default, tuple) else info.default
+        for key, info in _result_leaves(config)
+        if not info.is_required()
+    }
+
+
+def _result_leaves(config: Config) -> Iterator[tuple[str, FieldInfo]]:
     for key, _, info in leaves(config):
         if isinstance(info.json_schema_extra, dict) and info.json_schema_extra["decides"] == "result":
-            node: Any = plain
-            for part in key.split("."):
-                node = node[part]
-            fields[key] = node
-    return fields
+            yield key, info
 
 
 def _leaves(section: BaseModel, prefix: str) -> Iterator[tuple[str, Any, FieldInfo]]:
@@ -303,22 +310,22 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
     return None
 
 
-def _sentence(error: dict[str, Any]) -> str:
-    """One problem of pydantic's as one line."""
-    # A union's errors carry its tag: ("optimizer", "sgd", "momentum").
-    path = [str(part) for i, part in enumerate(error["loc"]) if not (i == 1 and error["loc"][0] in _UNIONS)]
+def _sentence(error: dict[str, Any], tree: dict[str, Any]) -> str:
+    """One problem of pydantic's with a tree, as one line."""
+    path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         known = _keys(Config)
         if key in known:
-            return f"{path[0]} {error['loc'][1]} does not use {key}: remove it"
+            kind = Config.model_fields[path[0]].annotation
+            assert isinstance(kind, type)
+            assert issubclass(kind, Choice)
+            return f"{path[0]} {tree[path[0]].get('name', kind.default)} does not use {key}: remove it"
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         near = near or [k for k in known if k.split(".")[-1] == path[-1]][:1]
         return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
-    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        known = sorted(name for member in _UNIONS[key] for name in get_args(member.model_fields["name"].annotation))
-        known += ["torchvision:NAME", "package.module:callable"] * (key == "model")
-        return f"{key}.name: must be one of {', '.join(known)}, not {error['ctx'].get('tag')!r}"
+    if error["type"] == "no_choice":
+        return f"{key}.name: {error['msg']}"
     if error["type"] == "missing":
         return f"{key} is missing"
     message = error["msg"].removeprefix("Value error, ")
@@ -327,20 +334,15 @@ def _sentence(error: dict[str, Any]) -> str:
     return f"{key}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
 
 
-_UNIONS: dict[str, tuple[type[Section], ...]] = {
-    "model": MODELS,
-    "loss": LOSSES,
-    "optimizer": OPTIMIZERS,
-    "schedule": SCHEDULES,
-}
-
-
 def _keys(section: type[BaseModel]) -> list[str]:
-    """All dotted keys below a section, those of every member of a union included."""
+    """All dotted keys below a section, those of every form of a choice included."""
     keys = []
     for name, info in section.model_fields.items():
-        members = get_args(info.annotation) or (info.annotation,)
-        members = tuple(get_args(m)[0] if get_origin(m) is Annotated else m for m in members)
-        below = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
-        keys += [f"{name}.{key}" for member in below for key in _keys(member)] if below else [name]
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, Choice):
+            members: list[type[BaseModel]] = kind.members()
+        else:
+            members = [kind] if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+        below = [f"{name}.{key}" for member in members for key in _keys(member)]
+        keys += below or [name]
     return keys

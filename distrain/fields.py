@@ -1,8 +1,13 @@
-"""What all sections of a config are made of: fields that decide the weights, and fields that do not."""
+"""What the sections of a config are made of: fields that decide the weights or do not, and choices by name."""
 
-from typing import Any
+import importlib
+import inspect
+import os
+import sys
+from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 
 def result(default: Any = ..., **limits: Any) -> Any:
@@ -26,3 +31,104 @@ class Section(BaseModel):
         validate_default=True,
         use_attribute_docstrings=True,
     )
+
+
+class Choice(Section):
+    """A section that has several forms, of which a config names one.
+
+    A direct subclass is a kind of choice, such as the loss. Classes below it are its forms: one whose `name` is a
+    Literal is known by that name, as soon as it is imported; any other by `package.module:Class`. What a form has to
+    do stands in the abstract methods of its kind, so that none is forgotten. Reading a config loads no torch: forms
+    import it in their methods.
+    """
+
+    default: ClassVar[str | None] = None
+    """The form of a config that names none; None: it must name one."""
+    elsewhere: ClassVar[str] = "package.module:Class"
+    """How a form is named that is not known by a name of its own."""
+    forms: ClassVar[dict[str, type["Choice"]]]
+    """By name; each kind has its own."""
+
+    name: str = result()
+    """package.module:Class. [result]"""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        if Choice in cls.__bases__:
+            cls.forms = {}
+        for name in get_args(cls.model_fields["name"].annotation):
+            assert name not in cls.forms, f"two forms are named {name}"
+            cls.forms[name] = cls
+
+    @classmethod
+    def choose(cls, value: Any) -> Any:
+        """Make the form that a tree of plain values names, for a BeforeValidator.
+
+        Raises:
+            PydanticCustomError: there is no such form.
+            ValidationError: its fields are not as they should be.
+        """
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, dict):
+            raise PydanticCustomError("no_section", "must be a section, not {found}", {"found": repr(value)})
+        name = value.get("name", cls.default)
+        return cls.named(name).model_validate({**value, "name": name})
+
+    @classmethod
+    def named(cls, name: Any) -> type["Choice"]:
+        """Find a form by its name. Raises PydanticCustomError."""
+        if isinstance(name, str) and ":" in name:
+            return cls._form_elsewhere(name)
+        if name not in cls.forms:
+            known = ", ".join([*sorted(cls.forms), cls.elsewhere])
+            raise PydanticCustomError("no_choice", "must be one of {known}, not {found}", {
+                "known": known, "found": repr(name)
+            })  # fmt: skip
+        return cls.forms[name]
+
+    @classmethod
+    def members(cls) -> list[type[BaseModel]]:
+        """Every form that is known, each once."""
+        return list(dict.fromkeys(cls.forms.values()))
+
+    @classmethod
+    def _form_elsewhere(cls, name: str) -> type["Choice"]:
+        try:
+            found = import_attribute(name)
+        except ValueError as error:
+            raise PydanticCustomError("no_choice", "{found} {why}", {"found": name, "why": str(error)}) from None
+        if not isinstance(found, type) or not issubclass(found, cls):
+            why = f"is no {cls.__name__}: name a subclass of {cls.__module__}.{cls.__name__}"
+            raise PydanticCustomError("no_choice", "{found} {why}", {"found": name, "why": why})
+        if inspect.isabstract(found):
+            why = f"lacks {', '.join(sorted(found.__abstractmethods__))}: write what {cls.__name__} asks for"
+            raise PydanticCustomError("no_choice", "{found} {why}", {"found": name, "why": why})
+        if found.model_fields["name"].annotation is not str:
+            why = "has a name of its own: use that name, or remove the field from the class"
+            raise PydanticCustomError("no_choice", "{found} {why}", {"found": name, "why": why})
+        return found
+
+
+def import_attribute(name: str) -> Any:
+    """Import `package.module:attribute`; the working directory is searched too.
+
+    Raises:
+        ValueError: it cannot be imported; the text goes on after the name.
+    """
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that no file there hides an installed package
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"cannot be imported ({described(error)}): install its package on every host, or start in its folder"
+        ) from None
+    except Exception as error:  # the user's module is run
+        raise ValueError(f"cannot be imported: {described(error)}") from error
+
+
+def described(error: Exception) -> str:
+    """An error of code that is not ours, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,82 +1,168 @@
-"""Losses on logits and integer labels, one value a sample: the caller sums over valid samples and divides once."""
+"""Losses on logits and integer labels, one value per sample: the caller sums over valid samples and divides once.
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+A loss of your own is a subclass of `Loss`, named `package.module:Class` in the recipe.
+"""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import ValidationInfo, field_validator
 
 from distrain.errors import UserError
-from distrain.sections import CrossEntropy, Distance, Hinge, Loss
+from distrain.fields import Choice, result
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def loss_of(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of each sample: logits (n, classes) and labels int64 (n,) to (n,)."""
-    if isinstance(loss, CrossEntropy):
-        return cross_entropy(logits, labels, loss.label_smoothing)
-    if isinstance(loss, Hinge):
-        form = {"weston_watkins": weston_watkins, "crammer_singer": crammer_singer, "binary": binary_hinge}[loss.form]
-        return form(logits, labels, loss.margin)
-    one_hot = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-    outputs = logits.softmax(1) if loss.outputs == "softmax" else logits
-    if isinstance(loss, Distance):
-        errors = (F.l1_loss if loss.name == "l1" else F.mse_loss)(outputs, one_hot, reduction="none")
-    elif loss.name == "smooth_l1":
-        errors = F.smooth_l1_loss(outputs, one_hot, reduction="none", beta=loss.threshold)
-    else:
-        errors = F.huber_loss(outputs, one_hot, reduction="none", delta=loss.threshold)
-    return errors.mean(1)
+class Loss(Choice):
+    """What is minimised."""
+
+    default = "cross_entropy"
+
+    @abstractmethod
+    def __call__(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """The loss of each sample: logits (n, classes) and labels int64 (n,) to (n,)."""
+
+    def check(self, classes: int) -> None:
+        """Refuse what cannot be computed of so many classes. Raises UserError."""
 
 
-def check_loss(loss: Loss, classes: int) -> None:
-    """Refuse what cannot be computed of so many classes.
+class CrossEntropy(Loss):
+    """-log softmax of the label's logit, averaged over the valid samples of the global batch."""
 
-    Raises:
-        UserError: two-class hinge on more classes.
-    """
-    if isinstance(loss, Hinge) and loss.form == "binary" and classes > 2 and not loss.one_vs_rest:
-        raise UserError(
-            f"loss.form = binary is for two classes, and the data set has {classes}: set loss.one_vs_rest = true, or "
-            "loss.form = weston_watkins"
-        )
+    name: Literal["cross_entropy"] = result("cross_entropy")
+    """cross_entropy. [result]"""
+    label_smoothing: float = result(0.0, ge=0, lt=1)
+    """Share of the target that is spread over all classes alike (Szegedy et al. 2016, section 7). [result]"""
 
+    def __call__(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """-log softmax(logits)[label], or of the smoothed target."""
+        import torch.nn.functional as F
 
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """-log softmax(logits)[label], or of the smoothed target: (n, classes) and int64 (n,) to (n,)."""
-    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
 
 
-def weston_watkins(logits: Tensor, labels: Tensor, margin: float = 1.0) -> Tensor:
-    """Sum over the other classes of max(0, score - label's score + margin) (Weston and Watkins 1999)."""
-    return _others(logits, labels, margin).sum(1)
+class Hinge(Loss):
+    """A margin between the label's score and the others'."""
+
+    name: Literal["hinge"] = result("hinge")
+    """hinge. [result]"""
+    form: Literal["weston_watkins", "crammer_singer", "binary"] = result("weston_watkins")
+    """weston_watkins: the sum over all other classes (the multi-class SVM of lectures); crammer_singer: the worst other
+    class alone; binary: max(0, margin - y s) with y = 1 or -1. [result]"""
+    margin: float = result(1.0, gt=0)
+    """By how much the label's score must be above. [result]"""
+    one_vs_rest: bool = result(False)
+    """For the binary form with more than two classes: the sum over one binary problem a class. [result]"""
+
+    @field_validator("one_vs_rest")
+    @classmethod
+    def _belongs_to_binary(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("form") != "binary":
+            raise ValueError("one_vs_rest belongs to form = binary: remove it, or set that form")
+        return value
+
+    def check(self, classes: int) -> None:
+        """Refuse the two-class hinge of more classes."""
+        if self.form == "binary" and classes > 2 and not self.one_vs_rest:
+            raise UserError(
+                f"loss.form = binary is for two classes, and the data set has {classes}: set loss.one_vs_rest = true, "
+                "or loss.form = weston_watkins"
+            )
+
+    def __call__(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """Weston and Watkins 1999, Crammer and Singer 2001, or binary."""
+        if self.form == "binary":
+            return self._binary(logits, labels)
+        import torch.nn.functional as F
+
+        # max(0, score - label's score + margin) of each other class, 0 at the label: (n, classes)
+        above = (logits - logits.gather(1, labels[:, None]) + self.margin).clamp(min=0)
+        others = above.masked_fill(F.one_hot(labels, logits.shape[1]).bool(), 0)
+        return others.sum(1) if self.form == "weston_watkins" else others.amax(1)
+
+    def _binary(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """max(0, margin - y s): s is the difference of two logits, or there is one problem per class, summed."""
+        import torch.nn.functional as F
+
+        if logits.shape[1] == 2:
+            sign = (2 * labels - 1).to(logits.dtype)
+            return (self.margin - sign * (logits[:, 1] - logits[:, 0])).clamp(min=0)
+        signs = 2 * F.one_hot(labels, logits.shape[1]).to(logits.dtype) - 1
+        return (self.margin - signs * logits).clamp(min=0).sum(1)
 
 
-def crammer_singer(logits: Tensor, labels: Tensor, margin: float = 1.0) -> Tensor:
-    """The largest of those terms (Crammer and Singer 2001)."""
-    return _others(logits, labels, margin).amax(1)
+class Distance(Loss):
+    """A distance between outputs and the one-hot vector of the label, averaged over classes."""
+
+    outputs: Literal["softmax", "logits"] = result("softmax")
+    """What is compared with the one-hot vector. [result]"""
+
+    @abstractmethod
+    def of(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
+        """The distance of each pair of elements: two of (n, classes) to (n, classes)."""
+
+    def __call__(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """The mean over classes of the distances."""
+        import torch.nn.functional as F
+
+        one_hot = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+        outputs = logits.softmax(1) if self.outputs == "softmax" else logits
+        return self.of(outputs, one_hot).mean(1)
 
 
-def _others(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
-    """max(0, score - label's score + margin) of each other class, 0 at the label."""
-    above = (logits - logits.gather(1, labels[:, None]) + margin).clamp(min=0)
-    return above.masked_fill(F.one_hot(labels, logits.shape[1]).bool(), 0)
+class L1(Distance):
+    """Mean absolute error."""
+
+    name: Literal["l1"] = result("l1")
+    """l1. [result]"""
+
+    def of(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
+        """|x|."""
+        import torch.nn.functional as F
+
+        return F.l1_loss(outputs, one_hot, reduction="none")
 
 
-def binary_hinge(logits: Tensor, labels: Tensor, margin: float = 1.0) -> Tensor:
-    """max(0, margin - y s) with y = 1 or -1: s is the difference of two logits, or one problem a class, summed."""
-    if logits.shape[1] == 2:
-        sign = (2 * labels - 1).to(logits.dtype)
-        return (margin - sign * (logits[:, 1] - logits[:, 0])).clamp(min=0)
-    signs = 2 * F.one_hot(labels, logits.shape[1]).to(logits.dtype) - 1
-    return (margin - signs * logits).clamp(min=0).sum(1)
+class L2(Distance):
+    """Mean squared error."""
+
+    name: Literal["l2"] = result("l2")
+    """l2. [result]"""
+
+    def of(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
+        """x^2."""
+        import torch.nn.functional as F
+
+        return F.mse_loss(outputs, one_hot, reduction="none")
 
 
-def correct(logits: Tensor, labels: Tensor, weights: Tensor, k: int) -> Tensor:
-    """How many valid samples have their label among the k highest logits: int64 scalar.
+class SmoothL1(Distance):
+    """x^2 / (2 threshold) where |x| is below it, else |x| - threshold / 2 (Girshick 2015)."""
 
-    A tie goes to the lower class, and a logit that is not a number counts as higher: the count is the same on
-    every device.
-    """
-    target = logits.gather(1, labels[:, None])
-    classes = torch.arange(logits.shape[1], device=labels.device)
-    below = (logits < target) | ((logits == target) & (classes >= labels[:, None]))
-    hit = (~below).sum(1) < k
-    return (hit & (weights > 0)).sum()
+    name: Literal["smooth_l1"] = result("smooth_l1")
+    """smooth_l1. [result]"""
+    threshold: float = result(1.0, gt=0)
+    """Where quadratic becomes linear: beta. [result]"""
+
+    def of(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
+        """Quadratic where it is small, linear where it is large."""
+        import torch.nn.functional as F
+
+        return F.smooth_l1_loss(outputs, one_hot, reduction="none", beta=self.threshold)
+
+
+class Huber(Distance):
+    """Smooth L1 times its threshold (Huber 1964)."""
+
+    name: Literal["huber"] = result("huber")
+    """huber. [result]"""
+    threshold: float = result(1.0, gt=0)
+    """Where quadratic becomes linear: delta. [result]"""
+
+    def of(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
+        """Quadratic where it is small, linear where it is large."""
+        import torch.nn.functional as F
+
+        return F.huber_loss(outputs, one_hot, reduction="none", delta=self.threshold)

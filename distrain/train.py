@@ -17,7 +17,6 @@ from distrain.data.loader import MicroBatch, training_requests
 from distrain.distributed.numerics import environment, numerics
 from distrain.distributed.world import World
 from distrain.errors import AttemptError, RunError, UserError
-from distrain.losses import correct
 from distrain.models.layers import move_all
 from distrain.monitor.meters import Reading
 from distrain.monitor.prometheus import Metrics
@@ -27,7 +26,7 @@ from distrain.rundir.record import BAD_SAMPLES
 from distrain.training.datasets import val_fingerprint
 from distrain.training.divergence import StepFailed, diverged
 from distrain.training.setup import Job, setup
-from distrain.training.step import forward
+from distrain.training.step import correct, forward
 from distrain.training.validate import validate
 
 
@@ -190,7 +189,7 @@ def fit(job: Job) -> str:
             last, epoch_ends = done == steps, done % order.steps == 0
             if job.record:
                 job.record.checkpoints.check()
-            watched = epoch_ends and config.schedule.name == "plateau"
+            watched = epoch_ends and config.schedule.follows_validation
             score = job.val is not None and (last or watched or due(done, config.evaluate.every, epoch_ends))
             save = last or bool(stop) or due(done, config.checkpoint.every, epoch_ends)
             job.console.advance(done)

@@ -23,17 +23,12 @@ from distrain.data.loader import Loader, MicroBatch, Request
 from distrain.data.order import Cursor
 from distrain.distributed.lanes import Lanes
 from distrain.distributed.world import World
-from distrain.losses import correct
-from distrain.models.alexnet import _bare, trained
-from distrain.models.external import imported
-from distrain.models.layers import batch_norms, move_all
+from distrain.models.layers import batch_norms, move_all, trained
 from distrain.monitor.meters import Meters
 from distrain.optim.accumulate import Accumulator
-from distrain.optim.optimizer import norm
-from distrain.sections import ImportedModel
+from distrain.optim.optimizer import Optimizer, norm
 from distrain.training.evaluate import chunk_sums
-from distrain.training.setup import build_optimizer
-from distrain.training.step import forward
+from distrain.training.step import correct, forward
 
 CUDA = torch.device("cuda", 0)
 CLASSES = 10
@@ -94,8 +89,7 @@ def config(**changes: Any) -> Config:
 
 def network(settings: Config) -> nn.Module:
     """The model of a config, its weights on the fake GPU."""
-    own = settings.model
-    model = imported(own, CLASSES, 0) if isinstance(own, ImportedModel) else _bare(own, CLASSES)
+    model = settings.model.outline(CLASSES)
     state = {name: torch.empty(t.shape, dtype=t.dtype, device=CUDA) for name, t in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
     return model
@@ -122,7 +116,7 @@ def micro_batch(settings: Config, size: int, *, bad: bool = False) -> MicroBatch
 def step(settings: Config, model: nn.Module, batches: list[MicroBatch]) -> None:
     """One step: forward, add, reduce, finish, meters, optimizer, running moments; then what a log step computes."""
     parameters, norms = trained(model), batch_norms(model)
-    optimizer = build_optimizer(settings, parameters)
+    optimizer = Optimizer(settings.optimizer, parameters)
     exact = settings.reduction.mode == "exact"
     accumulator = Accumulator(
         list(parameters.values()),

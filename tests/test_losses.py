@@ -3,24 +3,19 @@ import torch
 import torch.nn.functional as F
 
 from distrain.errors import UserError
-from distrain.losses import check_loss, correct, cross_entropy, loss_of
-from distrain.sections import CrossEntropy, Distance, Hinge, SmoothDistance
+from distrain.losses import L1, L2, CrossEntropy, Hinge, Huber, SmoothL1
+from distrain.training.step import correct
 
-HINGE = {"name": "hinge"}
 LOSSES = {
-    "cross entropy": CrossEntropy(name="cross_entropy"),
-    "smoothed": CrossEntropy(name="cross_entropy", label_smoothing=0.1),
-    "weston-watkins": Hinge(**HINGE, margin=1.5),
-    "crammer-singer": Hinge(**HINGE, form="crammer_singer"),
-    "one against the rest": Hinge(**HINGE, form="binary", one_vs_rest=True),
+    "cross entropy": CrossEntropy(),
+    "smoothed": CrossEntropy(label_smoothing=0.1),
+    "weston-watkins": Hinge(margin=1.5),
+    "crammer-singer": Hinge(form="crammer_singer"),
+    "one against the rest": Hinge(form="binary", one_vs_rest=True),
+    **{f"{kind().name} {outputs}": kind(outputs=outputs) for kind in (L1, L2) for outputs in ("softmax", "logits")},
     **{
-        f"{name} {outputs}": Distance(name=name, outputs=outputs)
-        for name in ("l1", "l2")
-        for outputs in ("softmax", "logits")
-    },
-    **{
-        f"{name} {outputs}": SmoothDistance(name=name, outputs=outputs, threshold=0.3)
-        for name in ("smooth_l1", "huber")
+        f"{kind().name} {outputs}": kind(outputs=outputs, threshold=0.3)
+        for kind in (SmoothL1, Huber)
         for outputs in ("softmax", "logits")
     },
 }
@@ -60,7 +55,7 @@ def by_definition(loss, s, y):
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_is_its_formula(scores, name):
     logits, labels = scores
-    found = loss_of(LOSSES[name], logits, labels)
+    found = LOSSES[name](logits, labels)
     assert found.shape == (20,)
     wanted = [by_definition(LOSSES[name], s, int(y)) for s, y in zip(logits, labels, strict=True)]
     torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64))
@@ -69,7 +64,7 @@ def test_a_loss_is_its_formula(scores, name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_its_gradient_is_the_one_of_finite_differences(scores, name):
     logits, labels = scores
-    assert torch.autograd.gradcheck(lambda s: loss_of(LOSSES[name], s, labels), logits.requires_grad_())
+    assert torch.autograd.gradcheck(lambda s: LOSSES[name](s, labels), logits.requires_grad_())
 
 
 def test_torchs_own_losses(scores):
@@ -84,38 +79,38 @@ def test_torchs_own_losses(scores):
         "huber logits": F.huber_loss(logits, one_hot, delta=0.3),
     }
     for name, wanted in own.items():
-        torch.testing.assert_close(loss_of(LOSSES[name], logits, labels).mean(), wanted)
+        torch.testing.assert_close(LOSSES[name](logits, labels).mean(), wanted)
 
 
 def test_the_jacobian_of_softmax_and_cross_entropy_is_p_minus_y(scores):
     logits, labels = scores
-    found = torch.autograd.functional.jacobian(lambda s: loss_of(LOSSES["cross entropy"], s, labels).sum(), logits)
+    found = torch.autograd.functional.jacobian(lambda s: LOSSES["cross entropy"](s, labels).sum(), logits)
     torch.testing.assert_close(found, logits.softmax(1) - F.one_hot(labels, 7))
 
 
 def test_the_binary_hinge_of_two_classes():
     logits = torch.tensor([[0.2, 0.5], [0.2, 0.5], [3.0, -1.0], [3.0, -1.0]], dtype=torch.float64)
     labels = torch.tensor([0, 1, 0, 1])
-    hinge = Hinge(name="hinge", form="binary")
+    hinge = Hinge(form="binary")
     wanted = torch.tensor([1.3, 0.7, 0.0, 5.0], dtype=torch.float64)
-    torch.testing.assert_close(loss_of(hinge, logits, labels), wanted)
-    assert torch.autograd.gradcheck(lambda s: loss_of(hinge, s, labels), logits.requires_grad_())
+    torch.testing.assert_close(hinge(logits, labels), wanted)
+    assert torch.autograd.gradcheck(lambda s: hinge(s, labels), logits.requires_grad_())
 
 
 def test_a_binary_hinge_of_many_classes_is_refused():
-    hinge = Hinge(name="hinge", form="binary")
+    hinge = Hinge(form="binary")
     with pytest.raises(UserError, match="is for two classes, and the data set has 1000: set loss.one_vs_rest = true"):
-        check_loss(hinge, 1000)
-    check_loss(hinge, 2)
-    check_loss(hinge.model_copy(update={"one_vs_rest": True}), 1000)
+        hinge.check(1000)
+    hinge.check(2)
+    hinge.model_copy(update={"one_vs_rest": True}).check(1000)
     for loss in LOSSES.values():
-        check_loss(loss, 1000)
+        loss.check(1000)
 
 
 def test_cross_entropy_is_minus_log_softmax(scores):
     logits, labels = scores
     wanted = torch.stack([-torch.log(row.exp()[y] / row.exp().sum()) for row, y in zip(logits, labels, strict=True)])
-    torch.testing.assert_close(cross_entropy(logits, labels), wanted)
+    torch.testing.assert_close(CrossEntropy()(logits, labels), wanted)
 
 
 @pytest.mark.parametrize("k", [1, 5])

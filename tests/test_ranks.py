@@ -18,8 +18,9 @@ from waiting import await_that
 from distrain.config import to_yaml
 from distrain.data.storage.store import Store
 from distrain.distributed.world import World
+from distrain.models.alexnet import AlexNet, AlexNetBN
+from distrain.models.model import ImportedModel
 from distrain.rundir.checkpoint import load_newest
-from distrain.sections import AlexNet, AlexNetBN, ImportedModel
 from distrain.train import train
 
 

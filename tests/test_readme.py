@@ -4,8 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from distrain.config import Config, parse
+from distrain.losses import CrossEntropy, Loss
+from distrain.models.model import Model
+from distrain.optim.rule import UpdateRule
+from distrain.optim.schedule import Schedule
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -33,13 +38,29 @@ def test_the_recipes_shown_are_valid():
 
 
 def test_the_python_shown_runs(tmp_path, monkeypatch, capsys, digits):
-    (shown,) = blocks("python")
+    shown, _ = blocks("python")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
     recipe = (ROOT / "configs/quickstart.yaml").read_text()
     (tmp_path / "configs/quickstart.yaml").write_text(recipe.replace("runs/data/digits", str(digits)))
     exec(shown, {})
     assert re.search(r"^0\.\d+ [0-9a-f]{64}$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_own_loss_shown_is_one(tmp_path, monkeypatch):
+    _, shown = blocks("python")
+    (tmp_path / "shown_losses.py").write_text(shown)
+    monkeypatch.syspath_prepend(tmp_path)
+    tree = {"data": {"train": "x"}, "schedule": {"name": "constant", "lr": 0.1}}
+    loss = parse({**tree, "loss": {"name": "shown_losses:Focal", "gamma": 0.0}}, "README.md").loss
+    logits, labels = torch.randn(8, 5), torch.arange(8) % 5
+    torch.testing.assert_close(loss(logits, labels), CrossEntropy()(logits, labels))
+
+
+def test_every_form_of_a_choice_is_named():
+    for kind in (Model, Loss, UpdateRule, Schedule):
+        for name in kind.forms:
+            assert f"`{name}`" in README
 
 
 @pytest.mark.parametrize("path", ["LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Dockerfile", "configs", "cluster"])

@@ -11,13 +11,8 @@ from distrain.data.prepare.digits import DIGITS_CLASSES, DIGITS_GROUP_ROWS
 from distrain.data.shards.manifest import MANIFEST, Manifest
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
-from distrain.models.alexnet import parameter_count
-from distrain.optim.schedule import learning_rate
-from distrain.sections import ImportedModel
 from distrain.training.datasets import open_data, order_of, pin_data, streams_bytes
-from distrain.training.setup import build_model
-
-_MOMENTS = {"sgd": 1, "lars": 1, "adam": 2}
+from distrain.training.setup import check_model
 
 
 def rates(config: Config, rows: int, images: int | None = None) -> list[tuple[int, float, float]]:
@@ -31,7 +26,7 @@ def rates(config: Config, rows: int, images: int | None = None) -> list[tuple[in
     per_epoch = order_of(config, _group_rows(config)).steps if images is None else images // config.global_batch
     steps = config.epochs * per_epoch
     picked = sorted({round(i * (steps - 1) / max(1, rows - 1)) for i in range(rows)})
-    return [(step, step / per_epoch, learning_rate(config.schedule, step, per_epoch, steps)) for step in picked]
+    return [(step, step / per_epoch, config.schedule.rate(step, per_epoch, steps)) for step in picked]
 
 
 def draw_rates(config: Config, curve: Sequence[tuple[int, float, float]], target: Path) -> None:
@@ -48,7 +43,7 @@ def draw_rates(config: Config, curve: Sequence[tuple[int, float, float]], target
     axes = figure.subplots()
     axes.plot([epoch for _, epoch, _ in curve], [rate for _, _, rate in curve])
     axes.set(xlabel="epoch", ylabel="learning rate", title=f"{config.run}: {config.schedule.name}")
-    axes.set_yscale("log" if config.schedule.name in ("step", "geometric") else "linear")
+    axes.set_yscale("log" if config.schedule.by_factors else "linear")
     axes.grid(visible=True, alpha=0.3)
     try:
         figure.savefig(target)
@@ -88,10 +83,10 @@ def plan(config: Config, ranks: int) -> dict[str, str]:
             "data in memory": _memory(config, manifest, hosted),
         }
     order = order_of(config, group_rows)
-    if isinstance(config.model, ImportedModel):
-        build_model(config, classes)  # which refuses what cannot be trained exactly
-    parameters = parameter_count(config.model, classes)
-    saved = 4 * parameters * (1 + _MOMENTS[config.optimizer.name])
+    model = config.model.outline(classes)
+    check_model(config, model, classes)
+    parameters = sum(p.numel() for p in model.parameters())
+    saved = 4 * parameters * (1 + len(config.optimizer.moments()))
     wire = parameters * (8 if config.reduction.mode == "exact" else 4)
     return {
         **numbers,

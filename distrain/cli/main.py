@@ -135,8 +135,8 @@ def lr(
     from distrain.config import load
 
     settings = load(config, overrides or [])
-    if settings.schedule.name == "plateau":
-        typer.echo("plateau: it will drop when validation stalls, which is not known ahead")
+    if settings.schedule.follows_validation:
+        typer.echo(f"{settings.schedule.name}: it will drop when validation stalls, which is not known ahead")
     if png is not None:
         draw_rates(settings, rates(settings, 2000, images), png)
         return
@@ -158,12 +158,11 @@ def model(
     Settings are those of a config: model.width=0.5, augment.crop=227.
     """
     from distrain.config import parse
-    from distrain.models.alexnet import outline
     from distrain.models.summary import lines
 
     rest = {"data": {"train": ""}, "schedule": {"name": "constant", "lr": 1.0}}
     settings = parse({**rest, "model": {"name": name}}, f"model {name}", overrides or [])
-    for line in lines(outline(settings.model, classes), settings.augment.crop):
+    for line in lines(settings.model.outline(classes), settings.augment.crop):
         typer.echo(line)
 
 

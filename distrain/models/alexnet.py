@@ -3,24 +3,34 @@
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from distrain.fields import result
+from distrain.models.model import OwnModel
 
-from distrain import sections
-from distrain.models.external import imported
-from distrain.models.layers import AveragePool, BatchNorm, Dropout, LocalResponseNorm, SpatialResponseNorm, batch_norms
-from distrain.philox import Purpose, derived_seed
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    _Named = tuple[str, nn.Module]
 
 
-class AlexNet(nn.Module):
-    """Krizhevsky 2014 (arXiv 1404.5997) as torchvision has it: one tower, no LRN; same state dict at width 1."""
+class AlexNet(OwnModel):
+    """One tower without response normalisation, as torchvision has it (Krizhevsky 2014): the same state dict."""
 
-    def __init__(self, config: sections.AlexNet, classes: int) -> None:
-        super().__init__()
-        c1, c2, c3, c4, hidden = (_scaled(c, config.width) for c in (64, 192, 384, 256, 4096))
-        self.features = nn.Sequential(
+    min_crop = 63
+
+    name: Literal["alexnet"] = result("alexnet")
+    """alexnet. [result]"""
+
+    def module(self, classes: int) -> "nn.Module":
+        """Images (n, 3, h, w) to logits (n, classes)."""
+        from torch import nn
+
+        from distrain.models.layers import AveragePool, Dropout
+
+        c1, c2, c3, c4, hidden = (self.scaled(c) for c in (64, 192, 384, 256, 4096))
+        features = nn.Sequential(
             nn.Conv2d(3, c1, 11, stride=4, padding=2),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, stride=2),
@@ -35,147 +45,137 @@ class AlexNet(nn.Module):
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, stride=2),
         )
-        self.avgpool = AveragePool(6, 6)
-        self.classifier = nn.Sequential(
-            Dropout(config.dropout, 0),
+        classifier = nn.Sequential(
+            Dropout(self.dropout, 0),
             nn.Linear(c4 * 36, hidden),
             nn.ReLU(inplace=True),
-            Dropout(config.dropout, 1),
+            Dropout(self.dropout, 1),
             nn.Linear(hidden, hidden),
             nn.ReLU(inplace=True),
             nn.Linear(hidden, classes),
         )
+        parts = {"features": features, "avgpool": AveragePool(6, 6), "flat": nn.Flatten(), "classifier": classifier}
+        return nn.Sequential(OrderedDict(parts))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (n, 3, h, w) to logits (n, classes)."""
-        logits: Tensor = self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
-        return logits
-
-    @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
+    def initialise(self, model: "nn.Module", generator: "torch.Generator") -> None:
         """torch's default: every weight and bias uniform in +-1 / sqrt(fan in)."""
-        for layer in _weighted(self).values():
+        for layer in _weighted(model).values():
             bound = 1 / math.sqrt(layer.weight[0].numel())
             layer.weight.uniform_(-bound, bound, generator=generator)
             _bias(layer).uniform_(-bound, bound, generator=generator)
 
 
-class AlexNet2012(nn.Sequential):
-    """The two towers of Krizhevsky et al. 2012 as grouped convolutions: 60,965,224 parameters at 1,000 classes.
+class AlexNet2012(OwnModel):
+    """The two towers of 2012. The paper and the released source differ; each difference is a choice.
 
-    As in the released source (layers-145), the last filters and pooling windows hang over the right and bottom edge
-    (224 pixels act as 227), and dropout stands on the outputs of the two hidden layers. Biases begin at 1 in conv2,
-    conv4, conv5 and the hidden layers, at 0 elsewhere.
+    Grouped convolutions: 60,965,224 parameters at 1,000 classes. As in the released source (layers-145), the last
+    filters and pooling windows hang over the right and bottom edge (224 pixels act as 227), and dropout stands on the
+    outputs of the two hidden layers. Biases begin at 1 in conv2, conv4, conv5 and the hidden layers, at 0 elsewhere.
     """
 
-    def __init__(self, config: sections.AlexNet2012, classes: int) -> None:
-        self.config = config
+    min_crop = 36
 
-        def across(number: int) -> tuple[str, nn.Module]:
+    name: Literal["alexnet2012"] = result("alexnet2012")
+    """alexnet2012. [result]"""
+    layers: Literal["source", "paper"] = result("source")
+    """source: layer 1 is normalised before its ReLU, and layer 2 twice, over channels and over places; paper: ReLU,
+    normalisation over channels, pooling in both. [result]"""
+    lrn: Literal["source", "paper"] = result("source")
+    """What alpha = 1e-4 multiplies: the mean of the five squares (source, and torch) or their sum (paper's formula).
+    [result]"""
+    init: Literal["source", "paper"] = result("source")
+    """Standard deviation of the first weights: 0.01, in conv3 to conv5 0.03 (source), or 0.01 everywhere (paper).
+    [result]"""
+
+    def module(self, classes: int) -> "nn.Module":
+        """Images (n, 3, h, w) to logits (n, classes)."""
+        from distrain.models.layers import LocalResponseNorm, SpatialResponseNorm
+
+        def across(number: int) -> "_Named":
             # The paper's alpha multiplies the sum of the five squares, the source's their mean.
-            alpha = 1e-4 if config.lrn == "source" else 5 * 1e-4
+            alpha = 1e-4 if self.lrn == "source" else 5 * 1e-4
             return f"norm{number}", LocalResponseNorm(5, alpha=alpha, beta=0.75, k=2.0, groups=2)
 
-        if config.layers == "source":
+        if self.layers == "source":
             first = [across(1), _pool(1), _relu(1)]
             second = [_relu(2), across(2), ("places2", SpatialResponseNorm()), _pool(2)]
         else:
             first, second = ([_relu(i), across(i), _pool(i)] for i in (1, 2))
         after = [first, second, [_relu(3)], [_relu(4)], [_relu(5), _pool(5)]]
         hidden = [[_relu(6)], [_relu(7)]]
-        super().__init__(_two_towers(config, classes, after, hidden))
+        return _two_towers(self, classes, after, hidden)
 
-    @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
+    def initialise(self, model: "nn.Module", generator: "torch.Generator") -> None:
         """Normal numbers of standard deviation 0.01, and in conv3 to conv5 0.03 (`init: source`)."""
-        for name, layer in _weighted(self).items():
-            wide = self.config.init == "source" and name in ("conv3", "conv4", "conv5")
+        for name, layer in _weighted(model).items():
+            wide = self.init == "source" and name in ("conv3", "conv4", "conv5")
             layer.weight.normal_(0, 0.03 if wide else 0.01, generator=generator)
             _bias(layer).fill_(1.0 if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0)
 
 
-class AlexNetBN(nn.Sequential):
-    """The two towers with batch normalisation in place of response normalisation, as its options say."""
+class AlexNetBN(OwnModel):
+    """The two towers with batch normalisation in place of response normalisation."""
 
-    def __init__(self, config: sections.AlexNetBN, classes: int) -> None:
-        self.config = config
-        c1, c2, c3, hidden = _widths(config)
+    min_crop = 36
 
-        def norm(number: int) -> tuple[str, nn.Module]:
+    name: Literal["alexnet_bn"] = result("alexnet_bn")
+    """alexnet_bn. [result]"""
+    place: Literal["before_relu", "after_pool"] = result("before_relu")
+    """before_relu: convolution, normalisation, ReLU, pooling (Ioffe and Szegedy 2015; Simon et al. 2016). after_pool:
+    convolution, ReLU, pooling, normalisation, not after conv5 (the authors of LARS). [result]"""
+    hidden: bool = result(False)
+    """Whether the two hidden fully connected layers are normalised too, before their ReLU. [result]"""
+    affine: bool = result(True)
+    """Whether what is normalised is scaled and shifted, as learned. [result]"""
+    eps: float = result(1e-5, gt=0)
+    """Added to the variance. [result]"""
+    running: float = result(0.1, gt=0, le=1)
+    """What each step takes of the new moments into those that evaluation uses. [result]"""
+    init: Literal["he", "gaussian"] = result("he")
+    """First weights. he: N(0, 2 / fan in), biases 0 (He et al. 2015). gaussian: N(0, 0.01), 0.005 in the hidden fully
+    connected layers, biases 0.01 and there 0.1 (the authors of LARS). [result]"""
+
+    def module(self, classes: int) -> "nn.Module":
+        """Images (n, 3, h, w) to logits (n, classes)."""
+        from distrain.models.layers import BatchNorm
+
+        c1, c2, c3, hidden = _widths(self)
+
+        def norm(number: int) -> "_Named":
             features = {1: c1, 2: c2, 3: c3, 4: c3, 5: c2, 6: hidden, 7: hidden}[number]
-            return f"norm{number}", BatchNorm(features, eps=config.eps, momentum=config.running, affine=config.affine)
+            return f"norm{number}", BatchNorm(features, eps=self.eps, momentum=self.running, affine=self.affine)
 
         pools = {i: [_pool(i)] if i in (1, 2, 5) else [] for i in range(1, 6)}
-        if config.place == "before_relu":
+        if self.place == "before_relu":
             after = [[norm(i), _relu(i), *pools[i]] for i in range(1, 6)]
         else:
             after = [[_relu(i), *pools[i], *([norm(i)] if i < 5 else [])] for i in range(1, 6)]
-        dense = [[*([norm(i)] if config.hidden else []), _relu(i)] for i in (6, 7)]
-        super().__init__(_two_towers(config, classes, after, dense))
+        dense = [[*([norm(i)] if self.hidden else []), _relu(i)] for i in (6, 7)]
+        return _two_towers(self, classes, after, dense)
 
-    @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
-        """He's, or the Gaussian of the authors of LARS; see `sections.AlexNetBN.init`."""
-        for name, layer in _weighted(self).items():
-            if self.config.init == "he":
+    def initialise(self, model: "nn.Module", generator: "torch.Generator") -> None:
+        """He's, or the Gaussian of the authors of LARS; see `init`."""
+        from distrain.models.layers import batch_norms
+
+        for name, layer in _weighted(model).items():
+            if self.init == "he":
                 deviation, bias = math.sqrt(2 / layer.weight[0].numel()), 0.0
             else:
                 deviation, bias = (0.005, 0.1) if name in ("fc6", "fc7") else (0.01, 0.01)
             layer.weight.normal_(0, deviation, generator=generator)
             _bias(layer).fill_(bias)
-        for norm in batch_norms(self):
+        for norm in batch_norms(model):
             norm.reset()
 
 
-def build(config: sections.Model, classes: int, seed: int) -> nn.Module:
-    """The network with its first weights, a pure function of (config, classes, seed), on the CPU.
-
-    Raises:
-        UserError: a model that is imported cannot be, or not be trained exactly.
-    """
-    first = derived_seed(seed, Purpose.WEIGHTS)
-    if isinstance(config, sections.ImportedModel):
-        return imported(config, classes, first)
-    model = _bare(config, classes)
-    # Not `to_empty`: for tensors without memory that loads torch's symbolic shapes, which takes half a second.
-    room = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
-    model.load_state_dict(room, assign=True)
-    model.initialise(torch.Generator().manual_seed(first))
-    return model
-
-
-def outline(config: sections.Model, classes: int) -> nn.Module:
-    """The network to look at; those of distrain's own without memory for weights (on torch's meta device)."""
-    return imported(config, classes, 0) if isinstance(config, sections.ImportedModel) else _bare(config, classes)
-
-
-def parameter_count(config: sections.Model, classes: int) -> int:
-    """Parameters of the network."""
-    return sum(p.numel() for p in outline(config, classes).parameters())
-
-
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name; a parameter that does not require a gradient is frozen."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _bare(config: sections.Network, classes: int) -> AlexNet | AlexNet2012 | AlexNetBN:
-    with torch.device("meta"):
-        if isinstance(config, sections.AlexNet):
-            return AlexNet(config, classes)
-        if isinstance(config, sections.AlexNet2012):
-            return AlexNet2012(config, classes)
-        assert isinstance(config, sections.AlexNetBN)
-        return AlexNetBN(config, classes)
-
-
-_Named = tuple[str, nn.Module]
-
-
 def _two_towers(
-    config: sections.Network, classes: int, after: Sequence[Sequence[_Named]], hidden: Sequence[Sequence[_Named]]
-) -> OrderedDict[str, nn.Module]:
+    config: OwnModel, classes: int, after: "Sequence[Sequence[_Named]]", hidden: "Sequence[Sequence[_Named]]"
+) -> "nn.Sequential":
     """The layers of 2012: `after` has what follows each convolution, `hidden` what follows each hidden layer."""
+    from torch import nn
+
+    from distrain.models.layers import AveragePool, Dropout, HangOver
+
     c1, c2, c3, units = _widths(config)
     convolutions = [
         nn.Conv2d(3, c1, 11, stride=4),
@@ -190,43 +190,33 @@ def _two_towers(
     layers += [("avgpool", AveragePool(6, 6)), ("flat", nn.Flatten())]
     for i, (inputs, followers) in enumerate(zip((c2 * 36, units), hidden, strict=True), 6):
         layers += [(f"fc{i}", nn.Linear(inputs, units)), *followers, (f"drop{i}", Dropout(config.dropout, i - 6))]
-    return OrderedDict([*layers, ("fc8", nn.Linear(units, classes))])
+    return nn.Sequential(OrderedDict([*layers, ("fc8", nn.Linear(units, classes))]))
 
 
-class HangOver(nn.Module):
-    """Zeros at the right and bottom edge, so that the last filter of a convolution still has a whole window."""
+def _pool(number: int) -> "_Named":
+    from torch import nn
 
-    def __init__(self, size: int, stride: int) -> None:
-        super().__init__()
-        self.size, self.stride = size, stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, c, h, w) to (n, c, h + less than stride, w + less than stride)."""
-        height, width = ((self.size - side) % self.stride for side in x.shape[-2:])
-        return F.pad(x, (0, width, 0, height))
-
-
-def _pool(number: int) -> _Named:
     return f"pool{number}", nn.MaxPool2d(3, stride=2, ceil_mode=True)
 
 
-def _relu(number: int) -> _Named:
+def _relu(number: int) -> "_Named":
+    from torch import nn
+
     return f"relu{number}", nn.ReLU(inplace=True)
 
 
-def _weighted(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+def _weighted(model: "nn.Module") -> "dict[str, nn.Conv2d | nn.Linear]":
+    """The layers that have weights and a bias."""
+    from torch import nn
+
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
 
 
-def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
+def _bias(layer: "nn.Conv2d | nn.Linear") -> "torch.Tensor":
     assert layer.bias is not None
     return layer.bias
 
 
-def _widths(config: sections.Network) -> tuple[int, int, int, int]:
-    c1, c2, c3, hidden = (_scaled(c, config.width) for c in (96, 256, 384, 4096))
+def _widths(config: OwnModel) -> tuple[int, int, int, int]:
+    c1, c2, c3, hidden = (config.scaled(c) for c in (96, 256, 384, 4096))
     return c1, c2, c3, hidden
-
-
-def _scaled(channels: int, width: float) -> int:
-    return max(8, 8 * round(channels * width / 8))

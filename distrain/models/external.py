@@ -1,10 +1,7 @@
 """Networks of others: torchvision's by name, or any callable, with the layers replaced that would break the promise."""
 
-import importlib
-import os
 import random
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,31 +10,35 @@ import torch
 from torch import Tensor, nn
 
 from distrain.errors import UserError
+from distrain.fields import described, import_attribute
 from distrain.models.layers import AveragePool, BatchNorm, Dropout, LocalResponseNorm, micro_step
-from distrain.sections import ImportedModel
 
 
-def imported(config: ImportedModel, classes: int, seed: int) -> nn.Module:
-    """Call what the config names, for `classes` classes, and make the result exact.
+def imported(name: str, options: Mapping[str, Any], classes: int, seed: int) -> nn.Module:
+    """Make a network of others, and make its result exact.
 
-    torch's global generator has `seed` meanwhile, and its old state afterwards.
+    Args:
+        name: torchvision:NAME, or package.module:callable.
+        options: further keyword arguments of the callable.
+        classes: classes that it tells apart.
+        seed: of torch's global generator meanwhile, which has its old state afterwards.
 
     Raises:
         UserError: it cannot be imported or called, or has layers or parameters that cannot be trained exactly.
     """
-    make = _callable(config.name)
+    make = _callable(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = make(classes, **config.options)
+            model = make(classes, **options)
         except Exception as error:  # anything may be wrong with a callable that is not ours
-            raise UserError(f"model {config.name} cannot be made: {_text(error)}") from error
+            raise UserError(f"model {name} cannot be made: {described(error)}") from error
     if not isinstance(model, nn.Module):
-        raise UserError(f"model {config.name} returned a {type(model).__name__}: it must return an nn.Module")
+        raise UserError(f"model {name} returned a {type(model).__name__}: it must return an nn.Module")
     for name, p in model.named_parameters():
         if p.dtype != torch.float32:
-            raise UserError(f"model {config.name}: parameter {name} is {p.dtype}: it must be torch.float32")
-    _replace(model, config.name)
+            raise UserError(f"model {name}: parameter {name} is {p.dtype}: it must be torch.float32")
+    _replace(model, name)
     return model.train()
 
 
@@ -59,7 +60,7 @@ def try_out(model: nn.Module, name: str, classes: int, crop: int) -> None:
     except UserError as error:
         raise UserError(f"model {name}: {error}") from None
     except Exception as error:  # anything may be wrong with a forward that is not ours
-        raise UserError(f"model {name} cannot take images (2, 3, {crop}, {crop}): {_text(error)}") from error
+        raise UserError(f"model {name} cannot take images (2, 3, {crop}, {crop}): {described(error)}") from error
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"model {name} makes {found} of two images: it must make logits (2, {classes})")
@@ -94,17 +95,10 @@ def _callable(name: str) -> Callable[..., Any]:
     module_name, attribute = name.split(":")
     if module_name == "torchvision":
         return _of_torchvision(attribute)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, so that no file there hides an installed package
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"model {name} cannot be imported ({_text(error)}): install its package on every host, "
-            "or start in its folder"
-        ) from None
-    except Exception as error:  # the user's module is run
-        raise UserError(f"model {name} cannot be imported: {_text(error)}") from error
+        found = import_attribute(name)
+    except ValueError as error:
+        raise UserError(f"model {name} {error}") from None
     if not callable(found):
         raise UserError(f"model {name} is a {type(found).__name__}: name a class or function that returns an nn.Module")
     return found  # type: ignore[no-any-return]
@@ -164,7 +158,3 @@ def _batch_norm(theirs: _BatchNorm, name: str) -> BatchNorm:
     state.pop("num_batches_tracked")
     ours.load_state_dict(state)
     return ours
-
-
-def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

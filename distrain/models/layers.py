@@ -36,6 +36,11 @@ class MicroStep:
 _current: contextvars.ContextVar[MicroStep | None] = contextvars.ContextVar("micro_step", default=None)
 
 
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name; a parameter that does not require a gradient is frozen."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 @contextmanager
 def micro_step(seed: int, step: int, virtual_worker: int) -> Iterator[MicroStep]:
     """What a training forward inside, on this thread, belongs to."""
@@ -293,6 +298,19 @@ def _power(s: Tensor, beta: float) -> Tensor:
         return s.pow(-beta)
     root = s.rsqrt()
     return root * root.sqrt()
+
+
+class HangOver(nn.Module):
+    """Zeros at the right and bottom edge, so that the last filter of a convolution still has a whole window."""
+
+    def __init__(self, size: int, stride: int) -> None:
+        super().__init__()
+        self.size, self.stride = size, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) to (n, c, h + less than stride, w + less than stride)."""
+        height, width = ((self.size - side) % self.stride for side in x.shape[-2:])
+        return F.pad(x, (0, width, 0, height))
 
 
 class SpatialResponseNorm(nn.Module):

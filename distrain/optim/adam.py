@@ -1,37 +1,55 @@
 """Adam."""
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor, nn
-from torch.optim.adam import adam
+from distrain.fields import result
+from distrain.optim.rule import Group, UpdateRule
 
-from distrain import sections
-from distrain.optim.optimizer import Group, Optimizer
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class Adam(Optimizer):
+class Adam(UpdateRule):
     """Bias-corrected first and second moments (Kingma and Ba 2015, algorithm 1); decay coupled or decoupled."""
 
-    def __init__(self, config: sections.Adam, parameters: Mapping[str, nn.Parameter]) -> None:
-        moments, scalars = ("exp_avg", "exp_avg_sq"), ("step",)
-        super().__init__(config, parameters, weight_decay=config.weight_decay, moments=moments, scalars=scalars)
-        self._config = config
+    name: Literal["adam"] = result("adam")
+    """adam. [result]"""
+    beta1: float = result(0.9, ge=0, lt=1)
+    """Decay of the first moment. [result]"""
+    beta2: float = result(0.999, ge=0, lt=1)
+    """Decay of the second moment. [result]"""
+    eps: float = result(1e-8, gt=0)
+    """Added to the root of the second moment. [result]"""
+    decoupled: bool = result(False)
+    """false: decay is added to the gradient; true: weights shrink by lr times decay (Loshchilov and Hutter 2019).
+    [result]"""
 
-    def _move(self, group: Group, gradients: list[Tensor], lr: Tensor, change: float) -> None:
+    def moments(self) -> tuple[str, ...]:
+        """The first and the second moment."""
+        return ("exp_avg", "exp_avg_sq")
+
+    def scalars(self) -> tuple[str, ...]:
+        """The steps done."""
+        return ("step",)
+
+    def update(self, group: Group, lr: "Tensor", change: float) -> None:
+        """By torch's fused kernel."""
+        from torch.optim.adam import adam
+
         adam(
             group.parameters,
-            gradients,
-            self._moments(group, "exp_avg"),
-            self._moments(group, "exp_avg_sq"),
+            group.gradients,
+            group.state["exp_avg"],
+            group.state["exp_avg_sq"],
             [],  # of AMSGrad
-            self._moments(group, "step"),
+            group.state["step"],
             fused=True,
-            decoupled_weight_decay=self._config.decoupled,
+            decoupled_weight_decay=self.decoupled,
             amsgrad=False,
-            beta1=self._config.beta1,
-            beta2=self._config.beta2,
+            beta1=self.beta1,
+            beta2=self.beta2,
             lr=lr,
             weight_decay=group.weight_decay,
-            eps=self._config.eps,
+            eps=self.eps,
             maximize=False,
         )

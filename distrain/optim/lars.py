@@ -1,41 +1,55 @@
 """LARS: momentum SGD whose rate is scaled layer by layer."""
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor, nn
+from distrain.fields import result
+from distrain.optim.rule import Group, UpdateRule
+from distrain.optim.sgd import VELOCITY, momentum_step
 
-from distrain.optim.optimizer import decays, norm
-from distrain.optim.sgd import MomentumSGD
-from distrain.sections import SGD, Lars
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class LARS(MomentumSGD):
+class LARS(UpdateRule):
     """v <- momentum v + lr ratio (g + weight_decay w); w <- w - v (You, Gitman and Ginsburg 2017, algorithm 1).
 
     The ratio is each weight tensor's own; biases, and whatever else has one dimension, move as in SGD. Gradients are
-    scaled, and the rest is left to SGD.
+    scaled, and the rest is left to SGD, in the paper's form.
     """
 
-    def __init__(self, config: Lars, parameters: Mapping[str, nn.Parameter]) -> None:
-        options = config.model_dump(include={"momentum", "decay_biases", "bias_lr", "clip_norm"})
-        super().__init__(SGD(name="sgd", form="paper", weight_decay=0.0, **options), parameters)
-        self._config = config
+    name: Literal["lars"] = result("lars")
+    """lars. [result]"""
+    momentum: float = result(0.9, ge=0, lt=1)
+    """Share of the velocity that each step keeps. [result]"""
+    weight_decay: float = result(5e-4, ge=0)
+    """Factor of the weights added to the gradient. [result]"""
+    trust: float = result(0.001, gt=0)
+    """Norm of a layer's step over the norm of its weights, at a rate of 1. [result]"""
 
-    def _prepare(self) -> None:
+    def moments(self) -> tuple[str, ...]:
+        """The velocity, if there is one."""
+        return (VELOCITY,) if self.momentum else ()
+
+    def transform(self, group: Group) -> None:
         """Weight decay and trust ratio, which belong into the gradient before the velocity takes it up."""
-        super()._prepare()
-        for p in self._parameters.values():
-            assert p.grad is not None
-            decay = self._config.weight_decay if decays(self._config, p) else 0.0
-            ratio = self._trust(p, p.grad, decay) if p.ndim > 1 else None
+        decay = group.weight_decay
+        for p, gradient in zip(group.parameters, group.gradients, strict=True):
+            ratio = self._trust(p, gradient, decay) if p.ndim > 1 else None
             if decay:
-                p.grad.add_(p, alpha=decay)
+                gradient.add_(p, alpha=decay)
             if ratio is not None:
-                p.grad.mul_(ratio)
+                gradient.mul_(ratio)
 
-    def _trust(self, weight: Tensor, gradient: Tensor, decay: float) -> Tensor:
+    def update(self, group: Group, lr: "Tensor", change: float) -> None:
+        """What is left to SGD."""
+        momentum_step(group, lr, momentum=self.momentum / change, weight_decay=0.0)
+
+    def _trust(self, weight: "Tensor", gradient: "Tensor", decay: float) -> "Tensor":
         """trust |w| / (|g| + decay |w|), 1 where a norm is 0: float32 scalar on the device."""
+        import torch
+
+        from distrain.optim.optimizer import norm
+
         weights, gradients = norm([weight]), norm([gradient])
-        ratio = self._config.trust * weights / (gradients + decay * weights)
+        ratio = self.trust * weights / (gradients + decay * weights)
         return torch.where((weights > 0) & (gradients > 0), ratio, 1.0).float()

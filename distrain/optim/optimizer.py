@@ -4,57 +4,40 @@ The arithmetic is that of torch's fused optimizers, by the functions under its o
 compiler when they are made, which takes a second and more.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from distrain.sections import Groups
+from distrain.optim.rule import Group, UpdateRule, gradients_of
 
 _CHUNK = 1 << 17
 
 
-class Group(NamedTuple):
-    """Parameters with the same decay and the same rate."""
+class Optimizer:
+    """Moves parameters by an update rule; its state tensors exist from the start, named after their parameters."""
 
-    parameters: list[Tensor]
-    weight_decay: float
-    rate: float
-    """Over that of the others."""
-
-
-class Optimizer(ABC):
-    """Moves parameters by their gradients; its state tensors exist from the start, named after their parameters."""
-
-    def __init__(
-        self,
-        config: Groups,
-        parameters: Mapping[str, nn.Parameter],
-        *,
-        weight_decay: float,
-        moments: tuple[str, ...],
-        scalars: tuple[str, ...] = (),
-    ) -> None:
-        """Make the state.
-
-        Args:
-            config: how biases differ, and whether the gradient is clipped.
-            parameters: by name.
-            weight_decay: of the weights.
-            moments: names of the state tensors in the shape of the parameter, zero at first.
-            scalars: names of those that have one number.
-        """
-        self._parameters, self._clip_norm = dict(parameters), config.clip_norm
-        self._groups = _groups(config, parameters, weight_decay)
+    def __init__(self, rule: UpdateRule, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Make the state of `parameters`, which are given by name."""
+        self._rule, self._parameters = rule, dict(parameters)
         self._state: dict[Tensor, dict[str, Tensor]] = {
             p: {
-                **{moment: torch.zeros_like(p, requires_grad=False) for moment in moments},
-                **{scalar: torch.zeros((), device=p.device) for scalar in scalars},
+                **{name: torch.zeros_like(p, requires_grad=False) for name in rule.moments()},
+                **{name: torch.zeros((), device=p.device) for name in rule.scalars()},
             }
             for p in parameters.values()
         }
+        self._groups = list(self._make_groups())
+
+    def _make_groups(self) -> Iterator[Group]:
+        """The groups of parameters that are moved alike."""
+        found: dict[tuple[float, float], list[Tensor]] = {}
+        for name, p in self._parameters.items():
+            rate = self._rule.bias_lr if name.rpartition(".")[2] == "bias" else 1.0
+            found.setdefault((self._rule.decay_of(p), rate), []).append(p)
+        for (decay, rate), members in found.items():
+            state = {name: [self._state[p][name] for p in members] for name in self._state[members[0]]}
+            yield Group(members, state, decay, rate)
 
     @torch.no_grad()
     def step(self, lr: Tensor, change: float = 1.0) -> None:
@@ -64,25 +47,20 @@ class Optimizer(ABC):
             lr: float32 scalar on the device; 0 leaves the weights alone.
             change: this step's rate over the last one's.
         """
-        self._prepare()
+        self._transform_gradients()
         for group in self._groups:
-            self._move(group, _gradients(group.parameters), lr * group.rate, change)
+            self._rule.update(group, lr * group.rate, change)
 
-    @abstractmethod
-    def _move(self, group: Group, gradients: list[Tensor], lr: Tensor, change: float) -> None:
-        """Move a group."""
-
-    def _prepare(self) -> None:
-        """What is done to the gradients before the rule has them."""
-        if self._clip_norm is not None:
-            gradients = _gradients(self._parameters.values())
+    def _transform_gradients(self) -> None:
+        """Clip them, and do what the rule does to them before it uses them."""
+        if self._rule.clip_norm is not None:
+            gradients = gradients_of(self._parameters.values())
             whole = norm(gradients)
-            factor = torch.where(whole > self._clip_norm, self._clip_norm / whole, 1.0).float()
+            factor = torch.where(whole > self._rule.clip_norm, self._rule.clip_norm / whole, 1.0).float()
             for gradient in gradients:
                 gradient.mul_(factor)
-
-    def _moments(self, group: Group, name: str) -> list[Tensor]:
-        return [self._state[p][name] for p in group.parameters]
+        for group in self._groups:
+            self._rule.transform(group)
 
     def state(self) -> dict[str, Tensor]:
         """Every state tensor, by `<parameter>:<name>`."""
@@ -119,26 +97,3 @@ def _sum_of_squares(flat: Tensor) -> Tensor:
     whole = len(flat) // _CHUNK * _CHUNK
     sums = flat[:whole].view(-1, _CHUNK).double().square_().sum(1)
     return torch.cat([sums, flat[whole:].double().square_().sum()[None]]).sum()
-
-
-def _groups(config: Groups, parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[Group]:
-    """The groups of parameters that are moved alike."""
-    found: dict[tuple[float, float], list[Tensor]] = {}
-    for name, p in parameters.items():
-        decay = weight_decay if decays(config, p) else 0.0
-        rate = config.bias_lr if name.rpartition(".")[2] == "bias" else 1.0
-        found.setdefault((decay, rate), []).append(p)
-    return [Group(members, decay, rate) for (decay, rate), members in found.items()]
-
-
-def decays(config: Groups, parameter: Tensor) -> bool:
-    """Whether weight decay acts on a parameter."""
-    return config.decay_biases or parameter.ndim > 1
-
-
-def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
-    found = []
-    for p in parameters:
-        assert p.grad is not None
-        found.append(p.grad)
-    return found

@@ -1,15 +1,20 @@
-"""The learning rate at each step: pure functions of the step, and for plateau of the steps at which it dropped."""
+"""Learning rate schedules: pure functions of the step, and of what validation has shown.
+
+A schedule of your own is a subclass of `Schedule`, named `package.module:Class` in the recipe.
+"""
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from distrain.sections import Constant, Cosine, Plateau, Polynomial, Schedule, Step
+from distrain.fields import Choice, result
 
 
 @dataclass(frozen=True)
 class Stall:
-    """What the plateau schedule has seen of validation: integers alone, the same on all ranks."""
+    """What a schedule has seen of validation: integers alone, the same on all ranks."""
 
     best: int = -1
     """The most right validation samples after any epoch."""
@@ -19,44 +24,148 @@ class Stall:
     """The steps from which on the rate was lower."""
 
 
-def observe(schedule: Plateau, before: Stall, done: int, right: int) -> Stall:
-    """What is known after one more evaluation.
+@dataclass(frozen=True)
+class Position:
+    """Where in the run a step is."""
 
-    Args:
-        schedule: when to drop.
-        before: what was known.
-        done: steps done so far, at the end of an epoch.
-        right: validation samples whose highest logit is their label's.
-    """
-    if right > before.best:
-        return Stall(right, 0, before.drops)
-    epochs = before.epochs + 1
-    if epochs < schedule.patience or len(before.drops) == schedule.drops:
-        return Stall(before.best, epochs, before.drops)
-    return Stall(before.best, 0, (*before.drops, done))
+    step: int
+    """From 0."""
+    steps_per_epoch: int
+    fraction: float
+    """Share of the steps after the warm-up that are done, from 0, below 1."""
+    drops: Sequence[int]
+    """The steps from which on a schedule that follows validation was lower."""
 
 
-def learning_rate(
-    schedule: Schedule, step: int, steps_per_epoch: int, steps: int, plateau_drops: Sequence[int] = ()
-) -> float:
-    """The learning rate of the run's step number `step` (from 0) of `steps`.
+class Schedule(Choice):
+    """The learning rate over the run."""
 
-    `plateau_drops`: the steps from which on the plateau schedule was lower; of no other use.
-    """
-    warmup = round(schedule.warmup_epochs * steps_per_epoch)
-    if step < warmup:
-        return schedule.lr * (step + 1) / warmup
-    if isinstance(schedule, Constant):
-        return schedule.lr
-    if isinstance(schedule, Step):
-        drops = sum(step >= epoch * steps_per_epoch for epoch in schedule.drop_epochs)
-        return schedule.lr * schedule.factor**drops
-    if isinstance(schedule, Plateau):
-        return float(schedule.lr * schedule.factor ** sum(step >= drop for drop in plateau_drops))
-    t = (step - warmup) / max(1, steps - warmup)  # from 0, below 1
-    if isinstance(schedule, Polynomial):
-        return float(schedule.lr * (1 - t) ** schedule.power)
-    if isinstance(schedule, Cosine):
-        return schedule.lr * (1 + math.cos(math.pi * t)) / 2
-    level = int(t * (schedule.drops + 1))
-    return float(schedule.lr * schedule.total ** (-level / schedule.drops))
+    follows_validation: ClassVar[bool] = False
+    """Whether the rate depends on validation, so that there has to be a validation set."""
+    by_factors: ClassVar[bool] = False
+    """Whether the rate changes by factors, so that it is drawn on a logarithmic axis."""
+
+    lr: float = result(gt=0)
+    """Learning rate after the warm-up, a step on the mean gradient of the global batch. [result]"""
+    warmup_epochs: float = result(0.0, ge=0)
+    """Epochs in which the rate rises linearly to `lr` (Goyal et al. 2017, section 2.2). [result]"""
+
+    @abstractmethod
+    def factor_at(self, at: Position) -> float:
+        """What `lr` is multiplied by at a step after the warm-up."""
+
+    def observe(self, before: Stall, done: int, right: int) -> Stall:
+        """What is known after one more evaluation, of a schedule that follows validation.
+
+        Args:
+            before: what was known.
+            done: steps done so far, at the end of an epoch.
+            right: validation samples whose highest logit is their label's.
+        """
+        return before
+
+    def rate(self, step: int, steps_per_epoch: int, steps: int, drops: Sequence[int] = ()) -> float:
+        """The learning rate of the run's step number `step` (from 0) of `steps`; `drops` are those of its `Stall`."""
+        warmup = round(self.warmup_epochs * steps_per_epoch)
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        fraction = (step - warmup) / max(1, steps - warmup)
+        return self.lr * self.factor_at(Position(step, steps_per_epoch, fraction, drops))
+
+
+class Constant(Schedule):
+    """One learning rate for the whole run."""
+
+    name: Literal["constant"] = result("constant")
+    """constant. [result]"""
+
+    def factor_at(self, at: Position) -> float:
+        """Always 1."""
+        return 1.0
+
+
+class Step(Schedule):
+    """A learning rate that drops by a factor at given epochs."""
+
+    by_factors = True
+
+    name: Literal["step"] = result("step")
+    """step. [result]"""
+    drop_epochs: tuple[int, ...] = result(strict=False)
+    """Epochs (from 0, the warm-up counted) at whose start the rate drops. [result]"""
+    factor: float = result(0.1, gt=0, le=1)
+    """What each drop multiplies the rate by. [result]"""
+
+    def factor_at(self, at: Position) -> float:
+        """A power of the factor."""
+        return self.factor ** sum(at.step >= epoch * at.steps_per_epoch for epoch in self.drop_epochs)
+
+
+class Plateau(Schedule):
+    """A learning rate that drops when the validation error stops improving (Krizhevsky et al. 2012, section 5)."""
+
+    follows_validation = True
+
+    name: Literal["plateau"] = result("plateau")
+    """plateau. [result]"""
+    patience: int = result(3, ge=1)
+    """Epochs without more right validation samples than ever before, after which the rate drops. [result]"""
+    drops: int = result(3, ge=1)
+    """How often at most. [result]"""
+    factor: float = result(0.1, gt=0, lt=1)
+    """What each drop multiplies the rate by. [result]"""
+
+    def factor_at(self, at: Position) -> float:
+        """A power of the factor."""
+        return float(self.factor ** sum(at.step >= drop for drop in at.drops))
+
+    def observe(self, before: Stall, done: int, right: int) -> Stall:
+        """Count an epoch, and drop when there were enough of them."""
+        if right > before.best:
+            return Stall(right, 0, before.drops)
+        epochs = before.epochs + 1
+        if epochs < self.patience or len(before.drops) == self.drops:
+            return Stall(before.best, epochs, before.drops)
+        return Stall(before.best, 0, (*before.drops, done))
+
+
+class Polynomial(Schedule):
+    """lr (1 - t)^power, with t from 0 to 1 over the steps after the warm-up."""
+
+    name: Literal["polynomial"] = result("polynomial")
+    """polynomial. [result]"""
+    power: float = result(1.0, gt=0)
+    """1: linear; 2: as LARS's authors trained (You et al. 2017). [result]"""
+
+    def factor_at(self, at: Position) -> float:
+        """A power of the share that is left."""
+        return float((1 - at.fraction) ** self.power)
+
+
+class Cosine(Schedule):
+    """Half a cosine from lr to 0 over the steps after the warm-up (Loshchilov and Hutter 2017)."""
+
+    name: Literal["cosine"] = result("cosine")
+    """cosine. [result]"""
+
+    def factor_at(self, at: Position) -> float:
+        """From 1 to 0."""
+        return (1 + math.cos(math.pi * at.fraction)) / 2
+
+
+class Geometric(Schedule):
+    """Equal drops after equal times, over the steps after the warm-up (the best of Krizhevsky's own diary)."""
+
+    by_factors = True
+
+    name: Literal["geometric"] = result("geometric")
+    """geometric. [result]"""
+    drops: int = result(3, ge=1)
+    """How often the rate drops: the run has one level more. [result]"""
+    total: float = result(250.0, gt=1)
+    """lr over the last level's rate. [result]"""
+
+    def factor_at(self, at: Position) -> float:
+        """A power of the drop."""
+        level = int(at.fraction * (self.drops + 1))
+        return float(self.total ** (-level / self.drops))

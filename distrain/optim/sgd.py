@@ -1,40 +1,70 @@
 """Momentum SGD with weight decay."""
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor, nn
-from torch.optim.sgd import sgd
+from pydantic import ValidationInfo, field_validator
 
-from distrain.optim.optimizer import Group, Optimizer
-from distrain.sections import SGD
+from distrain.fields import result
+from distrain.optim.rule import Group, UpdateRule
 
-_VELOCITY = "momentum_buffer"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VELOCITY = "momentum_buffer"
 
 
-class MomentumSGD(Optimizer):
-    """v <- momentum v + g + weight_decay w; w <- w - lr v; or, in the paper's form, with the rate inside v.
+class SGD(UpdateRule):
+    """Momentum SGD with weight decay, in torch's form or the paper's (Sutskever 2013; Krizhevsky 2012)."""
 
-    Sutskever et al. 2013 as torch writes it, and Krizhevsky et al. 2012, section 5.
+    name: Literal["sgd"] = result("sgd")
+    """sgd. [result]"""
+    form: Literal["torch", "paper"] = result("torch")
+    """torch: v <- momentum v + g + decay w; w <- w - lr v. paper: v <- momentum v - lr (g + decay w); w <- w + v
+    (Krizhevsky et al. 2012, section 5). They differ where the rate changes: the paper's velocity keeps the old one.
+    [result]"""
+    momentum: float = result(0.9, ge=0, lt=1)
+    """Share of the velocity that each step keeps. [result]"""
+    nesterov: bool = result(False)
+    """Look ahead along the velocity (Sutskever et al. 2013, as torch writes it). [result]"""
+    weight_decay: float = result(5e-4, ge=0)
+    """Factor of the weights added to the gradient. [result]"""
+
+    @field_validator("nesterov")
+    @classmethod
+    def _has_momentum(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not info.data.get("momentum"):
+            raise ValueError("nesterov needs momentum: raise it, or remove nesterov")
+        if value and info.data.get("form") == "paper":
+            raise ValueError("the paper's form has no nesterov: remove it, or set form = torch")
+        return value
+
+    def moments(self) -> tuple[str, ...]:
+        """The velocity, if there is one."""
+        return (VELOCITY,) if self.momentum else ()
+
+    def update(self, group: Group, lr: "Tensor", change: float) -> None:
+        """As the form says."""
+        momentum = self.momentum / change if self.form == "paper" else self.momentum
+        momentum_step(group, lr, momentum=momentum, weight_decay=group.weight_decay, nesterov=self.nesterov)
+
+
+def momentum_step(group: Group, lr: "Tensor", *, momentum: float, weight_decay: float, nesterov: bool = False) -> None:
+    """v <- momentum v + g + weight_decay w; w <- w - lr v, by torch's fused kernel.
+
+    Its velocity has no rate in it. One that has is -lr times this one, so that the share of it that a step keeps is
+    `momentum / change` of this one's, with this step's rate over the last one's.
     """
+    from torch.optim.sgd import sgd
 
-    def __init__(self, config: SGD, parameters: Mapping[str, nn.Parameter]) -> None:
-        moments = (_VELOCITY,) if config.momentum else ()
-        super().__init__(config, parameters, weight_decay=config.weight_decay, moments=moments)
-        self._momentum, self._nesterov = config.momentum, config.nesterov
-        self._rate_in_velocity = config.form == "paper" and config.momentum > 0
-
-    def _move(self, group: Group, gradients: list[Tensor], lr: Tensor, change: float) -> None:
-        sgd(
-            group.parameters,
-            gradients,
-            [*self._moments(group, _VELOCITY)] if self._momentum else [],
-            fused=True,
-            weight_decay=group.weight_decay,
-            # torch's velocity has no rate in it; one that has is -lr times torch's, so that the share of it that a
-            # step keeps is `momentum / change` of torch's.
-            momentum=self._momentum / change if self._rate_in_velocity else self._momentum,
-            lr=lr,
-            dampening=0.0,
-            nesterov=self._nesterov,
-            maximize=False,
-        )
+    sgd(
+        group.parameters,
+        group.gradients,
+        [*group.state[VELOCITY]] if momentum else [],
+        fused=True,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        lr=lr,
+        dampening=0.0,
+        nesterov=nesterov,
+        maximize=False,
+    )

@@ -9,7 +9,6 @@ from distrain.data.storage.cache import DiskCache
 from distrain.data.storage.store import Store
 from distrain.distributed.world import World
 from distrain.errors import UserError
-from distrain.losses import check_loss
 from distrain.monitor.sinks import Console
 
 # Batches whose row groups an evaluation keeps in memory.
@@ -36,7 +35,7 @@ def open_data(config: Config) -> tuple[Dataset, Dataset | None]:
             f"{train.store.name} has {len(train.manifest.classes)} classes and {val.store.name} "
             f"{len(val.manifest.classes)}, or other names: pack both from folders of the same names"
         )
-    check_loss(config.loss, len(train.manifest.classes))
+    config.loss.check(len(train.manifest.classes))
     return train, val
 
 

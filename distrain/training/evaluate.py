@@ -11,8 +11,7 @@ from distrain.config import Config
 from distrain.data.loader import MicroBatch
 from distrain.distributed.lanes import Lanes
 from distrain.distributed.world import World
-from distrain.losses import correct, loss_of
-from distrain.training.step import score
+from distrain.training.step import correct, score
 
 # Bits behind the point of a summed loss: 2^31 samples of loss 1 fit.
 _LOSS_BITS = 32
@@ -63,7 +62,7 @@ def chunk_sums(config: Config, model: nn.Module, batch: MicroBatch) -> Tensor:
     """
     logits = score(config, model, batch.images)
     counts = batch.weights > 0
-    losses = loss_of(config.loss, logits, batch.labels).double()
+    losses = config.loss(logits, batch.labels).double()
     sound = counts & losses.isfinite()
     numbers = [
         counts.sum(),

@@ -14,7 +14,7 @@ from distrain.data.shards.dataset import Dataset
 from distrain.distributed.lanes import Lanes
 from distrain.distributed.world import World
 from distrain.errors import UserError
-from distrain.models.alexnet import trained
+from distrain.models.layers import trained
 from distrain.rundir.checkpoint import digest
 from distrain.training.step import forward, score
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from distrain.config import Config, result_fields
+from distrain.config import Config, result_defaults, result_fields
 from distrain.data.shards.dataset import Dataset
 from distrain.data.storage.store import Store, may_pass
 from distrain.distributed.world import World
@@ -81,8 +81,12 @@ class Patience:
 
 
 def check_result(config: Config, saved: Mapping[str, Any]) -> None:
-    """Raises UserError where a field that decides the weights differs from the checkpoint's."""
+    """Raises UserError where a field that decides the weights differs from the checkpoint's.
+
+    A field that the checkpoint does not know, since it is younger, counts as its default.
+    """
     own = result_fields(config)
+    saved = {**{key: default for key, default in result_defaults(config).items() if key not in saved}, **saved}
     changed = [
         f"\n  - {key}: {saved.get(key)!r} in the checkpoint, {own.get(key)!r} now"
         for key in sorted(saved.keys() | own.keys())
@@ -97,7 +101,7 @@ def check_result(config: Config, saved: Mapping[str, Any]) -> None:
 
 def check_plateau(config: Config, val: Dataset | None, state: Mapping[str, Any]) -> None:
     """Raises UserError where the plateau schedule would compare counts of two validation sets."""
-    if config.schedule.name == "plateau" and state["val"] != val_fingerprint(val):
+    if config.schedule.follows_validation and state["val"] != val_fingerprint(val):
         raise UserError(
             f"{config.run} was trained with another validation set, whose counts its plateau schedule follows: "
             "use that one (data.val), or start afresh with run=..."

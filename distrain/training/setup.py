@@ -16,23 +16,17 @@ from distrain.distributed.lanes import Lanes, lanes_for
 from distrain.distributed.numerics import environment, explaining
 from distrain.distributed.world import World
 from distrain.errors import UserError
-from distrain.models.alexnet import build, trained
-from distrain.models.external import try_out
-from distrain.models.layers import BatchNorm, batch_norms
+from distrain.models.layers import BatchNorm, batch_norms, trained
 from distrain.monitor.health import Spikes, Stragglers, Watchdog
 from distrain.monitor.meters import Meters
 from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import Console, read_metrics
 from distrain.optim.accumulate import Accumulator
-from distrain.optim.adam import Adam
-from distrain.optim.lars import LARS
 from distrain.optim.optimizer import Optimizer
-from distrain.optim.schedule import Stall, learning_rate
-from distrain.optim.sgd import MomentumSGD
+from distrain.optim.schedule import Stall
 from distrain.rundir.checkpoint import digest, write_best
 from distrain.rundir.lease import Lease, attempts, restarts_and_resizes
 from distrain.rundir.record import Record
-from distrain.sections import ImportedModel
 from distrain.training.datasets import memory_warning, open_data, order_of, pin_data, val_fingerprint
 from distrain.training.hardware_check import agree, fingerprint
 from distrain.training.quarantined import recall
@@ -105,7 +99,7 @@ class Job:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        return learning_rate(self.config.schedule, step, self.order.steps, self.steps, self.plateau.drops)
+        return self.config.schedule.rate(step, self.order.steps, self.steps, self.plateau.drops)
 
     def loader(self, dataset: Dataset, requests: Iterator[Request], *, evaluation: bool = False) -> Loader:
         """A loader on the rank's device, normalising with the training set's statistics."""
@@ -169,7 +163,7 @@ def setup(
         order = order_of(config, dataset.manifest.group_rows)
         model = build_model(config, len(dataset.manifest.classes)).to(world.device)
     parameters, norms = trained(model), batch_norms(model)
-    optimizer = build_optimizer(config, parameters)
+    optimizer = Optimizer(config.optimizer, parameters)
     accumulator = Accumulator(
         list(parameters.values()),
         virtual_workers=config.virtual_workers,
@@ -276,22 +270,18 @@ def build_model(config: Config, classes: int) -> nn.Module:
     """The network with its first weights.
 
     Raises:
-        UserError: a model that is imported cannot be trained exactly, or a micro-batch has no moments.
+        UserError: it cannot be trained exactly, or a micro-batch has no moments.
     """
-    model = build(config.model, classes, config.seed)
-    if isinstance(config.model, ImportedModel):
-        try_out(model, config.model.name, classes, config.augment.crop)
+    model = config.model.build(classes, config.seed)
+    check_model(config, model, classes)
+    return model
+
+
+def check_model(config: Config, model: nn.Module, classes: int) -> None:
+    """Refuse a network that cannot be trained exactly, or whose micro-batches have no moments. Raises UserError."""
+    config.model.check(model, classes, config.augment.crop)
     if config.micro_batch == 1 and batch_norms(model):
         raise UserError(
             f"{config.model.name} has batch normalisation, and virtual_workers = {config.virtual_workers} leaves one "
             "sample to each, which has no variance: lower virtual_workers, or raise global_batch"
         )
-    return model
-
-
-def build_optimizer(config: Config, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
-    """The optimizer that the config names."""
-    rule = config.optimizer
-    if rule.name == "lars":
-        return LARS(rule, parameters)
-    return MomentumSGD(rule, parameters) if rule.name == "sgd" else Adam(rule, parameters)

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from distrain.config import Config
 from distrain.data.loader import MicroBatch
-from distrain.losses import loss_of
 from distrain.models.layers import batch_norms, flat_moments, micro_step
 
 
@@ -30,7 +29,7 @@ def forward(config: Config, model: nn.Module, step: int, batch: MicroBatch) -> F
     ):
         logits: Tensor = model(batch.images)
     logits = logits.float()
-    loss = (loss_of(config.loss, logits, batch.labels) * batch.weights).sum()
+    loss = (config.loss(logits, batch.labels) * batch.weights).sum()
     return Forward(logits, loss, flat_moments(batch_norms(model), now, loss.device))
 
 
@@ -44,3 +43,16 @@ def score(config: Config, model: nn.Module, images: Tensor) -> Tensor:
 def autocast(config: Config, device: torch.device) -> torch.autocast:
     """The config's arithmetic for forward and backward."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+def correct(logits: Tensor, labels: Tensor, weights: Tensor, k: int) -> Tensor:
+    """How many valid samples have their label among the k highest logits: int64 scalar.
+
+    A tie goes to the lower class, and a logit that is not a number counts as higher: the count is the same on
+    every device.
+    """
+    target = logits.gather(1, labels[:, None])
+    classes = torch.arange(logits.shape[1], device=labels.device)
+    below = (logits < target) | ((logits == target) & (classes >= labels[:, None]))
+    hit = (~below).sum(1) < k
+    return (hit & (weights > 0)).sum()

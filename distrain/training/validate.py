@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from distrain.data.loader import MicroBatch, evaluation_requests
 from distrain.data.shards.dataset import Dataset
 from distrain.errors import RunError
-from distrain.optim.schedule import observe
-from distrain.sections import Plateau
 from distrain.training.datasets import val_fingerprint
 from distrain.training.evaluate import Score, evaluate
 from distrain.training.setup import Job
@@ -43,9 +41,8 @@ def validate(job: Job, done: int) -> bool:
     }
     job.tell(record)
     job.logged += time.monotonic() - began  # training speed is told without evaluation
-    schedule = job.config.schedule
-    if isinstance(schedule, Plateau) and done % job.order.steps == 0:
-        watch(job, schedule, done, score.top1)
+    if job.config.schedule.follows_validation and done % job.order.steps == 0:
+        watch(job, done, score.top1)
     better: bool = score.top1 > job.best.get("top1", -1)
     if better:
         job.best = {
@@ -57,14 +54,13 @@ def validate(job: Job, done: int) -> bool:
     return better
 
 
-def watch(job: Job, schedule: Plateau, done: int, right: int) -> None:
+def watch(job: Job, done: int, right: int) -> None:
     """After an epoch: lower the rate if validation has stalled."""
-    before = job.plateau
+    schedule, before = job.config.schedule, job.plateau
     if done > round(schedule.warmup_epochs * job.order.steps):
-        job.plateau = observe(schedule, before, done, right)
+        job.plateau = schedule.observe(before, done, right)
     if len(job.plateau.drops) > len(before.drops):
-        epochs = f"{schedule.patience} epoch{'s' * (schedule.patience > 1)}"
-        job.console.event(f"validation has stalled for {epochs}: the learning rate is {job.rate(done):.4g} now")
+        job.console.event(f"validation has stalled: the learning rate is {job.rate(done):.4g} now")
 
 
 def score_of(job: Job, dataset: Dataset) -> Score:

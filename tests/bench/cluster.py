@@ -225,12 +225,11 @@ def saving() -> dict[str, object]:
     """CPU seconds of one full-width checkpoint, as a share of two cores for 30 s."""
     import torch
 
-    from distrain.models.alexnet import build
+    from distrain.models.alexnet import AlexNet
     from distrain.rundir.checkpoint import Checkpoints
     from distrain.rundir.lease import claim
-    from distrain.sections import AlexNet
 
-    weights = build(AlexNet(), 1000, seed=0).state_dict()
+    weights = AlexNet().build(1000, seed=0).state_dict()
     moments = {name: torch.randn_like(t) for name, t in weights.items()}
     costs = []
     with tempfile.TemporaryDirectory() as folder:

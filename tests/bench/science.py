@@ -18,14 +18,15 @@ from torch import nn
 from distrain.config import parse
 from distrain.distributed.lanes import Lanes
 from distrain.distributed.world import World
-from distrain.losses import cross_entropy
-from distrain.models.alexnet import build
+from distrain.losses import CrossEntropy
+from distrain.models.alexnet import AlexNet
 from distrain.models.layers import LocalResponseNorm, micro_step
 from distrain.optim.accumulate import Accumulator
+from distrain.optim.adam import Adam
+from distrain.optim.lars import LARS
 from distrain.optim.optimizer import Optimizer
-from distrain.sections import SGD, Adam, AlexNet, Lars
+from distrain.optim.sgd import SGD
 from distrain.train import train
-from distrain.training.setup import build_optimizer
 
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda") if torch.cuda.is_available() else CPU
@@ -57,13 +58,13 @@ def optimizer() -> dict[str, Any]:
     flat = torch.zeros(61_100_840, device="meta")
 
     def parameters() -> dict[str, nn.Parameter]:
-        found = dict(build(AlexNet(), 1000, 0).to(DEVICE).named_parameters())
+        found = dict(AlexNet().build(1000, 0).to(DEVICE).named_parameters())
         for p in found.values():
             p.grad = torch.full_like(p, 1e-3)
         return found
 
     def ours(rule: Any) -> Callable[[], object]:
-        made: Optimizer = build_optimizer(parse({**LEAST, "optimizer": rule.model_dump()}, "bench"), parameters())
+        made = Optimizer(rule, parameters())
         return lambda: made.step(RATE)
 
     def torchs(kind: Any, **options: Any) -> Callable[[], object]:
@@ -73,13 +74,13 @@ def optimizer() -> dict[str, Any]:
     decay = {"weight_decay": 5e-4}
     parts = {
         "torch SGD fused": torchs(torch.optim.SGD, momentum=0.9, **decay),
-        "sgd": ours(SGD(name="sgd", **decay)),
-        "sgd, paper's form": ours(SGD(name="sgd", form="paper", **decay)),
-        "sgd, clipped": ours(SGD(name="sgd", clip_norm=1e9, **decay)),
-        "lars": ours(Lars(name="lars", **decay)),
+        "sgd": ours(SGD(**decay)),
+        "sgd, paper's form": ours(SGD(form="paper", **decay)),
+        "sgd, clipped": ours(SGD(clip_norm=1e9, **decay)),
+        "lars": ours(LARS(**decay)),
         "copy of 5 tensors": copy(5, flat),
         "torch Adam fused": torchs(torch.optim.Adam, **decay),
-        "adam": ours(Adam(name="adam", **decay)),
+        "adam": ours(Adam(**decay)),
         "copy of 7 tensors": copy(7, flat),
     }
     found: dict[str, Any] = {}
@@ -104,10 +105,10 @@ def reduction() -> dict[str, Any]:
     """
     torch.set_num_threads(1)
     batch = 32 if DEVICE.type == "cpu" else 256
-    model = build(AlexNet(), 1000, 0).to(DEVICE)
+    model = AlexNet().build(1000, 0).to(DEVICE)
     parameters = list(model.parameters())
     images, labels = torch.randn(batch, 3, 224, 224, device=DEVICE), torch.arange(batch, device=DEVICE)
-    made = build_optimizer(parse(LEAST, "bench"), dict(model.named_parameters()))
+    made = Optimizer(SGD(), dict(model.named_parameters()))
     accumulators = {
         mode: Accumulator(parameters, virtual_workers=4, micro_batch=batch, fraction_bits=bits)
         for mode, bits in (("exact", 48), ("fast", None))
@@ -116,7 +117,7 @@ def reduction() -> dict[str, Any]:
 
     def compute(scale: float) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         with micro_step(0, 0, 0):
-            loss = cross_entropy(model(images), labels).sum()
+            loss = CrossEntropy()(model(images), labels).sum()
         return torch.autograd.grad(loss * scale, parameters), loss.detach()
 
     def bare() -> None:

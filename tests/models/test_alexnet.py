@@ -5,9 +5,8 @@ import torch
 import torchvision
 from torch import nn
 
-from distrain.models.alexnet import build, parameter_count
+from distrain.models.alexnet import AlexNet, AlexNet2012, AlexNetBN
 from distrain.models.layers import BatchNorm, Dropout, LocalResponseNorm, SpatialResponseNorm, micro_step
-from distrain.sections import AlexNet, AlexNet2012, AlexNetBN
 
 NETWORKS = [
     AlexNet(width=0.05),
@@ -18,10 +17,14 @@ NETWORKS = [
 ]
 
 
+def parameters(network) -> int:
+    return sum(p.numel() for p in network.outline(1000).parameters())
+
+
 def test_alexnet_is_torchvisions():
-    ours = build(AlexNet(), 1000, seed=0).eval()
+    ours = AlexNet().build(1000, seed=0).eval()
     theirs = torchvision.models.alexnet(weights=None).eval()
-    assert parameter_count(AlexNet(), 1000) == sum(p.numel() for p in theirs.parameters()) == 61_100_840
+    assert parameters(AlexNet()) == sum(p.numel() for p in theirs.parameters()) == 61_100_840
     theirs.load_state_dict(ours.state_dict())
     for side in (224, 64):
         x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -40,7 +43,7 @@ def shapes(model: nn.Module, side: int) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("network", [AlexNet2012(), AlexNetBN()])
 @pytest.mark.parametrize("side", [224, 227])
 def test_the_two_towers_have_the_shapes_of_2012(network, side):
-    assert shapes(build(network, 1000, seed=0), side) == {
+    assert shapes(network.build(1000, seed=0), side) == {
         "conv1": (96, 55, 55),
         "pool1": (96, 27, 27),
         "conv2": (256, 27, 27),
@@ -57,15 +60,15 @@ def test_the_two_towers_have_the_shapes_of_2012(network, side):
 
 def test_parameter_counts():
     """Of the towers with batch normalisation: a scale and a shift for each of 96 + 256 + 384 + 384 + 256 channels."""
-    assert parameter_count(AlexNet2012(), 1000) == 60_965_224
-    assert parameter_count(AlexNetBN(), 1000) == 60_965_224 + 2 * 1376
-    assert parameter_count(AlexNetBN(hidden=True), 1000) == 60_965_224 + 2 * (1376 + 2 * 4096)
-    assert parameter_count(AlexNetBN(hidden=True, affine=False), 1000) == 60_965_224
+    assert parameters(AlexNet2012()) == 60_965_224
+    assert parameters(AlexNetBN()) == 60_965_224 + 2 * 1376
+    assert parameters(AlexNetBN(hidden=True)) == 60_965_224 + 2 * (1376 + 2 * 4096)
+    assert parameters(AlexNetBN(hidden=True, affine=False)) == 60_965_224
 
 
 @pytest.mark.parametrize(("init", "wide"), [("source", 0.03), ("paper", 0.01)])
 def test_first_weights_of_2012(init, wide):
-    model = dict(build(AlexNet2012(init=init, width=0.5), 1000, seed=0).named_children())
+    model = dict(AlexNet2012(init=init, width=0.5).build(1000, seed=0).named_children())
     weighted = [name for name, layer in model.items() if hasattr(layer, "weight")]
     assert weighted == ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
     for name in weighted:
@@ -77,10 +80,10 @@ def test_first_weights_of_2012(init, wide):
 
 
 def test_first_weights_with_batch_normalisation():
-    he = dict(build(AlexNetBN(width=0.5), 1000, seed=0).named_children())
+    he = dict(AlexNetBN(width=0.5).build(1000, seed=0).named_children())
     assert float(he["conv3"].weight.detach().std()) == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.01)
     assert not he["conv3"].bias.detach().any()
-    authors = dict(build(AlexNetBN(width=0.5, init="gaussian"), 1000, seed=0).named_children())
+    authors = dict(AlexNetBN(width=0.5, init="gaussian").build(1000, seed=0).named_children())
     assert float(authors["conv3"].weight.detach().std()) == pytest.approx(0.01, rel=0.01)
     assert float(authors["fc6"].weight.detach().std()) == pytest.approx(0.005, rel=0.01)
     assert [float(authors[name].bias.detach()[0]) for name in ("conv1", "fc6", "fc8")] == pytest.approx(
@@ -89,7 +92,7 @@ def test_first_weights_with_batch_normalisation():
 
 
 def order(network):
-    names = [name for name, _ in build(network, 10, seed=0).named_children()]
+    names = [name for name, _ in network.build(10, seed=0).named_children()]
     return names[1 : names.index("avgpool")]
 
 
@@ -109,20 +112,20 @@ def test_the_order_of_layers():
 
 def test_alphas():
     """The paper's alpha stands before the sum of five squares, torch's and the source's before their mean."""
-    found = {lrn: build(AlexNet2012(width=0.05, lrn=lrn), 10, seed=0).norm1.alpha for lrn in ("source", "paper")}
+    found = {lrn: AlexNet2012(width=0.05, lrn=lrn).build(10, seed=0).norm1.alpha for lrn in ("source", "paper")}
     assert found == {"source": 1e-4, "paper": 5e-4}
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
 def test_first_weights_are_a_function_of_the_seed(network):
-    a, b, c = (build(network, 10, seed=s).state_dict() for s in (1, 1, 2))
+    a, b, c = (network.build(10, seed=s).state_dict() for s in (1, 1, 2))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not torch.equal(a[next(iter(a))], c[next(iter(a))])
     assert all(t.isfinite().all() for t in a.values())
 
 
 def test_width_scales_everything():
-    model = build(AlexNet(width=0.25), 10, seed=0)
+    model = AlexNet(width=0.25).build(10, seed=0)
     assert [m.out_channels for m in model.features if hasattr(m, "out_channels")] == [16, 48, 96, 64, 64]
     assert model.classifier[1].out_features == 1024
 
@@ -130,7 +133,7 @@ def test_width_scales_everything():
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
 def test_no_global_generator_inside_a_step(network, monkeypatch):
     """Rule 4: the global generators may not be used by forward and backward."""
-    model = build(network, 10, seed=0)
+    model = network.build(10, seed=0)
     before = torch.get_rng_state()
 
     def refuse(*_args, **_kwargs):
@@ -145,8 +148,8 @@ def test_no_global_generator_inside_a_step(network, monkeypatch):
 
 
 def test_the_layers_are_those_of_the_names():
-    kinds = {type(layer) for layer in build(AlexNet2012(width=0.05), 10, seed=0)}
+    kinds = {type(layer) for layer in AlexNet2012(width=0.05).build(10, seed=0)}
     assert {LocalResponseNorm, SpatialResponseNorm, Dropout} <= kinds
-    drops = [layer.layer for layer in build(AlexNet2012(width=0.05), 10, seed=0) if isinstance(layer, Dropout)]
+    drops = [layer.layer for layer in AlexNet2012(width=0.05).build(10, seed=0) if isinstance(layer, Dropout)]
     assert drops == [0, 1], "each has masks of its own"
-    assert BatchNorm in {type(layer) for layer in build(AlexNetBN(width=0.05), 10, seed=0)}
+    assert BatchNorm in {type(layer) for layer in AlexNetBN(width=0.05).build(10, seed=0)}

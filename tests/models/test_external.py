@@ -8,15 +8,14 @@ import torchvision
 from torch import nn
 
 from distrain.errors import UserError
-from distrain.models.alexnet import build, parameter_count, trained
 from distrain.models.external import imported, try_out
-from distrain.models.layers import AveragePool, BatchNorm, Dropout, LocalResponseNorm, micro_step
-from distrain.sections import ImportedModel
+from distrain.models.layers import AveragePool, BatchNorm, Dropout, LocalResponseNorm, micro_step, trained
+from distrain.models.model import ImportedModel
 
 
 def model(name, classes=10, **options):
     config = ImportedModel(name=name, options=options)
-    found = build(config, classes, seed=0)
+    found = config.build(classes, seed=0)
     try_out(found, name, classes, 64)
     return found
 
@@ -24,7 +23,7 @@ def model(name, classes=10, **options):
 def test_torchvisions_resnet_is_itself_but_for_its_batch_normalisation():
     ours = model("torchvision:resnet18", classes=1000)
     theirs = torchvision.models.resnet18(weights=None)
-    assert parameter_count(ImportedModel(name="torchvision:resnet18"), 1000) == 11_689_512
+    assert sum(p.numel() for p in ImportedModel(name="torchvision:resnet18").outline(1000).parameters()) == 11_689_512
     assert not [m for m in ours.modules() if isinstance(m, nn.BatchNorm2d)]
     assert sum(isinstance(m, BatchNorm) for m in ours.modules()) == 20
     theirs.load_state_dict(ours.state_dict())
@@ -48,8 +47,8 @@ def test_each_dropout_has_masks_of_its_own():
 
 def test_first_weights_are_a_function_of_the_seed_and_leave_the_generator_alone():
     before = torch.get_rng_state()
-    a, b = (imported(ImportedModel(name="own_models:Small"), 10, 1).state_dict() for _ in range(2))
-    c = imported(ImportedModel(name="own_models:Small"), 10, 2).state_dict()
+    a, b = (imported("own_models:Small", {}, 10, 1).state_dict() for _ in range(2))
+    c = imported("own_models:Small", {}, 10, 2).state_dict()
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not torch.equal(a["conv.weight"], c["conv.weight"])
@@ -109,9 +108,9 @@ def test_what_is_refused(name, sentence):
 
 def test_wrong_shapes_are_named():
     with pytest.raises(UserError, match=r"makes \(2, 10\) of two images: it must make logits \(2, 11\)"):
-        try_out(build(ImportedModel(name="own_models:Small"), 10, 0), "own_models:Small", 11, 64)
+        try_out(ImportedModel(name="own_models:Small").build(10, 0), "own_models:Small", 11, 64)
     with pytest.raises(UserError, match=r"cannot take images \(2, 3, 5, 5\): RuntimeError"):
-        try_out(build(ImportedModel(name="own_models:Small"), 10, 0), "own_models:Small", 10, 5)
+        try_out(ImportedModel(name="own_models:Small").build(10, 0), "own_models:Small", 10, 5)
 
 
 def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):

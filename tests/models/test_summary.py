@@ -1,13 +1,13 @@
 import pytest
 from torch import nn
 
-from distrain.models.alexnet import outline
+from distrain.models.alexnet import AlexNet, AlexNet2012, AlexNetBN
+from distrain.models.model import ImportedModel
 from distrain.models.summary import layers, lines
-from distrain.sections import AlexNet, AlexNet2012, AlexNetBN, ImportedModel
 
 
 def table(network, side, classes=1000):
-    return {layer.name: layer for layer in layers(outline(network, classes), side)}
+    return {layer.name: layer for layer in layers(network.outline(classes), side)}
 
 
 def test_multiply_accumulates_of_both_alexnets():
@@ -30,7 +30,7 @@ def test_a_layer_by_hand():
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:vit_b_32", "own_models:Small"])
 def test_lines_of_a_terminal(name):
     """At most 80 columns; every parameter is in one line."""
-    model = outline(ImportedModel(name=name), 10)
+    model = ImportedModel(name=name).outline(10)
     text = list(lines(model, 224))
     assert max(len(line) for line in text) <= 80, max(text, key=len)
     counted = sum(int(line.split()[-4].replace(",", "")) for line in text[1:-1])

@@ -11,11 +11,11 @@ from torch import nn
 
 from distrain.distributed.lanes import Lanes
 from distrain.distributed.world import World
-from distrain.losses import correct, cross_entropy
-from distrain.models.alexnet import build
+from distrain.losses import CrossEntropy
+from distrain.models.alexnet import AlexNet
 from distrain.models.layers import micro_step
 from distrain.optim.accumulate import Accumulator
-from distrain.sections import AlexNet
+from distrain.training.step import correct
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ def accumulate(model, images, labels, weights, v, lanes, order=None, bits=48):
         part = slice(i * b, (i + 1) * b)
         with micro_step(0, 0, i):
             logits = model(images[part])
-        loss = (cross_entropy(logits, labels[part]) * weights[part]).sum()
+        loss = (CrossEntropy()(logits, labels[part]) * weights[part]).sum()
         gradients = torch.autograd.grad(loss * accumulator.scale, parameters)
         hits = [correct(logits, labels[part], weights[part], k) for k in (1, 5)]
         accumulator.add(gradients, loss.detach(), weights[part].sum(), *hits)
@@ -74,7 +74,7 @@ def test_equals_autograd_on_the_whole_global_batch(v, mode, lanes):
 @pytest.fixture(scope="module")
 def in_order():
     """Gradients of eight micro-batches in any order, by default one after another."""
-    model = build(AlexNet(width=0.04), 10, seed=0)
+    model = AlexNet(width=0.04).build(10, seed=0)
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(16, 3, 64, 64, generator=generator), torch.arange(16) % 10
     with Lanes(1, 1, CPU) as pool:
@@ -91,7 +91,7 @@ def test_exact_sums_do_not_depend_on_order(in_order, order):
 
 def test_float_sums_do_depend_on_it(lanes):
     """So the test above can fail."""
-    model = build(AlexNet(width=0.04), 10, seed=0)
+    model = AlexNet(width=0.04).build(10, seed=0)
     images, labels, ones = torch.randn(16, 3, 64, 64), torch.arange(16) % 10, torch.ones(16)
     a = accumulate(model, images, labels, ones, 8, lanes, bits=None)[1]
     b = accumulate(model, images, labels, ones, 8, lanes, order=[3, 1, 4, 0, 5, 7, 2, 6], bits=None)[1]
@@ -101,12 +101,12 @@ def test_float_sums_do_depend_on_it(lanes):
 
 
 def test_a_power_of_two_moves_no_bit():
-    model = build(AlexNet(width=0.04), 10, seed=0)
+    model = AlexNet(width=0.04).build(10, seed=0)
     images, labels = torch.randn(4, 3, 64, 64), torch.arange(4)
 
     def gradients(scale):
         with micro_step(0, 0, 0):
-            loss = cross_entropy(model(images), labels).sum()
+            loss = CrossEntropy()(model(images), labels).sum()
         return torch.autograd.grad(loss * scale, list(model.parameters()))
 
     for plain, scaled in zip(gradients(1.0), gradients(2.0**41), strict=True):

@@ -2,25 +2,23 @@ import pytest
 import torch
 from torch import nn
 
-from distrain import sections
 from distrain.optim.adam import Adam
 from distrain.optim.lars import LARS
-from distrain.optim.optimizer import norm
-from distrain.optim.sgd import MomentumSGD
-from distrain.sections import SGD, Lars
+from distrain.optim.optimizer import Optimizer, norm
+from distrain.optim.sgd import SGD
 
 CASES = {
-    "sgd": (lambda p: MomentumSGD(SGD(name="sgd", momentum=0.9, weight_decay=5e-4), p),
+    "sgd": (lambda p: Optimizer(SGD(momentum=0.9, weight_decay=5e-4), p),
             lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4)),
-    "sgd without momentum": (lambda p: MomentumSGD(SGD(name="sgd", momentum=0.0, weight_decay=0.0), p),
+    "sgd without momentum": (lambda p: Optimizer(SGD(momentum=0.0, weight_decay=0.0), p),
                              lambda p: torch.optim.SGD(p, lr=0.1)),
-    "nesterov": (lambda p: MomentumSGD(SGD(name="sgd", nesterov=True), p),
+    "nesterov": (lambda p: Optimizer(SGD(nesterov=True), p),
                  lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)),
-    "paper at one rate": (lambda p: MomentumSGD(SGD(name="sgd", form="paper"), p),
+    "paper at one rate": (lambda p: Optimizer(SGD(form="paper"), p),
                           lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4)),
-    "adamw": (lambda p: Adam(sections.Adam(name="adam", weight_decay=1e-2, decoupled=True), p),
+    "adamw": (lambda p: Optimizer(Adam(weight_decay=1e-2, decoupled=True), p),
               lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=1e-2)),
-    "adam": (lambda p: Adam(sections.Adam(name="adam", weight_decay=1e-3), p),
+    "adam": (lambda p: Optimizer(Adam(weight_decay=1e-3), p),
              lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=1e-3)),
 }  # fmt: skip
 
@@ -88,7 +86,7 @@ def through_a_drop(form):
     """Weights after ten steps, the rate of which falls tenfold at the sixth: ours, and those of the paper's update."""
     rates = [0.01] * 5 + [0.001] * 5
     ours = {"w": nn.Parameter(torch.randn(20, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))}
-    optimizer = MomentumSGD(SGD(name="sgd", form=form), ours)
+    optimizer = Optimizer(SGD(form=form), ours)
     w, v = ours["w"].detach().clone(), torch.zeros(20, 30, dtype=torch.float64)
     for step, lr in enumerate(rates):
         g = torch.randn(20, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(100 + step))
@@ -108,29 +106,28 @@ def test_the_papers_update_through_a_drop_of_the_rate():
 
 
 RULES = [
-    lambda **options: (MomentumSGD, SGD(name="sgd", weight_decay=0.1, **options)),
-    lambda **options: (Adam, sections.Adam(name="adam", weight_decay=0.1, decoupled=True, **options)),
+    lambda **options: SGD(weight_decay=0.1, **options),
+    lambda **options: Adam(weight_decay=0.1, decoupled=True, **options),
 ]
 
 
 @pytest.mark.parametrize("make", RULES)
 def test_biases_have_their_own_rate_and_decay(make):
     """As the released source of 2012 has it: twice the rate, no decay."""
-    build, config = make(decay_biases=False, bias_lr=2.0)
+    rule = make(decay_biases=False, bias_lr=2.0)
     shapes = {"fc.weight": (2, 3), "fc.bias": (6,), "norm.weight": (6,)}
     ours = {name: nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
     for p in ours.values():
         p.grad = torch.zeros_like(p)
-    build(config, ours).step(torch.tensor(0.1))
+    Optimizer(rule, ours).step(torch.tensor(0.1))
     assert torch.equal(ours["fc.bias"], torch.ones(6))
     assert torch.equal(ours["norm.weight"], torch.ones(6)), "nor the scales of normalisation"
     assert torch.all(ours["fc.weight"] < 1)
-    plain, _ = make(bias_lr=2.0)
-    config = make(bias_lr=2.0)[1].model_copy(update={"weight_decay": 0.0})
+    plain = make(bias_lr=2.0).model_copy(update={"weight_decay": 0.0})
     both = {name: nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
     for p in both.values():
         p.grad = torch.full_like(p, 0.5)
-    plain(config, both).step(torch.tensor(0.1))
+    Optimizer(plain, both).step(torch.tensor(0.1))
     torch.testing.assert_close(1 - both["fc.bias"], 2 * (1 - both["fc.weight"].flatten()))
     torch.testing.assert_close(both["norm.weight"], both["fc.weight"].flatten())
 
@@ -138,12 +135,12 @@ def test_biases_have_their_own_rate_and_decay(make):
 def test_lars_is_its_algorithm():
     """You, Gitman and Ginsburg 2017, algorithm 1, in float64 through a schedule; a bias moves as in SGD."""
     rates = [0.5, 1.0, 1.0, 0.7, 0.3]
-    config = Lars(name="lars", weight_decay=5e-3, trust=0.02, decay_biases=False)
+    config = LARS(weight_decay=5e-3, trust=0.02, decay_biases=False)
     start = torch.Generator().manual_seed(0)
     ours = {"a.weight": nn.Parameter(torch.randn(20, 30, dtype=torch.float64, generator=start)),
             "a.bias": nn.Parameter(torch.randn(7, dtype=torch.float64, generator=start)),
             "b.weight": nn.Parameter(torch.zeros(3, 4, dtype=torch.float64))}  # fmt: skip
-    optimizer = LARS(config, ours)
+    optimizer = Optimizer(config, ours)
     w = {name: p.detach().clone() for name, p in ours.items()}
     v = {name: torch.zeros_like(p) for name, p in w.items()}
     for step, lr in enumerate(rates):
@@ -163,7 +160,7 @@ def test_lars_is_its_algorithm():
 
 def test_the_gradient_is_clipped_by_its_whole_norm():
     both = {"a": nn.Parameter(torch.zeros(3)), "b": nn.Parameter(torch.zeros(1))}
-    optimizer = MomentumSGD(SGD(name="sgd", momentum=0.0, weight_decay=0.0, clip_norm=1.0), both)
+    optimizer = Optimizer(SGD(momentum=0.0, weight_decay=0.0, clip_norm=1.0), both)
     for scale, wanted in ((1.0, 1.0), (0.1, 0.3)):  # the norm is 3
         before = {name: p.detach().clone() for name, p in both.items()}
         both["a"].grad, both["b"].grad = torch.tensor([2.0, 1.0, 0.0]) * scale, torch.tensor([2.0]) * scale

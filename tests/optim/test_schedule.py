@@ -2,20 +2,19 @@ import math
 
 import pytest
 
-from distrain.optim.schedule import Stall, learning_rate, observe
-from distrain.sections import Constant, Cosine, Geometric, Plateau, Polynomial, Step
+from distrain.optim.schedule import Constant, Cosine, Geometric, Plateau, Polynomial, Stall, Step
 
 
 def rates(schedule, steps=100, steps_per_epoch=10):
-    return [learning_rate(schedule, s, steps_per_epoch, steps) for s in range(steps)]
+    return [schedule.rate(s, steps_per_epoch, steps) for s in range(steps)]
 
 
 def test_constant():
-    assert set(rates(Constant(name="constant", lr=0.3))) == {0.3}
+    assert set(rates(Constant(lr=0.3))) == {0.3}
 
 
 def test_step_drops_at_the_start_of_its_epochs():
-    found = rates(Step(name="step", lr=1.0, drop_epochs=(2, 5), factor=0.1), 70)
+    found = rates(Step(lr=1.0, drop_epochs=(2, 5), factor=0.1), 70)
     assert found[:20] == [1.0] * 20
     assert found[20:50] == [0.1] * 30
     assert found[50:] == pytest.approx([0.01] * 20)
@@ -23,19 +22,19 @@ def test_step_drops_at_the_start_of_its_epochs():
 
 @pytest.mark.parametrize("power", [1.0, 2.0])
 def test_polynomial(power):
-    found = rates(Polynomial(name="polynomial", lr=2.0, power=power))
+    found = rates(Polynomial(lr=2.0, power=power))
     assert found == pytest.approx([2.0 * (1 - s / 100) ** power for s in range(100)])
     assert found[-1] > 0
 
 
 def test_cosine():
-    found = rates(Cosine(name="cosine", lr=2.0))
+    found = rates(Cosine(lr=2.0))
     assert found == pytest.approx([1 + math.cos(math.pi * s / 100) for s in range(100)])
 
 
 def test_geometric_is_the_diarys_best():
     """Four equal levels, the last one 1/250 of the first."""
-    found = rates(Geometric(name="geometric", lr=1.0))
+    found = rates(Geometric(lr=1.0))
     levels = [found[s] for s in (0, 25, 50, 75)]
     assert found == [level for level in levels for _ in range(25)]
     assert levels[-1] == pytest.approx(1 / 250)
@@ -45,11 +44,11 @@ def test_geometric_is_the_diarys_best():
 @pytest.mark.parametrize(
     "schedule",
     [
-        Constant(name="constant", lr=1.0, warmup_epochs=2.5),
-        Step(name="step", lr=1.0, drop_epochs=(5,), warmup_epochs=2.5),
-        Polynomial(name="polynomial", lr=1.0, warmup_epochs=2.5),
-        Cosine(name="cosine", lr=1.0, warmup_epochs=2.5),
-        Geometric(name="geometric", lr=1.0, warmup_epochs=2.5),
+        Constant(lr=1.0, warmup_epochs=2.5),
+        Step(lr=1.0, drop_epochs=(5,), warmup_epochs=2.5),
+        Polynomial(lr=1.0, warmup_epochs=2.5),
+        Cosine(lr=1.0, warmup_epochs=2.5),
+        Geometric(lr=1.0, warmup_epochs=2.5),
     ],
 )
 def test_a_warm_up_in_front_of_any(schedule):
@@ -64,9 +63,9 @@ def test_a_warm_up_in_front_of_any(schedule):
 
 def drops(counts, **settings):
     """The epochs after which the rate drops, of counts of right samples."""
-    schedule, stall = Plateau(name="plateau", lr=1.0, **settings), Stall()
+    schedule, stall = Plateau(lr=1.0, **settings), Stall()
     for epoch, right in enumerate(counts, 1):
-        stall = observe(schedule, stall, epoch, right)
+        stall = schedule.observe(stall, epoch, right)
     return stall.drops
 
 
@@ -79,6 +78,6 @@ def test_plateau_drops_when_counts_stall():
 
 
 def test_plateau_is_a_function_of_its_drops():
-    schedule = Plateau(name="plateau", lr=2.0, factor=0.5, warmup_epochs=1.0)
-    found = [learning_rate(schedule, s, 10, 100, (30, 70)) for s in (0, 9, 29, 30, 69, 70, 99)]
+    schedule = Plateau(lr=2.0, factor=0.5, warmup_epochs=1.0)
+    found = [schedule.rate(s, 10, 100, (30, 70)) for s in (0, 9, 29, 30, 69, 70, 99)]
     assert found == pytest.approx([0.2, 2.0, 2.0, 1.0, 1.0, 0.5, 0.5])

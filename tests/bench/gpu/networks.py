@@ -7,13 +7,11 @@ import torch
 from device import DEVICE
 from torch import Tensor, nn
 
-from distrain.config import Config, parse
 from distrain.distributed.numerics import numerics
-from distrain.losses import cross_entropy
-from distrain.models.alexnet import build
+from distrain.losses import CrossEntropy
+from distrain.models.alexnet import AlexNet, AlexNet2012, AlexNetBN
 from distrain.models.layers import micro_step
 from distrain.optim.accumulate import Accumulator
-from distrain.sections import AlexNet, AlexNet2012, AlexNetBN
 
 CLASSES = 1000
 NETWORKS: dict[str, AlexNet | AlexNet2012 | AlexNetBN] = {
@@ -40,11 +38,6 @@ class Case(NamedTuple):
         """Set torch's global numerics to its precision and its mode, inside."""
         return numerics(DEVICE, precision=self.precision, exact=self.mode == "exact")
 
-    def config(self) -> Config:
-        """Return the config that has its precision and its mode."""
-        least = {"data": {"train": ""}, "schedule": {"name": "constant", "lr": 1.0}}
-        return parse({**least, "precision": self.precision, "reduction": {"mode": self.mode}}, "sheet")
-
 
 class MicroBatch:
     """A network and images of 224 pixels; a call computes the gradients of all parameters."""
@@ -53,7 +46,7 @@ class MicroBatch:
         """Call it, and use it, under `numerics` of the case."""
         self._is_bf16 = case.precision == "bf16"
         generator = torch.Generator().manual_seed(0)
-        self.model = build(NETWORKS[case.network], CLASSES, seed=0).to(DEVICE)
+        self.model = NETWORKS[case.network].build(CLASSES, seed=0).to(DEVICE)
         self._images = torch.randn(case.batch, 3, 224, 224, generator=generator).to(DEVICE)
         self._labels = torch.arange(case.batch, device=DEVICE) % CLASSES
         if case.layout == "channels_last":
@@ -64,7 +57,7 @@ class MicroBatch:
     def __call__(self, worker: int = 0) -> list[Tensor]:
         with micro_step(0, 0, worker), torch.autocast(DEVICE.type, torch.bfloat16, enabled=self._is_bf16):
             logits = self.model(self._images)
-        loss = cross_entropy(logits.float(), self._labels).sum()
+        loss = CrossEntropy()(logits.float(), self._labels).sum()
         return list(torch.autograd.grad(loss * 2.0**40, self.parameters))
 
 

@@ -10,32 +10,31 @@ from device import DEVICE, milliseconds
 from networks import CLASSES, NETWORKS, make_accumulator
 from torch import Tensor, nn
 
-from distrain.config import parse
 from distrain.data.storage.store import Store
 from distrain.distributed.lanes import Lanes
 from distrain.distributed.world import World
-from distrain.losses import correct
-from distrain.models.alexnet import build
 from distrain.models.layers import Dropout, LocalResponseNorm, micro_step
 from distrain.monitor.meters import Meters
+from distrain.optim.adam import Adam
+from distrain.optim.lars import LARS
 from distrain.optim.optimizer import Optimizer
+from distrain.optim.sgd import SGD
 from distrain.rundir.checkpoint import Checkpoints, digest
 from distrain.rundir.lease import claim
-from distrain.training.setup import build_optimizer
+from distrain.training.step import correct
 
 BATCH = 4 if DRY else 128
-LEAST = {"data": {"train": ""}, "schedule": {"name": "constant", "lr": 1.0}}
 OPTIMIZERS = {
-    "sgd": {"name": "sgd"},
-    "sgd clipped": {"name": "sgd", "clip_norm": 1e9},
-    "adam": {"name": "adam"},
-    "lars": {"name": "lars"},
+    "sgd": SGD(),
+    "sgd clipped": SGD(clip_norm=1e9),
+    "adam": Adam(),
+    "lars": LARS(),
 }
 
 
 def parts(out: Out) -> None:
     """Measure each part; one that fails does not stop the others."""
-    model = build(NETWORKS["alexnet"], CLASSES, 0).to(DEVICE)
+    model = NETWORKS["alexnet"].build(CLASSES, 0).to(DEVICE)
     for mode in ("exact", "fast"):
         with out.guarded(f"sums, {mode}"):
             sums(out, list(model.parameters()), mode)
@@ -95,7 +94,7 @@ def optimizers(out: Out, model: nn.Module) -> None:
 
 def make_optimizer(name: str, model: nn.Module) -> Optimizer:
     """Make an optimizer."""
-    return build_optimizer(parse({**LEAST, "optimizer": OPTIMIZERS[name]}, "sheet"), dict(model.named_parameters()))
+    return Optimizer(OPTIMIZERS[name], dict(model.named_parameters()))
 
 
 def stepping(made: Optimizer, rate: Tensor) -> Callable[[], None]:

@@ -11,8 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from distrain.distributed.lanes import Lanes
 from distrain.distributed.world import World
-from distrain.losses import correct
-from distrain.training.setup import build_optimizer
+from distrain.optim.optimizer import Optimizer
+from distrain.optim.sgd import SGD
+from distrain.training.step import correct
 
 CASES = [  # and virtual workers
     (Case(precision="fp32", batch=16), 8),
@@ -34,7 +35,7 @@ class Step:
         self._workers = workers
         self._gradients = MicroBatch(case)
         self._accumulator = make_accumulator(self._gradients.parameters, "exact", batch, workers)
-        self._optimizer = build_optimizer(case.config(), dict(self._gradients.model.named_parameters()))
+        self._optimizer = Optimizer(SGD(), dict(self._gradients.model.named_parameters()))
         self._loss = torch.zeros((), device=DEVICE)
         self._ones = torch.tensor(float(batch), device=DEVICE)
         self._rate = torch.tensor(0.0, device=DEVICE)

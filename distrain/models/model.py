@@ -1,0 +1,113 @@
+"""What a network of a config is: its settings, and how it is made."""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel
+
+from distrain.fields import Choice, result
+from distrain.philox import Purpose, derived_seed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Model(Choice):
+    """A network."""
+
+    default = "alexnet"
+    elsewhere = "torchvision:NAME, package.module:callable"
+    min_crop: ClassVar[int] = 1
+    """The least side of an image in pixels that it can take, as far as that is known without it."""
+
+    @abstractmethod
+    def outline(self, classes: int) -> "nn.Module":
+        """The network to look at, without memory for weights (on torch's meta device) where that can be had."""
+
+    @abstractmethod
+    def build(self, classes: int, seed: int) -> "nn.Module":
+        """The network with its first weights, a pure function of (config, classes, seed), on the CPU.
+
+        Raises:
+            UserError: a model that is imported cannot be, or not be trained exactly.
+        """
+
+    def check(self, model: "nn.Module", classes: int, crop: int) -> None:
+        """Try out whether it can be trained exactly. Raises UserError."""
+
+    @classmethod
+    def members(cls) -> list[type[BaseModel]]:
+        """Every form, that of others' networks among them."""
+        return [*super().members(), ImportedModel]
+
+    @classmethod
+    def _form_elsewhere(cls, name: str) -> type[Choice]:
+        """A callable that makes a network is no form of its own."""
+        return ImportedModel
+
+
+class OwnModel(Model):
+    """A network of distrain's own."""
+
+    width: float = result(1.0, gt=0)
+    """Factor on all channel and hidden unit counts, each rounded to a multiple of 8. [result]"""
+    dropout: float = result(0.5, ge=0, lt=1)
+    """Probability that a unit of the two hidden fully connected layers is dropped. [result]"""
+
+    @abstractmethod
+    def module(self, classes: int) -> "nn.Module":
+        """Its layers."""
+
+    @abstractmethod
+    def initialise(self, model: "nn.Module", generator: "torch.Generator") -> None:
+        """Give its layers their first weights, in place."""
+
+    def outline(self, classes: int) -> "nn.Module":
+        """Without memory for weights."""
+        import torch
+
+        with torch.device("meta"):
+            return self.module(classes)
+
+    def build(self, classes: int, seed: int) -> "nn.Module":
+        """With its first weights."""
+        import torch
+
+        model = self.outline(classes)
+        # Not `to_empty`: for tensors without memory that loads torch's symbolic shapes, which takes half a second.
+        room = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
+        model.load_state_dict(room, assign=True)
+        with torch.no_grad():
+            self.initialise(model, torch.Generator().manual_seed(derived_seed(seed, Purpose.WEIGHTS)))
+        return model
+
+    def scaled(self, channels: int) -> int:
+        """Channels or units at this width."""
+        return max(8, 8 * round(channels * self.width / 8))
+
+
+class ImportedModel(Model):
+    """A network of torchvision's, or the user's own."""
+
+    name: str = result(pattern=r"^[^:]+:[^:]+$")
+    """torchvision:NAME, or package.module:callable, which is called with the number of classes and returns an
+    nn.Module from images (n, 3, crop, crop) to logits (n, classes). [result]"""
+    options: dict[str, Any] = result({})
+    """Further keyword arguments of the callable. [result]"""
+
+    def outline(self, classes: int) -> "nn.Module":
+        """With weights: what others make takes memory."""
+        return self.build(classes, 0)
+
+    def build(self, classes: int, seed: int) -> "nn.Module":
+        """Call the callable, under a seed."""
+        from distrain.models.external import imported
+
+        return imported(self.name, self.options, classes, derived_seed(seed, Purpose.WEIGHTS))
+
+    def check(self, model: "nn.Module", classes: int, crop: int) -> None:
+        """Run a training forward and backward."""
+        from distrain.models.external import try_out
+
+        try_out(model, self.name, classes, crop)

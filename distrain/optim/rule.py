@@ -1,0 +1,84 @@
+"""What an optimizer of a config is: its settings, and how it moves parameters.
+
+An optimizer of your own is a subclass of `UpdateRule`, named `package.module:Class` in the recipe.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from distrain.fields import Choice, result
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Parameters with the same decay and the same rate."""
+
+    parameters: "list[Tensor]"
+    state: "dict[str, list[Tensor]]"
+    """By the names that the rule gave, a tensor for each parameter."""
+    weight_decay: float
+    rate: float
+    """Over that of the others."""
+
+    @property
+    def gradients(self) -> "list[Tensor]":
+        """The gradient of each parameter, which has one."""
+        return gradients_of(self.parameters)
+
+
+class UpdateRule(Choice):
+    """Moves parameters by their gradients.
+
+    Biases may be treated unlike weights, as Krizhevsky's released source does.
+    """
+
+    default = "sgd"
+
+    weight_decay: float = result(0.0, ge=0)
+    """Factor of the weights. [result]"""
+    decay_biases: bool = result(True)
+    """Whether weight decay acts on biases and on the scales of normalisation, all that has one dimension. [result]"""
+    bias_lr: float = result(1.0, gt=0)
+    """Rate of biases over that of weights; the released source has 2. [result]"""
+    clip_norm: float | None = result(None, gt=0)
+    """Largest norm of the gradient of all parameters together; null: it is not clipped. [result]"""
+
+    def moments(self) -> tuple[str, ...]:
+        """Names of the state tensors in the shape of the parameter, zero at first."""
+        return ()
+
+    def scalars(self) -> tuple[str, ...]:
+        """Names of the state tensors of one number for each parameter, zero at first."""
+        return ()
+
+    def decay_of(self, parameter: "Tensor") -> float:
+        """The weight decay of a parameter."""
+        return self.weight_decay if self.decay_biases or parameter.ndim > 1 else 0.0
+
+    def transform(self, group: Group) -> None:
+        """Change the gradients of a group in place before they are used, after they were clipped."""
+        return
+
+    @abstractmethod
+    def update(self, group: Group, lr: "Tensor", change: float) -> None:
+        """Move the parameters of a group, and its state, in place.
+
+        Args:
+            group: what to move.
+            lr: the group's rate, a float32 scalar on the device; 0 must leave the weights alone.
+            change: this step's rate over the last one's.
+        """
+
+
+def gradients_of(parameters: "Iterable[Tensor]") -> "list[Tensor]":
+    """The gradient of each parameter, which has one."""
+    found = []
+    for p in parameters:
+        assert p.grad is not None
+        found.append(p.grad)
+    return found

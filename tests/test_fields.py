@@ -1,0 +1,210 @@
+"""Choices: each form complete and known everywhere, and forms of a user's own, each in one file."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import test_fake_gpu
+import yaml
+from safetensors.torch import load_file
+
+from distrain.config import Config, parse, parse_yaml, to_yaml
+from distrain.errors import UserError
+from distrain.losses import L1, Hinge, Loss
+from distrain.models.model import Model
+from distrain.optim.rule import UpdateRule
+from distrain.optim.schedule import Schedule
+from distrain.optim.sgd import SGD
+
+LEAST = {"data": {"train": "x", "val": "y"}, "schedule": {"name": "constant", "lr": 0.1}}
+KINDS = {"model": Model, "loss": Loss, "optimizer": UpdateRule, "schedule": Schedule}
+NEEDED = {"step": {"drop_epochs": [1]}}
+
+OWN = {
+    "own_losses": '''
+from distrain.fields import result
+from distrain.losses import Loss
+
+class Scaled(Loss):
+    """Cross-entropy times a factor."""
+
+    factor: float = result(1.0, gt=0)
+    """What it is multiplied by. [result]"""
+
+    def __call__(self, logits, labels):
+        return -self.factor * logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+''',
+    "own_optimizers": '''
+from distrain.fields import result
+from distrain.optim.rule import UpdateRule
+
+class HeavyBall(UpdateRule):
+    """Momentum as Polyak has it."""
+
+    keep: float = result(0.9, ge=0, lt=1)
+    """Share of the velocity that each step keeps. [result]"""
+
+    def moments(self):
+        return ("velocity",)
+
+    def update(self, group, lr, change):
+        for p, gradient, velocity in zip(group.parameters, group.gradients, group.state["velocity"]):
+            velocity.mul_(self.keep).add_(gradient)
+            p.sub_(lr * velocity)
+''',
+    "own_schedules": '''
+from distrain.optim.schedule import Schedule
+
+class Halving(Schedule):
+    """Half the rate after each epoch."""
+
+    def factor_at(self, at):
+        return 0.5 ** (at.step // at.steps_per_epoch)
+''',
+    "own_networks": """
+from torch import nn
+
+def tiny(classes, channels):
+    layers = [nn.Conv2d(3, channels, 8, stride=8), nn.ReLU(), nn.Flatten(), nn.Linear(channels * 64, classes)]
+    return nn.Sequential(*layers)
+""",
+}
+
+
+def forms():
+    return [(section, name) for section, kind in KINDS.items() for name in kind.forms]
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch) -> Path:
+    """A folder with a file for each own form, where Python finds them."""
+    for module, text in OWN.items():
+        (tmp_path / f"{module}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def problems(tree) -> str:
+    with pytest.raises(UserError) as caught:
+        parse(tree, "test")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("section", "name"), forms())
+def test_every_form_comes_from_a_recipe_and_goes_back(section, name):
+    """A form that lacks a method cannot be made at all."""
+    tree = {**LEAST, section: {"name": name, "lr": 0.1} if section == "schedule" else {"name": name}}
+    tree[section].update(NEEDED.get(name, {}))
+    config = parse(tree, "test")
+    form = getattr(config, section)
+    assert type(form) is KINDS[section].forms[name]
+    assert form.name == name
+    assert parse_yaml(to_yaml(config), "test") == config
+
+
+def test_every_form_is_tried_on_fake_gpus():
+    for section, cases in (
+        ("model", test_fake_gpu.MODELS),
+        ("loss", test_fake_gpu.LOSSES),
+        ("optimizer", test_fake_gpu.OPTIMIZERS),
+    ):
+        assert {case["name"] for case in cases} == set(KINDS[section].forms), section
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "form"),
+    [
+        ("optimizer.momentum=0.95", "optimizer", "sgd"),
+        ("loss.label_smoothing=0.1", "loss", "cross_entropy"),
+        ("model.width=0.5", "model", "alexnet"),
+    ],
+)
+def test_without_a_name_it_is_the_defaults_section(override, section, form):
+    assert getattr(parse(LEAST, "test", [override]), section).name == form
+
+
+def test_a_schedule_has_no_default():
+    assert "schedule.name: must be one of constant, " in problems({"data": {"train": "x"}, "schedule": {"lr": 0.1}})
+
+
+def test_what_is_no_section_is_a_sentence():
+    assert "loss: must be a section, not 'hinge'" in problems({**LEAST, "loss": "hinge"})
+
+
+def test_forms_of_ones_own_train_as_distrains_do(own, command, digits):
+    """One file each, named in a recipe: the weights are those of what they amount to, and a resume takes them over."""
+    tree = {
+        "epochs": 2,
+        "global_batch": 64,
+        "virtual_workers": 4,
+        "data": {"train": str(digits / "train"), "val": str(digits / "val")},
+        "augment": {"crop": 64},
+        "model": {"name": "own_networks:tiny", "options": {"channels": 4}},
+        "device": "cpu",
+        "metrics": {"port": None},
+    }
+    mine = {
+        "loss": {"name": "own_losses:Scaled", "factor": 1.0},
+        "optimizer": {"name": "own_optimizers:HeavyBall", "weight_decay": 0.0},
+        "schedule": {"name": "own_schedules:Halving", "lr": 0.01},
+    }
+    distrains = {
+        "optimizer": {"name": "sgd", "weight_decay": 0.0},
+        "schedule": {"name": "step", "lr": 0.01, "drop_epochs": [1], "factor": 0.5},
+    }
+    for name, sections in (("mine", mine), ("distrains", distrains)):
+        (own / f"{name}.yaml").write_text(yaml.safe_dump({**tree, **sections}))
+    runs = [command("train", f"{name}.yaml") for name in ("mine", "distrains")]
+    said = [run.communicate(timeout=300)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    folders = [max((own / "runs" / name / "checkpoints").glob("step-*")) for name in ("mine", "distrains")]
+    found, wanted = (load_file(folder / "model.safetensors") for folder in folders)
+    for name, tensor in wanted.items():
+        assert (found[name] - tensor).abs().max() < 1e-4 * tensor.abs().max(), name
+    assert "0.weight:velocity" in load_file(folders[0] / "optimizer.safetensors")
+    state = json.loads((folders[0] / "state.json").read_text())
+    assert state["result"]["optimizer.keep"] == 0.9
+
+    again = command("train", "mine.yaml", "optimizer.keep=0.5")
+    assert "optimizer.keep: 0.9 in the checkpoint, 0.5 now" in again.communicate(timeout=300)[0]
+    assert again.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "text", "sentence"),
+    [
+        ("loss", "own:Half", "class Half(Loss): pass", "loss.name: own:Half lacks __call__: write what Loss asks for"),
+        ("loss", "own:Other", "class Other: pass", "own:Other is no Loss: name a subclass of distrain.losses.Loss"),
+        ("loss", "own:none", "", "own:none cannot be imported (AttributeError: "),
+        ("loss", "nowhere:Loss", "", "nowhere:Loss cannot be imported (ModuleNotFoundError: "),
+        ("loss", "own:Half", "raise ZeroDivisionError(3)", "own:Half cannot be imported: ZeroDivisionError: 3"),
+        ("optimizer", "own:Loss", "", "own:Loss is no UpdateRule: name a subclass of distrain.optim.rule.UpdateRule"),
+    ],
+)
+def test_a_form_of_ones_own_that_is_none_is_a_sentence(tmp_path, monkeypatch, section, name, text, sentence):
+    (tmp_path / "own.py").write_text(f"from distrain.losses import Loss\n{text}\n")
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert sentence in problems({**LEAST, section: {"name": name}})
+
+
+def test_fields_of_a_form_of_ones_own_are_checked(own):
+    text = problems({**LEAST, "loss": {"name": "own_losses:Scaled", "factor": -1.0, "factr": 2.0}})
+    assert "loss.factor: input should be greater than 0, not -1.0" in text
+    assert "unknown key loss.factr" in text
+    assert "distrain.losses:Hinge has a name of its own" in problems(
+        {**LEAST, "loss": {"name": "distrain.losses:Hinge"}}
+    )
+
+
+def test_two_forms_of_one_name_are_a_mistake_of_ours():
+    with pytest.raises(AssertionError, match="two forms are named l1"):
+        type("Again", (L1,), {"__module__": __name__})
+
+
+def test_forms_are_made_in_python_too():
+    assert Hinge(margin=2.0).name == "hinge"
+    config = Config.model_validate({**LEAST, "optimizer": SGD(momentum=0.5)})
+    assert config.optimizer == SGD(momentum=0.5)
