@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel
 
 from distrain.fields import Choice, result
-from distrain.philox import Purpose, derived_seed
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +73,8 @@ class OwnModel(Model):
         """With its first weights."""
         import torch
 
+        from distrain.philox import Purpose, derived_seed
+
         model = self.outline(classes)
         # Not `to_empty`: for tensors without memory that loads torch's symbolic shapes, which takes half a second.
         room = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
@@ -103,6 +104,7 @@ class ImportedModel(Model):
     def build(self, classes: int, seed: int) -> "nn.Module":
         """Call the callable, under a seed."""
         from distrain.models.external import imported
+        from distrain.philox import Purpose, derived_seed
 
         return imported(self.name, self.options, classes, derived_seed(seed, Purpose.WEIGHTS))
 
