@@ -176,7 +176,7 @@ def fit(job: Job) -> str:
             may_move = job.meters.add(step, totals)
             lr, before = (job.rate(s) for s in (step, max(0, step - 1)))
             if log:
-                metrics.keep(job.parameters.values())
+                metrics.keep(list(job.parameters.values()))
             with metrics.phase("optimizer"):
                 job.optimizer.step(may_move * lr, lr / before)
                 move_all(job.batch_norms, job.accumulator.moments, may_move)
@@ -196,7 +196,7 @@ def fit(job: Job) -> str:
             if log or score or save:  # a sync point: nothing is kept of a step that failed
                 world.settle()
                 log_step(job, done, lr)
-                metrics.norms(job.parameters.values())
+                metrics.norms(list(job.parameters.values()))
             better = score and validate(job, done)
             if save or better:
                 save_step(job, done, better)

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -63,7 +63,7 @@ GAUGES = {
     "top5_ratio": Family("Share of samples with their label among the five highest logits.", ("split",)),
     "learning_rate": Family("Of the last step."),
     "images_per_second": Family("Training images a second since the last log step, of all ranks."),
-    "gradient_norm": Family("Norm of the mean gradient, at a log step, every quarter of a minute at most."),
+    "gradient_norm": Family("Norm of the mean gradient, unclipped, at a log step, every quarter of a minute at most."),
     "weight_norm": Family("Norm of all trained parameters at that step."),
     "update_ratio": Family("Norm of what that step changed over the norm of the weights."),
     "bad_samples": Family("Distinct training samples that do not decode."),
@@ -147,6 +147,7 @@ class Metrics:
         self._depths: Callable[[], Mapping[str, int]] = dict
         self._watchdog: Watchdog | None = None
         self._normed, self._kept = -math.inf, list[Tensor]()
+        self._gradient_norm: Tensor | float = 0.0
         self._nvml, self._tell = True, tell
         registry = CollectorRegistry()
         self._histograms = {
@@ -284,22 +285,25 @@ class Metrics:
             for name in ("images_per_second", "bad_samples"):
                 self.set(name, record[name])
 
-    def keep(self, parameters: Iterable[Tensor]) -> None:
-        """Copy the parameters before a step, for `norms`: on the lead, once in a while, if anybody can read them."""
+    @torch.no_grad()
+    def keep(self, parameters: Sequence[Tensor]) -> None:
+        """Copy the parameters before a step, for `norms`: on the lead, once in a while, if anybody can read them.
+
+        The gradient's norm is taken here, without waiting for it: clipping and LARS change the gradient in place.
+        """
         if self._lead and self._node is not None and time.monotonic() - self._normed > _NORMS_EVERY:
             self._kept = [p.detach().clone() for p in parameters]
+            self._gradient_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
 
-    def norms(self, parameters: Iterable[Tensor]) -> None:
+    @torch.no_grad()
+    def norms(self, parameters: Sequence[Tensor]) -> None:
         """Norms of gradient, weights, and what the step changed, if the parameters before it were kept."""
         if not self._kept:
             return
         self._normed, kept, self._kept = time.monotonic(), self._kept, []
-        parameters = list(parameters)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        with torch.no_grad():
-            changes = [p - old for p, old in zip(parameters, kept, strict=True)]
-            gradient, weight, change = (float(get_total_norm(ts)) for ts in (gradients, parameters, changes))
-        self.set("gradient_norm", gradient)
+        changes = [p - old for p, old in zip(parameters, kept, strict=True)]
+        weight, change = (float(get_total_norm(tensors)) for tensors in (parameters, changes))
+        self.set("gradient_norm", float(self._gradient_norm))
         self.set("weight_norm", weight)
         self.set("update_ratio", change / weight if weight else 0.0)
 

@@ -146,6 +146,19 @@ def test_the_numbers_of_a_run_are_those_of_its_metrics_file(measured, console, d
         read(config)
 
 
+def test_the_gradient_norm_is_that_before_the_gradient_is_changed(measured, console, last, tmp_path, monkeypatch):
+    """It is taken at the first step alone here, where it does not depend on the optimizer."""
+    monkeypatch.setattr("distrain.monitor.prometheus._NORMS_EVERY", 1e9)
+    norms = []
+    for rule in ({"name": "sgd"}, {"name": "sgd", "clip_norm": 1e-6}, {"name": "lars"}):
+        config = measured(epochs=1, optimizer=rule, log={"every": 1}, run=str(tmp_path / str(len(norms)) / "run"))
+        found = last(config)
+        train(config, World(CPU), console)
+        norms.append(found["gradient_norm",])
+    assert norms == [norms[0]] * 3
+    assert norms[0] > 0.01
+
+
 def test_steps_that_are_done_again_count_and_are_told_apart(measured, console, last):
     """A run whose newest checkpoint is lost after its metrics file has told of later steps."""
     config = measured(log={"every": 1}, checkpoint={"every": 5, "keep": 9})
