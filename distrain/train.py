@@ -21,8 +21,8 @@ from distrain.models.layers import move_all
 from distrain.monitor.meters import Reading
 from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import Console, Silent, read_metrics
+from distrain.rundir import files
 from distrain.rundir.checkpoint import digest
-from distrain.rundir.record import BAD_SAMPLES
 from distrain.training.datasets import val_fingerprint
 from distrain.training.divergence import StepFailed, diverged
 from distrain.training.setup import Job, setup
@@ -338,5 +338,5 @@ def check_bad_samples(job: Job, new: Sequence[Mapping[str, str]]) -> None:
         last_numbers(job.metrics, job.world)
         raise RunError(
             f"{len(job.bad)} bad samples are more than data.max_bad_samples = {limit}: they are listed in "
-            f"{job.run}/{BAD_SAMPLES}; mend the data, or raise the limit and run the same command to go on"
+            f"{job.run}/{files.BAD_SAMPLES}; mend the data, or raise the limit and run the same command to go on"
         )

@@ -88,10 +88,11 @@ def resume(
     """Go on with a run, as a job, with the config that its directory holds."""
     from distrain.config import parse_yaml, workers_override
     from distrain.data.storage.store import Store
+    from distrain.rundir.files import CONFIG
 
     store = Store(run)
     try:
-        text = store.read("config.yaml").decode()
+        text = store.read(CONFIG).decode()
     except FileNotFoundError:
         raise UserError(f"there is no run in {store.name}: it has no config.yaml") from None
     where = f"run={run}"

@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from distrain.data.storage.store import Store
 from distrain.monitor.sinks import Console, GrowingFile, line
+from distrain.rundir import files
 
 _KEY = "distrain"
 # Seconds between two uploads of a log to a bucket.
@@ -62,7 +63,7 @@ class Logged:
 
     def __init__(self, console: Console, store: Store) -> None:
         self._console, self._steps, self._before = console, 0, bytearray()
-        self._name, self._store = f"log-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.txt", store
+        self._name, self._store = files.log(time.strftime("%Y%m%d-%H%M%S", time.gmtime())), store
         self._file: GrowingFile | None = None
         self._uploaded = 0.0
 

@@ -3,13 +3,11 @@
 import io
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TextIO
 
 from distrain.data.storage.store import Store
-
-_NAME = re.compile(r"metrics-(\d+)\.jsonl")
+from distrain.rundir import files
 
 
 class Console(Protocol):
@@ -144,7 +142,7 @@ class MetricsFile(GrowingFile):
 
     def __init__(self, store: Store, attempt: int, tell: Callable[[str], None]) -> None:
         """Nothing is written yet; `tell` gets a warning when that fails."""
-        super().__init__(store, f"metrics-{attempt:03d}.jsonl", tell)
+        super().__init__(store, files.metrics(attempt), tell)
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Append a record; numbers that JSON lacks (NaN, infinity) become null."""
@@ -154,14 +152,14 @@ class MetricsFile(GrowingFile):
 
 def metrics_attempts(store: Store) -> list[int]:
     """Numbers of the attempts that wrote metrics, ascending."""
-    return sorted(int(match[1]) for name in store.list() if (match := _NAME.fullmatch(name)))
+    return sorted(int(match[1]) for name in store.list() if (match := files.METRICS_NAME.fullmatch(name)))
 
 
 def read_metrics(store: Store) -> list[dict[str, Any]]:
     """All records of a run by (step, kind); where attempts overlap, the highest attempt's."""
     records: dict[tuple[int, str], dict[str, Any]] = {}
     for attempt in metrics_attempts(store):
-        for text in store.read(f"metrics-{attempt:03d}.jsonl").decode().splitlines():
+        for text in store.read(files.metrics(attempt)).decode().splitlines():
             try:
                 record = json.loads(text)
             except ValueError:  # a line cut off by kill -9; the next attempt writes that step again

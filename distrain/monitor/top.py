@@ -15,6 +15,7 @@ from distrain.data.storage.store import Store
 from distrain.errors import UserError
 from distrain.monitor.prometheus import run_label
 from distrain.monitor.sinks import read_metrics
+from distrain.rundir import files
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _POINTS = 512
@@ -73,7 +74,7 @@ class Watch:
             self.view = View(place)
             return
         self._store, self._pages = Store(place), []
-        if not self._store.exists("config.yaml"):
+        if not self._store.exists(files.CONFIG):
             raise UserError(f"no run at {self._store.name}: name a run directory, or the URL of a metrics page")
         self.view = View(self._store.name)
 
@@ -118,7 +119,7 @@ def _put(points: deque[tuple[int, float]], step: int, value: float) -> None:
 
 def _targets(store: Store) -> list[str]:
     try:
-        groups = json.loads(store.read("targets.json"))
+        groups = json.loads(store.read(files.TARGETS))
     except (OSError, ValueError):
         return []
     return [f"http://{target}/metrics" for group in groups for target in group["targets"]]

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 from distrain.monitor.config import Log
+from distrain.rundir import files
 
-RUN_ID = "mlflow.txt"
 """The file of the run directory that has the id of the run at the MLflow server: a resumed run goes on there."""
 _EXPERIMENT = "distrain"
 # Seconds for which the end of a run waits for a tracker.
@@ -43,7 +43,7 @@ class TensorBoard:
         from tensorboardX import SummaryWriter
 
         suffix = f".attempt-{attempt:03d}"  # else two attempts within a second would have one file
-        self._writer = SummaryWriter(f"{folder}/tensorboard", purge_step=step + 1, filename_suffix=suffix)
+        self._writer = SummaryWriter(f"{folder}/{files.TENSORBOARD}", purge_step=step + 1, filename_suffix=suffix)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a scalar for each number."""
@@ -99,7 +99,7 @@ class MLflow:
 
         client = self._client = self._make_client(self._server)
         try:
-            run = self._store.read(RUN_ID).decode()
+            run = self._store.read(files.MLFLOW).decode()
         except FileNotFoundError:
             pass
         else:
@@ -109,7 +109,7 @@ class MLflow:
         experiment = found.experiment_id if found else client.create_experiment(_EXPERIMENT)
         name = self._store.url.rstrip("/").rpartition("/")[2]
         run = str(client.create_run(experiment, run_name=name).info.run_id)
-        self._store.write(RUN_ID, run.encode())  # first: what fails from here on must not begin another run
+        self._store.write(files.MLFLOW, run.encode())  # first: what fails from here on must not begin another run
         client.log_batch(run, params=[Param(k, str(v)) for k, v in self._parameters.items()])
         return run
 

@@ -7,7 +7,6 @@ which has size and SHA-256 of each; `checkpoints/best.json` names the best one.
 import hashlib
 import json
 import queue
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,13 +20,11 @@ from torch import Tensor
 
 from distrain.data.storage.store import Store
 from distrain.errors import AttemptError, RunError
+from distrain.rundir import files
 from distrain.rundir.lease import Lease, attempts, superseded
 
-FOLDER = "checkpoints"
 FORMAT = 3
-_NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
 _MANIFEST = "manifest.json"
-_BEST = f"{FOLDER}/best.json"
 _TYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.int64: "I64"}
 
 
@@ -96,7 +93,7 @@ class Checkpoints:
         self.wait()
         tensors = {"model": self._copied("model", model), "optimizer": self._copied("optimizer", optimizer)}
         plain = {"format": FORMAT, "step": step, "attempt": self._lease.number, **state}
-        name = f"step-{step:08d}-attempt-{self._lease.number:03d}"
+        name = files.checkpoint(step, self._lease.number)
         arguments = (name, tensors, plain, best)
         self._thread = threading.Thread(target=self._save, args=arguments, name="distrain-checkpoint")
         self._thread.start()
@@ -140,9 +137,9 @@ class Checkpoints:
 
     def _save(self, name: str, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], best: bool) -> None:
         try:
-            files = {f"{part}.safetensors": _safetensors(t) for part, t in tensors.items()}
-            files["state.json"] = [json.dumps(state, indent=1).encode()]
-            self._write_patiently(name, files)
+            contents = {f"{part}.safetensors": _safetensors(t) for part, t in tensors.items()}
+            contents["state.json"] = [json.dumps(state, indent=1).encode()]
+            self._write_patiently(name, contents)
         except BaseException as error:  # raised by the next check or wait, on the training thread
             self._error = error
             return
@@ -156,15 +153,15 @@ class Checkpoints:
         except OSError as error:
             self._news.put(f"warning: checkpoint {name} is saved, but older ones could not be cleaned up: {error}")
 
-    def _write_patiently(self, name: str, files: Mapping[str, Sequence[bytes | memoryview]]) -> None:
+    def _write_patiently(self, name: str, contents: Mapping[str, Sequence[bytes | memoryview]]) -> None:
         """Write a checkpoint, and again if that fails, for a while: storage may be full or away, and come back."""
         began = time.monotonic()
         end, pause = began + self._patience, 0.5
-        folder = f"{FOLDER}/{name}"
+        folder = f"{files.CHECKPOINTS}/{name}"
         while True:
             try:
                 manifest: dict[str, dict[str, Any]] = {}
-                for file, parts in files.items():
+                for file, parts in contents.items():
                     self._store.write(f"{folder}/{file}", *parts)
                     digest = hashlib.sha256()
                     for data in parts:
@@ -204,22 +201,22 @@ class Checkpoints:
             if name not in kept:
                 # The manifest goes first: half a checkpoint must not look like a whole one.
                 if self._whole(name):
-                    self._store.remove(f"{FOLDER}/{name}/{_MANIFEST}")
-                self._store.remove(f"{FOLDER}/{name}")
+                    self._store.remove(f"{files.CHECKPOINTS}/{name}/{_MANIFEST}")
+                self._store.remove(f"{files.CHECKPOINTS}/{name}")
 
     def _whole(self, name: str) -> bool:
-        return self._store.exists(f"{FOLDER}/{name}/{_MANIFEST}")
+        return self._store.exists(f"{files.CHECKPOINTS}/{name}/{_MANIFEST}")
 
 
 def write_best(store: Store, name: str, best: Mapping[str, Any]) -> None:
     """Name the best checkpoint."""
-    store.write(_BEST, json.dumps({"checkpoint": name, **best}).encode())
+    store.write(files.BEST, json.dumps({"checkpoint": name, **best}).encode())
 
 
 def best_name(store: Store) -> str | None:
     """The best checkpoint's name, where one is named."""
     try:
-        return str(json.loads(store.read(_BEST))["checkpoint"])
+        return str(json.loads(store.read(files.BEST))["checkpoint"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
@@ -233,7 +230,7 @@ def load_newest(store: Store) -> tuple[Loaded | None, list[str]]:
     problems: list[str] = []
     records = attempts(store)
     for step, attempt, name in reversed(_found(store)):
-        if superseded(records, attempt, step) or not store.exists(f"{FOLDER}/{name}/{_MANIFEST}"):
+        if superseded(records, attempt, step) or not store.exists(f"{files.CHECKPOINTS}/{name}/{_MANIFEST}"):
             continue
         try:
             return load(store, name), problems
@@ -253,7 +250,7 @@ def load(store: Store, name: str) -> Loaded:
     Raises:
         DamagedError: a file is missing, cut or changed.
     """
-    folder = f"{FOLDER}/{name}"
+    folder = f"{files.CHECKPOINTS}/{name}"
     try:
         manifest = json.loads(store.read(f"{folder}/{_MANIFEST}"))
         listed = {file: (int(entry["bytes"]), str(entry["sha256"])) for file, entry in manifest.items()}
@@ -310,4 +307,8 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
 
 def _found(store: Store) -> list[tuple[int, int, str]]:
     """(step, attempt, name) of everything that is named like a checkpoint, ascending."""
-    return sorted((int(m[1]), int(m[2]), name) for name in store.list(FOLDER) if (m := _NAME.fullmatch(name)))
+    return sorted(
+        (int(m[1]), int(m[2]), name)
+        for name in store.list(files.CHECKPOINTS)
+        if (m := files.CHECKPOINT_NAME.fullmatch(name))
+    )

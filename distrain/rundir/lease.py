@@ -8,7 +8,6 @@ import getpass
 import itertools
 import json
 import os
-import re
 import socket
 import threading
 import time
@@ -18,13 +17,12 @@ from typing import Any
 from distrain.data.storage.store import Store
 from distrain.distributed.process import is_dead_here, process_identity
 from distrain.errors import AttemptError, UserError
+from distrain.rundir import files
 
-FOLDER = "attempts"
 RENEWED_EVERY = 10.0
 """Seconds between two renewals of the owner's counter."""
 STILL_FOR = 30.0
 """Seconds for which the counter of a lost owner stands still, by a newcomer's clock."""
-_NAME = re.compile(r"(\d+)\.json")
 _NOT_FILLED = {"session": "", "who": "somebody", "process": "", "from_step": None, "counter": -1, "ended": False}
 
 
@@ -73,7 +71,7 @@ class Lease:
     def _write(self, **changes: Any) -> None:
         with self._lock:
             self._record |= changes
-            self._store.write(_file(self.number), json.dumps(self._record).encode())
+            self._store.write(files.attempt(self.number), json.dumps(self._record).encode())
 
     def _renew(self) -> None:
         while not self._closing.wait(RENEWED_EVERY):
@@ -103,7 +101,7 @@ def claim(store: Store, session: str, tell: Callable[[str], None]) -> Lease:
             continue
         record = {"session": session, **_self(), "from_step": None, "counter": 0, "ended": False}
         try:
-            store.create(_file(number + 1), json.dumps(record).encode())
+            store.create(files.attempt(number + 1), json.dumps(record).encode())
         except FileExistsError:  # somebody else was faster: look who it is
             continue
         return Lease(store, number + 1, record)
@@ -114,7 +112,7 @@ def attempts(store: Store) -> dict[int, dict[str, Any]]:
     records = {}
     for number in _numbers(store):
         try:
-            records[number] = json.loads(store.read(_file(number)))
+            records[number] = json.loads(store.read(files.attempt(number)))
         except ValueError:  # created, not yet filled
             records[number] = dict(_NOT_FILLED)
     return records
@@ -190,9 +188,5 @@ def _user() -> str:
         return f"user {os.getuid()}"
 
 
-def _file(number: int) -> str:
-    return f"{FOLDER}/{number:03d}.json"
-
-
 def _numbers(store: Store) -> list[int]:
-    return sorted(int(match[1]) for name in store.list(FOLDER) if (match := _NAME.fullmatch(name)))
+    return sorted(int(match[1]) for name in store.list(files.ATTEMPTS) if (match := files.ATTEMPT_NAME.fullmatch(name)))

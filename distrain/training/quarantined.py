@@ -12,8 +12,7 @@ from distrain.data.shards.dataset import Dataset
 from distrain.data.storage.store import Store
 from distrain.distributed.numerics import environment
 from distrain.distributed.world import World
-
-QUARANTINE = "quarantine.json"
+from distrain.rundir import files
 
 
 def recall(
@@ -42,9 +41,9 @@ def recall(
     keys = [f"{dataset.manifest.fingerprint} {decoder}" for dataset in sets]
     with ExitStack() as notes:
         with world.together():
-            if world.lead and store.exists(QUARANTINE):
+            if world.lead and store.exists(files.QUARANTINE):
                 with suppress(ValueError):  # a memory: what it no longer says is found out again
-                    known = json.loads(store.read(QUARANTINE))
+                    known = json.loads(store.read(files.QUARANTINE))
             for key, dataset in zip(keys, sets, strict=True):
                 own[key] = _judged(config, world, dataset, notes, alarm, told)
         merged: dict[str, dict[str, str]] = {}
@@ -57,7 +56,7 @@ def recall(
             dataset.bad.update({int(k): v for k, v in merged.get(key, {}).items()})
         with world.together():
             if world.lead and merged != known:
-                store.write(QUARANTINE, json.dumps(merged, indent=1).encode())
+                store.write(files.QUARANTINE, json.dumps(merged, indent=1).encode())
 
 
 def _judged(

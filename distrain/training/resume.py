@@ -15,7 +15,7 @@ from distrain.errors import AttemptError, RunError, UserError
 from distrain.monitor.sinks import Console
 from distrain.optim.optimizer import Optimizer
 from distrain.optim.schedule import Stall
-from distrain.rundir.checkpoint import FOLDER as CHECKPOINTS
+from distrain.rundir import files
 from distrain.rundir.checkpoint import Loaded, load_newest
 from distrain.rundir.lease import Lease, attempts, claim, failures
 from distrain.training.datasets import pack_built_in, val_fingerprint
@@ -34,7 +34,7 @@ def take_over(
     """
     store = patience.store
     nothing = UserError(f"there is no checkpoint to resume from in {store.name}: leave out --resume to start the run")
-    if must_resume and not patience(lambda: store.list(CHECKPOINTS)):
+    if must_resume and not patience(lambda: store.list(files.CHECKPOINTS)):
         raise nothing
     lease = stack.enter_context(patience(lambda: claim(store, world.session, console.event)))
     loaded, problems = patience(lambda: load_newest(store))

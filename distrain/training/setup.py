@@ -24,12 +24,13 @@ from distrain.monitor.sinks import Console, read_metrics
 from distrain.optim.accumulate import Accumulator
 from distrain.optim.optimizer import Optimizer
 from distrain.optim.schedule import Stall
+from distrain.rundir import files
 from distrain.rundir.checkpoint import digest, write_best
 from distrain.rundir.lease import Lease, attempts, restarts_and_resizes
-from distrain.rundir.record import Record
 from distrain.training.datasets import memory_warning, open_data, order_of, pin_data, val_fingerprint
 from distrain.training.hardware_check import agree, fingerprint
 from distrain.training.quarantined import recall
+from distrain.training.record import Record
 from distrain.training.resume import (
     Patience,
     check_hardware,
@@ -199,7 +200,7 @@ def setup(
     best = state["best"] if state else {}
     with world.together():
         if lease is not None:
-            patience(lambda: store.write("config.yaml", to_yaml(config).encode()))
+            patience(lambda: store.write(files.CONFIG, to_yaml(config).encode()))
             restarts, resizes = patience(lambda: restarts_and_resizes(attempts(store)))
             metrics.set("restarts", restarts)
             metrics.set("resizes", resizes)
@@ -259,7 +260,7 @@ def _reporter(
     attempt = world.gather(lease and lease.number)[0]
 
     def report(sentence: str, stacks: str) -> None:
-        name = f"stuck-attempt-{attempt:03d}-rank-{world.rank}.txt"
+        name = files.stuck(attempt, world.rank)
         alarm(f"rank {world.rank} hangs: {sentence}; all stacks are in {store.name}/{name}")
         store.write(name, f"{sentence}\n{stacks}".encode())
 

@@ -24,8 +24,8 @@ from distrain.errors import RunError, UserError
 from distrain.monitor.health import Watchdog
 from distrain.monitor.prometheus import GAUGES, HISTOGRAMS, TOTALS, Metrics
 from distrain.monitor.sinks import read_metrics
+from distrain.rundir.files import QUARANTINE
 from distrain.train import train
-from distrain.training.quarantined import QUARANTINE
 
 CPU = torch.device("cpu")
 

@@ -15,11 +15,9 @@ from distrain.data.storage.store import Store
 from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import Console, MetricsFile
 from distrain.monitor.trackers import followers
+from distrain.rundir import files
 from distrain.rundir.checkpoint import Checkpoints
 from distrain.rundir.lease import Lease
-
-BAD_SAMPLES = "bad_samples.jsonl"
-TARGETS = "targets.json"
 
 
 class Record:
@@ -60,9 +58,9 @@ class Record:
     def targets(self, found: Sequence[str]) -> None:
         """Write down where the metrics of each node are read, as Prometheus's file and HTTP discovery have it."""
         try:
-            self.store.write(TARGETS, json.dumps([{"targets": sorted(set(found)), "labels": {}}]).encode())
+            self.store.write(files.TARGETS, json.dumps([{"targets": sorted(set(found)), "labels": {}}]).encode())
         except OSError as error:
-            self._console.event(f"warning: {TARGETS} could not be written: {error}")
+            self._console.event(f"warning: {files.TARGETS} could not be written: {error}")
 
     def tell(self, record: Mapping[str, Any]) -> None:
         """Write a metrics record to the file, the metrics page, the trackers and the console."""
@@ -85,15 +83,15 @@ class Record:
         entries = ({"id": k, "where": dataset.describe(k), "reason": v} for k, v in sorted(bad.items()))
         try:
             self.lease.check()
-            self.store.write(BAD_SAMPLES, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+            self.store.write(files.BAD_SAMPLES, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
         except OSError as error:
-            self._console.event(f"warning: {BAD_SAMPLES} could not be written: {error}")
+            self._console.event(f"warning: {files.BAD_SAMPLES} could not be written: {error}")
         for k in new:
             self._console.event(f"bad sample {k} ({dataset.describe(k)}) counts for nothing: {bad[k]}")
 
     def evidence(self, step: int, found: Any) -> str:
         """Write down what a step that failed looked like; the file's name for a person."""
-        name = f"not-finite-step-{step:08d}.json"
+        name = files.not_finite(step)
         self.store.write(name, json.dumps(_plain(found), indent=1).encode())
         return f"{self.store.name}/{name}"
 

@@ -1,0 +1,34 @@
+"""One module names the files of a run directory, and the README says what is in each."""
+
+import re
+from pathlib import Path
+
+from distrain.rundir import files
+
+ROOT = Path(__file__).parents[2]
+FIXED = (files.CONFIG, files.BEST, files.TENSORBOARD, files.MLFLOW, files.TARGETS, files.BAD_SAMPLES, files.QUARANTINE)
+NUMBERED = (files.log("1"), files.stuck(1, 1), files.not_finite(1), f"{files.CHECKPOINTS}/{files.checkpoint(1, 1)}")
+
+
+def test_names_are_read_as_they_are_written():
+    assert files.METRICS_NAME.fullmatch(files.metrics(7))[1] == "007"
+    assert files.ATTEMPT_NAME.fullmatch(files.attempt(7).removeprefix(f"{files.ATTEMPTS}/"))[1] == "007"
+    assert files.CHECKPOINT_NAME.fullmatch(files.checkpoint(120, 3)).groups() == ("00000120", "003")
+
+
+def test_the_readme_says_what_is_in_each():
+    section = (ROOT / "README.md").read_text().partition("## What is in a run directory")[2]
+    rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    shown = {name.rstrip("/") for row in rows for name in re.findall(r"`(.*?)`", row)}
+    assert shown >= {*FIXED, files.metrics(1), files.attempt(1)}
+    assert shown >= {re.sub(r"(?<=-)\d+", "...", name) for name in NUMBERED}
+
+
+def test_no_other_module_names_them():
+    starts = [
+        *(set(FIXED) - {files.TENSORBOARD}),
+        *(re.split(r"\d", name)[0] + "{" for name in (*NUMBERED, files.metrics(1))),
+    ]
+    for path in (ROOT / "distrain").rglob("*.py"):
+        for name in starts if path.name != "files.py" else ():
+            assert f'"{name}' not in path.read_text(), f"{path} names {name}"
