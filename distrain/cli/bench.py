@@ -74,7 +74,7 @@ def data(config: Config, images: int) -> Found:
             yield Request(cursor, 0, order.ids(cursor, 0), 0)
 
     batches = max(1, images // batch)
-    sections: dict[str, Any] = {"data": config.data, "augment": config.augment, "seed": config.seed}
+    sections: dict[str, Any] = {"data": config.data, "augment": config.augment, "seed": config.seed, "run": "bench"}
     options: dict[str, Any] = {"batch": batch, "device": world.device, "augmented": True, "cores": world.cores}
     with Loader(dataset, dataset.manifest.statistics, requests(), **sections, **options) as loader:
         next(loader)

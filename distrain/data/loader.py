@@ -98,7 +98,7 @@ class Loader:
         data: Data,
         augment: Augment,
         seed: int,
-        run: str = "",
+        run: str,
         batch: int,
         device: torch.device,
         augmented: bool,

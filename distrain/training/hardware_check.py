@@ -53,6 +53,7 @@ def _first_samples(config: Config, world: World, dataset: Dataset) -> MicroBatch
         data=config.data,
         augment=config.augment,
         seed=config.seed,
+        run=str(config.run),
         batch=config.micro_batch,
         device=world.device,
         augmented=True,
