@@ -75,6 +75,7 @@ def _distrain(shards: str, *overrides: str) -> Iterator[Any]:
         data=config.data,
         augment=config.augment,
         seed=config.seed,
+        run="peers",
         **options,
     ) as loader:
         for batch in loader:

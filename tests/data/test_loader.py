@@ -194,7 +194,7 @@ def test_no_bit_depends_on_anything_else(request, narrow, name):
 
 def test_another_process_gets_the_same_bits(photographs, narrow, plain_environment):
     code = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from test_loader import *
 from distrain.config import parse
 schedule = {{"name": "constant", "lr": 1.0}}
