@@ -80,12 +80,11 @@ class Choice(Section):
         """Find a form by its name. Raises PydanticCustomError."""
         if isinstance(name, str) and ":" in name:
             return cls._form_elsewhere(name)
-        if name not in cls.forms:
-            known = ", ".join([*sorted(cls.forms), cls.elsewhere])
-            raise PydanticCustomError("no_choice", "must be one of {known}, not {found}", {
-                "known": known, "found": repr(name)
-            })  # fmt: skip
-        return cls.forms[name]
+        if isinstance(name, str) and name in cls.forms:
+            return cls.forms[name]
+        known = ", ".join([*sorted(cls.forms), cls.elsewhere])
+        found = {"known": known, "found": repr(name)}
+        raise PydanticCustomError("no_choice", "must be one of {known}, not {found}", found)
 
     @classmethod
     def members(cls) -> list[type[BaseModel]]:

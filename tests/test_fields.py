@@ -131,6 +131,7 @@ def test_a_schedule_has_no_default():
 
 def test_what_is_no_section_is_a_sentence():
     assert "loss: must be a section, not 'hinge'" in problems({**LEAST, "loss": "hinge"})
+    assert "package.module:Class, not ['hinge']" in problems({**LEAST, "loss": {"name": ["hinge"]}})
 
 
 def test_forms_of_ones_own_train_as_distrains_do(own, command, digits):
