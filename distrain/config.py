@@ -272,7 +272,8 @@ def result_defaults(config: Config) -> dict[str, Any]:
 
 def _result_leaves(config: Config) -> Iterator[tuple[str, FieldInfo]]:
     for key, _, info in leaves(config):
-        if isinstance(info.json_schema_extra, dict) and info.json_schema_extra["decides"] == "result":
+        marks = info.json_schema_extra
+        if not isinstance(marks, dict) or marks["decides"] == "result":  # a user's own form may leave fields unmarked
             yield key, info
 
 

@@ -4,9 +4,9 @@ import importlib
 import inspect
 import os
 import sys
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 
@@ -36,10 +36,10 @@ class Section(BaseModel):
 class Choice(Section):
     """A section that has several forms, of which a config names one.
 
-    A direct subclass is a kind of choice, such as the loss. Classes below it are its forms: one whose `name` is a
-    Literal is known by that name, as soon as it is imported; any other by `package.module:Class`. What a form has to
-    do stands in the abstract methods of its kind, so that none is forgotten. Reading a config loads no torch: forms
-    import it in their methods.
+    A direct subclass is a kind of choice, such as the loss. Classes below it are its forms: `class L1(Loss, name="l1")`
+    is known by that name as soon as it is imported, any other by `package.module:Class`. What a form has to do stands
+    in the abstract methods of its kind, so that none is forgotten. Reading a config loads no torch: forms import it in
+    their methods.
     """
 
     default: ClassVar[str | None] = None
@@ -48,17 +48,33 @@ class Choice(Section):
     """How a form is named that is not known by a name of its own."""
     forms: ClassVar[dict[str, type["Choice"]]]
     """By name; each kind has its own."""
+    own_name: ClassVar[str]
+    """What a config calls this form."""
 
     name: str = result()
-    """package.module:Class. [result]"""
+    """Which form. [result]"""
 
     @classmethod
-    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+    def __pydantic_init_subclass__(cls, *, name: str | None = None, **_: Any) -> None:
         if Choice in cls.__bases__:
             cls.forms = {}
-        for name in get_args(cls.model_fields["name"].annotation):
+        cls.own_name = name or f"{cls.__module__}:{cls.__qualname__}"
+        if name is not None:
             assert name not in cls.forms, f"two forms are named {name}"
             cls.forms[name] = cls
+
+    def __init_subclass__(cls, *, name: str | None = None, **_: Any) -> None:
+        super().__init_subclass__()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_named(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        name = value.get("name", cls.own_name)
+        if name != cls.own_name and ":" not in str(name):
+            raise ValueError(f"name is {cls.own_name}, not {name!r}: leave it out")
+        return {**value, "name": name}
 
     @classmethod
     def choose(cls, value: Any) -> Any:
@@ -102,9 +118,6 @@ class Choice(Section):
             raise PydanticCustomError("no_choice", "{found} {why}", {"found": name, "why": why})
         if inspect.isabstract(found):
             why = f"lacks {', '.join(sorted(found.__abstractmethods__))}: write what {cls.__name__} asks for"
-            raise PydanticCustomError("no_choice", "{found} {why}", {"found": name, "why": why})
-        if found.model_fields["name"].annotation is not str:
-            why = "has a name of its own: use that name, or remove the field from the class"
             raise PydanticCustomError("no_choice", "{found} {why}", {"found": name, "why": why})
         return found
 

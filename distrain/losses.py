@@ -28,11 +28,9 @@ class Loss(Choice):
         """Refuse what cannot be computed of so many classes. Raises UserError."""
 
 
-class CrossEntropy(Loss):
+class CrossEntropy(Loss, name="cross_entropy"):
     """-log softmax of the label's logit, averaged over the valid samples of the global batch."""
 
-    name: Literal["cross_entropy"] = result("cross_entropy")
-    """cross_entropy. [result]"""
     label_smoothing: float = result(0.0, ge=0, lt=1)
     """Share of the target that is spread over all classes alike (Szegedy et al. 2016, section 7). [result]"""
 
@@ -43,11 +41,9 @@ class CrossEntropy(Loss):
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
 
 
-class Hinge(Loss):
+class Hinge(Loss, name="hinge"):
     """A margin between the label's score and the others'."""
 
-    name: Literal["hinge"] = result("hinge")
-    """hinge. [result]"""
     form: Literal["weston_watkins", "crammer_singer", "binary"] = result("weston_watkins")
     """weston_watkins: the sum over all other classes (the multi-class SVM of lectures); crammer_singer: the worst other
     class alone; binary: max(0, margin - y s) with y = 1 or -1. [result]"""
@@ -112,11 +108,8 @@ class Distance(Loss):
         return self.of(outputs, one_hot).mean(1)
 
 
-class L1(Distance):
+class L1(Distance, name="l1"):
     """Mean absolute error."""
-
-    name: Literal["l1"] = result("l1")
-    """l1. [result]"""
 
     def of(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
         """|x|."""
@@ -125,11 +118,8 @@ class L1(Distance):
         return F.l1_loss(outputs, one_hot, reduction="none")
 
 
-class L2(Distance):
+class L2(Distance, name="l2"):
     """Mean squared error."""
-
-    name: Literal["l2"] = result("l2")
-    """l2. [result]"""
 
     def of(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
         """x^2."""
@@ -138,11 +128,9 @@ class L2(Distance):
         return F.mse_loss(outputs, one_hot, reduction="none")
 
 
-class SmoothL1(Distance):
+class SmoothL1(Distance, name="smooth_l1"):
     """x^2 / (2 threshold) where |x| is below it, else |x| - threshold / 2 (Girshick 2015)."""
 
-    name: Literal["smooth_l1"] = result("smooth_l1")
-    """smooth_l1. [result]"""
     threshold: float = result(1.0, gt=0)
     """Where quadratic becomes linear: beta. [result]"""
 
@@ -153,11 +141,9 @@ class SmoothL1(Distance):
         return F.smooth_l1_loss(outputs, one_hot, reduction="none", beta=self.threshold)
 
 
-class Huber(Distance):
+class Huber(Distance, name="huber"):
     """Smooth L1 times its threshold (Huber 1964)."""
 
-    name: Literal["huber"] = result("huber")
-    """huber. [result]"""
     threshold: float = result(1.0, gt=0)
     """Where quadratic becomes linear: delta. [result]"""
 

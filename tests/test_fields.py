@@ -9,7 +9,7 @@ import test_fake_gpu
 import yaml
 from safetensors.torch import load_file
 
-from distrain.config import Config, parse, parse_yaml, to_yaml
+from distrain.config import Config, parse, parse_yaml, result_fields, to_yaml
 from distrain.errors import UserError
 from distrain.losses import L1, Hinge, Loss
 from distrain.models.model import Model
@@ -195,14 +195,32 @@ def test_fields_of_a_form_of_ones_own_are_checked(own):
     text = problems({**LEAST, "loss": {"name": "own_losses:Scaled", "factor": -1.0, "factr": 2.0}})
     assert "loss.factor: input should be greater than 0, not -1.0" in text
     assert "unknown key loss.factr" in text
-    assert "distrain.losses:Hinge has a name of its own" in problems(
-        {**LEAST, "loss": {"name": "distrain.losses:Hinge"}}
-    )
 
 
 def test_two_forms_of_one_name_are_a_mistake_of_ours():
     with pytest.raises(AssertionError, match="two forms are named l1"):
-        type("Again", (L1,), {"__module__": __name__})
+
+        class Again(L1, name="l1"):
+            """Once more."""
+
+
+def test_a_form_may_be_made_of_another(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(
+        "from distrain.optim.sgd import SGD\n\n\nclass Calm(SGD):\n    momentum: float = 0.5\n"
+    )
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = parse({**LEAST, "optimizer": {"name": "own:Calm", "weight_decay": 0.1}}, "test")
+    assert (config.optimizer.name, config.optimizer.momentum, config.optimizer.weight_decay) == ("own:Calm", 0.5, 0.1)
+    assert parse_yaml(to_yaml(config), "test") == config
+    assert result_fields(config)["optimizer.momentum"] == 0.5, "a field without a mark decides the weights"
+    assert UpdateRule.forms["sgd"] is SGD
+    assert type(config.optimizer)().name == "own:Calm"
+
+
+def test_a_form_is_not_called_by_anothers_name():
+    with pytest.raises(ValueError, match="name is hinge, not 'l1': leave it out"):
+        Hinge(name="l1")
 
 
 def test_forms_are_made_in_python_too():

@@ -15,13 +15,10 @@ if TYPE_CHECKING:
     _Named = tuple[str, nn.Module]
 
 
-class AlexNet(OwnModel):
+class AlexNet(OwnModel, name="alexnet"):
     """One tower without response normalisation, as torchvision has it (Krizhevsky 2014): the same state dict."""
 
     min_crop = 63
-
-    name: Literal["alexnet"] = result("alexnet")
-    """alexnet. [result]"""
 
     def module(self, classes: int) -> "nn.Module":
         """Images (n, 3, h, w) to logits (n, classes)."""
@@ -65,7 +62,7 @@ class AlexNet(OwnModel):
             _bias(layer).uniform_(-bound, bound, generator=generator)
 
 
-class AlexNet2012(OwnModel):
+class AlexNet2012(OwnModel, name="alexnet2012"):
     """The two towers of 2012. The paper and the released source differ; each difference is a choice.
 
     Grouped convolutions: 60,965,224 parameters at 1,000 classes. As in the released source (layers-145), the last
@@ -75,8 +72,6 @@ class AlexNet2012(OwnModel):
 
     min_crop = 36
 
-    name: Literal["alexnet2012"] = result("alexnet2012")
-    """alexnet2012. [result]"""
     layers: Literal["source", "paper"] = result("source")
     """source: layer 1 is normalised before its ReLU, and layer 2 twice, over channels and over places; paper: ReLU,
     normalisation over channels, pooling in both. [result]"""
@@ -113,13 +108,11 @@ class AlexNet2012(OwnModel):
             _bias(layer).fill_(1.0 if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0)
 
 
-class AlexNetBN(OwnModel):
+class AlexNetBN(OwnModel, name="alexnet_bn"):
     """The two towers with batch normalisation in place of response normalisation."""
 
     min_crop = 36
 
-    name: Literal["alexnet_bn"] = result("alexnet_bn")
-    """alexnet_bn. [result]"""
     place: Literal["before_relu", "after_pool"] = result("before_relu")
     """before_relu: convolution, normalisation, ReLU, pooling (Ioffe and Szegedy 2015; Simon et al. 2016). after_pool:
     convolution, ReLU, pooling, normalisation, not after conv5 (the authors of LARS). [result]"""

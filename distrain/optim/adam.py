@@ -1,6 +1,6 @@
 """Adam."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from distrain.fields import result
 from distrain.optim.rule import Group, UpdateRule
@@ -9,11 +9,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Adam(UpdateRule):
+class Adam(UpdateRule, name="adam"):
     """Bias-corrected first and second moments (Kingma and Ba 2015, algorithm 1); decay coupled or decoupled."""
 
-    name: Literal["adam"] = result("adam")
-    """adam. [result]"""
     beta1: float = result(0.9, ge=0, lt=1)
     """Decay of the first moment. [result]"""
     beta2: float = result(0.999, ge=0, lt=1)

@@ -1,6 +1,6 @@
 """LARS: momentum SGD whose rate is scaled layer by layer."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from distrain.fields import result
 from distrain.optim.rule import Group, UpdateRule
@@ -10,15 +10,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class LARS(UpdateRule):
+class LARS(UpdateRule, name="lars"):
     """v <- momentum v + lr ratio (g + weight_decay w); w <- w - v (You, Gitman and Ginsburg 2017, algorithm 1).
 
     The ratio is each weight tensor's own; biases, and whatever else has one dimension, move as in SGD. Gradients are
     scaled, and the rest is left to SGD, in the paper's form.
     """
 
-    name: Literal["lars"] = result("lars")
-    """lars. [result]"""
     momentum: float = result(0.9, ge=0, lt=1)
     """Share of the velocity that each step keeps. [result]"""
     weight_decay: float = result(5e-4, ge=0)

@@ -7,7 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from distrain.fields import Choice, result
 
@@ -73,24 +73,19 @@ class Schedule(Choice):
         return self.lr * self.factor_at(Position(step, steps_per_epoch, fraction, drops))
 
 
-class Constant(Schedule):
+class Constant(Schedule, name="constant"):
     """One learning rate for the whole run."""
-
-    name: Literal["constant"] = result("constant")
-    """constant. [result]"""
 
     def factor_at(self, at: Position) -> float:
         """Always 1."""
         return 1.0
 
 
-class Step(Schedule):
+class Step(Schedule, name="step"):
     """A learning rate that drops by a factor at given epochs."""
 
     by_factors = True
 
-    name: Literal["step"] = result("step")
-    """step. [result]"""
     drop_epochs: tuple[int, ...] = result(strict=False)
     """Epochs (from 0, the warm-up counted) at whose start the rate drops. [result]"""
     factor: float = result(0.1, gt=0, le=1)
@@ -101,13 +96,11 @@ class Step(Schedule):
         return self.factor ** sum(at.step >= epoch * at.steps_per_epoch for epoch in self.drop_epochs)
 
 
-class Plateau(Schedule):
+class Plateau(Schedule, name="plateau"):
     """A learning rate that drops when the validation error stops improving (Krizhevsky et al. 2012, section 5)."""
 
     follows_validation = True
 
-    name: Literal["plateau"] = result("plateau")
-    """plateau. [result]"""
     patience: int = result(3, ge=1)
     """Epochs without more right validation samples than ever before, after which the rate drops. [result]"""
     drops: int = result(3, ge=1)
@@ -129,11 +122,9 @@ class Plateau(Schedule):
         return Stall(before.best, 0, (*before.drops, done))
 
 
-class Polynomial(Schedule):
+class Polynomial(Schedule, name="polynomial"):
     """lr (1 - t)^power, with t from 0 to 1 over the steps after the warm-up."""
 
-    name: Literal["polynomial"] = result("polynomial")
-    """polynomial. [result]"""
     power: float = result(1.0, gt=0)
     """1: linear; 2: as LARS's authors trained (You et al. 2017). [result]"""
 
@@ -142,24 +133,19 @@ class Polynomial(Schedule):
         return float((1 - at.fraction) ** self.power)
 
 
-class Cosine(Schedule):
+class Cosine(Schedule, name="cosine"):
     """Half a cosine from lr to 0 over the steps after the warm-up (Loshchilov and Hutter 2017)."""
-
-    name: Literal["cosine"] = result("cosine")
-    """cosine. [result]"""
 
     def factor_at(self, at: Position) -> float:
         """From 1 to 0."""
         return (1 + math.cos(math.pi * at.fraction)) / 2
 
 
-class Geometric(Schedule):
+class Geometric(Schedule, name="geometric"):
     """Equal drops after equal times, over the steps after the warm-up (the best of Krizhevsky's own diary)."""
 
     by_factors = True
 
-    name: Literal["geometric"] = result("geometric")
-    """geometric. [result]"""
     drops: int = result(3, ge=1)
     """How often the rate drops: the run has one level more. [result]"""
     total: float = result(250.0, gt=1)

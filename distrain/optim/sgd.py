@@ -13,11 +13,9 @@ if TYPE_CHECKING:
 VELOCITY = "momentum_buffer"
 
 
-class SGD(UpdateRule):
+class SGD(UpdateRule, name="sgd"):
     """Momentum SGD with weight decay, in torch's form or the paper's (Sutskever 2013; Krizhevsky 2012)."""
 
-    name: Literal["sgd"] = result("sgd")
-    """sgd. [result]"""
     form: Literal["torch", "paper"] = result("torch")
     """torch: v <- momentum v + g + decay w; w <- w - lr v. paper: v <- momentum v - lr (g + decay w); w <- w + v
     (Krizhevsky et al. 2012, section 5). They differ where the rate changes: the paper's velocity keeps the old one.
