@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from distrain.data.config import Augment, Data
 from distrain.data.storage.url import without_secret
@@ -262,9 +263,9 @@ def result_fields(config: Config) -> dict[str, Any]:
 
 
 def result_defaults(config: Config) -> dict[str, Any]:
-    """The defaults of those of them that have one, as JSON values."""
+    """The defaults of the result fields, where they have one, as JSON values."""
     return {
-        key: list(info.default) if isinstance(info.default, tuple) else info.default
+        key: to_jsonable_python(info.get_default(call_default_factory=True, validated_data={}))
         for key, info in _result_leaves(config)
         if not info.is_required()
     }
@@ -273,7 +274,8 @@ def result_defaults(config: Config) -> dict[str, Any]:
 def _result_leaves(config: Config) -> Iterator[tuple[str, FieldInfo]]:
     for key, _, info in leaves(config):
         marks = info.json_schema_extra
-        if not isinstance(marks, dict) or marks["decides"] == "result":  # a user's own form may leave fields unmarked
+        # A user's own form may leave fields unmarked: they decide.
+        if not isinstance(marks, dict) or marks.get("decides", "result") == "result":
             yield key, info
 
 
@@ -322,17 +324,29 @@ def _sentence(error: dict[str, Any], tree: dict[str, Any]) -> str:
             assert isinstance(kind, type)
             assert issubclass(kind, Choice)
             return f"{path[0]} {tree[path[0]].get('name', kind.default)} does not use {key}: remove it"
+        known = _keys_of_own_form(path[0], tree) + known
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         near = near or [k for k in known if k.split(".")[-1] == path[-1]][:1]
         return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
     if error["type"] == "no_choice":
         return f"{key}.name: {error['msg']}"
+    if error["type"] == "no_section":
+        return f"{key}: {error['msg']}"
     if error["type"] == "missing":
         return f"{key} is missing"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{key}: {message}"
     return f"{key}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
+
+
+def _keys_of_own_form(section: str, tree: dict[str, Any]) -> list[str]:
+    """All dotted keys of the form that a tree names in a section, known or not; none if it is no choice."""
+    info = Config.model_fields.get(section)
+    if info is None or not isinstance(info.annotation, type) or not issubclass(info.annotation, Choice):
+        return []
+    form = info.annotation.named(tree[section].get("name", info.annotation.default))
+    return [f"{section}.{key}" for key in _keys(form)]
 
 
 def _keys(section: type[BaseModel]) -> list[str]:

@@ -60,7 +60,9 @@ class Choice(Section):
             cls.forms = {}
         cls.own_name = name or f"{cls.__module__}:{cls.__qualname__}"
         if name is not None:
-            assert name not in cls.forms, f"two forms are named {name}"
+            before = cls.forms.get(name, cls)  # the same class once more, if its module is imported again
+            place = cls.__module__, cls.__qualname__
+            assert (before.__module__, before.__qualname__) == place, f"two forms are named {name}"
             cls.forms[name] = cls
 
     def __init_subclass__(cls, *, name: str | None = None, **_: Any) -> None:
@@ -72,8 +74,10 @@ class Choice(Section):
         if not isinstance(value, dict):
             return value
         name = value.get("name", cls.own_name)
-        if name != cls.own_name and ":" not in str(name):
+        if name != cls.own_name and (":" not in str(name) or ":" not in cls.own_name):
             raise ValueError(f"name is {cls.own_name}, not {name!r}: leave it out")
+        if str(name).startswith("__main__:") or "<locals>" in str(name):
+            raise ValueError(f"{name} cannot be imported by other processes: define it at the top of a module")
         return {**value, "name": name}
 
     @classmethod
@@ -89,7 +93,8 @@ class Choice(Section):
         if not isinstance(value, dict):
             raise PydanticCustomError("no_section", "must be a section, not {found}", {"found": repr(value)})
         name = value.get("name", cls.default)
-        return cls.named(name).model_validate({**value, "name": name})
+        form = cls.named(name)
+        return form.model_validate({**value, "name": name if ":" in form.own_name else form.own_name})
 
     @classmethod
     def named(cls, name: Any) -> type["Choice"]:

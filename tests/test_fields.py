@@ -9,7 +9,7 @@ import test_fake_gpu
 import yaml
 from safetensors.torch import load_file
 
-from distrain.config import Config, parse, parse_yaml, result_fields, to_yaml
+from distrain.config import Config, parse, parse_yaml, result_defaults, result_fields, to_yaml
 from distrain.errors import UserError
 from distrain.losses import L1, Hinge, Loss
 from distrain.models.model import Model
@@ -51,7 +51,7 @@ class HeavyBall(UpdateRule):
     def update(self, group, lr, change):
         for p, gradient, velocity in zip(group.parameters, group.gradients, group.state["velocity"]):
             velocity.mul_(self.keep).add_(gradient)
-            p.sub_(lr * velocity)
+            p.sub_(lr * (velocity + group.weight_decay * p))
 ''',
     "own_schedules": '''
 from distrain.optim.schedule import Schedule
@@ -130,7 +130,7 @@ def test_a_schedule_has_no_default():
 
 
 def test_what_is_no_section_is_a_sentence():
-    assert "loss: must be a section, not 'hinge'" in problems({**LEAST, "loss": "hinge"})
+    assert problems({**LEAST, "loss": "hinge"}).endswith("loss: must be a section, not 'hinge'")
     assert "package.module:Class, not ['hinge']" in problems({**LEAST, "loss": {"name": ["hinge"]}})
 
 
@@ -194,7 +194,7 @@ def test_a_form_of_ones_own_that_is_none_is_a_sentence(tmp_path, monkeypatch, se
 def test_fields_of_a_form_of_ones_own_are_checked(own):
     text = problems({**LEAST, "loss": {"name": "own_losses:Scaled", "factor": -1.0, "factr": 2.0}})
     assert "loss.factor: input should be greater than 0, not -1.0" in text
-    assert "unknown key loss.factr" in text
+    assert "unknown key loss.factr; did you mean loss.factor?" in text
 
 
 def test_two_forms_of_one_name_are_a_mistake_of_ours():
@@ -216,6 +216,30 @@ def test_a_form_may_be_made_of_another(tmp_path, monkeypatch):
     assert result_fields(config)["optimizer.momentum"] == 0.5, "a field without a mark decides the weights"
     assert UpdateRule.forms["sgd"] is SGD
     assert type(config.optimizer)().name == "own:Calm"
+
+
+def test_fields_of_a_form_of_ones_own_may_be_marked_in_any_way(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(
+        "from pydantic import Field\nfrom distrain.losses import CrossEntropy\n\n\nclass Odd(CrossEntropy):\n"
+        "    plain: list = Field(default_factory=list)\n    other: float = Field(2.0, json_schema_extra={'x': 1})\n"
+    )
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = parse({**LEAST, "loss": {"name": "own:Odd", "plain": [1]}}, "test")
+    assert {"loss.plain": [1], "loss.other": 2.0}.items() <= result_fields(config).items()
+    assert {"loss.plain": [], "loss.other": 2.0}.items() <= result_defaults(config).items()
+
+
+def test_distrains_own_by_its_place_has_its_own_name():
+    assert parse({**LEAST, "loss": {"name": "distrain.losses:Hinge"}}, "test").loss == Hinge()
+
+
+def test_a_form_that_no_other_process_can_import_is_refused():
+    class Local(L1):
+        """Inside of a function."""
+
+    with pytest.raises(ValueError, match="cannot be imported by other processes"):
+        Local()
 
 
 def test_a_form_is_not_called_by_anothers_name():

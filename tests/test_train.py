@@ -507,8 +507,8 @@ def test_the_rate_drops_when_validation_stalls(narrow, console, digits):
     )
     told = [e for e in console.events if "stalled" in e]
     assert told == [
-        "validation has stalled: the learning rate is 1e-10 now",
-        "validation has stalled: the learning rate is 1e-11 now",
+        "validation has stalled for 1 epoch: the learning rate is 1e-10 now",
+        "validation has stalled for 1 epoch: the learning rate is 1e-11 now",
     ]
 
 

@@ -53,7 +53,7 @@ def submit(
     address: Address = LOCAL,
     workers: Annotated[str | None, typer.Option(metavar="N|MIN-MAX", help="Ranks.")] = None,
     files: Annotated[
-        list[Path] | None, typer.Option("--with", help="Python file or folder to send along, for an own model.")
+        list[Path] | None, typer.Option("--with", help="Python file or folder to send along, for an own model or loss.")
     ] = None,
     job: Annotated[str | None, typer.Option("--id", help="Id of the job; without, it follows from the run.")] = None,
     follow: Follow = False,
@@ -68,6 +68,9 @@ def submit(
     --with names; on Kubernetes distrain is in the image, on Slurm in this environment, which all nodes share.
     """
     from distrain.config import load, workers_override
+
+    # What is sent lies beside each other on the cluster: here, too, a loss of one's own is found there.
+    sys.path.extend(str(file.absolute().parent) for file in files or [])
 
     settings = load(config, [*(overrides or []), *workers_override(workers)])
     _submit(Wanted(settings, files or [], job, False), Target(to, address, template, namespace), follow, dry_run)

@@ -70,7 +70,7 @@ def manifests(
     Args:
         config: the run; its paths must mean the same in all pods.
         template: the site's file, with one RayJob.
-        files: Python files, or folders of such, for a model of one's own.
+        files: Python files, or folders of such, for a model, loss, optimizer or schedule of one's own.
         job: the RayJob's name; None: one that follows from the run.
         namespace: where it belongs; None: where the template says.
         must_resume: it is a mistake if there is no checkpoint.

@@ -42,7 +42,7 @@ def request(
 
     Args:
         config: the run; its paths must mean the same on all nodes.
-        files: Python files, or folders of such, to send along, for a model of one's own.
+        files: Python files, or folders of such, to send along, for a model, loss, optimizer or schedule of one's own.
         job: the submission id; None: one that follows from the run.
         must_resume: it is a mistake if there is no checkpoint.
 
@@ -74,7 +74,7 @@ def request(
 def job_id(config: Config) -> str:
     """The id of a run's job where none is given: the same run has the same."""
     name = str(config.run).rstrip("/").rpartition("/")[2]
-    decides = hashlib.sha256(json.dumps([config.run, result_fields(config)]).encode()).hexdigest()
+    decides = hashlib.sha256(json.dumps([config.run, result_fields(config)], sort_keys=True).encode()).hexdigest()
     return f"{name}-{decides[:8]}"
 
 

@@ -70,7 +70,8 @@ def run_rank(order: dict[str, Any]) -> dict[str, Any]:
     Raises:
         AttemptError: another attempt may go on. Ray replaces all ranks then.
     """
-    config = parse(order["config"], "the config")
+    tree = order["config"]
+    stall, run = float(tree["cluster"]["stall"]), str(tree["run"])
     share: Share = order["share"]
     mailbox, context = order["mailbox"], ray.train.get_context()
     console = RemoteConsole(mailbox)
@@ -80,15 +81,15 @@ def run_rank(order: dict[str, Any]) -> dict[str, Any]:
         context.get_world_size(),
         broadcast_from_rank_zero,
         address=ray.util.get_node_ip_address(),
-        timeout=group_timeout(config.cluster.stall),
+        timeout=group_timeout(stall),
         cores=share.cpus,
         session=order["session"],
-        saved=_pointer(Store(str(config.run)).name),
+        saved=_pointer(Store(run).name),
         wanted=share.most,
     )
     try:
         with ExitStack() as stack:
-            limit = max(config.cluster.stall, _FORMING)
+            limit = max(stall, _FORMING)
             with Watchdog(limit, _forming(console, context.get_world_rank())) as forming:  # NCCL waits without an end
                 forming.at("the forming of the worker group", waiting=True)
                 world = stack.enter_context(joining)
@@ -98,6 +99,8 @@ def run_rank(order: dict[str, Any]) -> dict[str, Any]:
                 mailbox.put.remote("formed", (places, ray.util.get_current_placement_group()))
                 _set_when(world, lambda: ray.get(mailbox.stopped.remote(order["fit"])))
             _set_when(world, lambda: _notified.wait(60.0))
+            with world.together():  # a loss of the user's own may be missing on this host alone
+                config = parse(tree, "the config")
             summary = train(
                 config, world, console, must_resume=order["must_resume"], other_hardware=order["other_hardware"]
             )

@@ -38,7 +38,7 @@ def script(
     Args:
         config: the run; its paths must mean the same on all nodes.
         template: the site's script, with a place marked by `# distrain: begin` and `# distrain: end`.
-        files: Python files, or folders of such, for a model of one's own; on a disk that all nodes share.
+        files: Python files, or folders of such, for a model or loss of one's own; on a disk that all nodes share.
         job: its name; None: one that follows from the run.
         must_resume: it is a mistake if there is no checkpoint.
 

@@ -35,9 +35,9 @@ def imported(name: str, options: Mapping[str, Any], classes: int, seed: int) -> 
             raise UserError(f"model {name} cannot be made: {described(error)}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"model {name} returned a {type(model).__name__}: it must return an nn.Module")
-    for name, p in model.named_parameters():
+    for key, p in model.named_parameters():
         if p.dtype != torch.float32:
-            raise UserError(f"model {name}: parameter {name} is {p.dtype}: it must be torch.float32")
+            raise UserError(f"model {name}: parameter {key} is {p.dtype}: it must be torch.float32")
     _replace(model, name)
     return model.train()
 

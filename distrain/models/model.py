@@ -18,7 +18,7 @@ class Model(Choice):
     default = "alexnet"
     elsewhere = "torchvision:NAME, package.module:callable"
     min_crop: ClassVar[int] = 1
-    """The least side of an image in pixels that it can take, as far as that is known without it."""
+    """The least side of an image in pixels that it can take, where it is known without building the network."""
 
     @abstractmethod
     def outline(self, classes: int) -> "nn.Module":

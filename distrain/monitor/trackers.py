@@ -15,7 +15,6 @@ from distrain.errors import UserError
 from distrain.monitor.config import Log
 from distrain.rundir import files
 
-"""The file of the run directory that has the id of the run at the MLflow server: a resumed run goes on there."""
 _EXPERIMENT = "distrain"
 # Seconds for which the end of a run waits for a tracker.
 _LAST = 30.0

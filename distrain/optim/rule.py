@@ -66,11 +66,11 @@ class UpdateRule(Choice):
 
     @abstractmethod
     def update(self, group: Group, lr: "Tensor", change: float) -> None:
-        """Move the parameters of a group, and its state, in place.
+        """Move the parameters of a group, and its state, in place; `group.weight_decay` is the rule's to apply.
 
         Args:
             group: what to move.
-            lr: the group's rate, a float32 scalar on the device; 0 must leave the weights alone.
+            lr: the group's rate, a float32 scalar on the device; 0 where the weights have to stay.
             change: this step's rate over the last one's.
         """
 

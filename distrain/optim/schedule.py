@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from distrain.errors import UserError
 from distrain.fields import Choice, result
 
 
@@ -52,7 +53,7 @@ class Schedule(Choice):
 
     @abstractmethod
     def factor_at(self, at: Position) -> float:
-        """What `lr` is multiplied by at a step after the warm-up."""
+        """What `lr` is multiplied by at a step after the warm-up: finite and above 0."""
 
     def observe(self, before: Stall, done: int, right: int) -> Stall:
         """What is known after one more evaluation, of a schedule that follows validation.
@@ -65,12 +66,23 @@ class Schedule(Choice):
         return before
 
     def rate(self, step: int, steps_per_epoch: int, steps: int, drops: Sequence[int] = ()) -> float:
-        """The learning rate of the run's step number `step` (from 0) of `steps`; `drops` are those of its `Stall`."""
+        """The learning rate of the run's step number `step` (from 0) of `steps`; `drops` are those of its `Stall`.
+
+        Raises:
+            UserError: it is 0, negative or not finite.
+        """
         warmup = round(self.warmup_epochs * steps_per_epoch)
         if step < warmup:
             return self.lr * (step + 1) / warmup
         fraction = (step - warmup) / max(1, steps - warmup)
-        return self.lr * self.factor_at(Position(step, steps_per_epoch, fraction, drops))
+        rate = self.lr * self.factor_at(Position(step, steps_per_epoch, fraction, drops))
+        if not 0 < rate < math.inf:
+            raise UserError(f"schedule {self.name} has a rate of {rate} at step {step}: it must be finite and above 0")
+        return rate
+
+    def reason(self) -> str:
+        """Why a schedule that follows validation has lowered the rate."""
+        return "validation has stalled"
 
 
 class Constant(Schedule, name="constant"):
@@ -111,6 +123,10 @@ class Plateau(Schedule, name="plateau"):
     def factor_at(self, at: Position) -> float:
         """A power of the factor."""
         return float(self.factor ** sum(at.step >= drop for drop in at.drops))
+
+    def reason(self) -> str:
+        """For how long nothing improved."""
+        return f"validation has stalled for {self.patience} epoch{'s' * (self.patience > 1)}"
 
     def observe(self, before: Stall, done: int, right: int) -> Stall:
         """Count an epoch, and drop when there were enough of them."""

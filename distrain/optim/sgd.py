@@ -41,17 +41,17 @@ class SGD(UpdateRule, name="sgd"):
         return (VELOCITY,) if self.momentum else ()
 
     def update(self, group: Group, lr: "Tensor", change: float) -> None:
-        """As the form says."""
+        """As the form says.
+
+        The paper's velocity contains the rate, torch's does not: to keep the paper's share, momentum is divided by this
+        step's rate over the last one's.
+        """
         momentum = self.momentum / change if self.form == "paper" else self.momentum
         momentum_step(group, lr, momentum=momentum, weight_decay=group.weight_decay, nesterov=self.nesterov)
 
 
 def momentum_step(group: Group, lr: "Tensor", *, momentum: float, weight_decay: float, nesterov: bool = False) -> None:
-    """v <- momentum v + g + weight_decay w; w <- w - lr v, by torch's fused kernel.
-
-    Its velocity has no rate in it. One that has is -lr times this one, so that the share of it that a step keeps is
-    `momentum / change` of this one's, with this step's rate over the last one's.
-    """
+    """v <- momentum v + g + weight_decay w; w <- w - lr v, by torch's fused kernel."""
     from torch.optim.sgd import sgd
 
     sgd(

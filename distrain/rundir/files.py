@@ -8,16 +8,17 @@ BEST = f"{CHECKPOINTS}/best.json"
 ATTEMPTS = "attempts"
 TENSORBOARD = "tensorboard"
 MLFLOW = "mlflow.txt"
+"""The id of the run at the MLflow server, for a resume."""
 TARGETS = "targets.json"
 BAD_SAMPLES = "bad_samples.jsonl"
 QUARANTINE = "quarantine.json"
 
 METRICS_NAME = re.compile(r"metrics-(\d+)\.jsonl")
-"""The attempt is its group."""
+"""Group 1 is the attempt."""
 ATTEMPT_NAME = re.compile(r"(\d+)\.json")
-"""Inside `ATTEMPTS`; the attempt is its group."""
+"""Inside `ATTEMPTS`; group 1 is the attempt."""
 CHECKPOINT_NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
-"""Inside `CHECKPOINTS`; step and attempt are its groups."""
+"""Inside `CHECKPOINTS`; groups 1 and 2 are step and attempt."""
 
 
 def metrics(attempt: int) -> str:

@@ -103,8 +103,8 @@ def check_plateau(config: Config, val: Dataset | None, state: Mapping[str, Any])
     """Raises UserError where the plateau schedule would compare counts of two validation sets."""
     if config.schedule.follows_validation and state["val"] != val_fingerprint(val):
         raise UserError(
-            f"{config.run} was trained with another validation set, whose counts its plateau schedule follows: "
-            "use that one (data.val), or start afresh with run=..."
+            f"{config.run} was trained with another validation set, whose counts its "
+            f"{config.schedule.name} schedule follows: use that one (data.val), or start afresh with run=..."
         )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from distrain.config import Config
 from distrain.data.loader import MicroBatch
+from distrain.errors import UserError
 from distrain.models.layers import batch_norms, flat_moments, micro_step
 
 
@@ -22,14 +23,24 @@ class Forward(NamedTuple):
 
 
 def forward(config: Config, model: nn.Module, step: int, batch: MicroBatch) -> Forward:
-    """Logits and loss of a micro-batch."""
+    """Logits and loss of a micro-batch.
+
+    Raises:
+        UserError: a loss of the user's own does not have one value per sample.
+    """
     with (
         micro_step(config.seed, step, batch.virtual_worker) as now,
         autocast(config, batch.images.device),
     ):
         logits: Tensor = model(batch.images)
     logits = logits.float()
-    loss = (config.loss(logits, batch.labels) * batch.weights).sum()
+    losses = config.loss(logits, batch.labels)
+    if losses.shape != batch.labels.shape:
+        raise UserError(
+            f"loss {config.loss.name} makes {tuple(losses.shape)} of {len(batch.labels)} samples: it must make one "
+            "value per sample, without a reduction"
+        )
+    loss = (losses * batch.weights).sum()
     return Forward(logits, loss, flat_moments(batch_norms(model), now, loss.device))
 
 

@@ -60,7 +60,7 @@ def watch(job: Job, done: int, right: int) -> None:
     if done > round(schedule.warmup_epochs * job.order.steps):
         job.plateau = schedule.observe(before, done, right)
     if len(job.plateau.drops) > len(before.drops):
-        job.console.event(f"validation has stalled: the learning rate is {job.rate(done):.4g} now")
+        job.console.event(f"{schedule.reason()}: the learning rate is {job.rate(done):.4g} now")
 
 
 def score_of(job: Job, dataset: Dataset) -> Score:

@@ -95,7 +95,7 @@ def test_frozen_parameters_are_not_trained():
         ("torchvision:swin_t", "draws from a global random generator"),
         ("own_models:Counting", "changes its buffer calls"),
         ("own_models:Idle", "the logits do not depend on idle.weight, idle.bias"),
-        ("own_models:Double", "parameter conv.weight is torch.float64"),
+        ("own_models:Double", "model own_models:Double: parameter conv.weight is torch.float64"),
         ("own_models:TwiceNormed", "used twice in one forward"),
         ("torch.nn:Identity", "has no parameter to train"),
         ("torch.nn:Flatten", "cannot be made|has no parameter"),

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from distrain.optim.schedule import Constant, Cosine, Geometric, Plateau, Polynomial, Stall, Step
+from distrain.errors import UserError
+from distrain.optim.schedule import Constant, Cosine, Geometric, Plateau, Polynomial, Schedule, Stall, Step
 
 
 def rates(schedule, steps=100, steps_per_epoch=10):
@@ -81,3 +82,16 @@ def test_plateau_is_a_function_of_its_drops():
     schedule = Plateau(lr=2.0, factor=0.5, warmup_epochs=1.0)
     found = [schedule.rate(s, 10, 100, (30, 70)) for s in (0, 9, 29, 30, 69, 70, 99)]
     assert found == pytest.approx([0.2, 2.0, 2.0, 1.0, 1.0, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.nan, math.inf])
+def test_a_rate_that_is_none_is_refused(factor):
+    class Own(Constant, name="own"):
+        """Of a user's."""
+
+        def factor_at(self, at):
+            return factor
+
+    with pytest.raises(UserError, match="schedule own has a rate of .* at step 3: it must be finite and above 0"):
+        Own(lr=0.1).rate(3, 10, 100)
+    del Schedule.forms["own"]

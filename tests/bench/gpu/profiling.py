@@ -30,7 +30,7 @@ class Step:
     """A training step on images that are there."""
 
     def __init__(self, case: Case, workers: int) -> None:
-        """Use it under `numerics` of the case's config."""
+        """Use it under `numerics` of the case."""
         batch = case.batch
         self._workers = workers
         self._gradients = MicroBatch(case)
