@@ -246,7 +246,7 @@ def _tell(console: "Console", summary: "Summary", arguments: list[str]) -> None:
             "To start afresh, name another run directory: run=..."
         )
     elif summary.status == "stopped":
-        # A job is gone on with by whoever submitted it: see cli/jobs.py.
+        # Who submitted a job resumes it: see cli/jobs.py.
         command = shlex.join(["distrain", "train", *arguments])
         to_go_on = "" if "DISTRAIN_CONSOLE" in os.environ else f"; to go on: {command}"
         console.event(f"stopped and saved after step {summary.step} of {summary.steps}{to_go_on}")

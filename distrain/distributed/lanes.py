@@ -72,6 +72,6 @@ def _prepare(threads: int, device: torch.device) -> None:
 
 
 def lanes_for(world: World, virtual_workers: int, lanes: int | None) -> int:
-    """How many of the run's virtual workers a rank computes side by side: `lanes`, or what the device is good for."""
+    """Count the virtual workers that a rank computes side by side: `lanes`, or one per core, or 1 on a GPU."""
     default = 1 if world.device.type == "cuda" else world.cores
     return max(1, min(lanes or default, len(world.hosted(virtual_workers))))

@@ -4,7 +4,6 @@ Counters count work that was done, recomputed steps included; `distrain_step` is
 label `run`, the name of the run directory; `rank` and `node` stand only where they name a straggler.
 """
 
-import math
 import os
 import resource
 import socket
@@ -20,7 +19,6 @@ import torch
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from distrain import __version__
 from distrain.data.storage.store import Counts, redacted
@@ -28,13 +26,12 @@ from distrain.distributed.world import World
 from distrain.monitor import config as settings
 from distrain.monitor.endpoint import Node
 from distrain.monitor.health import Watchdog
+from distrain.monitor.norms import Norms
 
 _ARRIVAL = "arrival"
 """From the begin of a step until this rank comes to its reduction: no phase of its own, it spans several."""
 # What a GPU does behind the back of the thread that asks for it.
 _ON_DEVICE = ("transfer", "forward", "backward", "reduction", "optimizer", _ARRIVAL)
-# Copies of and passes over all weights, in which no lane computes: seconds between two. Prometheus asks as often.
-_NORMS_EVERY = 15.0
 # On a GPU one step of so many is timed, and counts for all: events cost the thread that launches kernels. Few log steps
 # are as far apart: a step after one finds the GPU without work, and takes longer.
 _TIMED_EVERY, _FIRST_TIMED = 11, 5
@@ -146,8 +143,7 @@ class Metrics:
         self._stores: dict[str, Counts] = {}
         self._depths: Callable[[], Mapping[str, int]] = dict
         self._watchdog: Watchdog | None = None
-        self._normed, self._kept = -math.inf, list[Tensor]()
-        self._gradient_norm: Tensor | float = 0.0
+        self._norms = Norms()
         self._nvml, self._tell = True, tell
         registry = CollectorRegistry()
         self._histograms = {
@@ -285,27 +281,15 @@ class Metrics:
             for name in ("images_per_second", "bad_samples"):
                 self.set(name, record[name])
 
-    @torch.no_grad()
     def keep(self, parameters: Sequence[Tensor]) -> None:
-        """Copy the parameters before a step, for `norms`: on the lead, once in a while, if anybody can read them.
+        """Before a step: measure its norms, on the lead, if anybody can read them."""
+        if self._lead and self._node is not None:
+            self._norms.before_step(parameters)
 
-        The gradient's norm is taken here, without waiting for it: clipping and LARS change the gradient in place.
-        """
-        if self._lead and self._node is not None and time.monotonic() - self._normed > _NORMS_EVERY:
-            self._kept = [p.detach().clone() for p in parameters]
-            self._gradient_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-
-    @torch.no_grad()
     def norms(self, parameters: Sequence[Tensor]) -> None:
-        """Norms of gradient, weights, and what the step changed, if the parameters before it were kept."""
-        if not self._kept:
-            return
-        self._normed, kept, self._kept = time.monotonic(), self._kept, []
-        changes = [p - old for p, old in zip(parameters, kept, strict=True)]
-        weight, change = (float(get_total_norm(tensors)) for tensors in (parameters, changes))
-        self.set("gradient_norm", float(self._gradient_norm))
-        self.set("weight_norm", weight)
-        self.set("update_ratio", change / weight if weight else 0.0)
+        """At a sync point after the step: set its norms, if they were measured."""
+        for name, value in self._norms.after_step(parameters).items():
+            self.set(name, value)
 
     def saved(self, seconds: float, size: int) -> None:
         """A checkpoint is whole. Called in the background."""

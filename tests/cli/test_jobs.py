@@ -84,3 +84,18 @@ def test_an_image_of_another_version_is_a_sentence(distrain, recipe, monkeypatch
     code, _, err = distrain("train", recipe)
     assert code == 2
     assert "error: the job was submitted by distrain 0.0.9, and its image has 0.1.0: use an image of 0.0.9" in err
+
+
+def test_a_loss_that_is_sent_along_is_found_here_too(distrain, recipe, tmp_path, monkeypatch):
+    """Where it is checked; its folder need not be the one in which the command is typed."""
+    (tmp_path / "elsewhere").mkdir()
+    own = tmp_path / "elsewhere/sent_losses.py"
+    own.write_text("from distrain.losses import CrossEntropy\n\n\nclass Mine(CrossEntropy):\n    pass\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    settings = (recipe, "loss.name=sent_losses:Mine", "--dry-run", "--to=kuberay", f"--template={TEMPLATES['kuberay']}")
+    code, _, err = distrain("submit", *settings)
+    assert code == 2
+    assert "sent_losses:Mine cannot be imported" in err
+    code, out, err = distrain("submit", *settings, f"--with={own}")
+    assert (code, err) == (0, "")
+    assert "class Mine(CrossEntropy)" in out

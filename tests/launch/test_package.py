@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from distrain.config import load, to_yaml
+from distrain.config import load, result_fields, to_yaml
 from distrain.errors import UserError
 from distrain.launch import package
 from distrain.launch.package import request
@@ -110,3 +110,9 @@ def test_a_dry_run_prints_what_would_be_sent_and_needs_no_ray(config, tmp_path):
     wanted = {name: hashlib.sha256(data).hexdigest() for name, data in found.files.items()}
     assert {line.split()[2]: line.split()[1] for line in lines[:-1]} == wanted
     assert hashlib.sha256(found.archive).hexdigest() in lines[-1]
+
+
+def test_the_id_of_a_job_does_not_depend_on_the_order_of_fields(narrow, monkeypatch):
+    config, before = narrow(), package.job_id(narrow())
+    monkeypatch.setattr(package, "result_fields", lambda c: dict(reversed(result_fields(c).items())))
+    assert package.job_id(config) == before

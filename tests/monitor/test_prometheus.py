@@ -148,7 +148,7 @@ def test_the_numbers_of_a_run_are_those_of_its_metrics_file(measured, console, d
 
 def test_the_gradient_norm_is_that_before_the_gradient_is_changed(measured, console, last, tmp_path, monkeypatch):
     """It is taken at the first step alone here, where it does not depend on the optimizer."""
-    monkeypatch.setattr("distrain.monitor.prometheus._NORMS_EVERY", 1e9)
+    monkeypatch.setattr("distrain.monitor.norms.EVERY", 1e9)
     norms = []
     for rule in ({"name": "sgd"}, {"name": "sgd", "clip_norm": 1e-6}, {"name": "lars"}):
         config = measured(epochs=1, optimizer=rule, log={"every": 1}, run=str(tmp_path / str(len(norms)) / "run"))
