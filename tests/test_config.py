@@ -5,8 +5,14 @@ import torch
 from pydantic import BaseModel
 
 from distrain.config import Config, leaves, load, parse, result_fields, to_yaml
+from distrain.distributed.config import Cluster
 from distrain.errors import UserError
+from distrain.fields import Choice
+from distrain.losses import L1
 from distrain.models.alexnet import AlexNet, AlexNetBN
+from distrain.models.model import ImportedModel
+from distrain.optim.schedule import Cosine
+from distrain.optim.sgd import SGD
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 LEAST = {"data": {"train": "somewhere"}, "schedule": {"name": "constant", "lr": 0.1}}
@@ -15,15 +21,18 @@ LEAST = {"data": {"train": "somewhere"}, "schedule": {"name": "constant", "lr": 
 def sections(model: type[BaseModel]):
     yield model
     for info in model.model_fields.values():
-        members = getattr(info.annotation, "__args__", (info.annotation,))
-        for member in members:
-            member = getattr(member, "__origin__", member)  # of Annotated
-            if isinstance(member, type) and issubclass(member, BaseModel):
-                yield from sections(member)
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, Choice):
+            for form in kind.members():
+                yield from sections(form)
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from sections(kind)
 
 
 def test_every_field_says_what_it_is():
-    for section in sections(Config):
+    found = list(sections(Config))
+    assert {SGD, L1, AlexNet, ImportedModel, Cosine, Cluster} <= set(found)
+    for section in found:
         for name, info in section.model_fields.items():
             assert info.description, f"{section.__name__}.{name} has no docstring"
             if isinstance(info.json_schema_extra, dict):

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from distrain.config import Config, parse
 from distrain.data.decoding.image import jpeg_size
-from distrain.data.loader import Loader, Request
+from distrain.data.loader import Request
 from distrain.data.order import Order
 from distrain.distributed.world import local_world
 from distrain.errors import UserError
-from distrain.training.datasets import open_data
+from distrain.training.datasets import open_data, open_loader
 
 _ROUNDS = 5
 _LIMIT_FILES = 1024
@@ -74,9 +74,7 @@ def data(config: Config, images: int) -> Found:
             yield Request(cursor, 0, order.ids(cursor, 0), 0)
 
     batches = max(1, images // batch)
-    sections: dict[str, Any] = {"data": config.data, "augment": config.augment, "seed": config.seed, "run": "bench"}
-    options: dict[str, Any] = {"batch": batch, "device": world.device, "augmented": True, "cores": world.cores}
-    with Loader(dataset, dataset.manifest.statistics, requests(), **sections, **options) as loader:
+    with open_loader(config, world, dataset, dataset.manifest.statistics, requests()) as loader:
         next(loader)
         first = time.monotonic() - began
 

@@ -1,10 +1,14 @@
 """The data sets of a run: opened, and checked against each other and the config."""
 
+from collections.abc import Iterable
+
 from distrain.config import Config
+from distrain.data.loader import Loader, Request
 from distrain.data.order import Ids, Order
 from distrain.data.prepare.digits import pack_digits
 from distrain.data.shards.dataset import Dataset, store_of
 from distrain.data.shards.manifest import MANIFEST, Manifest
+from distrain.data.shards.stats import Statistics
 from distrain.data.storage.cache import DiskCache
 from distrain.data.storage.store import Store
 from distrain.distributed.world import World
@@ -108,3 +112,37 @@ def streamed_bytes(manifest: Manifest, batch: int) -> int:
     """What it takes to read a set in its order: the row groups of a few batches, fetched ahead."""
     sizes = [group.end - group.start for shard in manifest.shards for group in shard.groups]
     return max(sizes) * (2 + -(-_BATCHES_AHEAD * batch * len(sizes) // manifest.rows))
+
+
+def open_loader(
+    config: Config,
+    world: World,
+    dataset: Dataset,
+    statistics: Statistics,
+    requests: Iterable[Request],
+    *,
+    evaluation: bool = False,
+) -> Loader:
+    """Start a loader of a run on the rank's device.
+
+    Args:
+        config: the run.
+        world: this rank.
+        dataset: where the samples are.
+        statistics: normalise and colour; always those of the training set.
+        requests: what to load.
+        evaluation: chunks of `evaluate.batch` samples, their centres; else micro-batches, augmented.
+    """
+    return Loader(
+        dataset,
+        statistics,
+        requests,
+        data=config.data,
+        augment=config.augment,
+        seed=config.seed,
+        run=str(config.run),
+        batch=config.evaluate.batch if evaluation else config.micro_batch,
+        device=world.device,
+        augmented=not evaluation,
+        cores=world.cores,
+    )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distrain.config import Config
-from distrain.data.loader import Loader, MicroBatch, Request
+from distrain.data.loader import MicroBatch, Request
 from distrain.data.order import Cursor
 from distrain.data.shards.dataset import Dataset
 from distrain.distributed.lanes import Lanes
@@ -16,6 +16,7 @@ from distrain.distributed.world import World
 from distrain.errors import UserError
 from distrain.models.layers import trained
 from distrain.rundir.checkpoint import digest
+from distrain.training.datasets import open_loader
 from distrain.training.step import forward, score
 
 
@@ -46,19 +47,7 @@ def fingerprint(config: Config, world: World, dataset: Dataset, model: nn.Module
 def _first_samples(config: Config, world: World, dataset: Dataset) -> MicroBatch:
     """A training micro-batch of the lowest sample ids, which lie side by side."""
     request = Request(Cursor(0, 0), 0, np.arange(config.micro_batch), 0)
-    with Loader(
-        dataset,
-        dataset.manifest.statistics,
-        [request],
-        data=config.data,
-        augment=config.augment,
-        seed=config.seed,
-        run=str(config.run),
-        batch=config.micro_batch,
-        device=world.device,
-        augmented=True,
-        cores=world.cores,
-    ) as batches:
+    with open_loader(config, world, dataset, dataset.manifest.statistics, [request]) as batches:
         return next(batches)
 
 

@@ -27,7 +27,7 @@ from distrain.optim.schedule import Stall
 from distrain.rundir import files
 from distrain.rundir.checkpoint import digest, write_best
 from distrain.rundir.lease import Lease, attempts, restarts_and_resizes
-from distrain.training.datasets import memory_warning, open_data, order_of, pin_data, val_fingerprint
+from distrain.training.datasets import memory_warning, open_data, open_loader, order_of, pin_data, val_fingerprint
 from distrain.training.hardware_check import agree, fingerprint
 from distrain.training.quarantined import recall
 from distrain.training.record import Record
@@ -104,19 +104,8 @@ class Job:
 
     def loader(self, dataset: Dataset, requests: Iterator[Request], *, evaluation: bool = False) -> Loader:
         """A loader on the rank's device, normalising with the training set's statistics."""
-        return Loader(
-            dataset,
-            self.dataset.manifest.statistics,
-            requests,
-            data=self.config.data,
-            augment=self.config.augment,
-            seed=self.config.seed,
-            run=str(self.config.run),
-            batch=self.config.evaluate.batch if evaluation else self.config.micro_batch,
-            device=self.world.device,
-            augmented=not evaluation,
-            cores=self.world.cores,
-        )
+        statistics = self.dataset.manifest.statistics
+        return open_loader(self.config, self.world, dataset, statistics, requests, evaluation=evaluation)
 
     def tell(self, record: Mapping[str, Any]) -> None:
         """Write a record to all that follows the run: see `Record.tell`."""
