@@ -119,6 +119,16 @@ class Commands:
         (pid,) = self._hosts.pids(host, "-m distrain train")
         os.kill(pid, number)
 
+    def leftovers(self) -> list[tuple[str, str]]:
+        """Processes of a run and its shared memory, of any host: what must be gone after it."""
+        found = []
+        for host in ("n1", "n2", "n3"):
+            kinds = ("ray::RayTrain", "ray::Train", "ray::Mailbox")
+            found += [(host, kind) for kind in kinds if self._hosts.pids(host, kind)]
+            shared = self._hosts.shared_memory(host)
+            found += [(host, name) for name in shared if "torch" in name or "distrain" in name]
+        return found
+
     def end(self) -> None:
         for host in self._hosts.address:
             for pid in self._hosts.pids(host, "-m distrain "):
@@ -207,10 +217,11 @@ class Endless:
         self._reference.check(self.run, self.config)
 
     def stop(self) -> None:
-        """End it as Ctrl-C does."""
+        """End it as Ctrl-C does: it saves, and leaves nothing behind."""
         if self.run is not None and not self.run.is_over:
             self.commands.signal(signal.SIGINT)
-            self.run.end(130)
+            assert "stopped and saved after step" in self.run.end(130)
+            await_that(lambda: self.commands.leftovers() == [], "all ranks to end", PATIENCE)
 
     def forget(self) -> None:
         """After a test that failed: the next one starts it anew."""

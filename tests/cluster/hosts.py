@@ -11,13 +11,30 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from waiting import PATIENCE, await_that
 
 PYTHON = sys.executable
+# Prints the addresses of the nodes that a Ray head believes to be alive, once for each line that it reads.
+NODES = """
+import json, sys
+from ray._raylet import GcsClient
+client = GcsClient(address=sys.argv[1])
+for _ in sys.stdin:
+    nodes = client.get_all_node_info().values()
+    print(json.dumps([node.node_manager_address for node in nodes if node.state == 0]), flush=True)
+"""
 RAY = str(Path(sys.executable).parent / "ray")
 HEAD = "n1"
+
+# Ray looks for new log files ten times a second and at all processes every five: on each host a twentieth of a core.
+HOUSEKEEPING = {
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "5",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+}
 
 
 def sh(*command: str, check: bool = True) -> str:
@@ -33,11 +50,13 @@ class Hosts:
     namespaces = True
 
     def __init__(self, folder: Path, nodes: int, environment: Mapping[str, str]) -> None:
-        self._folder, self._tag, self._environment = folder, f"dt{os.getpid() % 10000}", dict(environment)
+        self._folder, self._tag = folder, f"dt{os.getpid() % 10000}"
+        self._environment = {**environment, **HOUSEKEEPING}
         self.address = {"client": "10.78.0.2", **{f"n{i}": f"10.78.0.{10 + i}" for i in range(1, nodes + 1)}}
         self._inits: dict[str, subprocess.Popen[bytes]] = {}
         self._pids: dict[str, int] = {}
         self._ray: dict[str, subprocess.Popen[str]] = {}
+        self._nodes: subprocess.Popen[str] | None = None
         sh("ip", "netns", "add", self._switch)
         sh("ip", "-n", self._switch, "link", "add", "br0", "type", "bridge")
         sh("ip", "-n", self._switch, "link", "set", "br0", "up")
@@ -95,7 +114,8 @@ class Hosts:
             f"--wd={options.pop('cwd', os.getcwd())}",
         ]
         environment = {**self._environment, **options.pop("environment", {})}
-        return subprocess.Popen([*enter, *command], text=True, env=environment, stdin=subprocess.DEVNULL, **options)
+        options.setdefault("stdin", subprocess.DEVNULL)
+        return subprocess.Popen([*enter, *command], text=True, env=environment, **options)
 
     def run(self, host: str, *command: str) -> str:
         """Run a command on a host; its output."""
@@ -135,28 +155,45 @@ class Hosts:
                 if not self._runs_ray(host):
                     self.start_ray(host)
                     if host == HEAD:
-                        await_that(lambda: self.alive_nodes() is not None, "Ray's head", PATIENCE)
-            return self.alive_nodes() == wanted
+                        await_that(lambda: self._has_started(HEAD), "Ray's head", PATIENCE)
+            return self._alive_nodes() == wanted
 
-        await_that(are_up, f"Ray on {hosts}", PATIENCE, every=0.1)
+        await_that(are_up, f"Ray on {hosts}", PATIENCE)
 
     def _runs_ray(self, host: str) -> bool:
         """Whether Ray runs on a host, or is starting there."""
         if host not in self._ray or self._ray[host].poll() is not None:
             return False
-        starting = "Ray runtime started" not in (self._folder / host / "ray.log").read_text()
-        return starting or bool(self.pids(host, "raylet/raylet"))
+        return not self._has_started(host) or bool(self.pids(host, "raylet/raylet"))
 
-    def alive_nodes(self) -> set[str] | None:
-        """Addresses of the nodes that the head believes to be alive."""
-        code = (
-            "import json, sys; from ray._raylet import GcsClient; nodes = GcsClient(address=sys.argv[1])"
-            ".get_all_node_info().values(); print(json.dumps([n.node_manager_address for n in nodes if n.state == 0]))"
-        )
-        if self._inits[HEAD].poll() is not None:
+    def _has_started(self, host: str) -> bool:
+        """Whether the last `ray start` on a host has said that its Ray runs."""
+        return "Ray runtime started" in (self._folder / host / "ray.log").read_text()
+
+    def _alive_nodes(self) -> set[str] | None:
+        """Addresses of the nodes that the head believes to be alive; None where it does not answer."""
+        if self._nodes is None or self._nodes.poll() is not None:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            self._nodes = self.popen(HEAD, PYTHON, "-c", NODES, f"{self.address[HEAD]}:6379", **pipes)
+        assert self._nodes.stdin is not None
+        assert self._nodes.stdout is not None
+        try:
+            self._nodes.stdin.write("\n")
+            self._nodes.stdin.flush()
+            answer = self._nodes.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            self._forget_nodes()
             return None
-        lines = self.run(HEAD, PYTHON, "-W", "ignore", "-c", code, f"{self.address[HEAD]}:6379").splitlines()
-        return set(json.loads(lines[-1])) if lines and lines[-1].startswith("[") else None
+        return set(json.loads(answer))
+
+    def _forget_nodes(self) -> None:
+        """End the process that asks the head for its nodes."""
+        if self._nodes is not None:
+            with suppress(BrokenPipeError):
+                self._nodes.communicate()
+            self._nodes = None
 
     def pids(self, host: str, name: str) -> list[int]:
         """Processes of a host whose command line has a text in it, by the machine's numbers."""
@@ -234,6 +271,7 @@ class Hosts:
 
     def down(self) -> None:
         """Cut everybody's power and remove the namespaces."""
+        self._forget_nodes()
         for host in self.address:
             self._end(host)
             sh("ip", "netns", "del", self._tag + host, check=False)

@@ -48,7 +48,7 @@ AUTOSCALER = {
 
 def test_draining_the_head_stops_its_jobs(start, hosts, paced):
     address = f"--address=http://{hosts.address[HEAD]}:8265"
-    run = start.distrain("client", "submit", start.written(paced), "-f", "--workers=2", "--id=drained", address)
+    run = start.distrain("client", "submit", start.written(paced), "-f", "--workers=1", "--id=drained", address)
     run.wait_for_step(10)
     text = start.distrain(HEAD, "drain").end()
     assert re.search(r"process \d+: told to save and end\n.*nobody works here any more", text)

@@ -204,16 +204,16 @@ def test_all_hosts_restart(endless, hosts):
 
 
 @pytest.mark.namespaces
-def test_a_driver_that_ends_leaves_nothing_behind_and_the_same_command_goes_on(endless, hosts):
-    """Neither processes of the run nor shared memory, on any host."""
-    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
+def test_a_driver_that_ends_leaves_nothing_behind_and_the_same_command_goes_on(endless):
+    """Neither processes of the run nor shared memory, on any host. Ctrl-C: see `Endless.stop`."""
+    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)):
         run = endless.train()
         endless.check()
-        assert leftovers(hosts)
+        assert endless.commands.leftovers()
         endless.commands.signal(number)
         text = run.end(code)
         assert ("stopped and saved after step" in text) == (number != signal.SIGKILL)
-        await_that(lambda: leftovers(hosts) == [], "all ranks to end", PATIENCE)
+        await_that(lambda: endless.commands.leftovers() == [], "all ranks to end", PATIENCE)
 
 
 def test_a_hanging_rank(endless, hosts, timed):
@@ -234,11 +234,3 @@ def fill(block: Path) -> None:
 def write_on(file) -> None:
     while True:
         file.write(bytes(1 << 16))
-
-
-def leftovers(hosts) -> list[tuple[str, str]]:
-    found = []
-    for host in ("n1", "n2", "n3"):
-        found += [(host, name) for name in ("ray::RayTrain", "ray::Train", "ray::Mailbox") if hosts.pids(host, name)]
-        found += [(host, name) for name in hosts.shared_memory(host) if "torch" in name or "distrain" in name]
-    return found

@@ -47,7 +47,7 @@ def test_submit_and_follow_as_if_it_ran_here(distrain, wanted, recipe, hosts):
 
 
 def test_ctrl_c_detaches_a_cut_is_survived_stop_saves_and_resume_goes_on(distrain, paced, reference, hosts):
-    run = distrain("submit", "-f", "--workers=2", "--id=mine", config=paced)
+    run = distrain("submit", "-f", "--workers=1", "--id=mine", config=paced)
     run.wait_for_step(10)
     (pid,) = hosts.pids("client", "-m distrain submit")
     os.kill(pid, signal.SIGINT)
@@ -55,7 +55,7 @@ def test_ctrl_c_detaches_a_cut_is_survived_stop_saves_and_resume_goes_on(distrai
     assert "the job goes on. To come back: distrain logs mine -f" in text
     assert re.search(r"mine +RUNNING", distrain("jobs").end())
 
-    back = distrain("submit", "-f", "--workers=2", "--id=mine", config=paced)
+    back = distrain("submit", "-f", "--workers=1", "--id=mine", config=paced)
     back.wait_for("job mine is at work already")
     back.wait_for("step ")
     hosts.refuse("client", 8265)

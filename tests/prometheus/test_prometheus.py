@@ -69,7 +69,7 @@ def followed(narrow, digits, command, tmp_path):
         server.stop()
 
 
-patiently = partial(await_that, seconds=90, every=0.2)
+patiently = partial(await_that, seconds=90)
 
 
 def shipped():
