@@ -23,7 +23,7 @@ import json, sys
 from ray._raylet import GcsClient
 client = GcsClient(address=sys.argv[1])
 for _ in sys.stdin:
-    nodes = client.get_all_node_info().values()
+    nodes = client.get_all_node_info(timeout=30).values()
     print(json.dumps([node.node_manager_address for node in nodes if node.state == 0]), flush=True)
 """
 RAY = str(Path(sys.executable).parent / "ray")
@@ -172,7 +172,9 @@ class Hosts:
 
     def _alive_nodes(self) -> set[str] | None:
         """Addresses of the nodes that the head believes to be alive; None where it does not answer."""
-        if self._nodes is None or self._nodes.poll() is not None:
+        if self._nodes is not None and self._nodes.poll() is not None:
+            self._forget_nodes()
+        if self._nodes is None:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             self._nodes = self.popen(HEAD, PYTHON, "-c", NODES, f"{self.address[HEAD]}:6379", **pipes)
         assert self._nodes.stdin is not None

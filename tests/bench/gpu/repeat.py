@@ -9,7 +9,7 @@ from networks import NETWORKS, Case, MicroBatch
 
 from distrain.models.layers import micro_step
 
-TIMES, BATCH = (3, 2) if DRY else (100, 32)
+TIMES, BATCH = (1, 2) if DRY else (100, 32)
 LAYOUTS = ("nchw",) if DRY else ("nchw", "channels_last")
 PRECISIONS = ("fp32", "bf16") if DRY else ("fp32", "tf32", "bf16")
 
