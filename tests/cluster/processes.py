@@ -20,9 +20,10 @@ class Processes:
     namespaces = False
 
     def __init__(self, nodes: int, environment: Mapping[str, str]) -> None:
-        os.environ.update(environment)  # Ray starts the raylets from this process
+        # Ray starts the raylets from this process, which has loaded it without a token.
+        self._environment = {key: value for key, value in environment.items() if not key.startswith("RAY_AUTH_")}
+        os.environ.update(self._environment)
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        self._environment = dict(environment)
         self._cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 150_000_000}
         )
