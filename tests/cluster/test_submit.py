@@ -98,7 +98,8 @@ def test_what_goes_wrong_is_one_sentence(distrain, start, hosts, recipe):
 
 def test_what_kuberay_is_given_runs(distrain, start, hosts, wanted, recipe, tmp_path):
     """As the operator's submitter hands it to Ray; the pods' folder is one of this machine's."""
-    found = manifests(recipe, ROOT / "cluster/kuberay/rayjob.yaml", job="as-a-rayjob")
+    alone = recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"workers": (1, 1)})})
+    found = manifests(alone, ROOT / "cluster/kuberay/rayjob.yaml", job="as-a-rayjob")
     folder = tmp_path / "pod"
     folder.mkdir()
     for name, text in found.files["data"].items():
