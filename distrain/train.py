@@ -3,7 +3,7 @@
 import errno
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,20 +12,23 @@ from typing import Any
 
 import torch
 
-from distrain.config import Config, result_fields
+from distrain.config import Config
 from distrain.data.loader import MicroBatch, training_requests
-from distrain.distributed.numerics import environment, numerics
+from distrain.distributed.numerics import numerics
 from distrain.distributed.world import World
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.models.layers import move_all
-from distrain.monitor.meters import Reading
+from distrain.monitor.phases import Phase
 from distrain.monitor.prometheus import Metrics
+from distrain.monitor.records import EvalRecord, TrainRecord
 from distrain.monitor.sinks import Console, Silent, read_metrics
-from distrain.rundir import files
+from distrain.optim.accumulate import Totals
 from distrain.rundir.checkpoint import digest
-from distrain.training.datasets import val_fingerprint
 from distrain.training.divergence import StepFailed, diverged
-from distrain.training.setup import Job, setup
+from distrain.training.job import Job
+from distrain.training.report import report
+from distrain.training.saving import await_save, save
+from distrain.training.setup import setup
 from distrain.training.step import correct, forward
 from distrain.training.validate import validate
 
@@ -40,16 +43,27 @@ class Summary:
     steps: int
     seconds: float
     """Of this attempt, from the call to the last checkpoint."""
-    train: Mapping[str, Any] | None
-    """The last training record."""
-    eval: Mapping[str, Any] | None
-    """The last evaluation record."""
+    train: TrainRecord | None
+    """The last one."""
+    eval: EvalRecord | None
+    """The last one."""
     weights: str
     """SHA-256 over all parameters."""
     reduction: str
     """exact, or fast: then the weights are equal to rounding only."""
     run: str
-    """The run directory, as it may be shown."""
+    """The run directory without credentials, for messages."""
+
+    def to_tree(self) -> dict[str, Any]:
+        """Return it as plain values, for another process."""
+        return asdict(self)
+
+    @staticmethod
+    def from_tree(tree: Mapping[str, Any]) -> "Summary":
+        """Return the summary that `to_tree` made a tree of."""
+        train = TrainRecord(**tree["train"]) if tree["train"] else None
+        evaluation = EvalRecord(**tree["eval"]) if tree["eval"] else None
+        return Summary(**{**tree, "train": train, "eval": evaluation})
 
 
 def train(
@@ -76,42 +90,56 @@ def train(
             metrics = stack.enter_context(measured(config, world, alarm))
             exact = config.reduction.mode == "exact"
             stack.enter_context(numerics(world.device, precision=config.precision, exact=exact))
-            options = {"must_resume": must_resume, "other_hardware": other_hardware}
-            job = setup(config, world, console, alarm, metrics, stack, **options)
-            if job.start == job.steps:
-                status = "already finished"
-            else:
-                # What is there now lives on. A full collection that looks through it stops all threads for 0.1 s, those
-                # of other ranks wait for this one, and so does who reads the metrics.
-                gc.freeze()
-                stack.callback(gc.unfreeze)
-                console.start(step=job.start, steps=job.steps, steps_per_epoch=job.order.steps)
-                stack.callback(console.stop)
-                try:
-                    status = fit(job)
-                except StepFailed as failed:
-                    raise diverged(job, failed.args[0]) from None
-            metrics.ends(stopped=status == "stopped")
-            last_numbers(metrics, world)
-            last = job.last
-            if job.record:  # an attempt that was killed may have told of steps after the checkpoint
-                told = (record for record in read_metrics(job.record.store) if record["step"] <= job.start)
-                last = {record["kind"]: record for record in told} | job.last
-            return Summary(
-                status=status,
-                step=job.start,
-                steps=job.steps,
-                seconds=time.monotonic() - began,
-                train=last.get("train"),
-                eval=last.get("eval"),
-                weights=digest(job.model.state_dict()),
-                reduction=config.reduction.mode,
-                run=job.run,
+            job = setup(
+                config, world, console, alarm, metrics, stack, must_resume=must_resume, other_hardware=other_hardware
             )
+            status = "already finished" if job.progress.step == job.steps else run(job, stack)
+            metrics.ends(stopped=status == "stopped")
+            job.flush_pages()
+            return summary(job, status, time.monotonic() - began)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise AttemptError(f"no space left ({error}): free some, then run the same command to go on") from error
         raise
+
+
+def run(job: Job, stack: ExitStack) -> str:
+    """Train the steps that are left; how it ended: finished, or stopped.
+
+    Raises:
+        RunError: training diverged.
+    """
+    # What is there now lives on. A full collection that looks through it stops all threads for 0.1 s, those of other
+    # ranks wait for this one, and so does who reads the metrics.
+    gc.freeze()
+    stack.callback(gc.unfreeze)
+    job.console.start(step=job.progress.step, steps=job.steps, steps_per_epoch=job.data.order.steps)
+    stack.callback(job.console.stop)
+    try:
+        return fit(job)
+    except StepFailed as failed:
+        raise diverged(job, failed.args[0]) from None
+
+
+def summary(job: Job, status: str, seconds: float) -> Summary:
+    """What is told of a run that has ended."""
+    step, last, last_eval = job.progress.step, job.progress.train, job.progress.eval
+    if job.record:
+        # Of attempts before this one; one that was killed may have told of steps after the checkpoint.
+        told = [record for record in read_metrics(job.record.store) if record.step <= step]
+        last = last or next((r for r in reversed(told) if isinstance(r, TrainRecord)), None)
+        last_eval = last_eval or next((r for r in reversed(told) if isinstance(r, EvalRecord)), None)
+    return Summary(
+        status=status,
+        step=step,
+        steps=job.steps,
+        seconds=seconds,
+        train=last,
+        eval=last_eval,
+        weights=digest(job.network.model.state_dict()),
+        reduction=job.config.reduction.mode,
+        run=job.run,
+    )
 
 
 @contextmanager
@@ -147,196 +175,105 @@ def measured(config: Config, world: World, tell: Callable[[str], None]) -> Itera
         metrics.close(over=over)
 
 
-def last_numbers(metrics: Metrics, world: World) -> None:
-    """Bring the pages of all ranks up to date before one of them, which serves them, renders for the last time."""
-    metrics.flush()
-    world.gather(None)
-
-
 def fit(job: Job) -> str:
-    """The loop: load, forward and backward, reduce, move, log, evaluate, save."""
-    config, order, steps, world, at = job.config, job.order, job.steps, job.world, job.watchdog.at
-    metrics = job.metrics
-    hosted = world.hosted(config.virtual_workers)
-    batches = job.loader(job.dataset, training_requests(order, range(job.start, steps), hosted))
-    metrics.queues(batches.depths)
-    job.logged = time.monotonic()
-    with batches:
-        for step in range(job.start, steps):
-            waited, done = job.waited, step + 1
-            log = done % config.log.every == 0
-            with metrics.arriving():
-                job.accumulator.begin()
-                job.lanes.run(partial(micro_step, job, step), timed(job, step, islice(batches, len(hosted))))
-            metrics.waited(job.waited - waited)
-            at(f"the reduction of step {done}", waiting=True)
-            with metrics.phase("reduction"):
-                totals = job.accumulator.reduce(world)
-                job.accumulator.finish(totals, job.lanes)
-            may_move = job.meters.add(step, totals)
-            lr, before = (job.rate(s) for s in (step, max(0, step - 1)))
-            if log:
-                metrics.keep(list(job.parameters.values()))
-            with metrics.phase("optimizer"):
-                job.optimizer.step(may_move * lr, lr / before)
-                move_all(job.batch_norms, job.accumulator.moments, may_move)
-            metrics.step(done, order.steps, again=done <= job.reached)
-
-            job.start = done
-            # What ends the run or what follows a step is decided from sums over all ranks: none decides alone. These
-            # travel by gloo, which raises where a rank is lost, before anything below waits for a GPU.
-            (stop,) = world.totals([world.stop.is_set()])
-            last, epoch_ends = done == steps, done % order.steps == 0
-            if job.record:
-                job.record.checkpoints.check()
-            watched = epoch_ends and config.schedule.follows_validation
-            score = job.val is not None and (last or watched or due(done, config.evaluate.every, epoch_ends))
-            save = last or bool(stop) or due(done, config.checkpoint.every, epoch_ends)
-            job.console.advance(done)
-            if log or score or save:  # a sync point: nothing is kept of a step that failed
-                world.settle()
-                log_step(job, done, lr)
-                metrics.norms(list(job.parameters.values()))
-            better = score and validate(job, done)
-            if save or better:
-                save_step(job, done, better)
-            if stop and not last:
+    """Train until the last step is done, or somebody asks to stop; how it ended."""
+    world, telemetry, progress = job.world, job.telemetry, job.progress
+    hosted = world.hosted(job.config.virtual_workers)
+    steps = range(progress.step, job.steps)
+    telemetry.start()
+    with job.loader(job.data.train, training_requests(job.data.order, steps, hosted)) as batches:
+        telemetry.metrics.queues(batches.depths)
+        for step in steps:
+            accumulate(job, step, islice(batches, len(hosted)))  # forward and backward of this rank's virtual workers
+            totals = reduce(job, step)  # all_reduce: what follows is the same on all ranks
+            update(job, step, totals)  # nothing moves after a step that was not finite
+            if after_step(job, step + 1):  # log, evaluate, save; true: asked to stop
                 break
     await_save(job)
-    return "finished" if job.start == steps else "stopped"
+    return "finished" if progress.step == job.steps else "stopped"
+
+
+def accumulate(job: Job, step: int, batches: Iterator[MicroBatch]) -> None:
+    """Add up the gradients of the virtual workers that this rank hosts, on as many threads as there are lanes."""
+    with job.telemetry.accumulating():
+        job.network.accumulator.begin()
+        job.network.lanes.run(partial(micro_step, job, step), job.telemetry.loading(step, batches))
 
 
 def micro_step(job: Job, step: int, batch: MicroBatch) -> None:
     """Forward and backward of one virtual worker, on whichever thread runs it."""
-    job.watchdog.at(f"step {step + 1}, virtual worker {batch.virtual_worker}")
-    phase = job.metrics.phase
-    with phase("transfer"):
+    telemetry, network = job.telemetry, job.network
+    telemetry.at(f"step {step + 1}, virtual worker {batch.virtual_worker}")
+    with telemetry.phase(Phase.TRANSFER):
         batch.images  # noqa: B018 - a cached property: normalised here, where the config says on the device
-    with phase("forward"):
-        logits, loss, moments = forward(job.config, job.model, step, batch)
-    with phase("backward"):
+    with telemetry.phase(Phase.FORWARD):
+        logits, loss, moments = forward(job.config, network.model, step, batch)
+    with telemetry.phase(Phase.BACKWARD):
         # autograd.grad, not backward: lanes share the weights, and `.grad` belongs to the reduced gradient.
-        gradients = torch.autograd.grad(loss * job.accumulator.scale, list(job.parameters.values()))
-    with phase("reduction"):
+        scaled = loss * network.accumulator.scale
+        gradients = torch.autograd.grad(scaled, list(network.parameters.values()))
+    with telemetry.phase(Phase.REDUCTION):
         logits = logits.detach()
         top1, top5 = (correct(logits, batch.labels, batch.weights, k) for k in (1, 5))
-        job.accumulator.add(gradients, loss.detach(), batch.weights.sum(), top1, top5, moments)
-    job.bad.update(batch.bad)
-    job.metrics.add("samples", len(batch.ids) - len(batch.bad), outcome="good")
-    job.metrics.add("samples", len(batch.bad), outcome="bad")
+        network.accumulator.add(gradients, loss.detach(), batch.weights.sum(), top1, top5, moments)
+    job.progress.bad.update(batch.bad)
+    telemetry.metrics.add("samples", len(batch.ids) - len(batch.bad), outcome="good")
+    telemetry.metrics.add("samples", len(batch.bad), outcome="bad")
 
 
-def timed(job: Job, step: int, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-    """The same micro-batches; the time spent waiting for them is counted."""
-    while True:
-        asked = time.monotonic()
-        job.watchdog.at(f"loading the data of step {step + 1}")
-        batch = next(batches, None)
-        job.waited += time.monotonic() - asked
-        if batch is None:
-            return
-        yield batch
+def reduce(job: Job, step: int) -> Totals:
+    """Sum gradients and counts over all ranks, as integers; each parameter's `grad` is the mean then."""
+    job.telemetry.at(f"the reduction of step {step + 1}", waiting=True)
+    with job.telemetry.phase(Phase.REDUCTION):
+        totals = job.network.accumulator.reduce(job.world)
+        job.network.accumulator.finish(totals, job.network.lanes)
+    return totals
+
+
+def update(job: Job, step: int, totals: Totals) -> None:
+    """Move the weights and the running statistics; not after a step that failed, which a log step will tell of."""
+    network, telemetry = job.network, job.telemetry
+    may_move = network.meters.add(step, totals)
+    lr = job.rate(step)
+    lr_before = job.rate(max(0, step - 1))
+    if is_log_step(job, step + 1):
+        telemetry.metrics.keep(list(network.parameters.values()))
+    with telemetry.phase(Phase.OPTIMIZER):
+        network.optimizer.step(may_move * lr, lr / lr_before)
+        move_all(network.batch_norms, network.accumulator.moments, may_move)
+    job.progress.step = step + 1
+    telemetry.stepped(step + 1)
+
+
+def after_step(job: Job, done: int) -> bool:
+    """Log, evaluate and save where it is time; whether the run is asked to stop before its last step."""
+    config, world = job.config, job.world
+    # What ends the run or follows a step is decided from sums over all ranks: none decides alone. These travel by gloo,
+    # which raises where a rank is lost, before anything below waits for a GPU.
+    (stop,) = world.totals([world.stop.is_set()])
+    if job.record:
+        job.record.checkpoints.check()
+    is_last, epoch_ends = done == job.steps, done % job.data.order.steps == 0
+    is_followed = epoch_ends and config.schedule.follows_validation
+    log = is_log_step(job, done)
+    score = job.data.val is not None and (is_last or is_followed or due(done, config.evaluate.every, epoch_ends))
+    save_it = is_last or bool(stop) or due(done, config.checkpoint.every, epoch_ends)
+    job.console.advance(done)
+    if log or score or save_it:  # a sync point: nothing is kept of a step that failed
+        world.settle()
+        report(job, done)
+        job.telemetry.metrics.norms(list(job.network.parameters.values()))
+    better = score and validate(job, done)
+    if save_it or better:
+        save(job, done, best=better)
+    return bool(stop) and not is_last
+
+
+def is_log_step(job: Job, done: int) -> bool:
+    """Whether numbers are told after so many steps, whatever else follows them."""
+    return done % job.config.log.every == 0
 
 
 def due(done: int, every: int | None, epoch_ends: bool) -> bool:
     """Whether something that happens `every` so many steps, or once an epoch, happens after `done` steps."""
     return epoch_ends if every is None else done % every == 0
-
-
-def log_step(job: Job, done: int, lr: float) -> None:
-    """Read the meters, judge them, and tell. The readings are the same on all ranks."""
-    reading = job.meters.read()
-    job.metrics.read()
-    if reading.failed_step is not None:
-        raise StepFailed(reading)
-    bad = {k: v for k, v in job.bad.items() if k not in job.bad_told}
-    told = job.world.gather({"bad": bad, "waited": job.waited / reading.steps, "arrived": job.metrics.arrived()})
-    check_bad_samples(job, [rank["bad"] for rank in told])
-    judge(job, reading, [rank["waited"] for rank in told], [rank["arrived"] for rank in told])
-    now = time.monotonic()
-    seconds, job.logged = now - job.logged, now
-    record = {
-        "kind": "train",
-        "step": done,
-        "epoch": job.order.cursor(done - 1).epoch,
-        "loss": reading.loss,
-        "top1": reading.top1,
-        "top5": reading.top5,
-        "lr": lr,
-        "seconds": seconds,
-        "images_per_second": reading.steps * job.order.global_batch / seconds,
-        "data_wait": min(1.0, job.waited / seconds),
-        "bad_samples": len(job.bad),
-    }
-    job.waited = 0.0
-    job.tell(record)
-
-
-def judge(job: Job, reading: Reading, waits: Sequence[float], arrivals: Sequence[float]) -> None:
-    """Name a rank that is slow, and a loss that jumps."""
-    if not job.record:
-        return
-    rank, sentence = job.stragglers.judge(waits, arrivals)
-    if rank is not None:
-        job.metrics.add("straggler_log_steps", slow_rank=str(rank))
-    jump = job.spikes.judge(reading.loss)
-    job.metrics.add("loss_spikes", int(jump is not None))
-    for text in (sentence, jump):
-        if text is not None:
-            job.console.event(f"warning: {text}")
-
-
-def save_step(job: Job, done: int, best: bool) -> None:
-    """Hand a checkpoint to the background, after the one before is whole."""
-    job.watchdog.at(f"saving after step {done}", waiting=True)
-    with job.metrics.phase("checkpoint"):
-        save(job, done, best)
-
-
-def save(job: Job, done: int, best: bool) -> None:
-    """The save itself: tensors are copied, and written behind the back of training."""
-    name = None
-    if job.record:
-        state = {
-            "cursor": job.order.cursor(done)._asdict(),
-            "config": job.config.model_dump(mode="json"),
-            "result": result_fields(job.config),
-            "environment": environment(job.world.device),
-            "hardware": job.hardware,
-            "bad_samples": {str(k): v for k, v in sorted(job.bad.items())},
-            "best": job.best,
-            "plateau": asdict(job.plateau),
-            "val": val_fingerprint(job.val),
-            "reduction": job.config.reduction.mode,
-        }
-        name = job.record.save(done, job.model.state_dict(), job.optimizer.state(), state, best=best)
-    before, job.saving = job.saving, (done, name)
-    if before is not None:
-        job.world.saved(*before)
-
-
-def await_save(job: Job) -> None:
-    """Wait until the last checkpoint is whole."""
-    job.watchdog.at("the last save", waiting=True)
-    if job.record:
-        job.record.checkpoints.wait()
-    if job.saving is not None:
-        job.world.saved(*job.saving)
-
-
-def check_bad_samples(job: Job, new: Sequence[Mapping[str, str]]) -> None:
-    """Merge the bad samples that each rank has met, and name new ones; stop when there are too many."""
-    job.bad.update({int(k): reason for part in new for k, reason in part.items()})
-    names = sorted(job.bad.keys() - job.bad_told)
-    job.bad_told.update(names)
-    if names and job.record:
-        job.record.bad_samples(job.dataset, job.bad, names)
-    limit = job.config.data.max_bad_samples
-    if len(job.bad) > limit:
-        if job.record:
-            job.metrics.set("bad_samples", len(job.bad))
-        last_numbers(job.metrics, job.world)
-        raise RunError(
-            f"{len(job.bad)} bad samples are more than data.max_bad_samples = {limit}: they are listed in "
-            f"{job.run}/{files.BAD_SAMPLES}; mend the data, or raise the limit and run the same command to go on"
-        )

@@ -24,6 +24,7 @@ from distrain.data.decoding.image import encode
 from distrain.data.prepare.digits import pack_digits
 from distrain.data.shards.stats import PixelMoments
 from distrain.data.storage.store import Store
+from distrain.monitor.records import MetricsRecord
 
 # No test asserts a time, and none leaves anything in the checkout.
 settings.register_profile("distrain", deadline=None, database=None)
@@ -35,7 +36,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.events: list[str] = []
-        self.records: list[dict[str, Any]] = []
+        self.records: list[MetricsRecord] = []
 
     def event(self, text: str) -> None:
         self.events.append(text)
@@ -46,8 +47,8 @@ class Recorder:
     def advance(self, step: int) -> None:
         self.step = step
 
-    def record(self, record: Any) -> None:
-        self.records.append(dict(record))
+    def record(self, record: MetricsRecord) -> None:
+        self.records.append(record)
 
     def stop(self) -> None:
         self.events.append("stop")

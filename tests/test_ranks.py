@@ -103,9 +103,9 @@ def test_any_number_of_ranks_gives_the_same_weights_and_scores(config, ranks, co
     found = ranks.results(ranks.start(config, n))
     assert [r["weights"] for r in found] == [wanted.weights] * n, found
     assert [(r["eval"]["top1_count"], r["eval"]["loss"]) for r in found] == [
-        (wanted.eval["top1_count"], wanted.eval["loss"])
+        (wanted.eval.top1_count, wanted.eval.loss)
     ] * n
-    assert found[0]["train"]["loss"] == wanted.train["loss"]
+    assert found[0]["train"]["loss"] == wanted.train.loss
     assert [r["needless"] for r in found] == [[]] * n, "torch's compiler takes a second of every start"
     assert [line for line in found[1]["told"] if line != "joined"] == [
         f"saved {s} None" for s in (10, 20, 23, 30, 40, 46)

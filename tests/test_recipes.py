@@ -60,7 +60,7 @@ def test_a_recipe_trains(recipe, digits, tmp_path, console):
     summary = train(config, World(torch.device("cpu")), console)
     assert summary.status == "finished"
     assert summary.eval["samples"] == 359
-    losses = [record["loss"] for record in console.records if record["kind"] == "train"]
+    losses = [record.loss for record in console.records if record.kind == "train"]
     assert len(losses) == 5
     assert len(set(losses)) == 5
     assert all(loss < 100 for loss in losses), losses

@@ -176,20 +176,20 @@ def test_what_a_run_leaves_behind(narrow, console, digits):
     resolved = yaml.safe_load(store.read("config.yaml"))
     assert len(resolved["data"]["fingerprint"]) == 64
     records = read_metrics(store)
-    assert [(r["kind"], r["step"]) for r in records] == [
+    assert [(r.kind, r.step) for r in records] == [
         ("train", 11), ("eval", 22), ("train", 22), ("train", 33), ("eval", 44), ("train", 44),
     ]  # fmt: skip
-    assert all(r["samples"] == 359 for r in records if r["kind"] == "eval")
-    assert summary.eval["top1_count"] == records[4]["top1_count"]
+    assert all(r.samples == 359 for r in records if r.kind == "eval")
+    assert summary.eval.top1_count == records[4].top1_count
     loaded, problems = load_newest(store)
     assert (loaded.step, problems) == (44, [])
     assert loaded.state["cursor"] == {"epoch": 2, "step": 0}
     assert loaded.state["reduction"] == "exact"
     assert loaded.state["config"] == resolved
-    assert console.records[-1]["kind"] == "eval"
+    assert console.records[-1].kind == "eval"
     assert console.step == 44
     assert json.loads(store.read("checkpoints/best.json"))["top1"] == max(
-        r["top1_count"] for r in records if r["kind"] == "eval"
+        r.top1_count for r in records if r.kind == "eval"
     )
 
 
@@ -212,7 +212,7 @@ def test_a_run_in_a_bucket(narrow, console):
     weights = run(config, console).weights
     store = Store(config.run)
     assert {"config.yaml", "metrics-001.jsonl", "checkpoints"} <= set(store.list())
-    assert [r["step"] for r in read_metrics(store)] == [10, 20, 22]
+    assert [r.step for r in read_metrics(store)] == [10, 20, 22]
     assert run(config, console).weights == weights
 
 
@@ -444,7 +444,7 @@ def test_the_best_is_named_again_after_a_kill_just_before(narrow, console, digit
 
 def test_the_best_of_another_validation_set_says_nothing(narrow, console, digits, tmp_path):
     summary = run(narrow(data={"val": str(digits / "train")}), console)
-    assert summary.eval["samples"] == 1438
+    assert summary.eval.samples == 1438
     world = World(CPU)
     console.advance = lambda step: world.stop.set() if step == 30 else None
     path = tmp_path / "second"
@@ -499,8 +499,8 @@ def plateau(narrow, digits, **changes):
 
 def test_the_rate_drops_when_validation_stalls(narrow, console, digits):
     run(plateau(narrow, digits), console)
-    rates = {r["step"]: r["lr"] for r in console.records if r["kind"] == "train"}
-    counts = [r["top1_count"] for r in console.records if r["kind"] == "eval"]
+    rates = {r.step: r.lr for r in console.records if r.kind == "train"}
+    counts = [r.top1_count for r in console.records if r.kind == "eval"]
     assert len(set(counts)) == 1, "it does stall"
     assert [rates[s] for s in (1, 22, 44, 45, 66, 67, 110)] == pytest.approx(
         [1e-9, 1e-9, 1e-9, 1e-10, 1e-10, 1e-11, 1e-11]

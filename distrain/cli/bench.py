@@ -17,7 +17,7 @@ from distrain.data.loader import Request
 from distrain.data.order import Order
 from distrain.distributed.world import local_world
 from distrain.errors import UserError
-from distrain.training.datasets import open_data, open_loader
+from distrain.training.datasets import open_loader, open_sets
 
 _ROUNDS = 5
 _LIMIT_FILES = 1024
@@ -61,7 +61,7 @@ def data(config: Config, images: int) -> Found:
         UserError: the data does not fit the config, or a package is missing.
     """
     began = time.monotonic()
-    dataset, _ = open_data(config)
+    dataset, _ = open_sets(config)
     world = local_world(config.device)
     threads = config.data.decode_threads or world.cores
     limits = _limits(config, world.device, threads)
@@ -106,7 +106,7 @@ def _timed(side: Callable[[], int]) -> tuple[float, float]:
 
 def _limits(config: Config, device: torch.device, threads: int) -> dict[str, Callable[[], int]]:
     """Bare decodes of the set's own JPEG files: libjpeg-turbo, and the GPU's decoder where there is one."""
-    dataset, _ = open_data(config)  # of its own: a data set is read by one thread
+    dataset, _ = open_sets(config)  # of its own: a data set is read by one thread
     if dataset.manifest.encoding == "raw":
         return {}
     try:

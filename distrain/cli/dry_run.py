@@ -11,7 +11,7 @@ from distrain.data.prepare.digits import DIGITS_CLASSES, DIGITS_GROUP_ROWS
 from distrain.data.shards.manifest import MANIFEST, Manifest
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
-from distrain.training.datasets import open_data, order_of, pin_data, streams_bytes
+from distrain.training.datasets import open_sets, order_of, pin_data, streams_bytes
 from distrain.training.setup import check_model
 
 
@@ -54,7 +54,7 @@ def draw_rates(config: Config, curve: Sequence[tuple[int, float, float]], target
 def _group_rows(config: Config) -> NDArray[np.int64]:
     if config.data.pack and not Store(config.data.train).exists(MANIFEST):
         return DIGITS_GROUP_ROWS
-    return open_data(config)[0].manifest.group_rows
+    return open_sets(config)[0].manifest.group_rows
 
 
 def plan(config: Config, ranks: int) -> dict[str, str]:
@@ -74,7 +74,7 @@ def plan(config: Config, ranks: int) -> dict[str, str]:
         group_rows, classes = DIGITS_GROUP_ROWS, DIGITS_CLASSES
         data = {"data": f"not packed yet: training packs the {config.data.pack} into {store.name} first"}
     else:
-        manifest = open_data(config)[0].manifest
+        manifest = open_sets(config)[0].manifest
         pin_data(config, manifest)
         group_rows, classes = manifest.group_rows, len(manifest.classes)
         data = {

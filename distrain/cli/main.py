@@ -82,7 +82,7 @@ def train(
 
     The run directory is runs/<recipe>, or run=...; a run that was stopped goes on from its newest checkpoint.
     """
-    from distrain.config import load, to_yaml, workers_override
+    from distrain.config import load, workers_override
 
     if (wanted := os.environ.get("DISTRAIN_VERSION", __version__)) != __version__:
         raise UserError(
@@ -91,14 +91,7 @@ def train(
         )
     settings = load(config, [*(overrides or []), *workers_override(workers)])
     if dry_run:
-        from distrain.cli.dry_run import plan
-        from distrain.launch.share import described, fitting
-
-        share, nodes = _share(settings, address)
-        taken = described(settings, share, nodes, cluster=address is not None)
-        typer.echo(to_yaml(settings))
-        for name, value in {**plan(settings, fitting(share, nodes)), **taken}.items():
-            typer.echo(f"{name + ':':<24} {value}")
+        _show_plan(settings, address)
         return
     from distrain.data.storage.store import Store
     from distrain.launch.local import ranks_here
@@ -224,6 +217,19 @@ def bench_data(
     typer.echo(f"first batch after {found.seconds_to_first_batch:.2f} s")
 
 
+def _show_plan(config: "Config", address: str | None) -> None:
+    """Print a config and what it comes to, here or on a Ray cluster."""
+    from distrain.cli.dry_run import plan
+    from distrain.config import to_yaml
+    from distrain.launch.share import described, fitting
+
+    share, nodes = _share(config, address)
+    taken = described(config, share, nodes, cluster=address is not None)
+    typer.echo(to_yaml(config))
+    for name, value in {**plan(config, fitting(share, nodes)), **taken}.items():
+        typer.echo(f"{name + ':':<24} {value}")
+
+
 def _share(config: "Config", address: str | None) -> "tuple[Share, list[Node]]":
     """Count the workers that a run would have on a Ray cluster, or on this machine; return the nodes too."""
     if address is None:
@@ -255,7 +261,7 @@ def _tell(console: "Console", summary: "Summary", arguments: list[str]) -> None:
         console.event(f"finished {summary.steps} steps in {minutes} min {seconds:02d} s")
     if summary.eval:
         result = summary.eval
-        top5 = f", top-5 {result['top5']:.2%}" if result["classes"] > 5 else ""
-        console.event(f"validation: top-1 {result['top1']:.2%}{top5} of {result['samples']:,} images")
+        top5 = f", top-5 {result.top5:.2%}" if result.classes > 5 else ""
+        console.event(f"validation: top-1 {result.top1:.2%}{top5} of {result.samples:,} images")
     console.event(f"weights   {summary.weights[:16]}  ({summary.reduction} reduction)")
     console.event(f"run       {summary.run}")

@@ -24,6 +24,7 @@ from distrain.data.decoding.pil import ReferenceDecoder
 from distrain.data.decoding.quarantine import Recorder, judge
 from distrain.data.order import Cursor, Order
 from distrain.data.shards.dataset import Dataset, Row
+from distrain.data.shards.manifest import Manifest
 from distrain.data.shards.stats import Statistics
 from distrain.distributed.process import available_cores
 from distrain.errors import AttemptError
@@ -129,16 +130,7 @@ class Loader:
         self._threads = data.decode_threads or cores or available_cores()
         self._mean = statistics.mean.astype(np.float32)
         self._axes = statistics.principal_axes(augment.colour_unit)
-        stored = manifest.size is not None and augment.short_side in (None, min(manifest.size))
-        self._graph = Graph(
-            batch=batch,
-            crop=augment.crop,
-            raw=manifest.encoding == "raw",
-            resize=not stored or (augmented and augment.window == "random_resized"),
-            whole=not manifest.proved,
-            normalise=data.normalise == "loader",
-            std=(statistics.std if augment.scale is None else np.full(3, augment.scale)).astype(np.float32),
-        )
+        self._graph = _graph(manifest, statistics, data, augment, batch=batch, augmented=augmented)
         blank = np.zeros((augment.crop, augment.crop, 3), np.uint8)
         self._placeholder = blank if self._graph.raw else ppm(blank)
         self._fetching = ThreadPoolExecutor(data.connections, "distrain-fetch")
@@ -150,11 +142,7 @@ class Loader:
         self.rebuilds = 0
         """How often the decoder was replaced, after it refused a batch."""
         self._decoder = self._open_decoder()
-        slots = data.read_ahead + 2
-        # What others wrote was proved by PIL, and may all the same be what kills DALI.
-        trusted = self._graph.raw or (manifest.proved and manifest.layout == "distrain")
-        recorded = data.backend == "dali" and not trusted
-        self._recorder = Recorder(run, dataset, slots=slots, batch=batch) if recorded else None
+        self._recorder = self._open_recorder(run)
         self._thread = threading.Thread(target=self._produce, name="distrain-loader", daemon=True)
         self._thread.start()
 
@@ -202,6 +190,15 @@ class Loader:
         kind = DaliDecoder if self._data.backend == "dali" else ReferenceDecoder
         ahead = self._data.read_ahead
         return kind(self._feed, self._graph, device=self._device, threads=self._threads, read_ahead=ahead)
+
+    def _open_recorder(self, run: str) -> Recorder | None:
+        """Notes what is in flight, where the decoder may die of it."""
+        manifest = self._dataset.manifest
+        # What others wrote was proved by PIL, and may all the same be what kills DALI.
+        is_trusted = self._graph.raw or (manifest.proved and manifest.layout == "distrain")
+        if is_trusted or self._data.backend != "dali":
+            return None
+        return Recorder(run, self._dataset, slots=self._data.read_ahead + 2, batch=self._graph.batch)
 
     def _produce(self) -> None:
         try:
@@ -344,6 +341,22 @@ class Loader:
             bad=done.bad,
             finish=finish,
         )
+
+
+def _graph(
+    manifest: Manifest, statistics: Statistics, data: Data, augment: Augment, *, batch: int, augmented: bool
+) -> Graph:
+    """What the decoder does to images that are stored as a manifest says."""
+    has_size = manifest.size is not None and augment.short_side in (None, min(manifest.size))
+    return Graph(
+        batch=batch,
+        crop=augment.crop,
+        raw=manifest.encoding == "raw",
+        resize=not has_size or (augmented and augment.window == "random_resized"),
+        whole=not manifest.proved,
+        normalise=data.normalise == "loader",
+        std=(statistics.std if augment.scale is None else np.full(3, augment.scale)).astype(np.float32),
+    )
 
 
 class _Pending(NamedTuple):

@@ -186,18 +186,9 @@ def joined(
     if ranks == 1:
         yield world
         return
-    name = interface(address)
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        if name is not None:  # or gloo takes the address of the host's name, which may be 127.0.1.1
-            os.environ.setdefault(variable, name)
     watch, ended = None, False
     try:
-        with _losing_ranks():
-            # Rank 0 listens on a port that the system picks, so none can be taken.
-            listening = (address, 0, ranks, True, limit, False)
-            store = dist.TCPStore(*listening) if rank == 0 else None  # type: ignore[attr-defined]
-            host, _, port = meet(f"{address} {store.port}" if store else "").partition(" ")
-            store = store or dist.TCPStore(host, int(port), ranks, False, limit)  # type: ignore[attr-defined]
+        store = _rendezvous(rank, ranks, meet, address, limit)
         options: dict[str, Any] = {"store": store, "rank": rank, "world_size": ranks, "timeout": limit}
         if device.type == "cuda":
             watch = _form_on_gpus(world, options)
@@ -214,6 +205,24 @@ def joined(
             if dist.is_initialized():
                 with suppress(RuntimeError):  # what broke it was raised already
                     dist.destroy_process_group()
+
+
+def _rendezvous(rank: int, ranks: int, meet: Callable[[str], str], address: str, limit: timedelta) -> Any:
+    """Connect to the store over which the ranks of a process group find each other; rank 0 serves it.
+
+    Raises:
+        LostRankError: it cannot be reached.
+    """
+    name = interface(address)
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if name is not None:  # or gloo takes the address of the host's name, which may be 127.0.1.1
+            os.environ.setdefault(variable, name)
+    with _losing_ranks():
+        # Rank 0 listens on a port that the system picks, so none can be taken.
+        listening = (address, 0, ranks, True, limit, False)
+        store = dist.TCPStore(*listening) if rank == 0 else None  # type: ignore[attr-defined]
+        host, _, port = meet(f"{address} {store.port}" if store else "").partition(" ")
+        return store or dist.TCPStore(host, int(port), ranks, False, limit)  # type: ignore[attr-defined]
 
 
 def _form_on_gpus(world: World, options: dict[str, Any]) -> PeerWatch:

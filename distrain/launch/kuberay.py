@@ -79,11 +79,7 @@ def manifests(
         UserError: the template is none, a path is of this machine, a name is none of Kubernetes', or it is too much.
     """
     check_places(config)
-    name = job or _name(job_id(config))
-    if not re.fullmatch(rf"[a-z]([-a-z0-9]{{0,{_LONGEST - 2}}}[a-z0-9])?", name):
-        raise UserError(
-            f"{name!r} is no name of a RayJob: at most {_LONGEST} small letters, digits and dashes, and a letter first"
-        )
+    name = _checked(job or _name(job_id(config)))
     if config.metrics.address in _LOOPBACK:  # in a pod, that is a page for nobody
         config = config.model_copy(update={"metrics": config.metrics.model_copy(update={"address": "0.0.0.0"})})  # noqa: S104
     found, labels = _template(template)
@@ -96,32 +92,54 @@ def manifests(
     spec["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": environment})
     spec["metadata"] = metadata(config)
     cluster = spec["rayClusterSpec"]
-    if len(groups := cluster["workerGroupSpecs"]) == 1:
-        each, gpus = _workers_of_a_pod(config, groups[0], template)
-        least, most = _workers(config, each * int(groups[0].get("maxReplicas", 1)) if gpus else 0)
-        # A cluster that has no GPU up yet must not look like one that has none.
-        cluster_config = config.cluster.model_copy(update={"workers": (least, most), "gpus_per_worker": gpus})
-        config = config.model_copy(update={"cluster": cluster_config})
-        few, many = -(-least // each), -(-most // each)
-        groups[0].update(replicas=few, minReplicas=few, maxReplicas=many)
-        cluster["enableInTreeAutoscaling"] = least < most
-    elif (workers := config.cluster.workers) != "auto":
-        cluster["enableInTreeAutoscaling"] = workers[0] < workers[1]
-    sent = {CONFIG: to_yaml(config), **{path: data.decode() for path, data in own(files).items()}}
-    if (size := sum(len(text.encode()) for text in sent.values())) > _LARGEST:
-        raise UserError(
-            f"config and files are {size:,} bytes, more than the {_LARGEST:,} of a ConfigMap: put them into the image"
-        )
+    config = _size(cluster, config, template)
+    sent = _sent(config, files)
     # A key of a ConfigMap has no slash.
     keys = {path: path.replace("/", ".") for path in sent}
     items = [{"key": key, "path": path} for path, key in keys.items()]
-    for group in (cluster["headGroupSpec"], *groups):
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         _mount(group["template"]["spec"], {"name": name, "items": items}, template)
     data = {keys[path]: text for path, text in sent.items()}
     about = {"name": name, "labels": labels} | (
         {"namespace": space} if (space := found["metadata"].get("namespace")) else {}
     )
     return Manifests(found, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": data})
+
+
+def _checked(name: str) -> str:
+    """Return the name of a RayJob. Raises UserError if Kubernetes would refuse it."""
+    if not re.fullmatch(rf"[a-z]([-a-z0-9]{{0,{_LONGEST - 2}}}[a-z0-9])?", name):
+        raise UserError(
+            f"{name!r} is no name of a RayJob: at most {_LONGEST} small letters, digits and dashes, and a letter first"
+        )
+    return name
+
+
+def _sent(config: Config, files: Sequence[Path]) -> dict[str, str]:
+    """Text by path of all that pods need. Raises UserError if it is more than a ConfigMap takes."""
+    sent = {CONFIG: to_yaml(config), **{path: data.decode() for path, data in own(files).items()}}
+    if (size := sum(len(text.encode()) for text in sent.values())) > _LARGEST:
+        raise UserError(
+            f"config and files are {size:,} bytes, more than the {_LARGEST:,} of a ConfigMap: put them into the image"
+        )
+    return sent
+
+
+def _size(cluster: dict[str, Any], config: Config, template: Path) -> Config:
+    """Ask for as many pods as a run wants, where there is one kind of them; the config as it runs there."""
+    groups = cluster["workerGroupSpecs"]
+    if len(groups) == 1:
+        each, gpus = _workers_of_a_pod(config, groups[0], template)
+        least, most = _workers(config, each * int(groups[0].get("maxReplicas", 1)) if gpus else 0)
+        few, many = -(-least // each), -(-most // each)
+        groups[0].update(replicas=few, minReplicas=few, maxReplicas=many)
+        cluster["enableInTreeAutoscaling"] = least < most
+        # A cluster that has no GPU up yet must not look like one that has none.
+        cluster_config = config.cluster.model_copy(update={"workers": (least, most), "gpus_per_worker": gpus})
+        return config.model_copy(update={"cluster": cluster_config})
+    if (workers := config.cluster.workers) != "auto":
+        cluster["enableInTreeAutoscaling"] = workers[0] < workers[1]
+    return config
 
 
 def _name(text: str) -> str:

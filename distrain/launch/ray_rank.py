@@ -1,11 +1,10 @@
 """A rank on a Ray cluster: the training function with its process group, and its console."""
 
-import dataclasses
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,6 +20,7 @@ from distrain.distributed.world import World, joined
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.launch.share import Share
 from distrain.monitor.health import Watchdog, group_timeout
+from distrain.monitor.records import MetricsRecord, to_tree
 from distrain.train import train
 
 _ADVANCE_EVERY = 0.5
@@ -55,9 +55,9 @@ class RemoteConsole:
             self._advanced = now
             self._mailbox.put.remote("advance", step)
 
-    def record(self, record: Mapping[str, Any]) -> None:
-        """A metrics record."""
-        self._mailbox.put.remote("record", dict(record))
+    def record(self, record: MetricsRecord) -> None:
+        """A metrics record, as a tree: the mailbox's process need not know what it is."""
+        self._mailbox.put.remote("record", to_tree(record))
 
     def stop(self) -> None:
         """Training is over."""
@@ -104,7 +104,7 @@ def run_rank(order: dict[str, Any]) -> dict[str, Any]:
             summary = train(
                 config, world, console, must_resume=order["must_resume"], other_hardware=order["other_hardware"]
             )
-            return dataclasses.asdict(summary)
+            return summary.to_tree()
     except AttemptError:
         raise
     except (UserError, RunError) as error:  # all ranks agree on it

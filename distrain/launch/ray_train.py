@@ -24,6 +24,7 @@ from distrain.launch.ray_cluster import HEAD_SETTINGS, connected, reason_of
 from distrain.launch.ray_fit import trainer
 from distrain.launch.share import Node, Share, fitting, remark, room, share_of, shortage
 from distrain.launch.signals import stop_on_signals
+from distrain.monitor.records import from_tree
 from distrain.monitor.sinks import Console
 from distrain.train import Summary
 
@@ -141,7 +142,7 @@ class _Driver:
                     self._lost_at = time.monotonic()
                 continue
             if found is not None:
-                return Summary(**found)
+                return Summary.from_tree(found)
             reason = reason_of(error)
             barren = 0 if self._places else barren + 1
             if isinstance(error, ControllerError) and "Timeout" in type(error.controller_failure).__name__:
@@ -213,8 +214,9 @@ class _Driver:
                 self._step = max(self._step, value)
                 self._console.advance(value)
             elif kind == "record":
-                self._step = max(self._step, value["step"])
-                self._console.record(value)
+                record = from_tree(value)
+                self._step = max(self._step, record.step)
+                self._console.record(record)
             elif kind == "stop":
                 self._console.stop()
 

@@ -46,14 +46,7 @@ def script(
         UserError: the template is none, or a path is of this machine.
     """
     check_places(config)
-    try:
-        text = template.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the template {template}: {getattr(error, 'strerror', error)}") from None
-    if text.count(_BEGIN) != 1 or text.count(_END) != 1:
-        raise UserError(
-            f"the template {template} must have one line {_BEGIN!r} and one {_END!r}: see cluster/slurm/train.sbatch"
-        )
+    text = _template(template)
     each = _workers_of_a_node(config, text, template)
     if config.cluster.workers != "auto":
         few, many = (-(-workers // each) for workers in config.cluster.workers)
@@ -78,6 +71,19 @@ def script(
     ]
     begin, _, rest = text.partition(_BEGIN)
     return begin + "\n".join(filled) + "\n" + _END + rest.partition(_END)[2]
+
+
+def _template(path: Path) -> str:
+    """Read a site's script. Raises UserError if it has no one place for the run."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the template {path}: {getattr(error, 'strerror', error)}") from None
+    if text.count(_BEGIN) != 1 or text.count(_END) != 1:
+        raise UserError(
+            f"the template {path} must have one line {_BEGIN!r} and one {_END!r}: see cluster/slurm/train.sbatch"
+        )
+    return text
 
 
 def submit(text: str) -> tuple[str, bool]:

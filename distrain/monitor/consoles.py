@@ -2,11 +2,11 @@
 
 import json
 import time
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
 from distrain.data.storage.store import Store
+from distrain.monitor.records import MetricsRecord, from_tree, to_tree
 from distrain.monitor.sinks import Console, GrowingFile, line
 from distrain.rundir import files
 
@@ -32,9 +32,9 @@ class JsonLines:
     def advance(self, step: int) -> None:
         """Nothing: a line a step would be too many."""
 
-    def record(self, record: Mapping[str, Any]) -> None:
+    def record(self, record: MetricsRecord) -> None:
         """A metrics record."""
-        self._write("record", record=dict(record))
+        self._write("record", record=to_tree(record))
 
     def stop(self) -> None:
         """Training is over."""
@@ -54,7 +54,10 @@ def replay(text: str, console: Console) -> None:
         console.event(text)
         return
     if call == "record":
-        console.advance(arguments["record"]["step"])
+        record = from_tree(arguments["record"])
+        console.advance(record.step)
+        console.record(record)
+        return
     getattr(console, call)(**arguments)
 
 
@@ -93,7 +96,7 @@ class Logged:
         """So many steps are done."""
         self._console.advance(step)
 
-    def record(self, record: Mapping[str, Any]) -> None:
+    def record(self, record: MetricsRecord) -> None:
         """A metrics line."""
         self._console.record(record)
         self._keep(line(record, self._steps))

@@ -27,11 +27,13 @@ from distrain.monitor import config as settings
 from distrain.monitor.endpoint import Node
 from distrain.monitor.health import Watchdog
 from distrain.monitor.norms import Norms
+from distrain.monitor.phases import Phase
+from distrain.monitor.records import MetricsRecord, TrainRecord
 
 _ARRIVAL = "arrival"
 """From the begin of a step until this rank comes to its reduction: no phase of its own, it spans several."""
 # What a GPU does behind the back of the thread that asks for it.
-_ON_DEVICE = ("transfer", "forward", "backward", "reduction", "optimizer", _ARRIVAL)
+_ON_DEVICE = (Phase.TRANSFER, Phase.FORWARD, Phase.BACKWARD, Phase.REDUCTION, Phase.OPTIMIZER, _ARRIVAL)
 # On a GPU one step of so many is timed, and counts for all: events cost the thread that launches kernels. Few log steps
 # are as far apart: a step after one finds the GPU without work, and takes longer.
 _TIMED_EVERY, _FIRST_TIMED = 11, 5
@@ -194,7 +196,7 @@ class Metrics:
         self._depths = depths
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: Phase | str) -> Iterator[None]:
         """What is done inside belongs to a phase of the step, on whichever thread.
 
         On a GPU its time is taken there, in one step of eleven, by events that are read at the next log step.
@@ -214,7 +216,7 @@ class Metrics:
 
     def waited(self, seconds: float) -> None:
         """Seconds for which the lanes waited for the data of a step."""
-        self.observe("phase_seconds", seconds, phase="data_wait")
+        self.observe("phase_seconds", seconds, phase=Phase.DATA_WAIT)
         self.add("rank_data_wait_seconds", seconds, **self._rank)
 
     def arriving(self) -> AbstractContextManager[None]:
@@ -271,15 +273,15 @@ class Metrics:
             for _ in range(times):
                 self.observe("phase_seconds", of_a_step, phase=name)
 
-    def record(self, record: Mapping[str, Any]) -> None:
-        """The numbers of a metrics line of the run."""
-        split = "train" if record["kind"] == "train" else "val"
-        for key, name in (("loss", "loss"), ("top1", "top1_ratio"), ("top5", "top5_ratio")):
-            self.set(name, record[key], split=split)
-        if split == "train":
-            self.set("learning_rate", record["lr"])
-            for name in ("images_per_second", "bad_samples"):
-                self.set(name, record[name])
+    def record(self, record: MetricsRecord) -> None:
+        """The numbers of a record of the run."""
+        self.set("loss", record.loss, split=record.split)
+        self.set("top1_ratio", record.top1, split=record.split)
+        self.set("top5_ratio", record.top5, split=record.split)
+        if isinstance(record, TrainRecord):
+            self.set("learning_rate", record.lr)
+            self.set("images_per_second", record.images_per_second)
+            self.set("bad_samples", record.bad_samples)
 
     def keep(self, parameters: Sequence[Tensor]) -> None:
         """Before a step: measure its norms, on the lead, if anybody can read them."""

@@ -3,15 +3,16 @@
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TextIO
+from collections.abc import Callable
+from typing import Protocol, TextIO
 
 from distrain.data.storage.store import Store
+from distrain.monitor.records import EvalRecord, MetricsRecord, from_tree, to_tree
 from distrain.rundir import files
 
 
 class Console(Protocol):
-    """What a person sees of a run. Each value of a record is a plain number or string."""
+    """What a person sees of a run."""
 
     def event(self, text: str) -> None:
         """One line about something that happened."""
@@ -22,8 +23,8 @@ class Console(Protocol):
     def advance(self, step: int) -> None:
         """So many steps are done."""
 
-    def record(self, record: Mapping[str, Any]) -> None:
-        """A metrics line: `kind` is train or eval."""
+    def record(self, record: MetricsRecord) -> None:
+        """A record of training or of an evaluation."""
 
     def stop(self) -> None:
         """Training is over, for whatever reason."""
@@ -41,7 +42,7 @@ class Silent:
     def advance(self, step: int) -> None:
         """Nothing."""
 
-    def record(self, record: Mapping[str, Any]) -> None:
+    def record(self, record: MetricsRecord) -> None:
         """Nothing."""
 
     def stop(self) -> None:
@@ -66,7 +67,7 @@ class PlainLines:
     def advance(self, step: int) -> None:
         """Nothing: lines come at log steps."""
 
-    def record(self, record: Mapping[str, Any]) -> None:
+    def record(self, record: MetricsRecord) -> None:
         """Print a line."""
         self.event(line(record, self._steps))
 
@@ -74,14 +75,14 @@ class PlainLines:
         """Nothing to put away."""
 
 
-def line(record: Mapping[str, Any], steps: int) -> str:
+def line(record: MetricsRecord, steps: int) -> str:
     """A record as one line of at most 80 columns."""
-    where = f"epoch {record['epoch']}  step {record['step']}/{steps}"
-    if record["kind"] == "eval":
-        top5 = f"  top-5 {record['top5']:.2%}" if record["classes"] > 5 else ""
-        return f"{where}  validation loss {record['loss']:.4f}  top-1 {record['top1']:.2%}{top5}"
-    speed = f"{record['images_per_second']:.0f} images/s  waits {record['data_wait']:.0%}"
-    return f"{where}  loss {record['loss']:.4f}  top-1 {record['top1']:.1%}  {speed}"
+    where = f"epoch {record.epoch}  step {record.step}/{steps}"
+    if isinstance(record, EvalRecord):
+        top5 = f"  top-5 {record.top5:.2%}" if record.classes > 5 else ""
+        return f"{where}  validation loss {record.loss:.4f}  top-1 {record.top1:.2%}{top5}"
+    speed = f"{record.images_per_second:.0f} images/s  waits {record.data_wait:.0%}"
+    return f"{where}  loss {record.loss:.4f}  top-1 {record.top1:.1%}  {speed}"
 
 
 class GrowingFile:
@@ -144,9 +145,9 @@ class MetricsFile(GrowingFile):
         """Nothing is written yet; `tell` gets a warning when that fails."""
         super().__init__(store, files.metrics(attempt), tell)
 
-    def record(self, record: Mapping[str, Any]) -> None:
+    def record(self, record: MetricsRecord) -> None:
         """Append a record; numbers that JSON lacks (NaN, infinity) become null."""
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in to_tree(record).items()}
         self.write((json.dumps(plain) + "\n").encode())
 
 
@@ -155,14 +156,15 @@ def metrics_attempts(store: Store) -> list[int]:
     return sorted(int(match[1]) for name in store.list() if (match := files.METRICS_NAME.fullmatch(name)))
 
 
-def read_metrics(store: Store) -> list[dict[str, Any]]:
+def read_metrics(store: Store) -> list[MetricsRecord]:
     """All records of a run by (step, kind); where attempts overlap, the highest attempt's."""
-    records: dict[tuple[int, str], dict[str, Any]] = {}
+    records: dict[tuple[int, str], MetricsRecord] = {}
     for attempt in metrics_attempts(store):
         for text in store.read(files.metrics(attempt)).decode().splitlines():
             try:
-                record = json.loads(text)
+                tree = json.loads(text)
             except ValueError:  # a line cut off by kill -9; the next attempt writes that step again
                 continue
-            records[record["step"], record["kind"]] = record
+            record = from_tree(tree)
+            records[record.step, record.kind] = record
     return [records[key] for key in sorted(records)]

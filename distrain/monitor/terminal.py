@@ -2,13 +2,13 @@
 
 import os
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distrain.monitor.consoles import JsonLines
+from distrain.monitor.records import EvalRecord, MetricsRecord
 from distrain.monitor.sinks import Console, PlainLines, line
 
 
@@ -55,12 +55,12 @@ class Terminal:
         """Move the bar."""
         self._bar.update(self._task, completed=step, epoch=(step - 1) // self._steps_per_epoch)
 
-    def record(self, record: Mapping[str, Any]) -> None:
+    def record(self, record: MetricsRecord) -> None:
         """New numbers beside the bar; an evaluation also stays as a line above it."""
-        if record["kind"] == "eval":
+        if isinstance(record, EvalRecord):
             self.event(line(record, int(self._bar.tasks[0].total or 0)))
             return
-        numbers = f"loss {record['loss']:.3f}  {record['images_per_second']:.0f} img/s  wait {record['data_wait']:.0%}"
+        numbers = f"loss {record.loss:.3f}  {record.images_per_second:.0f} img/s  wait {record.data_wait:.0%}"
         self._bar.update(self._task, numbers=numbers)
 
     def stop(self) -> None:

@@ -5,21 +5,21 @@ import math
 import time
 import urllib.request
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
+from distrain.monitor.phases import Phase
 from distrain.monitor.prometheus import run_label
+from distrain.monitor.records import MetricsRecord, TrainRecord
 from distrain.monitor.sinks import read_metrics
 from distrain.rundir import files
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _POINTS = 512
-_PHASES = ("data_wait", "transfer", "forward", "backward", "reduction", "optimizer", "checkpoint")
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -103,12 +103,14 @@ class Watch:
                     _put(view.history[name], step, found)
         return view
 
-    def _remember(self, record: Mapping[str, Any]) -> None:
-        history = self.view.history
-        names = ("loss", "images_per_second") if record["kind"] == "train" else ("top1",)
-        for name in names:
-            if record.get(name) is not None:
-                _put(history[name], record["step"], record[name])
+    def _remember(self, record: MetricsRecord) -> None:
+        if isinstance(record, TrainRecord):
+            values = {"loss": record.loss, "images_per_second": record.images_per_second}
+        else:
+            values = {"top1": record.top1}
+        for name, value in values.items():
+            if math.isfinite(value):
+                _put(self.view.history[name], record.step, value)
 
 
 def _put(points: deque[tuple[int, float]], step: int, value: float) -> None:
@@ -206,7 +208,7 @@ def lines(view: View, width: int, now: float | None = None) -> Iterable[str]:
     spent = view.by("phase_seconds_sum", "phase")
     if whole := sum(spent.values()):
         yield ""
-        for phase in _PHASES:
+        for phase in Phase:
             if phase in spent:
                 share = spent[phase] / whole
                 yield f"{phase:<16} {share:>10.1%}  {'█' * round(share * room)}".rstrip()

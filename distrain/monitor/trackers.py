@@ -8,11 +8,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 from distrain.monitor.config import Log
+from distrain.monitor.records import MetricsRecord
 from distrain.rundir import files
 
 _EXPERIMENT = "distrain"
@@ -25,7 +27,7 @@ class Tracker(Protocol):
 
     name: str
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: MetricsRecord) -> None:
         """Take a record; any exception means that it was not taken, and comes again with the next one."""
 
     def close(self) -> None:
@@ -44,10 +46,10 @@ class TensorBoard:
         suffix = f".attempt-{attempt:03d}"  # else two attempts within a second would have one file
         self._writer = SummaryWriter(f"{folder}/{files.TENSORBOARD}", purge_step=step + 1, filename_suffix=suffix)
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: MetricsRecord) -> None:
         """Append a scalar for each number."""
         for name, value in _scalars(record):
-            self._writer.add_scalar(name, value, record["step"])
+            self._writer.add_scalar(name, value, record.step)
         self._writer.flush()
 
     def close(self) -> None:
@@ -78,14 +80,14 @@ class MLflow:
         self._client: Any = None
         self._run: str | None = None
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: MetricsRecord) -> None:
         """Log a metric for each number, as one request."""
         from mlflow.entities import Metric
 
         if self._run is None:
             self._run = self._open()
         now = int(1000 * time.time())
-        self._client.log_batch(self._run, metrics=[Metric(k, v, now, record["step"]) for k, v in _scalars(record)])
+        self._client.log_batch(self._run, metrics=[Metric(k, v, now, record.step) for k, v in _scalars(record)])
 
     def close(self) -> None:
         """The run at the server is ended as far as this attempt goes; a resume opens it again."""
@@ -119,14 +121,14 @@ class Follower:
     def __init__(self, tracker: Tracker, tell: Callable[[str], None]) -> None:
         """`tell` gets warnings, on the thread that writes and closes."""
         self._tracker, self._tell = tracker, tell
-        self._records: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
-        self._waiting: list[Mapping[str, Any]] = []
+        self._records: queue.SimpleQueue[MetricsRecord | None] = queue.SimpleQueue()
+        self._waiting: list[MetricsRecord] = []
         self._error: str | None = None
         self._told = False
         self._thread = threading.Thread(target=self._run, name=f"distrain-{tracker.name}", daemon=True)
         self._thread.start()
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: MetricsRecord) -> None:
         """Pass a record on; returns at once."""
         self._records.put(record)
         if self._error is not None and not self._told:
@@ -193,9 +195,8 @@ def followers(
     return found
 
 
-def _scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _scalars(record: MetricsRecord) -> Iterator[tuple[str, float]]:
     """Name and value of each number of a record that is finite."""
-    split = "train" if record["kind"] == "train" else "val"
-    for key, value in record.items():
-        if key not in ("kind", "step", "classes") and math.isfinite(value):
-            yield f"{split}/{key}", float(value)
+    for key, value in asdict(record).items():
+        if key not in ("step", "classes") and math.isfinite(value):
+            yield f"{record.split}/{key}", float(value)

@@ -83,9 +83,16 @@ class Checkpoints:
         optimizer: Mapping[str, Tensor],
         state: Mapping[str, Any],
         *,
-        best: bool,
+        best: Mapping[str, Any] | None,
     ) -> str:
         """Copy the tensors and write them in the background, after the save before is done; the checkpoint's name.
+
+        Args:
+            step: steps that are done.
+            model: its parameters and running statistics.
+            optimizer: its moments.
+            state: what else `state.json` says.
+            best: what best.json says, where this checkpoint is the best so far.
 
         Raises:
             AttemptError: the save before failed.
@@ -135,7 +142,9 @@ class Checkpoints:
                 "free space or mend the storage, then run the same command to go on"
             ) from error
 
-    def _save(self, name: str, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], best: bool) -> None:
+    def _save(
+        self, name: str, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], best: Mapping[str, Any] | None
+    ) -> None:
         try:
             contents = {f"{part}.safetensors": _safetensors(t) for part, t in tensors.items()}
             contents["state.json"] = [json.dumps(state, indent=1).encode()]
@@ -145,8 +154,8 @@ class Checkpoints:
             return
         try:
             self._lease.check()
-            if best:
-                write_best(self._store, name, state["best"])
+            if best is not None:
+                write_best(self._store, name, best)
             self._prune()
         except AttemptError as error:
             self._error = error

@@ -1,6 +1,7 @@
 """The data sets of a run: opened, and checked against each other and the config."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from distrain.config import Config
 from distrain.data.loader import Loader, Request
@@ -19,7 +20,28 @@ from distrain.monitor.sinks import Console
 _BATCHES_AHEAD = 4
 
 
-def open_data(config: Config) -> tuple[Dataset, Dataset | None]:
+@dataclass(frozen=True)
+class Data:
+    """The data of a run."""
+
+    train: Dataset
+    val: Dataset | None
+    order: Order
+    """Which training samples each step takes."""
+
+
+def open_data(config: Config) -> tuple[Config, Data]:
+    """Open the data of a run; the config with the fingerprint of the training set.
+
+    Raises:
+        UserError: there is no such data, or it does not fit the config.
+    """
+    train, val = open_sets(config)
+    config = pin_data(config, train.manifest)
+    return config, Data(train, val, order_of(config, train.manifest.group_rows))
+
+
+def open_sets(config: Config) -> tuple[Dataset, Dataset | None]:
     """The training and the validation set, checked against each other and the config."""
     memory, patience = int(config.data.memory), config.data.patience
     sets: list[Dataset] = []

@@ -8,7 +8,7 @@ import torch
 from distrain.data.loader import MicroBatch, training_requests
 from distrain.errors import RunError
 from distrain.monitor.meters import Reading
-from distrain.training.setup import Job
+from distrain.training.job import Job
 from distrain.training.step import forward
 
 
@@ -21,17 +21,16 @@ def diverged(job: Job, reading: Reading) -> RunError:
     step = reading.failed_step
     assert step is not None
     if job.record:
-        job.metrics.set("diverged", int(not reading.no_valid))
-    job.metrics.flush()
-    job.world.gather(None)  # whichever rank serves the page has it now
+        job.telemetry.metrics.set("diverged", int(not reading.no_valid))
+    job.flush_pages()
     if reading.no_valid:
         return RunError(f"all samples of step {step + 1} are bad, so it has no gradient: mend the data (distrain pack)")
-    config, micro_batches = job.config, dict[int, dict[str, Any]]()
+    config, network, micro_batches = job.config, job.network, dict[int, dict[str, Any]]()
 
     def look(batch: MicroBatch) -> None:
-        loss = forward(config, job.model, step, batch).loss
-        gradients = torch.autograd.grad(loss, list(job.parameters.values()))
-        norms = {name: float(g.double().norm()) for name, g in zip(job.parameters, gradients, strict=True)}
+        loss = forward(config, network.model, step, batch).loss
+        gradients = torch.autograd.grad(loss, list(network.parameters.values()))
+        norms = {name: float(g.double().norm()) for name, g in zip(network.parameters, gradients, strict=True)}
         micro_batches[batch.virtual_worker] = {
             "loss": loss.item() / config.micro_batch,
             "gradient_norm": math.hypot(*norms.values()),
@@ -40,8 +39,9 @@ def diverged(job: Job, reading: Reading) -> RunError:
         }
 
     hosted = job.world.hosted(config.virtual_workers)
-    with job.loader(job.dataset, training_requests(job.order, range(step, step + 1), hosted)) as batches:
-        job.lanes.run(look, batches)
+    requests = training_requests(job.data.order, range(step, step + 1), hosted)
+    with job.loader(job.data.train, requests) as batches:
+        network.lanes.run(look, batches)
     for part in job.world.gather({str(v): numbers for v, numbers in micro_batches.items()}):
         micro_batches.update({int(v): numbers for v, numbers in part.items()})
     evidence = {

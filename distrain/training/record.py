@@ -13,11 +13,13 @@ from distrain.config import Config, result_fields
 from distrain.data.shards.dataset import Dataset
 from distrain.data.storage.store import Store
 from distrain.monitor.prometheus import Metrics
+from distrain.monitor.records import MetricsRecord
 from distrain.monitor.sinks import Console, MetricsFile
 from distrain.monitor.trackers import followers
 from distrain.rundir import files
 from distrain.rundir.checkpoint import Checkpoints
 from distrain.rundir.lease import Lease
+from distrain.training.state import State
 
 
 class Record:
@@ -62,7 +64,7 @@ class Record:
         except OSError as error:
             self._console.event(f"warning: {files.TARGETS} could not be written: {error}")
 
-    def tell(self, record: Mapping[str, Any]) -> None:
+    def tell(self, record: MetricsRecord) -> None:
         """Write a metrics record to the file, the metrics page, the trackers and the console."""
         self._metrics.record(record)
         for follower in self._followers:
@@ -71,10 +73,11 @@ class Record:
         self._console.record(record)
 
     def save(
-        self, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Any, *, best: bool
+        self, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: State, *, best: bool
     ) -> str:
         """Hand a checkpoint to the background; its name. Raises AttemptError if the one before failed."""
-        name = self.checkpoints.save(step, model, optimizer, state, best=best)
+        tree = state.to_tree()
+        name = self.checkpoints.save(step, model, optimizer, tree, best=tree["best"] if best else None)
         self._metrics.upload()
         return name
 

@@ -14,11 +14,11 @@ from distrain.distributed.world import World
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.monitor.sinks import Console
 from distrain.optim.optimizer import Optimizer
-from distrain.optim.schedule import Stall
 from distrain.rundir import files
 from distrain.rundir.checkpoint import Loaded, load_newest
 from distrain.rundir.lease import Lease, attempts, claim, failures
 from distrain.training.datasets import pack_built_in, val_fingerprint
+from distrain.training.state import State
 
 T = TypeVar("T")
 
@@ -99,9 +99,9 @@ def check_result(config: Config, saved: Mapping[str, Any]) -> None:
         )
 
 
-def check_plateau(config: Config, val: Dataset | None, state: Mapping[str, Any]) -> None:
+def check_plateau(config: Config, val: Dataset | None, state: State) -> None:
     """Raises UserError where the plateau schedule would compare counts of two validation sets."""
-    if config.schedule.follows_validation and state["val"] != val_fingerprint(val):
+    if config.schedule.follows_validation and state.val != val_fingerprint(val):
         raise UserError(
             f"{config.run} was trained with another validation set, whose counts its "
             f"{config.schedule.name} schedule follows: use that one (data.val), or start afresh with run=..."
@@ -109,16 +109,16 @@ def check_plateau(config: Config, val: Dataset | None, state: Mapping[str, Any])
 
 
 def check_hardware(
-    console: Console, state: Mapping[str, Any], now: Mapping[str, str], hardware: str | None, other_hardware: bool
+    console: Console, state: State, now: Mapping[str, str], hardware: str | None, other_hardware: bool
 ) -> None:
     """Compare what this hardware computes with what the checkpoint's did.
 
     Raises:
         UserError: it differs, and nobody said that it may.
     """
-    if state["hardware"] == hardware:
+    if state.hardware == hardware:
         return
-    before = state["environment"]
+    before = state.environment
     keys = sorted(before.keys() | now.keys())
     differs = [f"{k} {before.get(k)} -> {now.get(k)}" for k in keys if before.get(k) != now.get(k)]
     what = "; ".join(differs) or "the same names and versions, another result"
@@ -128,14 +128,6 @@ def check_hardware(
             "or give up the promise with --accept-other-hardware"
         )
     console.event(f"warning: other hardware than before ({what}): bits are no longer promised for this run")
-
-
-def plateau_of(state: Mapping[str, Any] | None) -> Stall:
-    """What the plateau schedule had seen when a checkpoint was saved."""
-    if state is None:
-        return Stall()
-    saved = state["plateau"]
-    return Stall(saved["best"], saved["epochs"], tuple(saved["drops"]))
 
 
 def restore(world: World, model: nn.Module, optimizer: Optimizer, loaded: Loaded | None) -> None:

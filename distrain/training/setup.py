@@ -1,117 +1,52 @@
-"""What a run is made of: `setup` checks everything, makes it once, and takes over a checkpoint."""
+"""Build and check everything that a run needs, and restore the newest checkpoint of its directory."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from torch import nn
 
 from distrain.config import Config, result_fields, to_yaml
-from distrain.data.loader import Loader, Request
-from distrain.data.order import Order
-from distrain.data.shards.dataset import Dataset
 from distrain.data.storage.store import Store
 from distrain.distributed.lanes import Lanes, lanes_for
 from distrain.distributed.numerics import environment, explaining
 from distrain.distributed.world import World
 from distrain.errors import UserError
-from distrain.models.layers import BatchNorm, batch_norms, trained
-from distrain.monitor.health import Spikes, Stragglers, Watchdog
+from distrain.models.layers import batch_norms, trained
+from distrain.monitor.health import Watchdog
 from distrain.monitor.meters import Meters
 from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import Console, read_metrics
+from distrain.monitor.telemetry import Telemetry
 from distrain.optim.accumulate import Accumulator
 from distrain.optim.optimizer import Optimizer
 from distrain.optim.schedule import Stall
 from distrain.rundir import files
-from distrain.rundir.checkpoint import digest, write_best
+from distrain.rundir.checkpoint import Loaded, digest, write_best
 from distrain.rundir.lease import Lease, attempts, restarts_and_resizes
-from distrain.training.datasets import memory_warning, open_data, open_loader, order_of, pin_data, val_fingerprint
+from distrain.training.datasets import Data, memory_warning, open_data, val_fingerprint
 from distrain.training.hardware_check import agree, fingerprint
+from distrain.training.job import Job, Network, Progress
 from distrain.training.quarantined import recall
 from distrain.training.record import Record
-from distrain.training.resume import (
-    Patience,
-    check_hardware,
-    check_plateau,
-    check_result,
-    plateau_of,
-    restore,
-    take_over,
-)
+from distrain.training.resume import Patience, check_hardware, check_plateau, check_result, restore, take_over
+from distrain.training.state import State
 
 
-@dataclass
-class Job:
-    """All that a step touches, made once by `setup`."""
+@dataclass(frozen=True)
+class Claim:
+    """The run directory, as this attempt found it."""
 
-    config: Config
-    world: World
-    console: Console
-    run: str
-    """The run directory, as it may be shown."""
-    record: Record | None
-    """What is written there, on the lead."""
-    watchdog: Watchdog
-    metrics: Metrics
-    dataset: Dataset
-    val: Dataset | None
-    order: Order
-    model: nn.Module
-    parameters: dict[str, nn.Parameter]
-    """Those that are trained."""
-    batch_norms: list[BatchNorm]
-    accumulator: Accumulator
-    optimizer: Optimizer
-    meters: Meters
-    lanes: Lanes
-    hardware: str | None
-    """Hash of what the hardware computes, which the weights depend on; None where no bits are promised."""
-    start: int
-    """The step that comes next."""
-    reached: int
-    """On the lead: steps that earlier attempts had done, as far as their metrics tell."""
-    bad: dict[int, str]
-    """Reasons by sample id, of all bad training samples met so far."""
-    bad_told: set[int]
-    """Those of them that were named already."""
-    val_bad_told: set[int]
-    """The validation samples that do not decode, all of them named."""
-    best: dict[str, Any]
-    """The best evaluation: step, top1 and samples as counts."""
-    plateau: Stall
-    """What the plateau schedule has seen."""
-    last: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The last record of each kind."""
-    saving: tuple[int, str | None] | None = None
-    """Step and name of the checkpoint that was handed to the background last."""
-    waited: float = 0.0
-    """Seconds that lanes waited for data since the last log step."""
-    stragglers: Stragglers = field(default_factory=Stragglers)
-    spikes: Spikes = field(default_factory=Spikes)
-    logged: float = 0.0
-    """Clock at the last log step."""
-
-    @property
-    def steps(self) -> int:
-        """Steps of the whole run."""
-        return self.config.epochs * self.order.steps
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step."""
-        return self.config.schedule.rate(step, self.order.steps, self.steps, self.plateau.drops)
-
-    def loader(self, dataset: Dataset, requests: Iterator[Request], *, evaluation: bool = False) -> Loader:
-        """A loader on the rank's device, normalising with the training set's statistics."""
-        statistics = self.dataset.manifest.statistics
-        return open_loader(self.config, self.world, dataset, statistics, requests, evaluation=evaluation)
-
-    def tell(self, record: Mapping[str, Any]) -> None:
-        """Write a record to all that follows the run: see `Record.tell`."""
-        self.last[record["kind"]] = record
-        if self.record:
-            self.record.tell(record)
+    store: Store
+    patience: Patience
+    lease: Lease | None
+    """The right to write there, on the lead."""
+    checkpoint: Loaded | None
+    """What to resume from, on the lead."""
+    state: State | None
+    """What that checkpoint says beside its tensors, on all ranks; None at the start of a run."""
+    step: int
+    """Steps that are done."""
 
 
 def setup(
@@ -133,27 +68,86 @@ def setup(
         UserError: something does not fit together, on any rank.
         RunError: there are checkpoints, but none is whole; or too many attempts failed.
     """
+    claim = claim_run(config, world, console, stack, must_resume=must_resume)
+    watchdog = start_watchdog(config, world, alarm, claim, stack)
+    metrics.watch(watchdog)
+    config, data, model = open_and_check(config, world, claim)
+    network = build_network(config, world, model, stack)
+    watchdog.at("the verdicts on files")
+    quarantine(config, world, data, claim.store, metrics, alarm, watchdog.at)
+    watchdog.at("the check of the hardware")
+    hardware = check_ranks(config, world, data, network)
+    watchdog.at("the restore", waiting=True)
+    resume(world, console, claim, network, hardware, other_hardware=other_hardware)
+    record, reached = start_record(config, world, console, metrics, claim, stack)
+    start_metrics(config, world, metrics, data, claim, record)
+    if warning := memory_warning(config, data.train.manifest, world):
+        console.event(warning)
+    return Job(
+        config=config,
+        world=world,
+        console=console,
+        run=claim.store.name,
+        record=record,
+        telemetry=Telemetry(metrics, watchdog, data.order.steps, reached),
+        data=data,
+        network=network,
+        hardware=hardware,
+        progress=progress_of(claim, data),
+    )
+
+
+def claim_run(config: Config, world: World, console: Console, stack: ExitStack, *, must_resume: bool) -> Claim:
+    """Take over the run directory, on the lead, and read its newest whole checkpoint; its state on all ranks.
+
+    Raises:
+        UserError: another run is at work there, it cannot be used, or there is nothing to resume.
+        RunError: no checkpoint is whole, or too many attempts of this launch have failed.
+    """
     assert config.run is not None
-    store, lease, loaded, state = Store(config.run), None, None, None
+    store, lease, loaded = Store(config.run), None, None
     patience = Patience(store, config.checkpoint.patience, console)
     with world.together():
         if world.lead:
             lease, loaded = take_over(config, world, console, patience, stack, must_resume=must_resume)
-            state = loaded and {**loaded.state, "name": loaded.name}
-    state = world.gather(state)[0]
-    watchdog = stack.enter_context(Watchdog(config.cluster.stall, _reporter(world, alarm, store, lease)))
-    metrics.watch(watchdog)
+    found = world.gather(loaded and (loaded.step, loaded.state))[0]
+    step, tree = found or (0, None)
+    return Claim(store, patience, lease, loaded, State.from_tree(tree) if tree else None, step)
 
+
+def start_watchdog(
+    config: Config, world: World, alarm: Callable[[str], None], claim: Claim, stack: ExitStack
+) -> Watchdog:
+    """Watch this rank from here on: if it makes no progress, its stacks are written down and it is ended."""
+    store = claim.store
+    attempt = world.gather(claim.lease and claim.lease.number)[0]
+
+    def report(sentence: str, stacks: str) -> None:
+        name = files.stuck(attempt, world.rank)
+        alarm(f"rank {world.rank} hangs: {sentence}; all stacks are in {store.name}/{name}")
+        store.write(name, f"{sentence}\n{stacks}".encode())
+
+    return stack.enter_context(Watchdog(config.cluster.stall, report))
+
+
+def open_and_check(config: Config, world: World, claim: Claim) -> tuple[Config, Data, nn.Module]:
+    """Open the data and build the model; the config with the fingerprint of the data.
+
+    Raises:
+        UserError: data, model and config do not fit each other, or are not those of the checkpoint.
+    """
     with world.together():
-        dataset, val = open_data(config)
-        config = pin_data(config, dataset.manifest)
-        if state is not None:
-            check_result(config, state["result"])
-            check_plateau(config, val, state)
-        order = order_of(config, dataset.manifest.group_rows)
-        model = build_model(config, len(dataset.manifest.classes)).to(world.device)
+        config, data = open_data(config)
+        if claim.state is not None:
+            check_result(config, claim.state.result)
+            check_plateau(config, data.val, claim.state)
+        model = build_model(config, len(data.train.manifest.classes)).to(world.device)
+    return config, data, model
+
+
+def build_network(config: Config, world: World, model: nn.Module, stack: ExitStack) -> Network:
+    """Build what trains a model: accumulator, optimizer, and the threads of its lanes."""
     parameters, norms = trained(model), batch_norms(model)
-    optimizer = Optimizer(config.optimizer, parameters)
     accumulator = Accumulator(
         list(parameters.values()),
         virtual_workers=config.virtual_workers,
@@ -162,42 +156,102 @@ def setup(
         moments=sum(2 * layer.features for layer in norms),
     )
     side_by_side = lanes_for(world, config.virtual_workers, config.lanes)
-    lanes = stack.enter_context(Lanes(side_by_side, config.threads, world.device))
-    watchdog.at("the verdicts on files")
-    recall(config, world, [dataset, *([val] if val else [])], store, alarm, watchdog.at)
+    return Network(
+        model=model,
+        parameters=parameters,
+        batch_norms=norms,
+        accumulator=accumulator,
+        optimizer=Optimizer(config.optimizer, parameters),
+        meters=Meters(world.device, accumulator.loss_shift),
+        lanes=stack.enter_context(Lanes(side_by_side, config.threads, world.device)),
+    )
+
+
+def quarantine(
+    config: Config,
+    world: World,
+    data: Data,
+    store: Store,
+    metrics: Metrics,
+    alarm: Callable[[str], None],
+    told: Callable[[str], None],
+) -> None:
+    """Leave out files that have killed a decoder in an earlier attempt; `told` is told of progress."""
+    sets = [data.train, *([data.val] if data.val else [])]
+    recall(config, world, sets, store, alarm, told)
     if world.lead:
-        metrics.set("quarantined_samples", len(dataset.bad) + (len(val.bad) if val else 0))
-    watchdog.at("the check of the hardware")
+        metrics.set("quarantined_samples", sum(len(dataset.bad) for dataset in sets))
+
+
+def check_ranks(config: Config, world: World, data: Data, network: Network) -> str | None:
+    """Check that all ranks have the same config, files and versions, and compute the same bits.
+
+    Returns:
+        Hash of what the hardware computes; None where no bits are promised.
+
+    Raises:
+        UserError: naming the rank and what differs.
+    """
     hardware = None
     with world.together():
         if config.reduction.mode == "exact":
-            hardware = fingerprint(config, world, dataset, model, accumulator.scale, lanes)
+            scale = network.accumulator.scale
+            hardware = fingerprint(config, world, data.train, network.model, scale, network.lanes)
     hosts = environment(world.device)
     whys = explaining(hosts)
     names = {name: value for name, value in hosts.items() if name not in whys}
-    facts = {**result_fields(config), "validation set": val_fingerprint(val), **names, "computed bits": hardware}
+    facts = {**result_fields(config), "validation set": val_fingerprint(data.val), **names, "computed bits": hardware}
     agree(world, facts, whys)
-    if state is not None:
-        check_hardware(console, state, hosts, hardware, other_hardware)
-        watchdog.at("the restore", waiting=True)
-        restore(world, model, optimizer, loaded)
-        console.event(f"resumed from step {state['step']} ({state['name']})")
+    return hardware
+
+
+def resume(
+    world: World, console: Console, claim: Claim, network: Network, hardware: str | None, *, other_hardware: bool
+) -> None:
+    """Restore weights and moments on all ranks; at the start of a run, see that all have the same.
+
+    Raises:
+        UserError: this hardware computes other bits than the checkpoint's, and nobody said that it may.
+    """
+    model, optimizer = network.model, network.optimizer
+    if claim.state is not None:
+        check_hardware(console, claim.state, environment(world.device), hardware, other_hardware)
+        restore(world, model, optimizer, claim.checkpoint)
+        if claim.checkpoint is not None:
+            console.event(f"resumed from step {claim.step} ({claim.checkpoint.name})")
     if world.ranks > 1:
         agree(world, {"weights and moments": digest({**model.state_dict(), **optimizer.state()})})
 
+
+def start_record(
+    config: Config, world: World, console: Console, metrics: Metrics, claim: Claim, stack: ExitStack
+) -> tuple[Record | None, int]:
+    """Start what the lead writes; it, and the highest step that an earlier attempt has logged.
+
+    Raises:
+        UserError: a tracker's package is not installed.
+    """
     record, reached = None, 0
-    best = state["best"] if state else {}
+    store, patience, state, loaded = claim.store, claim.patience, claim.state, claim.checkpoint
     with world.together():
-        if lease is not None:
+        if claim.lease is not None:
             patience(lambda: store.write(files.CONFIG, to_yaml(config).encode()))
             restarts, resizes = patience(lambda: restarts_and_resizes(attempts(store)))
             metrics.set("restarts", restarts)
             metrics.set("resizes", resizes)
-            reached = max((r["step"] for r in patience(lambda: read_metrics(store))), default=0)
-            if loaded and best.get("step") == loaded.step:  # the run may have been killed just before it did so
-                patience(lambda: write_best(store, loaded.name, best))
-            record = Record(config, store, lease, console, metrics, stack, step=loaded.step if loaded else 0)
-    for split, found in (("train", dataset), ("val", val)):
+            reached = max((record.step for record in patience(lambda: read_metrics(store))), default=0)
+            best = state.best if state else None
+            if loaded and best and best.step == loaded.step:  # the run may have been killed just before it did so
+                patience(lambda: write_best(store, loaded.name, asdict(best)))
+            record = Record(config, store, claim.lease, console, metrics, stack, step=claim.step)
+    return record, reached
+
+
+def start_metrics(
+    config: Config, world: World, metrics: Metrics, data: Data, claim: Claim, record: Record | None
+) -> None:
+    """Tell of storage on each rank, of the run's position on the lead, and where all pages are read."""
+    for split, found in (("train", data.train), ("val", data.val)):
         if found is not None:
             metrics.store(split, found.store.counts)
     targets = [target for target in world.gather(metrics.target) if target]
@@ -205,55 +259,26 @@ def setup(
         if targets:
             record.targets(targets)
         metrics.set("attempt", record.lease.number)
-        metrics.set("steps_planned", config.epochs * order.steps)
-        metrics.set("step", state["step"] if state else 0)
-    if best.get("val") != val_fingerprint(val):
-        best = {}  # counts of another validation set say nothing
-    if warning := memory_warning(config, dataset.manifest, world):
-        console.event(warning)
-    bad = {int(k): v for k, v in state["bad_samples"].items()} if state else {}
-    dataset.bad.update(bad)
-    return Job(
-        config=config,
-        world=world,
-        console=console,
-        run=store.name,
-        record=record,
-        watchdog=watchdog,
-        metrics=metrics,
-        dataset=dataset,
-        val=val,
-        order=order,
-        model=model,
-        parameters=parameters,
-        batch_norms=norms,
-        accumulator=accumulator,
-        optimizer=optimizer,
-        meters=Meters(world.device, accumulator.loss_shift),
-        lanes=lanes,
-        hardware=hardware,
-        start=state["step"] if state else 0,
-        reached=reached,
+        metrics.set("steps_planned", config.epochs * data.order.steps)
+        metrics.set("step", claim.step)
+
+
+def progress_of(claim: Claim, data: Data) -> Progress:
+    """Where the run stands: at its start, or where the checkpoint was saved."""
+    state = claim.state
+    bad = dict(state.bad_samples) if state else {}
+    data.train.bad.update(bad)
+    best = state.best if state else None
+    if best is not None and best.val != val_fingerprint(data.val):
+        best = None  # counts of another validation set say nothing
+    return Progress(
+        step=claim.step,
         bad=bad,
         bad_told=set(bad),
-        val_bad_told=set(),
         best=best,
-        plateau=plateau_of(state),
+        plateau=state.plateau if state else Stall(),
+        val_bad_told=set(),
     )
-
-
-def _reporter(
-    world: World, alarm: Callable[[str], None], store: Store, lease: Lease | None
-) -> Callable[[str, str], None]:
-    """What the watchdog does with what it found."""
-    attempt = world.gather(lease and lease.number)[0]
-
-    def report(sentence: str, stacks: str) -> None:
-        name = files.stuck(attempt, world.rank)
-        alarm(f"rank {world.rank} hangs: {sentence}; all stacks are in {store.name}/{name}")
-        store.write(name, f"{sentence}\n{stacks}".encode())
-
-    return report
 
 
 def build_model(config: Config, classes: int) -> nn.Module:

@@ -3,19 +3,21 @@
 import io
 
 import pytest
+from records import eval_record, train_record
 
 from distrain.data.storage.store import Store
 from distrain.monitor.consoles import JsonLines, Logged, replay
 from distrain.monitor.sinks import PlainLines
 
-TRAIN = {"kind": "train", "step": 3, "epoch": 0, "loss": 2.0, "top1": 0.5, "images_per_second": 10.0, "data_wait": 0.0}
+RECORDS = [train_record(), eval_record(loss=float("inf"))]
 
 
 def told(console):
     console.event("hello {x}")
     console.start(step=0, steps=10, steps_per_epoch=5)
     console.advance(2)
-    console.record(TRAIN)
+    for record in RECORDS:
+        console.record(record)
     console.stop()
 
 
@@ -54,8 +56,9 @@ def test_the_log_has_all_lines_with_their_times(console, tmp_path, where):
         "before",
         "hello {x}",
         "epoch 0  step 3/10  loss 2.0000  top-1 50.0%  10 images/s  waits 0%",
+        "epoch 0  step 3/10  validation loss inf  top-1 50.00%  top-5 75.00%",
         "error: over",
     ]
     assert all(line[4] == "-" and line[19] == "Z" for line in lines)
     assert console.events == ["before", "hello {x}", "start 0/10", "stop"]
-    assert console.records == [TRAIN]
+    assert console.records == RECORDS

@@ -113,18 +113,18 @@ def test_the_numbers_of_a_run_are_those_of_its_metrics_file(measured, console, d
     found = last(config)
     assert train(config, World(CPU), console).status == "finished"
     lines = read_metrics(Store(config.run))
-    training, evaluation = ([r for r in lines if r["kind"] == kind][-1] for kind in ("train", "eval"))
-    assert found["steps_total",] == found["step",] == found["steps_planned",] == training["step"] == 44
+    training, evaluation = ([r for r in lines if r.kind == kind][-1] for kind in ("train", "eval"))
+    assert found["steps_total",] == found["step",] == found["steps_planned",] == training.step == 44
     assert found["epoch",] == 2
     assert found["steps_recomputed_total",] == 0
     assert found["samples_total", "good"] == 44 * 64
     assert found["samples_total", "bad"] == 0
     for split, record in (("train", training), ("val", evaluation)):
-        assert found["loss", split] == record["loss"]
-        assert found["top1_ratio", split] == record["top1"]
-        assert found["top5_ratio", split] == record["top5"]
-    assert found["learning_rate",] == training["lr"]
-    assert found["images_per_second",] == training["images_per_second"]
+        assert found["loss", split] == record.loss
+        assert found["top1_ratio", split] == record.top1
+        assert found["top5_ratio", split] == record.top5
+    assert found["learning_rate",] == training.lr
+    assert found["images_per_second",] == training.images_per_second
     assert found["finished",] == 1
     for phase in ("data_wait", "transfer", "forward", "backward", "reduction", "optimizer"):
         assert found["phase_seconds_count", phase] == 44, phase

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from records import train_record
 
 import distrain.monitor.trackers
 from distrain.data.storage.store import Store
@@ -33,9 +34,8 @@ def wanted(config):
     """(step, value) of each name, from the metrics file."""
     found = {}
     for record in read_metrics(Store(config.run)):
-        split = "train" if record["kind"] == "train" else "val"
-        for name in ("loss", "top1", "top5"):
-            found.setdefault(f"{split}/{name}", []).append((record["step"], record[name]))
+        for name, value in (("loss", record.loss), ("top1", record.top1), ("top5", record.top5)):
+            found.setdefault(f"{record.split}/{name}", []).append((record.step, value))
     return found
 
 
@@ -94,7 +94,7 @@ def test_records_that_were_not_taken_come_again_in_order():
             self.calls += 1
             if self.calls in (2, 3):
                 raise ConnectionError("no route")
-            self.taken.append(record["step"])
+            self.taken.append(record.step)
 
         def close(self):
             self.closed = True
@@ -102,7 +102,7 @@ def test_records_that_were_not_taken_come_again_in_order():
     tracker, told = Sometimes(), []
     follower = Follower(tracker, told.append)
     for step in range(6):
-        follower.write({"step": step})
+        follower.write(train_record(step=step))
     follower.close()
     assert tracker.taken == list(range(6))
     assert tracker.closed
@@ -125,7 +125,7 @@ def test_a_tracker_that_hangs_is_not_waited_for(monkeypatch):
     told = []
     follower = Follower(Hangs(), told.append)
     for step in range(3):
-        follower.write({"step": step})
+        follower.write(train_record(step=step))
     follower.close()
     release.set()
     assert told == ["warning: the last 3 records did not reach slow: no answer for 0 s"]

@@ -153,13 +153,13 @@ def test_a_run_as_it_is_seen(followed):
             )
     assert process.wait(240) == 0
     last = read_metrics(Store(config.run))
-    training, evaluation = ([r for r in last if r["kind"] == kind][-1] for kind in ("train", "eval"))
+    training, evaluation = ([r for r in last if r.kind == kind][-1] for kind in ("train", "eval"))
     seen = {name: prometheus.number(f"last_over_time({name}[5m])") for name in ("distrain_step", "distrain_finished")}
-    assert seen == {"distrain_step": training["step"], "distrain_finished": 1}
-    assert prometheus.number("last_over_time(distrain_steps_total[5m])") == training["step"]
-    assert prometheus.number('last_over_time(distrain_samples_total{outcome="good"}[5m])') == 64 * training["step"]
-    assert prometheus.number('last_over_time(distrain_loss{split="val"}[5m])') == evaluation["loss"]
-    assert prometheus.number('last_over_time(distrain_loss{split="train"}[5m])') == training["loss"]
+    assert seen == {"distrain_step": training.step, "distrain_finished": 1}
+    assert prometheus.number("last_over_time(distrain_steps_total[5m])") == training.step
+    assert prometheus.number('last_over_time(distrain_samples_total{outcome="good"}[5m])') == 64 * training.step
+    assert prometheus.number('last_over_time(distrain_loss{split="val"}[5m])') == evaluation.loss
+    assert prometheus.number('last_over_time(distrain_loss{split="train"}[5m])') == training.loss
     assert not [alert for alert in alertmanager.alerts() if alert["labels"]["alertname"] == "DistrainStalled"]
 
 

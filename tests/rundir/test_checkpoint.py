@@ -26,7 +26,7 @@ def checkpoints(store, *, attempt=1, keep=2, start=0, patience=0, told=None):
 
 def save(store, step, *, best=False, **options):
     with checkpoints(store, **options) as found:
-        found.save(step, tensors(step), tensors(-step), {"best": {"top1": step}, "note": step}, best=best)
+        found.save(step, tensors(step), tensors(-step), {"note": step}, best={"top1": step} if best else None)
         found.wait()
 
 
@@ -55,7 +55,7 @@ def test_any_type_and_shape_is_read_back_by_the_library(store):
         "strided": torch.randn(6, 4, generator=generator).t(),
     }
     with checkpoints(store) as found:
-        found.save(1, odd, {}, {"best": {}}, best=False)
+        found.save(1, odd, {}, {}, best=None)
         found.wait()
     loaded = load_newest(store)[0].model
     assert loaded.keys() == odd.keys()
@@ -67,7 +67,7 @@ def test_any_type_and_shape_is_read_back_by_the_library(store):
 def test_a_copy_is_saved_not_what_changes_later(store):
     model = tensors(1)
     with checkpoints(store) as found:
-        found.save(1, model, {}, {"best": {}}, best=False)
+        found.save(1, model, {}, {}, best=None)
         model["a"].zero_()
         found.wait()
     assert digest(load_newest(store)[0].model) == digest(tensors(1))
@@ -142,7 +142,7 @@ def test_a_failed_clean_up_keeps_what_was_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "remove", refuse)
     told = []
     with checkpoints(store, told=told) as found:
-        found.save(3, tensors(3), {}, {"best": {}}, best=False)
+        found.save(3, tensors(3), {}, {}, best=None)
         found.wait()
     assert len(told) == 1
     assert "step-00000003-attempt-001 is saved, but older ones could not be cleaned up" in told[0]
@@ -194,7 +194,7 @@ def test_a_failed_save_is_told_and_leaves_the_one_before(tmp_path, monkeypatch):
     save(store, 1)
     filling(store, monkeypatch, refusals=-1)
     with checkpoints(store) as found:
-        found.save(2, tensors(2), tensors(3), {"best": {}}, best=False)
+        found.save(2, tensors(2), tensors(3), {}, best=None)
         with pytest.raises(AttemptError, match=r"could not be saved .*No space left.*The one before is untouched"):
             found.wait()
     assert store.list("checkpoints") == ["step-00000001-attempt-001"]
@@ -205,7 +205,7 @@ def test_a_save_is_tried_again_until_there_is_room(tmp_path, monkeypatch):
     store, told = Store(str(tmp_path)), []
     filling(store, monkeypatch, refusals=2)
     with checkpoints(store, patience=60, told=told) as found:
-        found.save(2, tensors(2), tensors(3), {"best": {}}, best=False)
+        found.save(2, tensors(2), tensors(3), {}, best=None)
         found.wait()
     assert load_newest(store)[0].step == 2
     assert len(told) == 1
@@ -226,7 +226,7 @@ def test_an_attempt_that_was_cut_off_writes_no_manifest_and_removes_nothing(stor
     save(store, 1)
     with checkpoints(store, keep=1) as old:
         save(store, 2, attempt=2, start=1, keep=5)
-        old.save(9, tensors(9), {}, {"best": {"top1": 1}}, best=True)
+        old.save(9, tensors(9), {}, {}, best={"top1": 1})
         with pytest.raises(AttemptError, match="attempt 1 was cut off, and attempt 2 has taken over"):
             old.wait()
     assert [n for n in store.list("checkpoints") if "step" in n] == [

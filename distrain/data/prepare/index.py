@@ -71,14 +71,8 @@ def index(
         UserError: the source is a folder of images, no image decodes, or a manifest is there.
         OSError: the source fails for longer than a minute, or the manifest cannot be written.
     """
-    if source.blocks[0].start is None:
-        raise UserError(f"{source.store.name} is a folder of single files: pack it, so that one read brings many")
-    if to is not None and source.store.name != source.store.url:
-        raise UserError(f"{source.store.name} is given with a secret, which a manifest would keep: give it without")
     store = source.store if to is None else Store(to)
-    if store.exists(MANIFEST):
-        raise UserError(f"{store.name} has a {MANIFEST} already: delete it to index again")
-    _probe(store)
+    _check(source, store)
     layout: Layout = "tar" if columns is None else "parquet"
     groups: dict[str, list[Group]] = {}
     moments, rejects, at = PixelMoments(), list(source.refused), Progress(0, sum(b.rows for b in source.blocks), 0)
@@ -108,6 +102,21 @@ def index(
     )
     store.write(MANIFEST, manifest.to_json().encode(), patience=PATIENCE)
     return Indexed(manifest, rejects)
+
+
+def _check(source: Source, store: Store) -> None:
+    """See that there is something to index, and that the manifest can be written.
+
+    Raises:
+        UserError: the source is a folder of images, its URL has a secret in it, or a manifest is there.
+    """
+    if source.blocks[0].start is None:
+        raise UserError(f"{source.store.name} is a folder of single files: pack it, so that one read brings many")
+    if store is not source.store and source.store.name != source.store.url:
+        raise UserError(f"{source.store.name} is given with a secret, which a manifest would keep: give it without")
+    if store.exists(MANIFEST):
+        raise UserError(f"{store.name} has a {MANIFEST} already: delete it to index again")
+    _probe(store)
 
 
 def colours(

@@ -143,12 +143,9 @@ def pack(
         RunError: a process was killed.
         OSError: source or target fail for longer than a minute.
     """
-    if treatment.encoding == "raw" and treatment.geometry.kind != "square":
-        raise UserError("raw pixels need one size for all images: pack them with --geometry square:N")
-    store, shards = Store(target), _cut(source.blocks, treatment)
-    here, there = _place(store), _place(source.store)
-    if here == there or (source.blocks[0].start is None and here.startswith(f"{there}/")):
-        raise UserError(f"{store.name} is where the images are: choose another place for the shards")
+    store = Store(target)
+    _check(source, store, treatment)
+    shards = _cut(source.blocks, treatment)
     notes = _begin(store, _plan(source, treatment), len(shards))
     total = sum(block.rows for block in source.blocks)
     at = Progress(sum(p.end - p.first for k in notes for p in shards[k]), total, 0)
@@ -171,6 +168,15 @@ def pack(
         if writing is not None:
             notes[writing[0]] = writing[1].result()
     return _finish(store, source, treatment, [notes[k] for k in range(len(shards))])
+
+
+def _check(source: Source, store: Store, treatment: Treatment) -> None:
+    """Raises UserError where images of many sizes are to be raw, or shards would lie among the images."""
+    if treatment.encoding == "raw" and treatment.geometry.kind != "square":
+        raise UserError("raw pixels need one size for all images: pack them with --geometry square:N")
+    here, there = _place(store), _place(source.store)
+    if here == there or (source.blocks[0].start is None and here.startswith(f"{there}/")):
+        raise UserError(f"{store.name} is where the images are: choose another place for the shards")
 
 
 def _place(store: Store) -> str:

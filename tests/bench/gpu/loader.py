@@ -16,7 +16,7 @@ from short_runs import config
 from distrain.data.decoding import dali
 from distrain.data.loader import Loader, training_requests
 from distrain.data.order import Order
-from distrain.training.datasets import open_data
+from distrain.training.datasets import open_sets
 
 CORES = len(os.sched_getaffinity(0))
 SECONDS = 0.5 if DRY else 1.6
@@ -118,7 +118,7 @@ def measure(case: Reading) -> dict[str, float]:
     }
     augment = {"short_side": 256} if case.set == "as-is" else {}
     c = config(global_batch=case.batch, virtual_workers=1, data=data, augment=augment)
-    dataset, _ = open_data(c)
+    dataset, _ = open_sets(c)
     order = Order(dataset.manifest.group_rows, 0, 1, case.batch, 1024)
     requests = training_requests(order, range(10**9), range(1))
     options: dict[str, Any] = {"batch": case.batch, "device": DEVICE, "augmented": True}

@@ -12,6 +12,7 @@ from short_runs import Quiet, config
 
 from distrain.data.decoding import dali
 from distrain.distributed.world import World
+from distrain.monitor.records import TrainRecord
 from distrain.rundir.checkpoint import Checkpoints
 from distrain.train import train
 
@@ -90,16 +91,16 @@ def measure(recipe: Recipe) -> dict[str, Any]:
     began = time.monotonic()
     train(config(**own, **recipe.changes), world, console)
     wall = time.monotonic() - began
-    records = [r for r in console.records if r["kind"] == "train"][1:]
-    images = sum(r["images_per_second"] * r["seconds"] for r in records)
-    seconds = sum(r["seconds"] for r in records)
-    waited = sum(r["data_wait"] * r["seconds"] for r in records)
+    records = [r for r in console.records if isinstance(r, TrainRecord)][1:]
+    images = sum(r.images_per_second * r.seconds for r in records)
+    seconds = sum(r.seconds for r in records)
+    waited = sum(r.data_wait * r.seconds for r in records)
     return {
         "images_per_second": round(images / seconds) if seconds else None,
-        "last": round(records[-2]["images_per_second"]) if len(records) > 1 else None,
+        "last": round(records[-2].images_per_second) if len(records) > 1 else None,
         "data_wait": round(waited / seconds, 2) if seconds else None,
-        "loss": [round(r["loss"], 3) for r in (console.records[0], console.records[-1])],
-        "steps": console.records[-1]["step"],
+        "loss": [round(r.loss, 3) for r in (console.records[0], console.records[-1])],
+        "steps": console.records[-1].step,
         "all told s": round(wall, 1),
         "MiB": peak_memory(),
     }

@@ -3,7 +3,7 @@
 import fcntl
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from common import DATA, DRY, TMP
 from distrain.config import Config, parse
 from distrain.data.prepare.digits import pack_digits
 from distrain.distributed.world import World
+from distrain.monitor.records import MetricsRecord
 
 
 def config(**changes: Any) -> Config:
@@ -42,7 +43,7 @@ class Quiet:
 
     def __init__(self, world: World | None = None, seconds: float | None = None, stop_at: int | None = None) -> None:
         """`world`: that of the run to stop."""
-        self.records: list[dict[str, Any]] = []
+        self.records: list[MetricsRecord] = []
         self._world = world
         self._seconds = seconds
         self._stop_at = stop_at
@@ -62,9 +63,9 @@ class Quiet:
         if self._world is not None and (is_late or step == self._stop_at):
             self._world.stop.set()
 
-    def record(self, record: Mapping[str, Any]) -> None:
+    def record(self, record: MetricsRecord) -> None:
         """Keep it."""
-        self.records.append(dict(record))
+        self.records.append(record)
 
     def stop(self) -> None:
         """Do nothing."""

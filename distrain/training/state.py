@@ -1,0 +1,60 @@
+"""What a checkpoint says beside its tensors, in `state.json`."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from distrain.optim.schedule import Stall
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation of a run so far."""
+
+    step: int
+    """Steps that were done."""
+    top1: int
+    """Validation samples whose highest logit is their label's."""
+    samples: int
+    """Images that were evaluated."""
+    val: str | None
+    """Fingerprint of the validation set."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands, and what it may be resumed with."""
+
+    cursor: Mapping[str, int]
+    """Epoch, and step in it, that come next."""
+    config: Mapping[str, Any]
+    result: Mapping[str, Any]
+    """The fields of the config that decide the weights."""
+    environment: Mapping[str, str]
+    """Versions, and kinds of processor and GPU."""
+    hardware: str | None
+    """Hash of what the hardware computes; None where no bits are promised."""
+    bad_samples: Mapping[int, str]
+    """Reason by sample id, of the training samples that do not decode."""
+    best: Best | None
+    plateau: Stall
+    """What a schedule that follows validation has seen."""
+    val: str | None
+    """Fingerprint of the validation set."""
+    reduction: str
+    """exact or fast."""
+
+    def to_tree(self) -> dict[str, Any]:
+        """Return what JSON holds of it."""
+        bad_samples = {str(sample): self.bad_samples[sample] for sample in sorted(self.bad_samples)}
+        return {**asdict(self), "bad_samples": bad_samples, "best": asdict(self.best) if self.best else {}}
+
+    @staticmethod
+    def from_tree(tree: Mapping[str, Any]) -> "State":
+        """Return the state that `to_tree` made a tree of."""
+        found = {field.name: tree[field.name] for field in fields(State)}
+        found["bad_samples"] = {int(sample): reason for sample, reason in tree["bad_samples"].items()}
+        found["best"] = Best(**tree["best"]) if tree["best"] else None
+        plateau = tree["plateau"]
+        found["plateau"] = Stall(plateau["best"], plateau["epochs"], tuple(plateau["drops"]))
+        return State(**found)

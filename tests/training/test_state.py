@@ -1,0 +1,48 @@
+import json
+from dataclasses import asdict
+
+import pytest
+
+from distrain.optim.schedule import Stall
+from distrain.training.state import Best, State
+
+STATE = State(
+    cursor={"epoch": 2, "step": 3},
+    config={"epochs": 5},
+    result={"epochs": 5},
+    environment={"torch": "2.14"},
+    hardware="ab",
+    bad_samples={10: "cut off", 9: "no image"},
+    best=Best(step=40, top1=7, samples=9, val="cd"),
+    plateau=Stall(7, 1, (20, 40)),
+    val="cd",
+    reduction="exact",
+)
+
+
+@pytest.mark.parametrize("best", [STATE.best, None])
+def test_a_state_comes_back_from_json(best):
+    state = State(**{**vars(STATE), "best": best})
+    header = {"format": 3, "step": 43, "attempt": 1}  # a checkpoint's own
+    assert State.from_tree(json.loads(json.dumps({**header, **state.to_tree()}))) == state
+
+
+def test_what_earlier_versions_wrote_is_written_still():
+    """Names and forms of state.json: bad samples in order, by text; no best yet is an empty object."""
+    tree = STATE.to_tree()
+    assert list(tree["bad_samples"].items()) == [("9", "no image"), ("10", "cut off")]
+    assert tree["best"] == {"step": 40, "top1": 7, "samples": 9, "val": "cd"}
+    assert State(**{**vars(STATE), "best": None}).to_tree()["best"] == {}
+    assert tree["plateau"] == asdict(STATE.plateau) == {"best": 7, "epochs": 1, "drops": (20, 40)}
+    assert list(tree) == [
+        "cursor",
+        "config",
+        "result",
+        "environment",
+        "hardware",
+        "bad_samples",
+        "best",
+        "plateau",
+        "val",
+        "reduction",
+    ]
