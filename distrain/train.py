@@ -20,7 +20,7 @@ from distrain.errors import AttemptError, RunError, UserError
 from distrain.models.layers import move_all
 from distrain.monitor.phases import Phase
 from distrain.monitor.prometheus import Metrics
-from distrain.monitor.records import EvalRecord, TrainRecord
+from distrain.monitor.records import EvalRecord, TrainRecord, from_tree, to_tree
 from distrain.monitor.sinks import Console, Silent, read_metrics
 from distrain.optim.accumulate import Totals
 from distrain.rundir.checkpoint import digest
@@ -56,14 +56,14 @@ class Summary:
 
     def to_tree(self) -> dict[str, Any]:
         """Return it as plain values, for another process."""
-        return asdict(self)
+        records = {name: record and to_tree(record) for name, record in (("train", self.train), ("eval", self.eval))}
+        return {**asdict(self), **records}
 
     @staticmethod
     def from_tree(tree: Mapping[str, Any]) -> "Summary":
         """Return the summary that `to_tree` made a tree of."""
-        train = TrainRecord(**tree["train"]) if tree["train"] else None
-        evaluation = EvalRecord(**tree["eval"]) if tree["eval"] else None
-        return Summary(**{**tree, "train": train, "eval": evaluation})
+        records = {name: tree[name] and from_tree(tree[name]) for name in ("train", "eval")}
+        return Summary(**{**tree, **records})
 
 
 def train(
@@ -93,7 +93,7 @@ def train(
             job = setup(
                 config, world, console, alarm, metrics, stack, must_resume=must_resume, other_hardware=other_hardware
             )
-            status = "already finished" if job.progress.step == job.steps else run(job, stack)
+            status = "already finished" if job.progress.step == job.steps else train_on(job, stack)
             metrics.ends(stopped=status == "stopped")
             job.flush_pages()
             return summary(job, status, time.monotonic() - began)
@@ -103,7 +103,7 @@ def train(
         raise
 
 
-def run(job: Job, stack: ExitStack) -> str:
+def train_on(job: Job, stack: ExitStack) -> str:
     """Train the steps that are left; how it ended: finished, or stopped.
 
     Raises:
@@ -180,9 +180,8 @@ def fit(job: Job) -> str:
     world, telemetry, progress = job.world, job.telemetry, job.progress
     hosted = world.hosted(job.config.virtual_workers)
     steps = range(progress.step, job.steps)
-    telemetry.start()
     with job.loader(job.data.train, training_requests(job.data.order, steps, hosted)) as batches:
-        telemetry.metrics.queues(batches.depths)
+        telemetry.start(batches.depths)
         for step in steps:
             accumulate(job, step, islice(batches, len(hosted)))  # forward and backward of this rank's virtual workers
             totals = reduce(job, step)  # all_reduce: what follows is the same on all ranks
@@ -217,8 +216,7 @@ def micro_step(job: Job, step: int, batch: MicroBatch) -> None:
         top1, top5 = (correct(logits, batch.labels, batch.weights, k) for k in (1, 5))
         network.accumulator.add(gradients, loss.detach(), batch.weights.sum(), top1, top5, moments)
     job.progress.bad.update(batch.bad)
-    telemetry.metrics.add("samples", len(batch.ids) - len(batch.bad), outcome="good")
-    telemetry.metrics.add("samples", len(batch.bad), outcome="bad")
+    telemetry.computed(len(batch.ids), len(batch.bad))
 
 
 def reduce(job: Job, step: int) -> Totals:

@@ -59,7 +59,7 @@ def test_a_recipe_trains(recipe, digits, tmp_path, console):
     assert plan(config, 1)["steps"] == "5 = 1 epochs x 5"
     summary = train(config, World(torch.device("cpu")), console)
     assert summary.status == "finished"
-    assert summary.eval["samples"] == 359
+    assert summary.eval.samples == 359
     losses = [record.loss for record in console.records if record.kind == "train"]
     assert len(losses) == 5
     assert len(set(losses)) == 5

@@ -25,7 +25,7 @@ from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import read_metrics
 from distrain.optim.accumulate import Accumulator
 from distrain.rundir.checkpoint import Checkpoints, best_name, digest, load_newest
-from distrain.train import train
+from distrain.train import Summary, train
 
 CPU = torch.device("cpu")
 
@@ -181,6 +181,7 @@ def test_what_a_run_leaves_behind(narrow, console, digits):
     ]  # fmt: skip
     assert all(r.samples == 359 for r in records if r.kind == "eval")
     assert summary.eval.top1_count == records[4].top1_count
+    assert Summary.from_tree(json.loads(json.dumps(summary.to_tree()))) == summary, "as another process gets it"
     loaded, problems = load_newest(store)
     assert (loaded.step, problems) == (44, [])
     assert loaded.state["cursor"] == {"epoch": 2, "step": 0}

@@ -130,7 +130,7 @@ class Loader:
         self._threads = data.decode_threads or cores or available_cores()
         self._mean = statistics.mean.astype(np.float32)
         self._axes = statistics.principal_axes(augment.colour_unit)
-        self._graph = _graph(manifest, statistics, data, augment, batch=batch, augmented=augmented)
+        self._graph = _graph_of(manifest, statistics, data, augment, batch=batch, augmented=augmented)
         blank = np.zeros((augment.crop, augment.crop, 3), np.uint8)
         self._placeholder = blank if self._graph.raw else ppm(blank)
         self._fetching = ThreadPoolExecutor(data.connections, "distrain-fetch")
@@ -343,16 +343,16 @@ class Loader:
         )
 
 
-def _graph(
+def _graph_of(
     manifest: Manifest, statistics: Statistics, data: Data, augment: Augment, *, batch: int, augmented: bool
 ) -> Graph:
     """What the decoder does to images that are stored as a manifest says."""
-    has_size = manifest.size is not None and augment.short_side in (None, min(manifest.size))
+    is_stored_at_size = manifest.size is not None and augment.short_side in (None, min(manifest.size))
     return Graph(
         batch=batch,
         crop=augment.crop,
         raw=manifest.encoding == "raw",
-        resize=not has_size or (augmented and augment.window == "random_resized"),
+        resize=not is_stored_at_size or (augmented and augment.window == "random_resized"),
         whole=not manifest.proved,
         normalise=data.normalise == "loader",
         std=(statistics.std if augment.scale is None else np.full(3, augment.scale)).astype(np.float32),

@@ -79,7 +79,7 @@ def manifests(
         UserError: the template is none, a path is of this machine, a name is none of Kubernetes', or it is too much.
     """
     check_places(config)
-    name = _checked(job or _name(job_id(config)))
+    name = _valid_name(job or _name(job_id(config)))
     if config.metrics.address in _LOOPBACK:  # in a pod, that is a page for nobody
         config = config.model_copy(update={"metrics": config.metrics.model_copy(update={"address": "0.0.0.0"})})  # noqa: S104
     found, labels = _template(template)
@@ -92,8 +92,8 @@ def manifests(
     spec["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": environment})
     spec["metadata"] = metadata(config)
     cluster = spec["rayClusterSpec"]
-    config = _size(cluster, config, template)
-    sent = _sent(config, files)
+    config = _size_groups(cluster, config, template)
+    sent = _texts(config, files)
     # A key of a ConfigMap has no slash.
     keys = {path: path.replace("/", ".") for path in sent}
     items = [{"key": key, "path": path} for path, key in keys.items()]
@@ -106,7 +106,7 @@ def manifests(
     return Manifests(found, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": data})
 
 
-def _checked(name: str) -> str:
+def _valid_name(name: str) -> str:
     """Return the name of a RayJob. Raises UserError if Kubernetes would refuse it."""
     if not re.fullmatch(rf"[a-z]([-a-z0-9]{{0,{_LONGEST - 2}}}[a-z0-9])?", name):
         raise UserError(
@@ -115,7 +115,7 @@ def _checked(name: str) -> str:
     return name
 
 
-def _sent(config: Config, files: Sequence[Path]) -> dict[str, str]:
+def _texts(config: Config, files: Sequence[Path]) -> dict[str, str]:
     """Text by path of all that pods need. Raises UserError if it is more than a ConfigMap takes."""
     sent = {CONFIG: to_yaml(config), **{path: data.decode() for path, data in own(files).items()}}
     if (size := sum(len(text.encode()) for text in sent.values())) > _LARGEST:
@@ -125,7 +125,7 @@ def _sent(config: Config, files: Sequence[Path]) -> dict[str, str]:
     return sent
 
 
-def _size(cluster: dict[str, Any], config: Config, template: Path) -> Config:
+def _size_groups(cluster: dict[str, Any], config: Config, template: Path) -> Config:
     """Ask for as many pods as a run wants, where there is one kind of them; the config as it runs there."""
     groups = cluster["workerGroupSpecs"]
     if len(groups) == 1:

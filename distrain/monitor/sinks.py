@@ -162,9 +162,8 @@ def read_metrics(store: Store) -> list[MetricsRecord]:
     for attempt in metrics_attempts(store):
         for text in store.read(files.metrics(attempt)).decode().splitlines():
             try:
-                tree = json.loads(text)
-            except ValueError:  # a line cut off by kill -9; the next attempt writes that step again
+                record = from_tree(json.loads(text))
+            except (ValueError, KeyError):  # cut off by kill -9, the next attempt writes that step again; or not ours
                 continue
-            record = from_tree(tree)
             records[record.step, record.kind] = record
     return [records[key] for key in sorted(records)]

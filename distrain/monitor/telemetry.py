@@ -1,7 +1,7 @@
 """What is told of a training loop while it runs: progress, the time of each phase, who is slow and what jumps."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
@@ -41,8 +41,9 @@ class Telemetry:
         """Count what is done inside as a phase of the step, on whichever thread."""
         return self.metrics.phase(phase)
 
-    def start(self) -> None:
-        """Start the clock of the first log step."""
+    def start(self, depths: Callable[[], Mapping[str, int]]) -> None:
+        """Start the clock of the first log step; `depths` gives the lengths of the loader's queues by stage."""
+        self.metrics.queues(depths)
         self._logged = time.monotonic()
 
     @contextmanager
@@ -54,7 +55,10 @@ class Telemetry:
         self.metrics.waited(self._waited - before)
 
     def loading(self, step: int, batches: Iterator[T]) -> Iterator[T]:
-        """Yield the same micro-batches, and count the time spent waiting for them. Its caller holds a lock."""
+        """Yield the same micro-batches, and count the time spent waiting for them.
+
+        `Lanes.run` takes them under a lock: one thread at a time is here.
+        """
         while True:
             asked = time.monotonic()
             self.at(f"loading the data of step {step + 1}")
@@ -63,6 +67,11 @@ class Telemetry:
             if batch is None:
                 return
             yield batch
+
+    def computed(self, samples: int, bad: int) -> None:
+        """Count the samples of a micro-batch, and those of them that did not decode."""
+        self.metrics.add("samples", samples - bad, outcome="good")
+        self.metrics.add("samples", bad, outcome="bad")
 
     def stepped(self, done: int) -> None:
         """Count a step: so many of the run are done."""

@@ -29,16 +29,10 @@ class Data:
     order: Order
     """Which training samples each step takes."""
 
-
-def open_data(config: Config) -> tuple[Config, Data]:
-    """Open the data of a run; the config with the fingerprint of the training set.
-
-    Raises:
-        UserError: there is no such data, or it does not fit the config.
-    """
-    train, val = open_sets(config)
-    config = pin_data(config, train.manifest)
-    return config, Data(train, val, order_of(config, train.manifest.group_rows))
+    @property
+    def sets(self) -> list[Dataset]:
+        """Both, or the one that there is."""
+        return [self.train] if self.val is None else [self.train, self.val]
 
 
 def open_sets(config: Config) -> tuple[Dataset, Dataset | None]:

@@ -61,7 +61,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a step touches: built once, by `setup`; only `progress` changes."""
+    """All that a step touches: built once, by `setup`. What the loop itself counts is in `progress`."""
 
     config: Config
     world: World

@@ -17,21 +17,19 @@ def report(job: Job, done: int) -> None:
         RunError: there are too many bad samples.
     """
     telemetry, progress = job.telemetry, job.progress
-    # What the device holds.
     reading = job.network.meters.read()
     telemetry.metrics.read()
     if reading.failed_step is not None:
         raise StepFailed(reading)
     # What only the rank that met it knows.
     new = {sample: reason for sample, reason in progress.bad.items() if sample not in progress.bad_told}
-    waited = telemetry.waited / reading.steps
-    told = job.world.gather({"bad": new, "waited": waited, "arrived": telemetry.metrics.arrived()})
+    waited_per_step = telemetry.waited / reading.steps
+    told = job.world.gather({"bad": new, "waited": waited_per_step, "arrived": telemetry.metrics.arrived()})
     check_bad_samples(job, [rank["bad"] for rank in told])
     if job.record:
         waits, arrivals = ([rank[what] for rank in told] for what in ("waited", "arrived"))
         for text in telemetry.warnings(reading.loss, waits, arrivals):
             job.console.event(f"warning: {text}")
-    # What is told.
     seconds, waited = telemetry.take_interval()
     job.tell(
         TrainRecord(

@@ -15,7 +15,9 @@ def save(job: Job, done: int, *, best: bool) -> None:
         name = None
         if job.record:
             network = job.network
-            name = job.record.save(done, network.model.state_dict(), network.optimizer.state(), state(job), best=best)
+            name = job.record.save(
+                done, network.model.state_dict(), network.optimizer.state(), state_of(job), best=best
+            )
         before, job.progress.saving = job.progress.saving, (done, name)
         if before is not None:
             job.world.saved(*before)
@@ -30,7 +32,7 @@ def await_save(job: Job) -> None:
         job.world.saved(*job.progress.saving)
 
 
-def state(job: Job) -> State:
+def state_of(job: Job) -> State:
     """Return what a checkpoint says beside its tensors."""
     progress = job.progress
     return State(

@@ -24,7 +24,7 @@ from distrain.optim.schedule import Stall
 from distrain.rundir import files
 from distrain.rundir.checkpoint import Loaded, digest, write_best
 from distrain.rundir.lease import Lease, attempts, restarts_and_resizes
-from distrain.training.datasets import Data, memory_warning, open_data, val_fingerprint
+from distrain.training.datasets import Data, memory_warning, open_sets, order_of, pin_data, val_fingerprint
 from distrain.training.hardware_check import agree, fingerprint
 from distrain.training.job import Job, Network, Progress
 from distrain.training.quarantined import recall
@@ -74,11 +74,12 @@ def setup(
     config, data, model = open_and_check(config, world, claim)
     network = build_network(config, world, model, stack)
     watchdog.at("the verdicts on files")
-    quarantine(config, world, data, claim.store, metrics, alarm, watchdog.at)
+    recall(config, world, data.sets, claim.store, alarm, watchdog.at)
     watchdog.at("the check of the hardware")
     hardware = check_ranks(config, world, data, network)
-    watchdog.at("the restore", waiting=True)
-    resume(world, console, claim, network, hardware, other_hardware=other_hardware)
+    if claim.state is not None:
+        watchdog.at("the restore", waiting=True)
+    restore_checkpoint(world, console, claim, network, hardware, other_hardware=other_hardware)
     record, reached = start_record(config, world, console, metrics, claim, stack)
     start_metrics(config, world, metrics, data, claim, record)
     if warning := memory_warning(config, data.train.manifest, world):
@@ -122,12 +123,12 @@ def start_watchdog(
     store = claim.store
     attempt = world.gather(claim.lease and claim.lease.number)[0]
 
-    def report(sentence: str, stacks: str) -> None:
+    def report_hang(sentence: str, stacks: str) -> None:
         name = files.stuck(attempt, world.rank)
         alarm(f"rank {world.rank} hangs: {sentence}; all stacks are in {store.name}/{name}")
         store.write(name, f"{sentence}\n{stacks}".encode())
 
-    return stack.enter_context(Watchdog(config.cluster.stall, report))
+    return stack.enter_context(Watchdog(config.cluster.stall, report_hang))
 
 
 def open_and_check(config: Config, world: World, claim: Claim) -> tuple[Config, Data, nn.Module]:
@@ -137,11 +138,13 @@ def open_and_check(config: Config, world: World, claim: Claim) -> tuple[Config, 
         UserError: data, model and config do not fit each other, or are not those of the checkpoint.
     """
     with world.together():
-        config, data = open_data(config)
+        train, val = open_sets(config)
+        config = pin_data(config, train.manifest)
         if claim.state is not None:
             check_result(config, claim.state.result)
-            check_plateau(config, data.val, claim.state)
-        model = build_model(config, len(data.train.manifest.classes)).to(world.device)
+            check_plateau(config, val, claim.state)
+        data = Data(train, val, order_of(config, train.manifest.group_rows))
+        model = build_model(config, len(train.manifest.classes)).to(world.device)
     return config, data, model
 
 
@@ -167,22 +170,6 @@ def build_network(config: Config, world: World, model: nn.Module, stack: ExitSta
     )
 
 
-def quarantine(
-    config: Config,
-    world: World,
-    data: Data,
-    store: Store,
-    metrics: Metrics,
-    alarm: Callable[[str], None],
-    told: Callable[[str], None],
-) -> None:
-    """Leave out files that have killed a decoder in an earlier attempt; `told` is told of progress."""
-    sets = [data.train, *([data.val] if data.val else [])]
-    recall(config, world, sets, store, alarm, told)
-    if world.lead:
-        metrics.set("quarantined_samples", sum(len(dataset.bad) for dataset in sets))
-
-
 def check_ranks(config: Config, world: World, data: Data, network: Network) -> str | None:
     """Check that all ranks have the same config, files and versions, and compute the same bits.
 
@@ -205,7 +192,7 @@ def check_ranks(config: Config, world: World, data: Data, network: Network) -> s
     return hardware
 
 
-def resume(
+def restore_checkpoint(
     world: World, console: Console, claim: Claim, network: Network, hardware: str | None, *, other_hardware: bool
 ) -> None:
     """Restore weights and moments on all ranks; at the start of a run, see that all have the same.
@@ -239,7 +226,7 @@ def start_record(
             restarts, resizes = patience(lambda: restarts_and_resizes(attempts(store)))
             metrics.set("restarts", restarts)
             metrics.set("resizes", resizes)
-            reached = max((record.step for record in patience(lambda: read_metrics(store))), default=0)
+            reached = max((told.step for told in patience(lambda: read_metrics(store))), default=0)
             best = state.best if state else None
             if loaded and best and best.step == loaded.step:  # the run may have been killed just before it did so
                 patience(lambda: write_best(store, loaded.name, asdict(best)))
@@ -258,6 +245,7 @@ def start_metrics(
     if record:
         if targets:
             record.targets(targets)
+        metrics.set("quarantined_samples", sum(len(dataset.bad) for dataset in data.sets))
         metrics.set("attempt", record.lease.number)
         metrics.set("steps_planned", config.epochs * data.order.steps)
         metrics.set("step", claim.step)

@@ -20,7 +20,7 @@ def validate(job: Job, done: int) -> bool:
     began = time.monotonic()
     score = score_of(job, val)
     seconds = time.monotonic() - began
-    check_bad_samples(job, val, score)
+    check_bad_val_samples(job, val, score)
     job.tell(
         EvalRecord(
             step=done,
@@ -44,7 +44,7 @@ def validate(job: Job, done: int) -> bool:
     return True
 
 
-def check_bad_samples(job: Job, val: Dataset, score: Score) -> None:
+def check_bad_val_samples(job: Job, val: Dataset, score: Score) -> None:
     """Name validation samples that do not decode, once each; stop when there are too many.
 
     Raises:

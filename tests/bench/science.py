@@ -251,7 +251,7 @@ def converge() -> dict[str, Any]:
             }
             summary = train(parse(tree, "bench"), World(CPU), _Quiet())
             assert summary.eval is not None
-            found[name] = round(summary.eval["top1"], 4)
+            found[name] = round(summary.eval.top1, 4)
             print(f"{name}: {found[name]:.2%} after {time.monotonic() - began:.0f} s", file=sys.stderr)  # noqa: T201
     found["at most 95 %"] = [name for name, top1 in found.items() if top1 <= 0.95]
     found["seconds"] = round(time.monotonic() - began)

@@ -56,12 +56,13 @@ def slow_batches(clock, *seconds):
 
 def test_the_time_that_batches_are_waited_for_counts_until_the_next_log_step(telemetry, clock, numbers):
     it = telemetry.it
-    it.start()
+    it.start(lambda: {"ready": 2})
     for step in range(2):
         with it.accumulating():
             for _ in it.loading(step, slow_batches(clock, 1.0, 2.0)):
                 clock.now += 10.0  # computing
     assert it.waited == 6.0
+    assert numbers("queue_depth", "stage") == {("ready",): 2.0}
     assert numbers("rank_data_wait_seconds", "rank") == {("0",): 6.0}
     assert it.take_interval() == (46.0, 6.0)
     clock.now += 7.0
