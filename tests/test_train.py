@@ -180,6 +180,8 @@ def test_what_a_run_leaves_behind(narrow, console, digits):
         ("train", 11), ("eval", 22), ("train", 22), ("train", 33), ("eval", 44), ("train", 44),
     ]  # fmt: skip
     assert all(r.samples == 359 for r in records if r.kind == "eval")
+    images = [r.seconds * r.images_per_second for r in records if r.kind == "train"]
+    assert images == [pytest.approx(11 * 64)] * 4
     assert summary.eval.top1_count == records[4].top1_count
     assert Summary.from_tree(json.loads(json.dumps(summary.to_tree()))) == summary, "as another process gets it"
     loaded, problems = load_newest(store)
