@@ -169,6 +169,13 @@ def test_the_full_width_model(narrow, console, tmp_path, damaged_set):
     assert "resumed from step 1 (step-00000001-attempt-001)" in console.events
 
 
+def test_a_record_has_the_rate_of_its_last_step(narrow, console):
+    config = narrow(schedule={"name": "polynomial", "lr": 0.05, "warmup_epochs": 0.2}, log={"every": 5})
+    run(config, console)
+    rates = {r.step: r.lr for r in console.records if r.kind == "train"}
+    assert rates == {step: config.schedule.rate(step - 1, 22, 22) for step in (5, 10, 15, 20, 22)}
+
+
 def test_what_a_run_leaves_behind(narrow, console, digits):
     config = narrow(epochs=2, data={"val": str(digits / "val")}, checkpoint={"keep": 1}, log={"every": 11})
     summary = run(config, console)
