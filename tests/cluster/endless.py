@@ -199,15 +199,16 @@ class Endless:
         self._overrides: tuple[str, ...] = ()
 
     def train(self, *overrides: str) -> Run:
-        """The run, on three workers and training, with these settings in place of its own."""
+        """The run, on three workers and training, with a checkpoint, and these settings in place of its own."""
+        folder = Path(str(self.config.run))
         if self.run and not self.run.is_over and overrides != self._overrides:
             self.stop()
         if self.run is None or self.run.is_over:
             self._overrides = overrides
-            resume = ("--resume",) if saved(Path(str(self.config.run))) else ()
+            resume = ("--resume",) if saved(folder) else ()
             self.run = self.commands("--workers=1-3", *resume, *overrides, config=self.config)
         run = self.run
-        run.wait_until(lambda: trains_on(run.text, 3), "three workers that train")
+        run.wait_until(lambda: trains_on(run.text, 3) and saved(folder), "three workers that train, and a checkpoint")
         assert not run.is_over, run.text
         return run
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from endless import Reference, trains_on
+from endless import Reference, saved, trains_on
 from hosts import PYTHON
 from narrow import lasting_recipe, narrow_recipe, with_own_models
 from waiting import PATIENCE, await_that
@@ -118,14 +118,15 @@ class Endless:
         self._job: Job | None = None
 
     def train(self, *overrides: str) -> Job:
-        """The job, with both its nodes training."""
+        """The job, with both its nodes training and a checkpoint to resume from."""
         if overrides:
             self.cancel()
         if self._job is None or self._job.is_over:
             self._sites.slurm.wait_until_idle()
             self._job = self._sites.submit(self.config, *overrides)
         job = self._job
-        job.wait_until(lambda: trains_on(job.text, 2), "two workers that train")
+        run = Path(str(self.config.run))
+        job.wait_until(lambda: trains_on(job.text, 2) and saved(run), "two workers that train, and a checkpoint")
         return job
 
     def check(self) -> None:
@@ -195,8 +196,8 @@ def test_a_preempted_run_saves_and_comes_back_without_losing_a_step(endless, slu
     job.mark()
     slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=true")
     job.wait_for("stopped and saved after step")
-    saved = int(re.findall(r"stopped and saved after step (\d+)", job.text)[0])
-    job.wait_for(f"resumed from step {saved}")
+    last = int(re.findall(r"stopped and saved after step (\d+)", job.text)[0])
+    job.wait_for(f"resumed from step {last}")
     endless.check()
 
 
