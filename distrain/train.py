@@ -122,7 +122,7 @@ def train_on(job: Job, stack: ExitStack) -> str:
 
 
 def summary(job: Job, status: str, seconds: float) -> Summary:
-    """What is told of a run that has ended."""
+    """Summarize a run that has ended."""
     step, last, last_eval = job.progress.step, job.progress.train, job.progress.eval
     if job.record:
         # Of attempts before this one; one that was killed may have told of steps after the checkpoint.

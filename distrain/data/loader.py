@@ -346,7 +346,7 @@ class Loader:
 def _graph_of(
     manifest: Manifest, statistics: Statistics, data: Data, augment: Augment, *, batch: int, augmented: bool
 ) -> Graph:
-    """What the decoder does to images that are stored as a manifest says."""
+    """Return the decoder's graph for images stored as the manifest says."""
     is_stored_at_size = manifest.size is not None and augment.short_side in (None, min(manifest.size))
     return Graph(
         batch=batch,

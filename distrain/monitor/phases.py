@@ -1,10 +1,10 @@
-"""The phases of a step, whose seconds are told apart."""
+"""The phases of a training step, timed one by one."""
 
 from enum import Enum
 
 
 class Phase(str, Enum):
-    """What a rank does in a step: the label `phase` of `distrain_phase_seconds`, in the order in which it comes."""
+    """A part of a step, in the order of a step; the value is the label `phase` of `distrain_phase_seconds`."""
 
     DATA_WAIT = "data_wait"
     TRANSFER = "transfer"

@@ -1,4 +1,4 @@
-"""What a run tells of its steps and its evaluations: a line of JSON each in `metrics-<attempt>.jsonl`."""
+"""Metrics records: one per log step and one per evaluation, each a line of JSON in `metrics-<attempt>.jsonl`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields

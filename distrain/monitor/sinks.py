@@ -12,7 +12,7 @@ from distrain.rundir import files
 
 
 class Console(Protocol):
-    """What a person sees of a run."""
+    """Show a run to a person."""
 
     def event(self, text: str) -> None:
         """One line about something that happened."""

@@ -1,4 +1,4 @@
-"""What is told of a training loop while it runs: progress, the time of each phase, who is slow and what jumps."""
+"""Telemetry of the training loop: progress, the time per phase, slow ranks and jumps of the loss."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ class Telemetry:
         self._watchdog.at(place, waiting=waiting)
 
     def phase(self, phase: Phase) -> AbstractContextManager[None]:
-        """Count what is done inside as a phase of the step, on whichever thread."""
+        """Time the block as a phase of the step, on whichever thread."""
         return self.metrics.phase(phase)
 
     def start(self, depths: Callable[[], Mapping[str, int]]) -> None:
@@ -48,7 +48,7 @@ class Telemetry:
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:
-        """Count what is done inside as what this rank does in a step until it comes to the reduction."""
+        """Time the block as this rank's part of a step before the reduction."""
         before = self._waited
         with self.metrics.arriving():
             yield
