@@ -125,10 +125,10 @@ def summary(job: Job, status: str, seconds: float) -> Summary:
     """Summarize a run that has ended."""
     step, last, last_eval = job.progress.step, job.progress.train, job.progress.eval
     if job.record:
-        # Of attempts before this one; one that was killed may have told of steps after the checkpoint.
-        told = [record for record in read_metrics(job.record.store) if record.step <= step]
-        last = last or next((r for r in reversed(told) if isinstance(r, TrainRecord)), None)
-        last_eval = last_eval or next((r for r in reversed(told) if isinstance(r, EvalRecord)), None)
+        # Fall back on earlier attempts. One that was killed may have logged steps after the checkpoint: skip those.
+        records = [record for record in read_metrics(job.record.store) if record.step <= step]
+        last = last or next((r for r in reversed(records) if isinstance(r, TrainRecord)), None)
+        last_eval = last_eval or next((r for r in reversed(records) if isinstance(r, EvalRecord)), None)
     return Summary(
         status=status,
         step=step,
@@ -268,7 +268,7 @@ def after_step(job: Job, done: int) -> bool:
 
 
 def is_log_step(job: Job, done: int) -> bool:
-    """Whether numbers are told after so many steps, whatever else follows them."""
+    """Whether `log.every` makes this step a log step; evaluations and checkpoints add more."""
     return done % job.config.log.every == 0
 
 

@@ -194,7 +194,7 @@ class Loader:
     def _open_recorder(self, run: str) -> Recorder | None:
         """Notes what is in flight, where the decoder may die of it."""
         manifest = self._dataset.manifest
-        # What others wrote was proved by PIL, and may all the same be what kills DALI.
+        # Files written by others were decoded by PIL when they were indexed; DALI may crash on them all the same.
         is_trusted = self._graph.raw or (manifest.proved and manifest.layout == "distrain")
         if is_trusted or self._data.backend != "dali":
             return None

@@ -38,7 +38,7 @@ class Telemetry:
         self._watchdog.at(place, waiting=waiting)
 
     def phase(self, phase: Phase) -> AbstractContextManager[None]:
-        """Time the block as a phase of the step, on whichever thread."""
+        """Time the block as a phase of the step; any thread may call it."""
         return self.metrics.phase(phase)
 
     def start(self, depths: Callable[[], Mapping[str, int]]) -> None:

@@ -39,7 +39,7 @@ class Network:
 
 @dataclass
 class Progress:
-    """What changes while a run trains. A checkpoint holds all of it but what was told or written already."""
+    """State that the training loop changes; a checkpoint holds `step`, `bad`, `best` and `plateau` of it."""
 
     step: int
     """Steps that are done: the number, from 0, of the one that comes next."""
@@ -49,7 +49,7 @@ class Progress:
     """Those of them that were named already."""
     best: Best | None
     plateau: Stall
-    """What a schedule that follows validation has seen."""
+    """Validation history of a schedule that follows validation."""
     val_bad_told: set[int]
     """The validation samples that do not decode, all of them named."""
     train: TrainRecord | None = None

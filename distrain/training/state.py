@@ -38,7 +38,7 @@ class State:
     """Reason by sample id, of the training samples that do not decode."""
     best: Best | None
     plateau: Stall
-    """What a schedule that follows validation has seen."""
+    """Validation history of a schedule that follows validation."""
     val: str | None
     """Fingerprint of the validation set."""
     reduction: str
