@@ -4,15 +4,12 @@ Every field is marked *result* (it decides the weights: a resume that changes on
 how fast and how safely the run goes on: free to change at any time).
 """
 
-import difflib
-import re
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, SerializeAsAny, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
@@ -20,7 +17,7 @@ from distrain.data.config import Augment, Data
 from distrain.data.storage.url import without_secret
 from distrain.distributed.config import Cluster
 from distrain.errors import UserError
-from distrain.fields import Choice, Section, operation, result
+from distrain.fields import Section, operation, result
 from distrain.losses import CrossEntropy, Loss
 from distrain.models.alexnet import AlexNet
 from distrain.models.model import Model
@@ -30,6 +27,9 @@ from distrain.optim.config import Reduction
 from distrain.optim.rule import UpdateRule
 from distrain.optim.schedule import Schedule
 from distrain.optim.sgd import SGD
+from distrain.parsing import parse_mapping, parse_section
+
+AnyModel = Annotated[SerializeAsAny[Model], BeforeValidator(Model.choose)]
 
 
 class Evaluate(Section):
@@ -77,7 +77,7 @@ class Config(Section):
     """Samples."""
     augment: Augment = Augment()
     """Augmentation."""
-    model: Annotated[SerializeAsAny[Model], BeforeValidator(Model.choose)] = AlexNet()
+    model: AnyModel = AlexNet()
     """Network."""
     loss: Annotated[SerializeAsAny[Loss], BeforeValidator(Loss.choose)] = CrossEntropy()
     """Loss."""
@@ -123,17 +123,9 @@ class Config(Section):
     @field_validator("model")
     @classmethod
     def _crop_is_large_enough(cls, value: Model, info: ValidationInfo) -> Model:
-        least = value.min_crop
         augment = info.data.get("augment")
-        if augment is not None and augment.crop < least:
-            raise ValueError(f"{value.name} needs augment.crop of at least {least} pixels, not {augment.crop}")
-        return value
-
-    @field_validator("augment")
-    @classmethod
-    def _crop_fits(cls, value: Augment) -> Augment:
-        if value.short_side is not None and value.short_side < value.crop:
-            raise ValueError(f"short_side = {value.short_side} is less than crop = {value.crop}: raise it")
+        if augment is not None:
+            value.check_crop(augment.crop)
         return value
 
     @field_validator("schedule")
@@ -177,16 +169,6 @@ class Config(Section):
         return value
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: PyYAML reads 1e-3 as a string."""
-
-
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"), list("-+.0123456789")
-)
-
-
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and apply `key.sub=value` overrides.
 
@@ -195,42 +177,24 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        tree = _parse(path.read_text(encoding="utf-8"), str(path))
+        tree = parse_mapping(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise UserError(f"no config at {path}: check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read config {path}: {error}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold a mapping of keys, not {type(tree).__name__}")
     if tree.get("run") is None:
         tree["run"] = f"runs/{path.stem}"
     return parse(tree, str(path), overrides)
 
 
 def parse(tree: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> Config:
-    """Apply `key.sub=value` overrides to a tree of plain values, and validate it.
-
-    Raises:
-        UserError: naming every problem at once.
-    """
-    tree = deepcopy(tree)
-    found = [problem for text in overrides if (problem := _override(tree, text))]
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        found += [_sentence(dict(e), tree) for e in error.errors()]
-    if found:
-        lines = "".join(f"\n  - {line}" for line in found)
-        raise UserError(f"{origin} has {len(found)} problem{'s' * (len(found) > 1)}:{lines}")
-    return config
+    """Make a run's config of a tree of plain values and overrides. Raises UserError naming every problem."""
+    return parse_section(Config, tree, origin, overrides)
 
 
 def parse_yaml(text: str, origin: str, overrides: Sequence[str] = ()) -> Config:
-    """The same of a text. Raises UserError."""
-    tree = _parse(text, origin)
-    if not isinstance(tree, dict):
-        raise UserError(f"{origin} must hold a mapping of keys, not {type(tree).__name__}")
-    return parse(tree, origin, overrides)
+    """Make a run's config of YAML and overrides. Raises UserError naming every problem."""
+    return parse(parse_mapping(text, origin), origin, overrides)
 
 
 def workers_override(workers: str | None) -> list[str]:
@@ -286,78 +250,3 @@ def _leaves(section: BaseModel, prefix: str) -> Iterator[tuple[str, Any, FieldIn
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value, info
-
-
-def _parse(text: str, origin: str) -> Any:
-    try:
-        return _Loader(text).get_single_data()
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{origin} is not YAML: {' '.join(str(error).split())}") from None
-
-
-def _override(tree: dict[str, Any], text: str) -> str | None:
-    """Apply one override to the tree; the problem, if there is one."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        return f"override {text!r} is not of the form key.sub=value"
-    *parents, last = key.split(".")
-    node = tree
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            return f"override {text!r}: {parent} is a value, not a section"
-    try:
-        node[last] = _parse(value, f"override {text!r}")
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def _sentence(error: dict[str, Any], tree: dict[str, Any]) -> str:
-    """One problem of pydantic's with a tree, as one line."""
-    path = [str(part) for part in error["loc"]]
-    key = ".".join(path)
-    if error["type"] == "extra_forbidden":
-        known = _keys(Config)
-        if key in known:
-            kind = Config.model_fields[path[0]].annotation
-            assert isinstance(kind, type)
-            assert issubclass(kind, Choice)
-            return f"{path[0]} {tree[path[0]].get('name', kind.default)} does not use {key}: remove it"
-        known = _keys_of_own_form(path[0], tree) + known
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        near = near or [k for k in known if k.split(".")[-1] == path[-1]][:1]
-        return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
-    if error["type"] == "no_choice":
-        return f"{key}.name: {error['msg']}"
-    if error["type"] == "no_section":
-        return f"{key}: {error['msg']}"
-    if error["type"] == "missing":
-        return f"{key} is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{key}: {message}"
-    return f"{key}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
-
-
-def _keys_of_own_form(section: str, tree: dict[str, Any]) -> list[str]:
-    """All dotted keys of the form that a tree names in a section, known or not; none if it is no choice."""
-    info = Config.model_fields.get(section)
-    if info is None or not isinstance(info.annotation, type) or not issubclass(info.annotation, Choice):
-        return []
-    form = info.annotation.named(tree[section].get("name", info.annotation.default))
-    return [f"{section}.{key}" for key in _keys(form)]
-
-
-def _keys(section: type[BaseModel]) -> list[str]:
-    """All dotted keys below a section, those of every form of a choice included."""
-    keys = []
-    for name, info in section.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, Choice):
-            members: list[type[BaseModel]] = kind.members()
-        else:
-            members = [kind] if isinstance(kind, type) and issubclass(kind, BaseModel) else []
-        below = [f"{name}.{key}" for member in members for key in _keys(member)]
-        keys += below or [name]
-    return keys

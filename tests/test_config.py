@@ -92,6 +92,11 @@ def test_all_problems_at_once():
     assert "schedule.lr: input should be greater than 0" in text
 
 
+def test_a_crop_that_is_larger_than_the_resized_image():
+    text = problems({**LEAST, "augment": {"crop": 224, "short_side": 200}})
+    assert "augment.short_side: 200 is less than augment.crop = 224: raise it" in text
+
+
 def test_keys_of_the_other_kind_and_unknown_names():
     text = problems({**LEAST, "optimizer": {"name": "adam", "momentum": 0.9}, "loss": {"name": "cross"}})
     assert "optimizer adam does not use optimizer.momentum" in text

@@ -5,21 +5,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distrain.config import Config, parse
+from distrain.data.config import Augment, Data
 from distrain.data.decoding.image import jpeg_size
-from distrain.data.loader import Request
+from distrain.data.loader import Loader, Request
 from distrain.data.order import Order
+from distrain.data.shards.dataset import Dataset
 from distrain.distributed.world import local_world
 from distrain.errors import UserError
-from distrain.training.datasets import open_loader, open_sets
+from distrain.fields import Section, operation
+from distrain.parsing import parse_section
+from distrain.training.datasets import open_set
 
 _ROUNDS = 5
+_SEED = 0
 _LIMIT_FILES = 1024
 
 
@@ -44,29 +48,41 @@ class Found(NamedTuple):
     seconds_to_first_batch: float
 
 
-def settings(url: str, overrides: Sequence[str]) -> Config:
-    """The config of a measurement: defaults, and what the overrides say.
+class Settings(Section):
+    """What a measurement takes of a config."""
+
+    data: Data
+    """Samples."""
+    augment: Augment = Augment()
+    """Augmentation."""
+    global_batch: int = operation(128, ge=1)
+    """Samples of one batch. [operation]"""
+    device: Literal["auto", "cpu", "cuda"] = operation("auto")
+    """auto: a GPU where there is one. [operation]"""
+
+
+def settings(url: str, overrides: Sequence[str]) -> Settings:
+    """Make the settings of a measurement: defaults, and what the overrides say.
 
     Raises:
         UserError: naming every problem at once.
     """
-    tree: dict[str, Any] = {"data": {"train": url}, "schedule": {"name": "constant", "lr": 1.0}, "virtual_workers": 1}
-    return parse(tree, "the settings", overrides)
+    return parse_section(Settings, {"data": {"train": url}}, "the settings", overrides)
 
 
-def data(config: Config, images: int) -> Found:
+def measure(settings: Settings, images: int) -> Found:
     """Measure the loader on a data set, `images` a round, interleaved with the bare decode of as many of its files.
 
     Raises:
-        UserError: the data does not fit the config, or a package is missing.
+        UserError: the data does not fit the settings, or a package is missing.
     """
     began = time.monotonic()
-    dataset, _ = open_sets(config)
-    world = local_world(config.device)
-    threads = config.data.decode_threads or world.cores
-    limits = _limits(config, world.device, threads)
-    batch = config.micro_batch
-    order = Order(dataset.manifest.group_rows, config.seed, 1, batch, config.data.shuffle_rows)
+    dataset = _open(settings)
+    world = local_world(settings.device)
+    threads = settings.data.decode_threads or world.cores
+    limits = _limits(settings, world.device, threads)
+    batch = settings.global_batch
+    order = Order(dataset.manifest.group_rows, _SEED, 1, batch, settings.data.shuffle_rows)
 
     def requests() -> Iterator[Request]:
         for step in count():
@@ -74,7 +90,19 @@ def data(config: Config, images: int) -> Found:
             yield Request(cursor, 0, order.ids(cursor, 0), 0)
 
     batches = max(1, images // batch)
-    with open_loader(config, world, dataset, dataset.manifest.statistics, requests()) as loader:
+    with Loader(
+        dataset,
+        dataset.manifest.statistics,
+        requests(),
+        data=settings.data,
+        augment=settings.augment,
+        seed=_SEED,
+        run="bench data",
+        batch=batch,
+        device=world.device,
+        augmented=True,
+        cores=world.cores,
+    ) as loader:
         next(loader)
         first = time.monotonic() - began
 
@@ -104,9 +132,13 @@ def _timed(side: Callable[[], int]) -> tuple[float, float]:
     return images / (time.monotonic() - wall), 1000 * (time.process_time() - cpu) / images
 
 
-def _limits(config: Config, device: torch.device, threads: int) -> dict[str, Callable[[], int]]:
+def _open(settings: Settings) -> Dataset:
+    return open_set(settings.data.train, settings.data, settings.augment)
+
+
+def _limits(settings: Settings, device: torch.device, threads: int) -> dict[str, Callable[[], int]]:
     """Bare decodes of the set's own JPEG files: libjpeg-turbo, and the GPU's decoder where there is one."""
-    dataset, _ = open_sets(config)  # of its own: a data set is read by one thread
+    dataset = _open(settings)  # of its own: a data set is read by one thread
     if dataset.manifest.encoding == "raw":
         return {}
     try:

@@ -148,14 +148,13 @@ def model(
 ) -> None:
     """Print the layers of a network: output shapes, parameters, multiply-accumulates, and the share of each.
 
-    Settings are those of a config: model.width=0.5, augment.crop=227.
+    Settings are those of a config's model and augment: model.width=0.5, augment.crop=227.
     """
-    from distrain.config import parse
+    from distrain.cli.model import settings
     from distrain.models.summary import lines
 
-    rest = {"data": {"train": ""}, "schedule": {"name": "constant", "lr": 1.0}}
-    settings = parse({**rest, "model": {"name": name}}, f"model {name}", overrides or [])
-    for line in lines(settings.model.outline(classes), settings.augment.crop):
+    wanted = settings(name, overrides or [])
+    for line in lines(wanted.model.outline(classes), wanted.augment.crop):
         typer.echo(line)
 
 
@@ -204,10 +203,13 @@ def bench_data(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Images of each of five rounds.")] = 2048,
 ) -> None:
-    """Time the loader alone, beside the bare decode of the same files."""
-    from distrain.cli.bench import data, settings
+    """Time the loader alone, beside the bare decode of the same files.
 
-    found = data(settings(url, overrides or []), images)
+    Settings are those of a config's data and augment, global_batch and device: data.backend=torch, augment.crop=64.
+    """
+    from distrain.cli.bench import measure, settings
+
+    found = measure(settings(url, overrides or []), images)
     typer.echo(f"{found.images:,} images a round, batches of {found.batch}, {found.threads} threads, medians of 5")
     limit = found.rates[1] if len(found.rates) > 1 else None
     for rate in found.rates:

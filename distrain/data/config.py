@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import ByteSize, field_validator
+from pydantic import ByteSize, ValidationInfo, field_validator
 
 from distrain.data.storage.url import without_secret
 from distrain.fields import Section, operation, result
@@ -76,3 +76,12 @@ class Augment(Section):
     scale: float | None = result(None, gt=0)
     """What pixels (0 to 255), less their mean, are divided by, in evaluation too; null: the training set's standard
     deviation of each channel. The paper of 2012 has 1, its source 1.1. [result]"""
+
+    # On a single field, so that it is reported together with all other problems.
+    @field_validator("short_side")
+    @classmethod
+    def _crop_fits(cls, value: int | None, info: ValidationInfo) -> int | None:
+        crop = info.data.get("crop")
+        if value is not None and crop is not None and value < crop:
+            raise ValueError(f"{value} is less than augment.crop = {crop}: raise it")
+        return value

@@ -32,6 +32,11 @@ class Model(Choice):
             UserError: a model that is imported cannot be, or not be trained exactly.
         """
 
+    def check_crop(self, crop: int) -> None:
+        """Raises ValueError where images of that side in pixels are too small for it."""
+        if crop < self.min_crop:
+            raise ValueError(f"{self.name} needs augment.crop of at least {self.min_crop} pixels, not {crop}")
+
     def check(self, model: "nn.Module", classes: int, crop: int) -> None:
         """Try out whether it can be trained exactly. Raises UserError."""
 
@@ -107,6 +112,11 @@ class ImportedModel(Model):
         from distrain.philox import Purpose, derived_seed
 
         return imported(self.name, self.options, classes, derived_seed(seed, Purpose.WEIGHTS))
+
+    def check_crop(self, crop: int) -> None:
+        """Raises ValueError where images of that side in pixels are too small for it."""
+        if crop < self.min_crop:
+            raise ValueError(f"{self.name} needs augment.crop of at least {self.min_crop} pixels, not {crop}")
 
     def check(self, model: "nn.Module", classes: int, crop: int) -> None:
         """Run a training forward and backward."""

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from distrain.config import Config
+from distrain.data.config import Augment
+from distrain.data.config import Data as DataSection
 from distrain.data.loader import Loader, Request
 from distrain.data.order import Ids, Order
 from distrain.data.prepare.digits import pack_digits
@@ -36,27 +38,45 @@ class Data:
 
 
 def open_sets(config: Config) -> tuple[Dataset, Dataset | None]:
-    """The training and the validation set, checked against each other and the config."""
-    memory, patience = int(config.data.memory), config.data.patience
-    sets: list[Dataset] = []
-    for url in (config.data.train, config.data.val):
-        if url is not None:
-            store = Store(url)
-            manifest = Manifest.load(store, patience)
-            check_size(config, store, manifest)
-            if sets:  # validation reads one group after another
-                memory = min(memory, streamed_bytes(manifest, config.evaluate.batch))
-            folder, limit, store = config.data.cache, int(config.data.cache_bytes), store_of(manifest, store)
-            cache = DiskCache(folder, limit, store.counts) if folder else None
-            sets.append(Dataset(store, manifest, memory=memory, patience=patience, cache=cache))
-    train, val = sets[0], sets[1] if len(sets) > 1 else None
-    if val is not None and val.manifest.classes != train.manifest.classes:
-        raise UserError(
-            f"{train.store.name} has {len(train.manifest.classes)} classes and {val.store.name} "
-            f"{len(val.manifest.classes)}, or other names: pack both from folders of the same names"
-        )
+    """Open the training and the validation set, and check them against each other and the config.
+
+    Raises:
+        UserError: a set is not there, its images are too small, or classes do not fit each other or the loss.
+    """
+    train = open_set(config.data.train, config.data, config.augment)
+    val = None
+    if config.data.val is not None:
+        val = open_set(config.data.val, config.data, config.augment, in_order=config.evaluate.batch)
+        if val.manifest.classes != train.manifest.classes:
+            raise UserError(
+                f"{train.store.name} has {len(train.manifest.classes)} classes and {val.store.name} "
+                f"{len(val.manifest.classes)}, or other names: pack both from folders of the same names"
+            )
     config.loss.check(len(train.manifest.classes))
     return train, val
+
+
+def open_set(url: str, data: DataSection, augment: Augment, *, in_order: int | None = None) -> Dataset:
+    """Open one packed set, and check that the crop can be cut out of its images.
+
+    Args:
+        url: where it is; `data` says how it is read.
+        data: memory, cache and patience.
+        augment: the crop.
+        in_order: samples of a batch of one that is read in its order, which takes less memory; None: it is shuffled.
+
+    Raises:
+        UserError: it is not there, or its images are too small.
+    """
+    store = Store(url)
+    manifest = Manifest.load(store, data.patience)
+    check_size(augment, store, manifest)
+    memory = int(data.memory)
+    if in_order is not None:
+        memory = min(memory, streamed_bytes(manifest, in_order))
+    store = store_of(manifest, store)
+    cache = DiskCache(data.cache, int(data.cache_bytes), store.counts) if data.cache else None
+    return Dataset(store, manifest, memory=memory, patience=data.patience, cache=cache)
 
 
 def pack_built_in(config: Config, console: Console) -> None:
@@ -68,9 +88,9 @@ def pack_built_in(config: Config, console: Console) -> None:
         pack_digits(config.data.train, config.data.val)
 
 
-def check_size(config: Config, store: Store, manifest: Manifest) -> None:
+def check_size(augment: Augment, store: Store, manifest: Manifest) -> None:
     """Raises UserError where the crop cannot be cut out of the images."""
-    crop, short_side = config.augment.crop, config.augment.short_side
+    crop, short_side = augment.crop, augment.short_side
     if short_side is not None:
         return
     if manifest.size is None:

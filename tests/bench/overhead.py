@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from crc32c import crc32c
 
-from distrain.cli.bench import data, settings
+from distrain.cli.bench import measure, settings
 from distrain.data.config import Augment
 from distrain.data.decoding.augment import draw
 from distrain.data.decoding.image import jpeg_size
@@ -76,7 +76,7 @@ def main(shards: str) -> None:
             "header walk": each(lambda i: jpeg_size(files[i % len(files)]), 1000, 1),
         }
         config = settings(str(Path(folder) / "imagenet"), [f"global_batch={BATCH}", "augment.short_side=256"])
-        first = data(config, BATCH)
+        first = measure(config, BATCH)
     found = {
         "CPU us an image": parts,
         "together": sum(parts[k] for k in ("order", "draws", "checksum", "header walk")),

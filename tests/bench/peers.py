@@ -74,7 +74,7 @@ def _distrain(shards: str, *overrides: str) -> Iterator[Any]:
         requests,
         data=config.data,
         augment=config.augment,
-        seed=config.seed,
+        seed=0,
         run="peers",
         **options,
     ) as loader:

@@ -1,13 +1,13 @@
 import pytest
 
-from distrain.cli.bench import data, settings
+from distrain.cli.bench import measure, settings
 from distrain.errors import UserError
 
 
 @pytest.mark.parametrize("change", ["data.normalise=device", "data.backend=torch"])
 def test_the_loader_beside_the_bare_decode(digits, change):
-    config = settings(str(digits / "train"), ["augment.crop=64", "global_batch=64", "device=cpu", change])
-    found = data(config, 128)
+    wanted = settings(str(digits / "train"), ["augment.crop=64", "global_batch=64", "device=cpu", change])
+    found = measure(wanted, 128)
     assert (found.images, found.batch, found.threads) == (128, 64, 2)
     assert [rate.name for rate in found.rates] == ["loader", "libjpeg-turbo alone"]
     assert all(rate.images_per_second > 0 and rate.cpu_ms > 0 for rate in found.rates)
@@ -15,6 +15,8 @@ def test_the_loader_beside_the_bare_decode(digits, change):
 
 def test_what_does_not_fit_is_said(digits):
     with pytest.raises(UserError, match="augment.crop = 224 does not fit the 72 x 72"):
-        data(settings(str(digits / "train"), []), 128)
-    with pytest.raises(UserError, match="colr"):
+        measure(settings(str(digits / "train"), []), 128)
+    with pytest.raises(UserError, match="unknown key augment.colr; did you mean augment.colour"):
         settings("x", ["augment.colr=1"])
+    with pytest.raises(UserError, match="unknown key optimizer"):  # of a run, not of its data
+        settings("x", ["optimizer.name=adam"])

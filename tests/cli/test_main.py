@@ -314,6 +314,12 @@ def test_model_prints_the_layers(distrain):
     assert out.splitlines()[-2].split()[:4] == ["fc8", "Linear", "10", "20,490"]
     code, _, err = distrain("model", "alexnet3")
     assert (code, "alexnet_bn, torchvision:NAME" in err) == (2, True)
+    code, _, err = distrain("model", "alexnet", "augment.crop=62", "seed=1")
+    assert (code, "alexnet needs augment.crop of at least 63 pixels" in err, "unknown key seed" in err) == (
+        2,
+        True,
+        True,
+    )
 
 
 def test_bench_data(distrain, digits):
