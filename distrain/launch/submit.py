@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from distrain.data.storage.retry import retry
 from distrain.errors import RunError, UserError
 from distrain.launch.package import Request
 from distrain.monitor.consoles import replay
@@ -52,22 +53,22 @@ class Jobs:
         # Explicitly: unset, parts of Ray follow the token file and others do not.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         self._address = address if "://" in address else f"http://{address}"
-        end, told = time.monotonic() + patience, False
-        while True:
-            try:
-                with self._sentences():
-                    self._client = _client(self._address)
-                break
-            except ConnectionError:
-                if time.monotonic() > end:
-                    raise UserError(
-                        f"no Ray cluster answers at {self._address}: check the address; it is that of the head's "
-                        "dashboard, port 8265 as a rule, and the head needs ray[default]"
-                    ) from None
-                if not told:
-                    tell(f"{self._address} does not answer yet: asking for {patience:.0f} s")
-                told = True
-                time.sleep(_RETRY)
+
+        def connect() -> Any:
+            with self._sentences():
+                return _client(self._address)
+
+        def again(_: OSError, failures: int) -> None:
+            if failures == 1:
+                tell(f"{self._address} does not answer yet: asking for {patience:.0f} s")
+
+        try:
+            self._client = retry(connect, patience, transient=lambda e: isinstance(e, ConnectionError), again=again)
+        except ConnectionError:
+            raise UserError(
+                f"no Ray cluster answers at {self._address}: check the address; it is that of the head's dashboard, "
+                "port 8265 as a rule, and the head needs ray[default]"
+            ) from None
 
     def submit(self, request: Request) -> tuple[str, bool]:
         """Start a job, or find it if it is there already; its id, and whether it was started now.

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from distrain.data.storage.retry import retry
 from distrain.data.storage.store import Store
 from distrain.errors import AttemptError, RunError
 from distrain.rundir import files
@@ -145,10 +146,17 @@ class Checkpoints:
     def _save(
         self, name: str, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], best: Mapping[str, Any] | None
     ) -> None:
+        def again(error: OSError, failures: int) -> None:
+            if failures == 1:
+                self._news.put(f"warning: checkpoint {name} could not be saved yet ({error}): trying again")
+
+        began = time.monotonic()
         try:
             contents = {f"{part}.safetensors": _safetensors(t) for part, t in tensors.items()}
             contents["state.json"] = [json.dumps(state, indent=1).encode()]
-            self._write_patiently(name, contents)
+            # Every error: a permission that is taken away may be given back before the patience is over.
+            size = retry(lambda: self._write(name, contents), self._patience, transient=lambda _: True, again=again)
+            self._saved(time.monotonic() - began, size)
         except BaseException as error:  # raised by the next check or wait, on the training thread
             self._error = error
             return
@@ -162,38 +170,25 @@ class Checkpoints:
         except OSError as error:
             self._news.put(f"warning: checkpoint {name} is saved, but older ones could not be cleaned up: {error}")
 
-    def _write_patiently(self, name: str, contents: Mapping[str, Sequence[bytes | memoryview]]) -> None:
-        """Write a checkpoint, and again if that fails, for a while: storage may be full or away, and come back."""
-        began = time.monotonic()
-        end, pause = began + self._patience, 0.5
+    def _write(self, name: str, contents: Mapping[str, Sequence[bytes | memoryview]]) -> int:
+        """Write a checkpoint, its manifest last; return its bytes. What fails leaves nothing behind."""
         folder = f"{files.CHECKPOINTS}/{name}"
-        while True:
-            try:
-                manifest: dict[str, dict[str, Any]] = {}
-                for file, parts in contents.items():
-                    self._store.write(f"{folder}/{file}", *parts)
-                    digest = hashlib.sha256()
-                    for data in parts:
-                        digest.update(data)
-                    manifest[file] = {"bytes": sum(map(len, parts)), "sha256": digest.hexdigest()}
-                self._lease.check()  # a manifest of an attempt that was given up would not count, so it is not written
-                self._store.write(f"{folder}/{_MANIFEST}", json.dumps(manifest, indent=1).encode())
-            except OSError as error:
+        manifest: dict[str, dict[str, Any]] = {}
+        try:
+            for file, parts in contents.items():
+                self._store.write(f"{folder}/{file}", *parts)
+                digest = hashlib.sha256()
+                for data in parts:
+                    digest.update(data)
+                manifest[file] = {"bytes": sum(map(len, parts)), "sha256": digest.hexdigest()}
+            self._lease.check()  # a manifest of an attempt that was given up would not count, so it is not written
+            self._store.write(f"{folder}/{_MANIFEST}", json.dumps(manifest, indent=1).encode())
+        except BaseException as error:
+            if isinstance(error, OSError):
                 self._failed()
-                self._discard(folder)
-                if time.monotonic() + pause > end:
-                    raise
-                if pause == 0.5:
-                    self._news.put(f"warning: checkpoint {name} could not be saved yet ({error}): trying again")
-                time.sleep(pause)
-                pause = min(2 * pause, 10.0)
-            except BaseException:
-                self._discard(folder)
-                raise
-            else:
-                size = sum(entry["bytes"] for entry in manifest.values())
-                self._saved(time.monotonic() - began, size)
-                return
+            self._discard(folder)
+            raise
+        return sum(entry["bytes"] for entry in manifest.values())
 
     def _discard(self, folder: str) -> None:
         try:

@@ -9,7 +9,8 @@ from torch import nn
 
 from distrain.config import Config, result_defaults, result_fields
 from distrain.data.shards.dataset import Dataset
-from distrain.data.storage.store import Store, may_pass
+from distrain.data.storage.retry import is_transient, retry
+from distrain.data.storage.store import Store
 from distrain.distributed.world import World
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.monitor.sinks import Console
@@ -65,19 +66,21 @@ class Patience:
 
     def __call__(self, act: Callable[[], T]) -> T:
         """What `act` returns. Raises UserError where waiting cannot help, AttemptError where it did not."""
-        while True:
-            try:
-                return act()
-            except OSError as error:
-                what = f"the run directory {self.store.name} cannot be written to or read ({error})"
-                if not may_pass(error):
-                    raise UserError(f"{what}: choose another, run=...") from None
-                if time.monotonic() > self._end:
-                    raise AttemptError(f"{what}: free space or mend the storage, or choose another, run=...") from None
-                if not self._told:
-                    self._console.event(f"{what}: trying again")
-                self._told = True
-                time.sleep(1.0)
+        try:
+            return retry(act, self._end - time.monotonic(), again=self._tell)
+        except OSError as error:
+            what = self._what(error)
+            if not is_transient(error):
+                raise UserError(f"{what}: choose another, run=...") from None
+            raise AttemptError(f"{what}: free space or mend the storage, or choose another, run=...") from None
+
+    def _tell(self, error: OSError, failures: int) -> None:
+        if not self._told:
+            self._console.event(f"{self._what(error)}: trying again")
+        self._told = True
+
+    def _what(self, error: OSError) -> str:
+        return f"the run directory {self.store.name} cannot be written to or read ({error})"
 
 
 def check_result(config: Config, saved: Mapping[str, Any]) -> None:

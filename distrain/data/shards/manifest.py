@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distrain.data.shards.stats import Statistics
-from distrain.data.storage.store import Store, may_pass
+from distrain.data.storage.retry import is_transient
+from distrain.data.storage.store import Store
 from distrain.errors import AttemptError, UserError
 
 MANIFEST = "manifest.json"
@@ -185,7 +186,7 @@ class Manifest:
                 f"no data set at {store.name} ({what}): check the URL, or make one with distrain pack or index"
             ) from None
         except OSError as error:
-            kind = AttemptError if may_pass(error) else UserError
+            kind = AttemptError if is_transient(error) else UserError
             raise kind(f"cannot read the data set at {store.name}: {error}") from None
         except ValueError:
             raise UserError(f"{store.name}/{MANIFEST} is not JSON: pack the data set again") from None

@@ -3,7 +3,6 @@
 import errno
 import io
 import os
-import random
 import secrets
 import threading
 import time
@@ -19,14 +18,12 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from distrain.data.storage.objects import SCHEMES, Objects
+from distrain.data.storage.retry import LASTING, retry
 from distrain.errors import UserError
 
 # Bytes of a large file that the kernel's cache holds while it is written.
 _PIECE = 8 << 20
-# Seconds between two tries.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _T = TypeVar("_T")
-_LASTING = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 class Entry(NamedTuple):
@@ -71,7 +68,6 @@ class Store:
         """The URL as it may be shown: without user and password."""
         self.counts = Counts()
         self._lock = threading.Lock()
-        self._jitter = random.Random()  # noqa: S311 - nothing in a step draws from the global one
         scheme = urlsplit(url).scheme
         self._objects = Objects(url, scheme) if scheme in SCHEMES else None
         self._files: Any = None
@@ -130,18 +126,11 @@ class Store:
             return bytes(self._files.cat_file(self.path(path), start=start, end=end))
 
     def _patiently(self, act: Callable[[], _T], patience: float) -> _T:
-        end, pause = time.monotonic() + patience, _FIRST_PAUSE
-        while True:
-            try:
-                return act()
-            except OSError as error:
-                if not may_pass(error) or time.monotonic() + pause > end:
-                    raise
+        def again(error: OSError, failures: int) -> None:
             with self._lock:
                 self.counts.retries += 1
-            # Jitter keeps the ranks from asking a store that is in trouble all at once.
-            time.sleep(pause * self._jitter.uniform(0.5, 1.5))
-            pause = min(2 * pause, _LONGEST_PAUSE)
+
+        return retry(act, patience, again=again)
 
     @contextmanager
     def _plainly(self, path: str) -> Iterator[None]:
@@ -151,7 +140,7 @@ class Store:
         except OSError as error:
             if self.local is not None:
                 raise
-            if isinstance(error, _LASTING):
+            if isinstance(error, LASTING):
                 raise type(error)(f"{self.name}/{path}") from None
             raise OSError(self._without_secrets(str(error))) from None
         except RecursionError:  # of the caller, whose stack was full already
@@ -309,11 +298,6 @@ class Store:
         """A file's name in its bucket."""
         prefix = self._root.partition("/")[2]
         return f"{prefix}/{path}".strip("/") if path else prefix
-
-
-def may_pass(error: OSError) -> bool:
-    """Whether a failure may be over after a while: a full disk, a store that does not answer; not what is forbidden."""
-    return not isinstance(error, _LASTING) and error.errno != errno.EROFS
 
 
 def _write_new(path: str, *parts: bytes | memoryview) -> None:

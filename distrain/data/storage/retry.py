@@ -1,0 +1,59 @@
+"""The one way in which a failure that may pass is waited for: a store that does not answer, a disk that is full."""
+
+import errno
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+LASTING = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
+"""Errors that stay however long one waits."""
+
+# Seconds between two tries: the first pause, doubled after each, up to the longest.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+# Of the system: forked processes would share the numbers of another one, and a step may draw from the global one.
+_RANDOM = random.SystemRandom()
+
+
+def is_transient(error: OSError) -> bool:
+    """Whether a failure may be over after a while: a full disk, a store that does not answer; not what is forbidden."""
+    return not isinstance(error, LASTING) and error.errno != errno.EROFS
+
+
+def retry(
+    act: Callable[[], T],
+    patience: float,
+    *,
+    transient: Callable[[OSError], bool] = is_transient,
+    again: Callable[[OSError, int], None] = lambda error, failures: None,
+) -> T:
+    """Call a function, and again if it fails, for a while; return what it returns.
+
+    Pauses grow from 0.1 to 5 s. Each is drawn between half and one and a half of that, so that the ranks do not all
+    ask a store that is in trouble at once.
+
+    Args:
+        act: the function; what it raises besides OSError is raised at once.
+        patience: seconds until the last try.
+        transient: whether an error may pass; one that may not is raised at once.
+        again: is called before each pause, with the error and the number of failures so far.
+
+    Raises:
+        OSError: of the last try.
+    """
+    end = time.monotonic() + patience
+    pause = _FIRST_PAUSE
+    failures = 0
+    while True:
+        try:
+            return act()
+        except OSError as error:
+            left = end - time.monotonic()
+            if left <= 0 or not transient(error):
+                raise
+            failures += 1
+            again(error, failures)
+        time.sleep(min(left, pause * _RANDOM.uniform(0.5, 1.5)))
+        pause = min(2 * pause, _LONGEST_PAUSE)
