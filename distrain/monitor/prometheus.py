@@ -21,7 +21,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from torch import Tensor
 
 from distrain import __version__
-from distrain.data.storage.store import Counts, redacted
+from distrain.data.storage.store import Counts
+from distrain.data.storage.url import redacted
 from distrain.distributed.world import World
 from distrain.monitor import config as settings
 from distrain.monitor.endpoint import Node

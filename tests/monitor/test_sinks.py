@@ -74,7 +74,7 @@ def test_records_that_are_lost_are_told(tmp_path, full_disk):
 def test_a_bucket_that_is_away_gets_the_whole_file_later(tmp_path):
     """A file in the way of the folder stands for it."""
     told, store = [], Store(f"local://{tmp_path}/run")
-    store.local = None
+    store.backend.local = None
     (tmp_path / "run").write_text("")
     metrics = MetricsFile(store, 1, told.append)
     for step in (1, 2):

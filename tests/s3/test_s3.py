@@ -16,6 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 import shapes
+from stores import behaves_as_a_folder
 
 from distrain.data.prepare import pack as pack_module
 from distrain.data.prepare.index import index
@@ -54,25 +55,7 @@ def run(narrow, console, **data):
 
 
 def test_a_store_in_a_bucket_behaves_as_a_folder(s3):
-    store = Store(f"s3://data/{uuid.uuid4().hex}/deep")
-    assert not store.exists()
-    assert store.list() == []
-    store.write("a/b.bin", b"hello ", memoryview(b"world"))
-    store.write("c.bin", bytes(1000))
-    assert (store.list(), store.list("a")) == (["a", "c.bin"], ["b.bin"])
-    assert store.exists()
-    assert store.exists("a/b.bin")
-    assert store.is_folder("a")
-    assert not store.is_folder("c.bin")
-    assert (store.read("a/b.bin"), store.read("a/b.bin", 2, 7)) == (b"hello world", b"llo w")
-    assert store.size("c.bin") == 1000
-    with pytest.raises(FileNotFoundError):
-        store.read("none")
-    store.remove("a")
-    assert store.list() == ["c.bin"]
-    assert store.counts.requests == 3
-    assert store.counts.bytes == 16
-    assert store.counts.errors == {"FileNotFoundError": 1}
+    behaves_as_a_folder(Store(f"s3://data/{uuid.uuid4().hex}/deep"))
 
 
 def test_of_several_creators_one_succeeds(s3):

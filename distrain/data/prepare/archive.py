@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from distrain.data.prepare.hub import numbered
 from distrain.data.prepare.source import FILE_LIMIT, PATIENCE, Block, FileReader, Refused, Source
-from distrain.data.storage.store import Entry, Store
+from distrain.data.storage.backend import Entry
+from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
 IMAGES = {"jpg", "jpeg", "png", "webp"}

@@ -22,7 +22,8 @@ from distrain.data.shards.parquet import (
     read_group,
     unpacked_bytes,
 )
-from distrain.data.storage.store import Entry, Store
+from distrain.data.storage.backend import Entry
+from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
 GROUP_LIMIT = 1 << 30

@@ -11,7 +11,8 @@ from distrain.data.prepare.archive import IMAGES, first_member, open_labelled, o
 from distrain.data.prepare.hub import open_parquet
 from distrain.data.prepare.source import FILE_LIMIT, PATIENCE, Block, FileReader, Refused, Source
 from distrain.data.shards.parquet import Columns
-from distrain.data.storage.store import Entry, Store
+from distrain.data.storage.backend import Entry
+from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
 _AT_ONCE = 16

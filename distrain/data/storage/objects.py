@@ -8,8 +8,9 @@ import os
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from distrain.data.storage.backend import Entry
 from distrain.errors import UserError
 
 SCHEMES = {
@@ -29,8 +30,10 @@ _RETRY = {
 }
 
 
-class Objects:
-    """A bucket. Every operation raises OSError, of the kind that a file system would raise."""
+class Bucket:
+    """The objects under a prefix of a bucket, which take the place of a folder's files."""
+
+    local: str | None = None
 
     def __init__(self, url: str, scheme: str) -> None:
         """Open the bucket of a URL; nothing is asked of the network.
@@ -47,31 +50,49 @@ class Objects:
         if scheme == "s3" and (provider := _profile()) is not None:
             self._options["credential_provider"] = provider
         self._bucket = bucket = "/".join(url.split("/")[:3])
+        self._root = "/".join(url.split("/")[2:]).rstrip("/")
+        self._prefix = self._root.partition("/")[2]
         try:
             self._store = obstore.store.from_url(bucket, **self._options)
         except Exception as error:  # obstore's own kinds, one for each way in which a URL can be wrong
             raise UserError(f"cannot open {bucket}: {_sentence(error)}") from None
 
     def file_system(self) -> Any:
-        """The same as an fsspec file system."""
+        """fsspec's form of the same client."""
         from obstore.fsspec import FsspecStore
 
         kind: Any = FsspecStore  # its overloads want the scheme as a literal
         return kind(self._scheme, **self._options)
 
+    def path(self, path: str) -> str:
+        """Bucket and key."""
+        return f"{self._root}/{path}" if path else self._root
+
+    def _key(self, path: str) -> str:
+        return f"{self._prefix}/{path}".strip("/") if path else self._prefix
+
     def read(self, path: str, start: int | None, end: int | None) -> memoryview:
         """Bytes start to end of an object, or all of it, where the client has them."""
+        key, start = self._key(path), start or 0
         try:
-            if start is None or end is None:
-                return memoryview(self._obstore.get(self._store, path).bytes())
-            return memoryview(self._obstore.get_range(self._store, path, start=start, end=end))
+            if end is not None:
+                return memoryview(self._obstore.get_range(self._store, key, start=start, end=end))
+            options: Any = {"range": {"offset": start}} if start else None
+            return memoryview(self._obstore.get(self._store, key, options=options).bytes())
         except Exception as error:
             raise self._as_os_error(error, path) from error
 
-    def write(self, path: str, parts: Sequence[bytes | memoryview], *, new: bool = False) -> None:
-        """Write an object, whole or not at all. `new`: of several writers one succeeds (a conditional put)."""
+    def write(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
+        """Write an object, whole or not at all."""
+        self._put(path, b"".join(parts), "overwrite")
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write an object that is not there yet, by a conditional put."""
+        self._put(path, data, "create")
+
+    def _put(self, path: str, data: bytes, mode: Literal["create", "overwrite"]) -> None:
         try:
-            self._obstore.put(self._store, path, b"".join(parts), mode="create" if new else "overwrite")
+            self._obstore.put(self._store, self._key(path), data, mode=mode)
         except Exception as error:
             raise self._as_os_error(error, path) from error
 
@@ -80,43 +101,59 @@ class Objects:
         return int(self._head(path)["size"])
 
     def version(self, path: str) -> str | None:
-        """What the store calls the present content of an object (its ETag)."""
+        """Its ETag."""
         tag = self._head(path)["e_tag"]
         return None if tag is None else str(tag)
 
     def _head(self, path: str) -> Any:
         try:
-            return self._obstore.head(self._store, path)
+            return self._obstore.head(self._store, self._key(path))
         except Exception as error:
             raise self._as_os_error(error, path) from error
 
-    def list(self, path: str) -> list[tuple[str, int | None, bool]]:
-        """What is right under a prefix: name, bytes of an object, whether it is a prefix."""
+    def exists(self, path: str) -> bool:
+        """Whether there is an object of that name, or one under that prefix."""
         try:
-            found = self._obstore.list_with_delimiter(self._store, f"{path}/" if path else None)
+            self.size(path)
+        except FileNotFoundError:
+            return self.is_folder(path)
+        return True
+
+    def is_folder(self, path: str) -> bool:
+        """Whether there is an object under that prefix."""
+        return bool(self.entries(path))
+
+    def entries(self, path: str) -> list[Entry]:
+        """What is right under a prefix; prefixes are folders."""
+        key = self._key(path)
+        try:
+            found = self._obstore.list_with_delimiter(self._store, f"{key}/" if key else None)
         except Exception as error:
             raise self._as_os_error(error, path) from error
-        prefixes = [(str(prefix).rstrip("/").rpartition("/")[2], None, True) for prefix in found["common_prefixes"]]
-        objects = [(str(entry["path"]).rpartition("/")[2], int(entry["size"]), False) for entry in found["objects"]]
+        prefixes = [
+            Entry(str(prefix).rstrip("/").rpartition("/")[2], None, True) for prefix in found["common_prefixes"]
+        ]
+        objects = [Entry(str(at["path"]).rpartition("/")[2], int(at["size"]), False) for at in found["objects"]]
         return [*prefixes, *objects]
 
     def remove(self, path: str) -> None:
         """Remove an object, or all objects under a prefix."""
+        key = self._key(path)
         try:
-            under = [entry["path"] for chunk in self._obstore.list(self._store, f"{path}/") for entry in chunk]
-            for one in under or [path]:
+            under = [entry["path"] for chunk in self._obstore.list(self._store, f"{key}/") for entry in chunk]
+            for one in under or [key]:
                 self._obstore.delete(self._store, one)
         except Exception as error:
             raise self._as_os_error(error, path) from error
 
     def _as_os_error(self, error: Exception, path: str) -> OSError:
         if isinstance(error, FileNotFoundError):
-            return FileNotFoundError(f"{self._bucket}/{path}")
+            return FileNotFoundError(f"{self._bucket}/{self._key(path)}")
         kind = type(error).__name__
         if kind == "AlreadyExistsError":
-            return FileExistsError(path)
+            return FileExistsError(f"{self._bucket}/{self._key(path)}")
         if kind in ("PermissionDeniedError", "UnauthenticatedError"):
-            where = f"{self._bucket}/{path}"
+            where = f"{self._bucket}/{self._key(path)}"
             return PermissionError(f"the store refuses {where}; credentials were looked for in {SCHEMES[self._scheme]}")
         return OSError(_sentence(error))
 

@@ -1,7 +1,7 @@
 """URLs of data sets, runs and servers."""
 
 import re
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 _SECRET = re.compile(r"(?i)(signature|token|secret|sig|password|passwd|pwd|credential)=")
 
@@ -16,3 +16,13 @@ def without_secret(url: str | None) -> str | None:
                 "give credentials in the environment, a profile or a role"
             )
     return url
+
+
+def redacted(url: str) -> str:
+    """A URL, or a chain of them, without user, password and query."""
+    shown = []
+    for part in url.split("::"):
+        pieces = urlsplit(part)
+        secret = pieces._replace(netloc=pieces.netloc.rpartition("@")[2], query="")
+        shown.append(urlunsplit(secret) if "://" in part else part)
+    return "::".join(shown)

@@ -208,7 +208,7 @@ def test_what_cannot_be_indexed(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is a folder of single files: pack it"):
         made(place)
     url = webdataset(tmp_path, images(2))
-    monkeypatch.setattr(Store, "_write", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
+    monkeypatch.setattr(Store, "write", lambda *_, **__: (_ for _ in ()).throw(PermissionError("read-only")))
     with pytest.raises(UserError, match="cannot write to .*choose a place for the manifest with --to"):
         made(url)
     monkeypatch.undo()

@@ -62,9 +62,9 @@ def test_one_read_a_group_and_memory_is_bounded(tmp_path, monkeypatch):
     write(tmp_path, rows(70))
     dataset = reader(tmp_path, memory=4000)
     reads = []
-    original = dataset.store._read
+    original = dataset.store.backend.read
     monkeypatch.setattr(
-        dataset.store, "_read", lambda path, start, end: reads.append((start, end)) or original(path, start, end)
+        dataset.store.backend, "read", lambda path, start, end: reads.append((start, end)) or original(path, start, end)
     )
     for start in range(0, 70, 7):
         dataset.rows(np.arange(start, start + 7))
@@ -104,14 +104,14 @@ def test_a_read_that_fails_for_a_while_is_tried_again(tmp_path, monkeypatch):
     write(tmp_path, data)
     dataset, failures = reader(tmp_path, patience=60.0), iter([True, True, False, False])
 
-    original = dataset.store._read
+    original = dataset.store.backend.read
 
     def read(path, start, end):
         if next(failures):
             raise ConnectionResetError("reset")
         return original(path, start, end)
 
-    monkeypatch.setattr(dataset.store, "_read", read)
+    monkeypatch.setattr(dataset.store.backend, "read", read)
     assert bytes(dataset.rows(np.array([3]))[0].data) == data[3][0]
     assert dataset.store.counts.retries == 2
 

@@ -1,6 +1,11 @@
+import os
+import zipfile
+
 import fsspec
 import pytest
+from stores import behaves_as_a_folder
 
+from distrain.data.storage.backend import Entry
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
@@ -15,23 +20,47 @@ def store(request, tmp_path):
     fsspec.filesystem("memory").pseudo_dirs[:] = [""]
 
 
-def test_write_read_list_remove(store):
-    assert store.list() == []
-    store.write("a/b.bin", b"0123456789")
-    store.write("a/c.bin", b"x")
-    assert store.read("a/b.bin") == b"0123456789"
-    assert store.read("a/b.bin", 2, 5) == b"234"
-    assert store.list("a") == ["b.bin", "c.bin"]
-    assert store.is_folder("a")
-    store.write("a/b.bin", b"new")
-    assert store.read("a/b.bin") == b"new"
-    store.remove("a/b.bin")
-    assert store.list("a") == ["c.bin"]
-    assert not store.exists("a/b.bin")
-    with pytest.raises(FileNotFoundError):
-        store.read("a/b.bin")
-    store.remove("a")
-    assert not store.exists("a")
+def test_a_store_behaves_as_a_folder(store):
+    behaves_as_a_folder(store)
+
+
+def test_a_link_is_what_it_leads_to_and_the_rest_is_nothing_to_read(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"123")
+    (tmp_path / "to folder").symlink_to("folder")
+    (tmp_path / "to file").symlink_to("file")
+    (tmp_path / "to nowhere").symlink_to("gone")
+    os.mkfifo(tmp_path / "pipe")
+    store = Store(str(tmp_path))
+    assert store.entries() == [
+        Entry("file", 3, False),
+        Entry("folder", None, True),
+        Entry("pipe", None, False, other=True),
+        Entry("to file", 3, False),
+        Entry("to folder", None, True),
+        Entry("to nowhere", None, False, other=True),
+    ]
+    assert not store.exists("to nowhere")
+    store.remove("to folder")
+    assert store.list() == ["file", "folder", "pipe", "to file", "to nowhere"]
+
+
+@pytest.mark.parametrize("name", ["/", "."])
+def test_the_root_and_the_working_directory(name):
+    store = Store(name)
+    assert store.local == os.path.abspath(name)
+    assert store.path("x") == os.path.join(os.path.abspath(name), "x")
+    assert store.is_folder("")
+
+
+def test_what_can_only_be_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("a/b.bin", b"hello")
+    store = Store(f"zip://::{tmp_path}/set.zip")
+    assert (store.read("a/b.bin"), store.list(), store.list("a")) == (b"hello", ["a"], ["b.bin"])
+    for act in (store.write, store.create):
+        with pytest.raises(OSError, match="can only be read"):
+            act("c", b"")
 
 
 def test_nothing_half_written_is_left(tmp_path):

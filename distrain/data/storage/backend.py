@@ -1,0 +1,69 @@
+"""What a `Store` asks of where files are kept: a folder on this machine, a bucket, or any file system of fsspec's."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+
+class Entry(NamedTuple):
+    """What a listing says of a file or folder."""
+
+    name: str
+    size: int | None
+    """Bytes of a file; None: a folder, or not known."""
+    folder: bool
+    other: bool = False
+    """A link that leads nowhere, a pipe, a device: nothing to read."""
+
+
+class Backend(Protocol):
+    """A folder. Paths are relative to it, with `/` between parts.
+
+    Every method raises OSError, of the kind that a file system would raise, and never with a secret of the URL.
+    """
+
+    local: str | None
+    """The folder on this machine's disk, where it is on one."""
+
+    def file_system(self) -> Any:
+        """The same as an fsspec file system; `path` is how it names files."""
+        ...
+
+    def path(self, path: str) -> str:
+        """The whole path of a file, as the file system knows it."""
+        ...
+
+    def read(self, path: str, start: int | None, end: int | None) -> bytes | memoryview:
+        """Bytes start to end of a file; None: from its beginning, to its end."""
+        ...
+
+    def write(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
+        """Write a file, so that readers see all of it or none."""
+        ...
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write a file that is not there yet. Raises FileExistsError."""
+        ...
+
+    def size(self, path: str) -> int:
+        """Bytes of a file."""
+        ...
+
+    def version(self, path: str) -> str | None:
+        """What the place calls the present content of a file (an ETag), if it calls it anything."""
+        ...
+
+    def exists(self, path: str) -> bool:
+        """Whether a file or folder is there."""
+        ...
+
+    def is_folder(self, path: str) -> bool:
+        """Whether there is a folder of that name."""
+        ...
+
+    def entries(self, path: str) -> list[Entry]:
+        """What is in a folder, in any order; nothing where the folder is not there."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Remove a file, or a folder with all that is in it."""
+        ...
