@@ -201,7 +201,7 @@ def _to_ray(wanted: Wanted, address: str, follow: bool, dry_run: bool) -> None:
 
 
 def _to_kuberay(wanted: Wanted, template: Path, namespace: str | None, dry_run: bool) -> None:
-    from distrain.launch.kuberay import Kubernetes, manifests
+    from distrain.launch.kuberay import Kubectl, manifests
 
     def rendered(name: str | None) -> "Manifests":
         asked, more = wanted, {"job": name, "namespace": namespace}
@@ -211,7 +211,7 @@ def _to_kuberay(wanted: Wanted, template: Path, namespace: str | None, dry_run: 
     if dry_run:
         typer.echo(found.text(), nl=False)
         return
-    cluster = Kubernetes()
+    cluster = Kubectl()
     found = rendered(cluster.name_for(found))
     where, started = cluster.submit(found)
     typer.echo(f"RayJob {found.name} in {where} {_did(started)}")

@@ -4,7 +4,10 @@ The manifest is the operator's, with image, secrets and kinds of nodes: cluster/
 from.
 """
 
+import json
 import re
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +23,10 @@ from distrain.launch.share import asked, gpus_per_worker, workers_of
 _FOLDER = "/etc/distrain"
 # Of a ConfigMap; a RayJob's name leaves room for what the operator puts behind it.
 _LARGEST, _LONGEST = 1 << 20, 47
-_RAYJOBS = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
+_RAYJOBS = "rayjobs.ray.io"
 _ENDED = ("Complete", "Failed", "ValidationFailed")
+# What kubectl logs for its authors, before it says what went wrong.
+_LOG_LINE = re.compile(r"[EWIF]\d{4} \d\d:")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -205,41 +210,8 @@ def _mount(pod: dict[str, Any], source: dict[str, Any], template: Path) -> None:
     )
 
 
-class Kubernetes:
-    """A Kubernetes cluster with the KubeRay operator, as the kubeconfig or this pod's service account knows it."""
-
-    def __init__(self) -> None:
-        """Read who and where we are; nothing is asked of the cluster.
-
-        Raises:
-            UserError: the client is not installed, or there is no configuration.
-        """
-        try:
-            from kubernetes import client, config
-        except ImportError:
-            raise UserError(
-                "--to kuberay needs the Kubernetes client: pip install 'distrain[kubernetes]' (--dry-run does not)"
-            ) from None
-        from urllib3 import Retry
-
-        try:
-            config.load_kube_config()
-            _, context = config.list_kube_config_contexts()
-            ours = context["context"].get("namespace")
-        except config.ConfigException:
-            try:
-                config.load_incluster_config()
-                ours = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text()
-            except (config.ConfigException, OSError):
-                raise UserError(
-                    "no Kubernetes cluster is configured here: set KUBECONFIG, or write ~/.kube/config"
-                ) from None
-        settings = client.Configuration.get_default_copy()
-        settings.retries = Retry(total=2, backoff_factor=0.5)
-        self._host, self._error = settings.host, client.ApiException
-        self._api = client.ApiClient(settings)
-        self._objects, self._core = client.CustomObjectsApi(self._api), client.CoreV1Api(self._api)
-        self._namespace = ours or "default"
+class Kubectl:
+    """A Kubernetes cluster with the KubeRay operator, by kubectl: it knows where the cluster is and who we are."""
 
     def name_for(self, wanted: Manifests) -> str:
         """The name of a run's RayJob: with a number behind it where one of that name has ended.
@@ -247,8 +219,9 @@ class Kubernetes:
         Raises:
             UserError: the cluster cannot be reached, or refuses.
         """
-        jobs, first = self._jobs(wanted), wanted.name
-        ended = {name for name, job in jobs.items() if (job.get("status") or {}).get("jobDeploymentStatus") in _ENDED}
+        first = wanted.name
+        jobs = self._ask(wanted, "get", _RAYJOBS)["items"]
+        ended = {job["metadata"]["name"] for job in jobs if job.get("status", {}).get("jobDeploymentStatus") in _ENDED}
         names = (first, *(f"{first[: _LONGEST - 4]}-{number}" for number in range(2, 1000)))
         return next(name for name in names if name not in ended)
 
@@ -258,58 +231,48 @@ class Kubernetes:
         Raises:
             UserError: the cluster cannot be reached, or refuses.
         """
-        where = self._where(wanted)
         try:
-            create, started = self._objects.create_namespaced_custom_object, True
-            there = self._ask(create, **_RAYJOBS, namespace=where, body=wanted.job)
+            there, started = self._ask(wanted, "create", document=wanted.job), True
         except FileExistsError:
-            there, started = self._jobs(wanted)[wanted.name], False
-        if there["metadata"].get("deletionTimestamp"):
+            there, started = self._ask(wanted, "get", _RAYJOBS, wanted.name), False
+        about = there["metadata"]
+        if about.get("deletionTimestamp"):
             raise UserError(
                 f"RayJob {wanted.name} is being deleted: submit again when it is gone, or with another --id"
             )
         # Owned by the RayJob, the ConfigMap goes with it. Until it is there, pods wait for it.
-        owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": wanted.name, "uid": there["metadata"]["uid"]}
+        owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": wanted.name, "uid": about["uid"]}
         files = {**wanted.files, "metadata": {**wanted.files["metadata"], "ownerReferences": [owner]}}
         try:
-            self._ask(self._core.create_namespaced_config_map, namespace=where, body=files)
+            self._ask(wanted, "create", document=files)
         except FileExistsError:  # ours, or one of a RayJob of that name that was deleted, which would go soon
-            known = self._ask(self._core.read_namespaced_config_map, name=wanted.name, namespace=where)
-            if owner["uid"] not in {ref.uid for ref in known.metadata.owner_references or ()}:
-                self._ask(self._core.replace_namespaced_config_map, name=wanted.name, namespace=where, body=files)
-        return where, started
+            known = self._ask(wanted, "get", "configmaps", wanted.name)
+            if owner["uid"] not in {ref["uid"] for ref in known["metadata"].get("ownerReferences", ())}:
+                self._ask(wanted, "replace", document=files)
+        return str(about["namespace"]), started
 
-    def _where(self, wanted: Manifests) -> str:
-        return str(wanted.job["metadata"].get("namespace") or self._namespace)
+    def _ask(self, wanted: Manifests, *words: str, document: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run kubectl where a run belongs; return what it says of the document, or of what the words name.
 
-    def _jobs(self, wanted: Manifests) -> dict[str, dict[str, Any]]:
-        ask = self._objects.list_namespaced_custom_object
-        found = self._ask(ask, **_RAYJOBS, namespace=self._where(wanted))
-        return {job["metadata"]["name"]: job for job in found["items"]}
-
-    def _ask(self, call: Any, **arguments: Any) -> Any:
-        """What the cluster answers. Raises FileExistsError where something of that name is there, or UserError."""
-        from urllib3.exceptions import HTTPError
-
-        try:
-            return call(**arguments)
-        except self._error as error:
-            if error.status == 409:
-                raise FileExistsError from None
-            raise self._sentence(error) from None
-        except HTTPError as error:
-            reason = type(getattr(error, "reason", None) or error).__name__
+        Raises:
+            FileExistsError: something of that name is there already.
+            UserError: there is no kubectl here, or it failed.
+        """
+        if shutil.which("kubectl") is None:
+            raise UserError("there is no kubectl here: install it, or submit from where it is (--dry-run needs none)")
+        where = [f"--namespace={space}"] if (space := wanted.job["metadata"].get("namespace")) else []
+        sent = [] if document is None else ["--filename=-"]
+        command = ["kubectl", *words, *where, *sent, "--output=json", "--request-timeout=60s"]
+        text = None if document is None else json.dumps(document)
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode:
+            why = " ".join(line for line in done.stderr.splitlines() if not _LOG_LINE.match(line))
+            if "(AlreadyExists)" in why:
+                raise FileExistsError(why)
+            if "doesn't have a resource type" in why:
+                raise UserError("the Kubernetes cluster knows no RayJobs: install the KubeRay operator, 1.5.1 or newer")
             raise UserError(
-                f"no Kubernetes answers at {self._host} ({reason}): check the kubeconfig's context, and the network"
-            ) from None
-
-    def _sentence(self, error: Any) -> UserError:
-        body = yaml.safe_load(error.body or "") or {}
-        why = " ".join(str(body.get("message") if isinstance(body, dict) else body).split())[:300]
-        if error.status == 404 and "namespaces" not in why:
-            return UserError(
-                f"the Kubernetes cluster at {self._host} knows no RayJobs: install the KubeRay operator, 1.5.1 or newer"
+                f"kubectl failed: {why[:500]}: check its context (kubectl config current-context) and your rights there"
             )
-        if error.status in (401, 403):
-            return UserError(f"the Kubernetes cluster at {self._host} does not let you: {why or error.reason}")
-        return UserError(f"the Kubernetes cluster at {self._host} refused: {why or error.reason}")
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer

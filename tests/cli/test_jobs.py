@@ -42,7 +42,7 @@ def test_the_script_is_shown(distrain, recipe, monkeypatch):
 
 @pytest.mark.parametrize("to", ["kuberay", "slurm"])
 def test_a_dry_run_needs_nothing_that_is_not_installed_everywhere(recipe, to):
-    hidden = "for name in ('ray', 'kubernetes', 'torch', 'nvidia', 'requests'): sys.modules[name] = None"
+    hidden = "for name in ('ray', 'torch', 'nvidia', 'requests'): sys.modules[name] = None"
     code = f"import sys\n{hidden}\nfrom distrain.cli.main import main\nmain()"
     options = (f"--to={to}", f"--template={TEMPLATES[to]}", "--dry-run")
     done = subprocess.run(
@@ -62,11 +62,11 @@ def test_what_cannot_be_done_is_a_sentence(distrain, recipe, to, monkeypatch):
     assert "does not follow: submit without -f, then watch with distrain top s3://bucket/runs/mine" in err
 
 
-def test_no_kubernetes_client_is_a_sentence(distrain, recipe, monkeypatch):
-    monkeypatch.setitem(sys.modules, "kubernetes", None)
+def test_no_kubectl_is_a_sentence(distrain, recipe, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
     code, _, err = distrain("submit", recipe, "--to=kuberay", f"--template={TEMPLATES['kuberay']}")
     assert code == 2
-    assert "--to kuberay needs the Kubernetes client: pip install 'distrain[kubernetes]'" in err
+    assert "there is no kubectl here" in err
 
 
 def test_logs_of_another_system_are_shown_as_lines(distrain, monkeypatch):

@@ -1,9 +1,5 @@
-"""Manifests for Kubernetes, checked strictly, and their way through the API's own client."""
+"""Manifests for Kubernetes, checked strictly. Their way there is tried in tests/cluster/test_kubectl.py."""
 
-import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import kube
@@ -13,7 +9,7 @@ import yaml
 from distrain.config import parse_yaml
 from distrain.distributed.config import Cluster
 from distrain.errors import UserError
-from distrain.launch.kuberay import Kubernetes, manifests
+from distrain.launch.kuberay import Kubectl, manifests
 from distrain.launch.package import CONFIG
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
@@ -219,171 +215,7 @@ def test_no_template_at_all(config, tmp_path):
         manifests(config, tmp_path / "none.yaml")
 
 
-class Api:
-    """A server that plays what Kubernetes' API does with these two kinds. It takes only what is strictly right."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, dict] = {}
-        self.refuse: tuple[int, str] | None = None
-        api = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                listed = [o for key, o in api.objects.items() if key.startswith(self._path + "/")]
-                self._answer(200, api.objects.get(self._path, {"items": listed}))
-
-            def do_PUT(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                assert self._path in api.objects
-                api.objects[self._path] = body
-                self._answer(200, body)
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                key = f"{self._path}/{body['metadata']['name']}"
-                if problems := kube.problems(body):
-                    self._answer(422, {"message": "; ".join(problems)})
-                elif key in api.objects:
-                    self._answer(409, {"message": "already exists"})
-                else:
-                    body["metadata"]["uid"] = f"uid-of-{body['metadata']['name']}"
-                    api.objects[key] = body
-                    self._answer(201, body)
-
-            @property
-            def _path(self) -> str:
-                return self.path.partition("?")[0]
-
-            def _answer(self, status: int, body: dict) -> None:
-                if api.refuse is not None:
-                    status, body = api.refuse[0], {"message": api.refuse[1]}
-                data = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def names(self, kind: str) -> list[str]:
-        return [key.rpartition("/")[2] for key, found in self.objects.items() if found["kind"] == kind]
-
-
-@pytest.fixture
-def api(tmp_path, monkeypatch) -> Iterator[Api]:
-    server = Api()
-    there = {"name": "there"}
-    kubeconfig = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{**there, "cluster": {"server": server.url}}],
-        "users": [{**there, "user": {}}],
-        "contexts": [{**there, "context": {"cluster": "there", "user": "there", "namespace": "vision"}}],
-        "current-context": "there",
-    }
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
-    yield server
-    server.server.shutdown()
-    server.server.server_close()
-    server.thread.join()
-
-
-def test_the_client_applies_it_once(api, config, template):
-    wanted = manifests(config, template())
-    assert Kubernetes().submit(wanted) == ("vision", True)
-    job, files = api.objects.values()
-    assert job["spec"] == wanted.job["spec"]
-    assert files["metadata"]["ownerReferences"][0] == {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayJob",
-        "name": wanted.name,
-        "uid": job["metadata"]["uid"],
-    }
-    assert Kubernetes().name_for(wanted) == wanted.name
-    assert Kubernetes().submit(wanted) == ("vision", False), "at work already"
-    assert len(api.objects) == 2
-    elsewhere = manifests(
-        config, template("metadata:\n  name: alexnet #", "metadata:\n  namespace: a\n  name: alexnet #")
-    )
-    assert Kubernetes().submit(elsewhere) == ("a", True)
-    elsewhere = manifests(
-        config, template("metadata:\n  name: alexnet #", "metadata:\n  namespace: a\n  name: alexnet #"), namespace="b"
-    )
-    assert [document["metadata"]["namespace"] for document in elsewhere] == ["b", "b"], "the dry run shows it"
-    assert Kubernetes().submit(elsewhere) == ("b", True)
-
-
-def test_a_client_that_died_between_the_two_is_made_good(api, config, template):
-    wanted = manifests(config, template())
-    Kubernetes().submit(wanted)
-    (key,) = [key for key, found in api.objects.items() if found["kind"] == "ConfigMap"]
-    del api.objects[key]
-    assert Kubernetes().submit(wanted) == ("vision", False)
-    assert api.names("ConfigMap") == [wanted.name]
-
-
-def test_a_config_of_a_job_that_was_deleted_is_replaced(api, config, template):
-    """It is there until Kubernetes cleans up, and is not what the new pods should have."""
-    wanted = manifests(config, template())
-    Kubernetes().submit(wanted)
-    (key,) = [key for key, found in api.objects.items() if found["kind"] == "RayJob"]
-    api.objects[key]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-    with pytest.raises(UserError, match="is being deleted: submit again when it is gone, or with another --id"):
-        Kubernetes().submit(wanted)
-    del api.objects[key]
-    for found in api.objects.values():
-        found["metadata"]["ownerReferences"][0]["uid"] = "before"
-        found["data"] = {}
-    assert Kubernetes().submit(wanted) == ("vision", True)
-    (files,) = [found for found in api.objects.values() if found["kind"] == "ConfigMap"]
-    assert files["metadata"]["ownerReferences"][0]["uid"] == f"uid-of-{wanted.name}"
-    assert files["data"] == wanted.files["data"]
-
-
-def test_a_run_whose_job_has_ended_gets_a_new_one(api, config, template):
-    wanted = manifests(config, template())
-    Kubernetes().submit(wanted)
-    for found in api.objects.values():
-        found["status"] = {"jobDeploymentStatus": "Failed"}
-    name = Kubernetes().name_for(wanted)
-    assert name == f"{wanted.name}-2"
-    assert Kubernetes().submit(manifests(config, template(), job=name)) == ("vision", True)
-    assert api.names("RayJob") == api.names("ConfigMap") == [wanted.name, name]
-
-
-@pytest.mark.parametrize(
-    ("status", "message", "sentence"),
-    [
-        (404, "page not found", "knows no RayJobs: install the KubeRay operator, 1.5.1 or newer"),
-        (404, 'namespaces "x" not found', 'refused: namespaces "x" not found'),
-        (403, "you may not", "does not let you: you may not"),
-        (401, "Unauthorized", "does not let you: Unauthorized"),
-        (422, "spec.jobId: too odd", "refused: spec.jobId: too odd"),
-    ],
-)
-def test_what_the_cluster_refuses_is_a_sentence(api, config, template, status, message, sentence):
-    api.refuse = (status, message)
-    with pytest.raises(UserError, match=sentence):
-        Kubernetes().submit(manifests(config, template()))
-
-
-def test_no_cluster_is_a_sentence(api, config, template, monkeypatch, tmp_path):
-    cluster = Kubernetes()
-    api.server.shutdown()
-    api.server.server_close()
-    with pytest.raises(UserError, match=r"no Kubernetes answers at http://127.0.0.1:\d+ \(NewConnectionError\)"):
-        cluster.submit(manifests(config, template()))
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="no Kubernetes cluster is configured here: set KUBECONFIG"):
-        Kubernetes()
+def test_without_kubectl_there_is_a_sentence(config, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="there is no kubectl here: install it, or submit from where it is"):
+        Kubectl().name_for(manifests(config, TEMPLATE))

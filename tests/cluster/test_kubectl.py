@@ -1,0 +1,177 @@
+"""A run's way to Kubernetes: the real kubectl, before a server that plays Kubernetes' API."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kube_api import Api
+
+from distrain.errors import UserError
+from distrain.launch.kuberay import Kubectl, manifests
+
+TEMPLATE = Path(__file__).parents[2] / "cluster/kuberay/rayjob.yaml"
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def config(narrow):
+    found = narrow(run="s3://bucket/runs/My_Net")
+    cluster = found.cluster.model_copy(update={"workers": (1, 4), "cpus_per_worker": 4, "gpus_per_worker": 1})
+    return found.model_copy(update={"cluster": cluster, "virtual_workers": 32, "device": "auto"})
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch) -> Iterator[Callable[..., Api]]:
+    """Start servers; kubectl knows the last one."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("no kubectl: .ci/run says where it comes from")
+    started = []
+
+    def start(**options) -> Api:
+        started.append(Api(**options))
+        there = {"name": "there"}
+        context = {"cluster": "there", "user": "there", "namespace": "vision"}
+        kubeconfig = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{**there, "cluster": {"server": started[-1].url}}],
+            "users": [{**there, "user": {"token": "secret"}}],
+            "contexts": [{**there, "context": context}],
+            "current-context": "there",
+        }
+        (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig))
+        return started[-1]
+
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("HOME", str(tmp_path))  # where kubectl remembers what a server knows
+    yield start
+    for api in started:
+        api.close()
+
+
+@pytest.fixture
+def api(serve) -> Api:
+    return serve()
+
+
+def test_a_run_is_created_once(api, config):
+    wanted = manifests(config, TEMPLATE)
+    assert Kubectl().name_for(wanted) == wanted.name
+    assert Kubectl().submit(wanted) == ("vision", True)
+    job, files = api.objects.values()
+    assert job["spec"] == wanted.job["spec"]
+    assert files["data"] == wanted.files["data"]
+    owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": wanted.name, "uid": job["metadata"]["uid"]}
+    assert files["metadata"]["ownerReferences"] == [owner]
+    assert Kubectl().name_for(wanted) == wanted.name
+    assert Kubectl().submit(wanted) == ("vision", False), "at work already"
+    assert len(api.objects) == 2
+
+
+def test_a_namespace_of_the_template_or_of_the_command(api, config, tmp_path):
+    (tmp_path / "site.yaml").write_text(TEMPLATE.read_text().replace("metadata:\n", "metadata:\n  namespace: a\n", 1))
+    assert Kubectl().submit(manifests(config, tmp_path / "site.yaml")) == ("a", True)
+    elsewhere = manifests(config, tmp_path / "site.yaml", namespace="b")
+    assert [document["metadata"]["namespace"] for document in elsewhere] == ["b", "b"], "the dry run shows it"
+    assert Kubectl().submit(elsewhere) == ("b", True)
+    assert api.names("RayJob") == api.names("ConfigMap") == [elsewhere.name] * 2
+
+
+def test_a_submission_that_was_killed_between_the_two_is_made_good(api, config):
+    wanted = manifests(config, TEMPLATE)
+    Kubectl().submit(wanted)
+    (key,) = [key for key, found in api.objects.items() if found["kind"] == "ConfigMap"]
+    del api.objects[key]
+    assert Kubectl().submit(wanted) == ("vision", False)
+    assert api.names("ConfigMap") == [wanted.name]
+
+
+def test_a_config_of_a_job_that_was_deleted_is_replaced(api, config):
+    """It is there until Kubernetes cleans up, and is not what the new pods should have."""
+    wanted = manifests(config, TEMPLATE)
+    Kubectl().submit(wanted)
+    (key,) = [key for key, found in api.objects.items() if found["kind"] == "RayJob"]
+    api.objects[key]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    with pytest.raises(UserError, match="is being deleted: submit again when it is gone, or with another --id"):
+        Kubectl().submit(wanted)
+    del api.objects[key]
+    for found in api.objects.values():
+        found["metadata"]["ownerReferences"][0]["uid"] = "before"
+        found["data"] = {}
+    assert Kubectl().submit(wanted) == ("vision", True)
+    (files,) = [found for found in api.objects.values() if found["kind"] == "ConfigMap"]
+    assert files["metadata"]["ownerReferences"][0]["uid"] == f"uid-of-{wanted.name}"
+    assert files["data"] == wanted.files["data"]
+
+
+def test_a_run_whose_job_has_ended_gets_a_new_one(api, config):
+    wanted = manifests(config, TEMPLATE)
+    Kubectl().submit(wanted)
+    for found in api.objects.values():
+        found["status"] = {"jobDeploymentStatus": "Failed"}
+    name = Kubectl().name_for(wanted)
+    assert name == f"{wanted.name}-2"
+    assert Kubectl().submit(manifests(config, TEMPLATE, job=name)) == ("vision", True)
+    assert api.names("RayJob") == api.names("ConfigMap") == [wanted.name, name]
+
+
+def test_a_field_that_the_cluster_does_not_know_is_a_sentence(api, config, tmp_path):
+    (tmp_path / "site.yaml").write_text(TEMPLATE.read_text().replace("backoffLimit:", "backOffLimit:", 1))
+    with pytest.raises(UserError, match="kubectl failed: .*unknown field 'backOffLimit'"):
+        Kubectl().submit(manifests(config, tmp_path / "site.yaml"))
+    assert api.objects == {}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "sentence"),
+    [
+        ((403, "Forbidden", "you may not"), r"Error from server \(Forbidden\): .*you may not"),
+        ((401, "Unauthorized", "Unauthorized"), "You must be logged in to the server"),
+        ((404, "NotFound", 'namespaces "x" not found'), r'Error from server \(NotFound\): .*namespaces "x" not found'),
+    ],
+)
+def test_what_the_cluster_refuses_is_a_sentence(api, config, refusal, sentence):
+    api.refuse = refusal
+    with pytest.raises(UserError, match=f"kubectl failed: .*{sentence}.*: check its context .kubectl config"):
+        Kubectl().submit(manifests(config, TEMPLATE))
+
+
+def test_a_cluster_without_the_operator_is_a_sentence(serve, config):
+    serve(operator=False)
+    with pytest.raises(UserError, match="knows no RayJobs: install the KubeRay operator, 1.5.1 or newer"):
+        Kubectl().name_for(manifests(config, TEMPLATE))
+
+
+def test_a_cluster_that_does_not_answer_is_a_sentence(api, config):
+    wanted = manifests(config, TEMPLATE)
+    api.close()
+    with pytest.raises(UserError, match="kubectl failed: The connection to the server 127.0.0.1:.* was refused"):
+        Kubectl().name_for(wanted)
+
+
+def test_the_command(api, plain_environment, tmp_path):
+    """As typed: submitted, found at work, and how to watch and stop it."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "run: s3://bucket/runs/mine\ndata: {train: 's3://bucket/set'}\nschedule: {name: constant, lr: 0.01}\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "distrain",
+        "submit",
+        str(recipe),
+        "--to=kuberay",
+        f"--template={TEMPLATE}",
+        "--id=mine",
+    ]
+    environment = {**plain_environment, "KUBECONFIG": str(tmp_path / "kubeconfig"), "HOME": str(tmp_path)}
+    for did in ("submitted", "is at work already"):
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        assert done.stdout.splitlines()[0] == f"RayJob mine in vision {did}"
+        assert "  kubectl -n vision logs -f job/mine | distrain logs -" in done.stdout
+    assert api.names("RayJob") == ["mine"]
