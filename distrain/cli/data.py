@@ -1,9 +1,6 @@
 """The commands that make data sets and look at them."""
 
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,6 +57,7 @@ def pack(
     processes: Processes = None,
 ) -> None:
     """Decode, check, resize and shard images, once for all trainings. Run again after a kill, it goes on."""
+    from distrain.cli.progress import ImageProgress
     from distrain.data.prepare.open import open_source
     from distrain.data.prepare.pack import REJECTS, Geometry, Treatment
     from distrain.data.prepare.pack import pack as make
@@ -69,8 +67,8 @@ def pack(
     opened = open_source(source, labels=labels, names=names, image_column=image_column, label_column=label_column)
     _say_what_was_found(opened.source)
     try:
-        with _bar() as bar:
-            packed = make(opened.source, target, treatment, processes=processes or _cores(), progress=bar.at)
+        with ImageProgress() as bar:
+            packed = make(opened.source, target, treatment, processes=processes or _cores(), progress=bar.update)
     except KeyboardInterrupt:
         typer.echo("stopped; to go on: run the same command")
         raise SystemExit(130) from None
@@ -93,6 +91,7 @@ def index(
     processes: Processes = None,
 ) -> None:
     """Make a manifest for shards of others, which then train as they are, without a copy. Decodes all once."""
+    from distrain.cli.progress import ImageProgress
     from distrain.data.prepare.index import index as make
     from distrain.data.prepare.open import open_source
     from distrain.data.prepare.pack import REJECTS
@@ -102,9 +101,9 @@ def index(
         source, labels=labels, names=names, image_column=image_column, label_column=label_column
     )
     _say_what_was_found(found)
-    with _bar() as bar:
+    with ImageProgress() as bar:
         processes = processes or _cores()
-        indexed = make(found, columns, to, processes=processes, pixel_limit=pixel_limit, progress=bar.at)
+        indexed = make(found, columns, to, processes=processes, pixel_limit=pixel_limit, progress=bar.update)
     manifest, place = indexed.manifest, Store(to).name if to else found.store.name
     typer.echo(f"{manifest.rows:,} images of {len(manifest.classes)} classes in {len(manifest.shards)} files")
     typer.echo(f"train with data.train={place}")
@@ -126,13 +125,14 @@ def stats(
     if store is not None and store.exists(MANIFEST):
         _print_colours(Manifest.load(store).statistics)
         return
+    from distrain.cli.progress import ImageProgress
     from distrain.data.prepare.index import colours
     from distrain.data.prepare.open import open_source
 
     source, _ = open_source(url, labels=labels, image_column=image_column, label_column=label_column)
     _say_what_was_found(source)
-    with _bar() as bar:
-        found, refused = colours(source, processes=processes or _cores(), progress=bar.at)
+    with ImageProgress() as bar:
+        found, refused = colours(source, processes=processes or _cores(), progress=bar.update)
     _print_colours(found)
     if refused:
         typer.echo(f"without {len(refused):,} images, {refused[0].name} ({refused[0].reason}) the first")
@@ -140,14 +140,15 @@ def stats(
 
 def verify(url: Annotated[str, typer.Argument(help="Data set, packed or indexed (path or URL).")]) -> None:
     """Read a data set once: sizes, checksums and labels, and that every image decodes."""
+    from distrain.cli.progress import ImageProgress
     from distrain.data.prepare.verify import verify as find_wrong
     from distrain.data.shards.manifest import Manifest
     from distrain.data.storage.store import Store
 
     store = Store(url)
     manifest = Manifest.load(store)
-    with _bar() as bar:
-        wrong = find_wrong(store, manifest, bar.at)
+    with ImageProgress() as bar:
+        wrong = find_wrong(store, manifest, bar.update)
     for where, what in wrong:
         typer.echo(f"{where}: {what}")
     known = len(manifest.bad)
@@ -229,72 +230,3 @@ def _end(rejects: "Sequence[Refused]", allowed: int, table: str) -> None:
         f"{len(rejects):,} left out in all, see {table}: the data set is complete without them, and "
         f"--max-rejects {len(rejects)} accepts that"
     )
-
-
-class _Lines:
-    """Progress as a line each tenth, where there is no terminal."""
-
-    def __init__(self) -> None:
-        self._told, self._began, self._first = 0, time.monotonic(), -1
-
-    def at(self, progress: Any) -> None:
-        """Tell how far it is."""
-        done, total, size = progress
-        if self._first < 0:
-            self._first = done
-        if total and 10 * done // total > self._told:
-            self._told = 10 * done // total
-            seconds = max(time.monotonic() - self._began, 1e-9)
-            rate = (done - self._first) / seconds
-            left = (total - done) / rate if rate else 0.0
-            typer.echo(f"{done:,} of {total:,} images  {rate:,.0f}/s  {size / 1e6:,.1f} MB  {_clock(left)} left")
-
-
-class _Bar:
-    """Progress as a bar on a terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            BarColumn(bar_width=None),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} images  {task.fields[numbers]}"),
-            TimeRemainingColumn(compact=True),
-            console=Console(highlight=False),
-            refresh_per_second=4,
-            transient=True,
-            expand=True,
-        )
-        self._task, self._began, self._first = self._bar.add_task("", total=None, numbers=""), time.monotonic(), -1
-
-    def at(self, progress: Any) -> None:
-        """Move the bar."""
-        done, total, size = progress
-        started, self._first = self._first >= 0, done if self._first < 0 else self._first
-        rate = (done - self._first) / max(time.monotonic() - self._began, 1e-9)
-        self._bar.update(self._task, total=total, completed=done, numbers=f"{rate:,.0f}/s  {size / 1e6:,.0f} MB")
-        if not started:
-            self._bar.start()
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        self._bar.stop()
-
-
-@contextmanager
-def _bar() -> Iterator[_Lines | _Bar]:
-    if not sys.stdout.isatty():
-        yield _Lines()
-        return
-    bar = _Bar()
-    try:
-        yield bar
-    finally:
-        bar.stop()
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(int(minutes), 60)
-    return f"{hours}:{minutes:02d}:{int(seconds):02d}" if hours else f"{minutes}:{int(seconds):02d}"

@@ -160,7 +160,7 @@ def test_pack(distrain, tmp_path):
     assert (code, err) == (0, "")
     first, progress, last = out.splitlines()
     assert first == f"image folder: 2 images of 2 classes in {source}"
-    assert re.fullmatch(r"2 of 2 images  [0-9,]+/s  0\.0 MB  0:00 left", progress)
+    assert re.fullmatch(r"2 of 2 images  [0-9,]+/s  0\.0 MB  0:00:00 left", progress)
     assert last == "2 images of 2 classes in 1 shards"
     code, _, err = distrain("pack", source, target)
     assert (code, "holds a data set already" in err) == (2, True)

@@ -67,7 +67,7 @@ class Workers:
         flying: deque[tuple[_T, Future[_R]]] = deque()
         try:
             for task in tasks:
-                flying.append((task, self._pool.submit(_run, function, task)))
+                flying.append((task, self._submit(function, task)))
                 if len(flying) > self._ahead:
                     task, future = flying.popleft()
                     yield task, future.result()
@@ -80,12 +80,22 @@ class Workers:
             ) from None
 
 
+    def _submit(self, function: Callable[[Reader, _T], _R], task: _T) -> Future[_R]:
+        """Hand a task to a process, which may have to be started for it."""
+        assert self._pool is not None
+        # A process inherits what is blocked: a Ctrl-C is for the parent alone, also while the others still import.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self._pool.submit(_run, function, task)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _here: list[Reader] = []
 
 
 def _start(reader: Reader) -> None:
     _here.append(reader)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent
     parent = multiprocessing.parent_process()
     assert parent is not None
     # The pool's own processes wait for ever where their parent is killed.
