@@ -56,14 +56,32 @@ def _join(address: str, console: Console, options: Mapping[str, Any]) -> None:
 
 
 @contextmanager
+def _quiet_workers() -> Iterator[None]:
+    """Keep from Ray its wall of text for each worker that dies, which log_to_driver does not stop.
+
+    A function of Ray's is replaced for the while. Where it is called otherwise one day, the text shows again.
+    """
+    module, name = ray._private.worker, "print_to_stdstream"
+    original = getattr(module, name, None)
+    setattr(module, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+@contextmanager
 def connected(address: str | None, console: Console, *, cpus: int = 0, gpus: int = 0) -> Iterator[None]:
     """A connection to a cluster, or a Ray of our own, which is gone afterwards with all that it wrote.
 
     `cpus` and `gpus`: what a Ray of our own has to give to workers.
     """
     os.environ.update({k: v for k, v in _TRAIN_SETTINGS.items() if k not in os.environ})
-    # A wall of text for each worker that dies, whatever log_to_driver says; where it has moved to, it shows again.
-    ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    with _quiet_workers():
+        yield from _session(address, console, cpus, gpus)
+
+
+def _session(address: str | None, console: Console, cpus: int, gpus: int) -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is not None:
         try:

@@ -1,9 +1,12 @@
 """Serves one page over HTTP, from memory, on one thread, whatever clients do.
 
-Python's http.server takes a thread and half a millisecond a request, in the process that trains. This knows GET of one
-path and nothing else: no request body, no second request on a connection. Who asks in one piece, as everybody does, is
-answered at once; who does not is looked after ten times a second, all together, so that a byte here and there does not
-wake a thread in a process that has better things to do.
+This knows GET of one path and nothing else: no request body, no second request on a connection. Who asks in one piece,
+as everybody does, is answered at once; who does not is looked after ten times a second, all together, so that a byte
+here and there does not wake a thread in a process that has better things to do.
+
+Not Python's http.server: it needs a thread for each connection. Behind 1,000 connections that had sent half a request,
+a scrape of a ThreadingHTTPServer of 16 threads was not answered within 10 s; of one without a bound it was after
+0.65 s; here after 1 ms (two shared cores, Python 3.11). It also took three times the CPU time for a request.
 """
 
 import math

@@ -2,7 +2,7 @@ import pytest
 import ray
 
 from distrain.launch import ray_cluster
-from distrain.launch.ray_cluster import call_for
+from distrain.launch.ray_cluster import call_for, connected
 from distrain.launch.share import Node, Share
 
 FAILED = "RuntimeError: Starting Ray client server failed. See ray_client_server_23000.err for detailed logs."
@@ -69,3 +69,13 @@ def test_an_autoscaler_is_asked_for_what_others_hold_too(asked):
     call_for(Share(1, 3, 2, 0), 3, nodes, held=["a", "b"])
     ours, others = {"CPU": 2.0, "GPU": 0.0}, [{"CPU": 5.0, "GPU": 0.0}, {"CPU": 0.0, "GPU": 2.0}]
     assert asked == [[ours] * 3 + others]
+
+
+def test_what_is_replaced_in_ray_comes_back(console, monkeypatch):
+    original, during = ray._private.worker.print_to_stdstream, []
+    monkeypatch.setattr(ray, "init", lambda **_: during.append(ray._private.worker.print_to_stdstream))
+    monkeypatch.setattr(ray, "nodes", list)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with connected("auto", console):
+        assert during != [original]
+    assert ray._private.worker.print_to_stdstream is original

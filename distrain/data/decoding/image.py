@@ -13,8 +13,11 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-# On damaged metadata, which nothing here uses. Once: changing filters for a while is not safe in threads.
+# Two settings of the process, made by importing this and not for a while, since images are decoded in threads, which
+# share them: PIL's warnings are of damaged metadata, which nothing here uses, and the limit of pixels is the caller's.
+# Whoever decodes with PIL beside distrain sets his own limit after this import.
 warnings.filterwarnings("ignore", module=r"PIL\b")
+Image.MAX_IMAGE_PIXELS = None
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _SOF = range(0xC0, 0xC3)  # baseline, extended and progressive: what DALI decodes
@@ -27,7 +30,6 @@ _TAIL = 64
 _JPEG_SIDE = 65_500  # libjpeg's own limit
 # What people keep photographs in. PIL knows more, and one of them starts a PostScript interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-Image.MAX_IMAGE_PIXELS = None  # the limit here is the caller's
 _ORIENTATION = 0x0112
 
 

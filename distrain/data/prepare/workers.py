@@ -79,7 +79,6 @@ class Workers:
                 "a process that decodes images was killed, perhaps for want of memory: run the same command to go on"
             ) from None
 
-
     def _submit(self, function: Callable[[Reader, _T], _R], task: _T) -> Future[_R]:
         """Hand a task to a process, which may have to be started for it."""
         assert self._pool is not None
