@@ -1,16 +1,18 @@
 """Taking this host out of its Ray cluster: runs on it save first, and go on with the others."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import closing, suppress
 
 import ray
 
 from distrain.errors import RunError, UserError
+from distrain.launch.mailbox import drivers_here
 from distrain.launch.ray_cluster import look
 from distrain.monitor.sinks import Console
 
@@ -40,10 +42,8 @@ def drain(console: Console, *, seconds: float) -> None:
         node = ray.get_runtime_context().get_node_id()
         (here,) = (known for known in ray.nodes() if known["NodeID"] == node)
         if "node:__internal_head__" in here["Resources"]:
-            for pid in _drivers():
-                os.kill(pid, signal.SIGTERM)
-                console.event(f"process {pid}: told to save and end")
-            _wait(lambda: not _drivers(), end, seconds)
+            with closing(_Drivers(console)) as drivers:
+                _wait(drivers.have_ended, end, seconds)
         else:
             _tell_ray(node, seconds)
             console.event(f"{here['NodeManagerAddress']}: nothing new is placed here; waiting for what is at work")
@@ -73,18 +73,30 @@ def _at_work(node: str) -> bool:
     return any(known.id == node and any(known.free.get(k) != known.total.get(k) for k in kinds) for known in look())
 
 
-def _drivers() -> list[int]:
-    """Processes of this host that lead a run on the cluster: `distrain train ... --address ...`."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except OSError:  # it has ended
-            continue
-        ours = any(word == "distrain" or word.endswith("/distrain") for word in words)
-        if ours and "train" in words and any(word.startswith("--address") for word in words):
-            found.append(int(entry.name))
-    return found
+class _Drivers:
+    """The processes of this host that drive runs on the cluster, and are told to end."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._told: dict[int, int] = {}
+        """A descriptor of each process (pidfd), by its id."""
+
+    def have_ended(self) -> bool:
+        """Tell those that are new to save and end; whether all have ended."""
+        for pid in drivers_here():
+            if pid not in self._told:
+                with suppress(ProcessLookupError):  # it has ended meanwhile
+                    self._told[pid] = os.pidfd_open(pid)
+                    signal.pidfd_send_signal(self._told[pid], signal.SIGTERM)
+                    self._console.event(f"process {pid}: told to save and end")
+        alive = list(self._told.values())
+        ended, _, _ = select.select(alive, [], [], 0)
+        return len(ended) == len(alive)
+
+    def close(self) -> None:
+        """Forget them."""
+        for descriptor in self._told.values():
+            os.close(descriptor)
 
 
 def _wait(over: Callable[[], bool], end: float, seconds: float) -> None:

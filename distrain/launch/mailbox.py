@@ -1,12 +1,42 @@
-"""The mailbox between ranks and driver. It does not load torch, whose import the start of every run would wait for."""
+"""The mailbox between ranks and driver. It does not load torch, whose import the start of every run would wait for.
+
+Its name in Ray says which process drives the run, for `distrain drain`.
+"""
 
 import asyncio
 import os
+import secrets
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from ray.util import list_named_actors
 
 from distrain.launch.ray_cluster import call_for, look
 from distrain.launch.share import Node, Share
+
+_DRIVER = "distrain-driver"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def name_of_driver() -> str:
+    """A mailbox's name for a run that this process drives."""
+    return f"{_DRIVER} {_processes_here()} {os.getpid()} {secrets.token_hex(4)}"
+
+
+def drivers_here() -> list[int]:
+    """The processes that drive runs on the cluster, of those that can be signalled from here."""
+    names = (found["name"].split(" ") for found in list_named_actors(all_namespaces=True))
+    return sorted(int(name[2]) for name in names if name[:2] == [_DRIVER, _processes_here()])
+
+
+def _processes_here() -> str:
+    """What tells process ids here from those elsewhere: the machine since it was started, and the container."""
+    try:
+        container = os.readlink("/proc/self/ns/pid")
+        return f"{_BOOT.read_text().strip()}:{container}"
+    except OSError:  # not Linux: nobody is found
+        return secrets.token_hex(16)
 
 
 class Mailbox:

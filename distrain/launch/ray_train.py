@@ -19,7 +19,7 @@ from ray.train import ControllerError
 from distrain.config import Config
 from distrain.errors import RunError, UserError
 from distrain.launch.local import share_here
-from distrain.launch.mailbox import Mailbox
+from distrain.launch.mailbox import Mailbox, name_of_driver
 from distrain.launch.ray_cluster import HEAD_SETTINGS, connected, reason_of
 from distrain.launch.ray_fit import trainer
 from distrain.launch.share import Node, Share, fitting, remark, room, share_of, shortage
@@ -96,7 +96,7 @@ class _Driver:
         # On the head, which outlives every worker's node.
         where = {"node:__internal_head__": 0.001}
         actor = ray.remote(num_cpus=0, resources=where, max_restarts=-1, max_task_retries=-1)(Mailbox)
-        self._mailbox: Any = actor.remote()
+        self._mailbox: Any = actor.options(name=name_of_driver()).remote()
         missing = [f"{k}={v}" for k, v in HEAD_SETTINGS.items() if not ray.get(self._mailbox.variable.remote(k))]
         if missing:
             console.event(

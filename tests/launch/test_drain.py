@@ -1,0 +1,84 @@
+"""The runs that a head's drain finds, by their mailboxes' names, and what it does to their processes."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from waiting import PATIENCE, await_that
+
+from distrain.launch import drain, mailbox
+
+# Ends when it is told to, a little later; it has said that it can be.
+RUN = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), sys.exit(143)))
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """What Ray's list of named actors has."""
+    found = []
+    monkeypatch.setattr(mailbox, "list_named_actors", lambda all_namespaces: [{"name": n} for n in found])
+    return found
+
+
+@pytest.fixture
+def process():
+    """A run, as far as signals go."""
+    with subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout.readline() == "ready\n"
+        yield started
+        started.kill()
+
+
+def named(pid, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: pid)
+        return mailbox.name_of_driver()
+
+
+def test_drivers_of_this_machine_are_told_and_waited_for(console, names, process, monkeypatch):
+    names += ["somebody else's actor", named(process.pid, monkeypatch)]
+    with drain.closing(drain._Drivers(console)) as drivers:
+        assert not drivers.have_ended()
+        assert console.events == [f"process {process.pid}: told to save and end"]
+        names.clear()  # Ray forgets a driver before its process ends
+        assert not drivers.have_ended()
+        await_that(drivers.have_ended, "the process to end", PATIENCE)
+    assert process.wait() == 143
+    assert len(console.events) == 1
+
+
+def test_a_driver_that_comes_meanwhile_is_told_too(console, names, process, monkeypatch):
+    with drain.closing(drain._Drivers(console)) as drivers:
+        assert drivers.have_ended(), "there is none"
+        names.append(named(process.pid, monkeypatch))
+        assert not drivers.have_ended()
+    assert process.wait(PATIENCE) == 143
+
+
+@pytest.mark.parametrize("where", ["another machine", "another container"])
+def test_a_process_of_the_same_number_elsewhere_is_left_alone(console, names, process, monkeypatch, where):
+    with monkeypatch.context() as patch:
+        if where == "another machine":
+            patch.setattr(mailbox, "_BOOT", mailbox.Path(__file__))
+        else:
+            patch.setattr(os, "readlink", lambda _: "pid:[1]")
+        names.append(named(process.pid, monkeypatch))
+    with drain.closing(drain._Drivers(console)) as drivers:
+        assert drivers.have_ended()
+    assert process.poll() is None
+
+
+def test_a_driver_that_has_ended_is_not_told(console, names, process, monkeypatch):
+    names.append(named(process.pid, monkeypatch))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with drain.closing(drain._Drivers(console)) as drivers:
+        assert drivers.have_ended()
+    assert console.events == []
