@@ -118,16 +118,16 @@ def stats(
     processes: Processes = None,
 ) -> None:
     """Print the colour statistics of a data set; images that have no manifest are read and decoded for it."""
+    from distrain.data.prepare.open import names_files, open_source
     from distrain.data.shards.manifest import MANIFEST, Manifest
     from distrain.data.storage.store import Store
 
-    store = None if "*" in url or url.endswith((".tar", ".parquet")) else Store(url)
+    store = None if names_files(url) else Store(url)
     if store is not None and store.exists(MANIFEST):
         _print_colours(Manifest.load(store).statistics)
         return
     from distrain.cli.progress import ImageProgress
     from distrain.data.prepare.index import colours
-    from distrain.data.prepare.open import open_source
 
     source, _ = open_source(url, labels=labels, image_column=image_column, label_column=label_column)
     _say_what_was_found(source)

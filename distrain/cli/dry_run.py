@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distrain.config import Config
-from distrain.data.prepare.digits import DIGITS_CLASSES, DIGITS_GROUP_ROWS
+from distrain.data.prepare.builtin import BUILT_IN
 from distrain.data.shards.manifest import MANIFEST, Manifest
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
@@ -53,7 +53,7 @@ def draw_rates(config: Config, curve: Sequence[tuple[int, float, float]], target
 
 def _group_rows(config: Config) -> NDArray[np.int64]:
     if config.data.pack and not Store(config.data.train).exists(MANIFEST):
-        return DIGITS_GROUP_ROWS
+        return BUILT_IN[config.data.pack].group_rows
     return open_sets(config)[0].manifest.group_rows
 
 
@@ -71,7 +71,7 @@ def plan(config: Config, ranks: int) -> dict[str, str]:
     }
     store = Store(config.data.train)
     if config.data.pack and not store.exists(MANIFEST):
-        group_rows, classes = DIGITS_GROUP_ROWS, DIGITS_CLASSES
+        group_rows, classes = BUILT_IN[config.data.pack].group_rows, BUILT_IN[config.data.pack].classes
         data = {"data": f"not packed yet: training packs the {config.data.pack} into {store.name} first"}
     else:
         manifest = open_sets(config)[0].manifest

@@ -8,7 +8,7 @@ from distrain.data.config import Augment
 from distrain.data.config import Data as DataSection
 from distrain.data.loader import Loader, Request
 from distrain.data.order import Ids, Order
-from distrain.data.prepare.digits import pack_digits
+from distrain.data.prepare.builtin import BUILT_IN
 from distrain.data.shards.dataset import Dataset, store_of
 from distrain.data.shards.manifest import MANIFEST, Manifest
 from distrain.data.shards.stats import Statistics
@@ -79,13 +79,14 @@ def open_set(url: str, data: DataSection, augment: Augment, *, in_order: int | N
     return Dataset(store, manifest, memory=memory, patience=data.patience, cache=cache)
 
 
-def pack_built_in(config: Config, console: Console) -> None:
-    """Pack the built-in source that the config names, on first use."""
+def pack_built_in(name: str, config: Config, console: Console) -> None:
+    """Pack a built-in source into the config's sets, on first use."""
+    built_in = BUILT_IN[name]
     if config.data.val is None:
-        raise UserError(f"data.pack = {config.data.pack} makes a validation set too: set data.val")
+        raise UserError(f"data.pack = {name} makes a validation set too: set data.val")
     if not all(Store(url).exists(MANIFEST) for url in (config.data.train, config.data.val)):
-        console.event(f"packing scikit-learn's digits into {config.data.train} and {config.data.val}")
-        pack_digits(config.data.train, config.data.val)
+        console.event(f"packing {built_in.title} into {config.data.train} and {config.data.val}")
+        built_in.pack(config.data.train, config.data.val)
 
 
 def check_size(augment: Augment, store: Store, manifest: Manifest) -> None:

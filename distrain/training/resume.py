@@ -53,7 +53,7 @@ def take_over(
             "cluster.max_failures allows: mend the cause, then run the same command to go on"
         )
     if config.data.pack:
-        pack_built_in(config, console)
+        pack_built_in(config.data.pack, config, console)
     return lease, loaded
 
 

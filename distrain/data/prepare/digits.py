@@ -10,9 +10,6 @@ from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
 _TREATMENT = Treatment(Geometry("square", 72))
-DIGITS_CLASSES = 10
-DIGITS_GROUP_ROWS = np.array([100] * 14 + [38])
-"""Rows of each row group of the packed training digits."""
 
 
 class _Scans:

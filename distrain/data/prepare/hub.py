@@ -6,7 +6,19 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from distrain.data.prepare.source import FILE_LIMIT, PATIENCE, Block, Refused, Rows, Sample, Source
+from distrain.data.prepare.source import (
+    FILE_LIMIT,
+    PATIENCE,
+    Block,
+    Opened,
+    Refused,
+    Rows,
+    Sample,
+    Source,
+    Wanted,
+    numbered,
+    opens,
+)
 from distrain.data.shards.parquet import (
     Columns,
     DamagedError,
@@ -97,9 +109,8 @@ class GroupReader:
         return rows
 
 
-def open_parquet(
-    store: Store, files: Sequence[Entry], image_column: str | None, label_column: str | None
-) -> tuple[Source, Columns]:
+@opens("parquet")
+def open_parquet(store: Store, files: Sequence[Entry], wanted: Wanted) -> Opened:
     """Hub Parquet as a source.
 
     Raises:
@@ -114,7 +125,7 @@ def open_parquet(
     told: Features | None = None
     blocks, refused = list[Block](), list[Refused]()
     for name, footer in zip(sizes, footers, strict=True):
-        here = features(footer, f"{store.name}/{name}", image_column, label_column)
+        here = features(footer, f"{store.name}/{name}", wanted.image_column, wanted.label_column)
         told = told or here
         if here != told:
             first = next(iter(sizes))
@@ -131,7 +142,7 @@ def open_parquet(
     classes = told.classes or _numbered(store, sizes, footers, told.columns.label, blocks)
     reader = GroupReader(store.url, told.columns, len(classes), sizes)
     details = [told.columns, [zlib.crc32(data) for data in raw]]
-    return Source(store, "Parquet", classes, blocks, reader, refused, details), told.columns
+    return Opened(Source(store, "Parquet", classes, blocks, reader, refused, details), told.columns)
 
 
 def _too_much(footer: Footer, block: Block, columns: Columns, size: int) -> str | None:
@@ -190,14 +201,3 @@ def _numbered(
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         count = 1 + max(pool.map(largest, zip(sizes, footers, strict=True)))
     return numbered(count, store)
-
-
-def numbered(count: int, store: Store) -> tuple[str, ...]:
-    """Names of classes that have none.
-
-    Raises:
-        UserError: there are far too many.
-    """
-    if count > 1 << 20:
-        raise UserError(f"{store.name} has a label {count - 1}: labels are numbers from 0, one for each class")
-    return tuple(str(i) for i in range(count))

@@ -1,9 +1,13 @@
 """What images come from: a list of blocks that can be read in any order, whatever holds them."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from distrain.data.shards.parquet import Columns
+from distrain.data.storage.backend import Entry
 from distrain.data.storage.store import Store
+from distrain.errors import UserError
 
 PATIENCE = 60.0
 """Seconds for which reading from a source, and writing what is made of it, is tried again."""
@@ -81,6 +85,50 @@ class Source:
     """What a look at the listing alone has refused."""
     details: Any = None
     """What else the rows depend on, for JSON."""
+
+
+class Opened(NamedTuple):
+    """A source, and how its Parquet files name their columns, if it is made of such."""
+
+    source: Source
+    columns: Columns | None
+
+
+class Wanted(NamedTuple):
+    """What a person says of a source beside its URL."""
+
+    labels: str | None
+    """URL of a list of labels, or of the devkit of ILSVRC-2012."""
+    image_column: str | None
+    label_column: str | None
+
+
+Opener: TypeAlias = Callable[[Store, Sequence[Entry], Wanted], Opened]
+"""Opens files of one kind in a store. Raises UserError and OSError."""
+KINDS: dict[str, Opener] = {}
+"""Every kind of source, by the ending of its files; that of an empty ending opens a folder that has no such files."""
+
+
+def opens(ending: str) -> Callable[[Opener], Opener]:
+    """Register a function as what opens files of an ending, written without its dot."""
+
+    def register(opener: Opener) -> Opener:
+        assert ending not in KINDS, f"two functions open .{ending}"
+        KINDS[ending] = opener
+        return opener
+
+    return register
+
+
+def numbered(count: int, store: Store) -> tuple[str, ...]:
+    """Names of classes that have none: their numbers.
+
+    Raises:
+        UserError: there are far too many.
+    """
+    if count > 1 << 20:
+        raise UserError(f"{store.name} has a label {count - 1}: labels are numbers from 0, one for each class")
+    return tuple(str(i) for i in range(count))
 
 
 class FileReader:

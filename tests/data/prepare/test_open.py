@@ -75,7 +75,7 @@ def test_a_folder_names_what_it_leaves_out(tmp_path, monkeypatch):
     (place / "stray.JPG").write_bytes(b"x")
     (place / ".hidden").write_text("x")
     (place / CLASSES[1] / "huge.png").write_bytes(b"x" * 9000)
-    monkeypatch.setattr("distrain.data.prepare.open.FILE_LIMIT", 8000)
+    monkeypatch.setattr("distrain.data.prepare.folder.FILE_LIMIT", 8000)
     source = open_source(str(place)).source
     assert samples(source) == sorted((image.label, image.data) for image in found)
     assert source.refused == [
@@ -143,7 +143,7 @@ def test_a_sparse_member_is_refused(tmp_path):
 
 
 def test_members_that_claim_too_much_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("distrain.data.prepare.archive.FILE_LIMIT", 8000)
+    monkeypatch.setattr("distrain.data.prepare.tar.FILE_LIMIT", 8000)
     found = images(2)
     files = [
         (f"{i}.{kind}", data)
@@ -376,7 +376,7 @@ def test_what_is_no_devkit(val, monkeypatch):
     (place / "noise.tar.gz").write_bytes(b"\x1f\x8bnoise")
     with pytest.raises(UserError, match="noise.tar.gz is not the devkit of ILSVRC-2012"):
         open_source(str(place / "val.tar"), labels=str(place / "noise.tar.gz"))
-    monkeypatch.setattr("distrain.data.prepare.open._DEVKIT_LIMIT", 100)
+    monkeypatch.setattr("distrain.data.prepare.labels._DEVKIT_LIMIT", 100)
     with pytest.raises(UserError, match="unpacks to more than 100 bytes"):
         open_source(str(place / "val.tar"), labels=devkit(place, files))
 

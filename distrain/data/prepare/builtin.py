@@ -1,0 +1,24 @@
+"""Data sets that a run packs by itself on first use, by their names in `data.pack`."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distrain.data.prepare.digits import pack_digits
+
+
+class BuiltIn(NamedTuple):
+    """A data set, and what `--dry-run` says of it before it is packed."""
+
+    title: str
+    pack: Callable[[str, str], None]
+    """Packs the training and the validation set into two URLs. Raises UserError."""
+    classes: int
+    group_rows: NDArray[np.int64]
+    """Rows of each row group of the training set."""
+
+
+BUILT_IN = {"digits": BuiltIn("scikit-learn's digits", pack_digits, 10, np.array([100] * 14 + [38]))}
+"""By name; `data.config.Data.pack` has the same names."""
