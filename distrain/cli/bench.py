@@ -16,7 +16,7 @@ from distrain.data.decoding.image import jpeg_size
 from distrain.data.loader import Loader, Request
 from distrain.data.order import Order
 from distrain.data.shards.dataset import Dataset
-from distrain.distributed.world import local_world
+from distrain.distributed.world import World, local_world
 from distrain.errors import UserError
 from distrain.fields import Section, operation
 from distrain.parsing import parse_section
@@ -90,19 +90,7 @@ def measure(settings: Settings, images: int) -> Found:
             yield Request(cursor, 0, order.ids(cursor, 0), 0)
 
     batches = max(1, images // batch)
-    with Loader(
-        dataset,
-        dataset.manifest.statistics,
-        requests(),
-        data=settings.data,
-        augment=settings.augment,
-        seed=_SEED,
-        run="bench data",
-        batch=batch,
-        device=world.device,
-        augmented=True,
-        cores=world.cores,
-    ) as loader:
+    with _loader(settings, world, dataset, requests()) as loader:
         next(loader)
         first = time.monotonic() - began
 
@@ -134,6 +122,22 @@ def _timed(side: Callable[[], int]) -> tuple[float, float]:
 
 def _open(settings: Settings) -> Dataset:
     return open_set(settings.data.train, settings.data, settings.augment)
+
+
+def _loader(settings: Settings, world: World, dataset: Dataset, requests: Iterator[Request]) -> Loader:
+    return Loader(
+        dataset,
+        dataset.manifest.statistics,
+        requests,
+        data=settings.data,
+        augment=settings.augment,
+        seed=_SEED,
+        run="bench data",
+        batch=settings.global_batch,
+        device=world.device,
+        augmented=True,
+        cores=world.cores,
+    )
 
 
 def _limits(settings: Settings, device: torch.device, threads: int) -> dict[str, Callable[[], int]]:
