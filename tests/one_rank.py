@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from distrain.config import load
+from distrain.distributed.config import Cluster
 from distrain.distributed.world import joined
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.monitor.health import group_timeout
@@ -44,7 +45,12 @@ def never(*_):
 
 def main() -> None:
     path, rank, ranks, meeting_point, *overrides = sys.argv[1:]
-    config = load(path, overrides)
+    problem, stall = None, Cluster().stall
+    try:  # what is missing on one host alone has to end all ranks: they meet before, as Ray's do
+        config = load(path, overrides)
+        stall = config.cluster.stall
+    except UserError as error:
+        problem = error
     console = PlainLines(sys.stdout)
     try:
         with joined(
@@ -52,11 +58,14 @@ def main() -> None:
             int(rank),
             int(ranks),
             meet_at(Path(meeting_point)),
-            timeout=group_timeout(config.cluster.stall),
+            timeout=group_timeout(stall),
             cores=1,
             session=os.environ.get("SESSION", "test"),
             saved=lambda step, name: console.event(f"saved {step} {name}"),
         ) as world:
+            with world.together():
+                if problem is not None:
+                    raise problem
             signal.signal(signal.SIGUSR1, lambda *_: world.stop.set())
             if "NEVER_SERVE" in os.environ:  # another rank holds the lock of the node's page
                 fcntl.flock = never

@@ -233,6 +233,14 @@ def test_a_hanging_rank_is_named_with_its_stack(config, ranks, tmp_path):
     assert found[0]["status"] == "LostRankError", "it waited longer than the one that hangs"
 
 
+def test_what_one_host_alone_lacks_ends_all_ranks(config, ranks):
+    """A loss of one's own, say, that is not installed there: with one sentence, not by a timeout."""
+    found = ranks.results(ranks.start(config, 3, own={1: ["loss.name=nowhere:Focal"]}))
+    assert [rank["status"] for rank in found] == ["UserError"] * 3, found
+    assert len({rank["text"] for rank in found}) == 1
+    assert "loss.name: nowhere:Focal cannot be imported (ModuleNotFoundError" in found[0]["text"]
+
+
 @pytest.mark.parametrize("what", ["config", "data", "hardware"])
 def test_a_rank_that_does_not_fit_is_named(config, ranks, tmp_path, damaged_set, what):
     environment, own = {}, {}
