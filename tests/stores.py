@@ -25,6 +25,7 @@ def behaves_as_a_folder(store: Store) -> None:
     # Listed
     assert store.entries() == [Entry("a", None, True), Entry("c.bin", 1000, False)]
     assert (store.list(), store.list("a"), store.list("none")) == (["a", "c.bin"], ["b.bin"], [])
+    assert (store.list("c.bin"), store.list("c.bin/x")) == ([], []), "these are no folders"
     assert [store.exists(path) for path in ("", "a", "a/b.bin", "none", "c.bin/x")] == [True, True, True, False, False]
     assert [store.is_folder(path) for path in ("a", "c.bin", "none")] == [True, False, False]
     assert store.size("c.bin") == 1000
@@ -40,7 +41,7 @@ def behaves_as_a_folder(store: Store) -> None:
     # Removed
     store.remove("a/b.bin")
     assert (store.list("a"), store.exists("a/b.bin")) == (["d.bin"], False)
-    for act in (store.read, store.size):
+    for act in (store.read, store.size, store.version):
         with pytest.raises(FileNotFoundError):
             act("a/b.bin")
     assert store.counts.errors == {"FileNotFoundError": 1}

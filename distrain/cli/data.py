@@ -118,13 +118,12 @@ def stats(
     processes: Processes = None,
 ) -> None:
     """Print the colour statistics of a data set; images that have no manifest are read and decoded for it."""
-    from distrain.data.prepare.open import names_files, open_source
+    from distrain.data.prepare.open import open_source
     from distrain.data.shards.manifest import MANIFEST, Manifest
     from distrain.data.storage.store import Store
 
-    store = None if names_files(url) else Store(url)
-    if store is not None and store.exists(MANIFEST):
-        _print_colours(Manifest.load(store).statistics)
+    if "*" not in url and Store(url).exists(MANIFEST):
+        _print_colours(Manifest.load(Store(url)).statistics)
         return
     from distrain.cli.progress import ImageProgress
     from distrain.data.prepare.index import colours

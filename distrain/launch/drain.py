@@ -1,19 +1,19 @@
 """Taking this host out of its Ray cluster: runs on it save first, and go on with the others."""
 
 import os
-import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from pathlib import Path
 
 import ray
+from ray.exceptions import RayError
 
 from distrain.errors import RunError, UserError
 from distrain.launch.mailbox import drivers_here
-from distrain.launch.ray_cluster import look
+from distrain.launch.ray_cluster import look, reason_of
 from distrain.monitor.sinks import Console
 
 
@@ -42,13 +42,14 @@ def drain(console: Console, *, seconds: float) -> None:
         node = ray.get_runtime_context().get_node_id()
         (here,) = (known for known in ray.nodes() if known["NodeID"] == node)
         if "node:__internal_head__" in here["Resources"]:
-            with closing(_Drivers(console)) as drivers:
-                _wait(drivers.have_ended, end, seconds)
+            _wait(_Drivers(console).have_ended, end, seconds)
         else:
             _tell_ray(node, seconds)
             console.event(f"{here['NodeManagerAddress']}: nothing new is placed here; waiting for what is at work")
             _wait(lambda: not _at_work(node), end, seconds)
         console.event(f"{here['NodeManagerAddress']}: nobody works here any more")
+    except RayError as error:
+        raise RunError(f"the Ray of this host went away meanwhile: {reason_of(error)}") from error
     finally:
         ray.shutdown()
 
@@ -74,29 +75,33 @@ def _at_work(node: str) -> bool:
 
 
 class _Drivers:
-    """The processes of this host that drive runs on the cluster, and are told to end."""
+    """The processes of this host that drive runs on the cluster, and are told to end.
+
+    One that has just been started is not seen before it has connected to the cluster.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._told: dict[int, int] = {}
-        """A descriptor of each process (pidfd), by its id."""
+        self._told: set[int] = set()
 
     def have_ended(self) -> bool:
         """Tell those that are new to save and end; whether all have ended."""
         for pid in drivers_here():
-            if pid not in self._told:
-                with suppress(ProcessLookupError):  # it has ended meanwhile
-                    self._told[pid] = os.pidfd_open(pid)
-                    signal.pidfd_send_signal(self._told[pid], signal.SIGTERM)
-                    self._console.event(f"process {pid}: told to save and end")
-        alive = list(self._told.values())
-        ended, _, _ = select.select(alive, [], [], 0)
-        return len(ended) == len(alive)
+            if pid not in self._told and _is_alive(pid):
+                os.kill(pid, signal.SIGTERM)
+                self._told.add(pid)
+                self._console.event(f"process {pid}: told to save and end")
+        # Ray forgets a driver before its process has said how the run ended.
+        return not any(_is_alive(pid) for pid in self._told)
 
-    def close(self) -> None:
-        """Forget them."""
-        for descriptor in self._told.values():
-            os.close(descriptor)
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process runs: it is there, and has not ended without being waited for."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
+    except OSError:
+        return False
+    return state not in "ZX"
 
 
 def _wait(over: Callable[[], bool], end: float, seconds: float) -> None:

@@ -8,6 +8,8 @@ import json
 import re
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +27,10 @@ _FOLDER = "/etc/distrain"
 _LARGEST, _LONGEST = 1 << 20, 47
 _RAYJOBS = "rayjobs.ray.io"
 _ENDED = ("Complete", "Failed", "ValidationFailed")
-# What kubectl logs for its authors, before it says what went wrong.
+# What kubectl says of a kind that the cluster does not know, of get and of create.
+_NO_OPERATOR = ("doesn't have a resource type", "no matches for kind")
+# How kubectl says what went wrong, and what it logs for its authors before.
+_ERROR_LINE = re.compile(r"error|Error|Unable to connect|The connection to the server")
 _LOG_LINE = re.compile(r"[EWIF]\d{4} \d\d:")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -45,7 +50,11 @@ class Manifests(NamedTuple):
 
     def text(self) -> str:
         """As YAML."""
-        return yaml.dump_all(self, Dumper=_Dumper, sort_keys=False)
+        return "---\n".join(map(_yaml, self))
+
+
+def _yaml(document: dict[str, Any]) -> str:
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -221,7 +230,9 @@ class Kubectl:
         """
         first = wanted.name
         jobs = self._ask(wanted, "get", _RAYJOBS)["items"]
-        ended = {job["metadata"]["name"] for job in jobs if job.get("status", {}).get("jobDeploymentStatus") in _ENDED}
+        ended = {
+            job["metadata"]["name"] for job in jobs if (job.get("status") or {}).get("jobDeploymentStatus") in _ENDED
+        }
         names = (first, *(f"{first[: _LONGEST - 4]}-{number}" for number in range(2, 1000)))
         return next(name for name in names if name not in ended)
 
@@ -247,7 +258,7 @@ class Kubectl:
             self._ask(wanted, "create", document=files)
         except FileExistsError:  # ours, or one of a RayJob of that name that was deleted, which would go soon
             known = self._ask(wanted, "get", "configmaps", wanted.name)
-            if owner["uid"] not in {ref["uid"] for ref in known["metadata"].get("ownerReferences", ())}:
+            if owner["uid"] not in {ref["uid"] for ref in known["metadata"].get("ownerReferences") or ()}:
                 self._ask(wanted, "replace", document=files)
         return str(about["namespace"]), started
 
@@ -261,18 +272,39 @@ class Kubectl:
         if shutil.which("kubectl") is None:
             raise UserError("there is no kubectl here: install it, or submit from where it is (--dry-run needs none)")
         where = [f"--namespace={space}"] if (space := wanted.job["metadata"].get("namespace")) else []
-        sent = [] if document is None else ["--filename=-"]
-        command = ["kubectl", *words, *where, *sent, "--output=json", "--request-timeout=60s"]
-        text = None if document is None else json.dumps(document)
-        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)  # noqa: S603
-        if done.returncode:
-            why = " ".join(line for line in done.stderr.splitlines() if not _LOG_LINE.match(line))
-            if "(AlreadyExists)" in why:
-                raise FileExistsError(why)
-            if "doesn't have a resource type" in why:
-                raise UserError("the Kubernetes cluster knows no RayJobs: install the KubeRay operator, 1.5.1 or newer")
-            raise UserError(
-                f"kubectl failed: {why[:500]}: check its context (kubectl config current-context) and your rights there"
-            )
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
+        command = ["kubectl", *words, *where, "--output=json", "--request-timeout=60s"]
+        with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
+            if document is not None:
+                manifest = Path(folder) / "manifest.yaml"
+                manifest.write_text(_yaml(document))
+                command.append(f"--filename={manifest}")
+            code, output, why = _run(command, Path(folder) / "output.json")
+        if not code:
+            answer: dict[str, Any] = json.loads(output)
+            return answer
+        if "(AlreadyExists)" in why:
+            raise FileExistsError(why)
+        if any(sign in why for sign in _NO_OPERATOR):
+            raise UserError("the Kubernetes cluster knows no RayJobs: install the KubeRay operator, 1.5.1 or newer")
+        raise UserError(
+            f"kubectl failed: {why[:500]}: check its context (kubectl config current-context) and your rights there"
+        )
+
+
+def _run(command: Sequence[str], output: Path) -> tuple[int, str, str]:
+    """Run kubectl; return its exit code, what it printed into a file, and what it says went wrong.
+
+    Other lines on its standard error are shown at once: a plugin of the kubeconfig's may ask a person to log in.
+    """
+    said = list[str]()
+    with output.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE, text=True)  # noqa: S603
+        assert process.stderr is not None
+        with process.stderr:
+            for line in process.stderr:
+                if _ERROR_LINE.match(line):
+                    said.append(line.strip())
+                elif not _LOG_LINE.match(line):
+                    sys.stderr.write(line)
+        code = process.wait()
+    return code, output.read_text(), " ".join(said) or f"exit code {code}"

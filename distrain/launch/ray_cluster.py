@@ -61,13 +61,16 @@ def _quiet_workers() -> Iterator[None]:
 
     A function of Ray's is replaced for the while. Where it is called otherwise one day, the text shows again.
     """
-    module, name = ray._private.worker, "print_to_stdstream"
-    original = getattr(module, name, None)
-    setattr(module, name, lambda *_, **__: None)
+    module = ray._private.worker
+    original = module.__dict__.get("print_to_stdstream")
+    if original is None:
+        yield
+        return
+    module.print_to_stdstream = lambda *_, **__: None
     try:
         yield
     finally:
-        setattr(module, name, original)
+        module.print_to_stdstream = original
 
 
 @contextmanager

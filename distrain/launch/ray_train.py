@@ -56,9 +56,10 @@ def run(
         config, own = _on_this_machine(config)
     with connected(address, console, **own):
         try:
-            driver = _Driver(config, console, address, {"must_resume": must_resume, "other_hardware": other_hardware})
-            with stop_on_signals(driver.stop.set) as received:
-                summary = driver.run()
+            stop = threading.Event()
+            with stop_on_signals(stop.set) as received:  # before `distrain drain` can find this process
+                options = {"must_resume": must_resume, "other_hardware": other_hardware}
+                summary = _Driver(config, console, address, options, stop).run()
         except (RayError, ConnectionError) as error:
             raise RunError(
                 f"the Ray cluster is gone ({reason_of(error)}): when it is back, run the same command to go on"
@@ -89,8 +90,10 @@ def _on_this_machine(config: Config) -> tuple[Config, dict[str, int]]:
 class _Driver:
     """One launch: as many fits as it takes."""
 
-    def __init__(self, config: Config, console: Console, address: str | None, options: Mapping[str, bool]) -> None:
-        self.stop = threading.Event()
+    def __init__(
+        self, config: Config, console: Console, address: str | None, options: Mapping[str, bool], stop: threading.Event
+    ) -> None:
+        self._stop = stop
         self._config, self._console = config, console
         self._order = {"session": os.urandom(8).hex(), **options}
         # On the head, which outlives every worker's node.
@@ -136,7 +139,7 @@ class _Driver:
             if found is not None and "text" in found:
                 kind = UserError if found["status"] == "UserError" else RunError
                 raise kind(found["text"] + self._first_cause())
-            if found is not None and found["status"] == "stopped" and not self.stop.is_set():
+            if found is not None and found["status"] == "stopped" and not self._stop.is_set():
                 if not resizing:
                     self._console.event("a worker was told to end (SIGTERM): saved, going on without losing a step")
                     self._lost_at = time.monotonic()
@@ -176,7 +179,7 @@ class _Driver:
             if self._unformed >= self._config.cluster.max_failures:
                 given_up.set()
                 raise RunError(f"no worker group could be formed, {self._unformed} times in a row{self._first_cause()}")
-            if self.stop.is_set() and not asked:
+            if self._stop.is_set() and not asked:
                 self._console.event("stopping: saving first (once more ends it at once)")
                 asked = True
                 self._mailbox.stop.remote(self._fits)
@@ -279,7 +282,7 @@ class _Driver:
         """
         began, told = time.monotonic(), False
         steady, counted = began, None  # since when the cluster shows the same
-        while not self.stop.is_set():
+        while not self._stop.is_set():
             waited = time.monotonic() - began
             nodes, share = self._look(beside=waited > _SETTLED)  # what our last workers held is free by then
             most = share.most

@@ -113,11 +113,6 @@ class ImportedModel(Model):
 
         return imported(self.name, self.options, classes, derived_seed(seed, Purpose.WEIGHTS))
 
-    def check_crop(self, crop: int) -> None:
-        """Raises ValueError where images of that side in pixels are too small for it."""
-        if crop < self.min_crop:
-            raise ValueError(f"{self.name} needs augment.crop of at least {self.min_crop} pixels, not {crop}")
-
     def check(self, model: "nn.Module", classes: int, crop: int) -> None:
         """Run a training forward and backward."""
         from distrain.models.external import try_out

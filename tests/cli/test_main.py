@@ -248,6 +248,14 @@ def test_index_and_stats(distrain, tmp_path):
     assert out.splitlines()[-1] == "30 images in 3 shards, 0 things wrong"
 
 
+def test_stats_of_a_set_that_is_named_like_an_archive(distrain, digits, tmp_path):
+    (tmp_path / "set.tar").symlink_to(digits / "val")
+    for url in (f"{tmp_path}/set.tar", f"{tmp_path}/set.tar/"):
+        code, out, err = distrain("stats", url)
+        assert (code, err) == (0, "")
+        assert "eigenvalue" in out
+
+
 def test_verify_and_inspect(distrain, digits, tmp_path):
     code, out, err = distrain("verify", str(digits / "val"))
     assert (code, err) == (0, "")

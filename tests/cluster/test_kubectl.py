@@ -126,6 +126,30 @@ def test_a_field_that_the_cluster_does_not_know_is_a_sentence(api, config, tmp_p
     assert api.objects == {}
 
 
+def test_a_date_in_the_template_arrives_as_text(api, config, tmp_path):
+    text = TEMPLATE.read_text().replace("metadata:\n", "metadata:\n  annotations: {since: 2026-11-27}\n", 1)
+    (tmp_path / "site.yaml").write_text(text)
+    Kubectl().submit(manifests(config, tmp_path / "site.yaml"))
+    (job,) = [found for found in api.objects.values() if found["kind"] == "RayJob"]
+    assert job["metadata"]["annotations"]["since"].startswith("2026-11-27")
+
+
+def test_a_plugin_that_asks_a_person_to_log_in_is_heard(api, config, tmp_path, capsys):
+    version = "client.authentication.k8s.io/v1"
+    credential = {"apiVersion": version, "kind": "ExecCredential", "status": {"token": "secret"}}
+    plugin = tmp_path / "login"
+    plugin.write_text(f"#!/bin/sh\necho open https://login and type ABC >&2\necho '{json.dumps(credential)}'\n")
+    plugin.chmod(0o755)
+    kubeconfig = json.loads((tmp_path / "kubeconfig").read_text())
+    exec_plugin = {"apiVersion": version, "command": str(plugin), "interactiveMode": "IfAvailable"}
+    kubeconfig["users"] = [{"name": "there", "user": {"exec": exec_plugin}}]
+    kubeconfig["clusters"][0]["cluster"]["server"] = api.url.replace("http:", "https:")  # without TLS it is not asked
+    (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig))
+    with pytest.raises(UserError, match="kubectl failed: Unable to connect to the server: tls:"):
+        Kubectl().name_for(manifests(config, TEMPLATE))
+    assert capsys.readouterr().err == "open https://login and type ABC\n"
+
+
 @pytest.mark.parametrize(
     ("refusal", "sentence"),
     [

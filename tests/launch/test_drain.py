@@ -44,21 +44,21 @@ def named(pid, monkeypatch):
 
 def test_drivers_of_this_machine_are_told_and_waited_for(console, names, process, monkeypatch):
     names += ["somebody else's actor", named(process.pid, monkeypatch)]
-    with drain.closing(drain._Drivers(console)) as drivers:
-        assert not drivers.have_ended()
-        assert console.events == [f"process {process.pid}: told to save and end"]
-        names.clear()  # Ray forgets a driver before its process ends
-        assert not drivers.have_ended()
-        await_that(drivers.have_ended, "the process to end", PATIENCE)
+    drivers = drain._Drivers(console)
+    assert not drivers.have_ended()
+    assert console.events == [f"process {process.pid}: told to save and end"]
+    names.clear()  # Ray forgets a driver before its process ends
+    assert not drivers.have_ended()
+    await_that(drivers.have_ended, "the process to end", PATIENCE)
     assert process.wait() == 143
     assert len(console.events) == 1
 
 
 def test_a_driver_that_comes_meanwhile_is_told_too(console, names, process, monkeypatch):
-    with drain.closing(drain._Drivers(console)) as drivers:
-        assert drivers.have_ended(), "there is none"
-        names.append(named(process.pid, monkeypatch))
-        assert not drivers.have_ended()
+    drivers = drain._Drivers(console)
+    assert drivers.have_ended(), "there is none"
+    names.append(named(process.pid, monkeypatch))
+    assert not drivers.have_ended()
     assert process.wait(PATIENCE) == 143
 
 
@@ -70,8 +70,8 @@ def test_a_process_of_the_same_number_elsewhere_is_left_alone(console, names, pr
         else:
             patch.setattr(os, "readlink", lambda _: "pid:[1]")
         names.append(named(process.pid, monkeypatch))
-    with drain.closing(drain._Drivers(console)) as drivers:
-        assert drivers.have_ended()
+    drivers = drain._Drivers(console)
+    assert drivers.have_ended()
     assert process.poll() is None
 
 
@@ -79,6 +79,6 @@ def test_a_driver_that_has_ended_is_not_told(console, names, process, monkeypatc
     names.append(named(process.pid, monkeypatch))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with drain.closing(drain._Drivers(console)) as drivers:
-        assert drivers.have_ended()
+    drivers = drain._Drivers(console)
+    assert drivers.have_ended()
     assert console.events == []

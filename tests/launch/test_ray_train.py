@@ -40,7 +40,7 @@ def driver(monkeypatch, console):
         monkeypatch.setattr(ray_train, "time", SimpleNamespace(monotonic=lambda: found.now, sleep=sleep))
         monkeypatch.setattr(ray_train.ray, "get", look)
         found._config = parse({**BASE, "cluster": cluster}, "test")
-        found._console, found.stop = console, threading.Event()
+        found._console, found._stop = console, threading.Event()
         found._mailbox = SimpleNamespace(look=remote, call_for=remote, put=remote)
         found._share = found._unplaceable = found._called = None
         found._places, found._remarks, found._gpus = [], set(), gpus

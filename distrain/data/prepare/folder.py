@@ -19,7 +19,7 @@ def open_folder(store: Store, files: Sequence[Entry], wanted: Wanted) -> Opened:
     for entry in store.entries():
         if entry.folder and not entry.name.startswith("."):
             classes.append(entry.name)
-        elif entry.name.rpartition(".")[2].lower() in _IMAGES:  # others are notes, lists and licences
+        elif entry.name.rpartition(".")[2].lower() in _IMAGES:
             refused.append(Refused(entry.name, "an image beside the folders of classes"))
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for label, (name, entries) in enumerate(zip(classes, pool.map(store.entries, classes), strict=True)):

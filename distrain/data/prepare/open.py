@@ -22,8 +22,8 @@ def open_source(
 
     Args:
         url: a folder of folders, a .tar or .parquet file, a folder of those, or a pattern with `*` for some of them.
-        labels: for an archive of images without labels, a list of them (`archive.open_labelled` says how) or the
-            devkit of ILSVRC-2012 (a .tar.gz).
+        labels: for an archive of images without labels, a list of them (a label for each file in the order of names, or
+            lines of file and label) or the devkit of ILSVRC-2012 (a .tar.gz).
         names: names for people: a file with lines of class and name, or of a name for each label; or that devkit.
         image_column: of Parquet files, where their metadata leaves it open.
         label_column: the same.
@@ -34,7 +34,8 @@ def open_source(
     """
     store, files = _look(url)
     kind = files[0].name.rpartition(".")[2] if files else ""
-    opened = KINDS[kind](store, files, Wanted(labels, image_column, label_column))
+    opener = KINDS.get(kind, KINDS[""])  # a pattern may mean a folder by the files in it that are no archives
+    opened = opener(store, files, Wanted(labels, image_column, label_column))
     source = opened.source
     if not source.blocks:
         first = f" ({source.refused[0].name}: {source.refused[0].reason})" if source.refused else ""
@@ -46,12 +47,6 @@ def open_source(
     return opened
 
 
-def names_files(url: str) -> bool:
-    """Whether a URL means files, one or by a pattern, and not a folder."""
-    last = url.rstrip("/").rpartition("/")[2]
-    return "*" in last or last.endswith(_endings())
-
-
 def _endings() -> tuple[str, ...]:
     return tuple(f".{kind}" for kind in KINDS if kind)
 
@@ -59,7 +54,7 @@ def _endings() -> tuple[str, ...]:
 def _look(url: str) -> tuple[Store, list[Entry]]:
     """The store of a URL, and the archives or Parquet files in it that it means; none: it is a folder of folders."""
     parent, _, last = url.rstrip("/").rpartition("/")
-    if names_files(url):
+    if "*" in last or last.endswith(_endings()):
         store = Store(parent or ("/" if url.startswith("/") else "."))
         meant = (lambda name: fnmatchcase(name, last)) if "*" in last else (lambda name: name == last)
         files = [entry for entry in store.entries() if meant(entry.name) and not entry.folder]

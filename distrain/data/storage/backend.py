@@ -49,11 +49,11 @@ class Backend(Protocol):
         ...
 
     def version(self, path: str) -> str | None:
-        """What the place calls the present content of a file (an ETag), if it calls it anything."""
+        """What the place calls the present content of a file (an ETag); None: it has no name for it."""
         ...
 
     def exists(self, path: str) -> bool:
-        """Whether a file or folder is there."""
+        """Whether a file or folder is there. What may not be looked at counts as absent, as do names of no file."""
         ...
 
     def is_folder(self, path: str) -> bool:
@@ -61,7 +61,7 @@ class Backend(Protocol):
         ...
 
     def entries(self, path: str) -> list[Entry]:
-        """What is in a folder, in any order; nothing where the folder is not there."""
+        """What is in a folder, in any order; nothing where there is no folder of that name."""
         ...
 
     def remove(self, path: str) -> None:

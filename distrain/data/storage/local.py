@@ -1,5 +1,6 @@
 """A folder on this machine's disk, or on a network file system that is mounted here."""
 
+import errno
 import io
 import os
 import secrets
@@ -10,7 +11,11 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from distrain.data.storage.backend import Entry
+from distrain.data.storage.retry import is_transient
 
+_LAST_BYTE = (1 << 63) - 1
+# Names under which nothing can be: a link in a circle, a name that is too long.
+_NEVER_THERE = (errno.ELOOP, errno.ENAMETOOLONG)
 # Bytes of a large file that the kernel's cache holds while it is written.
 _PIECE = 8 << 20
 
@@ -29,15 +34,23 @@ class LocalFolder:
 
     def path(self, path: str) -> str:
         """The absolute path."""
-        return f"{self._root}/{path}" if path else self._root or "/"
+        whole = f"{self._root}/{path}" if path else self._root or "/"
+        if "\0" in whole:
+            raise OSError(errno.EINVAL, "a path with a NUL in it", whole)
+        return whole
 
     def read(self, path: str, start: int | None, end: int | None) -> bytes:
         """Bytes start to end."""
         start = start or 0
+        if max(start, end or 0) > _LAST_BYTE:
+            raise OSError(errno.EINVAL, f"no file has a byte {max(start, end or 0)}", self.path(path))
         with open(self.path(path), "rb", buffering=0) as file:
             if start:
                 file.seek(start)
-            return file.readall() if end is None else _read_all(file, end - start)
+            if end is None:
+                return file.readall()
+            # As much as is there: a buffer is made for all that is asked.
+            return _read_all(file, min(end, os.fstat(file.fileno()).st_size) - start)
 
     def write(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
         """Write a file beside its place, and move it there."""
@@ -60,13 +73,16 @@ class LocalFolder:
 
     def version(self, path: str) -> str | None:
         """None: a file system has no name for a content."""
+        self.size(path)
         return None
 
     def exists(self, path: str) -> bool:
-        """Whether a file or folder is there."""
+        """Whether a file or folder is there, and may be seen."""
         try:
             os.stat(self.path(path))
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if is_transient(error) and error.errno not in _NEVER_THERE:
+                raise
             return False
         return True
 
@@ -101,11 +117,14 @@ def _entry(found: "os.DirEntry[str]") -> Entry | None:
         found.stat(follow_symlinks=False)
     except FileNotFoundError:
         return None
+    except OSError:  # a link in a circle, or to where nobody may look
+        if not found.is_symlink():
+            raise
     return Entry(found.name, None, False, other=True)
 
 
 def _read_all(file: io.FileIO, size: int) -> bytes:
-    """So many bytes, or those that there are: one call reads 2 GiB at most."""
+    """So many bytes: one call reads 2 GiB at most."""
     parts = list[bytes]()
     while size > 0 and (data := file.read(size)):
         parts.append(data)

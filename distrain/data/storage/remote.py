@@ -86,6 +86,8 @@ class RemoteFolder:
             return []
         found = []
         for entry in listed:
+            if str(entry["name"]).strip("/") == self.path(path).strip("/"):  # of a file, itself
+                continue
             folder = entry["type"] == "directory"
             found.append(Entry(PurePosixPath(entry["name"]).name, None if folder else entry.get("size"), folder))
         return found

@@ -51,6 +51,14 @@ def test_one_file_or_a_pattern(tmp_path):
     assert [sum(block.rows for block in source.blocks) for source in (one, some, tars)] == [20, 40, 25]
 
 
+def test_a_pattern_that_means_other_files(tmp_path):
+    place = Path(folder(tmp_path, images(2)))
+    (place / "LICENSE").write_text("free")
+    assert open_source(f"{place}/*").source.kind == "image folder", "it means the folder all the same"
+    with pytest.raises(UserError, match="no images in"):
+        open_source(f"{place}/{CLASSES[0]}/*")
+
+
 def test_several_splits_in_one_folder_are_not_mixed(tmp_path):
     hub(tmp_path, images())
     (tmp_path / "hub" / "train-00002-of-00003.parquet").rename(tmp_path / "hub" / "validation-00000-of-00001.parquet")

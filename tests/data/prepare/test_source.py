@@ -7,7 +7,7 @@ import pytest
 from distrain.data.config import Data
 from distrain.data.prepare import source as source_module
 from distrain.data.prepare.builtin import BUILT_IN
-from distrain.data.prepare.open import names_files, open_source
+from distrain.data.prepare.open import open_source
 from distrain.data.prepare.source import KINDS, Block, FileReader, Opened, Source, opens
 from distrain.data.shards.manifest import Manifest
 from distrain.data.storage.store import Store
@@ -38,7 +38,6 @@ def test_a_kind_of_ones_own_is_one_function(kinds, tmp_path):
             "list",
             [("x.jpg", 0), ("y.jpg", 1)],
         )
-    assert [names_files(url) for url in ("a/b.list", "a/*", "a/b", "a/b.lists")] == [True, True, False, False]
 
 
 def test_two_functions_for_one_ending_are_a_mistake(kinds):

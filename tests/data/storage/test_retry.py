@@ -1,8 +1,9 @@
 import errno
-import time
+from types import SimpleNamespace
 
 import pytest
 
+from distrain.data.storage import retry as retry_module
 from distrain.data.storage.retry import is_transient, retry
 
 
@@ -19,43 +20,53 @@ class Failing:
         return 7
 
 
-def test_what_may_pass_is_tried_again_and_told_each_time():
+@pytest.fixture
+def slept(monkeypatch):
+    """The pauses, on a clock that stands still but for them."""
+    pauses = []
+    clock = SimpleNamespace(monotonic=lambda: sum(pauses), sleep=pauses.append)
+    monkeypatch.setattr(retry_module, "time", clock)
+    return pauses
+
+
+def test_what_may_pass_is_tried_again_and_told_each_time(slept):
     first, second = OSError(errno.ENOSPC, "full"), ConnectionError("away")
     act, told = Failing(first, second), []
     assert retry(act, 60, again=lambda *what: told.append(what)) == 7
     assert told == [(first, 1), (second, 2)]
+    assert len(slept) == 2
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("x"), PermissionError("x"), OSError(errno.EROFS, "x")])
-def test_what_lasts_is_raised_at_once(error):
+def test_what_lasts_is_raised_at_once(slept, error):
     act = Failing(error)
     with pytest.raises(type(error)):
         retry(act, 60)
-    assert (act.calls, is_transient(error)) == (1, False)
-    act = Failing(error)
-    assert retry(act, 60, transient=lambda _: True) == 7
+    assert (act.calls, slept, is_transient(error)) == (1, [], False)
+    assert retry(Failing(error), 60, transient=lambda _: True) == 7
 
 
-def test_other_errors_are_not_its_business():
+def test_other_errors_are_not_its_business(slept):
     act = Failing(ValueError("a mistake"))
     with pytest.raises(ValueError, match="a mistake"):
         retry(act, 60)
     assert act.calls == 1
 
 
-def test_the_last_try_comes_when_the_patience_is_over():
-    def never():
-        tries.append(time.monotonic())
-        raise OSError("away")
+def test_pauses_double_up_to_five_seconds_and_the_last_try_comes_at_the_end(slept):
+    act = Failing(*[OSError("away")] * 100)
+    with pytest.raises(OSError, match="away"):
+        retry(act, 60)
+    assert sum(slept) == pytest.approx(60)
+    assert act.calls == len(slept) + 1
+    for i, pause in enumerate(slept[:-1]):
+        middle = min(0.1 * 2**i, 5.0)
+        assert 0.5 * middle <= pause <= 1.5 * middle
+    assert len(set(slept)) == len(slept), "two ranks would ask at the same time"
 
-    tries = []
-    began = time.monotonic()
+
+def test_without_patience_there_is_one_try(slept):
+    act = Failing(OSError("away"))
     with pytest.raises(OSError, match="away"):
-        retry(never, 0.5)
-    assert tries[-1] - began >= 0.5 > tries[-2] - began
-    assert tries[1] - began >= 0.05
-    assert len(tries) <= 6  # after 0.1, 0.2 and 0.4 s, or half of each, and at the end
-    tries = []
-    with pytest.raises(OSError, match="away"):
-        retry(never, 0)
-    assert len(tries) == 1
+        retry(act, 0)
+    assert (act.calls, slept) == (1, [])

@@ -1,3 +1,4 @@
+import errno
 import os
 import zipfile
 
@@ -30,19 +31,47 @@ def test_a_link_is_what_it_leads_to_and_the_rest_is_nothing_to_read(tmp_path):
     (tmp_path / "to folder").symlink_to("folder")
     (tmp_path / "to file").symlink_to("file")
     (tmp_path / "to nowhere").symlink_to("gone")
+    (tmp_path / "in a circle").symlink_to("in a circle")
     os.mkfifo(tmp_path / "pipe")
     store = Store(str(tmp_path))
     assert store.entries() == [
         Entry("file", 3, False),
         Entry("folder", None, True),
+        Entry("in a circle", None, False, other=True),
         Entry("pipe", None, False, other=True),
         Entry("to file", 3, False),
         Entry("to folder", None, True),
         Entry("to nowhere", None, False, other=True),
     ]
     assert not store.exists("to nowhere")
+    assert not store.exists("in a circle")
+    assert not store.exists("x" * 300)
     store.remove("to folder")
-    assert store.list() == ["file", "folder", "pipe", "to file", "to nowhere"]
+    assert store.list() == ["file", "folder", "in a circle", "pipe", "to file", "to nowhere"]
+
+
+@pytest.mark.parametrize(("number", "raised"), [(errno.EACCES, False), (errno.EIO, True), (errno.ESTALE, True)])
+def test_what_may_not_be_seen_is_absent_and_what_cannot_be_known_is_said(tmp_path, monkeypatch, number, raised):
+    def fail(path):
+        raise OSError(number, os.strerror(number), path)
+
+    store = Store(str(tmp_path))
+    monkeypatch.setattr(os, "stat", fail)
+    if not raised:
+        assert not store.exists("x")
+        return
+    with pytest.raises(OSError, match="Errno"):
+        store.exists("x")
+
+
+def test_paths_and_ranges_that_no_file_has_are_errors_of_the_system(tmp_path):
+    (tmp_path / "x").write_bytes(b"123")
+    store = Store(str(tmp_path))
+    for path, start, end in (("a\0b", 0, 1), ("x", 1 << 70, (1 << 70) + 1), ("x", 0, 1 << 63)):
+        with pytest.raises(OSError, match="Errno"):
+            store.read(path, start, end)
+    assert store.read("x", 2, 1 << 40) == b"3"
+    assert store.read("x", 5, 9) == b""
 
 
 @pytest.mark.parametrize("name", ["/", "."])
