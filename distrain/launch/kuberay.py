@@ -30,7 +30,7 @@ _ENDED = ("Complete", "Failed", "ValidationFailed")
 # What kubectl says of a kind that the cluster does not know, of get and of create.
 _NO_OPERATOR = ("doesn't have a resource type", "no matches for kind")
 # How kubectl says what went wrong, and what it logs for its authors before.
-_ERROR_LINE = re.compile(r"error|Error|Unable to connect|The connection to the server")
+_ERROR_LINE = re.compile(r"error:|Error from|Unable to connect|The ")
 _LOG_LINE = re.compile(r"[EWIF]\d{4} \d\d:")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -296,15 +296,16 @@ def _run(command: Sequence[str], output: Path) -> tuple[int, str, str]:
 
     Other lines on its standard error are shown at once: a plugin of the kubeconfig's may ask a person to log in.
     """
-    said = list[str]()
+    errors, others = list[str](), list[str]()
     with output.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE, text=True)  # noqa: S603
         assert process.stderr is not None
         with process.stderr:
             for line in process.stderr:
                 if _ERROR_LINE.match(line):
-                    said.append(line.strip())
+                    errors.append(line.strip())
                 elif not _LOG_LINE.match(line):
+                    others.append(line.strip())
                     sys.stderr.write(line)
         code = process.wait()
-    return code, output.read_text(), " ".join(said) or f"exit code {code}"
+    return code, output.read_text(), " ".join(errors or others)
