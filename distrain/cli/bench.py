@@ -49,7 +49,7 @@ class Found(NamedTuple):
 
 
 class Settings(Section):
-    """What a measurement takes of a config."""
+    """The sections and fields of a config that a measurement uses."""
 
     data: Data
     """Samples."""

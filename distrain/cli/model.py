@@ -12,7 +12,7 @@ from distrain.parsing import parse_section
 
 
 class Settings(Section):
-    """What the table of a network takes of a config."""
+    """The sections of a config that the table of a network uses."""
 
     augment: Augment = Augment()
     """Augmentation."""

@@ -1,4 +1,4 @@
-"""How far the work on a data set is: a bar on a terminal, a line each tenth elsewhere."""
+"""Progress of work on a data set: a bar on a terminal, a line per tenth elsewhere."""
 
 import sys
 import time
@@ -18,7 +18,7 @@ class ImageProgress:
     """A context in which `update` shows images done, images per second, megabytes and the time left."""
 
     def __init__(self) -> None:
-        """Nothing is shown before the first update."""
+        """Prepare the bar; it is shown from the first update on."""
         columns = (BarColumn(bar_width=None), TextColumn("{task.description}"), TimeRemainingColumn(compact=True))
         console = Console(highlight=False)
         self._bar = Progress(*columns, console=console, refresh_per_second=4, transient=True, expand=True)

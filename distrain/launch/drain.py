@@ -75,7 +75,7 @@ def _at_work(node: str) -> bool:
 
 
 class _Drivers:
-    """The processes of this host that drive runs on the cluster, and are told to end.
+    """Sends SIGTERM to the processes of this host that drive runs on the cluster.
 
     One that has just been started is not seen before it has connected to the cluster.
     """
@@ -85,7 +85,7 @@ class _Drivers:
         self._told: set[int] = set()
 
     def have_ended(self) -> bool:
-        """Tell those that are new to save and end; whether all have ended."""
+        """Signal those that are new; return whether all have ended."""
         for pid in drivers_here():
             if pid not in self._told and _is_alive(pid):
                 os.kill(pid, signal.SIGTERM)
@@ -96,7 +96,7 @@ class _Drivers:
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether a process runs: it is there, and has not ended without being waited for."""
+    """Return whether a process exists and is no zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
     except OSError:

@@ -20,18 +20,18 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def name_of_driver() -> str:
-    """A mailbox's name for a run that this process drives."""
+    """Return a mailbox's name for a run that this process drives."""
     return f"{_DRIVER} {_processes_here()} {os.getpid()} {secrets.token_hex(4)}"
 
 
 def drivers_here() -> list[int]:
-    """The processes that drive runs on the cluster, of those that can be signalled from here."""
+    """Return the ids of processes that drive runs on the cluster and can be signalled from here."""
     names = (found["name"].split(" ") for found in list_named_actors(all_namespaces=True))
     return sorted(int(name[2]) for name in names if name[:2] == [_DRIVER, _processes_here()])
 
 
 def _processes_here() -> str:
-    """What tells process ids here from those elsewhere: the machine since it was started, and the container."""
+    """Identify the space of process ids here: the machine since its boot, and the PID namespace."""
     try:
         container = os.readlink("/proc/self/ns/pid")
         return f"{_BOOT.read_text().strip()}:{container}"

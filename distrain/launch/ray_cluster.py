@@ -57,7 +57,7 @@ def _join(address: str, console: Console, options: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _quiet_workers() -> Iterator[None]:
-    """Keep from Ray its wall of text for each worker that dies, which log_to_driver does not stop.
+    """Suppress what Ray prints for each worker that dies, which log_to_driver does not stop.
 
     A function of Ray's is replaced for the while. Where it is called otherwise one day, the text shows again.
     """

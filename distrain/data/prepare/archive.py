@@ -17,7 +17,7 @@ _AT_ONCE = 16
 
 @opens("tar")
 def open_tars(store: Store, files: Sequence[Entry], wanted: Wanted) -> Opened:
-    """Tar archives: what they are is told by the first file in the first of them. Raises UserError and OSError."""
+    """Open tar archives; the first file in the first archive decides how. Raises UserError and OSError."""
     return Opened(_open(store, files, wanted.labels), None)
 
 

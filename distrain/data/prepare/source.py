@@ -95,7 +95,7 @@ class Opened(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a person says of a source beside its URL."""
+    """Options of a source, beside its URL."""
 
     labels: str | None
     """URL of a list of labels, or of the devkit of ILSVRC-2012."""

@@ -1,7 +1,7 @@
 """The files of a tar archive, and where their bytes lie in it.
 
 Nothing is unpacked: a walk over the headers finds where each member's bytes lie, and reads are ranges of the archive.
-Names of members are labels for a person and never paths to write to; all the same, those that a person would not
+Names of members are labels for a person and never paths to write to. Still, those that a person would not
 expect (absolute, with `..`, links, devices, sparse files) are refused.
 """
 
@@ -108,7 +108,7 @@ def members(store: Store, path: str, start: int = 0, end: int | None = None) -> 
 
 
 def ending_of(name: str) -> str:
-    """What stands behind the first dot of a file's name, in lower case."""
+    """Return the part of a file's name after its first dot, in lower case."""
     return name.rpartition("/")[2].partition(".")[2].lower()
 
 
@@ -137,7 +137,7 @@ def _judged(info: tarfile.TarInfo, start: int) -> Member | Refused | None:
 
 
 def as_block(path: str, member: Member, label: int) -> Block | Refused:
-    """A member as an image of a source, or why it is none."""
+    """Make a member an image of a source, or say why it cannot be one."""
     name = f"{path}/{member.name}"
     if not member.size:
         return Refused(name, "no bytes")

@@ -1,11 +1,11 @@
-"""What a `Store` asks of where files are kept: a folder on this machine, a bucket, or any file system of fsspec's."""
+"""The interface behind `Store`: a folder on this machine, a bucket, or any file system of fsspec's."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 
 class Entry(NamedTuple):
-    """What a listing says of a file or folder."""
+    """A line of a listing: a file or a folder."""
 
     name: str
     size: int | None
@@ -49,19 +49,19 @@ class Backend(Protocol):
         ...
 
     def version(self, path: str) -> str | None:
-        """What the place calls the present content of a file (an ETag); None: it has no name for it."""
+        """Return the name of a file's present content (an ETag); None where there are no such names."""
         ...
 
     def exists(self, path: str) -> bool:
-        """Whether a file or folder is there. What may not be looked at counts as absent, as do names of no file."""
+        """Return whether a file or folder exists. One that may not be looked at counts as absent."""
         ...
 
     def is_folder(self, path: str) -> bool:
-        """Whether there is a folder of that name."""
+        """Return whether there is a folder of that name."""
         ...
 
     def entries(self, path: str) -> list[Entry]:
-        """What is in a folder, in any order; nothing where there is no folder of that name."""
+        """List a folder, in any order; empty where there is no folder of that name."""
         ...
 
     def remove(self, path: str) -> None:

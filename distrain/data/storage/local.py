@@ -77,7 +77,7 @@ class LocalFolder:
         return None
 
     def exists(self, path: str) -> bool:
-        """Whether a file or folder is there, and may be seen."""
+        """Return whether a file or folder exists and may be looked at."""
         try:
             os.stat(self.path(path))
         except OSError as error:
@@ -87,11 +87,11 @@ class LocalFolder:
         return True
 
     def is_folder(self, path: str) -> bool:
-        """Whether there is a folder of that name."""
+        """Return whether there is a folder of that name."""
         return os.path.isdir(self.path(path))
 
     def entries(self, path: str) -> list[Entry]:
-        """What is in a folder; a link is what it leads to."""
+        """List a folder; a link is listed as its target."""
         try:
             with os.scandir(self.path(path)) as listed:
                 return [entry for found in listed if (entry := _entry(found)) is not None]
@@ -108,7 +108,7 @@ class LocalFolder:
 
 
 def _entry(found: "os.DirEntry[str]") -> Entry | None:
-    """What a listing says; None: it has gone meanwhile."""
+    """Look at one entry; None: it was removed meanwhile."""
     try:
         if found.is_dir():
             return Entry(found.name, None, True)

@@ -112,7 +112,7 @@ class Bucket:
             raise self._as_os_error(error, path) from error
 
     def exists(self, path: str) -> bool:
-        """Whether there is an object of that name, or one under that prefix."""
+        """Return whether there is an object of that name, or one under that prefix."""
         try:
             self.size(path)
         except FileNotFoundError:
@@ -120,11 +120,11 @@ class Bucket:
         return True
 
     def is_folder(self, path: str) -> bool:
-        """Whether there is an object under that prefix."""
+        """Return whether there is an object under that prefix."""
         return bool(self.entries(path))
 
     def entries(self, path: str) -> list[Entry]:
-        """What is right under a prefix; prefixes are folders."""
+        """List the objects and prefixes directly under a prefix; prefixes are folders."""
         key = self._key(path)
         try:
             found = self._obstore.list_with_delimiter(self._store, f"{key}/" if key else None)

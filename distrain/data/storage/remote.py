@@ -68,17 +68,17 @@ class RemoteFolder:
             return dict(self._files.info(self.path(path)))
 
     def exists(self, path: str) -> bool:
-        """Whether a file or folder is there."""
+        """Return whether a file or folder exists."""
         with self._errors_of(path):
             return bool(self._files.exists(self.path(path)))
 
     def is_folder(self, path: str) -> bool:
-        """Whether there is a folder of that name."""
+        """Return whether there is a folder of that name."""
         with self._errors_of(path):
             return bool(self._files.isdir(self.path(path)))
 
     def entries(self, path: str) -> list[Entry]:
-        """What is in a folder."""
+        """List a folder."""
         try:
             with self._errors_of(path):
                 listed = self._files.ls(self.path(path), detail=True, refresh=True)

@@ -1,4 +1,4 @@
-"""The one way in which a failure that may pass is waited for: a store that does not answer, a disk that is full."""
+"""Retries of what may fail for a while: a store that does not answer, a disk that is full."""
 
 import errno
 import random
@@ -18,7 +18,7 @@ _RANDOM = random.SystemRandom()
 
 
 def is_transient(error: OSError) -> bool:
-    """Whether a failure may be over after a while: a full disk, a store that does not answer; not what is forbidden."""
+    """Return whether a failure may pass: a full disk or a store that does not answer, not what is forbidden."""
     return not isinstance(error, LASTING) and error.errno != errno.EROFS
 
 
