@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import ray
@@ -88,8 +89,9 @@ class _Drivers:
         """Signal those that are new; return whether all have ended."""
         for pid in drivers_here():
             if pid not in self._told and _is_alive(pid):
-                os.kill(pid, signal.SIGTERM)
                 self._told.add(pid)
+                with suppress(ProcessLookupError):  # it has ended just now
+                    os.kill(pid, signal.SIGTERM)
                 self._console.event(f"process {pid}: told to save and end")
         # Ray forgets a driver before its process has said how the run ended.
         return not any(_is_alive(pid) for pid in self._told)
