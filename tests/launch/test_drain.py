@@ -10,12 +10,14 @@ from waiting import PATIENCE, await_that
 
 from distrain.launch import drain, mailbox
 
-# Ends when it is told to, a little later; it has said that it can be.
+# Ends after a SIGTERM, when it has read to the end of its input: until then it "saves".
 RUN = """
-import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), sys.exit(143)))
+import signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 print("ready", flush=True)
-time.sleep(600)
+signal.sigwait({signal.SIGTERM})
+sys.stdin.read()
+sys.exit(143)
 """
 
 
@@ -30,7 +32,8 @@ def names(monkeypatch):
 @pytest.fixture
 def process():
     """A run, as far as signals go."""
-    with subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, text=True) as started:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", RUN], text=True, **pipes) as started:
         assert started.stdout.readline() == "ready\n"
         yield started
         started.kill()
@@ -49,6 +52,7 @@ def test_drivers_of_this_machine_are_told_and_waited_for(console, names, process
     assert console.events == [f"process {process.pid}: told to save and end"]
     names.clear()  # Ray forgets a driver before its process ends
     assert not drivers.have_ended()
+    process.stdin.close()
     await_that(drivers.have_ended, "the process to end", PATIENCE)
     assert process.wait() == 143
     assert len(console.events) == 1
@@ -59,6 +63,7 @@ def test_a_driver_that_comes_meanwhile_is_told_too(console, names, process, monk
     assert drivers.have_ended(), "there is none"
     names.append(named(process.pid, monkeypatch))
     assert not drivers.have_ended()
+    process.stdin.close()
     assert process.wait(PATIENCE) == 143
 
 

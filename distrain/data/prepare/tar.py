@@ -34,7 +34,7 @@ class Member(NamedTuple):
     start: int
     size: int
     text: bytes = b""
-    """What is in it, where it may be a label."""
+    """Its content, where it may be a label."""
 
 
 class _Range:
