@@ -1,6 +1,7 @@
 """Where ranks are placed when GPUs are counted by themselves: a real Ray whose GPUs are only claimed."""
 
 import json
+import threading
 
 import pytest
 
@@ -30,14 +31,14 @@ def test_a_rank_on_every_gpu(narrow, console, monkeypatch, tmp_path):
     monkeypatch.setattr(ray_fit, "run_rank", run_rank)
     with connected(None, console, cpus=CPUS, gpus=GPUS):
         config = narrow(device="auto", virtual_workers=8)
-        driver = _Driver(config, console, None, {})
+        driver = _Driver(config, console, None, {}, stop=threading.Event())
         workers, share = driver._await_room()
         order = {"session": "gpus", "fit": 1, "found": str(tmp_path / "found")}
         ray_fit.trainer(config, workers, share, order, driver._mailbox).fit()
         told = [json.loads(path.read_text()) for path in tmp_path.glob("found-*.json")]
         assert len({gpu for gpu, *_ in told}) == len(told) == GPUS
         assert [rest for _, *rest in told] == [[CPUS // GPUS, 1, GPUS, CPUS // GPUS, 1]] * GPUS
-        driver = _Driver(narrow(device="auto", virtual_workers=1), console, None, {})
+        driver = _Driver(narrow(device="auto", virtual_workers=1), console, None, {}, stop=threading.Event())
         assert driver._await_room()[0] == 1
     idle = [event for event in console.events if "idle" in event]
     assert idle == [
