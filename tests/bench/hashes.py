@@ -2,6 +2,7 @@
 
 `python tests/bench/hashes.py` prints a line for each: the quickstart, every other recipe at a reduced size
 on the digits, and one of them on three ranks. Only the command line is used, so that any two versions compare.
+Compare them on one machine and in one environment: another CPU or another torch computes other bits.
 """
 
 import re
