@@ -21,8 +21,9 @@ from distrain.monitor.sinks import Console
 def drain(console: Console, *, seconds: float) -> None:
     """Have nothing new placed on this host, and wait until nobody works on it.
 
-    On the cluster's head, which takes the cluster with it, the runs that are led from there are told to save and end
-    (SIGTERM): to Ray and to KubeRay their jobs have failed, so that what starts jobs again may do so elsewhere.
+    On the cluster's head, which takes the cluster with it, the processes that drive runs from there get SIGTERM,
+    at which they save a checkpoint and end. To Ray and to KubeRay their jobs have failed, so that what starts jobs
+    again may do so elsewhere.
 
     Args:
         console: what a person sees.
@@ -83,18 +84,18 @@ class _Drivers:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._told: set[int] = set()
+        self._signalled: set[int] = set()
 
     def have_ended(self) -> bool:
         """Signal those that are new; return whether all have ended."""
         for pid in drivers_here():
-            if pid not in self._told and _is_alive(pid):
-                self._told.add(pid)
+            if pid not in self._signalled and _is_alive(pid):
+                self._signalled.add(pid)
                 with suppress(ProcessLookupError):  # it has ended just now
                     os.kill(pid, signal.SIGTERM)
-                self._console.event(f"process {pid}: told to save and end")
+                    self._console.event(f"sent SIGTERM to process {pid}: it saves a checkpoint and ends")
         # Ray forgets a driver before its process has said how the run ended.
-        return not any(_is_alive(pid) for pid in self._told)
+        return not any(_is_alive(pid) for pid in self._signalled)
 
 
 def _is_alive(pid: int) -> bool:

@@ -51,7 +51,7 @@ def test_draining_the_head_stops_its_jobs(start, hosts, paced):
     run = start.distrain("client", "submit", start.written(paced), "-f", "--workers=1", "--id=drained", address)
     run.wait_for_step(10)
     text = start.distrain(HEAD, "drain").end()
-    assert re.search(r"process \d+: told to save and end\n.*nobody works here any more", text)
+    assert re.search(r"sent SIGTERM to process \d+: it saves a checkpoint and ends\n.*nobody works here any more", text)
     assert "stopped and saved after step" in run.end(143)
     assert not hosts.pids(HEAD, "-m distrain train")
     status = start.distrain("client", "jobs", address).end()

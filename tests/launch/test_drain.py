@@ -45,11 +45,11 @@ def named(pid, monkeypatch):
         return mailbox.name_of_driver()
 
 
-def test_drivers_of_this_machine_are_told_and_waited_for(console, names, process, monkeypatch):
+def test_drivers_of_this_machine_are_signalled_and_waited_for(console, names, process, monkeypatch):
     names += ["somebody else's actor", named(process.pid, monkeypatch)]
     drivers = drain._Drivers(console)
     assert not drivers.have_ended()
-    assert console.events == [f"process {process.pid}: told to save and end"]
+    assert console.events == [f"sent SIGTERM to process {process.pid}: it saves a checkpoint and ends"]
     names.clear()  # Ray forgets a driver before its process ends
     assert not drivers.have_ended()
     process.stdin.close()
@@ -58,7 +58,7 @@ def test_drivers_of_this_machine_are_told_and_waited_for(console, names, process
     assert len(console.events) == 1
 
 
-def test_a_driver_that_comes_meanwhile_is_told_too(console, names, process, monkeypatch):
+def test_a_driver_that_comes_meanwhile_is_signalled_too(console, names, process, monkeypatch):
     drivers = drain._Drivers(console)
     assert drivers.have_ended(), "there is none"
     names.append(named(process.pid, monkeypatch))
@@ -80,7 +80,7 @@ def test_a_process_of_the_same_number_elsewhere_is_left_alone(console, names, pr
     assert process.poll() is None
 
 
-def test_a_driver_that_has_ended_is_not_told(console, names, process, monkeypatch):
+def test_a_driver_that_has_ended_is_not_signalled(console, names, process, monkeypatch):
     names.append(named(process.pid, monkeypatch))
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -122,27 +122,27 @@ def open_parquet(store: Store, files: Sequence[Entry], wanted: Wanted) -> Opened
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         raw = list(pool.map(lambda name: read_footer(store, name, sizes[name], PATIENCE)[1], sizes))
     footers = [_parsed(store, name, data) for name, data in zip(sizes, raw, strict=True)]
-    told: Features | None = None
+    expected: Features | None = None
     blocks, refused = list[Block](), list[Refused]()
     for name, footer in zip(sizes, footers, strict=True):
         here = features(footer, f"{store.name}/{name}", wanted.image_column, wanted.label_column)
-        told = told or here
-        if here != told:
+        expected = expected or here
+        if here != expected:
             first = next(iter(sizes))
             raise UserError(f"{store.name}: {name} has other columns or class names than {first}: take one kind")
         for g in range(footer.num_row_groups):
             block = Block(name, f"{name} row group {g}", -1, 0, 0, footer.row_group(g).num_rows, g)
-            reason = _too_much(footer, block, told.columns, sizes[name])
+            reason = _too_much(footer, block, expected.columns, sizes[name])
             if reason is not None:
                 refused.append(Refused(block.name, reason))
             elif block.rows:
-                start, end = chunk(footer, g, told.columns.image)
+                start, end = chunk(footer, g, expected.columns.image)
                 blocks.append(block._replace(start=start, size=end - start))
-    assert told is not None
-    classes = told.classes or _numbered(store, sizes, footers, told.columns.label, blocks)
-    reader = GroupReader(store.url, told.columns, len(classes), sizes)
-    details = [told.columns, [zlib.crc32(data) for data in raw]]
-    return Opened(Source(store, "Parquet", classes, blocks, reader, refused, details), told.columns)
+    assert expected is not None
+    classes = expected.classes or _numbered(store, sizes, footers, expected.columns.label, blocks)
+    reader = GroupReader(store.url, expected.columns, len(classes), sizes)
+    details = [expected.columns, [zlib.crc32(data) for data in raw]]
+    return Opened(Source(store, "Parquet", classes, blocks, reader, refused, details), expected.columns)
 
 
 def _too_much(footer: Footer, block: Block, columns: Columns, size: int) -> str | None:

@@ -102,7 +102,7 @@ def members(store: Store, path: str, start: int = 0, end: int | None = None) -> 
             raise tarfile.ReadError(f"no header at byte {tar.offset}")
         while more := file.read(_HEADER_LIMIT):
             if more.strip(b"\0"):
-                raise tarfile.ReadError(f"it goes on behind its end at byte {tar.offset}")
+                raise tarfile.ReadError(f"there is data after its end at byte {tar.offset}")
     except tarfile.TarError as error:
         raise UserError(f"{where} is cut or damaged ({error}): fetch it again") from None
 

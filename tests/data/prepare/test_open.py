@@ -230,7 +230,7 @@ def test_what_stands_behind_the_end_of_an_archive_is_not_lost_in_silence(tmp_pat
     first, second = tar_of(labelled(images(1))), tar_of(labelled(images(2)))
     path = tmp_path / "x.tar"
     path.write_bytes(first + second)
-    with pytest.raises(UserError, match="is cut or damaged .it goes on behind its end"):
+    with pytest.raises(UserError, match="is cut or damaged .there is data after its end"):
         open_source(str(path))
     path.write_bytes(first[: 512 * 3] + bytes(1024) + first[512 * 3 :])
     with pytest.raises(UserError, match="is cut or damaged"):
