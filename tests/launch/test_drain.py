@@ -87,3 +87,18 @@ def test_a_driver_that_has_ended_is_not_signalled(console, names, process, monke
     drivers = drain._Drivers(console)
     assert drivers.have_ended()
     assert console.events == []
+
+
+def test_no_line_for_a_driver_that_ends_just_before_the_signal(console, names, process, monkeypatch):
+    kill = os.kill
+
+    def too_late(pid, _):
+        kill(pid, signal.SIGKILL)
+        process.wait()
+        raise ProcessLookupError
+
+    names.append(named(process.pid, monkeypatch))
+    monkeypatch.setattr(os, "kill", too_late)
+    drivers = drain._Drivers(console)
+    assert drivers.have_ended()
+    assert console.events == []
