@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
@@ -81,7 +87,9 @@ class Config(Section):
     """Network."""
     loss: Annotated[SerializeAsAny[Loss], BeforeValidator(Loss.choose)] = CrossEntropy()
     """Loss."""
-    optimizer: Annotated[SerializeAsAny[UpdateRule], BeforeValidator(UpdateRule.choose)] = SGD()
+    optimizer: Annotated[
+        SerializeAsAny[UpdateRule], BeforeValidator(UpdateRule.choose)
+    ] = SGD()
     """Optimizer."""
     schedule: Annotated[SerializeAsAny[Schedule], BeforeValidator(Schedule.choose)]
     """Learning rate."""
@@ -117,7 +125,9 @@ class Config(Section):
         if batch is not None and batch % value:
             near = [v for v in range(1, batch + 1) if batch % v == 0]
             best = min(near, key=lambda v: abs(v - value))
-            raise ValueError(f"{value} does not divide global_batch = {batch}: use {best}, or another global_batch")
+            raise ValueError(
+                f"{value} does not divide global_batch = {batch}: use {best}, or another global_batch"
+            )
         return value
 
     @field_validator("model")
@@ -141,7 +151,9 @@ class Config(Section):
     def _events_are_on_a_disk(cls, value: Log, info: ValidationInfo) -> Log:
         run = info.data.get("run") or ""
         if value.tensorboard and "://" in run and not run.startswith("file://"):
-            raise ValueError("tensorboard needs a run directory on a disk: use mlflow, or another run=...")
+            raise ValueError(
+                "tensorboard needs a run directory on a disk: use mlflow, or another run=..."
+            )
         return value
 
     @field_validator("cluster")
@@ -152,9 +164,13 @@ class Config(Section):
         least, most = value.workers
         virtual = info.data.get("virtual_workers")
         if least > most:
-            raise ValueError(f"workers = [{least}, {most}] has more at least than at most: swap them")
+            raise ValueError(
+                f"workers = [{least}, {most}] has more at least than at most: swap them"
+            )
         if virtual is not None and most > virtual:
-            raise ValueError(f"workers = {most} is more than virtual_workers = {virtual}: a rank would have no work")
+            raise ValueError(
+                f"workers = {most} is more than virtual_workers = {virtual}: a rank would have no work"
+            )
         return value
 
     @field_validator("reduction")
@@ -201,7 +217,11 @@ def workers_override(workers: str | None) -> list[str]:
     """The override that --workers N or --workers MIN-MAX stands for."""
     if workers is None:
         return []
-    return [f"cluster.workers=[{', '.join(workers.split('-'))}]" if "-" in workers else f"cluster.workers={workers}"]
+    return [
+        f"cluster.workers=[{', '.join(workers.split('-'))}]"
+        if "-" in workers
+        else f"cluster.workers={workers}"
+    ]
 
 
 def to_yaml(config: Config) -> str:
@@ -229,7 +249,9 @@ def result_fields(config: Config) -> dict[str, Any]:
 def result_defaults(config: Config) -> dict[str, Any]:
     """The defaults of the result fields, where they have one, as JSON values."""
     return {
-        key: to_jsonable_python(info.get_default(call_default_factory=True, validated_data={}))
+        key: to_jsonable_python(
+            info.get_default(call_default_factory=True, validated_data={})
+        )
         for key, info in _result_leaves(config)
         if not info.is_required()
     }

@@ -60,9 +60,13 @@ class Choice(Section):
             cls.forms = {}
         cls.own_name = name or f"{cls.__module__}:{cls.__qualname__}"
         if name is not None:
-            before = cls.forms.get(name, cls)  # the same class once more, if its module is imported again
+            before = cls.forms.get(
+                name, cls
+            )  # the same class once more, if its module is imported again
             place = cls.__module__, cls.__qualname__
-            assert (before.__module__, before.__qualname__) == place, f"two forms are named {name}"
+            assert (before.__module__, before.__qualname__) == place, (
+                f"two forms are named {name}"
+            )
             cls.forms[name] = cls
 
     def __init_subclass__(cls, *, name: str | None = None, **_: Any) -> None:
@@ -77,7 +81,9 @@ class Choice(Section):
         if name != cls.own_name and (":" not in str(name) or ":" not in cls.own_name):
             raise ValueError(f"name is {cls.own_name}, not {name!r}: leave it out")
         if str(name).startswith("__main__:") or "<locals>" in str(name):
-            raise ValueError(f"{name} cannot be imported by other processes: define it at the top of a module")
+            raise ValueError(
+                f"{name} cannot be imported by other processes: define it at the top of a module"
+            )
         return {**value, "name": name}
 
     @classmethod
@@ -91,10 +97,14 @@ class Choice(Section):
         if isinstance(value, cls):
             return value
         if not isinstance(value, dict):
-            raise PydanticCustomError("no_section", "must be a section, not {found}", {"found": repr(value)})
+            raise PydanticCustomError(
+                "no_section", "must be a section, not {found}", {"found": repr(value)}
+            )
         name = value.get("name", cls.default)
         form = cls.named(name)
-        return form.model_validate({**value, "name": name if ":" in form.own_name else form.own_name})
+        return form.model_validate(
+            {**value, "name": name if ":" in form.own_name else form.own_name}
+        )
 
     @classmethod
     def named(cls, name: Any) -> type["Choice"]:
@@ -105,7 +115,9 @@ class Choice(Section):
             return cls.forms[name]
         known = ", ".join([*sorted(cls.forms), cls.elsewhere])
         found = {"known": known, "found": repr(name)}
-        raise PydanticCustomError("no_choice", "must be one of {known}, not {found}", found)
+        raise PydanticCustomError(
+            "no_choice", "must be one of {known}, not {found}", found
+        )
 
     @classmethod
     def members(cls) -> list[type[BaseModel]]:
@@ -117,13 +129,19 @@ class Choice(Section):
         try:
             found = import_attribute(name)
         except ValueError as error:
-            raise PydanticCustomError("no_choice", "{found} {why}", {"found": name, "why": str(error)}) from None
+            raise PydanticCustomError(
+                "no_choice", "{found} {why}", {"found": name, "why": str(error)}
+            ) from None
         if not isinstance(found, type) or not issubclass(found, cls):
             why = f"is no {cls.__name__}: name a subclass of {cls.__module__}.{cls.__name__}"
-            raise PydanticCustomError("no_choice", "{found} {why}", {"found": name, "why": why})
+            raise PydanticCustomError(
+                "no_choice", "{found} {why}", {"found": name, "why": why}
+            )
         if inspect.isabstract(found):
             why = f"lacks {', '.join(sorted(found.__abstractmethods__))}: write what {cls.__name__} asks for"
-            raise PydanticCustomError("no_choice", "{found} {why}", {"found": name, "why": why})
+            raise PydanticCustomError(
+                "no_choice", "{found} {why}", {"found": name, "why": why}
+            )
         return found
 
 
@@ -135,7 +153,9 @@ def import_attribute(name: str) -> Any:
     """
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, so that no file there hides an installed package
+        sys.path.append(
+            os.getcwd()
+        )  # last, so that no file there hides an installed package
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

@@ -38,13 +38,17 @@ class CrossEntropy(Loss, name="cross_entropy"):
         """-log softmax(logits)[label], or of the smoothed target."""
         import torch.nn.functional as F
 
-        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
+        return F.cross_entropy(
+            logits, labels, reduction="none", label_smoothing=self.label_smoothing
+        )
 
 
 class Hinge(Loss, name="hinge"):
     """A margin between the label's score and the others'."""
 
-    form: Literal["weston_watkins", "crammer_singer", "binary"] = result("weston_watkins")
+    form: Literal["weston_watkins", "crammer_singer", "binary"] = result(
+        "weston_watkins"
+    )
     """weston_watkins: the sum over all other classes (the multi-class SVM of lectures); crammer_singer: the worst other
     class alone; binary: max(0, margin - y s) with y = 1 or -1. [result]"""
     margin: float = result(1.0, gt=0)
@@ -56,7 +60,9 @@ class Hinge(Loss, name="hinge"):
     @classmethod
     def _belongs_to_binary(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("form") != "binary":
-            raise ValueError("one_vs_rest belongs to form = binary: remove it, or set that form")
+            raise ValueError(
+                "one_vs_rest belongs to form = binary: remove it, or set that form"
+            )
         return value
 
     def check(self, classes: int) -> None:

@@ -19,9 +19,13 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2 numbers: PyYAML reads 1e-3 as a string."""
 
 
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.yaml_implicit_resolvers = {
+    k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"), list("-+.0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"),
+    list("-+.0123456789"),
 )
 
 
@@ -29,11 +33,15 @@ def parse_mapping(text: str, origin: str) -> dict[str, Any]:
     """Read a YAML mapping of keys to values. Raises UserError."""
     tree = _value(text, origin)
     if not isinstance(tree, dict):
-        raise UserError(f"{origin} must hold a mapping of keys, not {type(tree).__name__}")
+        raise UserError(
+            f"{origin} must hold a mapping of keys, not {type(tree).__name__}"
+        )
     return tree
 
 
-def parse_section(form: type[S], tree: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> S:
+def parse_section(
+    form: type[S], tree: dict[str, Any], origin: str, overrides: Sequence[str] = ()
+) -> S:
     """Apply `key.sub=value` overrides to a tree of plain values, and validate it.
 
     Args:
@@ -53,7 +61,9 @@ def parse_section(form: type[S], tree: dict[str, Any], origin: str, overrides: S
         found += [_sentence(form, dict(e), tree) for e in error.errors()]
     if found:
         lines = "".join(f"\n  - {line}" for line in found)
-        raise UserError(f"{origin} has {len(found)} problem{'s' * (len(found) > 1)}:{lines}")
+        raise UserError(
+            f"{origin} has {len(found)} problem{'s' * (len(found) > 1)}:{lines}"
+        )
     return section
 
 
@@ -61,7 +71,9 @@ def _value(text: str, origin: str) -> Any:
     try:
         return _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{origin} is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"{origin} is not YAML: {' '.join(str(error).split())}"
+        ) from None
 
 
 def _override(tree: dict[str, Any], text: str) -> str | None:
@@ -109,10 +121,16 @@ def _sentence(form: type[Section], error: dict[str, Any], tree: dict[str, Any]) 
     return f"{key}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
 
 
-def _keys_of_choice(form: type[Section], section: str, tree: dict[str, Any]) -> list[str]:
+def _keys_of_choice(
+    form: type[Section], section: str, tree: dict[str, Any]
+) -> list[str]:
     """All dotted keys of the form that a tree names in a section, known or not; none if it is no choice."""
     info = form.model_fields.get(section)
-    if info is None or not isinstance(info.annotation, type) or not issubclass(info.annotation, Choice):
+    if (
+        info is None
+        or not isinstance(info.annotation, type)
+        or not issubclass(info.annotation, Choice)
+    ):
         return []
     chosen = info.annotation.named(tree[section].get("name", info.annotation.default))
     return [f"{section}.{key}" for key in _keys(chosen)]
@@ -126,7 +144,9 @@ def _keys(section: type[BaseModel]) -> list[str]:
         if isinstance(kind, type) and issubclass(kind, Choice):
             members: list[type[BaseModel]] = kind.members()
         else:
-            members = [kind] if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+            members = (
+                [kind] if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+            )
         below = [f"{name}.{key}" for member in members for key in _keys(member)]
         keys += below or [name]
     return keys

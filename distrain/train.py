@@ -56,18 +56,28 @@ class Summary:
 
     def to_tree(self) -> dict[str, Any]:
         """Return it as plain values, for another process."""
-        records = {name: record and to_tree(record) for name, record in (("train", self.train), ("eval", self.eval))}
+        records = {
+            name: record and to_tree(record)
+            for name, record in (("train", self.train), ("eval", self.eval))
+        }
         return {**asdict(self), **records}
 
     @staticmethod
     def from_tree(tree: Mapping[str, Any]) -> "Summary":
         """Return the summary that `to_tree` made a tree of."""
-        records = {name: tree[name] and from_tree(tree[name]) for name in ("train", "eval")}
+        records = {
+            name: tree[name] and from_tree(tree[name]) for name in ("train", "eval")
+        }
         return Summary(**{**tree, **records})
 
 
 def train(
-    config: Config, world: World, console: Console, *, must_resume: bool = False, other_hardware: bool = False
+    config: Config,
+    world: World,
+    console: Console,
+    *,
+    must_resume: bool = False,
+    other_hardware: bool = False,
 ) -> Summary:
     """Train, from the newest whole checkpoint of the run directory if it has one. Called on every rank.
 
@@ -89,17 +99,32 @@ def train(
         with ExitStack() as stack:
             metrics = stack.enter_context(measured(config, world, alarm))
             exact = config.reduction.mode == "exact"
-            stack.enter_context(numerics(world.device, precision=config.precision, exact=exact))
-            job = setup(
-                config, world, console, alarm, metrics, stack, must_resume=must_resume, other_hardware=other_hardware
+            stack.enter_context(
+                numerics(world.device, precision=config.precision, exact=exact)
             )
-            status = "already finished" if job.progress.step == job.steps else train_on(job, stack)
+            job = setup(
+                config,
+                world,
+                console,
+                alarm,
+                metrics,
+                stack,
+                must_resume=must_resume,
+                other_hardware=other_hardware,
+            )
+            status = (
+                "already finished"
+                if job.progress.step == job.steps
+                else train_on(job, stack)
+            )
             metrics.ends(stopped=status == "stopped")
             job.flush_pages()
             return summary(job, status, time.monotonic() - began)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise AttemptError(f"no space left ({error}): free some, then run the same command to go on") from error
+            raise AttemptError(
+                f"no space left ({error}): free some, then run the same command to go on"
+            ) from error
         raise
 
 
@@ -113,7 +138,9 @@ def train_on(job: Job, stack: ExitStack) -> str:
     # ranks wait for this one, and so does who reads the metrics.
     gc.freeze()
     stack.callback(gc.unfreeze)
-    job.console.start(step=job.progress.step, steps=job.steps, steps_per_epoch=job.data.order.steps)
+    job.console.start(
+        step=job.progress.step, steps=job.steps, steps_per_epoch=job.data.order.steps
+    )
     stack.callback(job.console.stop)
     try:
         return fit(job)
@@ -126,9 +153,15 @@ def summary(job: Job, status: str, seconds: float) -> Summary:
     step, last, last_eval = job.progress.step, job.progress.train, job.progress.eval
     if job.record:
         # Fall back on earlier attempts. One that was killed may have logged steps after the checkpoint: skip those.
-        records = [record for record in read_metrics(job.record.store) if record.step <= step]
-        last = last or next((r for r in reversed(records) if isinstance(r, TrainRecord)), None)
-        last_eval = last_eval or next((r for r in reversed(records) if isinstance(r, EvalRecord)), None)
+        records = [
+            record for record in read_metrics(job.record.store) if record.step <= step
+        ]
+        last = last or next(
+            (r for r in reversed(records) if isinstance(r, TrainRecord)), None
+        )
+        last_eval = last_eval or next(
+            (r for r in reversed(records) if isinstance(r, EvalRecord)), None
+        )
     return Summary(
         status=status,
         step=step,
@@ -143,7 +176,9 @@ def summary(job: Job, status: str, seconds: float) -> Summary:
 
 
 @contextmanager
-def measured(config: Config, world: World, tell: Callable[[str], None]) -> Iterator[Metrics]:
+def measured(
+    config: Config, world: World, tell: Callable[[str], None]
+) -> Iterator[Metrics]:
     """The metrics of this rank, and their page until the run has ended.
 
     Raises:
@@ -180,11 +215,17 @@ def fit(job: Job) -> str:
     world, telemetry, progress = job.world, job.telemetry, job.progress
     hosted = world.hosted(job.config.virtual_workers)
     steps = range(progress.step, job.steps)
-    with job.loader(job.data.train, training_requests(job.data.order, steps, hosted)) as batches:
+    with job.loader(
+        job.data.train, training_requests(job.data.order, steps, hosted)
+    ) as batches:
         telemetry.start(batches.depths)
         for step in steps:
-            accumulate(job, step, islice(batches, len(hosted)))  # forward and backward of this rank's virtual workers
-            totals = reduce(job, step)  # all_reduce: what follows is the same on all ranks
+            accumulate(
+                job, step, islice(batches, len(hosted))
+            )  # forward and backward of this rank's virtual workers
+            totals = reduce(
+                job, step
+            )  # all_reduce: what follows is the same on all ranks
             update(job, step, totals)  # nothing moves after a step that was not finite
             if after_step(job, step + 1):  # log, evaluate, save; true: asked to stop
                 break
@@ -196,7 +237,9 @@ def accumulate(job: Job, step: int, batches: Iterator[MicroBatch]) -> None:
     """Add up the gradients of the virtual workers that this rank hosts, on as many threads as there are lanes."""
     with job.telemetry.accumulating():
         job.network.accumulator.begin()
-        job.network.lanes.run(partial(micro_step, job, step), job.telemetry.loading(step, batches))
+        job.network.lanes.run(
+            partial(micro_step, job, step), job.telemetry.loading(step, batches)
+        )
 
 
 def micro_step(job: Job, step: int, batch: MicroBatch) -> None:
@@ -214,7 +257,9 @@ def micro_step(job: Job, step: int, batch: MicroBatch) -> None:
     with telemetry.phase(Phase.REDUCTION):
         logits = logits.detach()
         top1, top5 = (correct(logits, batch.labels, batch.weights, k) for k in (1, 5))
-        network.accumulator.add(gradients, loss.detach(), batch.weights.sum(), top1, top5, moments)
+        network.accumulator.add(
+            gradients, loss.detach(), batch.weights.sum(), top1, top5, moments
+        )
     job.progress.bad.update(batch.bad)
     telemetry.computed(len(batch.ids), len(batch.bad))
 
@@ -254,7 +299,9 @@ def after_step(job: Job, done: int) -> bool:
     is_last, epoch_ends = done == job.steps, done % job.data.order.steps == 0
     is_followed = epoch_ends and config.schedule.follows_validation
     log = is_log_step(job, done)
-    score = job.data.val is not None and (is_last or is_followed or due(done, config.evaluate.every, epoch_ends))
+    score = job.data.val is not None and (
+        is_last or is_followed or due(done, config.evaluate.every, epoch_ends)
+    )
     save_it = is_last or bool(stop) or due(done, config.checkpoint.every, epoch_ends)
     job.console.advance(done)
     if log or score or save_it:  # a sync point: nothing is kept of a step that failed

@@ -140,11 +140,15 @@ def damaged_set() -> Callable[..., None]:
 
     def write(folder: Path, bad: set[int], classes: int = 3, rows: int = 40) -> None:
         rng, moments = np.random.default_rng(0), PixelMoments()
-        writer = SetWriter(Store(str(folder)), [str(c) for c in range(classes)], (72, 72), group_rows=8)
+        writer = SetWriter(
+            Store(str(folder)), [str(c) for c in range(classes)], (72, 72), group_rows=8
+        )
         for i in range(rows):
             pixels = rng.integers(0, 256, (72, 72, 3), dtype=np.uint8)
             moments.add(pixels)
-            writer.add(b"junk" if i in bad else encode(pixels, 90), i % classes, f"{i}.jpg")
+            writer.add(
+                b"junk" if i in bad else encode(pixels, 90), i % classes, f"{i}.jpg"
+            )
         writer.finish(moments.statistics())
 
     return write
@@ -163,7 +167,9 @@ def plain_environment() -> dict[str, str]:
 
 
 @pytest.fixture
-def command(tmp_path: Path, plain_environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def command(
+    tmp_path: Path, plain_environment: dict[str, str]
+) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts `distrain ARGS` as a process of its own, which the test's end kills."""
     started: list[subprocess.Popen[str]] = []
 
@@ -193,5 +199,9 @@ def pytest_configure() -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Where DISTRAIN_NO_SKIPS is set, as in CI, a skipped test fails the run."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if os.environ.get("DISTRAIN_NO_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
+    if (
+        os.environ.get("DISTRAIN_NO_SKIPS")
+        and reporter is not None
+        and reporter.stats.get("skipped")
+    ):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

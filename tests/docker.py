@@ -40,7 +40,11 @@ class Step:
     @property
     def words(self) -> list[str]:
         """The text as the list that it is, or as words of a shell."""
-        return json.loads(self.text) if self.text.startswith("[") else shlex.split(self.text)
+        return (
+            json.loads(self.text)
+            if self.text.startswith("[")
+            else shlex.split(self.text)
+        )
 
 
 @dataclass
@@ -96,7 +100,9 @@ def parse(text: str) -> list[Stage]:
     arguments: dict[str, str] = {}
     for step in parse_steps(text):
         if step.keyword == "FROM":
-            base, *name = re.split(r"\s+AS\s+", expand(step.text, arguments), flags=re.IGNORECASE)
+            base, *name = re.split(
+                r"\s+AS\s+", expand(step.text, arguments), flags=re.IGNORECASE
+            )
             stages.append(Stage(name[0] if name else str(len(stages)), base))
         elif stages:
             stages[-1].steps.append(step)
@@ -109,12 +115,18 @@ def parse(text: str) -> list[Stage]:
 
 def expand(text: str, variables: dict[str, str]) -> str:
     """`$NAME` and `${NAME}` replaced, as Docker does outside of RUN."""
-    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda match: variables.get(match[1] or match[2], ""), text)
+    return re.sub(
+        r"\$(?:\{(\w+)\}|(\w+))",
+        lambda match: variables.get(match[1] or match[2], ""),
+        text,
+    )
 
 
 def assignments(text: str) -> dict[str, str]:
     """NAME=VALUE pairs of ARG, ENV and LABEL."""
-    return dict(word.split("=", 1) if "=" in word else (word, "") for word in shlex.split(text))
+    return dict(
+        word.split("=", 1) if "=" in word else (word, "") for word in shlex.split(text)
+    )
 
 
 def ignore_rules(text: str) -> list[tuple[re.Pattern[str], bool]]:
@@ -123,8 +135,16 @@ def ignore_rules(text: str) -> list[tuple[re.Pattern[str], bool]]:
     for line in text.splitlines():
         if line and not line.startswith("#"):
             parts = line.lstrip("!").strip("/").split("/")
-            names = [".*" if part == "**" else re.escape(part).replace(r"\*", "[^/]*") for part in parts]
-            rules.append((re.compile("/".join(names).replace(".*/", "(?:.*/)?") + "(?:/.*)?"), line.startswith("!")))
+            names = [
+                ".*" if part == "**" else re.escape(part).replace(r"\*", "[^/]*")
+                for part in parts
+            ]
+            rules.append(
+                (
+                    re.compile("/".join(names).replace(".*/", "(?:.*/)?") + "(?:/.*)?"),
+                    line.startswith("!"),
+                )
+            )
     return rules
 
 
@@ -135,20 +155,34 @@ def context(folder: Path) -> list[str]:
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in (".git", ".venv")]
         paths = (os.path.relpath(os.path.join(parent, name), folder) for name in files)
-        kept += [path for path in paths if ([True] + [take for rule, take in rules if rule.fullmatch(path)])[-1]]
+        kept += [
+            path
+            for path in paths
+            if ([True] + [take for rule, take in rules if rule.fullmatch(path)])[-1]
+        ]
     return sorted(kept)
 
 
-def copy_from_context(folder: Path, sources: list[str], target: Path, into: bool) -> None:
+def copy_from_context(
+    folder: Path, sources: list[str], target: Path, into: bool
+) -> None:
     """COPY: what a folder holds goes into the target, a file goes into it where that is a folder."""
     files = context(folder)
     for source in sources:
         source = source.strip("/")
-        mine = [name for name in files if name == source or name.startswith(f"{source}/")]
+        mine = [
+            name for name in files if name == source or name.startswith(f"{source}/")
+        ]
         if not mine:
             raise FileNotFoundError(f"COPY {source}: nothing of that name")
         for name in mine:
-            place = target / (os.path.relpath(name, source) if name != source else Path(name).name if into else "")
+            place = target / (
+                os.path.relpath(name, source)
+                if name != source
+                else Path(name).name
+                if into
+                else ""
+            )
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(folder / name, place)
             os.chown(place, 0, 0)
@@ -159,7 +193,10 @@ def copy_from_stage(root: Path, sources: list[str], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for source in sources:
         folder = root / source.lstrip("/")
-        subprocess.run(["cp", "-a", "--no-preserve=ownership", f"{folder}/.", str(target)], check=True)
+        subprocess.run(
+            ["cp", "-a", "--no-preserve=ownership", f"{folder}/.", str(target)],
+            check=True,
+        )
         say(f"   layer: {size(folder) / 1e6:,.0f} MB")
 
 
@@ -169,26 +206,50 @@ def machine_pip() -> dict[str, str]:
     settings = re.findall(r"^(\S+)\.([a-z-]+)='(.*)'$", listed, re.MULTILINE)
     moved = {}
     for _, name, value in sorted(settings, key=lambda setting: setting[0] == ":env:"):
-        moved[f"PIP_{name.replace('-', '_').upper()}"] = re.sub(r"(?<![^ ])(file://)?/", r"\1/run/host/", value)
+        moved[f"PIP_{name.replace('-', '_').upper()}"] = re.sub(
+            r"(?<![^ ])(file://)?/", r"\1/run/host/", value
+        )
     return moved
 
 
-def build_step(image: Image, step: Step, stages: dict[str, Image], arguments: dict[str, str], folder: Path) -> None:
+def build_step(
+    image: Image,
+    step: Step,
+    stages: dict[str, Image],
+    arguments: dict[str, str],
+    folder: Path,
+) -> None:
     """Carry one instruction out on the root of its stage."""
     text = expand(step.text, {**arguments, **image.env})
     if step.keyword != "HEALTHCHECK" and not step.flags.keys() <= {"from"}:
         raise ValueError(f"{step.keyword}: of its flags, only --from is known here")
     if step.keyword == "RUN":
-        run(image, [*image.shell, step.text], {**machine_pip(), **arguments, **image.env})
+        run(
+            image,
+            [*image.shell, step.text],
+            {**machine_pip(), **arguments, **image.env},
+        )
     elif step.keyword == "COPY":
         *sources, target = shlex.split(text)
-        place = image.root / os.path.normpath(os.path.join(image.workdir, target)).lstrip("/")
+        place = image.root / os.path.normpath(
+            os.path.join(image.workdir, target)
+        ).lstrip("/")
         if "from" in step.flags:
             copy_from_stage(stages[step.flags["from"]].root, sources, place)
         else:
-            copy_from_context(folder, sources, place, into=target.endswith(("/", ".")) or place.is_dir())
+            copy_from_context(
+                folder,
+                sources,
+                place,
+                into=target.endswith(("/", ".")) or place.is_dir(),
+            )
     elif step.keyword == "ARG":
-        arguments.update({name: arguments.get(name, value) for name, value in assignments(text).items()})
+        arguments.update(
+            {
+                name: arguments.get(name, value)
+                for name, value in assignments(text).items()
+            }
+        )
     elif step.keyword == "ENV":
         image.env.update(assignments(text))
     elif step.keyword == "WORKDIR":
@@ -203,12 +264,31 @@ def build_step(image: Image, step: Step, stages: dict[str, Image], arguments: di
         raise ValueError(f"{step.keyword} is not known here")
 
 
-def inside(image: Image, mounts: str, command: list[str], env: dict[str, str], *more: str) -> list[str]:
+def inside(
+    image: Image, mounts: str, command: list[str], env: dict[str, str], *more: str
+) -> list[str]:
     """A command in the image, with mounts and processes of its own; `$0` is the root in the script that mounts."""
-    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", f"--mount-proc={image.root}/proc", *more]
+    namespaces = [
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        f"--mount-proc={image.root}/proc",
+        *more,
+    ]
     variables = [f"{name}={value}" for name, value in env.items()]
     script = f'{mounts}\nexec chroot "$0" env -i -C "$@"'
-    return [*namespaces, "sh", "-ec", script, str(image.root), image.workdir, *variables, *command]
+    return [
+        *namespaces,
+        "sh",
+        "-ec",
+        script,
+        str(image.root),
+        image.workdir,
+        *variables,
+        *command,
+    ]
 
 
 def run(image: Image, command: list[str], env: dict[str, str]) -> None:
@@ -232,9 +312,18 @@ def container(image: Image, command: list[str]) -> subprocess.CompletedProcess[s
         mount -o remount,bind,ro "$0"
     """
     uid, gid = image.user.split(":")
-    drop = ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--no-new-privs", "--bounding-set=-all"]
+    drop = [
+        "setpriv",
+        f"--reuid={uid}",
+        f"--regid={gid}",
+        "--clear-groups",
+        "--no-new-privs",
+        "--bounding-set=-all",
+    ]
     start = inside(image, mounts, [*drop, *command], image.env, "--net")
-    return subprocess.run(start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return subprocess.run(
+        start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
 
 
 def base_image(root: Path, tag: str) -> Image:
@@ -242,15 +331,32 @@ def base_image(root: Path, tag: str) -> Image:
     version, suite = re.fullmatch(r"python:([\d.]+)-slim-(\w+)", tag).groups()
     here = ".".join(map(str, sys.version_info[:3]))
     if version.split(".")[:2] != here.split(".")[:2]:
-        sys.exit(f"the image has Python {version}: start this with that Python, not with {here}")
-    say(f"== {tag}: stood in for by debootstrap's {suite} and Python {here} of this machine")
+        sys.exit(
+            f"the image has Python {version}: start this with that Python, not with {here}"
+        )
+    say(
+        f"== {tag}: stood in for by debootstrap's {suite} and Python {here} of this machine"
+    )
     filters = ["Created-By: Packages", "Label: Debian", f"Codename: {suite}"]
-    mirror = output("apt-get", "indextargets", "--format", "$(REPO_URI)", *filters).split()[0]
-    bootstrap = ["debootstrap", "--variant=minbase", f"--include={LIBRARIES}", suite, str(root), mirror]
-    log = subprocess.run(["unshare", "--mount", *bootstrap], capture_output=True, text=True, check=False)
+    mirror = output(
+        "apt-get", "indextargets", "--format", "$(REPO_URI)", *filters
+    ).split()[0]
+    bootstrap = [
+        "debootstrap",
+        "--variant=minbase",
+        f"--include={LIBRARIES}",
+        suite,
+        str(root),
+        mirror,
+    ]
+    log = subprocess.run(
+        ["unshare", "--mount", *bootstrap], capture_output=True, text=True, check=False
+    )
     if log.returncode:
         sys.exit(log.stdout[-2000:] + log.stderr)
-    (root / "etc/apt/apt.conf.d/00machine").write_text(output("apt-config", "dump", "Acquire"))
+    (root / "etc/apt/apt.conf.d/00machine").write_text(
+        output("apt-config", "dump", "Acquire")
+    )
     lend_python(root / "usr/local")
     image = Image(root, {"PATH": SYSTEM_PATH})
     run(image, ["ldconfig"], image.env)
@@ -266,16 +372,26 @@ def lend_python(target: Path) -> None:
         unwanted = {"__pycache__", "test", "tests", "idle_test"}
         if Path(folder).name == "site-packages":
             return {name for name in names if not name.startswith("pip")}
-        return unwanted.intersection(names) | {name for name in names if name.endswith((".pyc", ".a"))}
+        return unwanted.intersection(names) | {
+            name for name in names if name.endswith((".pyc", ".a"))
+        }
 
-    shutil.copytree(prefix / "lib" / minor, target / "lib" / minor, symlinks=True, ignore=leave_out, dirs_exist_ok=True)
+    shutil.copytree(
+        prefix / "lib" / minor,
+        target / "lib" / minor,
+        symlinks=True,
+        ignore=leave_out,
+        dirs_exist_ok=True,
+    )
     for library in (prefix / "lib").glob("libpython*.so*"):
         shutil.copy2(library, target / "lib", follow_symlinks=False)
     shutil.copy2(prefix / "bin" / minor, target / "bin")
     for name in ("python", "python3"):
         (target / "bin" / name).symlink_to(minor)
     pip = target / "bin/pip"
-    pip.write_text("#!/usr/local/bin/python\nimport sys\nfrom pip._internal.cli.main import main\nsys.exit(main())\n")
+    pip.write_text(
+        "#!/usr/local/bin/python\nimport sys\nfrom pip._internal.cli.main import main\nsys.exit(main())\n"
+    )
     pip.chmod(0o755)
 
 
@@ -286,7 +402,11 @@ def size(root: Path) -> int:
 
 def privileged(root: Path) -> set[str]:
     """Files that run as somebody else."""
-    return set(output("find", str(root), "-type", "f", "-perm", "/6000", "-printf", "%P\n").split())
+    return set(
+        output(
+            "find", str(root), "-type", "f", "-perm", "/6000", "-printf", "%P\n"
+        ).split()
+    )
 
 
 def build(folder: Path, work: Path) -> tuple[Image, set[str]]:
@@ -298,8 +418,12 @@ def build(folder: Path, work: Path) -> tuple[Image, set[str]]:
         root = work / stage.name
         if stage.base in stages:
             say(f"== stage {stage.name}, from {stage.base}")
-            subprocess.run(["cp", "-a", str(stages[stage.base].root), str(root)], check=True)
-            image = replace(stages[stage.base], root=root, env=dict(stages[stage.base].env))
+            subprocess.run(
+                ["cp", "-a", str(stages[stage.base].root), str(root)], check=True
+            )
+            image = replace(
+                stages[stage.base], root=root, env=dict(stages[stage.base].env)
+            )
         else:
             image = base_image(root, stage.base)
             debian = privileged(root)
@@ -337,13 +461,21 @@ def trials(image: Image) -> Iterator[tuple[str, list[str]]]:
     login = ["/bin/bash", "-lc", "--"]
     yield "the entry point", [*image.entrypoint, *image.command]
     yield "distrain --version", [*image.entrypoint, "--version"]
-    yield "ray in a login shell", [*login, "command -v python && distrain --version && ray --version"]
+    yield (
+        "ray in a login shell",
+        [*login, "command -v python && distrain --version && ray --version"],
+    )
     yield "imports, all with byte code", ["python", "-c", BYTE_CODE]
-    yield "the root is not written to", ["sh", "-c", "touch /tmp/x && ! touch /x /work/x /opt/distrain/x"]
+    yield (
+        "the root is not written to",
+        ["sh", "-c", "touch /tmp/x && ! touch /x /work/x /opt/distrain/x"],
+    )
     yield "a command that is no Ray node is well", image.health
     train = "configs/alexnet-bn.yaml data.train=shards/train data.val=null run=runs/x epochs=1 global_batch=16"
     pack = f"python -c {shlex.quote(IMAGES)} && distrain pack /tmp/photos shards/train --geometry short:256"
-    train = f"{pack} && distrain train {train} virtual_workers=1 && ls runs/x/checkpoints"
+    train = (
+        f"{pack} && distrain train {train} virtual_workers=1 && ls runs/x/checkpoints"
+    )
     yield "a recipe trains", ["bash", "-c", train]
     local = f"import ray, subprocess; ray.init(num_cpus=1); subprocess.run({image.health!r}, check=True)"
     yield "a command with a Ray of its own is well", ["python", "-c", local]
@@ -362,7 +494,9 @@ def attempt(image: Image) -> int:
         done = container(image, command)
         failed += done.returncode != 0
         verdict = "FAILED" if done.returncode else "ok"
-        say(f"{verdict}: {name} (exit {done.returncode}, {time.monotonic() - start:.1f} s)")
+        say(
+            f"{verdict}: {name} (exit {done.returncode}, {time.monotonic() - start:.1f} s)"
+        )
         for line in done.stdout.splitlines()[-40 if done.returncode else -4 :]:
             say(f"   | {line}")
     return failed
@@ -370,13 +504,22 @@ def attempt(image: Image) -> int:
 
 def main() -> int:
     """Build and try; the exit status says whether all is as it should be."""
-    work, begin = Path(sys.argv[1] if sys.argv[1:] else tempfile.mkdtemp(prefix="distrain-image-")), time.monotonic()
+    work, begin = (
+        Path(
+            sys.argv[1] if sys.argv[1:] else tempfile.mkdtemp(prefix="distrain-image-")
+        ),
+        time.monotonic(),
+    )
     try:
         image, debian = build(ROOT, work)
-        say(f"== built in {time.monotonic() - begin:.0f} s; the image has {size(image.root) / 1e9:.2f} GB")
+        say(
+            f"== built in {time.monotonic() - begin:.0f} s; the image has {size(image.root) / 1e9:.2f} GB"
+        )
         failed = attempt(image)
         more = privileged(image.root) - debian
-        say(f"{'FAILED' if more else 'ok'}: setuid and setgid files are Debian's {len(debian)} {sorted(more) or ''}")
+        say(
+            f"{'FAILED' if more else 'ok'}: setuid and setgid files are Debian's {len(debian)} {sorted(more) or ''}"
+        )
         return int(failed > 0 or bool(more))
     finally:
         if not sys.argv[1:]:

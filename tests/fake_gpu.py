@@ -52,13 +52,23 @@ class Launches(TorchDispatchMode):
         super().__init__()
         self.counts: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         found = function(*args, **(kwargs or {}))
         if isinstance(found, Tensor):
             if function in _COPIES:
-                source = args[1] if function is torch.ops.aten.copy_.default else args[0]
-                blocking = not (args[2] if len(args) > 2 else (kwargs or {}).get("non_blocking", False))
-                assert found.device == source.device or not blocking, f"{function} waits for {source.device}"
+                source = (
+                    args[1] if function is torch.ops.aten.copy_.default else args[0]
+                )
+                blocking = not (
+                    args[2]
+                    if len(args) > 2
+                    else (kwargs or {}).get("non_blocking", False)
+                )
+                assert found.device == source.device or not blocking, (
+                    f"{function} waits for {source.device}"
+                )
             if found.device.type == "cuda" and not function.is_view:
                 self.counts[function.name()] += 1
         return found
@@ -90,7 +100,10 @@ def config(**changes: Any) -> Config:
 def network(settings: Config) -> nn.Module:
     """The model of a config, its weights on the fake GPU."""
     model = settings.model.outline(CLASSES)
-    state = {name: torch.empty(t.shape, dtype=t.dtype, device=CUDA) for name, t in model.state_dict().items()}
+    state = {
+        name: torch.empty(t.shape, dtype=t.dtype, device=CUDA)
+        for name, t in model.state_dict().items()
+    }
     model.load_state_dict(state, assign=True)
     return model
 
@@ -99,15 +112,27 @@ def micro_batch(settings: Config, size: int, *, bad: bool = False) -> MicroBatch
     """A micro-batch as the loader hands it over, one sample of it bad."""
     crop = settings.augment.crop
     normalise = settings.data.normalise == "loader"
-    graph = Graph(size, crop, raw=False, resize=False, whole=False, normalise=normalise, std=np.ones(3, np.float32))
+    graph = Graph(
+        size,
+        crop,
+        raw=False,
+        resize=False,
+        whole=False,
+        normalise=normalise,
+        std=np.ones(3, np.float32),
+    )
     shape = (size, 3, crop, crop) if normalise else (size, crop, crop, 3)
-    pixels = torch.empty(shape, dtype=torch.float32 if normalise else torch.uint8, device=CUDA)
+    pixels = torch.empty(
+        shape, dtype=torch.float32 if normalise else torch.uint8, device=CUDA
+    )
     weights, labels = torch.ones(size), torch.zeros(size, dtype=torch.int64)
     request = Request(Cursor(0, 0), 0, np.arange(size), 0)
     draws = SimpleNamespace(mirror=np.zeros(size, np.int32))
     feed = SimpleNamespace(draws=draws, mean=np.zeros((size, 3), np.float32))
     blank = {0} if bad else set()
-    done = SimpleNamespace(request=request, labels=labels, weights=weights, feed=feed, bad={}, blank=blank)
+    done = SimpleNamespace(
+        request=request, labels=labels, weights=weights, feed=feed, bad={}, blank=blank
+    )
     loader = object.__new__(Loader)
     loader._device, loader._graph = CUDA, graph
     return loader._finished(pixels, done)
@@ -125,15 +150,25 @@ def step(settings: Config, model: nn.Module, batches: list[MicroBatch]) -> None:
         fraction_bits=settings.reduction.fraction_bits if exact else None,
         moments=sum(2 * layer.features for layer in norms),
     )
-    lanes, meters, world = Lanes(1, 1, CUDA), Meters(CUDA, accumulator.loss_shift), World(CUDA)
+    lanes, meters, world = (
+        Lanes(1, 1, CUDA),
+        Meters(CUDA, accumulator.loss_shift),
+        World(CUDA),
+    )
     accumulator.begin()
     for batch in batches:
-        with torch.no_grad():  # the autograd engine wants a real device for a device's tensors
+        with (
+            torch.no_grad()
+        ):  # the autograd engine wants a real device for a device's tensors
             logits, loss, moments = forward(settings, model, 0, batch)
         assert logits.dtype == torch.float32
-        gradients = [torch.empty_like(p, requires_grad=False) for p in parameters.values()]
+        gradients = [
+            torch.empty_like(p, requires_grad=False) for p in parameters.values()
+        ]
         top1, top5 = (correct(logits, batch.labels, batch.weights, k) for k in (1, 5))
-        accumulator.add(gradients, loss.detach(), batch.weights.sum(), top1, top5, moments)
+        accumulator.add(
+            gradients, loss.detach(), batch.weights.sum(), top1, top5, moments
+        )
     totals = accumulator.reduce(world)
     accumulator.finish(totals, lanes)
     may_move = meters.add(0, totals)

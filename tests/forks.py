@@ -17,7 +17,9 @@ _PRELOADED = ("one_rank", "one_peer")
 def _ensure_server() -> None:
     """Start the process to fork from, which finds modules by the environment alone."""
     before = dict(os.environ)
-    os.environ["PYTHONPATH"] = ":".join(filter(None, [before.get("PYTHONPATH"), str(Path(__file__).parent)]))
+    os.environ["PYTHONPATH"] = ":".join(
+        filter(None, [before.get("PYTHONPATH"), str(Path(__file__).parent)])
+    )
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     try:
         _CONTEXT.set_forkserver_preload(list(_PRELOADED))
@@ -30,7 +32,13 @@ def _ensure_server() -> None:
 class Fork:
     """`main` of a module in a process of its own; what it writes goes to files."""
 
-    def __init__(self, module: str, *arguments: str, out: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        out: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Start it.
 
         Args:
@@ -43,7 +51,14 @@ class Fork:
         assert module in _PRELOADED
         self._out = out
         read, self._stdin = _CONTEXT.Pipe(duplex=False)
-        child = (module, arguments, str(out), str(out.with_suffix(".err")), dict(environment or {}), read)
+        child = (
+            module,
+            arguments,
+            str(out),
+            str(out.with_suffix(".err")),
+            dict(environment or {}),
+            read,
+        )
         self._process = _CONTEXT.Process(target=_child, args=child)
         self._process.start()
         read.close()
@@ -72,7 +87,9 @@ class Fork:
         """The same, when it has ended."""
         self._process.join(seconds)
         code = self._process.exitcode
-        assert code is not None, f"still running after {seconds:.0f} s: {self.out}{self.err}"
+        assert code is not None, (
+            f"still running after {seconds:.0f} s: {self.out}{self.err}"
+        )
         return code
 
     def end(self) -> None:
@@ -82,9 +99,16 @@ class Fork:
 
 
 def _child(
-    module: str, arguments: tuple[str, ...], out: str, err: str, environment: dict[str, str], stdin: Connection
+    module: str,
+    arguments: tuple[str, ...],
+    out: str,
+    err: str,
+    environment: dict[str, str],
+    stdin: Connection,
 ) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a process of a terminal's
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # as in a process of a terminal's
     for path, number in ((out, 1), (err, 2)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)

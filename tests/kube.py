@@ -10,7 +10,12 @@ from typing import Any
 from kubernetes import client
 
 CUSTOM = {
-    "RayJob": {"apiVersion": "str", "kind": "str", "metadata": "V1ObjectMeta", "spec": "RayJobSpec"},
+    "RayJob": {
+        "apiVersion": "str",
+        "kind": "str",
+        "metadata": "V1ObjectMeta",
+        "spec": "RayJobSpec",
+    },
     "RayJobSpec": {
         "activeDeadlineSeconds": "int",
         "backoffLimit": "int",
@@ -29,7 +34,12 @@ CUSTOM = {
         "suspend": "bool",
         "ttlSecondsAfterFinished": "int",
     },
-    "RayCluster": {"apiVersion": "str", "kind": "str", "metadata": "V1ObjectMeta", "spec": "RayClusterSpec"},
+    "RayCluster": {
+        "apiVersion": "str",
+        "kind": "str",
+        "metadata": "V1ObjectMeta",
+        "spec": "RayClusterSpec",
+    },
     "RayClusterSpec": {
         "authOptions": "AuthOptions",
         "autoscalerOptions": "AutoscalerOptions",
@@ -71,7 +81,12 @@ CUSTOM = {
         "template": "V1PodTemplateSpec",
     },
     # monitoring.coreos.com/v1
-    "PodMonitor": {"apiVersion": "str", "kind": "str", "metadata": "V1ObjectMeta", "spec": "PodMonitorSpec"},
+    "PodMonitor": {
+        "apiVersion": "str",
+        "kind": "str",
+        "metadata": "V1ObjectMeta",
+        "spec": "PodMonitorSpec",
+    },
     "PodMonitorSpec": {
         "jobLabel": "str",
         "namespaceSelector": "NamespaceSelector",
@@ -123,7 +138,11 @@ def _check(value: Any, of: str, where: str):
         for key, item in value.items():
             yield from _check(key, found[1], f"{where}: key {key!r}")
             yield from _check(item, found[2], f"{where}.{key}")
-            if of == "Dict[str, str]" and ".resources." in where and not _QUANTITY.fullmatch(str(item)):
+            if (
+                of == "Dict[str, str]"
+                and ".resources." in where
+                and not _QUANTITY.fullmatch(str(item))
+            ):
                 yield f"{where}.{key}: {item!r} is no quantity"
     elif of in PLAIN:
         if type(value) is not PLAIN[of]:
@@ -145,7 +164,11 @@ def _fields(value: Any, of: str, where: str):
         model = getattr(client, of)
         names = model.attribute_map
         known = {names[field]: kind for field, kind in model.openapi_types.items()}
-        required = {names[field] for field, info in model.model_fields.items() if info.is_required()}
+        required = {
+            names[field]
+            for field, info in model.model_fields.items()
+            if info.is_required()
+        }
     if not isinstance(value, dict):
         yield f"{where}: no mapping"
         return

@@ -27,7 +27,12 @@ def narrow_recipe(digits: Path, run: Path, /, **changes: Any) -> Config:
 
 def loader_sections(config: Config) -> dict[str, Any]:
     """What a loader takes of a config."""
-    return {"data": config.data, "augment": config.augment, "seed": config.seed, "run": str(config.run)}
+    return {
+        "data": config.data,
+        "augment": config.augment,
+        "seed": config.seed,
+        "run": str(config.run),
+    }
 
 
 def lasting_recipe(digits: Path, run: Path, **changes: Any) -> Config:

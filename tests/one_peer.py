@@ -16,7 +16,9 @@ def say(text: str) -> None:
 def main() -> None:
     path, rank, ranks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     store = dist.FileStore(path, ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
+    )
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=5))
     watch = PeerWatch(group, rank, ranks, lambda: say("lost"))
     dist.barrier()

@@ -67,15 +67,21 @@ def main() -> None:
                 if problem is not None:
                     raise problem
             signal.signal(signal.SIGUSR1, lambda *_: world.stop.set())
-            if "NEVER_SERVE" in os.environ:  # another rank holds the lock of the node's page
+            if (
+                "NEVER_SERVE" in os.environ
+            ):  # another rank holds the lock of the node's page
                 fcntl.flock = never
             if "HANG_AT" in os.environ:  # a read that never comes back, on this rank
                 hang(int(os.environ["HANG_AT"]))
-            if "SLOW" in os.environ:  # every read takes so many seconds longer, on this rank
+            if (
+                "SLOW" in os.environ
+            ):  # every read takes so many seconds longer, on this rank
                 slow(float(os.environ["SLOW"]))
             console.event("joined")
             out = {"status": "ok", **dataclasses.asdict(train(config, world, console))}
-            out["needless"] = sorted({"torch._dynamo", "torch._inductor", "sympy"} & sys.modules.keys())
+            out["needless"] = sorted(
+                {"torch._dynamo", "torch._inductor", "sympy"} & sys.modules.keys()
+            )
     except (UserError, AttemptError, RunError) as error:
         out = {"status": type(error).__name__, "text": str(error)}
     console.event(json.dumps(out))

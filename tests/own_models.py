@@ -22,7 +22,9 @@ class Small(nn.Module):
         self.out = nn.Linear(channels * 16, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.drop(self.pool(torch.relu(self.norm(self.conv(x)))).flatten(1)))
+        return self.out(
+            self.drop(self.pool(torch.relu(self.norm(self.conv(x)))).flatten(1))
+        )
 
 
 class Peculiar(Small):
@@ -106,7 +108,9 @@ class Shared(nn.Module):
     def __init__(self, classes: int) -> None:
         super().__init__()
         drop = nn.Dropout(0.5)
-        self.body = nn.Sequential(nn.Conv2d(3, 4, 9, stride=8), nn.BatchNorm2d(4), drop, nn.ReLU(), drop)
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 4, 9, stride=8), nn.BatchNorm2d(4), drop, nn.ReLU(), drop
+        )
         self.head = nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
         self.head(self.body(torch.zeros(2, 3, 64, 64)))
 

@@ -29,7 +29,9 @@ class SetWriter:
         self._rows = 0
         self._writer = ShardWriter(self._classes, group_rows)
 
-    def add(self, data: bytes, label: int, path: str, size: tuple[int, int] | None = None) -> None:
+    def add(
+        self, data: bytes, label: int, path: str, size: tuple[int, int] | None = None
+    ) -> None:
         self._writer.add(data, label, path, size or self._size or (0, 0))
         self._rows += 1
         if self._rows == self._shard_rows:
@@ -38,7 +40,14 @@ class SetWriter:
     def finish(self, statistics: Statistics) -> Manifest:
         if self._rows:
             self._end_shard()
-        manifest = Manifest(tuple(self._shards), self._classes, self._size, self._encoding, self._proved, statistics)
+        manifest = Manifest(
+            tuple(self._shards),
+            self._classes,
+            self._size,
+            self._encoding,
+            self._proved,
+            statistics,
+        )
         self._store.write(MANIFEST, manifest.to_json().encode())
         return manifest
 

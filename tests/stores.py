@@ -20,14 +20,34 @@ def behaves_as_a_folder(store: Store) -> None:
     assert store.read("a/b.bin", 6) == b"world"
     assert store.read("a/b.bin", None, 5) == b"hello"
     assert store.read("a/b.bin", 3, 3) == b""
-    assert (store.counts.requests, store.counts.bytes, store.counts.errors) == (5, 11 + 5 + 5 + 5, {})
+    assert (store.counts.requests, store.counts.bytes, store.counts.errors) == (
+        5,
+        11 + 5 + 5 + 5,
+        {},
+    )
 
     # Listed
     assert store.entries() == [Entry("a", None, True), Entry("c.bin", 1000, False)]
-    assert (store.list(), store.list("a"), store.list("none")) == (["a", "c.bin"], ["b.bin"], [])
-    assert (store.list("c.bin"), store.list("c.bin/x")) == ([], []), "these are no folders"
-    assert [store.exists(path) for path in ("", "a", "a/b.bin", "none", "c.bin/x")] == [True, True, True, False, False]
-    assert [store.is_folder(path) for path in ("a", "c.bin", "none")] == [True, False, False]
+    assert (store.list(), store.list("a"), store.list("none")) == (
+        ["a", "c.bin"],
+        ["b.bin"],
+        [],
+    )
+    assert (store.list("c.bin"), store.list("c.bin/x")) == ([], []), (
+        "these are no folders"
+    )
+    assert [store.exists(path) for path in ("", "a", "a/b.bin", "none", "c.bin/x")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert [store.is_folder(path) for path in ("a", "c.bin", "none")] == [
+        True,
+        False,
+        False,
+    ]
     assert store.size("c.bin") == 1000
 
     # Written again

@@ -36,11 +36,20 @@ def test_every_field_says_what_it_is():
         for name, info in section.model_fields.items():
             assert info.description, f"{section.__name__}.{name} has no docstring"
             if isinstance(info.json_schema_extra, dict):
-                assert info.description.endswith(f"[{info.json_schema_extra['decides']}]"), name
+                assert info.description.endswith(
+                    f"[{info.json_schema_extra['decides']}]"
+                ), name
             else:
-                assert name in ("data", "augment", "model", "loss", "optimizer", "schedule") or issubclass(
-                    info.annotation, BaseModel
-                ), f"{section.__name__}.{name} is neither result nor operation"
+                assert name in (
+                    "data",
+                    "augment",
+                    "model",
+                    "loss",
+                    "optimizer",
+                    "schedule",
+                ) or issubclass(info.annotation, BaseModel), (
+                    f"{section.__name__}.{name} is neither result nor operation"
+                )
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
@@ -56,9 +65,19 @@ def test_overrides(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("data: {train: x}\nschedule: {name: constant, lr: 1e-3}\n")
     config = load(
-        path, ["seed=5", "data.memory=2GiB", "schedule={name: step, lr: 1, drop_epochs: [3, 4]}", "run=s3://b/r"]
+        path,
+        [
+            "seed=5",
+            "data.memory=2GiB",
+            "schedule={name: step, lr: 1, drop_epochs: [3, 4]}",
+            "run=s3://b/r",
+        ],
     )
-    assert (config.seed, config.data.memory, config.schedule.drop_epochs) == (5, 2 << 30, (3, 4))
+    assert (config.seed, config.data.memory, config.schedule.drop_epochs) == (
+        5,
+        2 << 30,
+        (3, 4),
+    )
     assert config.run == "s3://b/r"
     assert load(path).schedule.lr == 0.001
 
@@ -98,26 +117,50 @@ def test_a_crop_that_is_larger_than_the_resized_image():
 
 
 def test_keys_of_the_other_kind_and_unknown_names():
-    text = problems({**LEAST, "optimizer": {"name": "adam", "momentum": 0.9}, "loss": {"name": "cross"}})
+    text = problems(
+        {
+            **LEAST,
+            "optimizer": {"name": "adam", "momentum": 0.9},
+            "loss": {"name": "cross"},
+        }
+    )
     assert "optimizer adam does not use optimizer.momentum" in text
     known = "cross_entropy, hinge, huber, l1, l2, smooth_l1, package.module:Class"
     assert f"loss.name: must be one of {known}, not 'cross'" in text
-    text = problems({**LEAST, "schedule": {"name": "cosin"}, "model": {"name": "alexnet3"}})
-    known = "constant, cosine, geometric, plateau, polynomial, step, package.module:Class"
+    text = problems(
+        {**LEAST, "schedule": {"name": "cosin"}, "model": {"name": "alexnet3"}}
+    )
+    known = (
+        "constant, cosine, geometric, plateau, polynomial, step, package.module:Class"
+    )
     assert f"schedule.name: must be one of {known}, not 'cosin'" in text
-    known = "alexnet, alexnet2012, alexnet_bn, torchvision:NAME, package.module:callable"
+    known = (
+        "alexnet, alexnet2012, alexnet_bn, torchvision:NAME, package.module:callable"
+    )
     assert f"model.name: must be one of {known}, not 'alexnet3'" in text
-    text = problems({**LEAST, "optimizer": {"name": "adam", "trust": 0.001}, "model": {"lrn": "paper"}})
+    text = problems(
+        {
+            **LEAST,
+            "optimizer": {"name": "adam", "trust": 0.001},
+            "model": {"lrn": "paper"},
+        }
+    )
     assert "optimizer adam does not use optimizer.trust: remove it" in text
     assert "model alexnet does not use model.lrn: remove it" in text
-    text = problems({**LEAST, "model": {"name": "torchvision:resnet50", "width": 0.5, "lrm": 1}})
+    text = problems(
+        {**LEAST, "model": {"name": "torchvision:resnet50", "width": 0.5, "lrm": 1}}
+    )
     assert "model torchvision:resnet50 does not use model.width: remove it" in text
     assert "unknown key model.lrm; did you mean model.lrn?" in text
     text = problems({**LEAST, "loss": {"name": "hinge", "label_smoothing": 0.1}})
     assert "loss hinge does not use loss.label_smoothing: remove it" in text
-    text = problems({**LEAST, "optimizer": {"name": "sgd", "nesterov": True, "momentum": 0.0}})
+    text = problems(
+        {**LEAST, "optimizer": {"name": "sgd", "nesterov": True, "momentum": 0.0}}
+    )
     assert "nesterov needs momentum" in text
-    text = problems({**LEAST, "optimizer": {"name": "sgd", "nesterov": True, "form": "paper"}})
+    text = problems(
+        {**LEAST, "optimizer": {"name": "sgd", "nesterov": True, "form": "paper"}}
+    )
     assert "the paper's form has no nesterov" in text
     text = problems({**LEAST, "loss": {"name": "hinge", "one_vs_rest": True}})
     assert "one_vs_rest belongs to form = binary" in text
@@ -167,7 +210,12 @@ def test_frozen():
 
 @pytest.mark.parametrize("key", ["data.train", "data.val", "run", "log.mlflow"])
 @pytest.mark.parametrize(
-    "url", ["s3://user:hunter2@host/data", "https://host/data?X-Amz-Signature=hunter2", "http://h?password=hunter2"]
+    "url",
+    [
+        "s3://user:hunter2@host/data",
+        "https://host/data?X-Amz-Signature=hunter2",
+        "http://h?password=hunter2",
+    ],
 )
 def test_a_secret_in_a_url_is_refused_and_not_shown(key, url):
     with pytest.raises(UserError, match="the URL holds a secret") as refused:
@@ -183,10 +231,15 @@ def test_event_files_are_on_a_disk():
 
 def test_a_model_without_a_name_is_alexnet():
     assert parse({**LEAST, "model": {"width": 0.5}}, "test").model == AlexNet(width=0.5)
-    assert parse({**LEAST, "model": {"name": "alexnet_bn"}}, "test").model == AlexNetBN()
+    assert (
+        parse({**LEAST, "model": {"name": "alexnet_bn"}}, "test").model == AlexNetBN()
+    )
     tree = {**LEAST, "model": {"name": "torchvision:googlenet"}}
     overrides = ["model.options.aux_logits=false", "model.options.dropout=0.1"]
-    assert parse(tree, "test", overrides).model.options == {"aux_logits": False, "dropout": 0.1}
+    assert parse(tree, "test", overrides).model.options == {
+        "aux_logits": False,
+        "dropout": 0.1,
+    }
 
 
 def test_overrides_leave_the_tree_alone():
@@ -197,7 +250,9 @@ def test_overrides_leave_the_tree_alone():
 
 def test_plateau_wants_a_validation_set():
     schedule = {"name": "plateau", "lr": 0.1}
-    assert "plateau watches the validation error: set data.val" in problems({**LEAST, "schedule": schedule})
+    assert "plateau watches the validation error: set data.val" in problems(
+        {**LEAST, "schedule": schedule}
+    )
     parse({"data": {"train": "a", "val": "b"}, "schedule": schedule}, "test")
 
 
@@ -207,7 +262,11 @@ def test_the_least_crop_of_each_network_is_the_least_that_it_can_take(name):
     network = parse({**LEAST, "model": {"name": name, "width": 0.05}}, "test").model
     model = network.build(10, 0).eval()
     for crop in range(30, 70):
-        tree = {**LEAST, "model": {"name": name, "width": 0.05}, "augment": {"crop": crop}}
+        tree = {
+            **LEAST,
+            "model": {"name": name, "width": 0.05},
+            "augment": {"crop": crop},
+        }
         try:
             model(torch.zeros(1, 3, crop, crop))
         except RuntimeError:

@@ -33,7 +33,10 @@ PINNED = {
 def variables() -> dict[str, str]:
     """ENV of the last stage alone."""
     return {
-        k: v for step in STAGES[-1].steps if step.keyword == "ENV" for k, v in docker.assignments(step.text).items()
+        k: v
+        for step in STAGES[-1].steps
+        if step.keyword == "ENV"
+        for k, v in docker.assignments(step.text).items()
     }
 
 
@@ -44,7 +47,9 @@ def only(keyword: str) -> docker.Step:
 
 def test_hadolint():
     linter = Path(sysconfig.get_path("scripts")) / "hadolint"
-    done = subprocess.run([linter, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [linter, ROOT / "Dockerfile"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -68,12 +73,24 @@ def test_stages_and_their_base():
 
 def test_what_is_copied_is_there():
     files = docker.context(ROOT)
-    sources = [s for stage in STAGES for step in stage.steps if step.keyword == "COPY" for s in step.words[:-1]]
+    sources = [
+        s
+        for stage in STAGES
+        for step in stage.steps
+        if step.keyword == "COPY"
+        for s in step.words[:-1]
+    ]
     ours = [source for source in sources if not source.startswith("/")]
     assert {"distrain", "configs", "cluster/constraints.txt"} <= set(ours)
     for source in ours:
-        assert any(name == source or name.startswith(f"{source}/") for name in files), source
-    used = [name for name in files if any(name == source or name.startswith(f"{source}/") for source in ours)]
+        assert any(name == source or name.startswith(f"{source}/") for name in files), (
+            source
+        )
+    used = [
+        name
+        for name in files
+        if any(name == source or name.startswith(f"{source}/") for source in ours)
+    ]
     assert used == files, "the context has more than the image is made of"
 
 
@@ -92,7 +109,11 @@ def test_nobody_is_root():
 
 def test_the_label_has_the_version():
     labels = docker.assignments(only("LABEL").text)
-    assert labels["org.opencontainers.image.version"] == distrain.__version__ == PROJECT["version"]
+    assert (
+        labels["org.opencontainers.image.version"]
+        == distrain.__version__
+        == PROJECT["version"]
+    )
     assert labels["org.opencontainers.image.licenses"] == PROJECT["license"]
     assert labels["org.opencontainers.image.description"] == PROJECT["description"]
     assert labels["org.opencontainers.image.base.name"] == STAGES[0].base
@@ -100,22 +121,35 @@ def test_the_label_has_the_version():
 
 def test_rays_settings():
     lines = (ROOT / "cluster/ray.env").read_text().splitlines()
-    settings = docker.assignments("\n".join(line for line in lines if not line.startswith("#")))
+    settings = docker.assignments(
+        "\n".join(line for line in lines if not line.startswith("#"))
+    )
     assert settings
     assert settings.items() <= variables().items()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "cluster/kuberay").glob("ray*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted((ROOT / "cluster/kuberay").glob("ray*.yaml")),
+    ids=lambda path: path.name,
+)
 def test_kuberay_has_rays_version_of_the_image(path):
-    (cluster,) = [d for d in yaml.safe_load_all(path.read_text()) if d["kind"].startswith("Ray")]
-    assert cluster["spec"].get("rayClusterSpec", cluster["spec"])["rayVersion"] == PINNED["ray"]
+    (cluster,) = [
+        d for d in yaml.safe_load_all(path.read_text()) if d["kind"].startswith("Ray")
+    ]
+    assert (
+        cluster["spec"].get("rayClusterSpec", cluster["spec"])["rayVersion"]
+        == PINNED["ray"]
+    )
 
 
 def test_every_package_is_pinned_within_its_range():
     from packaging.requirements import Requirement
 
     asked = PROJECT["dependencies"] + [
-        asked for extra in EXTRAS.split(",") for asked in PROJECT["optional-dependencies"][extra]
+        asked
+        for extra in EXTRAS.split(",")
+        for asked in PROJECT["optional-dependencies"][extra]
     ]
     for line in asked:
         requirement = Requirement(line)

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from fake_gpu import CUDA, config, fake_gpu, whole
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
 
 from distrain.config import load
 from distrain.models.layers import AveragePool, _AcrossChannels
@@ -49,9 +52,14 @@ FACTORS = {
 }
 GRID = [
     {"model": model, "precision": precision, "reduction": {"mode": mode}}
-    for model, precision, mode in itertools.product(MODELS, ("fp32", "bf16"), ("exact", "fast"))
+    for model, precision, mode in itertools.product(
+        MODELS, ("fp32", "bf16"), ("exact", "fast")
+    )
 ]
-GRID += [{"model": {"name": "alexnet_bn"}, "optimizer": rule} for rule in (*OPTIMIZERS[:3], OPTIMIZERS[4])]
+GRID += [
+    {"model": {"name": "alexnet_bn"}, "optimizer": rule}
+    for rule in (*OPTIMIZERS[:3], OPTIMIZERS[4])
+]
 GRID += [{"loss": loss} for loss in (*LOSSES[:3], *LOSSES[4:6], LOSSES[7])]
 
 
@@ -70,7 +78,11 @@ def pairwise(factors):
         for name in names:
             if name not in case:
                 met = {
-                    i: sum(frozenset([(name, i), other]) in missing for other in case.items()) for i, _ in values[name]
+                    i: sum(
+                        frozenset([(name, i), other]) in missing
+                        for other in case.items()
+                    )
+                    for i, _ in values[name]
                 }
                 case[name] = max(met, key=lambda i: (met[i], -i))
         missing -= {frozenset(pair) for pair in itertools.combinations(case.items(), 2)}
@@ -123,7 +135,12 @@ def test_bf16_is_computed_in_bf16():
     ],
 )
 def test_what_waits_for_the_gpu_is_refused(wait):
-    with fake_gpu(), pytest.raises((DataDependentOutputException, DynamicOutputShapeException, AssertionError)):
+    with (
+        fake_gpu(),
+        pytest.raises(
+            (DataDependentOutputException, DynamicOutputShapeException, AssertionError)
+        ),
+    ):
         wait(torch.empty(3, device=CUDA))
 
 
@@ -136,7 +153,9 @@ def test_tensors_on_two_devices_are_refused():
 def test_backward_of_response_normalisation():
     with fake_gpu():
         x, gradient = (torch.empty(2, 96, 27, 27, device=CUDA) for _ in range(2))
-        context = type("Context", (), {"saved_tensors": (x,), "arguments": (2, 2.0, 2e-5, 0.75)})()
+        context = type(
+            "Context", (), {"saved_tensors": (x,), "arguments": (2, 2.0, 2e-5, 0.75)}
+        )()
         found = _AcrossChannels.backward(context, gradient)[0]
         assert found.device == CUDA
 
@@ -152,9 +171,18 @@ def test_average_pool_copies_its_matrices_once():
 
 def test_lars_is_few_launches():
     """It was 3,890 when norms were summed chunk by chunk, each of 2^17 elements."""
-    shapes = [(96, 3, 11, 11), (256, 48, 5, 5), (4096, 9216), (4096, 4096), (1000, 4096)]
+    shapes = [
+        (96, 3, 11, 11),
+        (256, 48, 5, 5),
+        (4096, 9216),
+        (4096, 4096),
+        (1000, 4096),
+    ]
     with fake_gpu() as launches:
-        parameters = {str(i): torch.nn.Parameter(torch.empty(s, device=CUDA)) for i, s in enumerate(shapes)}
+        parameters = {
+            str(i): torch.nn.Parameter(torch.empty(s, device=CUDA))
+            for i, s in enumerate(shapes)
+        }
         optimizer = Optimizer(LARS(clip_norm=1.0), parameters)
         for p in parameters.values():
             p.grad = torch.empty_like(p, requires_grad=False)

@@ -9,7 +9,14 @@ import test_fake_gpu
 import yaml
 from safetensors.torch import load_file
 
-from distrain.config import Config, parse, parse_yaml, result_defaults, result_fields, to_yaml
+from distrain.config import (
+    Config,
+    parse,
+    parse_yaml,
+    result_defaults,
+    result_fields,
+    to_yaml,
+)
 from distrain.errors import UserError
 from distrain.losses import L1, Hinge, Loss
 from distrain.models.model import Model
@@ -17,7 +24,10 @@ from distrain.optim.rule import UpdateRule
 from distrain.optim.schedule import Schedule
 from distrain.optim.sgd import SGD
 
-LEAST = {"data": {"train": "x", "val": "y"}, "schedule": {"name": "constant", "lr": 0.1}}
+LEAST = {
+    "data": {"train": "x", "val": "y"},
+    "schedule": {"name": "constant", "lr": 0.1},
+}
 KINDS = {"model": Model, "loss": Loss, "optimizer": UpdateRule, "schedule": Schedule}
 NEEDED = {"step": {"drop_epochs": [1]}}
 
@@ -95,7 +105,10 @@ def problems(tree) -> str:
 @pytest.mark.parametrize(("section", "name"), forms())
 def test_every_form_comes_from_a_recipe_and_goes_back(section, name):
     """A form that lacks a method cannot be made at all."""
-    tree = {**LEAST, section: {"name": name, "lr": 0.1} if section == "schedule" else {"name": name}}
+    tree = {
+        **LEAST,
+        section: {"name": name, "lr": 0.1} if section == "schedule" else {"name": name},
+    }
     tree[section].update(NEEDED.get(name, {}))
     config = parse(tree, "test")
     form = getattr(config, section)
@@ -126,12 +139,18 @@ def test_without_a_name_it_is_the_defaults_section(override, section, form):
 
 
 def test_a_schedule_has_no_default():
-    assert "schedule.name: must be one of constant, " in problems({"data": {"train": "x"}, "schedule": {"lr": 0.1}})
+    assert "schedule.name: must be one of constant, " in problems(
+        {"data": {"train": "x"}, "schedule": {"lr": 0.1}}
+    )
 
 
 def test_what_is_no_section_is_a_sentence():
-    assert problems({**LEAST, "loss": "hinge"}).endswith("loss: must be a section, not 'hinge'")
-    assert "package.module:Class, not ['hinge']" in problems({**LEAST, "loss": {"name": ["hinge"]}})
+    assert problems({**LEAST, "loss": "hinge"}).endswith(
+        "loss: must be a section, not 'hinge'"
+    )
+    assert "package.module:Class, not ['hinge']" in problems(
+        {**LEAST, "loss": {"name": ["hinge"]}}
+    )
 
 
 def test_forms_of_ones_own_train_as_distrains_do(own, command, digits):
@@ -160,7 +179,10 @@ def test_forms_of_ones_own_train_as_distrains_do(own, command, digits):
     runs = [command("train", f"{name}.yaml") for name in ("mine", "distrains")]
     said = [run.communicate(timeout=300)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
-    folders = [max((own / "runs" / name / "checkpoints").glob("step-*")) for name in ("mine", "distrains")]
+    folders = [
+        max((own / "runs" / name / "checkpoints").glob("step-*"))
+        for name in ("mine", "distrains")
+    ]
     found, wanted = (load_file(folder / "model.safetensors") for folder in folders)
     for name, tensor in wanted.items():
         assert (found[name] - tensor).abs().max() < 1e-4 * tensor.abs().max(), name
@@ -169,22 +191,52 @@ def test_forms_of_ones_own_train_as_distrains_do(own, command, digits):
     assert state["result"]["optimizer.keep"] == 0.9
 
     again = command("train", "mine.yaml", "optimizer.keep=0.5")
-    assert "optimizer.keep: 0.9 in the checkpoint, 0.5 now" in again.communicate(timeout=300)[0]
+    assert (
+        "optimizer.keep: 0.9 in the checkpoint, 0.5 now"
+        in again.communicate(timeout=300)[0]
+    )
     assert again.returncode == 2
 
 
 @pytest.mark.parametrize(
     ("section", "name", "text", "sentence"),
     [
-        ("loss", "own:Half", "class Half(Loss): pass", "loss.name: own:Half lacks __call__: write what Loss asks for"),
-        ("loss", "own:Other", "class Other: pass", "own:Other is no Loss: name a subclass of distrain.losses.Loss"),
+        (
+            "loss",
+            "own:Half",
+            "class Half(Loss): pass",
+            "loss.name: own:Half lacks __call__: write what Loss asks for",
+        ),
+        (
+            "loss",
+            "own:Other",
+            "class Other: pass",
+            "own:Other is no Loss: name a subclass of distrain.losses.Loss",
+        ),
         ("loss", "own:none", "", "own:none cannot be imported (AttributeError: "),
-        ("loss", "nowhere:Loss", "", "nowhere:Loss cannot be imported (ModuleNotFoundError: "),
-        ("loss", "own:Half", "raise ZeroDivisionError(3)", "own:Half cannot be imported: ZeroDivisionError: 3"),
-        ("optimizer", "own:Loss", "", "own:Loss is no UpdateRule: name a subclass of distrain.optim.rule.UpdateRule"),
+        (
+            "loss",
+            "nowhere:Loss",
+            "",
+            "nowhere:Loss cannot be imported (ModuleNotFoundError: ",
+        ),
+        (
+            "loss",
+            "own:Half",
+            "raise ZeroDivisionError(3)",
+            "own:Half cannot be imported: ZeroDivisionError: 3",
+        ),
+        (
+            "optimizer",
+            "own:Loss",
+            "",
+            "own:Loss is no UpdateRule: name a subclass of distrain.optim.rule.UpdateRule",
+        ),
     ],
 )
-def test_a_form_of_ones_own_that_is_none_is_a_sentence(tmp_path, monkeypatch, section, name, text, sentence):
+def test_a_form_of_ones_own_that_is_none_is_a_sentence(
+    tmp_path, monkeypatch, section, name, text, sentence
+):
     (tmp_path / "own.py").write_text(f"from distrain.losses import Loss\n{text}\n")
     monkeypatch.delitem(sys.modules, "own", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
@@ -192,7 +244,9 @@ def test_a_form_of_ones_own_that_is_none_is_a_sentence(tmp_path, monkeypatch, se
 
 
 def test_fields_of_a_form_of_ones_own_are_checked(own):
-    text = problems({**LEAST, "loss": {"name": "own_losses:Scaled", "factor": -1.0, "factr": 2.0}})
+    text = problems(
+        {**LEAST, "loss": {"name": "own_losses:Scaled", "factor": -1.0, "factr": 2.0}}
+    )
     assert "loss.factor: input should be greater than 0, not -1.0" in text
     assert "unknown key loss.factr; did you mean loss.factor?" in text
 
@@ -210,10 +264,18 @@ def test_a_form_may_be_made_of_another(tmp_path, monkeypatch):
     )
     monkeypatch.delitem(sys.modules, "own", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    config = parse({**LEAST, "optimizer": {"name": "own:Calm", "weight_decay": 0.1}}, "test")
-    assert (config.optimizer.name, config.optimizer.momentum, config.optimizer.weight_decay) == ("own:Calm", 0.5, 0.1)
+    config = parse(
+        {**LEAST, "optimizer": {"name": "own:Calm", "weight_decay": 0.1}}, "test"
+    )
+    assert (
+        config.optimizer.name,
+        config.optimizer.momentum,
+        config.optimizer.weight_decay,
+    ) == ("own:Calm", 0.5, 0.1)
     assert parse_yaml(to_yaml(config), "test") == config
-    assert result_fields(config)["optimizer.momentum"] == 0.5, "a field without a mark decides the weights"
+    assert result_fields(config)["optimizer.momentum"] == 0.5, (
+        "a field without a mark decides the weights"
+    )
     assert UpdateRule.forms["sgd"] is SGD
     assert type(config.optimizer)().name == "own:Calm"
 
@@ -226,12 +288,19 @@ def test_fields_of_a_form_of_ones_own_may_be_marked_in_any_way(tmp_path, monkeyp
     monkeypatch.delitem(sys.modules, "own", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     config = parse({**LEAST, "loss": {"name": "own:Odd", "plain": [1]}}, "test")
-    assert {"loss.plain": [1], "loss.other": 2.0}.items() <= result_fields(config).items()
-    assert {"loss.plain": [], "loss.other": 2.0}.items() <= result_defaults(config).items()
+    assert {"loss.plain": [1], "loss.other": 2.0}.items() <= result_fields(
+        config
+    ).items()
+    assert {"loss.plain": [], "loss.other": 2.0}.items() <= result_defaults(
+        config
+    ).items()
 
 
 def test_distrains_own_by_its_place_has_its_own_name():
-    assert parse({**LEAST, "loss": {"name": "distrain.losses:Hinge"}}, "test").loss == Hinge()
+    assert (
+        parse({**LEAST, "loss": {"name": "distrain.losses:Hinge"}}, "test").loss
+        == Hinge()
+    )
 
 
 def test_a_form_that_no_other_process_can_import_is_refused():

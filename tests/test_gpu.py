@@ -46,14 +46,21 @@ def sets(tmp_path_factory):
 
 
 RESIZED = {"crop": 64, "short_side": 72}
-GEOMETRIES = {"packed": {"crop": 64}, "raw": {"crop": 64}, "as-is": RESIZED, "unproved": RESIZED}
+GEOMETRIES = {
+    "packed": {"crop": 64},
+    "raw": {"crop": 64},
+    "as-is": RESIZED,
+    "unproved": RESIZED,
+}
 
 
 def delivered(narrow, dataset, augment, device, batch=8, ids=None, **data):
     config = narrow(device="auto", augment=augment, data=data)
     ids = np.arange(dataset.manifest.rows) if ids is None else ids
     options = {"batch": batch, "device": device, "augmented": True}
-    with Loader(dataset, STATISTICS, requests(ids, batch), **loader_sections(config), **options) as loader:
+    with Loader(
+        dataset, STATISTICS, requests(ids, batch), **loader_sections(config), **options
+    ) as loader:
         return {k: image.cpu() for k, image in by_id(list(loader)).items()}
 
 
@@ -79,7 +86,15 @@ def test_no_bit_depends_on_batch_place_or_threads(narrow, sets, gpu, name):
     n = sets[name].manifest.rows
     for batch, threads in ((8, 1), (n, 4), (5, 2), (1, 8)):
         ids = np.random.default_rng(batch).permutation(n)
-        other = delivered(narrow, sets[name], GEOMETRIES[name], gpu, batch, ids, decode_threads=threads)
+        other = delivered(
+            narrow,
+            sets[name],
+            GEOMETRIES[name],
+            gpu,
+            batch,
+            ids,
+            decode_threads=threads,
+        )
         assert all(torch.equal(plain[i], other[i]) for i in plain)
 
 
@@ -89,18 +104,24 @@ def test_hardware_decoder_load(narrow, sets, gpu, monkeypatch, load, record_prop
     monkeypatch.setattr(dali, "HARDWARE_DECODER_LOAD", load)
     large = {"crop": 64}
     plain = delivered(narrow, sets["packed"], large, gpu, 40)
-    moved = delivered(narrow, sets["packed"], large, gpu, 40, np.arange(40)[::-1].copy())
+    moved = delivered(
+        narrow, sets["packed"], large, gpu, 40, np.arange(40)[::-1].copy()
+    )
     same = all(torch.equal(plain[i], moved[i]) for i in plain)
     monkeypatch.setattr(dali, "HARDWARE_DECODER_LOAD", 0.0)
     cuda = delivered(narrow, sets["packed"], large, gpu, 40)
     record_property("independent of place", same)
-    record_property("equal to the CUDA decoder", all(torch.equal(plain[i], cuda[i]) for i in plain))
+    record_property(
+        "equal to the CUDA decoder", all(torch.equal(plain[i], cuda[i]) for i in plain)
+    )
     assert same or load != 0.0
 
 
 def test_a_run_and_its_resume_give_the_same_weights(narrow, console, gpu, tmp_path):
     config = narrow(device="auto", epochs=2)
-    whole = train(config.model_copy(update={"run": str(tmp_path / "whole")}), World(gpu), console).weights
+    whole = train(
+        config.model_copy(update={"run": str(tmp_path / "whole")}), World(gpu), console
+    ).weights
     world = World(gpu)
     console.advance = lambda step: world.stop.set() if step == 17 else None
     assert train(config, world, console).status == "stopped"

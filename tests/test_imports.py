@@ -20,7 +20,12 @@ def cells(text: str) -> list[str]:
 
 def table() -> Iterator[tuple[str, list[str], list[str]]]:
     """Each folder or file, the folders and files that it imports, and the third parties."""
-    section = (ROOT / "CONTRIBUTING.md").read_text().partition("## Import table")[2].partition("\n## ")[0]
+    section = (
+        (ROOT / "CONTRIBUTING.md")
+        .read_text()
+        .partition("## Import table")[2]
+        .partition("\n## ")[0]
+    )
     for line in section.splitlines():
         if line.startswith("| ") and not line.startswith("| folder"):
             names, rooms, third = line.strip("|").split("|")
@@ -59,7 +64,9 @@ def imports(path: Path) -> set[str]:
             assert node.module is not None
             parent = node.module.replace(".", "/")
             modules = (f"{parent}/{alias.name}" for alias in node.names)
-            found.update(name if (ROOT / f"{name}.py").exists() else parent for name in modules)
+            found.update(
+                name if (ROOT / f"{name}.py").exists() else parent for name in modules
+            )
     return found
 
 
@@ -67,7 +74,11 @@ IMPORTS = {module: imports(path) for module, path in MODULES.items()}
 
 
 def ours(module: str) -> set[str]:
-    return {name.removeprefix("distrain/") for name in IMPORTS[module] if name.startswith("distrain/")}
+    return {
+        name.removeprefix("distrain/")
+        for name in IMPORTS[module]
+        if name.startswith("distrain/")
+    }
 
 
 def test_every_folder_and_file_is_in_the_table():
@@ -84,9 +95,14 @@ def test_a_folder_imports_what_stands_above_it():
 def test_imports_are_those_of_the_table(name):
     """None that it lacks, and none in it that nobody needs."""
     modules = [module for module in MODULES if room(module) == name]
-    assert {room(other) for module in modules for other in ours(module)} - {name} == ALLOWED[name]
+    assert {room(other) for module in modules for other in ours(module)} - {
+        name
+    } == ALLOWED[name]
     third = {name.split("/")[0] for module in modules for name in IMPORTS[module]}
-    assert third - set(sys.stdlib_module_names) - {"distrain", "numpy"} == THIRD_PARTIES[name]
+    assert (
+        third - set(sys.stdlib_module_names) - {"distrain", "numpy"}
+        == THIRD_PARTIES[name]
+    )
 
 
 def test_modules_of_a_folder_import_each_other_in_no_circle():

@@ -12,7 +12,11 @@ LOSSES = {
     "weston-watkins": Hinge(margin=1.5),
     "crammer-singer": Hinge(form="crammer_singer"),
     "one against the rest": Hinge(form="binary", one_vs_rest=True),
-    **{f"{kind().name} {outputs}": kind(outputs=outputs) for kind in (L1, L2) for outputs in ("softmax", "logits")},
+    **{
+        f"{kind().name} {outputs}": kind(outputs=outputs)
+        for kind in (L1, L2)
+        for outputs in ("softmax", "logits")
+    },
     **{
         f"{kind().name} {outputs}": kind(outputs=outputs, threshold=0.3)
         for kind in (SmoothL1, Huber)
@@ -41,8 +45,14 @@ def by_definition(loss, s, y):
             return sum(max(0.0, d + loss.margin) for d in others)
         if loss.form == "crammer_singer":
             return max(0.0, max(others) + loss.margin)
-        return sum(max(0.0, loss.margin - (2 * hot - 1) * float(v)) for hot, v in zip(one_hot, s, strict=True))
-    errors = [abs(float(v) - hot) for v, hot in zip(p if loss.outputs == "softmax" else s, one_hot, strict=True)]
+        return sum(
+            max(0.0, loss.margin - (2 * hot - 1) * float(v))
+            for hot, v in zip(one_hot, s, strict=True)
+        )
+    errors = [
+        abs(float(v) - hot)
+        for v, hot in zip(p if loss.outputs == "softmax" else s, one_hot, strict=True)
+    ]
     if loss.name == "l1":
         return sum(errors) / len(s)
     if loss.name == "l2":
@@ -57,14 +67,19 @@ def test_a_loss_is_its_formula(scores, name):
     logits, labels = scores
     found = LOSSES[name](logits, labels)
     assert found.shape == (20,)
-    wanted = [by_definition(LOSSES[name], s, int(y)) for s, y in zip(logits, labels, strict=True)]
+    wanted = [
+        by_definition(LOSSES[name], s, int(y))
+        for s, y in zip(logits, labels, strict=True)
+    ]
     torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_its_gradient_is_the_one_of_finite_differences(scores, name):
     logits, labels = scores
-    assert torch.autograd.gradcheck(lambda s: LOSSES[name](s, labels), logits.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda s: LOSSES[name](s, labels), logits.requires_grad_()
+    )
 
 
 def test_torchs_own_losses(scores):
@@ -72,7 +87,10 @@ def test_torchs_own_losses(scores):
     one_hot = F.one_hot(labels, 7).double()
     own = {
         "smoothed": F.cross_entropy(logits, labels, label_smoothing=0.1),
-        "weston-watkins": 7 * F.multi_margin_loss(logits, labels, margin=1.5),  # torch divides by the classes
+        "weston-watkins": 7
+        * F.multi_margin_loss(
+            logits, labels, margin=1.5
+        ),  # torch divides by the classes
         "l1 softmax": F.l1_loss(logits.softmax(1), one_hot),
         "l2 logits": F.mse_loss(logits, one_hot),
         "smooth_l1 softmax": F.smooth_l1_loss(logits.softmax(1), one_hot, beta=0.3),
@@ -84,12 +102,16 @@ def test_torchs_own_losses(scores):
 
 def test_the_jacobian_of_softmax_and_cross_entropy_is_p_minus_y(scores):
     logits, labels = scores
-    found = torch.autograd.functional.jacobian(lambda s: LOSSES["cross entropy"](s, labels).sum(), logits)
+    found = torch.autograd.functional.jacobian(
+        lambda s: LOSSES["cross entropy"](s, labels).sum(), logits
+    )
     torch.testing.assert_close(found, logits.softmax(1) - F.one_hot(labels, 7))
 
 
 def test_the_binary_hinge_of_two_classes():
-    logits = torch.tensor([[0.2, 0.5], [0.2, 0.5], [3.0, -1.0], [3.0, -1.0]], dtype=torch.float64)
+    logits = torch.tensor(
+        [[0.2, 0.5], [0.2, 0.5], [3.0, -1.0], [3.0, -1.0]], dtype=torch.float64
+    )
     labels = torch.tensor([0, 1, 0, 1])
     hinge = Hinge(form="binary")
     wanted = torch.tensor([1.3, 0.7, 0.0, 5.0], dtype=torch.float64)
@@ -99,7 +121,10 @@ def test_the_binary_hinge_of_two_classes():
 
 def test_a_binary_hinge_of_many_classes_is_refused():
     hinge = Hinge(form="binary")
-    with pytest.raises(UserError, match="is for two classes, and the data set has 1000: set loss.one_vs_rest = true"):
+    with pytest.raises(
+        UserError,
+        match="is for two classes, and the data set has 1000: set loss.one_vs_rest = true",
+    ):
         hinge.check(1000)
     hinge.check(2)
     hinge.model_copy(update={"one_vs_rest": True}).check(1000)
@@ -109,7 +134,12 @@ def test_a_binary_hinge_of_many_classes_is_refused():
 
 def test_cross_entropy_is_minus_log_softmax(scores):
     logits, labels = scores
-    wanted = torch.stack([-torch.log(row.exp()[y] / row.exp().sum()) for row, y in zip(logits, labels, strict=True)])
+    wanted = torch.stack(
+        [
+            -torch.log(row.exp()[y] / row.exp().sum())
+            for row, y in zip(logits, labels, strict=True)
+        ]
+    )
     torch.testing.assert_close(CrossEntropy()(logits, labels), wanted)
 
 
@@ -125,6 +155,16 @@ def test_correct_equals_topk(k):
 def test_ties_and_nan_have_one_answer():
     one = torch.ones(1)
     same = torch.zeros(1, 4)
-    assert [int(correct(same, torch.tensor([y]), one, 2)) for y in range(4)] == [1, 1, 0, 0]
+    assert [int(correct(same, torch.tensor([y]), one, 2)) for y in range(4)] == [
+        1,
+        1,
+        0,
+        0,
+    ]
     nan = torch.full((1, 4), float("nan"))
-    assert [int(correct(nan, torch.tensor([y]), one, 1)) for y in range(4)] == [0, 0, 0, 0]
+    assert [int(correct(nan, torch.tensor([y]), one, 1)) for y in range(4)] == [
+        0,
+        0,
+        0,
+        0,
+    ]

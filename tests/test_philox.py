@@ -8,7 +8,11 @@ from distrain.philox import Purpose, derived_seed, permutation, philox, words
 # Known answers of the authors' Random123 library, kat_vectors, philox4x32 with 10 rounds.
 KNOWN = [
     ((0, 0), (0, 0, 0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-    ((0xFFFFFFFF,) * 2, (0xFFFFFFFF,) * 4, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0xFFFFFFFF,) * 2,
+        (0xFFFFFFFF,) * 4,
+        (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
+    ),
     (
         (0xA4093822, 0x299F31D0),
         (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),

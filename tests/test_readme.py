@@ -42,7 +42,9 @@ def test_the_python_shown_runs(tmp_path, monkeypatch, capsys, digits):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
     recipe = (ROOT / "configs/quickstart.yaml").read_text()
-    (tmp_path / "configs/quickstart.yaml").write_text(recipe.replace("runs/data/digits", str(digits)))
+    (tmp_path / "configs/quickstart.yaml").write_text(
+        recipe.replace("runs/data/digits", str(digits))
+    )
     exec(shown, {})
     assert re.search(r"^0\.\d+ [0-9a-f]{64}$", capsys.readouterr().out, re.MULTILINE)
 
@@ -52,7 +54,9 @@ def test_the_own_loss_shown_is_one(tmp_path, monkeypatch):
     (tmp_path / "shown_losses.py").write_text(shown)
     monkeypatch.syspath_prepend(tmp_path)
     tree = {"data": {"train": "x"}, "schedule": {"name": "constant", "lr": 0.1}}
-    loss = parse({**tree, "loss": {"name": "shown_losses:Focal", "gamma": 0.0}}, "README.md").loss
+    loss = parse(
+        {**tree, "loss": {"name": "shown_losses:Focal", "gamma": 0.0}}, "README.md"
+    ).loss
     logits, labels = torch.randn(8, 5), torch.arange(8) % 5
     torch.testing.assert_close(loss(logits, labels), CrossEntropy()(logits, labels))
 
@@ -63,6 +67,9 @@ def test_every_form_of_a_choice_is_named():
             assert f"`{name}`" in README
 
 
-@pytest.mark.parametrize("path", ["LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Dockerfile", "configs", "cluster"])
+@pytest.mark.parametrize(
+    "path",
+    ["LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Dockerfile", "configs", "cluster"],
+)
 def test_top_level(path):
     assert (ROOT / path).exists()

@@ -10,7 +10,11 @@ from distrain.config import load
 from distrain.distributed.world import World
 from distrain.train import train
 
-RECIPES = sorted(p for p in (Path(__file__).parents[1] / "configs").glob("*.yaml") if p.stem != "quickstart")
+RECIPES = sorted(
+    p
+    for p in (Path(__file__).parents[1] / "configs").glob("*.yaml")
+    if p.stem != "quickstart"
+)
 NAMES = [
     "alexnet-adam",
     "alexnet-bn",
@@ -30,7 +34,11 @@ def test_the_recipes_that_there_are():
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_a_recipe_says_where_it_is_from_and_what_to_expect(recipe):
-    head = " ".join(line.lstrip("# ") for line in recipe.read_text().splitlines() if line.startswith("#"))
+    head = " ".join(
+        line.lstrip("# ")
+        for line in recipe.read_text().splitlines()
+        if line.startswith("#")
+    )
     assert "Expected on ILSVRC-2012: " in head
     assert "Not run here on the full set." in head
     assert "Data: distrain pack ... --geometry " in head

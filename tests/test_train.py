@@ -64,9 +64,21 @@ def test_virtual_workers_one_by_one_side_by_side_or_in_any_order(twenty, monkeyp
         ({"name": "alexnet", "width": 0.04}, "sgd"),
         ({"name": "alexnet", "width": 0.04}, "lars"),
         ({"name": "alexnet2012", "width": 0.04}, "adam"),
-        ({"name": "alexnet2012", "width": 0.04, "layers": "paper", "lrn": "paper"}, "sgd"),
+        (
+            {"name": "alexnet2012", "width": 0.04, "layers": "paper", "lrn": "paper"},
+            "sgd",
+        ),
         ({"name": "alexnet_bn", "width": 0.04}, "sgd"),
-        ({"name": "alexnet_bn", "width": 0.04, "place": "after_pool", "hidden": True, "affine": False}, "lars"),
+        (
+            {
+                "name": "alexnet_bn",
+                "width": 0.04,
+                "place": "after_pool",
+                "hidden": True,
+                "affine": False,
+            },
+            "lars",
+        ),
         ({"name": "torchvision:shufflenet_v2_x0_5"}, "adam"),
         ({"name": "own_models:Small", "options": {"channels": 4}}, "sgd"),
         ({"name": "own_models:Frozen"}, "sgd"),
@@ -75,18 +87,28 @@ def test_virtual_workers_one_by_one_side_by_side_or_in_any_order(twenty, monkeyp
 )
 def test_every_model_and_optimizer_keeps_the_promise(twenty, model, rule):
     """One virtual worker after another, or three side by side."""
-    settings = {"model": model, "optimizer": {"name": rule}, "schedule": {"name": "constant", "lr": 1e-3}}
+    settings = {
+        "model": model,
+        "optimizer": {"name": rule},
+        "schedule": {"name": "constant", "lr": 1e-3},
+    }
     assert twenty(lanes=1, **settings) == twenty(lanes=3, **settings)
 
 
-def test_running_moments_are_learned_and_come_back_with_a_checkpoint(narrow, console, tmp_path):
+def test_running_moments_are_learned_and_come_back_with_a_checkpoint(
+    narrow, console, tmp_path
+):
     """Stopped in the middle of an epoch and taken up again, the run ends with the same moments, to the bit."""
-    config = narrow(model={"name": "alexnet_bn", "width": 0.04, "hidden": True}, log={"every": 1})
+    config = narrow(
+        model={"name": "alexnet_bn", "width": 0.04, "hidden": True}, log={"every": 1}
+    )
     whole = config.model_copy(update={"run": str(tmp_path / "whole")})
     wanted = run(whole, console).weights
     loaded = load_newest(Store(whole.run))[0].model
     assert loaded["norm1.running_mean"].abs().min() > 0
-    assert not torch.equal(loaded["norm7.running_var"], torch.ones_like(loaded["norm7.running_var"]))
+    assert not torch.equal(
+        loaded["norm7.running_var"], torch.ones_like(loaded["norm7.running_var"])
+    )
     world = World(CPU)
     console.advance = lambda step: world.stop.set() if step == 9 else None
     assert train(config, world, console).status == "stopped"
@@ -95,13 +117,21 @@ def test_running_moments_are_learned_and_come_back_with_a_checkpoint(narrow, con
 
 
 def test_batch_normalisation_wants_two_samples(narrow, console):
-    with pytest.raises(UserError, match="leaves one sample to each, which has no variance: lower virtual_workers"):
-        run(narrow(model={"name": "alexnet_bn", "width": 0.04}, virtual_workers=64), console)
+    with pytest.raises(
+        UserError,
+        match="leaves one sample to each, which has no variance: lower virtual_workers",
+    ):
+        run(
+            narrow(model={"name": "alexnet_bn", "width": 0.04}, virtual_workers=64),
+            console,
+        )
 
 
 def test_operation_settings_change_no_bit(twenty):
     data = {"decode_threads": 3, "read_ahead": 4, "memory": 1000}
-    assert twenty() == twenty(data=data, log={"every": 3}, checkpoint={"every": 5, "keep": 1})
+    assert twenty() == twenty(
+        data=data, log={"every": 3}, checkpoint={"every": 5, "keep": 1}
+    )
 
 
 def test_fast_mode_is_equal_to_rounding(narrow, tmp_path, console):
@@ -134,13 +164,24 @@ def test_five_steps_equal_torch_on_the_same_batches(narrow, console, digits):
     order = order_of(config, dataset.manifest.group_rows)
     model = torchvision.models.alexnet(num_classes=10, dropout=0.0)
     model.load_state_dict(config.model.build(10, config.seed).state_dict())
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=1e-2, momentum=0.9, weight_decay=5e-4
+    )
     requests = training_requests(order, range(5), range(2))
     options = {"batch": 8, "device": CPU, "augmented": True}
-    with Loader(dataset, dataset.manifest.statistics, requests, **loader_sections(config), **options) as loader:
+    with Loader(
+        dataset,
+        dataset.manifest.statistics,
+        requests,
+        **loader_sections(config),
+        **options,
+    ) as loader:
         for _ in range(5):
             batches = [next(loader) for _ in range(2)]
-            images, labels = (torch.cat([getattr(b, k) for b in batches]) for k in ("images", "labels"))
+            images, labels = (
+                torch.cat([getattr(b, k) for b in batches])
+                for k in ("images", "labels")
+            )
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
@@ -158,26 +199,47 @@ def test_five_steps_equal_torch_on_the_same_batches(narrow, console, digits):
 def test_the_full_width_model(narrow, console, tmp_path, damaged_set):
     """One test of this path at width 1: save, take over in the middle, end with the same bits."""
     damaged_set(tmp_path / "few", bad=set(), classes=10, rows=128)
-    settings = {"model": {"name": "alexnet"}, "virtual_workers": 8, "checkpoint": {"every": 1}}
-    config = narrow(**settings, data={"train": str(tmp_path / "few")}, schedule={"name": "constant", "lr": 0.01})
+    settings = {
+        "model": {"name": "alexnet"},
+        "virtual_workers": 8,
+        "checkpoint": {"every": 1},
+    }
+    config = narrow(
+        **settings,
+        data={"train": str(tmp_path / "few")},
+        schedule={"name": "constant", "lr": 0.01},
+    )
     summary = run(config, console)
     assert (summary.status, summary.steps) == ("finished", 2)
     store = Store(config.run)
-    assert sum(t.numel() for t in load_newest(store)[0].model.values()) == 61_100_840 - 990 * 4097
+    assert (
+        sum(t.numel() for t in load_newest(store)[0].model.values())
+        == 61_100_840 - 990 * 4097
+    )
     store.remove("checkpoints/step-00000002-attempt-001")
     assert run(config, console).weights == summary.weights
     assert "resumed from step 1 (step-00000001-attempt-001)" in console.events
 
 
 def test_a_record_has_the_rate_of_its_last_step(narrow, console):
-    config = narrow(schedule={"name": "polynomial", "lr": 0.05, "warmup_epochs": 0.2}, log={"every": 5})
+    config = narrow(
+        schedule={"name": "polynomial", "lr": 0.05, "warmup_epochs": 0.2},
+        log={"every": 5},
+    )
     run(config, console)
     rates = {r.step: r.lr for r in console.records if r.kind == "train"}
-    assert rates == {step: config.schedule.rate(step - 1, 22, 22) for step in (5, 10, 15, 20, 22)}
+    assert rates == {
+        step: config.schedule.rate(step - 1, 22, 22) for step in (5, 10, 15, 20, 22)
+    }
 
 
 def test_what_a_run_leaves_behind(narrow, console, digits):
-    config = narrow(epochs=2, data={"val": str(digits / "val")}, checkpoint={"keep": 1}, log={"every": 11})
+    config = narrow(
+        epochs=2,
+        data={"val": str(digits / "val")},
+        checkpoint={"keep": 1},
+        log={"every": 11},
+    )
     summary = run(config, console)
     store = Store(config.run)
     resolved = yaml.safe_load(store.read("config.yaml"))
@@ -190,7 +252,9 @@ def test_what_a_run_leaves_behind(narrow, console, digits):
     images = [r.seconds * r.images_per_second for r in records if r.kind == "train"]
     assert images == [pytest.approx(11 * 64)] * 4
     assert summary.eval.top1_count == records[4].top1_count
-    assert Summary.from_tree(json.loads(json.dumps(summary.to_tree()))) == summary, "as another process gets it"
+    assert Summary.from_tree(json.loads(json.dumps(summary.to_tree()))) == summary, (
+        "as another process gets it"
+    )
     loaded, problems = load_newest(store)
     assert (loaded.step, problems) == (44, [])
     assert loaded.state["cursor"] == {"epoch": 2, "step": 0}
@@ -213,7 +277,11 @@ def test_a_saved_config_starts_the_same_run(narrow, console, tmp_path):
 def test_a_finished_run_says_so(narrow, console):
     first = run(narrow(), console)
     second = run(narrow(), console)
-    assert (second.status, second.weights, second.step) == ("already finished", first.weights, 22)
+    assert (second.status, second.weights, second.step) == (
+        "already finished",
+        first.weights,
+        22,
+    )
     assert not Store(second.run).exists("metrics-002.jsonl")
 
 
@@ -250,19 +318,39 @@ class TellingWorld(World):
         super().settle()
 
 
-def test_ranks_have_a_word_before_any_of_them_waits_for_its_gpu(narrow, console, digits, monkeypatch):
+def test_ranks_have_a_word_before_any_of_them_waits_for_its_gpu(
+    narrow, console, digits, monkeypatch
+):
     """The word goes by gloo, which raises where a rank is lost; for a reduction of NCCL it would wait."""
     calls = []
 
     def noting(what, name):
         original = getattr(what, name)
-        monkeypatch.setattr(what, name, lambda *args, **options: calls.append(name) or original(*args, **options))
+        monkeypatch.setattr(
+            what,
+            name,
+            lambda *args, **options: calls.append(name) or original(*args, **options),
+        )
 
-    for what, name in ((Accumulator, "reduce"), (Meters, "read"), (Checkpoints, "save"), (Metrics, "norms")):
+    for what, name in (
+        (Accumulator, "reduce"),
+        (Meters, "read"),
+        (Checkpoints, "save"),
+        (Metrics, "norms"),
+    ):
         noting(what, name)
     noting(distrain.training.validate, "evaluate")
-    changes = {"log": {"every": 5}, "checkpoint": {"every": 4}, "evaluate": {"every": 7}, "epochs": 1}
-    train(narrow(data={"val": str(digits / "val")}, **changes), TellingWorld(calls), console)
+    changes = {
+        "log": {"every": 5},
+        "checkpoint": {"every": 4},
+        "evaluate": {"every": 7},
+        "epochs": 1,
+    }
+    train(
+        narrow(data={"val": str(digits / "val")}, **changes),
+        TellingWorld(calls),
+        console,
+    )
     waits = {"read", "save", "norms", "evaluate"}
     assert waits <= set(calls)
     for i, name in enumerate(calls):
@@ -319,22 +407,37 @@ def test_other_hardware_is_refused_unless_it_is_accepted(narrow, console, monkey
 
     monkeypatch.setattr(distrain.training.hardware_check, "forward", other)
     environment = distrain.training.setup.environment
-    monkeypatch.setattr(distrain.training.setup, "environment", lambda device: {**environment(device), "torch": "9.9"})
-    with pytest.raises(UserError, match=r"computes other bits .*torch .* -> 9.9.*--accept-other-hardware"):
+    monkeypatch.setattr(
+        distrain.training.setup,
+        "environment",
+        lambda device: {**environment(device), "torch": "9.9"},
+    )
+    with pytest.raises(
+        UserError,
+        match=r"computes other bits .*torch .* -> 9.9.*--accept-other-hardware",
+    ):
         run(narrow(), console)
     run(narrow(), console, other_hardware=True)
     assert any("bits are no longer promised" in e for e in console.events)
 
 
-def test_other_versions_that_compute_the_same_bits_are_no_matter(narrow, console, monkeypatch):
+def test_other_versions_that_compute_the_same_bits_are_no_matter(
+    narrow, console, monkeypatch
+):
     run(narrow(), console)
     environment = distrain.training.setup.environment
-    monkeypatch.setattr(distrain.training.setup, "environment", lambda device: {**environment(device), "torch": "9.9"})
+    monkeypatch.setattr(
+        distrain.training.setup,
+        "environment",
+        lambda device: {**environment(device), "torch": "9.9"},
+    )
     assert run(narrow(), console).status == "already finished"
     assert not [e for e in console.events if e.startswith("warning")]
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(narrow, console, tmp_path):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+    narrow, console, tmp_path
+):
     config = narrow(checkpoint={"every": 10, "keep": 3})
     wanted = run(config, console).weights
     path = tmp_path / "run/checkpoints/step-00000022-attempt-001/model.safetensors"
@@ -342,14 +445,23 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(narrow, console, 
     data[-1] ^= 1
     path.write_bytes(bytes(data))
     assert run(config, console).weights == wanted
-    assert any("model.safetensors have changed" in e and "falling back" in e for e in console.events)
+    assert any(
+        "model.safetensors have changed" in e and "falling back" in e
+        for e in console.events
+    )
     assert "resumed from step 20 (step-00000020-attempt-001)" in console.events
 
 
-def test_divergence_stops_before_the_weights_move_and_leaves_evidence(narrow, console, monkeypatch):
+def test_divergence_stops_before_the_weights_move_and_leaves_evidence(
+    narrow, console, monkeypatch
+):
     made, build = [], AlexNet.build
     monkeypatch.setattr(AlexNet, "build", lambda *a: made.append(build(*a)) or made[-1])
-    config = narrow(schedule={"name": "constant", "lr": 1e12}, checkpoint={"every": 1, "keep": 99}, log={"every": 1})
+    config = narrow(
+        schedule={"name": "constant", "lr": 1e12},
+        checkpoint={"every": 1, "keep": 99},
+        log={"every": 1},
+    )
     with pytest.raises(RunError, match="training diverged at step") as caught:
         run(config, console)
     store = Store(config.run)
@@ -362,14 +474,26 @@ def test_divergence_stops_before_the_weights_move_and_leaves_evidence(narrow, co
     assert all("gradient_norm" in v for v in evidence["virtual_workers"].values())
     newest = load_newest(store)[0]
     assert newest.step == step - 1, "nothing is kept of a step that failed"
-    assert digest(made[0].state_dict()) == digest(newest.model), "the weights have not moved"
+    assert digest(made[0].state_dict()) == digest(newest.model), (
+        "the weights have not moved"
+    )
 
 
-def test_bad_samples_are_named_and_their_list_is_no_input(narrow, console, tmp_path, damaged_set):
+def test_bad_samples_are_named_and_their_list_is_no_input(
+    narrow, console, tmp_path, damaged_set
+):
     damaged_set(tmp_path / "data", bad={3, 17, 30})
-    changes = {"data": {"train": str(tmp_path / "data")}, "global_batch": 8, "virtual_workers": 2, "epochs": 4}
+    changes = {
+        "data": {"train": str(tmp_path / "data")},
+        "global_batch": 8,
+        "virtual_workers": 2,
+        "epochs": 4,
+    }
     wanted = run(narrow(**changes, run=str(tmp_path / "whole")), console).weights
-    listed = [json.loads(text) for text in (tmp_path / "whole/bad_samples.jsonl").read_text().splitlines()]
+    listed = [
+        json.loads(text)
+        for text in (tmp_path / "whole/bad_samples.jsonl").read_text().splitlines()
+    ]
     assert [entry["id"] for entry in listed] == [3, 17, 30]
     assert listed[1]["where"] == "shard-00000.parquet row group 2 row 1"
     assert "no image format" in listed[1]["reason"]
@@ -387,22 +511,40 @@ def test_bad_samples_are_named_and_their_list_is_no_input(narrow, console, tmp_p
 def test_too_many_bad_samples_stop_the_run(narrow, console, tmp_path, damaged_set):
     damaged_set(tmp_path / "data", bad={3, 17, 30})
     data = {"train": str(tmp_path / "data"), "max_bad_samples": 2}
-    with pytest.raises(RunError, match=r"3 bad samples are more than data.max_bad_samples = 2"):
-        run(narrow(data=data, global_batch=8, virtual_workers=2, log={"every": 1}), console)
+    with pytest.raises(
+        RunError, match=r"3 bad samples are more than data.max_bad_samples = 2"
+    ):
+        run(
+            narrow(data=data, global_batch=8, virtual_workers=2, log={"every": 1}),
+            console,
+        )
 
 
 def test_a_step_of_bad_samples_only(narrow, console, tmp_path, damaged_set):
     damaged_set(tmp_path / "data", bad=set(range(40)))
     with pytest.raises(RunError, match="all samples of step 1 are bad"):
-        run(narrow(data={"train": str(tmp_path / "data")}, global_batch=8, virtual_workers=2), console)
+        run(
+            narrow(
+                data={"train": str(tmp_path / "data")},
+                global_batch=8,
+                virtual_workers=2,
+            ),
+            console,
+        )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"data": {"train": "/nowhere/at/all"}}, "no data set at /nowhere/at/all"),
-        ({"global_batch": 2048, "virtual_workers": 2}, "has 1438 samples, fewer than one global batch of 2048"),
-        ({"augment": {"crop": 100}}, "crop = 100 does not fit the 72 x 72 pixel images"),
+        (
+            {"global_batch": 2048, "virtual_workers": 2},
+            "has 1438 samples, fewer than one global batch of 2048",
+        ),
+        (
+            {"augment": {"crop": 100}},
+            "crop = 100 does not fit the 72 x 72 pixel images",
+        ),
         ({"data": {"fingerprint": "0" * 64}}, "data.fingerprint is 000"),
         ({"run": "/proc/nothing/here"}, "cannot be written to"),
         ({"data": {"pack": "digits"}}, "makes a validation set too"),
@@ -430,16 +572,31 @@ def test_a_disk_that_is_full_at_the_start_is_waited_for(narrow, console, full_di
 
 
 def test_a_disk_that_stays_full_ends_the_attempt(narrow, console, full_disk):
-    with full_disk(0), pytest.raises(AttemptError, match=r"File too large.*free space or mend the storage"):
+    with (
+        full_disk(0),
+        pytest.raises(
+            AttemptError, match=r"File too large.*free space or mend the storage"
+        ),
+    ):
         run(narrow(checkpoint={"patience": 1.0}), console)
 
 
-def test_a_list_of_bad_samples_that_cannot_be_written_is_a_warning(narrow, console, tmp_path, damaged_set):
+def test_a_list_of_bad_samples_that_cannot_be_written_is_a_warning(
+    narrow, console, tmp_path, damaged_set
+):
     damaged_set(tmp_path / "data", bad={3})
-    config = narrow(data={"train": str(tmp_path / "data")}, global_batch=8, virtual_workers=2, epochs=1)
+    config = narrow(
+        data={"train": str(tmp_path / "data")},
+        global_batch=8,
+        virtual_workers=2,
+        epochs=1,
+    )
     (tmp_path / "run/bad_samples.jsonl/in the way").mkdir(parents=True)
     assert run(config, console).status == "finished"
-    assert any("warning: bad_samples.jsonl could not be written" in text for text in console.events)
+    assert any(
+        "warning: bad_samples.jsonl could not be written" in text
+        for text in console.events
+    )
     assert any(text.startswith("bad sample 3") for text in console.events)
 
 
@@ -452,7 +609,9 @@ def test_the_best_is_named_again_after_a_kill_just_before(narrow, console, digit
     assert best_name(store) == "step-00000022-attempt-001"
 
 
-def test_the_best_of_another_validation_set_says_nothing(narrow, console, digits, tmp_path):
+def test_the_best_of_another_validation_set_says_nothing(
+    narrow, console, digits, tmp_path
+):
     summary = run(narrow(data={"val": str(digits / "train")}), console)
     assert summary.eval.samples == 1438
     world = World(CPU)
@@ -477,7 +636,9 @@ def test_validation_of_other_classes(narrow, console, tmp_path, damaged_set):
 
 
 def test_an_empty_set_and_one_class(narrow, console, tmp_path, damaged_set):
-    SetWriter(Store(str(tmp_path / "empty")), ["a", "b"], (72, 72)).finish(Statistics.of(np.zeros(3), np.eye(3)))
+    SetWriter(Store(str(tmp_path / "empty")), ["a", "b"], (72, 72)).finish(
+        Statistics.of(np.zeros(3), np.eye(3))
+    )
     with pytest.raises(UserError, match="is empty"):
         run(narrow(data={"train": str(tmp_path / "empty")}), console)
     damaged_set(tmp_path / "one", bad=set(), classes=1)
@@ -486,15 +647,25 @@ def test_an_empty_set_and_one_class(narrow, console, tmp_path, damaged_set):
 
 
 def test_a_loss_for_two_classes_on_ten_is_refused(narrow, console):
-    with pytest.raises(UserError, match="loss.form = binary is for two classes, and the data set has 10"):
+    with pytest.raises(
+        UserError,
+        match="loss.form = binary is for two classes, and the data set has 10",
+    ):
         train(narrow(loss={"name": "hinge", "form": "binary"}), World(CPU), console)
 
 
-def test_the_papers_form_differs_after_a_drop_of_the_rate_and_not_before(narrow, console, tmp_path):
+def test_the_papers_form_differs_after_a_drop_of_the_rate_and_not_before(
+    narrow, console, tmp_path
+):
     def weights(form, drop):
         schedule = {"name": "step", "lr": 0.05, "drop_epochs": [drop]}
         optimizer = {"name": "sgd", "form": form}
-        config = narrow(run=str(tmp_path / f"{form}-{drop}"), epochs=2, schedule=schedule, optimizer=optimizer)
+        config = narrow(
+            run=str(tmp_path / f"{form}-{drop}"),
+            epochs=2,
+            schedule=schedule,
+            optimizer=optimizer,
+        )
         return train(config, World(CPU), console).weights
 
     assert weights("paper", 5) == weights("torch", 5)
@@ -504,7 +675,13 @@ def test_the_papers_form_differs_after_a_drop_of_the_rate_and_not_before(narrow,
 def plateau(narrow, digits, **changes):
     """A run whose rate is so small that validation stalls at once: it drops after each epoch but the first."""
     schedule = {"name": "plateau", "lr": 1e-9, "patience": 1, "drops": 2}
-    return narrow(schedule=schedule, epochs=5, log={"every": 1}, data={"val": str(digits / "val")}, **changes)
+    return narrow(
+        schedule=schedule,
+        epochs=5,
+        log={"every": 1},
+        data={"val": str(digits / "val")},
+        **changes,
+    )
 
 
 def test_the_rate_drops_when_validation_stalls(narrow, console, digits):
@@ -524,32 +701,53 @@ def test_the_rate_drops_when_validation_stalls(narrow, console, digits):
 
 def test_a_warm_up_is_no_stall(narrow, console, digits):
     config = plateau(narrow, digits)
-    config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"warmup_epochs": 3.0})})
+    config = config.model_copy(
+        update={"schedule": config.schedule.model_copy(update={"warmup_epochs": 3.0})}
+    )
     run(config, console)
-    assert len([e for e in console.events if "stalled" in e]) == 1, "after epoch 5: epoch 4 was the first to count"
+    assert len([e for e in console.events if "stalled" in e]) == 1, (
+        "after epoch 5: epoch 4 was the first to count"
+    )
 
 
-def test_the_plateau_comes_back_with_a_checkpoint_and_its_clock_is_the_epoch(narrow, console, digits, tmp_path):
+def test_the_plateau_comes_back_with_a_checkpoint_and_its_clock_is_the_epoch(
+    narrow, console, digits, tmp_path
+):
     """Neither a stop in mid-epoch nor how often a run is evaluated changes the steps at which the rate drops."""
     sgd = {"name": "sgd", "form": "paper"}
-    wanted = run(plateau(narrow, digits, run=str(tmp_path / "whole"), optimizer=sgd), console).weights
+    wanted = run(
+        plateau(narrow, digits, run=str(tmp_path / "whole"), optimizer=sgd), console
+    ).weights
     config = plateau(narrow, digits, optimizer=sgd, evaluate={"every": 7})
     for stop in (30, 44, 50, 66):  # 44 and 66: just before and after a drop
         world = World(CPU)
-        console.advance = lambda step, stop=stop, world=world: world.stop.set() if step >= stop - 1 else None
+        console.advance = lambda step, stop=stop, world=world: (
+            world.stop.set() if step >= stop - 1 else None
+        )
         assert train(config, world, console).step in (stop, stop + 1)
     del console.advance
     assert run(config, console).weights == wanted
 
 
-def test_a_plateau_follows_one_validation_set(narrow, console, digits, tmp_path, damaged_set):
+def test_a_plateau_follows_one_validation_set(
+    narrow, console, digits, tmp_path, damaged_set
+):
     config = plateau(narrow, digits)
     world = World(CPU)
     console.advance = lambda step: world.stop.set() if step == 3 else None
     train(config, world, console)
     del console.advance
     damaged_set(tmp_path / "other", bad=set(), classes=10)
-    with pytest.raises(UserError, match="trained with another validation set, whose counts its plateau"):
+    with pytest.raises(
+        UserError, match="trained with another validation set, whose counts its plateau"
+    ):
         run(
-            config.model_copy(update={"data": config.data.model_copy(update={"val": str(tmp_path / "other")})}), console
+            config.model_copy(
+                update={
+                    "data": config.data.model_copy(
+                        update={"val": str(tmp_path / "other")}
+                    )
+                }
+            ),
+            console,
         )

@@ -82,7 +82,9 @@ def measure(settings: Settings, images: int) -> Found:
     threads = settings.data.decode_threads or world.cores
     limits = _limits(settings, world.device, threads)
     batch = settings.global_batch
-    order = Order(dataset.manifest.group_rows, _SEED, 1, batch, settings.data.shuffle_rows)
+    order = Order(
+        dataset.manifest.group_rows, _SEED, 1, batch, settings.data.shuffle_rows
+    )
 
     def requests() -> Iterator[Request]:
         for step in count():
@@ -107,7 +109,11 @@ def measure(settings: Settings, images: int) -> Found:
             for name, side in sides.items():
                 measured[name].append(_timed(side))
     rates = [
-        Rate(name, statistics.median(r for r, _ in found), statistics.median(c for _, c in found))
+        Rate(
+            name,
+            statistics.median(r for r, _ in found),
+            statistics.median(c for _, c in found),
+        )
         for name, found in measured.items()
     ]
     return Found(batches * batch, batch, threads, rates, first)
@@ -117,14 +123,18 @@ def _timed(side: Callable[[], int]) -> tuple[float, float]:
     """Images a second, and CPU milliseconds an image."""
     wall, cpu = time.monotonic(), time.process_time()
     images = side()
-    return images / (time.monotonic() - wall), 1000 * (time.process_time() - cpu) / images
+    return images / (time.monotonic() - wall), 1000 * (
+        time.process_time() - cpu
+    ) / images
 
 
 def _open(settings: Settings) -> Dataset:
     return open_set(settings.data.train, settings.data, settings.augment)
 
 
-def _loader(settings: Settings, world: World, dataset: Dataset, requests: Iterator[Request]) -> Loader:
+def _loader(
+    settings: Settings, world: World, dataset: Dataset, requests: Iterator[Request]
+) -> Loader:
     return Loader(
         dataset,
         dataset.manifest.statistics,
@@ -140,7 +150,9 @@ def _loader(settings: Settings, world: World, dataset: Dataset, requests: Iterat
     )
 
 
-def _limits(settings: Settings, device: torch.device, threads: int) -> dict[str, Callable[[], int]]:
+def _limits(
+    settings: Settings, device: torch.device, threads: int
+) -> dict[str, Callable[[], int]]:
     """Bare decodes of the set's own JPEG files: libjpeg-turbo, and the GPU's decoder where there is one."""
     dataset = _open(settings)  # of its own: a data set is read by one thread
     if dataset.manifest.encoding == "raw":
@@ -148,16 +160,22 @@ def _limits(settings: Settings, device: torch.device, threads: int) -> dict[str,
     try:
         import simplejpeg
     except ImportError:
-        raise UserError("the bare decode needs simplejpeg: pip install 'distrain[bench]'") from None
+        raise UserError(
+            "the bare decode needs simplejpeg: pip install 'distrain[bench]'"
+        ) from None
     picked = range(0, dataset.manifest.rows, -(-dataset.manifest.rows // _LIMIT_FILES))
     rows = (dataset.rows(np.array([i]))[0].data.copy() for i in picked)
-    files: list[NDArray[np.uint8]] = [data for data in rows if jpeg_size(data) is not None]
+    files: list[NDArray[np.uint8]] = [
+        data for data in rows if jpeg_size(data) is not None
+    ]
     if not files:
         return {}
     pool = ThreadPoolExecutor(threads)
 
     def turbo() -> int:
-        return sum(1 for _ in pool.map(lambda data: simplejpeg.decode_jpeg(data, "RGB"), files))
+        return sum(
+            1 for _ in pool.map(lambda data: simplejpeg.decode_jpeg(data, "RGB"), files)
+        )
 
     def gpu() -> int:
         from torchvision.io import decode_jpeg
@@ -166,4 +184,7 @@ def _limits(settings: Settings, device: torch.device, threads: int) -> dict[str,
         torch.cuda.synchronize()
         return len(files)
 
-    return {"libjpeg-turbo alone": turbo, **({"nvJPEG alone": gpu} if device.type == "cuda" else {})}
+    return {
+        "libjpeg-turbo alone": turbo,
+        **({"nvJPEG alone": gpu} if device.type == "cuda" else {}),
+    }

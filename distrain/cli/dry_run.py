@@ -15,21 +15,34 @@ from distrain.training.datasets import open_sets, order_of, pin_data, streams_by
 from distrain.training.setup import check_model
 
 
-def rates(config: Config, rows: int, images: int | None = None) -> list[tuple[int, float, float]]:
+def rates(
+    config: Config, rows: int, images: int | None = None
+) -> list[tuple[int, float, float]]:
     """The learning rate at `rows` steps spread evenly over the run, the last one among them: (step, epoch, rate).
 
     `images`: how many there are to train on; None: as many as the data set has. Of a plateau schedule nothing but its
     warm-up is known ahead.
     """
     if images is not None and images < config.global_batch:
-        raise UserError(f"{images} images make no global batch of {config.global_batch}: say more of them")
-    per_epoch = order_of(config, _group_rows(config)).steps if images is None else images // config.global_batch
+        raise UserError(
+            f"{images} images make no global batch of {config.global_batch}: say more of them"
+        )
+    per_epoch = (
+        order_of(config, _group_rows(config)).steps
+        if images is None
+        else images // config.global_batch
+    )
     steps = config.epochs * per_epoch
     picked = sorted({round(i * (steps - 1) / max(1, rows - 1)) for i in range(rows)})
-    return [(step, step / per_epoch, config.schedule.rate(step, per_epoch, steps)) for step in picked]
+    return [
+        (step, step / per_epoch, config.schedule.rate(step, per_epoch, steps))
+        for step in picked
+    ]
 
 
-def draw_rates(config: Config, curve: Sequence[tuple[int, float, float]], target: Path) -> None:
+def draw_rates(
+    config: Config, curve: Sequence[tuple[int, float, float]], target: Path
+) -> None:
     """Draw what `rates` gave into an image file; rates that drop by factors on a logarithmic axis.
 
     Raises:
@@ -38,11 +51,17 @@ def draw_rates(config: Config, curve: Sequence[tuple[int, float, float]], target
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("drawing needs matplotlib: pip install 'distrain[report]'") from None
+        raise UserError(
+            "drawing needs matplotlib: pip install 'distrain[report]'"
+        ) from None
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([epoch for _, epoch, _ in curve], [rate for _, _, rate in curve])
-    axes.set(xlabel="epoch", ylabel="learning rate", title=f"{config.run}: {config.schedule.name}")
+    axes.set(
+        xlabel="epoch",
+        ylabel="learning rate",
+        title=f"{config.run}: {config.schedule.name}",
+    )
     axes.set_yscale("log" if config.schedule.by_factors else "linear")
     axes.grid(visible=True, alpha=0.3)
     try:
@@ -71,8 +90,13 @@ def plan(config: Config, ranks: int) -> dict[str, str]:
     }
     store = Store(config.data.train)
     if config.data.pack and not store.exists(MANIFEST):
-        group_rows, classes = BUILT_IN[config.data.pack].group_rows, BUILT_IN[config.data.pack].classes
-        data = {"data": f"not packed yet: training packs the {config.data.pack} into {store.name} first"}
+        group_rows, classes = (
+            BUILT_IN[config.data.pack].group_rows,
+            BUILT_IN[config.data.pack].classes,
+        )
+        data = {
+            "data": f"not packed yet: training packs the {config.data.pack} into {store.name} first"
+        }
     else:
         manifest = open_sets(config)[0].manifest
         pin_data(config, manifest)
@@ -100,7 +124,9 @@ def plan(config: Config, ranks: int) -> dict[str, str]:
 
 
 def _pixels(manifest: Manifest) -> str:
-    return f"{manifest.size[1]} x {manifest.size[0]}" if manifest.size else "various sizes"
+    return (
+        f"{manifest.size[1]} x {manifest.size[0]}" if manifest.size else "various sizes"
+    )
 
 
 def _memory(config: Config, manifest: Manifest, hosted: int) -> str:

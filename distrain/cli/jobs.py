@@ -16,17 +16,34 @@ if TYPE_CHECKING:
     from distrain.monitor.sinks import Console
 
 Address = Annotated[
-    str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", metavar="URL", help="Dashboard of the cluster's head.")
+    str,
+    typer.Option(
+        envvar="RAY_API_SERVER_ADDRESS",
+        metavar="URL",
+        help="Dashboard of the cluster's head.",
+    ),
 ]
 LOCAL = "http://127.0.0.1:8265"
-Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show its progress until it ends.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")]
-To = Annotated[Literal["ray", "kuberay", "slurm"], typer.Option(help="What the job runs on.")]
+Follow = Annotated[
+    bool, typer.Option("--follow", "-f", help="Show its progress until it ends.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")
+]
+To = Annotated[
+    Literal["ray", "kuberay", "slurm"], typer.Option(help="What the job runs on.")
+]
 Template = Annotated[
     Path | None,
-    typer.Option(envvar="DISTRAIN_TEMPLATE", help="Your site's manifest (kuberay) or script (slurm); see cluster/."),
+    typer.Option(
+        envvar="DISTRAIN_TEMPLATE",
+        help="Your site's manifest (kuberay) or script (slurm); see cluster/.",
+    ),
 ]
-Namespace = Annotated[str | None, typer.Option(help="Of Kubernetes; without, the template's or the kubeconfig's.")]
+Namespace = Annotated[
+    str | None,
+    typer.Option(help="Of Kubernetes; without, the template's or the kubeconfig's."),
+]
 
 
 class Wanted(NamedTuple):
@@ -49,13 +66,24 @@ class Target(NamedTuple):
 
 def submit(
     config: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
-    address: Address = LOCAL,
-    workers: Annotated[str | None, typer.Option(metavar="N|MIN-MAX", help="Ranks.")] = None,
-    files: Annotated[
-        list[Path] | None, typer.Option("--with", help="Python file or folder to send along, for an own model or loss.")
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")
     ] = None,
-    job: Annotated[str | None, typer.Option("--id", help="Id of the job; without, it follows from the run.")] = None,
+    address: Address = LOCAL,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N|MIN-MAX", help="Ranks.")
+    ] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with",
+            help="Python file or folder to send along, for an own model or loss.",
+        ),
+    ] = None,
+    job: Annotated[
+        str | None,
+        typer.Option("--id", help="Id of the job; without, it follows from the run."),
+    ] = None,
     follow: Follow = False,
     dry_run: DryRun = False,
     to: To = "ray",
@@ -73,15 +101,26 @@ def submit(
     sys.path.extend(str(file.absolute().parent) for file in files or [])
 
     settings = load(config, [*(overrides or []), *workers_override(workers)])
-    _submit(Wanted(settings, files or [], job, False), Target(to, address, template, namespace), follow, dry_run)
+    _submit(
+        Wanted(settings, files or [], job, False),
+        Target(to, address, template, namespace),
+        follow,
+        dry_run,
+    )
 
 
 def resume(
     run: Annotated[str, typer.Argument(help="Run directory, path or URL.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")
+    ] = None,
     address: Address = LOCAL,
-    workers: Annotated[str | None, typer.Option(metavar="N|MIN-MAX", help="Ranks.")] = None,
-    files: Annotated[list[Path] | None, typer.Option("--with", help="As for submit.")] = None,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N|MIN-MAX", help="Ranks.")
+    ] = None,
+    files: Annotated[
+        list[Path] | None, typer.Option("--with", help="As for submit.")
+    ] = None,
     follow: Follow = False,
     dry_run: DryRun = False,
     to: To = "ray",
@@ -97,10 +136,21 @@ def resume(
     try:
         text = store.read(CONFIG).decode()
     except FileNotFoundError:
-        raise UserError(f"there is no run in {store.name}: it has no config.yaml") from None
+        raise UserError(
+            f"there is no run in {store.name}: it has no config.yaml"
+        ) from None
     where = f"run={run}"
-    settings = parse_yaml(text, f"{store.name}/config.yaml", [where, *(overrides or []), *workers_override(workers)])
-    _submit(Wanted(settings, files or [], None, True), Target(to, address, template, namespace), follow, dry_run)
+    settings = parse_yaml(
+        text,
+        f"{store.name}/config.yaml",
+        [where, *(overrides or []), *workers_override(workers)],
+    )
+    _submit(
+        Wanted(settings, files or [], None, True),
+        Target(to, address, template, namespace),
+        follow,
+        dry_run,
+    )
 
 
 def jobs(address: Address = LOCAL) -> None:
@@ -109,14 +159,25 @@ def jobs(address: Address = LOCAL) -> None:
     if not found:
         typer.echo("no jobs")
     for job in found:
-        began = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started)) if job.started else "-"
+        began = (
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started))
+            if job.started
+            else "-"
+        )
         typer.echo(f"{job.id:<32} {job.status:<9} {began:<16} {job.run}")
 
 
 def logs(
-    job: Annotated[str, typer.Argument(help="Id of the job; -: show what is piped in, as kubectl logs has it.")],
+    job: Annotated[
+        str,
+        typer.Argument(
+            help="Id of the job; -: show what is piped in, as kubectl logs has it."
+        ),
+    ],
     address: Address = LOCAL,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job ends.")
+    ] = False,
 ) -> None:
     """Show what a job has told. It stands in log-*.txt of the run directory too, when the cluster is gone."""
     from distrain.monitor.consoles import replay
@@ -147,11 +208,15 @@ def stop(
 
     console = PlainLines(sys.stdout)
     ended = _jobs(address).stop(job, console)
-    console.event(f"{job} {ended.status.lower()}; to go on: distrain resume {ended.run} --address {address}")
+    console.event(
+        f"{job} {ended.status.lower()}; to go on: distrain resume {ended.run} --address {address}"
+    )
 
 
 def drain(
-    seconds: Annotated[float, typer.Option(min=1, help="Until when the host is given up all the same.")] = 240.0,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Until when the host is given up all the same.")
+    ] = 240.0,
 ) -> None:
     """Take this host out of its Ray cluster: runs save, and go on with the others. On the head: runs save and end.
 
@@ -168,7 +233,10 @@ def _submit(wanted: Wanted, target: Target, follow: bool, dry_run: bool) -> None
         _to_ray(wanted, target.address, follow, dry_run)
         return
     if target.template is None:
-        example = {"kuberay": "cluster/kuberay/rayjob.yaml", "slurm": "cluster/slurm/train.sbatch"}[target.to]
+        example = {
+            "kuberay": "cluster/kuberay/rayjob.yaml",
+            "slurm": "cluster/slurm/train.sbatch",
+        }[target.to]
         raise UserError(
             f"--to {target.to} needs --template: a copy of {example} of distrain's repository with what your site "
             "needs put in"
@@ -186,7 +254,9 @@ def _submit(wanted: Wanted, target: Target, follow: bool, dry_run: bool) -> None
 def _to_ray(wanted: Wanted, address: str, follow: bool, dry_run: bool) -> None:
     from distrain.launch.package import request
 
-    sent = request(wanted.config, wanted.files, job=wanted.job, must_resume=wanted.must_resume)
+    sent = request(
+        wanted.config, wanted.files, job=wanted.job, must_resume=wanted.must_resume
+    )
     if dry_run:
         for line in sent.lines():
             typer.echo(line)
@@ -200,12 +270,16 @@ def _to_ray(wanted: Wanted, address: str, follow: bool, dry_run: bool) -> None:
         typer.echo(f"to follow it: distrain logs {name} -f --address {address}")
 
 
-def _to_kuberay(wanted: Wanted, template: Path, namespace: str | None, dry_run: bool) -> None:
+def _to_kuberay(
+    wanted: Wanted, template: Path, namespace: str | None, dry_run: bool
+) -> None:
     from distrain.launch.kuberay import Kubectl, manifests
 
     def rendered(name: str | None) -> "Manifests":
         asked, more = wanted, {"job": name, "namespace": namespace}
-        return manifests(asked.config, template, asked.files, must_resume=asked.must_resume, **more)
+        return manifests(
+            asked.config, template, asked.files, must_resume=asked.must_resume, **more
+        )
 
     found = rendered(wanted.job)
     if dry_run:
@@ -217,13 +291,21 @@ def _to_kuberay(wanted: Wanted, template: Path, namespace: str | None, dry_run: 
     typer.echo(f"RayJob {found.name} in {where} {_did(started)}")
     typer.echo(f"to watch it: distrain top {wanted.config.run}, or")
     typer.echo(f"  kubectl -n {where} logs -f job/{found.name} | distrain logs -")
-    typer.echo(f"to stop it: kubectl -n {where} delete rayjob {found.name} (it saves first)")
+    typer.echo(
+        f"to stop it: kubectl -n {where} delete rayjob {found.name} (it saves first)"
+    )
 
 
 def _to_slurm(wanted: Wanted, template: Path, dry_run: bool) -> None:
     from distrain.launch.slurm import script, submit
 
-    text = script(wanted.config, template, wanted.files, job=wanted.job, must_resume=wanted.must_resume)
+    text = script(
+        wanted.config,
+        template,
+        wanted.files,
+        job=wanted.job,
+        must_resume=wanted.must_resume,
+    )
     if dry_run:
         typer.echo(text, nl=False)
         return
@@ -252,10 +334,14 @@ def _follow(found: "Jobs", name: str, address: str) -> None:
         ended = found.follow(name, console)
     except KeyboardInterrupt:
         console.stop()
-        console.event(f"the job goes on. To come back: distrain logs {name} -f --address {address}")
+        console.event(
+            f"the job goes on. To come back: distrain logs {name} -f --address {address}"
+        )
         console.event(f"to end it: distrain stop {name} --address {address}")
         raise SystemExit(130) from None
     console.stop()
     if ended.status == "STOPPED":
-        console.event(f"job {name} was stopped; to go on: distrain resume {ended.run} --address {address}")
+        console.event(
+            f"job {name} was stopped; to go on: distrain resume {ended.run} --address {address}"
+        )
     raise SystemExit(exit_code(ended))

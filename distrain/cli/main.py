@@ -39,21 +39,29 @@ def main() -> None:
     except RunError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None
-    except BrokenPipeError:  # whoever read our output has gone: nothing more can be said there
+    except (
+        BrokenPipeError
+    ):  # whoever read our output has gone: nothing more can be said there
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
-        sys.stderr.write(f"error: {error}: check the path, its permissions and the space left\n")
+        sys.stderr.write(
+            f"error: {error}: check the path, its permissions and the space left\n"
+        )
         raise SystemExit(1) from None
 
 
-bench = typer.Typer(no_args_is_help=True, help="Measure parts of the machine and of distrain.")
+bench = typer.Typer(
+    no_args_is_help=True, help="Measure parts of the machine and of distrain."
+)
 app.add_typer(bench, name="bench")
 
 
 @app.callback(invoke_without_command=True)
 def distrain(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.")
+    ] = False,
 ) -> None:
     """Nothing but --version."""
     if version:
@@ -64,18 +72,35 @@ def distrain(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
-    must_resume: Annotated[bool, typer.Option("--resume", help="Insist on a checkpoint; one is used anyway.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the config and what it comes to.")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")
+    ] = None,
+    must_resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Insist on a checkpoint; one is used anyway."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the config and what it comes to.")
+    ] = False,
     workers: Annotated[
         str | None,
-        typer.Option(metavar="auto|N|MIN-MAX", help="Ranks: on this machine unless --address. auto: one per GPU."),
+        typer.Option(
+            metavar="auto|N|MIN-MAX",
+            help="Ranks: on this machine unless --address. auto: one per GPU.",
+        ),
     ] = None,
     address: Annotated[
-        str | None, typer.Option(metavar="auto|HOST:PORT|ray://HOST:PORT", help="Ray cluster to train on.")
+        str | None,
+        typer.Option(
+            metavar="auto|HOST:PORT|ray://HOST:PORT", help="Ray cluster to train on."
+        ),
     ] = None,
     accept_other_hardware: Annotated[
-        bool, typer.Option("--accept-other-hardware", help="Resume where the hardware computes other bits.")
+        bool,
+        typer.Option(
+            "--accept-other-hardware",
+            help="Resume where the hardware computes other bits.",
+        ),
     ] = False,
 ) -> None:
     """Train on this machine, on all its GPUs or its CPU cores, or on the workers of a Ray cluster.
@@ -100,15 +125,23 @@ def train(
 
     options = {"must_resume": must_resume, "other_hardware": accept_other_hardware}
     with Logged(person(), Store(str(settings.run))) as console:
-        if address is not None or workers not in (None, "auto") or ranks_here(settings) > 1:
+        if (
+            address is not None
+            or workers not in (None, "auto")
+            or ranks_here(settings) > 1
+        ):
             from distrain.launch.ray_train import run as run_on_ray
 
-            summary, signal_number = run_on_ray(settings, console, address=address, **options)
+            summary, signal_number = run_on_ray(
+                settings, console, address=address, **options
+            )
         else:
             from distrain.launch.local import run as run_here
 
             summary, signal_number = run_here(settings, console, **options)
-        flags = [f"--workers={workers}"] * (workers is not None) + [f"--address={address}"] * (address is not None)
+        flags = [f"--workers={workers}"] * (workers is not None) + [
+            f"--address={address}"
+        ] * (address is not None)
         _tell(console, summary, [str(config), *(overrides or []), *flags])
     if signal_number is not None:
         raise SystemExit(128 + signal_number)
@@ -117,11 +150,16 @@ def train(
 @app.command()
 def lr(
     config: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
-    images: Annotated[
-        int | None, typer.Option(min=1, help="Images to train on; without, those of the data set.")
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")
     ] = None,
-    png: Annotated[Path | None, typer.Option(help="Draw into this file instead.")] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images to train on; without, those of the data set."),
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw into this file instead.")
+    ] = None,
 ) -> None:
     """Draw the learning rate over the run."""
     from distrain.cli.dry_run import draw_rates, rates
@@ -129,7 +167,9 @@ def lr(
 
     settings = load(config, overrides or [])
     if settings.schedule.follows_validation:
-        typer.echo(f"{settings.schedule.name}: it will drop when validation stalls, which is not known ahead")
+        typer.echo(
+            f"{settings.schedule.name}: it will drop when validation stalls, which is not known ahead"
+        )
     if png is not None:
         draw_rates(settings, rates(settings, 2000, images), png)
         return
@@ -137,14 +177,25 @@ def lr(
     highest = max(rate for _, _, rate in curve)
     typer.echo(f"{'step':>9} {'epoch':>7} {'rate':>10}")
     for step, epoch, rate in curve:
-        typer.echo(f"{step:>9,} {epoch:>7.2f} {rate:>10.4g} {'#' * round(48 * rate / highest)}".rstrip())
+        typer.echo(
+            f"{step:>9,} {epoch:>7.2f} {rate:>10.4g} {'#' * round(48 * rate / highest)}".rstrip()
+        )
 
 
 @app.command()
 def model(
-    name: Annotated[str, typer.Argument(help="alexnet, alexnet2012, alexnet_bn, torchvision:NAME, package:callable.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
-    classes: Annotated[int, typer.Option(min=1, help="Classes that the network tells apart.")] = 1000,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="alexnet, alexnet2012, alexnet_bn, torchvision:NAME, package:callable."
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")
+    ] = None,
+    classes: Annotated[
+        int, typer.Option(min=1, help="Classes that the network tells apart.")
+    ] = 1000,
 ) -> None:
     """Print the layers of a network: output shapes, parameters, multiply-accumulates, and the share of each.
 
@@ -160,8 +211,15 @@ def model(
 
 @app.command()
 def top(
-    run: Annotated[str, typer.Argument(help="Run directory (path or URL), or the URL of a metrics page.")],
-    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="Run directory (path or URL), or the URL of a metrics page."
+        ),
+    ],
+    every: Annotated[
+        float, typer.Option(min=0.2, help="Seconds between two looks.")
+    ] = 2.0,
 ) -> None:
     """Watch a run: loss, speed, phases, warnings. Without a terminal, one look.
 
@@ -182,7 +240,9 @@ def top(
         return
 
     def look() -> Text:
-        return Text("\n".join(lines(watch.look(), console.width)), no_wrap=True, overflow="crop")
+        return Text(
+            "\n".join(lines(watch.look(), console.width)), no_wrap=True, overflow="crop"
+        )
 
     try:
         with Live(look(), console=console, auto_refresh=False) as live:
@@ -193,15 +253,31 @@ def top(
         return
 
 
-for command in (submit, jobs, logs, stop, resume, drain, pack, index, stats, verify, inspect):
+for command in (
+    submit,
+    jobs,
+    logs,
+    stop,
+    resume,
+    drain,
+    pack,
+    index,
+    stats,
+    verify,
+    inspect,
+):
     app.command()(command)
 
 
 @bench.command("data")
 def bench_data(
     url: Annotated[str, typer.Argument(help="Packed data set (path or URL).")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")] = None,
-    images: Annotated[int, typer.Option(min=1, help="Images of each of five rounds.")] = 2048,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")
+    ] = None,
+    images: Annotated[
+        int, typer.Option(min=1, help="Images of each of five rounds.")
+    ] = 2048,
 ) -> None:
     """Time the loader alone, beside the bare decode of the same files.
 
@@ -210,10 +286,16 @@ def bench_data(
     from distrain.cli.bench import measure, settings
 
     found = measure(settings(url, overrides or []), images)
-    typer.echo(f"{found.images:,} images a round, batches of {found.batch}, {found.threads} threads, medians of 5")
+    typer.echo(
+        f"{found.images:,} images a round, batches of {found.batch}, {found.threads} threads, medians of 5"
+    )
     limit = found.rates[1] if len(found.rates) > 1 else None
     for rate in found.rates:
-        times = f", {rate.cpu_ms / limit.cpu_ms:.2f} x the bare decode" if limit and rate is not limit else ""
+        times = (
+            f", {rate.cpu_ms / limit.cpu_ms:.2f} x the bare decode"
+            if limit and rate is not limit
+            else ""
+        )
         speed = f"{rate.images_per_second:8,.0f} images/s {rate.cpu_ms:7.3f} CPU-ms"
         typer.echo(f"{rate.name:<19} {speed}{times}")
     typer.echo(f"first batch after {found.seconds_to_first_batch:.2f} s")
@@ -257,13 +339,19 @@ def _tell(console: "Console", summary: "Summary", arguments: list[str]) -> None:
         # Who submitted a job resumes it: see cli/jobs.py.
         command = shlex.join(["distrain", "train", *arguments])
         to_go_on = "" if "DISTRAIN_CONSOLE" in os.environ else f"; to go on: {command}"
-        console.event(f"stopped and saved after step {summary.step} of {summary.steps}{to_go_on}")
+        console.event(
+            f"stopped and saved after step {summary.step} of {summary.steps}{to_go_on}"
+        )
     else:
         minutes, seconds = divmod(round(summary.seconds), 60)
-        console.event(f"finished {summary.steps} steps in {minutes} min {seconds:02d} s")
+        console.event(
+            f"finished {summary.steps} steps in {minutes} min {seconds:02d} s"
+        )
     if summary.eval:
         result = summary.eval
         top5 = f", top-5 {result.top5:.2%}" if result.classes > 5 else ""
-        console.event(f"validation: top-1 {result.top1:.2%}{top5} of {result.samples:,} images")
+        console.event(
+            f"validation: top-1 {result.top1:.2%}{top5} of {result.samples:,} images"
+        )
     console.event(f"weights   {summary.weights[:16]}  ({summary.reduction} reduction)")
     console.event(f"run       {summary.run}")

@@ -29,4 +29,6 @@ class Settings(Section):
 
 def settings(name: str, overrides: Sequence[str]) -> Settings:
     """Make the settings of a network's table. Raises UserError naming every problem."""
-    return parse_section(Settings, {"model": {"name": name}}, f"model {name}", overrides)
+    return parse_section(
+        Settings, {"model": {"name": name}}, f"model {name}", overrides
+    )

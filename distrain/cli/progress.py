@@ -19,9 +19,15 @@ class ImageProgress:
 
     def __init__(self) -> None:
         """Prepare the bar; it is shown from the first update on."""
-        columns = (BarColumn(bar_width=None), TextColumn("{task.description}"), TimeRemainingColumn(compact=True))
+        columns = (
+            BarColumn(bar_width=None),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(compact=True),
+        )
         console = Console(highlight=False)
-        self._bar = Progress(*columns, console=console, refresh_per_second=4, transient=True, expand=True)
+        self._bar = Progress(
+            *columns, console=console, refresh_per_second=4, transient=True, expand=True
+        )
         self._task = self._bar.add_task("", total=None)
         self._on_terminal = sys.stdout.isatty()
         self._began: float | None = None
@@ -31,7 +37,12 @@ class ImageProgress:
     def __enter__(self) -> "ImageProgress":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         if self._on_terminal:  # elsewhere rich would end with an empty line
             self._bar.stop()
 
@@ -44,11 +55,15 @@ class ImageProgress:
         rate = (now.done - self._first) / max(time.monotonic() - self._began, 1e-9)
         if self._on_terminal:
             text = f"{now.done:,}/{now.total:,} images  {rate:,.0f}/s  {now.bytes / 1e6:,.0f} MB"
-            self._bar.update(self._task, total=now.total, completed=now.done, description=text)
+            self._bar.update(
+                self._task, total=now.total, completed=now.done, description=text
+            )
             return
         tenths = 10 * now.done // max(now.total, 1)
         if tenths > self._tenths:
             self._tenths = tenths
-            left = timedelta(seconds=round((now.total - now.done) / rate if rate else 0))
+            left = timedelta(
+                seconds=round((now.total - now.done) / rate if rate else 0)
+            )
             done = f"{now.done:,} of {now.total:,} images"
             typer.echo(f"{done}  {rate:,.0f}/s  {now.bytes / 1e6:,.1f} MB  {left} left")

@@ -78,7 +78,9 @@ def training_requests(order: Order, steps: range, hosted: range) -> Iterator[Req
             yield Request(cursor, v, order.ids(cursor, v), 0)
 
 
-def evaluation_requests(rows: int, batch: int, rank: int, ranks: int) -> Iterator[Request]:
+def evaluation_requests(
+    rows: int, batch: int, rank: int, ranks: int
+) -> Iterator[Request]:
     """A rank's share of all samples, in fixed chunks by sample id; the last one is padded to the same shape."""
     for chunk, start in islice(enumerate(range(0, rows, batch)), rank, None, ranks):
         ids = np.arange(start, start + batch)
@@ -130,12 +132,18 @@ class Loader:
         self._threads = data.decode_threads or cores or available_cores()
         self._mean = statistics.mean.astype(np.float32)
         self._axes = statistics.principal_axes(augment.colour_unit)
-        self._graph = _graph_of(manifest, statistics, data, augment, batch=batch, augmented=augmented)
+        self._graph = _graph_of(
+            manifest, statistics, data, augment, batch=batch, augmented=augmented
+        )
         blank = np.zeros((augment.crop, augment.crop, 3), np.uint8)
         self._placeholder = blank if self._graph.raw else ppm(blank)
         self._fetching = ThreadPoolExecutor(data.connections, "distrain-fetch")
-        self._coming: deque[tuple[Request, list[int]]] = deque()  # with the row groups that they need
-        self._again: deque[_Pending] = deque()  # to be fed once more, after a decoder was replaced
+        self._coming: deque[tuple[Request, list[int]]] = (
+            deque()
+        )  # with the row groups that they need
+        self._again: deque[_Pending] = (
+            deque()
+        )  # to be fed once more, after a decoder was replaced
         self._pending: deque[_Pending] = deque()  # fed to the decoder, not yet decoded
         self._ready: queue.Queue[MicroBatch | BaseException] = queue.Queue(maxsize=1)
         self._closing = threading.Event()
@@ -143,7 +151,9 @@ class Loader:
         """How often the decoder was replaced, after it refused a batch."""
         self._decoder = self._open_decoder()
         self._recorder = self._open_recorder(run)
-        self._thread = threading.Thread(target=self._produce, name="distrain-loader", daemon=True)
+        self._thread = threading.Thread(
+            target=self._produce, name="distrain-loader", daemon=True
+        )
         self._thread.start()
 
     def __enter__(self) -> "Loader":
@@ -165,7 +175,11 @@ class Loader:
 
     def depths(self) -> dict[str, int]:
         """Micro-batches on their way, by stage."""
-        return {"fetching": len(self._coming), "decoding": len(self._pending), "ready": self._ready.qsize()}
+        return {
+            "fetching": len(self._coming),
+            "decoding": len(self._pending),
+            "ready": self._ready.qsize(),
+        }
 
     def close(self) -> None:
         """Stop loading and wait for the thread."""
@@ -189,16 +203,26 @@ class Loader:
     def _open_decoder(self) -> Decoder:
         kind = DaliDecoder if self._data.backend == "dali" else ReferenceDecoder
         ahead = self._data.read_ahead
-        return kind(self._feed, self._graph, device=self._device, threads=self._threads, read_ahead=ahead)
+        return kind(
+            self._feed,
+            self._graph,
+            device=self._device,
+            threads=self._threads,
+            read_ahead=ahead,
+        )
 
     def _open_recorder(self, run: str) -> Recorder | None:
         """Notes what is in flight, where the decoder may die of it."""
         manifest = self._dataset.manifest
         # Files written by others were decoded by PIL when they were indexed; DALI may crash on them all the same.
-        is_trusted = self._graph.raw or (manifest.proved and manifest.layout == "distrain")
+        is_trusted = self._graph.raw or (
+            manifest.proved and manifest.layout == "distrain"
+        )
         if is_trusted or self._data.backend != "dali":
             return None
-        return Recorder(run, self._dataset, slots=self._data.read_ahead + 2, batch=self._graph.batch)
+        return Recorder(
+            run, self._dataset, slots=self._data.read_ahead + 2, batch=self._graph.batch
+        )
 
     def _produce(self) -> None:
         try:
@@ -212,7 +236,9 @@ class Loader:
             # Without its traceback, whose frames form a cycle that holds the decoder, with its threads and its memory
             # on the GPU, until a full garbage collection. From Python 3.12 on these are rare.
             self._ready.put(end.with_traceback(None))
-        except BaseException as error:  # handed to the thread that asks for the next batch
+        except (
+            BaseException
+        ) as error:  # handed to the thread that asks for the next batch
             self._ready.put(error)
 
     def _decode(self) -> torch.Tensor:
@@ -237,18 +263,31 @@ class Loader:
             AttemptError: the files were proved when they were written, or none of them is refused when it is alone.
         """
         ids, files = pending.request.ids, pending.feed.images
-        places = range(len(ids) - pending.request.padding) if refused.place is None else [refused.place]
+        places = (
+            range(len(ids) - pending.request.padding)
+            if refused.place is None
+            else [refused.place]
+        )
         reasons = {place: str(refused) for place in places}
         if refused.place is None:
             verdicts = judge([files[place] for place in places], self._device)
-            reasons = {place: verdict for place, verdict in zip(places, verdicts, strict=True) if verdict}
-        named = [f"{ids[place]} ({self._dataset.describe(ids[place])}): {reason}" for place, reason in reasons.items()]
+            reasons = {
+                place: verdict
+                for place, verdict in zip(places, verdicts, strict=True)
+                if verdict
+            }
+        named = [
+            f"{ids[place]} ({self._dataset.describe(ids[place])}): {reason}"
+            for place, reason in reasons.items()
+        ]
         if self._dataset.manifest.proved:
             raise AttemptError(
                 "files that decoded when they were packed or indexed are refused now, do that again: "
                 + "; ".join(named)
             )
-        if not reasons or not all(pending.weights[place] for place in reasons):  # or it refuses its own placeholder
+        if not reasons or not all(
+            pending.weights[place] for place in reasons
+        ):  # or it refuses its own placeholder
             raise AttemptError(
                 f"the decoder stopped ({refused}), but each file of the batch decodes alone: samples {ids.tolist()}"
             )
@@ -258,7 +297,11 @@ class Loader:
 
     def _feed(self) -> Feed:
         """Called by the decoder, on the loader's thread, ahead of the batch being delivered."""
-        pending = self._again.popleft() if self._again else self._prepare(self._next_request())
+        pending = (
+            self._again.popleft()
+            if self._again
+            else self._prepare(self._next_request())
+        )
         self._pending.append(pending)
         if self._recorder is not None:
             self._recorder.fed(pending.request.ids)
@@ -266,7 +309,10 @@ class Loader:
 
     def _next_request(self) -> Request:
         """The next request; those behind it have their row groups fetched meanwhile."""
-        while len(self._coming) < _FETCHED_AHEAD and (request := next(self._requests, None)) is not None:
+        while (
+            len(self._coming) < _FETCHED_AHEAD
+            and (request := next(self._requests, None)) is not None
+        ):
             self._coming.append((request, self._dataset.groups_of(request.ids)))
         if not self._coming:
             raise StopIteration
@@ -280,13 +326,17 @@ class Loader:
         excluded: dict[int, str] = {}  # by place
         for place in range(len(rows) - request.padding):
             try:
-                files[place], sizes[place] = self._file(int(request.ids[place]), rows[place])
+                files[place], sizes[place] = self._file(
+                    int(request.ids[place]), rows[place]
+                )
             except BadImageError as error:
                 excluded[place] = str(error)
         height_width = np.array(sizes)
         if self._augmented:
             cursor, v, ids, _ = request
-            draws = draw(self._seed, cursor, v, ids, height_width, self._augment, self._axes)
+            draws = draw(
+                self._seed, cursor, v, ids, height_width, self._augment, self._axes
+            )
         else:
             draws = centre(height_width, self._augment)
         labels = torch.tensor([row.label for row in rows])
@@ -297,7 +347,9 @@ class Loader:
             pending.exclude(place, self._placeholder, crop, excluded.get(place))
         return pending
 
-    def _file(self, sample_id: int, row: Row) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    def _file(
+        self, sample_id: int, row: Row
+    ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         """What the decoder gets for a sample, and its size. Raises BadImageError, and remembers it."""
         manifest, bad = self._dataset.manifest, self._dataset.bad
         if sample_id in bad:
@@ -315,7 +367,9 @@ class Loader:
             bad[sample_id] = str(error)
             raise
         except MemoryError:
-            raise AttemptError(f"there is not enough memory to decode sample {sample_id}: free some") from None
+            raise AttemptError(
+                f"there is not enough memory to decode sample {sample_id}: free some"
+            ) from None
 
     def _finished(self, pixels: torch.Tensor, done: "_Pending") -> MicroBatch:
         request, weights, device = done.request, done.weights, self._device
@@ -344,18 +398,30 @@ class Loader:
 
 
 def _graph_of(
-    manifest: Manifest, statistics: Statistics, data: Data, augment: Augment, *, batch: int, augmented: bool
+    manifest: Manifest,
+    statistics: Statistics,
+    data: Data,
+    augment: Augment,
+    *,
+    batch: int,
+    augmented: bool,
 ) -> Graph:
     """Return the decoder's graph for images stored as the manifest says."""
-    is_stored_at_size = manifest.size is not None and augment.short_side in (None, min(manifest.size))
+    is_stored_at_size = manifest.size is not None and augment.short_side in (
+        None,
+        min(manifest.size),
+    )
     return Graph(
         batch=batch,
         crop=augment.crop,
         raw=manifest.encoding == "raw",
-        resize=not is_stored_at_size or (augmented and augment.window == "random_resized"),
+        resize=not is_stored_at_size
+        or (augmented and augment.window == "random_resized"),
         whole=not manifest.proved,
         normalise=data.normalise == "loader",
-        std=(statistics.std if augment.scale is None else np.full(3, augment.scale)).astype(np.float32),
+        std=(
+            statistics.std if augment.scale is None else np.full(3, augment.scale)
+        ).astype(np.float32),
     )
 
 
@@ -371,7 +437,9 @@ class _Pending(NamedTuple):
     blank: set[int]
     """Places in the batch that hold the placeholder."""
 
-    def exclude(self, place: int, placeholder: NDArray[np.uint8], crop: int, reason: str | None) -> None:
+    def exclude(
+        self, place: int, placeholder: NDArray[np.uint8], crop: int, reason: str | None
+    ) -> None:
         """Put the placeholder, of weight 0, in a sample's place; with a reason it is bad, without it is padding."""
         if reason is not None:
             self.bad[int(self.request.ids[place])] = reason

@@ -114,13 +114,17 @@ class Order:
 
     @cached_property
     def _leaving(self) -> Ids:
-        return permutation(self.rows if self.remainder else 0, self.seed, Purpose.LEFT_OUT)
+        return permutation(
+            self.rows if self.remainder else 0, self.seed, Purpose.LEFT_OUT
+        )
 
     def _line(self, epoch: int) -> _Line:
         if epoch not in self._lines:
             left_out = self.left_out(epoch)
             # kept: (groups,) rows of each group that are not left out
-            kept = self.group_rows - np.bincount(self.groups_of(left_out), minlength=len(self.group_rows))
+            kept = self.group_rows - np.bincount(
+                self.groups_of(left_out), minlength=len(self.group_rows)
+            )
             groups = permutation(len(self.group_rows), self.seed, Purpose.GROUPS, epoch)
             self._lines.clear()
             self._lines[epoch] = _Line(groups, np.cumsum(kept[groups]), left_out)
@@ -133,7 +137,9 @@ class Order:
         start = self.group_starts[line.groups[index]]
         # rank: place among all kept ids in ascending order; the id is that plus the left-out ids below it
         rank = start - np.searchsorted(line.left_out, start) + (place - before)
-        return rank + np.searchsorted(line.left_out - np.arange(len(line.left_out)), rank, side="right")
+        return rank + np.searchsorted(
+            line.left_out - np.arange(len(line.left_out)), rank, side="right"
+        )
 
 
 @lru_cache(maxsize=1024)

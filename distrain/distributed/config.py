@@ -18,7 +18,9 @@ def _workers(value: Any) -> Any:
     both = (value, value) if _count(value) else value
     if isinstance(both, list | tuple) and len(both) == 2 and all(map(_count, both)):
         return tuple(both)
-    raise ValueError(f"must be auto, a number of at least 1, or [least, most], not {value!r}")
+    raise ValueError(
+        f"must be auto, a number of at least 1, or [least, most], not {value!r}"
+    )
 
 
 def _cpus(value: Any) -> Any:
@@ -39,7 +41,9 @@ Auto = Literal["auto"]
 class Cluster(Section):
     """How a run is spread over a Ray cluster, or over workers on one machine."""
 
-    workers: Annotated[tuple[int, int] | Auto, BeforeValidator(_workers)] = operation("auto")
+    workers: Annotated[tuple[int, int] | Auto, BeforeValidator(_workers)] = operation(
+        "auto"
+    )
     """Ranks: a number, or [least, most]: the run grows and shrinks with the cluster. auto: 1 to as many as there are
     GPUs, on this machine or in the cluster; without GPUs one. At most V. [operation]"""
     cpus_per_worker: Annotated[int | Auto, BeforeValidator(_cpus)] = operation("auto")

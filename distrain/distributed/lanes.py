@@ -22,7 +22,11 @@ class Lanes:
     def __init__(self, lanes: int, threads: int, device: torch.device) -> None:
         self.lanes = lanes
         inline = device.type == "cuda" and lanes == 1
-        self._pool = None if inline else ThreadPoolExecutor(lanes, "lane", _prepare, (threads, device))
+        self._pool = (
+            None
+            if inline
+            else ThreadPoolExecutor(lanes, "lane", _prepare, (threads, device))
+        )
 
     def __enter__(self) -> "Lanes":
         return self
@@ -56,7 +60,9 @@ class Lanes:
             return
         futures = [self._pool.submit(guarded) for _ in range(self.lanes)]
         try:
-            errors = [error for future in futures if (error := future.exception()) is not None]
+            errors = [
+                error for future in futures if (error := future.exception()) is not None
+            ]
         except BaseException:  # interrupted: the lanes must not go on by themselves
             failed.set()
             raise

@@ -13,10 +13,27 @@ import torch
 
 from distrain.errors import UserError
 
-_PACKAGES = ("distrain", "torch", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "pillow")
-_GPU_PACKAGES = ("nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12", "nvidia-nvjpeg", "nvidia-nvjpeg-cu12")
+_PACKAGES = (
+    "distrain",
+    "torch",
+    "numpy",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
+    "pillow",
+)
+_GPU_PACKAGES = (
+    "nvidia-nvimgcodec-cu13",
+    "nvidia-nvimgcodec-cu12",
+    "nvidia-nvjpeg",
+    "nvidia-nvjpeg-cu12",
+)
 # Measured: each of these changes the bits of a gradient.
-_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ATEN_CPU_CAPABILITY")
+_VARIABLES = (
+    "ONEDNN_MAX_CPU_ISA",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_CBWR",
+    "ATEN_CPU_CAPABILITY",
+)
 _GPU_VARIABLES = ("NVIDIA_TF32_OVERRIDE",)
 _WORKSPACE = ":4096:8"
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -35,14 +52,23 @@ def numerics(device: torch.device, *, precision: str, exact: bool) -> Iterator[N
         UserError: the device lacks the precision, or it is too late to set cuBLAS's workspace.
     """
     if precision == "tf32" and device.type == "cpu":
-        raise UserError("precision tf32 exists on NVIDIA GPUs only: use precision=fp32 or bf16 here")
+        raise UserError(
+            "precision tf32 exists on NVIDIA GPUs only: use precision=fp32 or bf16 here"
+        )
     tf32 = precision == "tf32"
-    if exact:  # read by cuBLAS when it starts; another value, or none, gives other kernels
+    if (
+        exact
+    ):  # read by cuBLAS when it starts; another value, or none, gives other kernels
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = _WORKSPACE
-        os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"  # read by torch's compiler when a model loads it
+        os.environ["TORCHINDUCTOR_DETERMINISTIC"] = (
+            "1"  # read by torch's compiler when a model loads it
+        )
     deterministic = torch.get_deterministic_debug_mode()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    matmul, cudnn = (
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+    )
     benchmark, threads = torch.backends.cudnn.benchmark, torch.get_num_threads()
     _be_deterministic(2 if exact else 0)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -53,14 +79,19 @@ def numerics(device: torch.device, *, precision: str, exact: bool) -> Iterator[N
     torch.set_num_threads(1)
     try:
         if device.type == "cuda":
-            torch.cuda.set_device(device)  # streams and events that name no device are made on this thread's
+            torch.cuda.set_device(
+                device
+            )  # streams and events that name no device are made on this thread's
             if exact:
                 _check_workspace(device)
         yield
     finally:
         _be_deterministic(deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = (
+            matmul,
+            cudnn,
+        )
         torch.backends.cudnn.benchmark = benchmark
         torch.set_num_threads(threads)
 
@@ -118,7 +149,11 @@ def environment(device: torch.device) -> dict[str, str]:
 
 def explaining(names: Mapping[str, str]) -> dict[str, str]:
     """What of an environment explains other bits and need not be the same: drivers may differ in a cluster."""
-    return {name: value for name, value in names.items() if name in (*_GPU_PACKAGES, "driver", "cuda", "cudnn")}
+    return {
+        name: value
+        for name, value in names.items()
+        if name in (*_GPU_PACKAGES, "driver", "cuda", "cudnn")
+    }
 
 
 def _driver() -> str:
@@ -133,6 +168,13 @@ def _driver() -> str:
 def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "CPU")
+            return next(
+                (
+                    line.partition(":")[2].strip()
+                    for line in file
+                    if line.startswith("model name")
+                ),
+                "CPU",
+            )
     except OSError:
         return platform.processor() or platform.machine()

@@ -22,7 +22,13 @@ class PeerWatch:
     A connection that closes without the message means that the rank is gone. The news travels on along the ring.
     """
 
-    def __init__(self, group: dist.ProcessGroup, rank: int, ranks: int, on_loss: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        rank: int,
+        ranks: int,
+        on_loss: Callable[[], None],
+    ) -> None:
         """Start to watch.
 
         Args:
@@ -31,10 +37,16 @@ class PeerWatch:
             ranks: how many there are, at least 2.
             on_loss: called once if a rank is lost, on a thread of the watch, or if this one gives up.
         """
-        self._group, self._before, self._next = group, (rank - 1) % ranks, (rank + 1) % ranks
+        self._group, self._before, self._next = (
+            group,
+            (rank - 1) % ranks,
+            (rank + 1) % ranks,
+        )
         self._on_loss = on_loss
         self._lock, self._said = threading.Lock(), False
-        self._thread = threading.Thread(target=self._watch, name="distrain-peers", daemon=True)
+        self._thread = threading.Thread(
+            target=self._watch, name="distrain-peers", daemon=True
+        )
         self._thread.start()
 
     def leave(self, *, lost: bool, timeout: float) -> None:
@@ -52,10 +64,14 @@ class PeerWatch:
 
     def _watch(self) -> None:
         word = torch.tensor([_LOST])
-        with suppress(RuntimeError):  # the connection is closed: the word stays what it is
+        with suppress(
+            RuntimeError
+        ):  # the connection is closed: the word stays what it is
             work = dist.irecv(word, self._before, group=self._group)
             assert work is not None
-            work.wait(_LONGER_THAN_A_RUN)  # the group's own time-out is for ranks that are expected
+            work.wait(
+                _LONGER_THAN_A_RUN
+            )  # the group's own time-out is for ranks that are expected
         if int(word) == _LOST:
             self._lose()
 

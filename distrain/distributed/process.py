@@ -9,8 +9,14 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 def available_cores() -> int:
     """Count the CPU cores that this process may use: by its affinity, and by the quota of its container (cgroup)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # no Linux, no limit ("max"), or version 1 of cgroups
+    cores = (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
+    with suppress(
+        OSError, ValueError
+    ):  # no Linux, no limit ("max"), or version 1 of cgroups
         quota, period = _CPU_QUOTA.read_text().split()
         cores = min(cores, max(1, int(quota) // int(period)))
     return cores
@@ -19,8 +25,15 @@ def available_cores() -> int:
 def process_identity(pid: int) -> str | None:
     """What tells a process from all others in the world: boot, PID namespace, number and start; None if not there."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        started = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        boot = (
+            Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        )
+        started = (
+            Path(f"/proc/{pid}/stat")
+            .read_text(encoding="utf-8")
+            .rpartition(")")[2]
+            .split()[19]
+        )
         return f"{boot} {os.readlink('/proc/self/ns/pid')} {pid} {started}"
     except OSError:
         return None

@@ -54,7 +54,9 @@ class World:
 
     def hosted(self, virtual_workers: int) -> range:
         """The virtual workers that this rank computes: floor or ceil of V / ranks of them, one after another."""
-        first, last = (i * virtual_workers // self.ranks for i in (self.rank, self.rank + 1))
+        first, last = (
+            i * virtual_workers // self.ranks for i in (self.rank, self.rank + 1)
+        )
         return range(first, last)
 
     def add_up(self, tensor: Tensor) -> Callable[[], None]:
@@ -87,7 +89,9 @@ class World:
         """What each rank passed, a tree of plain values, by rank and on all ranks."""
         if self.ranks == 1:
             return [value]
-        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        data = torch.frombuffer(
+            bytearray(json.dumps(value).encode()), dtype=torch.uint8
+        )
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.ranks)]
         with _losing_ranks():
             dist.all_gather(sizes, torch.tensor([len(data)]))
@@ -95,7 +99,10 @@ class World:
             padded = torch.cat([data, data.new_zeros(longest - len(data))])
             parts = [torch.zeros_like(padded) for _ in sizes]
             dist.all_gather(parts, padded)
-        return [json.loads(bytes(part[: int(size)].tolist())) for part, size in zip(parts, sizes, strict=True)]
+        return [
+            json.loads(bytes(part[: int(size)].tolist()))
+            for part, size in zip(parts, sizes, strict=True)
+        ]
 
     def settle(self) -> None:
         """Wait until this rank's device has done what it was asked.
@@ -106,12 +113,18 @@ class World:
         try:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-        except RuntimeError as error:  # a lost GPU's memory may be what the reduction was reading
+        except (
+            RuntimeError
+        ) as error:  # a lost GPU's memory may be what the reduction was reading
             if self.lost.is_set():
-                raise LostRankError(f"another rank is gone: {_without_place(str(error))}") from error
+                raise LostRankError(
+                    f"another rank is gone: {_without_place(str(error))}"
+                ) from error
             raise
         if self.lost.is_set():
-            raise LostRankError("another rank is gone: the reduction on the GPU was aborted")
+            raise LostRankError(
+                "another rank is gone: the reduction on the GPU was aborted"
+            )
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -134,7 +147,9 @@ class World:
         for problem in self.gather(own and [type(own).__name__, str(own)]):
             if problem is not None:
                 kind, text = problem
-                raise {"UserError": UserError, "RunError": RunError}.get(kind, AttemptError)(text) from own
+                raise {"UserError": UserError, "RunError": RunError}.get(
+                    kind, AttemptError
+                )(text) from own
 
 
 @contextmanager
@@ -142,7 +157,9 @@ def _losing_ranks() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # all of torch.distributed's errors are
-        raise LostRankError(f"another rank is gone or silent: {_without_place(str(error))}") from error
+        raise LostRankError(
+            f"another rank is gone or silent: {_without_place(str(error))}"
+        ) from error
 
 
 def _without_place(text: str) -> str:
@@ -181,7 +198,12 @@ def joined(
         LostRankError: the ranks cannot reach each other.
     """
     limit = timedelta(seconds=timeout)
-    about: dict[str, Any] = {"session": session, "address": address, "saved": saved, "wanted": wanted or ranks}
+    about: dict[str, Any] = {
+        "session": session,
+        "address": address,
+        "saved": saved,
+        "wanted": wanted or ranks,
+    }
     world = World(device, rank, ranks, cores, **about)
     if ranks == 1:
         yield world
@@ -189,7 +211,12 @@ def joined(
     watch, ended = None, False
     try:
         store = _rendezvous(rank, ranks, meet, address, limit)
-        options: dict[str, Any] = {"store": store, "rank": rank, "world_size": ranks, "timeout": limit}
+        options: dict[str, Any] = {
+            "store": store,
+            "rank": rank,
+            "world_size": ranks,
+            "timeout": limit,
+        }
         if device.type == "cuda":
             watch = _form_on_gpus(world, options)
         else:
@@ -207,7 +234,9 @@ def joined(
                     dist.destroy_process_group()
 
 
-def _rendezvous(rank: int, ranks: int, meet: Callable[[str], str], address: str, limit: timedelta) -> Any:
+def _rendezvous(
+    rank: int, ranks: int, meet: Callable[[str], str], address: str, limit: timedelta
+) -> Any:
     """Connect to the store over which the ranks of a process group find each other; rank 0 serves it.
 
     Raises:
@@ -215,7 +244,9 @@ def _rendezvous(rank: int, ranks: int, meet: Callable[[str], str], address: str,
     """
     name = interface(address)
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        if name is not None:  # or gloo takes the address of the host's name, which may be 127.0.1.1
+        if (
+            name is not None
+        ):  # or gloo takes the address of the host's name, which may be 127.0.1.1
             os.environ.setdefault(variable, name)
     with _losing_ranks():
         # Rank 0 listens on a port that the system picks, so none can be taken.
@@ -241,12 +272,16 @@ def _form_on_gpus(world: World, options: dict[str, Any]) -> PeerWatch:
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=world.device, **options)
         group: Any = dist.new_group(backend="gloo", timeout=options["timeout"])
     except RuntimeError as error:
-        raise AttemptError(f"the ranks' GPUs could not be connected: {_without_place(str(error))}") from error
+        raise AttemptError(
+            f"the ranks' GPUs could not be connected: {_without_place(str(error))}"
+        ) from error
     communicator = _communicator(world.device)
 
     def abort() -> None:
         world.lost.set()  # first: who waits for the device must not take what it then has for a sum
-        with suppress(RuntimeError):  # it does not end in time: whoever waits is ended by the watchdog
+        with suppress(
+            RuntimeError
+        ):  # it does not end in time: whoever waits is ended by the watchdog
             communicator.abort()
 
     return PeerWatch(group, world.rank, world.ranks, abort)
@@ -268,7 +303,9 @@ def interface(address: str) -> str | None:
         for _, name in socket.if_nameindex():
             with suppress(OSError):  # an interface without an address
                 request = name.encode()[:15].ljust(256, b"\0")
-                found = fcntl.ioctl(probe.fileno(), 0x8915, request)[20:24]  # SIOCGIFADDR
+                found = fcntl.ioctl(probe.fileno(), 0x8915, request)[
+                    20:24
+                ]  # SIOCGIFADDR
                 if socket.inet_ntoa(found) == address:
                     return name
     return None
@@ -285,5 +322,9 @@ def local_world(device: str) -> World:
     """
     gpu = torch.cuda.is_available()
     if device == "cuda" and not gpu:
-        raise UserError("device is cuda, but torch finds no GPU here: use device=auto or device=cpu")
-    return World(torch.device("cuda", 0) if gpu and device != "cpu" else torch.device("cpu"))
+        raise UserError(
+            "device is cuda, but torch finds no GPU here: use device=auto or device=cpu"
+        )
+    return World(
+        torch.device("cuda", 0) if gpu and device != "cpu" else torch.device("cpu")
+    )

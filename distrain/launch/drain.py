@@ -47,18 +47,27 @@ def drain(console: Console, *, seconds: float) -> None:
             _wait(_Drivers(console).have_ended, end, seconds)
         else:
             _tell_ray(node, seconds)
-            console.event(f"{here['NodeManagerAddress']}: nothing new is placed here; waiting for what is at work")
+            console.event(
+                f"{here['NodeManagerAddress']}: nothing new is placed here; waiting for what is at work"
+            )
             _wait(lambda: not _at_work(node), end, seconds)
         console.event(f"{here['NodeManagerAddress']}: nobody works here any more")
     except RayError as error:
-        raise RunError(f"the Ray of this host went away meanwhile: {reason_of(error)}") from error
+        raise RunError(
+            f"the Ray of this host went away meanwhile: {reason_of(error)}"
+        ) from error
     finally:
         ray.shutdown()
 
 
 def _tell_ray(node: str, seconds: float) -> None:
     where = ("--address", ray.get_runtime_context().gcs_address, "--node-id", node)
-    why = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "distrain drain")
+    why = (
+        "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message",
+        "distrain drain",
+    )
     command = (sys.executable, "-m", "ray.scripts.scripts", "drain-node", *where, *why)
     done = subprocess.run(  # noqa: S603
         [*command, "--deadline-remaining-seconds", str(max(1, round(seconds)))],
@@ -67,13 +76,18 @@ def _tell_ray(node: str, seconds: float) -> None:
         check=False,
     )
     if done.returncode:
-        raise RunError(f"Ray does not let this host be drained: {' '.join(done.stderr.split())[-300:]}")
+        raise RunError(
+            f"Ray does not let this host be drained: {' '.join(done.stderr.split())[-300:]}"
+        )
 
 
 def _at_work(node: str) -> bool:
     """Whether anybody holds cores or GPUs of a node."""
     kinds = ("CPU", "GPU")
-    return any(known.id == node and any(known.free.get(k) != known.total.get(k) for k in kinds) for known in look())
+    return any(
+        known.id == node and any(known.free.get(k) != known.total.get(k) for k in kinds)
+        for known in look()
+    )
 
 
 class _Drivers:
@@ -93,7 +107,9 @@ class _Drivers:
                 self._signalled.add(pid)
                 with suppress(ProcessLookupError):  # it has ended just now
                     os.kill(pid, signal.SIGTERM)
-                    self._console.event(f"sent SIGTERM to process {pid}: it saves a checkpoint and ends")
+                    self._console.event(
+                        f"sent SIGTERM to process {pid}: it saves a checkpoint and ends"
+                    )
         # Ray forgets a driver before its process has said how the run ended.
         return not any(_is_alive(pid) for pid in self._signalled)
 

@@ -18,7 +18,14 @@ import yaml
 
 from distrain.config import Config, to_yaml
 from distrain.errors import UserError
-from distrain.launch.package import CONFIG, check_places, job_id, metadata, own, variables
+from distrain.launch.package import (
+    CONFIG,
+    check_places,
+    job_id,
+    metadata,
+    own,
+    variables,
+)
 from distrain.launch.share import asked, gpus_per_worker, workers_of
 
 # Where the run's files are in its pods.
@@ -66,7 +73,9 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(
     str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    ),
 )
 
 
@@ -95,13 +104,17 @@ def manifests(
     check_places(config)
     name = _valid_name(job or _name(job_id(config)))
     if config.metrics.address in _LOOPBACK:  # in a pod, that is a page for nobody
-        config = config.model_copy(update={"metrics": config.metrics.model_copy(update={"address": "0.0.0.0"})})  # noqa: S104
+        metrics = config.metrics.model_copy(update={"address": "0.0.0.0"})  # noqa: S104
+        config = config.model_copy(update={"metrics": metrics})
     found, labels = _template(template)
     spec = found["spec"]
     found["metadata"]["name"] = spec["jobId"] = name
     if namespace is not None:
         found["metadata"]["namespace"] = namespace
-    spec["entrypoint"] = f"python -m distrain train {_FOLDER}/{CONFIG} --address auto" + " --resume" * must_resume
+    spec["entrypoint"] = (
+        f"python -m distrain train {_FOLDER}/{CONFIG} --address auto"
+        + " --resume" * must_resume
+    )
     environment = {**variables(config), "PYTHONPATH": _FOLDER}
     spec["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": environment})
     spec["metadata"] = metadata(config)
@@ -117,7 +130,10 @@ def manifests(
     about = {"name": name, "labels": labels} | (
         {"namespace": space} if (space := found["metadata"].get("namespace")) else {}
     )
-    return Manifests(found, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": data})
+    return Manifests(
+        found,
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": data},
+    )
 
 
 def _valid_name(name: str) -> str:
@@ -131,7 +147,10 @@ def _valid_name(name: str) -> str:
 
 def _texts(config: Config, files: Sequence[Path]) -> dict[str, str]:
     """Text by path of all that pods need. Raises UserError if it is more than a ConfigMap takes."""
-    sent = {CONFIG: to_yaml(config), **{path: data.decode() for path, data in own(files).items()}}
+    sent = {
+        CONFIG: to_yaml(config),
+        **{path: data.decode() for path, data in own(files).items()},
+    }
     if (size := sum(len(text.encode()) for text in sent.values())) > _LARGEST:
         raise UserError(
             f"config and files are {size:,} bytes, more than the {_LARGEST:,} of a ConfigMap: put them into the image"
@@ -144,12 +163,16 @@ def _size_groups(cluster: dict[str, Any], config: Config, template: Path) -> Con
     groups = cluster["workerGroupSpecs"]
     if len(groups) == 1:
         each, gpus = _workers_of_a_pod(config, groups[0], template)
-        least, most = _workers(config, each * int(groups[0].get("maxReplicas", 1)) if gpus else 0)
+        least, most = _workers(
+            config, each * int(groups[0].get("maxReplicas", 1)) if gpus else 0
+        )
         few, many = -(-least // each), -(-most // each)
         groups[0].update(replicas=few, minReplicas=few, maxReplicas=many)
         cluster["enableInTreeAutoscaling"] = least < most
         # A cluster that has no GPU up yet must not look like one that has none.
-        cluster_config = config.cluster.model_copy(update={"workers": (least, most), "gpus_per_worker": gpus})
+        cluster_config = config.cluster.model_copy(
+            update={"workers": (least, most), "gpus_per_worker": gpus}
+        )
         return config.model_copy(update={"cluster": cluster_config})
     if (workers := config.cluster.workers) != "auto":
         cluster["enableInTreeAutoscaling"] = workers[0] < workers[1]
@@ -165,14 +188,24 @@ def _name(text: str) -> str:
 def _template(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The RayJob of a site's file, and its labels."""
     try:
-        documents = [document for document in yaml.safe_load_all(path.read_text(encoding="utf-8")) if document]
+        documents = [
+            document
+            for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+            if document
+        ]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the template {path}: {getattr(error, 'strerror', error)}") from None
+        raise UserError(
+            f"cannot read the template {path}: {getattr(error, 'strerror', error)}"
+        ) from None
     except yaml.YAMLError as error:
-        raise UserError(f"the template {path} is no YAML: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"the template {path} is no YAML: {' '.join(str(error).split())}"
+        ) from None
     jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == "RayJob"]
     if len(jobs) != 1:
-        raise UserError(f"the template {path} must hold one RayJob, not {len(jobs)}: see cluster/kuberay/rayjob.yaml")
+        raise UserError(
+            f"the template {path} must hold one RayJob, not {len(jobs)}: see cluster/kuberay/rayjob.yaml"
+        )
     # YAML's references make one object of several places, which then could not be filled in apart.
     found = yaml.safe_load(yaml.dump(jobs[0], Dumper=_Dumper))
     try:
@@ -181,22 +214,30 @@ def _template(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             group["template"]["spec"]["containers"][0]["name"]
         return found, dict(found["metadata"].get("labels") or {})
     except (KeyError, IndexError, TypeError) as error:
-        raise UserError(f"the RayJob of {path} lacks {error}: see cluster/kuberay/rayjob.yaml") from None
+        raise UserError(
+            f"the RayJob of {path} lacks {error}: see cluster/kuberay/rayjob.yaml"
+        ) from None
 
 
 def _workers(config: Config, gpus: int) -> tuple[int, int]:
     """Ranks at least and at most, where the pods have so many GPUs in all."""
     workers = config.cluster.workers
-    return (1, max(1, min(config.virtual_workers, gpus))) if workers == "auto" else workers
+    return (
+        (1, max(1, min(config.virtual_workers, gpus))) if workers == "auto" else workers
+    )
 
 
-def _workers_of_a_pod(config: Config, group: Mapping[str, Any], template: Path) -> tuple[int, int]:
+def _workers_of_a_pod(
+    config: Config, group: Mapping[str, Any], template: Path
+) -> tuple[int, int]:
     """Return the number of ranks that fit into a pod of a group, and the GPUs of each rank."""
     resources = group["template"]["spec"]["containers"][0].get("resources") or {}
     has = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
     cpu = str(has.get("cpu", "0"))
     if not re.fullmatch(r"\d+(\.\d+)?|\d+m", cpu):
-        raise UserError(f"cpu: {cpu} in {template} is no number of cores: write it like 16, 1.5 or 500m")
+        raise UserError(
+            f"cpu: {cpu} in {template} is no number of cores: write it like 16, 1.5 or 500m"
+        )
     cores = float(cpu) if cpu[-1] != "m" else int(cpu[:-1]) / 1000
     gpus = int(has.get("nvidia.com/gpu", 0))
     room = workers_of(config, cores, gpus)
@@ -231,9 +272,14 @@ class Kubectl:
         first = wanted.name
         jobs = self._ask(wanted, "get", _RAYJOBS)["items"]
         ended = {
-            job["metadata"]["name"] for job in jobs if (job.get("status") or {}).get("jobDeploymentStatus") in _ENDED
+            job["metadata"]["name"]
+            for job in jobs
+            if (job.get("status") or {}).get("jobDeploymentStatus") in _ENDED
         }
-        names = (first, *(f"{first[: _LONGEST - 4]}-{number}" for number in range(2, 1000)))
+        names = (
+            first,
+            *(f"{first[: _LONGEST - 4]}-{number}" for number in range(2, 1000)),
+        )
         return next(name for name in names if name not in ended)
 
     def submit(self, wanted: Manifests) -> tuple[str, bool]:
@@ -252,17 +298,29 @@ class Kubectl:
                 f"RayJob {wanted.name} is being deleted: submit again when it is gone, or with another --id"
             )
         # Owned by the RayJob, the ConfigMap goes with it. Until it is there, pods wait for it.
-        owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": wanted.name, "uid": about["uid"]}
-        files = {**wanted.files, "metadata": {**wanted.files["metadata"], "ownerReferences": [owner]}}
+        owner = {
+            "apiVersion": "ray.io/v1",
+            "kind": "RayJob",
+            "name": wanted.name,
+            "uid": about["uid"],
+        }
+        files = {
+            **wanted.files,
+            "metadata": {**wanted.files["metadata"], "ownerReferences": [owner]},
+        }
         try:
             self._ask(wanted, "create", document=files)
         except FileExistsError:  # ours, or one of a RayJob of that name that was deleted, which would go soon
             known = self._ask(wanted, "get", "configmaps", wanted.name)
-            if owner["uid"] not in {ref["uid"] for ref in known["metadata"].get("ownerReferences") or ()}:
+            if owner["uid"] not in {
+                ref["uid"] for ref in known["metadata"].get("ownerReferences") or ()
+            }:
                 self._ask(wanted, "replace", document=files)
         return str(about["namespace"]), started
 
-    def _ask(self, wanted: Manifests, *words: str, document: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _ask(
+        self, wanted: Manifests, *words: str, document: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Run kubectl where a run belongs; return what it says of the document, or of what the words name.
 
         Raises:
@@ -270,8 +328,14 @@ class Kubectl:
             UserError: there is no kubectl here, or it failed.
         """
         if shutil.which("kubectl") is None:
-            raise UserError("there is no kubectl here: install it, or submit from where it is (--dry-run needs none)")
-        where = [f"--namespace={space}"] if (space := wanted.job["metadata"].get("namespace")) else []
+            raise UserError(
+                "there is no kubectl here: install it, or submit from where it is (--dry-run needs none)"
+            )
+        where = (
+            [f"--namespace={space}"]
+            if (space := wanted.job["metadata"].get("namespace"))
+            else []
+        )
         command = ["kubectl", *words, *where, "--output=json", "--request-timeout=60s"]
         with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
             if document is not None:
@@ -285,7 +349,9 @@ class Kubectl:
         if "(AlreadyExists)" in why:
             raise FileExistsError(why)
         if any(sign in why for sign in _NO_OPERATOR):
-            raise UserError("the Kubernetes cluster knows no RayJobs: install the KubeRay operator, 1.5.1 or newer")
+            raise UserError(
+                "the Kubernetes cluster knows no RayJobs: install the KubeRay operator, 1.5.1 or newer"
+            )
         raise UserError(
             f"kubectl failed: {why[:500]}: check its context (kubectl config current-context) and your rights there"
         )
@@ -298,7 +364,9 @@ def _run(command: Sequence[str], output: Path) -> tuple[int, str, str]:
     """
     errors, others = list[str](), list[str]()
     with output.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE, text=True)  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603
+            command, stdout=file, stderr=subprocess.PIPE, text=True
+        )
         assert process.stderr is not None
         with process.stderr:
             for line in process.stderr:

@@ -43,16 +43,28 @@ def ranks_here(config: Config) -> int:
 
 
 def run(
-    config: Config, console: Console, *, must_resume: bool = False, other_hardware: bool = False
+    config: Config,
+    console: Console,
+    *,
+    must_resume: bool = False,
+    other_hardware: bool = False,
 ) -> tuple[Summary, int | None]:
     """Train in this process; the summary, and the signal that stopped it early if one did."""
     share, nodes = share_here(config)
     world = local_world(config.device if share.gpus else "cpu")
     world = replace(world, cores=share.cpus)
     if world.device.type == "cuda":
-        console.event(f"training on one GPU, {torch.cuda.get_device_name(world.device)}")
+        console.event(
+            f"training on one GPU, {torch.cuda.get_device_name(world.device)}"
+        )
     if sentence := remark(config, share, 1, nodes):
         console.event(sentence)
     with stop_on_signals(world.stop.set) as received:
-        summary = train(config, world, console, must_resume=must_resume, other_hardware=other_hardware)
+        summary = train(
+            config,
+            world,
+            console,
+            must_resume=must_resume,
+            other_hardware=other_hardware,
+        )
     return summary, received[0] if received and summary.status == "stopped" else None

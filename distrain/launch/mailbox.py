@@ -26,8 +26,12 @@ def name_of_driver() -> str:
 
 def drivers_here() -> list[int]:
     """Return the ids of processes that drive runs on the cluster and can be signalled from here."""
-    names = (found["name"].split(" ") for found in list_named_actors(all_namespaces=True))
-    return sorted(int(name[2]) for name in names if name[:2] == [_DRIVER, _processes_here()])
+    names = (
+        found["name"].split(" ") for found in list_named_actors(all_namespaces=True)
+    )
+    return sorted(
+        int(name[2]) for name in names if name[:2] == [_DRIVER, _processes_here()]
+    )
 
 
 def _processes_here() -> str:
@@ -58,7 +62,9 @@ class Mailbox:
         async with self._changed:
             if not self._mail:
                 try:
-                    await asyncio.wait_for(self._changed.wait_for(lambda: self._mail), wait)
+                    await asyncio.wait_for(
+                        self._changed.wait_for(lambda: self._mail), wait
+                    )
                 except asyncio.TimeoutError:
                     return []
             mail, self._mail = self._mail, []
@@ -74,7 +80,9 @@ class Mailbox:
         """Return when the ranks of a fit are asked to end; False after a while without."""
         async with self._changed:
             try:
-                await asyncio.wait_for(self._changed.wait_for(lambda: self._stopped_fit >= fit), 60.0)
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: self._stopped_fit >= fit), 60.0
+                )
             except asyncio.TimeoutError:
                 return False
             return True

@@ -30,13 +30,20 @@ class Request:
 
     def lines(self) -> list[str]:
         """What is sent, for a person: each file with size and SHA-256, and the request as JSON."""
-        listed = [f"{len(data):>9,}  {hashlib.sha256(data).hexdigest()}  {name}" for name, data in self.files.items()]
+        listed = [
+            f"{len(data):>9,}  {hashlib.sha256(data).hexdigest()}  {name}"
+            for name, data in self.files.items()
+        ]
         whole = f"{len(self.archive):>9,}  {hashlib.sha256(self.archive).hexdigest()}  (the archive of these files)"
         return [*listed, whole, json.dumps(self.body, indent=2)]
 
 
 def request(
-    config: Config, files: Sequence[Path] = (), *, job: str | None = None, must_resume: bool = False
+    config: Config,
+    files: Sequence[Path] = (),
+    *,
+    job: str | None = None,
+    must_resume: bool = False,
 ) -> Request:
     """The request that starts a run on a Ray cluster.
 
@@ -58,9 +65,12 @@ def request(
             "send code alone, and keep data in a bucket"
         )
     # Ray names an archive by its SHA-1; as a name, not for safety.
-    package = f"gcs://_ray_pkg_{hashlib.sha1(archive, usedforsecurity=False).hexdigest()}.zip"
+    package = (
+        f"gcs://_ray_pkg_{hashlib.sha1(archive, usedforsecurity=False).hexdigest()}.zip"
+    )
     body = {
-        "entrypoint": f"python -m distrain train {CONFIG} --address auto" + " --resume" * must_resume,
+        "entrypoint": f"python -m distrain train {CONFIG} --address auto"
+        + " --resume" * must_resume,
         "submission_id": job or job_id(config),
         "runtime_env": {
             "working_dir": package,
@@ -74,7 +84,9 @@ def request(
 def job_id(config: Config) -> str:
     """The id of a run's job where none is given: the same run has the same."""
     name = str(config.run).rstrip("/").rpartition("/")[2]
-    decides = hashlib.sha256(json.dumps([config.run, result_fields(config)], sort_keys=True).encode()).hexdigest()
+    decides = hashlib.sha256(
+        json.dumps([config.run, result_fields(config)], sort_keys=True).encode()
+    ).hexdigest()
     return f"{name}-{decides[:8]}"
 
 
@@ -96,7 +108,11 @@ def metadata(config: Config) -> dict[str, str]:
 
 def check_places(config: Config) -> None:
     """Raises UserError where data or the run directory are named by a path that other machines do not share."""
-    places = {"run": config.run, "data.train": config.data.train, "data.val": config.data.val}
+    places = {
+        "run": config.run,
+        "data.train": config.data.train,
+        "data.val": config.data.val,
+    }
     for key, place in places.items():
         if place is not None and "://" not in place and not place.startswith("/"):
             raise UserError(
@@ -108,7 +124,10 @@ def check_places(config: Config) -> None:
 def _source() -> dict[str, bytes]:
     """distrain as it is installed here, so that the cluster runs the same version."""
     root = Path(distrain.__file__).parent
-    return {f"distrain/{path.relative_to(root).as_posix()}": path.read_bytes() for path in sorted(root.rglob("*.py"))}
+    return {
+        f"distrain/{path.relative_to(root).as_posix()}": path.read_bytes()
+        for path in sorted(root.rglob("*.py"))
+    }
 
 
 def own(paths: Sequence[Path]) -> dict[str, bytes]:
@@ -121,7 +140,9 @@ def own(paths: Sequence[Path]) -> dict[str, bytes]:
     for path in paths:
         files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
         if path.suffix != ".py" and not path.is_dir():
-            raise UserError(f"{path} is no Python file: --with takes .py files, and folders of such")
+            raise UserError(
+                f"{path} is no Python file: --with takes .py files, and folders of such"
+            )
         for file in files:
             try:
                 found[file.relative_to(path.parent).as_posix()] = file.read_bytes()

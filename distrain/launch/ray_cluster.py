@@ -15,7 +15,10 @@ from distrain.launch.share import Node, Share, need
 from distrain.monitor.sinks import Console
 
 # What the head answers when its server for a client did not start.
-_CLIENT_SERVER_FAILED = ("Ray client server failed", "Initialization failure from server")
+_CLIENT_SERVER_FAILED = (
+    "Ray client server failed",
+    "Initialization failure from server",
+)
 _CLIENT_TRIES = 4
 _PRIVATE_IS_GONE = (AttributeError, ImportError, RuntimeError, RaySystemError)
 
@@ -46,8 +49,13 @@ def _join(address: str, console: Console, options: Mapping[str, Any]) -> None:
         try:
             ray.init(address=address, **options)
             return
-        except (RuntimeError, ConnectionError) as error:  # the head's own error, or what the client makes of it
-            if not tries_left or not any(text in str(error) for text in _CLIENT_SERVER_FAILED):
+        except (
+            RuntimeError,
+            ConnectionError,
+        ) as error:  # the head's own error, or what the client makes of it
+            if not tries_left or not any(
+                text in str(error) for text in _CLIENT_SERVER_FAILED
+            ):
                 raise
             console.event(
                 "the head failed to start a server for this client: asking again (start Ray on the head with "
@@ -74,7 +82,9 @@ def _quiet_workers() -> Iterator[None]:
 
 
 @contextmanager
-def connected(address: str | None, console: Console, *, cpus: int = 0, gpus: int = 0) -> Iterator[None]:
+def connected(
+    address: str | None, console: Console, *, cpus: int = 0, gpus: int = 0
+) -> Iterator[None]:
     """A connection to a cluster, or a Ray of our own, which is gone afterwards with all that it wrote.
 
     `cpus` and `gpus`: what a Ray of our own has to give to workers.
@@ -84,15 +94,21 @@ def connected(address: str | None, console: Console, *, cpus: int = 0, gpus: int
         yield from _session(address, console, cpus, gpus)
 
 
-def _session(address: str | None, console: Console, cpus: int, gpus: int) -> Iterator[None]:
+def _session(
+    address: str | None, console: Console, cpus: int, gpus: int
+) -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is not None:
         try:
             _join(address, console, quiet)
         except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-            raise UserError(f"no Ray cluster answers at {address} ({reason_of(error)}): check the address") from None
+            raise UserError(
+                f"no Ray cluster answers at {address} ({reason_of(error)}): check the address"
+            ) from None
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        console.event(f"connected to Ray at {address}: {len(nodes)} node{'s' * (len(nodes) > 1)}")
+        console.event(
+            f"connected to Ray at {address}: {len(nodes)} node{'s' * (len(nodes) > 1)}"
+        )
         try:
             yield
         finally:
@@ -103,7 +119,13 @@ def _session(address: str | None, console: Console, cpus: int, gpus: int) -> Ite
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     folder = tempfile.mkdtemp(prefix="distrain-ray-")
     try:
-        ray.init(num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _temp_dir=folder, **quiet)
+        ray.init(
+            num_cpus=cpus,
+            num_gpus=gpus,
+            include_dashboard=False,
+            _temp_dir=folder,
+            **quiet,
+        )
         yield
     finally:
         ray.shutdown()
@@ -119,11 +141,19 @@ def look() -> list[Node]:
         draining = set()
     try:
         free = ray._private.state.available_resources_per_node()
-    except _PRIVATE_IS_GONE:  # all of the cluster's together: what is too much is found out by trying
+    except (
+        _PRIVATE_IS_GONE
+    ):  # all of the cluster's together: what is too much is found out by trying
         first = next(iter(alive))
         free = {first: ray.available_resources()}
     return [
-        Node(node, n["NodeManagerAddress"], n["Resources"], free.get(node, {}), node in draining)
+        Node(
+            node,
+            n["NodeManagerAddress"],
+            n["Resources"],
+            free.get(node, {}),
+            node in draining,
+        )
         for node, n in alive.items()
     ]
 
@@ -138,13 +168,19 @@ def nodes_at(address: str, console: Console) -> list[Node]:
     where = {"node:__internal_head__": 0.001}
     with connected(address, console):
         try:
-            nodes: list[Node] = ray.get(ray.remote(num_cpus=0, resources=where)(look).remote())
+            nodes: list[Node] = ray.get(
+                ray.remote(num_cpus=0, resources=where)(look).remote()
+            )
         except RayError as error:
-            raise RunError(f"the Ray cluster at {address} does not say what it has: {reason_of(error)}") from error
+            raise RunError(
+                f"the Ray cluster at {address} does not say what it has: {reason_of(error)}"
+            ) from error
     return nodes
 
 
-def call_for(share: Share, workers: int, nodes: Sequence[Node], held: Sequence[str]) -> None:
+def call_for(
+    share: Share, workers: int, nodes: Sequence[Node], held: Sequence[str]
+) -> None:
     """Tell the cluster's autoscaler, where there is one, how many workers are wanted; 0: none any more.
 
     It takes this for the size of the whole cluster, so that what others hold is asked for too.
@@ -160,7 +196,10 @@ def call_for(share: Share, workers: int, nodes: Sequence[Node], held: Sequence[s
     bundles = [need(share)] * workers
     for node in nodes if workers else ():
         ours = {kind: each * held.count(node.id) for kind, each in need(share).items()}
-        others = {kind: node.total.get(kind, 0.0) - node.free.get(kind, 0.0) - own for kind, own in ours.items()}
+        others = {
+            kind: node.total.get(kind, 0.0) - node.free.get(kind, 0.0) - own
+            for kind, own in ours.items()
+        }
         if any(amount > 0 for amount in others.values()):
             bundles.append({kind: max(0.0, amount) for kind, amount in others.items()})
     request_resources(bundles=bundles)

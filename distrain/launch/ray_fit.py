@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import (
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
 from ray.train.backend import Backend, BackendConfig
 
 from distrain.config import Config
@@ -21,7 +27,9 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 
-def trainer(config: Config, workers: int, share: Share, order: Mapping[str, Any], mailbox: Any) -> "TorchTrainer":
+def trainer(
+    config: Config, workers: int, share: Share, order: Mapping[str, Any], mailbox: Any
+) -> "TorchTrainer":
     """Ready to fit with so many workers.
 
     Args:
@@ -34,14 +42,23 @@ def trainer(config: Config, workers: int, share: Share, order: Mapping[str, Any]
     from ray.train.torch import TorchTrainer
 
     resources = {kind: each for kind, each in need(share).items() if each}
-    loop_config = {**order, "config": config.model_dump(mode="json"), "mailbox": mailbox, "share": share}
+    loop_config = {
+        **order,
+        "config": config.model_dump(mode="json"),
+        "mailbox": mailbox,
+        "share": share,
+    }
     assert config.run is not None
     path, file_system = _storage(config.run)
     return TorchTrainer(
         run_rank,
         train_loop_config=loop_config,
         torch_config=_NoGroup(),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(share.gpus), resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=bool(share.gpus),
+            resources_per_worker=resources,
+        ),
         run_config=RunConfig(
             name=f"{order['session']}-{order['fit']}",
             storage_path=path,
@@ -92,11 +109,23 @@ class _Losses(UserCallback):
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
 
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+    def after_exception(
+        self, run_context: Any, worker_exceptions: dict[int, Exception]
+    ) -> None:
         # A rank that only noticed that another is gone is a symptom: it is named where there is no cause.
-        errors = {rank: getattr(error, "_base_exc", error) for rank, error in worker_exceptions.items()}
-        causes = {rank: error for rank, error in errors.items() if not isinstance(error, LostRankError)}
-        self._mailbox.put.remote("lost", {rank: reason_of(error) for rank, error in (causes or errors).items()})
+        errors = {
+            rank: getattr(error, "_base_exc", error)
+            for rank, error in worker_exceptions.items()
+        }
+        causes = {
+            rank: error
+            for rank, error in errors.items()
+            if not isinstance(error, LostRankError)
+        }
+        self._mailbox.put.remote(
+            "lost",
+            {rank: reason_of(error) for rank, error in (causes or errors).items()},
+        )
 
 
 def _storage(run: str) -> tuple[str, Any]:
@@ -104,4 +133,6 @@ def _storage(run: str) -> tuple[str, Any]:
     store = Store(run)
     if store.local is not None:
         return f"{store.local}/ray", None
-    return store.path("ray"), pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.file_system))
+    return store.path("ray"), pyarrow.fs.PyFileSystem(
+        pyarrow.fs.FSSpecHandler(store.file_system)
+    )

@@ -46,7 +46,9 @@ class RemoteConsole:
 
     def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
         """Training starts."""
-        self._mailbox.put.remote("start", {"step": step, "steps": steps, "steps_per_epoch": steps_per_epoch})
+        self._mailbox.put.remote(
+            "start", {"step": step, "steps": steps, "steps_per_epoch": steps_per_epoch}
+        )
 
     def advance(self, step: int) -> None:
         """So many steps are done; a message per step would be too many."""
@@ -90,19 +92,31 @@ def run_rank(order: dict[str, Any]) -> dict[str, Any]:
     try:
         with ExitStack() as stack:
             limit = max(stall, _FORMING)
-            with Watchdog(limit, _forming(console, context.get_world_rank())) as forming:  # NCCL waits without an end
+            with Watchdog(
+                limit, _forming(console, context.get_world_rank())
+            ) as forming:  # NCCL waits without an end
                 forming.at("the forming of the worker group", waiting=True)
                 world = stack.enter_context(joining)
             context = ray.get_runtime_context()
-            places = world.gather([context.get_node_id(), ray.util.get_node_ip_address()])
+            places = world.gather(
+                [context.get_node_id(), ray.util.get_node_ip_address()]
+            )
             if world.lead:
-                mailbox.put.remote("formed", (places, ray.util.get_current_placement_group()))
+                mailbox.put.remote(
+                    "formed", (places, ray.util.get_current_placement_group())
+                )
                 _set_when(world, lambda: ray.get(mailbox.stopped.remote(order["fit"])))
             _set_when(world, lambda: _notified.wait(60.0))
-            with world.together():  # a loss of the user's own may be missing on this host alone
+            with (
+                world.together()
+            ):  # a loss of the user's own may be missing on this host alone
                 config = parse(tree, "the config")
             summary = train(
-                config, world, console, must_resume=order["must_resume"], other_hardware=order["other_hardware"]
+                config,
+                world,
+                console,
+                must_resume=order["must_resume"],
+                other_hardware=order["other_hardware"],
             )
             return summary.to_tree()
     except AttemptError:
@@ -155,6 +169,10 @@ def _pointer(run: str) -> Callable[[int, str | None], None]:
     """
 
     def saved(step: int, name: str | None) -> None:
-        ray.train.report({"step": step} if name is None else {"step": step, "checkpoint": name, "run": run})
+        ray.train.report(
+            {"step": step}
+            if name is None
+            else {"step": step, "checkpoint": name, "run": run}
+        )
 
     return saved

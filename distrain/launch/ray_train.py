@@ -36,7 +36,12 @@ _SETTLED = 3.0
 
 
 def run(
-    config: Config, console: Console, *, address: str | None, must_resume: bool = False, other_hardware: bool = False
+    config: Config,
+    console: Console,
+    *,
+    address: str | None,
+    must_resume: bool = False,
+    other_hardware: bool = False,
 ) -> tuple[Summary, int | None]:
     """Train on a Ray cluster, or on workers on this machine; the summary, and the signal that stopped it if one did.
 
@@ -57,7 +62,9 @@ def run(
     with connected(address, console, **own):
         try:
             stop = threading.Event()
-            with stop_on_signals(stop.set) as received:  # before `distrain drain` can find this process
+            with stop_on_signals(
+                stop.set
+            ) as received:  # before `distrain drain` can find this process
                 options = {"must_resume": must_resume, "other_hardware": other_hardware}
                 summary = _Driver(config, console, address, options, stop).run()
         except (RayError, ConnectionError) as error:
@@ -82,7 +89,9 @@ def _on_this_machine(config: Config) -> tuple[Config, dict[str, int]]:
         "gpus": int(has["GPU"]) if share.gpus else 0,
     }
     if config.cluster.workers != "auto":
-        cluster = config.cluster.model_copy(update={"workers": (share.least, fitting(share, nodes))})
+        cluster = config.cluster.model_copy(
+            update={"workers": (share.least, fitting(share, nodes))}
+        )
         config = config.model_copy(update={"cluster": cluster})
     return config, resources
 
@@ -91,16 +100,27 @@ class _Driver:
     """One launch: as many fits as it takes."""
 
     def __init__(
-        self, config: Config, console: Console, address: str | None, options: Mapping[str, bool], stop: threading.Event
+        self,
+        config: Config,
+        console: Console,
+        address: str | None,
+        options: Mapping[str, bool],
+        stop: threading.Event,
     ) -> None:
         self._stop = stop
         self._config, self._console = config, console
         self._order = {"session": os.urandom(8).hex(), **options}
         # On the head, which outlives every worker's node.
         where = {"node:__internal_head__": 0.001}
-        actor = ray.remote(num_cpus=0, resources=where, max_restarts=-1, max_task_retries=-1)(Mailbox)
+        actor = ray.remote(
+            num_cpus=0, resources=where, max_restarts=-1, max_task_retries=-1
+        )(Mailbox)
         self._mailbox: Any = actor.options(name=name_of_driver()).remote()
-        missing = [f"{k}={v}" for k, v in HEAD_SETTINGS.items() if not ray.get(self._mailbox.variable.remote(k))]
+        missing = [
+            f"{k}={v}"
+            for k, v in HEAD_SETTINGS.items()
+            if not ray.get(self._mailbox.variable.remote(k))
+        ]
         if missing:
             console.event(
                 "a node that vanishes will be noticed late, after a minute or so: to be faster, start the cluster's "
@@ -115,10 +135,14 @@ class _Driver:
         self._unplaceable: int | None = None
         self._called: float | None = None
         self._share: Share | None = None  # counted at each look
-        self._gpus: int | None = None  # of each rank; decided when the first group has formed
+        self._gpus: int | None = (
+            None  # of each rank; decided when the first group has formed
+        )
         self._settles = address is not None and config.cluster.workers == "auto"
         self._formed_once = False  # since the last loss
-        self._unformed = 0  # worker groups in a row that were lost before they had formed
+        self._unformed = (
+            0  # worker groups in a row that were lost before they had formed
+        )
         self._remarks: set[str] = set()
 
     def run(self) -> Summary:
@@ -128,7 +152,9 @@ class _Driver:
         finally:
             if self._called is not None:
                 with suppress(RayError):  # a head that is gone has forgotten it anyway
-                    ray.get(self._mailbox.call_for.remote(self._share, 0, []), timeout=10)
+                    ray.get(
+                        self._mailbox.call_for.remote(self._share, 0, []), timeout=10
+                    )
 
     def _run(self) -> Summary:
         barren = 0  # fits in a row in which no group was formed
@@ -139,24 +165,37 @@ class _Driver:
             if found is not None and "text" in found:
                 kind = UserError if found["status"] == "UserError" else RunError
                 raise kind(found["text"] + self._first_cause())
-            if found is not None and found["status"] == "stopped" and not self._stop.is_set():
+            if (
+                found is not None
+                and found["status"] == "stopped"
+                and not self._stop.is_set()
+            ):
                 if not resizing:
-                    self._console.event("a worker was told to end (SIGTERM): saved, going on without losing a step")
+                    self._console.event(
+                        "a worker was told to end (SIGTERM): saved, going on without losing a step"
+                    )
                     self._lost_at = time.monotonic()
                 continue
             if found is not None:
                 return Summary.from_tree(found)
             reason = reason_of(error)
             barren = 0 if self._places else barren + 1
-            if isinstance(error, ControllerError) and "Timeout" in type(error.controller_failure).__name__:
+            if (
+                isinstance(error, ControllerError)
+                and "Timeout" in type(error.controller_failure).__name__
+            ):
                 self._unplaceable = workers
                 self._lose(f"there is no room for {workers} workers any more")
             else:
                 self._lose(f"Ray's controller: {reason}")
             if barren >= self._config.cluster.max_failures:
-                raise RunError(f"Ray could not form a worker group {barren} times{self._first_cause()}")
+                raise RunError(
+                    f"Ray could not form a worker group {barren} times{self._first_cause()}"
+                )
 
-    def _fit(self, workers: int, share: Share) -> tuple[dict[str, Any] | None, BaseException | None, bool]:
+    def _fit(
+        self, workers: int, share: Share
+    ) -> tuple[dict[str, Any] | None, BaseException | None, bool]:
         """One fit: what the lead returned or what it raised, and whether it was asked to end for a resize."""
         self._fits += 1
         result: dict[str, Any] = {}
@@ -164,7 +203,11 @@ class _Driver:
         def fit() -> None:
             try:
                 order = {**self._order, "fit": self._fits}
-                result["found"] = trainer(self._config, workers, share, order, self._mailbox).fit().return_value
+                result["found"] = (
+                    trainer(self._config, workers, share, order, self._mailbox)
+                    .fit()
+                    .return_value
+                )
             except BaseException as error:
                 result["error"] = error
             if not given_up.is_set():
@@ -178,18 +221,29 @@ class _Driver:
             self._deliver(1.0)
             if self._unformed >= self._config.cluster.max_failures:
                 given_up.set()
-                raise RunError(f"no worker group could be formed, {self._unformed} times in a row{self._first_cause()}")
+                raise RunError(
+                    f"no worker group could be formed, {self._unformed} times in a row{self._first_cause()}"
+                )
             if self._stop.is_set() and not asked:
-                self._console.event("stopping: saving first (once more ends it at once)")
+                self._console.event(
+                    "stopping: saving first (once more ends it at once)"
+                )
                 asked = True
                 self._mailbox.stop.remote(self._fits)
             now = time.monotonic()
-            if asked or not self._places or self._lost_at is not None or now - looked < _LOOK_EVERY:
+            if (
+                asked
+                or not self._places
+                or self._lost_at is not None
+                or now - looked < _LOOK_EVERY
+            ):
                 continue
             looked = now
             why, room_since = self._wish_to_resize(workers, share, room_since)
             if why:
-                self._console.event(f"{why}: saving, then going on without losing a step")
+                self._console.event(
+                    f"{why}: saving, then going on without losing a step"
+                )
                 asked = resizing = True
                 self._lost_at = now
                 self._mailbox.stop.remote(self._fits)
@@ -228,9 +282,13 @@ class _Driver:
         self._gpus = self._share.gpus if self._share else None
         self._formed_once, self._unformed = True, 0
         hosts = [address for _, address in places]
-        where = ", ".join(f"{hosts.count(host)} on {host}" for host in sorted(set(hosts)))
+        where = ", ".join(
+            f"{hosts.count(host)} on {host}" for host in sorted(set(hosts))
+        )
         what = " with a GPU each" if self._share and self._share.gpus else ""
-        self._console.event(f"worker group formed: {len(hosts)} worker{'s' * (len(hosts) > 1)}{what} ({where})")
+        self._console.event(
+            f"worker group formed: {len(hosts)} worker{'s' * (len(hosts) > 1)}{what} ({where})"
+        )
 
     def _started(self, step: int, steps: int, steps_per_epoch: int) -> None:
         if step > self._start:
@@ -284,13 +342,19 @@ class _Driver:
         steady, counted = began, None  # since when the cluster shows the same
         while not self._stop.is_set():
             waited = time.monotonic() - began
-            nodes, share = self._look(beside=waited > _SETTLED)  # what our last workers held is free by then
+            nodes, share = self._look(
+                beside=waited > _SETTLED
+            )  # what our last workers held is free by then
             most = share.most
             if self._unplaceable is not None and self._unplaceable > share.least:
                 most = min(most, self._unplaceable - 1)
             if counted != (share.most, share.gpus):
                 steady, counted = time.monotonic(), (share.most, share.gpus)
-            if self._settles and self._gpus is None and time.monotonic() - steady < _SETTLED:
+            if (
+                self._settles
+                and self._gpus is None
+                and time.monotonic() - steady < _SETTLED
+            ):
                 time.sleep(0.2)  # its nodes may be coming up one after another
                 continue
             found = min(most, room(share, nodes, held=[]))
@@ -300,12 +364,18 @@ class _Driver:
             self._call_for_most(share)
             if not told and waited > _SETTLED:
                 told = True
-                self._console.event(f"waiting for the cluster: {shortage(share, nodes)}")
+                self._console.event(
+                    f"waiting for the cluster: {shortage(share, nodes)}"
+                )
             if waited > self._config.cluster.wait:
                 why = shortage(share, nodes)
-                raise RunError(f"{why}: add nodes, or lower cluster.workers or what each asks for")
+                raise RunError(
+                    f"{why}: add nodes, or lower cluster.workers or what each asks for"
+                )
             time.sleep(0.2)
-        raise RunError("stopped while it waited for room to train: run the same command to go on")
+        raise RunError(
+            "stopped while it waited for room to train: run the same command to go on"
+        )
 
     def _remark(self, sentence: str | None) -> None:
         """Show a sentence, once in a launch."""
@@ -313,12 +383,16 @@ class _Driver:
             self._remarks.add(sentence)
             self._console.event(sentence)
 
-    def _wish_to_resize(self, workers: int, share: Share, room_since: float | None) -> tuple[str | None, float | None]:
+    def _wish_to_resize(
+        self, workers: int, share: Share, room_since: float | None
+    ) -> tuple[str | None, float | None]:
         """Why the number of workers, which hold `share`, should change; and since when there has been room for more."""
         nodes, now = self._look()
         share = now._replace(cpus=share.cpus)
         held = [node for node, _ in self._places]
-        drained = sorted(node.address for node in nodes if node.draining and node.id in held)
+        drained = sorted(
+            node.address for node in nodes if node.draining and node.id in held
+        )
         if drained:
             return f"{', '.join(drained)} is being drained", None
         if workers < share.most:
@@ -339,5 +413,7 @@ def _with_absolute_paths(config: Config) -> Config:
         return url if url is None or "://" in url else os.path.abspath(url)
 
     paths = ("train", "val", "cache")
-    data = config.data.model_copy(update={name: absolute(getattr(config.data, name)) for name in paths})
+    data = config.data.model_copy(
+        update={name: absolute(getattr(config.data, name)) for name in paths}
+    )
     return config.model_copy(update={"run": absolute(config.run), "data": data})

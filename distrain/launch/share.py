@@ -32,7 +32,13 @@ class Share(NamedTuple):
     """1, or 0: the ranks compute on CPUs."""
 
 
-def share_of(config: Config, nodes: Sequence[Node], *, gpus: int | None = None, beside: bool = False) -> Share:
+def share_of(
+    config: Config,
+    nodes: Sequence[Node],
+    *,
+    gpus: int | None = None,
+    beside: bool = False,
+) -> Share:
     """Count what a run may take.
 
     Args:
@@ -53,7 +59,9 @@ def share_of(config: Config, nodes: Sequence[Node], *, gpus: int | None = None, 
     else:
         least, most = 1, max(1, min(config.virtual_workers, there)) if gpus else 1
     if cpus == "auto":
-        cpus = _cpus([node.free if beside else node.total for node in steady], most, gpus)
+        cpus = _cpus(
+            [node.free if beside else node.total for node in steady], most, gpus
+        )
     return Share(least, most, cpus, gpus)
 
 
@@ -65,7 +73,9 @@ def gpus_per_worker(config: Config, there: int) -> int:
     """
     asked, device = config.cluster.gpus_per_worker, config.device
     if (device, asked) in (("cuda", 0), ("cpu", 1)):
-        raise UserError(f"device is {device}, and cluster.gpus_per_worker is {asked}: set it to auto")
+        raise UserError(
+            f"device is {device}, and cluster.gpus_per_worker is {asked}: set it to auto"
+        )
     if asked != "auto":
         return asked
     return int(device == "cuda" or (device == "auto" and there > 0))
@@ -77,8 +87,18 @@ def _cpus(nodes: Sequence[dict[str, float]], most: int, gpus: int) -> int:
     if gpus:
         there = [_whole(node, "GPU") for node in nodes]
         # A node with fewer cores than GPUs is left out: all workers would have as few.
-        return min((n // gpus for n, gpus in zip(cores, there, strict=True) if 0 < gpus <= n), default=1)
-    return next((each for each in range(max(cores, default=1), 1, -1) if sum(n // each for n in cores) >= most), 1)
+        return min(
+            (n // gpus for n, gpus in zip(cores, there, strict=True) if 0 < gpus <= n),
+            default=1,
+        )
+    return next(
+        (
+            each
+            for each in range(max(cores, default=1), 1, -1)
+            if sum(n // each for n in cores) >= most
+        ),
+        1,
+    )
 
 
 def _whole(resources: dict[str, float], kind: str) -> int:
@@ -88,7 +108,12 @@ def _whole(resources: dict[str, float], kind: str) -> int:
 def room(share: Share, nodes: Sequence[Node], held: Sequence[str]) -> int:
     """How many workers fit beside what other jobs hold; `held`: nodes of our own workers, by id."""
     return sum(
-        min(int(node.free.get(kind, 0.0) / each) for kind, each in need(share).items() if each) + held.count(node.id)
+        min(
+            int(node.free.get(kind, 0.0) / each)
+            for kind, each in need(share).items()
+            if each
+        )
+        + held.count(node.id)
         for node in nodes
         if not node.draining
     )
@@ -115,7 +140,9 @@ def shortage(share: Share, nodes: Sequence[Node]) -> str:
     return f"the cluster has room for {found} of at least {share.least} workers, beside what others hold"
 
 
-def remark(config: Config, share: Share, workers: int, nodes: Sequence[Node]) -> str | None:
+def remark(
+    config: Config, share: Share, workers: int, nodes: Sequence[Node]
+) -> str | None:
     """A sentence on GPUs that stay idle when so many workers start on these nodes; None where there are none."""
     steady = [node for node in nodes if not node.draining]
     there = sum(_whole(node.total, "GPU") for node in steady)
@@ -137,14 +164,27 @@ def remark(config: Config, share: Share, workers: int, nodes: Sequence[Node]) ->
     return f"{stay}: each worker asks for {share.cpus} CPU cores, and so many are not free beside them"
 
 
-def described(config: Config, share: Share, nodes: Sequence[Node], *, cluster: bool) -> dict[str, str]:
+def described(
+    config: Config, share: Share, nodes: Sequence[Node], *, cluster: bool
+) -> dict[str, str]:
     """What a run would take of these nodes, by name, for `--dry-run`; `cluster`: their number may change."""
     workers = fitting(share, nodes)
     device = "a GPU" if share.gpus else "no GPU"
-    grows = f", {share.least} to {share.most} as the cluster changes" if cluster and share.least < share.most else ""
-    found = {"workers": f"{workers}, each with {device} and {_number(share.cpus, 'CPU core')}{grows}"}
-    totals = [int(sum(node.total.get(kind, 0.0) for node in nodes if not node.draining)) for kind in ("GPU", "CPU")]
-    found["of"] = f"{_number(totals[0], 'GPU')} and {_number(totals[1], 'CPU core')} on {_number(len(nodes), 'node')}"
+    grows = (
+        f", {share.least} to {share.most} as the cluster changes"
+        if cluster and share.least < share.most
+        else ""
+    )
+    found = {
+        "workers": f"{workers}, each with {device} and {_number(share.cpus, 'CPU core')}{grows}"
+    }
+    totals = [
+        int(sum(node.total.get(kind, 0.0) for node in nodes if not node.draining))
+        for kind in ("GPU", "CPU")
+    ]
+    found["of"] = (
+        f"{_number(totals[0], 'GPU')} and {_number(totals[1], 'CPU core')} on {_number(len(nodes), 'node')}"
+    )
     if sentence := remark(config, share, workers, nodes):
         found["idle"] = sentence
     return found

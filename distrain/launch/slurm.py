@@ -53,7 +53,9 @@ def script(
         text = _directive(text, "nodes", f"{few}-{many}" if few < many else str(few))
     name = job or re.sub(r"[^\w.-]+", "-", job_id(config))
     if not re.fullmatch(r"[\w.-]+", name):
-        raise UserError(f"{name!r} is no name of a job: letters, digits, dots, dashes and underscores")
+        raise UserError(
+            f"{name!r} is no name of a job: letters, digits, dots, dashes and underscores"
+        )
     text = _directive(text, "job-name", name)
     own(files)  # says what is wrong with them
     folders = ":".join(sorted({str(path.resolve().parent) for path in files}))
@@ -78,7 +80,9 @@ def _template(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the template {path}: {getattr(error, 'strerror', error)}") from None
+        raise UserError(
+            f"cannot read the template {path}: {getattr(error, 'strerror', error)}"
+        ) from None
     if text.count(_BEGIN) != 1 or text.count(_END) != 1:
         raise UserError(
             f"the template {path} must have one line {_BEGIN!r} and one {_END!r}: see cluster/slurm/train.sbatch"
@@ -93,15 +97,26 @@ def submit(text: str) -> tuple[str, bool]:
         UserError: there is no Slurm here, or it refuses.
     """
     name = re.findall(r"^#SBATCH --job-name=(.+)$", text, re.MULTILINE)[0]
-    if found := _ask("squeue", "--me", "--noheader", "--format=%i", f"--name={name}", f"--states={_ALIVE}").split():
+    if found := _ask(
+        "squeue",
+        "--me",
+        "--noheader",
+        "--format=%i",
+        f"--name={name}",
+        f"--states={_ALIVE}",
+    ).split():
         return found[0], False
     return _ask("sbatch", "--parsable", script=text).strip().partition(";")[0], True
 
 
 def _ask(*command: str, script: str = "") -> str:
     if shutil.which(command[0]) is None:
-        raise UserError(f"there is no Slurm here ({command[0]} is not in PATH): submit from a login node")
-    done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)  # noqa: S603
+        raise UserError(
+            f"there is no Slurm here ({command[0]} is not in PATH): submit from a login node"
+        )
+    done = subprocess.run(  # noqa: S603
+        command, input=script, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise UserError(f"Slurm refused: {' '.join(done.stderr.split())}")
     return done.stdout
@@ -110,7 +125,9 @@ def _ask(*command: str, script: str = "") -> str:
 def _directive(text: str, name: str, value: str) -> str:
     """A script in which `#SBATCH --name=value` says this value."""
     line = f"#SBATCH --{name}={value}"
-    found, count = re.subn(rf"^#SBATCH --{name}[= ].*$", line, text, count=1, flags=re.MULTILINE)
+    found, count = re.subn(
+        rf"^#SBATCH --{name}[= ].*$", line, text, count=1, flags=re.MULTILINE
+    )
     return found if count else text.replace("\n", f"\n{line}\n", 1)
 
 

@@ -44,7 +44,13 @@ class Job(NamedTuple):
 class Jobs:
     """The jobs of a cluster."""
 
-    def __init__(self, address: str, *, patience: float = 30.0, tell: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        patience: float = 30.0,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Connect. A head that does not answer yet is asked again for `patience` seconds; `tell` is told of that.
 
         Raises:
@@ -60,10 +66,17 @@ class Jobs:
 
         def again(_: OSError, failures: int) -> None:
             if failures == 1:
-                tell(f"{self._address} does not answer yet: asking for {patience:.0f} s")
+                tell(
+                    f"{self._address} does not answer yet: asking for {patience:.0f} s"
+                )
 
         try:
-            self._client = retry(connect, patience, transient=lambda e: isinstance(e, ConnectionError), again=again)
+            self._client = retry(
+                connect,
+                patience,
+                transient=lambda e: isinstance(e, ConnectionError),
+                again=again,
+            )
         except ConnectionError:
             raise UserError(
                 f"no Ray cluster answers at {self._address}: check the address; it is that of the head's dashboard, "
@@ -90,14 +103,27 @@ class Jobs:
             with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
                 archive = Path(folder) / "job.zip"
                 archive.write_bytes(request.archive)
-                environment = {**request.body["runtime_env"], "working_dir": str(archive)}
-                self._client.submit_job(**{**request.body, "submission_id": name, "runtime_env": environment})
+                environment = {
+                    **request.body["runtime_env"],
+                    "working_dir": str(archive),
+                }
+                self._client.submit_job(
+                    **{
+                        **request.body,
+                        "submission_id": name,
+                        "runtime_env": environment,
+                    }
+                )
         return name, True
 
     def list(self) -> list[Job]:
         """The jobs that distrain submitted, oldest first."""
         with self._sentences():
-            found = [info for info in self._client.list_jobs() if (info.metadata or {}).get("distrain")]
+            found = [
+                info
+                for info in self._client.list_jobs()
+                if (info.metadata or {}).get("distrain")
+            ]
         return sorted((_job(info) for info in found), key=lambda job: job.started)
 
     def job(self, name: str) -> Job:
@@ -145,12 +171,22 @@ class Jobs:
                         replay(line, console)
                 job = self.job(name)
                 refused = 0
-            except (UserError, ConnectionError, OSError, RuntimeError, asyncio.TimeoutError) as error:
-                refused += isinstance(error, UserError)  # a head that is coming up again may do so for a while
+            except (
+                UserError,
+                ConnectionError,
+                OSError,
+                RuntimeError,
+                asyncio.TimeoutError,
+            ) as error:
+                refused += isinstance(
+                    error, UserError
+                )  # a head that is coming up again may do so for a while
                 if refused > _REFUSALS:
                     raise
                 if not lost and not isinstance(error, asyncio.TimeoutError):
-                    console.event("the connection to the cluster is lost: trying again (the job goes on)")
+                    console.event(
+                        "the connection to the cluster is lost: trying again (the job goes on)"
+                    )
                     lost = True
                 time.sleep(_RETRY)
                 continue
@@ -178,8 +214,12 @@ class Jobs:
         except RuntimeError as error:
             text = " ".join(str(error).split())
             if "does not exist" in text:
-                raise UserError(f"no such job on {self._address}: see `distrain jobs`") from None
-            raise UserError(f"the cluster at {self._address} refused: {text[:300]}") from None
+                raise UserError(
+                    f"no such job on {self._address}: see `distrain jobs`"
+                ) from None
+            raise UserError(
+                f"the cluster at {self._address} refused: {text[:300]}"
+            ) from None
 
 
 def _client(address: str) -> Any:
@@ -187,7 +227,9 @@ def _client(address: str) -> Any:
         import ray
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
-        raise UserError(f"jobs need Ray on this machine too ({error}): pip install 'distrain[jobs]'") from None
+        raise UserError(
+            f"jobs need Ray on this machine too ({error}): pip install 'distrain[jobs]'"
+        ) from None
 
     for name in ("job.sdk", "dashboard_sdk"):
         logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
@@ -231,7 +273,14 @@ def _job(info: Any) -> Job:
     status = str(getattr(info.status, "value", info.status))
     started = (info.start_time or 0) / 1000
     name = info.submission_id or info.job_id
-    return Job(name, status, metadata.get("run", ""), started, info.message or "", info.driver_exit_code)
+    return Job(
+        name,
+        status,
+        metadata.get("run", ""),
+        started,
+        info.message or "",
+        info.driver_exit_code,
+    )
 
 
 def exit_code(job: Job) -> int:

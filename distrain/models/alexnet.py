@@ -51,7 +51,12 @@ class AlexNet(OwnModel, name="alexnet"):
             nn.ReLU(inplace=True),
             nn.Linear(hidden, classes),
         )
-        parts = {"features": features, "avgpool": AveragePool(6, 6), "flat": nn.Flatten(), "classifier": classifier}
+        parts = {
+            "features": features,
+            "avgpool": AveragePool(6, 6),
+            "flat": nn.Flatten(),
+            "classifier": classifier,
+        }
         return nn.Sequential(OrderedDict(parts))
 
     def initialise(self, model: "nn.Module", generator: "torch.Generator") -> None:
@@ -89,7 +94,9 @@ class AlexNet2012(OwnModel, name="alexnet2012"):
         def across(number: int) -> "_Named":
             # The paper's alpha multiplies the sum of the five squares, the source's their mean.
             alpha = 1e-4 if self.lrn == "source" else 5 * 1e-4
-            return f"norm{number}", LocalResponseNorm(5, alpha=alpha, beta=0.75, k=2.0, groups=2)
+            return f"norm{number}", LocalResponseNorm(
+                5, alpha=alpha, beta=0.75, k=2.0, groups=2
+            )
 
         if self.layers == "source":
             first = [across(1), _pool(1), _relu(1)]
@@ -105,7 +112,9 @@ class AlexNet2012(OwnModel, name="alexnet2012"):
         for name, layer in _weighted(model).items():
             wide = self.init == "source" and name in ("conv3", "conv4", "conv5")
             layer.weight.normal_(0, 0.03 if wide else 0.01, generator=generator)
-            _bias(layer).fill_(1.0 if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0)
+            _bias(layer).fill_(
+                1.0 if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0
+            )
 
 
 class AlexNetBN(OwnModel, name="alexnet_bn"):
@@ -136,13 +145,18 @@ class AlexNetBN(OwnModel, name="alexnet_bn"):
 
         def norm(number: int) -> "_Named":
             features = {1: c1, 2: c2, 3: c3, 4: c3, 5: c2, 6: hidden, 7: hidden}[number]
-            return f"norm{number}", BatchNorm(features, eps=self.eps, momentum=self.running, affine=self.affine)
+            return f"norm{number}", BatchNorm(
+                features, eps=self.eps, momentum=self.running, affine=self.affine
+            )
 
         pools = {i: [_pool(i)] if i in (1, 2, 5) else [] for i in range(1, 6)}
         if self.place == "before_relu":
             after = [[norm(i), _relu(i), *pools[i]] for i in range(1, 6)]
         else:
-            after = [[_relu(i), *pools[i], *([norm(i)] if i < 5 else [])] for i in range(1, 6)]
+            after = [
+                [_relu(i), *pools[i], *([norm(i)] if i < 5 else [])]
+                for i in range(1, 6)
+            ]
         dense = [[*([norm(i)] if self.hidden else []), _relu(i)] for i in (6, 7)]
         return _two_towers(self, classes, after, dense)
 
@@ -154,7 +168,9 @@ class AlexNetBN(OwnModel, name="alexnet_bn"):
             if self.init == "he":
                 deviation, bias = math.sqrt(2 / layer.weight[0].numel()), 0.0
             else:
-                deviation, bias = (0.005, 0.1) if name in ("fc6", "fc7") else (0.01, 0.01)
+                deviation, bias = (
+                    (0.005, 0.1) if name in ("fc6", "fc7") else (0.01, 0.01)
+                )
             layer.weight.normal_(0, deviation, generator=generator)
             _bias(layer).fill_(bias)
         for norm in batch_norms(model):
@@ -162,7 +178,10 @@ class AlexNetBN(OwnModel, name="alexnet_bn"):
 
 
 def _two_towers(
-    config: OwnModel, classes: int, after: "Sequence[Sequence[_Named]]", hidden: "Sequence[Sequence[_Named]]"
+    config: OwnModel,
+    classes: int,
+    after: "Sequence[Sequence[_Named]]",
+    hidden: "Sequence[Sequence[_Named]]",
 ) -> "nn.Sequential":
     """The layers of 2012: `after` has what follows each convolution, `hidden` what follows each hidden layer."""
     from torch import nn
@@ -178,11 +197,19 @@ def _two_towers(
         nn.Conv2d(c3, c2, 3, padding=1, groups=2),
     ]
     layers: list[_Named] = [("edge", HangOver(11, 4))]
-    for i, (convolution, followers) in enumerate(zip(convolutions, after, strict=True), 1):
+    for i, (convolution, followers) in enumerate(
+        zip(convolutions, after, strict=True), 1
+    ):
         layers += [(f"conv{i}", convolution), *followers]
     layers += [("avgpool", AveragePool(6, 6)), ("flat", nn.Flatten())]
-    for i, (inputs, followers) in enumerate(zip((c2 * 36, units), hidden, strict=True), 6):
-        layers += [(f"fc{i}", nn.Linear(inputs, units)), *followers, (f"drop{i}", Dropout(config.dropout, i - 6))]
+    for i, (inputs, followers) in enumerate(
+        zip((c2 * 36, units), hidden, strict=True), 6
+    ):
+        layers += [
+            (f"fc{i}", nn.Linear(inputs, units)),
+            *followers,
+            (f"drop{i}", Dropout(config.dropout, i - 6)),
+        ]
     return nn.Sequential(OrderedDict([*layers, ("fc8", nn.Linear(units, classes))]))
 
 
@@ -202,7 +229,11 @@ def _weighted(model: "nn.Module") -> "dict[str, nn.Conv2d | nn.Linear]":
     """The layers that have weights and a bias."""
     from torch import nn
 
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    }
 
 
 def _bias(layer: "nn.Conv2d | nn.Linear") -> "torch.Tensor":

@@ -11,10 +11,18 @@ from torch import Tensor, nn
 
 from distrain.errors import UserError
 from distrain.fields import described, import_attribute
-from distrain.models.layers import AveragePool, BatchNorm, Dropout, LocalResponseNorm, micro_step
+from distrain.models.layers import (
+    AveragePool,
+    BatchNorm,
+    Dropout,
+    LocalResponseNorm,
+    micro_step,
+)
 
 
-def imported(name: str, options: Mapping[str, Any], classes: int, seed: int) -> nn.Module:
+def imported(
+    name: str, options: Mapping[str, Any], classes: int, seed: int
+) -> nn.Module:
     """Make a network of others, and make its result exact.
 
     Args:
@@ -31,13 +39,21 @@ def imported(name: str, options: Mapping[str, Any], classes: int, seed: int) -> 
         torch.manual_seed(seed)
         try:
             model = make(classes, **options)
-        except Exception as error:  # anything may be wrong with a callable that is not ours
-            raise UserError(f"model {name} cannot be made: {described(error)}") from error
+        except (
+            Exception
+        ) as error:  # anything may be wrong with a callable that is not ours
+            raise UserError(
+                f"model {name} cannot be made: {described(error)}"
+            ) from error
     if not isinstance(model, nn.Module):
-        raise UserError(f"model {name} returned a {type(model).__name__}: it must return an nn.Module")
+        raise UserError(
+            f"model {name} returned a {type(model).__name__}: it must return an nn.Module"
+        )
     for key, p in model.named_parameters():
         if p.dtype != torch.float32:
-            raise UserError(f"model {name}: parameter {key} is {p.dtype}: it must be torch.float32")
+            raise UserError(
+                f"model {name}: parameter {key} is {p.dtype}: it must be torch.float32"
+            )
     _replace(model, name)
     return model.train()
 
@@ -60,10 +76,16 @@ def try_out(model: nn.Module, name: str, classes: int, crop: int) -> None:
     except UserError as error:
         raise UserError(f"model {name}: {error}") from None
     except Exception as error:  # anything may be wrong with a forward that is not ours
-        raise UserError(f"model {name} cannot take images (2, 3, {crop}, {crop}): {described(error)}") from error
+        raise UserError(
+            f"model {name} cannot take images (2, 3, {crop}, {crop}): {described(error)}"
+        ) from error
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"model {name} makes {found} of two images: it must make logits (2, {classes})")
+        found = (
+            tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        )
+        raise UserError(
+            f"model {name} makes {found} of two images: it must make logits (2, {classes})"
+        )
     if _generators() != before:
         raise UserError(
             f"model {name} draws from a global random generator while it trains, so that weights would depend on the "
@@ -71,9 +93,17 @@ def try_out(model: nn.Module, name: str, classes: int, crop: int) -> None:
         )
     for key, buffer in model.named_buffers():
         if not torch.equal(buffer, buffers[key]):
-            raise UserError(f"model {name} changes its buffer {key} in a forward: weights would depend on the cluster")
-    gradients = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
-    unused = [key for key, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+            raise UserError(
+                f"model {name} changes its buffer {key} in a forward: weights would depend on the cluster"
+            )
+    gradients = torch.autograd.grad(
+        logits.sum(), list(parameters.values()), allow_unused=True
+    )
+    unused = [
+        key
+        for key, gradient in zip(parameters, gradients, strict=True)
+        if gradient is None
+    ]
     if unused:
         raise UserError(
             f"model {name}: the logits do not depend on {', '.join(unused[:3])}: remove it, or requires_grad_(False)"
@@ -84,7 +114,12 @@ def _generators() -> list[Any]:
     """The states of all global random generators on the CPU."""
     of_numpy = np.random.get_state()
     assert isinstance(of_numpy, tuple)
-    return [torch.get_rng_state().tolist(), random.getstate(), of_numpy[1].tolist(), of_numpy[2]]
+    return [
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        of_numpy[1].tolist(),
+        of_numpy[2],
+    ]
 
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
@@ -100,7 +135,9 @@ def _callable(name: str) -> Callable[..., Any]:
     except ValueError as error:
         raise UserError(f"model {name} {error}") from None
     if not callable(found):
-        raise UserError(f"model {name} is a {type(found).__name__}: name a class or function that returns an nn.Module")
+        raise UserError(
+            f"model {name} is a {type(found).__name__}: name a class or function that returns an nn.Module"
+        )
     return found  # type: ignore[no-any-return]
 
 
@@ -109,22 +146,34 @@ def _of_torchvision(name: str) -> Callable[..., Any]:
 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise UserError(f"torchvision has no classifier {name!r}: it has {', '.join(known)}")
+        raise UserError(
+            f"torchvision has no classifier {name!r}: it has {', '.join(known)}"
+        )
     # Their auxiliary logits are no logits of ours; without init_weights they warn of a default that will change.
-    plain = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    plain = (
+        {"aux_logits": False, "init_weights": True}
+        if name in ("googlenet", "inception_v3")
+        else {}
+    )
     return partial(_from_torchvision, name, plain)
 
 
-def _from_torchvision(name: str, plain: dict[str, Any], classes: int, **options: Any) -> nn.Module:
+def _from_torchvision(
+    name: str, plain: dict[str, Any], classes: int, **options: Any
+) -> nn.Module:
     from torchvision.models import get_model
 
-    model: nn.Module = get_model(name, weights=None, num_classes=classes, **{**plain, **options})
+    model: nn.Module = get_model(
+        name, weights=None, num_classes=classes, **{**plain, **options}
+    )
     return model
 
 
 def _replace(model: nn.Module, name: str) -> None:
     """Put our own layers in place of those whose result depends on thread, rank or device."""
-    ours: dict[nn.Module, nn.Module] = {}  # by what they replace, which may stand in several places
+    ours: dict[
+        nn.Module, nn.Module
+    ] = {}  # by what they replace, which may stand in several places
     for path, layer in list(model.named_modules(remove_duplicate=False)):
         if layer not in ours:
             dropouts = sum(isinstance(found, Dropout) for found in ours.values())
@@ -143,17 +192,28 @@ def _ours(theirs: nn.Module, dropouts: int, name: str) -> nn.Module:
     if isinstance(theirs, nn.AdaptiveAvgPool2d):
         size = theirs.output_size
         height, width = (size, size) if size is None or isinstance(size, int) else size
-        if height is not None and width is not None and (height, width) != (1, 1):  # torch takes the mean for (1, 1)
+        if (
+            height is not None and width is not None and (height, width) != (1, 1)
+        ):  # torch takes the mean for (1, 1)
             return AveragePool(height, width)
     if isinstance(theirs, nn.LocalResponseNorm) and theirs.size % 2:
-        return LocalResponseNorm(theirs.size, alpha=theirs.alpha, beta=theirs.beta, k=theirs.k)
+        return LocalResponseNorm(
+            theirs.size, alpha=theirs.alpha, beta=theirs.beta, k=theirs.k
+        )
     return theirs
 
 
 def _batch_norm(theirs: _BatchNorm, name: str) -> BatchNorm:
     if theirs.momentum is None:
-        raise UserError(f"model {name} has a batch normalisation without momentum, a cumulative average: set one")
-    ours = BatchNorm(theirs.num_features, eps=theirs.eps, momentum=theirs.momentum, affine=theirs.affine)
+        raise UserError(
+            f"model {name} has a batch normalisation without momentum, a cumulative average: set one"
+        )
+    ours = BatchNorm(
+        theirs.num_features,
+        eps=theirs.eps,
+        momentum=theirs.momentum,
+        affine=theirs.affine,
+    )
     state = theirs.state_dict()
     state.pop("num_batches_tracked")
     ours.load_state_dict(state)

@@ -33,7 +33,9 @@ class MicroStep:
     """Of each batch normalisation: mean and mean square of each feature, float64 of shape (2, features)."""
 
 
-_current: contextvars.ContextVar[MicroStep | None] = contextvars.ContextVar("micro_step", default=None)
+_current: contextvars.ContextVar[MicroStep | None] = contextvars.ContextVar(
+    "micro_step", default=None
+)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -75,10 +77,19 @@ class Dropout(nn.Module):
         now = _inside()
         use = now.uses[self.layer]
         now.uses[self.layer] += 1
-        w = words(now.seed, Purpose.DROPOUT, now.step, now.virtual_worker, self.layer | use << 16)
+        w = words(
+            now.seed,
+            Purpose.DROPOUT,
+            now.step,
+            now.virtual_worker,
+            self.layer | use << 16,
+        )
         k0, k1, _, _ = w.view(np.int32).tolist()
         keep = 1 - self.p
-        mask = _hash(torch.arange(x.numel(), dtype=torch.int32, device=x.device), k0, k1) < keep * 2**32 - 2**31
+        mask = (
+            _hash(torch.arange(x.numel(), dtype=torch.int32, device=x.device), k0, k1)
+            < keep * 2**32 - 2**31
+        )
         return x * mask.view(x.shape).to(x.dtype).div_(keep)
 
     def extra_repr(self) -> str:
@@ -94,7 +105,9 @@ def _hash(x: Tensor, *keys: int) -> Tensor:
     for key in keys:
         x.bitwise_xor_(key)
         for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32), (16, 1)):
-            x.bitwise_xor_((x >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(factor)
+            x.bitwise_xor_((x >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(
+                factor
+            )
     return x
 
 
@@ -109,7 +122,14 @@ class BatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, features: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
+    def __init__(
+        self,
+        features: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+    ) -> None:
         """`momentum`: what each step takes of the new moments; `affine`: scale and shift the result, as learned."""
         super().__init__()
         self.features, self.eps, self.momentum = features, eps, momentum
@@ -125,12 +145,26 @@ class BatchNorm(nn.Module):
             UserError: the layer is used twice in one forward, so that it has no one mean.
         """
         if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            return F.batch_norm(
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                False,
+                0.0,
+                self.eps,
+            )
         now = _inside()
         if self in now.moments:
-            raise UserError("a batch normalisation is used twice in one forward: give each use a layer of its own")
+            raise UserError(
+                "a batch normalisation is used twice in one forward: give each use a layer of its own"
+            )
         # torch writes the batch's moments into what it takes for the running ones: no second pass over x.
-        mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        mean, variance = (
+            torch.zeros_like(self.running_mean),
+            torch.zeros_like(self.running_var),
+        )
         y = F.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
         n = x.numel() // self.features
         mean, variance = mean.double(), variance.double() * ((n - 1) / n)
@@ -140,7 +174,12 @@ class BatchNorm(nn.Module):
     @torch.no_grad()
     def reset(self) -> None:
         """Scale 1, shift 0, running mean 0 and variance 1."""
-        for tensor, value in ((self.weight, 1), (self.bias, 0), (self.running_mean, 0), (self.running_var, 1)):
+        for tensor, value in (
+            (self.weight, 1),
+            (self.bias, 0),
+            (self.running_mean, 0),
+            (self.running_var, 1),
+        ):
             if tensor is not None:
                 tensor.fill_(value)
 
@@ -155,7 +194,9 @@ class BatchNorm(nn.Module):
         mean, mean_square = moments.unbind()
         variance = (mean_square - mean.square()).clamp(min=0)
         for running, now in ((self.running_mean, mean), (self.running_var, variance)):
-            running.lerp_(now.to(running.dtype), (self.momentum * may_move).to(running.dtype))
+            running.lerp_(
+                now.to(running.dtype), (self.momentum * may_move).to(running.dtype)
+            )
 
     def extra_repr(self) -> str:
         """What print shows."""
@@ -167,7 +208,9 @@ def batch_norms(model: nn.Module) -> list[BatchNorm]:
     return [layer for layer in model.modules() if isinstance(layer, BatchNorm)]
 
 
-def flat_moments(layers: Sequence[BatchNorm], now: MicroStep, device: torch.device) -> Tensor:
+def flat_moments(
+    layers: Sequence[BatchNorm], now: MicroStep, device: torch.device
+) -> Tensor:
     """Join the moments of all batch normalisations in one micro-batch.
 
     Returns:
@@ -180,7 +223,9 @@ def flat_moments(layers: Sequence[BatchNorm], now: MicroStep, device: torch.devi
 
 def move_all(layers: Sequence[BatchNorm], moments: Tensor, may_move: Tensor) -> None:
     """Move the running moments of all batch normalisations, by the mean of what `flat_moments` gave."""
-    parts = torch.split(moments, [2 * layer.features for layer in layers]) if layers else ()
+    parts = (
+        torch.split(moments, [2 * layer.features for layer in layers]) if layers else ()
+    )
     for layer, part in zip(layers, parts, strict=True):
         layer.move(part.view(2, -1), may_move)
 
@@ -203,19 +248,26 @@ class AveragePool(nn.Module):
         """(n, c, h, w) to (n, c, height, width)."""
         if x.shape[-2:] == self.size:
             return x
-        rows, columns = (self._average(out, n, x) for out, n in zip(self.size, x.shape[-2:], strict=True))
+        rows, columns = (
+            self._average(out, n, x)
+            for out, n in zip(self.size, x.shape[-2:], strict=True)
+        )
         return rows @ x @ columns.T
 
     def _average(self, out: int, n: int, like: Tensor) -> Tensor:
         """The matrix (out, n) whose row i averages the cells of output i, in the type and on the device of `like`."""
         key = (out, n, like.dtype, like.device)
         if key not in self._averages:
-            with torch.inference_mode(False):  # one made in evaluation must serve training too
+            with torch.inference_mode(
+                False
+            ):  # one made in evaluation must serve training too
                 rows = torch.zeros(out, n)
                 for i in range(out):
                     first, last = i * n // out, -(-(i + 1) * n // out)
                     rows[i, first:last] = 1 / (last - first)
-                self._averages[key] = rows.to(like.device, like.dtype, non_blocking=True)
+                self._averages[key] = rows.to(
+                    like.device, like.dtype, non_blocking=True
+                )
         return self._averages[key]
 
 
@@ -227,18 +279,32 @@ class LocalResponseNorm(nn.Module):
     """
 
     def __init__(
-        self, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0, groups: int = 1
+        self,
+        size: int = 5,
+        *,
+        alpha: float = 1e-4,
+        beta: float = 0.75,
+        k: float = 2.0,
+        groups: int = 1,
     ) -> None:
         """`size`: odd; `groups`: towers, since channels of different towers are not neighbours."""
         super().__init__()
         assert size % 2 == 1, size
-        self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
+        self.size, self.alpha, self.beta, self.k, self.groups = (
+            size,
+            alpha,
+            beta,
+            k,
+            groups,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, ...) to the same shape; what comes in bf16 is computed and goes in fp32."""
         towers = x.float() if x.dtype == torch.bfloat16 else x
         towers = towers.reshape(x.shape[0] * self.groups, x.shape[1] // self.groups, -1)
-        y: Tensor = _AcrossChannels.apply(towers, self.size // 2, self.k, self.alpha / self.size, self.beta)
+        y: Tensor = _AcrossChannels.apply(
+            towers, self.size // 2, self.k, self.alpha / self.size, self.beta
+        )
         return y.view(x.shape)
 
     def extra_repr(self) -> str:
@@ -255,7 +321,9 @@ class _AcrossChannels(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, half: int, k: float, alpha: float, beta: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, half: int, k: float, alpha: float, beta: float
+    ) -> Tensor:
         """x: (towers, channels, places)."""
         ctx.save_for_backward(x)
         ctx.arguments = half, k, alpha, beta
@@ -271,7 +339,9 @@ class _AcrossChannels(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         half, k, alpha, beta = ctx.arguments
         out = torch.empty_like(x)
-        for x_i, g_i, out_i in zip(_pieces(x), _pieces(gradient), _pieces(out), strict=True):
+        for x_i, g_i, out_i in zip(
+            _pieces(x), _pieces(gradient), _pieces(out), strict=True
+        ):
             s = _neighbours(x_i.square(), half).mul_(alpha).add_(k)
             torch.mul(g_i, _power(s, beta), out=out_i)
             inner = (out_i * x_i).div_(s)
@@ -319,7 +389,9 @@ class SpatialResponseNorm(nn.Module):
     The released source of 2012 has it after the second response normalisation (`cnorm2`); the paper does not say so.
     """
 
-    def __init__(self, size: int = 5, *, alpha: float = 1e-3, beta: float = 0.75) -> None:
+    def __init__(
+        self, size: int = 5, *, alpha: float = 1e-3, beta: float = 0.75
+    ) -> None:
         """`size`: side of the square, in pixels; places outside of the image count as 0."""
         super().__init__()
         self.size, self.alpha, self.beta = size, alpha, beta

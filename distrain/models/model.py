@@ -35,7 +35,9 @@ class Model(Choice):
     def check_crop(self, crop: int) -> None:
         """Raises ValueError where images of that side in pixels are too small for it."""
         if crop < self.min_crop:
-            raise ValueError(f"{self.name} needs augment.crop of at least {self.min_crop} pixels, not {crop}")
+            raise ValueError(
+                f"{self.name} needs augment.crop of at least {self.min_crop} pixels, not {crop}"
+            )
 
     def check(self, model: "nn.Module", classes: int, crop: int) -> None:
         """Try out whether it can be trained exactly. Raises UserError."""
@@ -82,10 +84,16 @@ class OwnModel(Model):
 
         model = self.outline(classes)
         # Not `to_empty`: for tensors without memory that loads torch's symbolic shapes, which takes half a second.
-        room = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
+        room = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype)
+            for name, tensor in model.state_dict().items()
+        }
         model.load_state_dict(room, assign=True)
         with torch.no_grad():
-            self.initialise(model, torch.Generator().manual_seed(derived_seed(seed, Purpose.WEIGHTS)))
+            self.initialise(
+                model,
+                torch.Generator().manual_seed(derived_seed(seed, Purpose.WEIGHTS)),
+            )
         return model
 
     def scaled(self, channels: int) -> int:
@@ -111,7 +119,9 @@ class ImportedModel(Model):
         from distrain.models.external import imported
         from distrain.philox import Purpose, derived_seed
 
-        return imported(self.name, self.options, classes, derived_seed(seed, Purpose.WEIGHTS))
+        return imported(
+            self.name, self.options, classes, derived_seed(seed, Purpose.WEIGHTS)
+        )
 
     def check(self, model: "nn.Module", classes: int, crop: int) -> None:
         """Run a training forward and backward."""

@@ -30,9 +30,16 @@ def lines(model: nn.Module, side: int) -> Iterator[str]:
     kinds = min(19, max(4, *(len(layer.kind) for layer in found)))
     yield f"{'layer':<{names}} {'kind':<{kinds}} {'output':>11} {'parameters':>11}     % {'10^6 MACs':>9}     %"
     for name, kind, shape, parameters, count in found:
-        short = name if len(name) <= names else "\N{HORIZONTAL ELLIPSIS}" + name[1 - names :]
+        short = (
+            name
+            if len(name) <= names
+            else "\N{HORIZONTAL ELLIPSIS}" + name[1 - names :]
+        )
         size = "x".join(str(n) for n in shape)
-        share, part = (f"{n / of:>5.1%}" if n else f"{'-':>5}" for n, of in ((parameters, whole), (count, macs)))
+        share, part = (
+            f"{n / of:>5.1%}" if n else f"{'-':>5}"
+            for n, of in ((parameters, whole), (count, macs))
+        )
         millions = f"{count / 1e6:>9,.2f}" if count else f"{'-':>9}"
         yield f"{short:<{names}} {kind[:kinds]:<{kinds}} {size:>11} {parameters:>11,} {share} {millions} {part}"
     yield f"{whole:,} parameters, {macs / 1e6:,.2f} million multiply-accumulates (MACs) at {side} x {side}"

@@ -66,16 +66,26 @@ class Logged:
 
     def __init__(self, console: Console, store: Store) -> None:
         self._console, self._steps, self._before = console, 0, bytearray()
-        self._name, self._store = files.log(time.strftime("%Y%m%d-%H%M%S", time.gmtime())), store
+        self._name, self._store = (
+            files.log(time.strftime("%Y%m%d-%H%M%S", time.gmtime())),
+            store,
+        )
         self._file: GrowingFile | None = None
         self._uploaded = 0.0
 
     def __enter__(self) -> "Logged":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        _: TracebackType | None,
+    ) -> None:
         if error is not None:
-            self._keep(f"error: {error}" if str(error) else f"ended by {type(error).__name__}")
+            self._keep(
+                f"error: {error}" if str(error) else f"ended by {type(error).__name__}"
+            )
         if self._file is not None:
             self._file.close()
 

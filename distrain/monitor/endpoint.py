@@ -64,14 +64,27 @@ class Node:
             port: to listen on; if it is taken, the next that is free.
             tell: is told the URL of the page by whoever serves it.
         """
-        self._registry, self._gauges, self._address, self._port, self._tell = registry, gauges, address, port, tell
+        self._registry, self._gauges, self._address, self._port, self._tell = (
+            registry,
+            gauges,
+            address,
+            port,
+            tell,
+        )
         self._identity = process_identity(os.getpid()) or str(os.getpid())
         # Hosts may share a folder for temporary files: a node is a kernel's boot and a PID namespace of it.
-        node = hashlib.sha256(" ".join(self._identity.split()[:2]).encode()).hexdigest()[:8]
-        self._folder = Path(tempfile.gettempdir()) / f"distrain-metrics-{os.getuid()}-{session}-{node}"
+        node = hashlib.sha256(
+            " ".join(self._identity.split()[:2]).encode()
+        ).hexdigest()[:8]
+        self._folder = (
+            Path(tempfile.gettempdir())
+            / f"distrain-metrics-{os.getuid()}-{session}-{node}"
+        )
         self._folder.mkdir(mode=0o700, exist_ok=True)
         if self._folder.stat().st_uid != os.getuid():
-            raise PermissionError(errno.EPERM, "belongs to somebody else", str(self._folder))
+            raise PermissionError(
+                errno.EPERM, "belongs to somebody else", str(self._folder)
+            )
         _sweep(self._folder)
         self._page = self._folder / f"{os.getpid()}-{time.monotonic_ns()}.json"
         self._lock = (self._folder / "serve.lock").open("w")
@@ -85,7 +98,9 @@ class Node:
             self._lock.close()
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
-        self._thread = threading.Thread(target=self._run, name="distrain-metrics", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name="distrain-metrics", daemon=True
+        )
         self._thread.start()
 
     @property
@@ -122,9 +137,13 @@ class Node:
         while not self._closing.wait(EVERY):
             try:
                 self._turn()
-            except Exception as error:  # no open file left, say: the page is stale until that is over
+            except (
+                Exception
+            ) as error:  # no open file left, say: the page is stale until that is over
                 if not self._failed:
-                    self._tell(f"warning: the metrics page is not brought up to date: {error!r}")
+                    self._tell(
+                        f"warning: the metrics page is not brought up to date: {error!r}"
+                    )
                 self._failed = True
 
     def _turn(self) -> None:
@@ -140,14 +159,22 @@ class Node:
     def _leave(self, *, gauges: bool = True) -> None:
         """Write this rank's page."""
         with self._leaving:  # the newer of two writes stays
-            families = [f for f in _families(self._registry) if gauges or f["type"] != "gauge"]
+            families = [
+                f for f in _families(self._registry) if gauges or f["type"] != "gauge"
+            ]
             _write(self._page, {"process": self._identity, "families": families})
 
     def _render(self) -> None:
         assert self._server is not None
         pages = dict(_pages(self._folder))
         self._server.page = generate_latest(_Merged(list(pages.values()), self._gauges))
-        self._fold({path: page for path, page in pages.items() if is_dead_here(page["process"])})
+        self._fold(
+            {
+                path: page
+                for path, page in pages.items()
+                if is_dead_here(page["process"])
+            }
+        )
 
     def _fold(self, dead: Mapping[Path, dict[str, Any]]) -> None:
         """Make one page of those of the dead, when they are many: each costs time at every rendering."""
@@ -164,7 +191,10 @@ class Node:
 
     def _serve(self) -> None:
         taken = self.port
-        for port in (taken or self._port, *range(self._port, min(65536, self._port + _PORTS_TRIED))):
+        for port in (
+            taken or self._port,
+            *range(self._port, min(65536, self._port + _PORTS_TRIED)),
+        ):
             try:
                 self._server = PageServer(self._address, port)
                 break
@@ -173,12 +203,16 @@ class Node:
                     raise
         else:
             if not self._told:
-                self._tell(f"no port from {self._port} on is free: metrics are not served until one is (metrics.port)")
+                self._tell(
+                    f"no port from {self._port} on is free: metrics are not served until one is (metrics.port)"
+                )
             self._told = True
             return
         port = self._server.port
         try:
-            (self._folder / "serving.json").write_text(json.dumps({"port": port}), encoding="utf-8")
+            (self._folder / "serving.json").write_text(
+                json.dumps({"port": port}), encoding="utf-8"
+            )
         except OSError:  # the folder is gone, for the launch is over; or there is no room: the next turn tries again
             self._server.close()
             self._server = None
@@ -192,13 +226,17 @@ class Node:
 class _Merged:
     """A collector of what all pages have together."""
 
-    def __init__(self, pages: Sequence[dict[str, Any]], gauges: Mapping[str, str]) -> None:
+    def __init__(
+        self, pages: Sequence[dict[str, Any]], gauges: Mapping[str, str]
+    ) -> None:
         self._pages, self._gauges = pages, gauges
 
     def collect(self) -> Iterator[Metric]:
         """Each family once."""
         families: dict[str, Metric] = {}
-        values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], list[float]]] = {}
+        values: dict[
+            str, dict[tuple[str, tuple[tuple[str, str], ...]], list[float]]
+        ] = {}
         for page in self._pages:
             dead = is_dead_here(page["process"])
             for family in page["families"]:
@@ -237,7 +275,11 @@ def _plain(metrics: Iterable[Metric]) -> list[Family]:
             "name": metric.name,
             "help": metric.documentation,
             "type": metric.type,
-            "samples": [(s.name, s.labels, s.value) for s in metric.samples if not s.name.endswith("_created")],
+            "samples": [
+                (s.name, s.labels, s.value)
+                for s in metric.samples
+                if not s.name.endswith("_created")
+            ],
         }
         for metric in metrics
     ]

@@ -35,7 +35,9 @@ class Watchdog:
         self._place, self._since, self._allowed = "the start", time.monotonic(), limit
         self._closing = threading.Event()
         self._arm(2 * limit)
-        self._thread = threading.Thread(target=self._watch, name="distrain-watchdog", daemon=True)
+        self._thread = threading.Thread(
+            target=self._watch, name="distrain-watchdog", daemon=True
+        )
         self._thread.start()
 
     def __enter__(self) -> "Watchdog":
@@ -74,7 +76,9 @@ class Watchdog:
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)
             stacks = file.read().decode()
-        reporter = threading.Thread(target=self._try_to_report, args=(sentence, stacks), daemon=True)
+        reporter = threading.Thread(
+            target=self._try_to_report, args=(sentence, stacks), daemon=True
+        )
         reporter.start()
         reporter.join(_REPORTING)
         os._exit(_EXIT)  # a thread that hangs cannot be ended in any other way
@@ -95,7 +99,9 @@ class Stragglers:
     def __init__(self) -> None:
         self._told: dict[int, float] = {}
 
-    def judge(self, waits: Sequence[float], arrivals: Sequence[float]) -> tuple[int | None, str | None]:
+    def judge(
+        self, waits: Sequence[float], arrivals: Sequence[float]
+    ) -> tuple[int | None, str | None]:
         """Look at the last steps.
 
         Args:
@@ -108,14 +114,22 @@ class Stragglers:
         """
         slowest = max(range(len(arrivals)), key=lambda rank: arrivals[rank])
         middle = sorted(arrivals)[(len(arrivals) - 1) // 2]
-        if len(arrivals) == 1 or not arrivals[slowest] or arrivals[slowest] < _LATE * middle:
+        if (
+            len(arrivals) == 1
+            or not arrivals[slowest]
+            or arrivals[slowest] < _LATE * middle
+        ):
             return None, None
         now = time.monotonic()
         if now - self._told.get(slowest, -_AGAIN_AFTER) < _AGAIN_AFTER:
             return slowest, None
         self._told[slowest] = now
         share = min(1.0, waits[slowest] / arrivals[slowest])
-        why = f"{share:.0%} of it waiting for data" if share > 0.1 else "not for want of data"
+        why = (
+            f"{share:.0%} of it waiting for data"
+            if share > 0.1
+            else "not for want of data"
+        )
         return slowest, (
             f"rank {slowest} is slow: it comes to the reduction after {arrivals[slowest]:.2f} s a step, "
             f"{why}; the middle rank after {middle:.2f} s"
@@ -130,7 +144,9 @@ class Spikes:
 
     def judge(self, loss: float) -> str | None:
         """Look at the mean loss since the last log step; a sentence if it is twice the median of those before."""
-        usual = statistics.median(self._losses) if len(self._losses) == _LOSSES else None
+        usual = (
+            statistics.median(self._losses) if len(self._losses) == _LOSSES else None
+        )
         self._losses.append(loss)
         if usual is None or loss < _JUMP * usual:
             return None

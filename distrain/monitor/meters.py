@@ -29,8 +29,12 @@ class Meters:
     def __init__(self, device: torch.device, loss_shift: int) -> None:
         self._loss_shift = loss_shift
         # float64: each step's total is exact, and many of them would wrap an int64
-        self._sums = torch.zeros(len(Totals._fields), dtype=torch.float64, device=device)
-        self._failed = torch.full((2,), -1, dtype=torch.int64, device=device)  # step, valid samples in it
+        self._sums = torch.zeros(
+            len(Totals._fields), dtype=torch.float64, device=device
+        )
+        self._failed = torch.full(
+            (2,), -1, dtype=torch.int64, device=device
+        )  # step, valid samples in it
         self._steps = 0
 
     def add(self, step: int, totals: Totals) -> torch.Tensor:

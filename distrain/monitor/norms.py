@@ -27,7 +27,9 @@ class Norms:
         """
         if time.monotonic() - self._measured > EVERY:
             self._weights = [p.detach().clone() for p in parameters]
-            self._gradient = get_total_norm([p.grad for p in parameters if p.grad is not None])
+            self._gradient = get_total_norm(
+                [p.grad for p in parameters if p.grad is not None]
+            )
 
     @torch.no_grad()
     def after_step(self, parameters: Sequence[Tensor]) -> dict[str, float]:
@@ -36,7 +38,9 @@ class Norms:
             return {}
         self._measured, before, self._weights = time.monotonic(), self._weights, []
         changes = [p - old for p, old in zip(parameters, before, strict=True)]
-        weight, change = (float(get_total_norm(tensors)) for tensors in (parameters, changes))
+        weight, change = (
+            float(get_total_norm(tensors)) for tensors in (parameters, changes)
+        )
         return {
             "gradient_norm": float(self._gradient),
             "weight_norm": weight,

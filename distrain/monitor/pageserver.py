@@ -43,11 +43,17 @@ class PageServer:
     def __init__(self, address: str, port: int) -> None:
         """Listen. Raises OSError."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._listening = socket.create_server((address, port), family=family, backlog=1024)
+        self._listening = socket.create_server(
+            (address, port), family=family, backlog=1024
+        )
         self._listening.setblocking(False)
         self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ANSWER_BYTES)
-        if hasattr(socket, "TCP_DEFER_ACCEPT"):  # Linux shows a connection when it has something to read
-            self._listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, math.ceil(_SECONDS))
+        if hasattr(
+            socket, "TCP_DEFER_ACCEPT"
+        ):  # Linux shows a connection when it has something to read
+            self._listening.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, math.ceil(_SECONDS)
+            )
         self.port: int = self._listening.getsockname()[1]
         self.page = b""
         """What is served: replace it as a whole."""
@@ -64,7 +70,9 @@ class PageServer:
 
     def start(self) -> None:
         """Serve, on a thread of its own."""
-        self._thread = threading.Thread(target=self._serve, name="distrain-metrics-http", daemon=True)
+        self._thread = threading.Thread(
+            target=self._serve, name="distrain-metrics-http", daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:
@@ -110,7 +118,9 @@ class PageServer:
             sock, _ = self._listening.accept()
         except (BlockingIOError, ConnectionError):  # it is gone already
             return
-        except OSError:  # no open file is left, say: to ask again at once would take a core
+        except (
+            OSError
+        ):  # no open file is left, say: to ask again at once would take a core
             time.sleep(_TICK)
             return
         sock.setblocking(False)

@@ -34,7 +34,14 @@ from distrain.monitor.records import MetricsRecord, TrainRecord
 _ARRIVAL = "arrival"
 """From the begin of a step until this rank comes to its reduction: no phase of its own, it spans several."""
 # What a GPU does behind the back of the thread that asks for it.
-_ON_DEVICE = (Phase.TRANSFER, Phase.FORWARD, Phase.BACKWARD, Phase.REDUCTION, Phase.OPTIMIZER, _ARRIVAL)
+_ON_DEVICE = (
+    Phase.TRANSFER,
+    Phase.FORWARD,
+    Phase.BACKWARD,
+    Phase.REDUCTION,
+    Phase.OPTIMIZER,
+    _ARRIVAL,
+)
 # On a GPU one step of so many is timed, and counts for all: events cost the thread that launches kernels. Few log steps
 # are as far apart: a step after one finds the GPU without work, and takes longer.
 _TIMED_EVERY, _FIRST_TIMED = 11, 5
@@ -54,55 +61,97 @@ class Family(NamedTuple):
 
 
 GAUGES = {
-    "build_info": Family("1; the labels say what runs.", ("version", "torch", "device")),
+    "build_info": Family(
+        "1; the labels say what runs.", ("version", "torch", "device")
+    ),
     "step": Family("Steps of the run that are done: its position."),
     "steps_planned": Family("Steps of the whole run."),
     "epoch": Family("Epochs of the run that are done, with a fraction."),
-    "loss": Family("Mean loss over the samples since the last log step, or of the last evaluation.", ("split",)),
-    "top1_ratio": Family("Share of samples whose highest logit is their label's.", ("split",)),
-    "top5_ratio": Family("Share of samples with their label among the five highest logits.", ("split",)),
+    "loss": Family(
+        "Mean loss over the samples since the last log step, or of the last evaluation.",
+        ("split",),
+    ),
+    "top1_ratio": Family(
+        "Share of samples whose highest logit is their label's.", ("split",)
+    ),
+    "top5_ratio": Family(
+        "Share of samples with their label among the five highest logits.", ("split",)
+    ),
     "learning_rate": Family("Of the last step."),
-    "images_per_second": Family("Training images a second since the last log step, of all ranks."),
-    "gradient_norm": Family("Norm of the mean gradient, unclipped, at a log step, every quarter of a minute at most."),
+    "images_per_second": Family(
+        "Training images a second since the last log step, of all ranks."
+    ),
+    "gradient_norm": Family(
+        "Norm of the mean gradient, unclipped, at a log step, every quarter of a minute at most."
+    ),
     "weight_norm": Family("Norm of all trained parameters at that step."),
-    "update_ratio": Family("Norm of what that step changed over the norm of the weights."),
+    "update_ratio": Family(
+        "Norm of what that step changed over the norm of the weights."
+    ),
     "bad_samples": Family("Distinct training samples that do not decode."),
-    "quarantined_samples": Family("Of the samples of all sets, those whose files have killed a decoder."),
+    "quarantined_samples": Family(
+        "Of the samples of all sets, those whose files have killed a decoder."
+    ),
     "bad_samples_limit": Family("How many of them there may be."),
-    "diverged": Family("1 when the run has ended with a loss or gradient that is not finite, 0 before."),
+    "diverged": Family(
+        "1 when the run has ended with a loss or gradient that is not finite, 0 before."
+    ),
     "checkpoint_timestamp_seconds": Family(
         "Unix time at which the newest whole checkpoint was ready, or else this attempt began."
     ),
     "checkpoint_bytes": Family("Size of the newest checkpoint."),
     "attempt": Family("Number of this attempt in its run directory."),
-    "restarts": Family("Attempts at this run, of any launch, that followed one that had failed."),
-    "resizes": Family("Attempts at this run that had another number of workers than the one before."),
+    "restarts": Family(
+        "Attempts at this run, of any launch, that followed one that had failed."
+    ),
+    "resizes": Family(
+        "Attempts at this run that had another number of workers than the one before."
+    ),
     "workers": Family("Ranks at work."),
     "workers_wanted": Family("Ranks that the run would like to have."),
-    "stall_limit_seconds": Family("Seconds without progress after which a rank is taken to hang."),
-    "last_progress_timestamp_seconds": Family("Unix time of the last progress of the slowest rank.", (), "min"),
-    "queue_depth": Family("Micro-batches on their way: fetching, decoding, ready.", ("stage",), "sum"),
+    "stall_limit_seconds": Family(
+        "Seconds without progress after which a rank is taken to hang."
+    ),
+    "last_progress_timestamp_seconds": Family(
+        "Unix time of the last progress of the slowest rank.", (), "min"
+    ),
+    "queue_depth": Family(
+        "Micro-batches on their way: fetching, decoding, ready.", ("stage",), "sum"
+    ),
     "memory_bytes": Family("Resident memory of the ranks of this node.", (), "sum"),
     "open_files": Family("Open files of the ranks of this node.", (), "sum"),
     "gpu_memory_bytes": Family("Memory that torch has reserved on a GPU.", ("gpu",)),
-    "gpu_busy_ratio": Family("Share of the last moments in which a kernel ran on a GPU (NVML).", ("gpu",)),
+    "gpu_busy_ratio": Family(
+        "Share of the last moments in which a kernel ran on a GPU (NVML).", ("gpu",)
+    ),
     "gpu_power_watts": Family("Power that a GPU draws (NVML).", ("gpu",)),
     "finished": Family("1 when the run has ended well, 0 before."),
 }
 TOTALS = {
     "steps": Family("Optimizer steps that were done, for the first time or again."),
     "steps_recomputed": Family("Of these, steps that an earlier attempt had done."),
-    "samples": Family("Training samples that were computed, by the outcome of decoding: good or bad.", ("outcome",)),
-    "rank_data_wait_seconds": Family("Seconds for which a rank waited for data.", ("rank", "node")),
-    "rank_arrival_seconds": Family("Seconds until a rank came to the reduction of a step.", ("rank", "node")),
+    "samples": Family(
+        "Training samples that were computed, by the outcome of decoding: good or bad.",
+        ("outcome",),
+    ),
+    "rank_data_wait_seconds": Family(
+        "Seconds for which a rank waited for data.", ("rank", "node")
+    ),
+    "rank_arrival_seconds": Family(
+        "Seconds until a rank came to the reduction of a step.", ("rank", "node")
+    ),
     "store_requests": Family("Requests to the storage of a data set.", ("split",)),
     "store_bytes": Family("Bytes read from there.", ("split",)),
-    "store_seconds": Family("Seconds that requests took, all together; several run at once.", ("split",)),
+    "store_seconds": Family(
+        "Seconds that requests took, all together; several run at once.", ("split",)
+    ),
     "store_retries": Family("Requests that were tried again.", ("split",)),
     "store_errors": Family("Requests that failed, by kind.", ("split", "kind")),
     "cache_hits": Family("Ranges that the disk cache had.", ("split",)),
     "cache_evictions": Family("Ranges that the disk cache let go.", ("split",)),
-    "straggler_log_steps": Family("Log steps at which a rank was named as the slow one.", ("slow_rank",)),
+    "straggler_log_steps": Family(
+        "Log steps at which a rank was named as the slow one.", ("slow_rank",)
+    ),
     "loss_spikes": Family("Log steps at which the loss was twice its usual value."),
     "checkpoint_failures": Family("Saves that failed and were tried again."),
 }
@@ -121,7 +170,13 @@ class Metrics:
     What the training thread calls costs microseconds and waits for nothing: pages are made on a thread of their own.
     """
 
-    def __init__(self, page: settings.Metrics, run: str, world: World, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        page: settings.Metrics,
+        run: str,
+        world: World,
+        tell: Callable[[str], None],
+    ) -> None:
         """Start.
 
         Args:
@@ -151,24 +206,46 @@ class Metrics:
         registry = CollectorRegistry()
         self._histograms = {
             name: Histogram(
-                f"distrain_{name}", family.text, ("run", *family.labels), buckets=_SECONDS, registry=registry
+                f"distrain_{name}",
+                family.text,
+                ("run", *family.labels),
+                buckets=_SECONDS,
+                registry=registry,
             )
             for name, family in HISTOGRAMS.items()
         }
         registry.register(self)
         if self._lead:
-            self.set("build_info", 1, version=__version__, torch=torch.__version__, device=world.device.type)
+            self.set(
+                "build_info",
+                1,
+                version=__version__,
+                torch=torch.__version__,
+                device=world.device.type,
+            )
             self.set("workers", world.ranks)
             self.set("workers_wanted", max(world.ranks, world.wanted))
             self.set("diverged", 0)
             self.set("finished", 0)
             self.set("checkpoint_timestamp_seconds", time.time())
-            for name in ("steps", "steps_recomputed", "loss_spikes", "checkpoint_failures"):
+            for name in (
+                "steps",
+                "steps_recomputed",
+                "loss_spikes",
+                "checkpoint_failures",
+            ):
                 self.add(name, 0)  # else nobody sees the first one as an increase
         merged = {f"distrain_{name}": family.merged for name, family in GAUGES.items()}
         self._linger, self._node = page.linger, None
         if page.port is not None:
-            self._node = Node(registry, merged, session=world.session, address=page.address, port=page.port, tell=tell)
+            self._node = Node(
+                registry,
+                merged,
+                session=world.session,
+                address=page.address,
+                port=page.port,
+                tell=tell,
+            )
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
@@ -182,7 +259,9 @@ class Metrics:
 
     def observe(self, name: str, seconds: float, **labels: str) -> None:
         """Add a duration to a histogram."""
-        self._histograms[name].labels(self._run, *_values(HISTOGRAMS[name], labels)).observe(seconds)
+        self._histograms[name].labels(
+            self._run, *_values(HISTOGRAMS[name], labels)
+        ).observe(seconds)
 
     def watch(self, watchdog: Watchdog) -> None:
         """Tell of the watchdog's last sign of progress from now on."""
@@ -235,13 +314,16 @@ class Metrics:
     def target(self) -> str | None:
         """Where the page of this rank's node is read, as host:port; None where there is none."""
         port = self._node.port if self._node is not None else None
-        host = self._node_address if self._address in ("0.0.0.0", "::") else self._address  # noqa: S104 - compared
+        is_wildcard = self._address in ("0.0.0.0", "::")  # noqa: S104 - compared
+        host = self._node_address if is_wildcard else self._address
         return f"{f'[{host}]' if ':' in host else host}:{port}" if port else None
 
     def step(self, done: int, steps_per_epoch: int, *, again: bool) -> None:
         """So many steps are done; `again`: an earlier attempt had done this one."""
         with self._lock:
-            self._spans.append((_STEP, _TIMED_EVERY if self._device.type == "cuda" else 1, None))
+            self._spans.append(
+                (_STEP, _TIMED_EVERY if self._device.type == "cuda" else 1, None)
+            )
         self._steps += 1
         if self._lead:
             self.set("step", done)
@@ -261,7 +343,11 @@ class Metrics:
                 self._take(seconds, began)
                 seconds.clear()
             else:
-                seconds[name] += ended - began if isinstance(began, float) else began.elapsed_time(ended) / 1000
+                seconds[name] += (
+                    ended - began
+                    if isinstance(began, float)
+                    else began.elapsed_time(ended) / 1000
+                )
 
     def _take(self, seconds: Mapping[str, float], steps: int) -> None:
         """Take in the phases of a step; what was timed on a GPU counts for so many steps."""
@@ -322,9 +408,14 @@ class Metrics:
         self._measure()
         with self._lock:
             gauges, totals = list(self._gauges.items()), list(self._totals.items())
-        for kind, table, numbers in ((GaugeMetricFamily, GAUGES, gauges), (CounterMetricFamily, TOTALS, totals)):
+        for kind, table, numbers in (
+            (GaugeMetricFamily, GAUGES, gauges),
+            (CounterMetricFamily, TOTALS, totals),
+        ):
             families = {
-                name: kind(f"distrain_{name}", family.text, labels=("run", *family.labels))
+                name: kind(
+                    f"distrain_{name}", family.text, labels=("run", *family.labels)
+                )
                 for name, family in table.items()
             }
             for (name, labels), value in numbers:
@@ -349,9 +440,14 @@ class Metrics:
         for stage, depth in self._depths().items():
             self.set("queue_depth", depth, stage=stage)
         self.set("memory_bytes", _resident())
-        self.set("open_files", len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0)
+        self.set(
+            "open_files",
+            len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
+        )
         if self._watchdog is not None:
-            self.set("last_progress_timestamp_seconds", time.time() - self._watchdog.idle)
+            self.set(
+                "last_progress_timestamp_seconds", time.time() - self._watchdog.idle
+            )
         if self._device.type == "cuda":
             self._measure_gpu()
 
@@ -362,15 +458,23 @@ class Metrics:
         if not self._nvml:
             return
         try:
-            self.set("gpu_busy_ratio", torch.cuda.utilization(self._device) / 100, gpu=gpu)
-            self.set("gpu_power_watts", torch.cuda.power_draw(self._device) / 1000, gpu=gpu)
+            self.set(
+                "gpu_busy_ratio", torch.cuda.utilization(self._device) / 100, gpu=gpu
+            )
+            self.set(
+                "gpu_power_watts", torch.cuda.power_draw(self._device) / 1000, gpu=gpu
+            )
         except Exception as error:  # of many kinds: not installed, no driver, not of a part of a GPU (MIG)
             self._nvml = False
-            self._tell(f"the GPU's load is not told: {' '.join(str(error).split())} (pip install 'distrain[gpu]')")
+            self._tell(
+                f"the GPU's load is not told: {' '.join(str(error).split())} (pip install 'distrain[gpu]')"
+            )
 
     def _event(self) -> Any:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._device))  # of this rank's GPU, whatever this thread's is
+        event.record(
+            torch.cuda.current_stream(self._device)
+        )  # of this rank's GPU, whatever this thread's is
         return event
 
 
@@ -387,6 +491,9 @@ def _values(family: Family, labels: Mapping[str, str]) -> tuple[str, ...]:
 def _resident() -> int:
     """Bytes of this process's resident memory; its highest so far where the system does not tell."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        return (
+            int(Path("/proc/self/statm").read_text().split()[1])
+            * resource.getpagesize()
+        )
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -61,7 +61,9 @@ class EvalRecord:
 
 
 MetricsRecord = TrainRecord | EvalRecord
-_KINDS: dict[str, type[TrainRecord] | type[EvalRecord]] = {form.kind: form for form in (TrainRecord, EvalRecord)}
+_KINDS: dict[str, type[TrainRecord] | type[EvalRecord]] = {
+    form.kind: form for form in (TrainRecord, EvalRecord)
+}
 
 
 def to_tree(record: MetricsRecord) -> dict[str, Any]:
@@ -73,5 +75,7 @@ def from_tree(tree: Mapping[str, Any]) -> MetricsRecord:
     """Return the record that `to_tree` made a tree of; null stands for a number that JSON lacks."""
     form = _KINDS[tree["kind"]]
     values: dict[str, Any] = {field.name: tree[field.name] for field in fields(form)}
-    values.update({name: float("nan") for name, value in values.items() if value is None})
+    values.update(
+        {name: float("nan") for name, value in values.items() if value is None}
+    )
     return form(**values)

@@ -80,7 +80,9 @@ def line(record: MetricsRecord, steps: int) -> str:
     where = f"epoch {record.epoch}  step {record.step}/{steps}"
     if isinstance(record, EvalRecord):
         top5 = f"  top-5 {record.top5:.2%}" if record.classes > 5 else ""
-        return f"{where}  validation loss {record.loss:.4f}  top-1 {record.top1:.2%}{top5}"
+        return (
+            f"{where}  validation loss {record.loss:.4f}  top-1 {record.top1:.2%}{top5}"
+        )
     speed = f"{record.images_per_second:.0f} images/s  waits {record.data_wait:.0%}"
     return f"{where}  loss {record.loss:.4f}  top-1 {record.top1:.1%}  {speed}"
 
@@ -119,7 +121,9 @@ class GrowingFile:
         if self._file:
             self._file.close()
         if self._behind:
-            self._tell(f"warning: the last lines of {self._store.name}/{self._name} are lost")
+            self._tell(
+                f"warning: the last lines of {self._store.name}/{self._name} are lost"
+            )
 
     def _append(self) -> None:
         if self._file is None:
@@ -147,13 +151,20 @@ class MetricsFile(GrowingFile):
 
     def record(self, record: MetricsRecord) -> None:
         """Append a record; numbers that JSON lacks (NaN, infinity) become null."""
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in to_tree(record).items()}
+        plain = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in to_tree(record).items()
+        }
         self.write((json.dumps(plain) + "\n").encode())
 
 
 def metrics_attempts(store: Store) -> list[int]:
     """Numbers of the attempts that wrote metrics, ascending."""
-    return sorted(int(match[1]) for name in store.list() if (match := files.METRICS_NAME.fullmatch(name)))
+    return sorted(
+        int(match[1])
+        for name in store.list()
+        if (match := files.METRICS_NAME.fullmatch(name))
+    )
 
 
 def read_metrics(store: Store) -> list[MetricsRecord]:
@@ -163,7 +174,10 @@ def read_metrics(store: Store) -> list[MetricsRecord]:
         for text in store.read(files.metrics(attempt)).decode().splitlines():
             try:
                 record = from_tree(json.loads(text))
-            except (ValueError, KeyError):  # cut off by kill -9, the next attempt writes that step again; or not ours
+            except (
+                ValueError,
+                KeyError,
+            ):  # cut off by kill -9, the next attempt writes that step again; or not ours
                 continue
             records[record.step, record.kind] = record
     return [records[key] for key in sorted(records)]

@@ -15,7 +15,9 @@ T = TypeVar("T")
 class Telemetry:
     """The clocks of a training loop, on each rank: between the loop, its watchdog and its metrics."""
 
-    def __init__(self, metrics: Metrics, watchdog: Watchdog, steps_per_epoch: int, reached: int) -> None:
+    def __init__(
+        self, metrics: Metrics, watchdog: Watchdog, steps_per_epoch: int, reached: int
+    ) -> None:
         """Start.
 
         Args:
@@ -93,7 +95,9 @@ class Telemetry:
         """Leave time out of the speed of training: an evaluation took it."""
         self._logged += seconds
 
-    def warnings(self, loss: float, waits: Sequence[float], arrivals: Sequence[float]) -> list[str]:
+    def warnings(
+        self, loss: float, waits: Sequence[float], arrivals: Sequence[float]
+    ) -> list[str]:
         """Count a rank that is slow and a loss that jumps, and return what to say of them.
 
         Args:

@@ -27,7 +27,9 @@ class Terminal:
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=None),
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}  {task.fields[numbers]}"),
+            TextColumn(
+                "step {task.completed:.0f}/{task.total:.0f}  {task.fields[numbers]}"
+            ),
             TimeRemainingColumn(compact=True),
             console=self._rich,
             refresh_per_second=4,
@@ -47,13 +49,19 @@ class Terminal:
         if self._task is not None:  # the run goes on after a loss
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(
-            "train", total=steps, completed=step, epoch=step // steps_per_epoch, numbers="starting"
+            "train",
+            total=steps,
+            completed=step,
+            epoch=step // steps_per_epoch,
+            numbers="starting",
         )
         self._bar.start()
 
     def advance(self, step: int) -> None:
         """Move the bar."""
-        self._bar.update(self._task, completed=step, epoch=(step - 1) // self._steps_per_epoch)
+        self._bar.update(
+            self._task, completed=step, epoch=(step - 1) // self._steps_per_epoch
+        )
 
     def record(self, record: MetricsRecord) -> None:
         """New numbers beside the bar; an evaluation also stays as a line above it."""

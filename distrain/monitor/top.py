@@ -32,7 +32,9 @@ class View:
     samples: dict[tuple[str, Labels], float] = field(default_factory=dict)
     before: dict[tuple[str, Labels], float] = field(default_factory=dict)
     """The samples of the look before."""
-    history: dict[str, deque[tuple[int, float]]] = field(default_factory=lambda: defaultdict(_points))
+    history: dict[str, deque[tuple[int, float]]] = field(
+        default_factory=lambda: defaultdict(_points)
+    )
     """Values by step: loss, images_per_second, top1."""
     silent: list[str] = field(default_factory=list)
     """Pages that do not answer."""
@@ -51,7 +53,9 @@ class View:
         for key, value in self.samples.items():
             if key[0] == f"distrain_{name}":
                 before = self.before.get(key, 0.0)
-                found[dict(key[1])[label]] += value - (before if before <= value else 0.0)  # less: it began anew
+                found[dict(key[1])[label]] += value - (
+                    before if before <= value else 0.0
+                )  # less: it began anew
         return dict(found)
 
 
@@ -70,12 +74,16 @@ class Watch:
         """
         self._store: Store | None = None
         if place.startswith(("http://", "https://")):
-            self._pages = [place if place.endswith("/metrics") else f"{place.rstrip('/')}/metrics"]
+            self._pages = [
+                place if place.endswith("/metrics") else f"{place.rstrip('/')}/metrics"
+            ]
             self.view = View(place)
             return
         self._store, self._pages = Store(place), []
         if not self._store.exists(files.CONFIG):
-            raise UserError(f"no run at {self._store.name}: name a run directory, or the URL of a metrics page")
+            raise UserError(
+                f"no run at {self._store.name}: name a run directory, or the URL of a metrics page"
+            )
         self.view = View(self._store.name)
 
     def look(self) -> View:
@@ -89,7 +97,11 @@ class Watch:
         for url in self._pages:
             try:
                 with urllib.request.urlopen(url, timeout=2.0) as answer:  # noqa: S310 - a page that the user named
-                    _add(view.samples, answer.read().decode(), run_label(self._store.url) if self._store else None)
+                    _add(
+                        view.samples,
+                        answer.read().decode(),
+                        run_label(self._store.url) if self._store else None,
+                    )
             except (OSError, ValueError):
                 view.silent.append(url)
         if self._store is None:
@@ -105,7 +117,10 @@ class Watch:
 
     def _remember(self, record: MetricsRecord) -> None:
         if isinstance(record, TrainRecord):
-            values = {"loss": record.loss, "images_per_second": record.images_per_second}
+            values = {
+                "loss": record.loss,
+                "images_per_second": record.images_per_second,
+            }
         else:
             values = {"top1": record.top1}
         for name, value in values.items():
@@ -124,7 +139,9 @@ def _targets(store: Store) -> list[str]:
         groups = json.loads(store.read(files.TARGETS))
     except (OSError, ValueError):
         return []
-    return [f"http://{target}/metrics" for group in groups for target in group["targets"]]
+    return [
+        f"http://{target}/metrics" for group in groups for target in group["targets"]
+    ]
 
 
 def _add(samples: dict[tuple[str, Labels], float], page: str, run: str | None) -> None:
@@ -133,8 +150,15 @@ def _add(samples: dict[tuple[str, Labels], float], page: str, run: str | None) -
         for sample in family.samples:
             if run is not None and sample.labels.get("run") != run:
                 continue
-            key = sample.name, tuple(sorted((k, v) for k, v in sample.labels.items() if k != "run"))
-            samples[key] = samples.get(key, 0.0) + sample.value if family.type != "gauge" else sample.value
+            key = (
+                sample.name,
+                tuple(sorted((k, v) for k, v in sample.labels.items() if k != "run")),
+            )
+            samples[key] = (
+                samples.get(key, 0.0) + sample.value
+                if family.type != "gauge"
+                else sample.value
+            )
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -143,33 +167,53 @@ def sparkline(values: Sequence[float], width: int) -> str:
     if not finite:
         return ""
     per = math.ceil(len(finite) / width)
-    means = [sum(part) / len(part) for part in (finite[i : i + per] for i in range(0, len(finite), per))]
+    means = [
+        sum(part) / len(part)
+        for part in (finite[i : i + per] for i in range(0, len(finite), per))
+    ]
     low, high = min(means), max(means)
     return "".join(
-        _BLOCKS[round((len(_BLOCKS) - 1) * ((v - low) / (high - low) if high > low else 0.5))] for v in means
+        _BLOCKS[
+            round(
+                (len(_BLOCKS) - 1) * ((v - low) / (high - low) if high > low else 0.5)
+            )
+        ]
+        for v in means
     )
 
 
 def warnings(view: View, now: float) -> list[str]:
     """What is wrong, a sentence each."""
     found = [f"{url} does not answer" for url in view.silent]
-    last, finished = view.value("last_progress_timestamp_seconds"), view.value("finished")
+    last, finished = (
+        view.value("last_progress_timestamp_seconds"),
+        view.value("finished"),
+    )
     if last is not None and not finished and now - last > 60:
         found.append(f"no progress for {now - last:.0f} s")
     if view.value("diverged"):
         found.append("it has diverged: see not-finite-step-*.json in the run directory")
     if bad := view.value("bad_samples"):
-        found.append(f"{bad:.0f} bad samples of at most {view.value('bad_samples_limit') or 0:.0f}")
+        found.append(
+            f"{bad:.0f} bad samples of at most {view.value('bad_samples_limit') or 0:.0f}"
+        )
     have, want = view.value("workers") or 0, view.value("workers_wanted") or 0
     if have < want:
         found.append(f"{have:.0f} of {want:.0f} workers")
-    waits, arrivals = (view.by(f"rank_{what}_seconds_total", "rank") for what in ("data_wait", "arrival"))
+    waits, arrivals = (
+        view.by(f"rank_{what}_seconds_total", "rank")
+        for what in ("data_wait", "arrival")
+    )
     for rank, arrival in arrivals.items():
         if arrival and waits.get(rank, 0.0) > 0.3 * arrival:
-            found.append(f"rank {rank} waits for data {waits[rank] / arrival:.0%} of its time")
+            found.append(
+                f"rank {rank} waits for data {waits[rank] / arrival:.0%} of its time"
+            )
     if len(arrivals) > 1:
         slowest = max(arrivals, key=lambda rank: arrivals[rank])
-        middle = sorted(arrivals.values())[len(arrivals) // 2 - (len(arrivals) % 2 == 0)]
+        middle = sorted(arrivals.values())[
+            len(arrivals) // 2 - (len(arrivals) % 2 == 0)
+        ]
         if middle and arrivals[slowest] > 1.25 * middle:
             found.append(
                 f"rank {slowest} comes {arrivals[slowest] / middle - 1:.0%} later to each step than the middle one"

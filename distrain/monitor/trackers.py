@@ -44,7 +44,9 @@ class TensorBoard:
         from tensorboardX import SummaryWriter
 
         suffix = f".attempt-{attempt:03d}"  # else two attempts within a second would have one file
-        self._writer = SummaryWriter(f"{folder}/{files.TENSORBOARD}", purge_step=step + 1, filename_suffix=suffix)
+        self._writer = SummaryWriter(
+            f"{folder}/{files.TENSORBOARD}", purge_step=step + 1, filename_suffix=suffix
+        )
 
     def write(self, record: MetricsRecord) -> None:
         """Append a scalar for each number."""
@@ -62,7 +64,9 @@ class MLflow:
 
     name = "mlflow"
 
-    def __init__(self, server: str, store: Store, parameters: Mapping[str, Any]) -> None:
+    def __init__(
+        self, server: str, store: Store, parameters: Mapping[str, Any]
+    ) -> None:
         """Nothing is asked of the server before the first record.
 
         Args:
@@ -87,7 +91,10 @@ class MLflow:
         if self._run is None:
             self._run = self._open()
         now = int(1000 * time.time())
-        self._client.log_batch(self._run, metrics=[Metric(k, v, now, record.step) for k, v in _scalars(record)])
+        self._client.log_batch(
+            self._run,
+            metrics=[Metric(k, v, now, record.step) for k, v in _scalars(record)],
+        )
 
     def close(self) -> None:
         """The run at the server is ended as far as this attempt goes; a resume opens it again."""
@@ -107,11 +114,17 @@ class MLflow:
             client.update_run(run, status="RUNNING")
             return run
         found = client.get_experiment_by_name(_EXPERIMENT)
-        experiment = found.experiment_id if found else client.create_experiment(_EXPERIMENT)
+        experiment = (
+            found.experiment_id if found else client.create_experiment(_EXPERIMENT)
+        )
         name = self._store.url.rstrip("/").rpartition("/")[2]
         run = str(client.create_run(experiment, run_name=name).info.run_id)
-        self._store.write(files.MLFLOW, run.encode())  # first: what fails from here on must not begin another run
-        client.log_batch(run, params=[Param(k, str(v)) for k, v in self._parameters.items()])
+        self._store.write(
+            files.MLFLOW, run.encode()
+        )  # first: what fails from here on must not begin another run
+        client.log_batch(
+            run, params=[Param(k, str(v)) for k, v in self._parameters.items()]
+        )
         return run
 
 
@@ -125,7 +138,9 @@ class Follower:
         self._waiting: list[MetricsRecord] = []
         self._error: str | None = None
         self._told = False
-        self._thread = threading.Thread(target=self._run, name=f"distrain-{tracker.name}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name=f"distrain-{tracker.name}", daemon=True
+        )
         self._thread.start()
 
     def write(self, record: MetricsRecord) -> None:
@@ -133,7 +148,9 @@ class Follower:
         self._records.put(record)
         if self._error is not None and not self._told:
             self._told = True
-            self._tell(f"warning: {self._tracker.name} takes no records for now: {self._error}")
+            self._tell(
+                f"warning: {self._tracker.name} takes no records for now: {self._error}"
+            )
 
     def close(self) -> None:
         """Wait for what is on its way, but not for long, and say what did not arrive."""
@@ -142,7 +159,9 @@ class Follower:
         missing = len(self._waiting) + max(0, self._records.qsize() - 1)
         if missing or self._thread.is_alive():
             why = self._error or f"no answer for {_LAST:.0f} s"
-            self._tell(f"warning: the last {missing} records did not reach {self._tracker.name}: {why}")
+            self._tell(
+                f"warning: the last {missing} records did not reach {self._tracker.name}: {why}"
+            )
 
     def _run(self) -> None:
         while (record := self._records.get()) is not None:
@@ -153,7 +172,9 @@ class Follower:
             self._attempt(self._tracker.close)
 
     def _pass_on(self) -> None:
-        while self._waiting and self._attempt(lambda: self._tracker.write(self._waiting[0])):
+        while self._waiting and self._attempt(
+            lambda: self._tracker.write(self._waiting[0])
+        ):
             del self._waiting[0]
 
     def _attempt(self, act: Callable[[], None]) -> bool:
@@ -161,14 +182,21 @@ class Follower:
         try:
             act()
         except Exception as error:
-            self._error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            self._error = (
+                f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            )
             return False
         self._error, self._told = None, False
         return True
 
 
 def followers(
-    log: Log, store: Store, parameters: Mapping[str, Any], attempt: int, step: int, tell: Callable[[str], None]
+    log: Log,
+    store: Store,
+    parameters: Mapping[str, Any],
+    attempt: int,
+    step: int,
+    tell: Callable[[str], None],
 ) -> list[Follower]:
     """One for each tracker that `log` names.
 
@@ -191,7 +219,9 @@ def followers(
         if log.mlflow is not None:
             found.append(Follower(MLflow(log.mlflow, store, parameters), tell))
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'distrain[trackers]'") from None
+        raise UserError(
+            f"{error.name} is not installed: pip install 'distrain[trackers]'"
+        ) from None
     return found
 
 

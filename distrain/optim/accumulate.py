@@ -80,11 +80,17 @@ class Accumulator:
         self._locks = [threading.Lock() for _ in self._parameters]
         self._empty = [True] * len(self._parameters)
         self._totals_lock = threading.Lock()
-        self._totals = torch.zeros(len(Totals._fields) + moments, dtype=torch.int64, device=self._device)
+        self._totals = torch.zeros(
+            len(Totals._fields) + moments, dtype=torch.int64, device=self._device
+        )
         self.moments = torch.zeros(moments, dtype=torch.float64, device=self._device)
         """After `reduce`: the mean over the virtual workers of the moments that they told."""
-        self._gradient = torch.zeros(sum(sizes), dtype=self._parameters[0].dtype, device=self._device)
-        for p, gradient in zip(self._parameters, torch.split(self._gradient, sizes), strict=True):
+        self._gradient = torch.zeros(
+            sum(sizes), dtype=self._parameters[0].dtype, device=self._device
+        )
+        for p, gradient in zip(
+            self._parameters, torch.split(self._gradient, sizes), strict=True
+        ):
             p.grad = gradient.view_as(p)
         self._arrivals: list[Callable[[], None]] = []
 
@@ -120,11 +126,15 @@ class Accumulator:
         sound = (fixed.abs() < self._limit).all() & self._sound(gradients)
         # A value that is not a number becomes a different integer on each device: zero it before it is converted.
         terms = torch.where(sound, fixed, 0.0).long()
-        counts = torch.stack([valid.long(), (~sound).long(), terms[0], top1.long(), top5.long()])
+        counts = torch.stack(
+            [valid.long(), (~sound).long(), terms[0], top1.long(), top5.long()]
+        )
         with self._totals_lock:
             self._totals += torch.cat([counts, terms[1:]])
         if self._device.type == "cuda":
-            gradients = [torch.where(sound, g, 0.0) for g in gradients]  # no sync: the flag stays on the device
+            gradients = [
+                torch.where(sound, g, 0.0) for g in gradients
+            ]  # no sync: the flag stays on the device
         elif not sound:
             return
         for i, gradient in enumerate(gradients):
@@ -146,7 +156,9 @@ class Accumulator:
 
     def finish(self, totals: Totals, lanes: Lanes) -> None:
         """Write the gradient of the mean loss to each parameter's `grad`, piece by piece on all lanes."""
-        valid = totals.valid.clamp(min=1).double()  # a step without a valid sample is refused by its totals
+        valid = totals.valid.clamp(
+            min=1
+        ).double()  # a step without a valid sample is refused by its totals
 
         @torch.no_grad()
         def write(pieces: tuple[Tensor, Tensor]) -> None:
@@ -154,7 +166,12 @@ class Accumulator:
             gradient.copy_(total.double().div_(self.scale).div_(valid))
 
         def arriving() -> Iterator[tuple[Tensor, Tensor]]:
-            buckets = zip(self._arrivals, self._buckets(self._flat), self._buckets(self._gradient), strict=True)
+            buckets = zip(
+                self._arrivals,
+                self._buckets(self._flat),
+                self._buckets(self._gradient),
+                strict=True,
+            )
             for arrived, total, gradient in buckets:
                 arrived()
                 yield from zip(self._pieces(total), self._pieces(gradient), strict=True)
@@ -171,7 +188,9 @@ class Accumulator:
     def _sound(self, gradients: Sequence[Tensor]) -> Tensor:
         """Whether all elements are finite and in range: a bool scalar on the device."""
         limit = self._limit if self.exact else math.inf
-        pieces = [piece for g in gradients for piece in self._pieces(g.detach().reshape(-1))]
+        pieces = [
+            piece for g in gradients for piece in self._pieces(g.detach().reshape(-1))
+        ]
         lows, highs = zip(*(torch.aminmax(piece) for piece in pieces), strict=True)
         # NaN is carried along by both, and then no comparison holds.
         return (torch.stack(lows).min() > -limit) & (torch.stack(highs).max() < limit)

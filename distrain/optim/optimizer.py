@@ -17,12 +17,17 @@ _CHUNK = 1 << 17
 class Optimizer:
     """Moves parameters by an update rule; its state tensors exist from the start, named after their parameters."""
 
-    def __init__(self, rule: UpdateRule, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self, rule: UpdateRule, parameters: Mapping[str, nn.Parameter]
+    ) -> None:
         """Make the state of `parameters`, which are given by name."""
         self._rule, self._parameters = rule, dict(parameters)
         self._state: dict[Tensor, dict[str, Tensor]] = {
             p: {
-                **{name: torch.zeros_like(p, requires_grad=False) for name in rule.moments()},
+                **{
+                    name: torch.zeros_like(p, requires_grad=False)
+                    for name in rule.moments()
+                },
                 **{name: torch.zeros((), device=p.device) for name in rule.scalars()},
             }
             for p in parameters.values()
@@ -36,7 +41,10 @@ class Optimizer:
             rate = self._rule.bias_lr if name.rpartition(".")[2] == "bias" else 1.0
             found.setdefault((self._rule.decay_of(p), rate), []).append(p)
         for (decay, rate), members in found.items():
-            state = {name: [self._state[p][name] for p in members] for name in self._state[members[0]]}
+            state = {
+                name: [self._state[p][name] for p in members]
+                for name in self._state[members[0]]
+            }
             yield Group(members, state, decay, rate)
 
     @torch.no_grad()
@@ -56,7 +64,9 @@ class Optimizer:
         if self._rule.clip_norm is not None:
             gradients = gradients_of(self._parameters.values())
             whole = norm(gradients)
-            factor = torch.where(whole > self._rule.clip_norm, self._rule.clip_norm / whole, 1.0).float()
+            factor = torch.where(
+                whole > self._rule.clip_norm, self._rule.clip_norm / whole, 1.0
+            ).float()
             for gradient in gradients:
                 gradient.mul_(factor)
         for group in self._groups:
@@ -64,7 +74,11 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """Every state tensor, by `<parameter>:<name>`."""
-        return {f"{name}:{key}": t for name, p in self._parameters.items() for key, t in self._state[p].items()}
+        return {
+            f"{name}:{key}": t
+            for name, p in self._parameters.items()
+            for key, t in self._state[p].items()
+        }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over a saved state."""

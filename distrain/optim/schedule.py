@@ -65,7 +65,9 @@ class Schedule(Choice):
         """
         return before
 
-    def rate(self, step: int, steps_per_epoch: int, steps: int, drops: Sequence[int] = ()) -> float:
+    def rate(
+        self, step: int, steps_per_epoch: int, steps: int, drops: Sequence[int] = ()
+    ) -> float:
         """The learning rate of the run's step number `step` (from 0) of `steps`; `drops` are those of its `Stall`.
 
         Raises:
@@ -75,9 +77,13 @@ class Schedule(Choice):
         if step < warmup:
             return self.lr * (step + 1) / warmup
         fraction = (step - warmup) / max(1, steps - warmup)
-        rate = self.lr * self.factor_at(Position(step, steps_per_epoch, fraction, drops))
+        rate = self.lr * self.factor_at(
+            Position(step, steps_per_epoch, fraction, drops)
+        )
         if not 0 < rate < math.inf:
-            raise UserError(f"schedule {self.name} has a rate of {rate} at step {step}: it must be finite and above 0")
+            raise UserError(
+                f"schedule {self.name} has a rate of {rate} at step {step}: it must be finite and above 0"
+            )
         return rate
 
     def reason(self) -> str:
@@ -105,7 +111,9 @@ class Step(Schedule, name="step"):
 
     def factor_at(self, at: Position) -> float:
         """A power of the factor."""
-        return self.factor ** sum(at.step >= epoch * at.steps_per_epoch for epoch in self.drop_epochs)
+        return self.factor ** sum(
+            at.step >= epoch * at.steps_per_epoch for epoch in self.drop_epochs
+        )
 
 
 class Plateau(Schedule, name="plateau"):

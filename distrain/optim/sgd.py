@@ -33,7 +33,9 @@ class SGD(UpdateRule, name="sgd"):
         if value and not info.data.get("momentum"):
             raise ValueError("nesterov needs momentum: raise it, or remove nesterov")
         if value and info.data.get("form") == "paper":
-            raise ValueError("the paper's form has no nesterov: remove it, or set form = torch")
+            raise ValueError(
+                "the paper's form has no nesterov: remove it, or set form = torch"
+            )
         return value
 
     def moments(self) -> tuple[str, ...]:
@@ -47,10 +49,23 @@ class SGD(UpdateRule, name="sgd"):
         step's rate over the last one's.
         """
         momentum = self.momentum / change if self.form == "paper" else self.momentum
-        momentum_step(group, lr, momentum=momentum, weight_decay=group.weight_decay, nesterov=self.nesterov)
+        momentum_step(
+            group,
+            lr,
+            momentum=momentum,
+            weight_decay=group.weight_decay,
+            nesterov=self.nesterov,
+        )
 
 
-def momentum_step(group: Group, lr: "Tensor", *, momentum: float, weight_decay: float, nesterov: bool = False) -> None:
+def momentum_step(
+    group: Group,
+    lr: "Tensor",
+    *,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool = False,
+) -> None:
     """v <- momentum v + g + weight_decay w; w <- w - lr v, by torch's fused kernel."""
     from torch.optim.sgd import sgd
 

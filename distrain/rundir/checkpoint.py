@@ -26,7 +26,12 @@ from distrain.rundir.lease import Lease, attempts, superseded
 
 FORMAT = 3
 _MANIFEST = "manifest.json"
-_TYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.int64: "I64"}
+_TYPES = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,13 @@ class Checkpoints:
             saved: gets the seconds and bytes of each checkpoint that is whole, in the background.
             failed: is called for each time that a save fails, in the background.
         """
-        self._store, self._lease, self._keep, self._patience, self._tell = store, lease, keep, patience, tell
+        self._store, self._lease, self._keep, self._patience, self._tell = (
+            store,
+            lease,
+            keep,
+            patience,
+            tell,
+        )
         self._saved, self._failed = saved, failed
         # Copies for the background, kept from save to save: fresh memory costs more CPU time than the rest of a save.
         self._copies: dict[str, Tensor] = {}
@@ -99,11 +110,16 @@ class Checkpoints:
             AttemptError: the save before failed.
         """
         self.wait()
-        tensors = {"model": self._copied("model", model), "optimizer": self._copied("optimizer", optimizer)}
+        tensors = {
+            "model": self._copied("model", model),
+            "optimizer": self._copied("optimizer", optimizer),
+        }
         plain = {"format": FORMAT, "step": step, "attempt": self._lease.number, **state}
         name = files.checkpoint(step, self._lease.number)
         arguments = (name, tensors, plain, best)
-        self._thread = threading.Thread(target=self._save, args=arguments, name="distrain-checkpoint")
+        self._thread = threading.Thread(
+            target=self._save, args=arguments, name="distrain-checkpoint"
+        )
         self._thread.start()
         return name
 
@@ -114,10 +130,14 @@ class Checkpoints:
             key = f"{part}:{name}"
             if key not in self._copies:
                 self._copies[key] = torch.empty(
-                    tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda"
+                    tensor.shape,
+                    dtype=tensor.dtype,
+                    pin_memory=tensor.device.type == "cuda",
                 )
             copies[name] = self._copies[key].copy_(tensor.detach(), non_blocking=True)
-        for device in {tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"}:
+        for device in {
+            tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"
+        }:
             torch.cuda.current_stream(device).synchronize()
         return copies
 
@@ -144,20 +164,35 @@ class Checkpoints:
             ) from error
 
     def _save(
-        self, name: str, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], best: Mapping[str, Any] | None
+        self,
+        name: str,
+        tensors: dict[str, dict[str, Tensor]],
+        state: dict[str, Any],
+        best: Mapping[str, Any] | None,
     ) -> None:
         def again(error: OSError, failures: int) -> None:
             if failures == 1:
-                self._news.put(f"warning: checkpoint {name} could not be saved yet ({error}): trying again")
+                self._news.put(
+                    f"warning: checkpoint {name} could not be saved yet ({error}): trying again"
+                )
 
         began = time.monotonic()
         try:
-            contents = {f"{part}.safetensors": _safetensors(t) for part, t in tensors.items()}
+            contents = {
+                f"{part}.safetensors": _safetensors(t) for part, t in tensors.items()
+            }
             contents["state.json"] = [json.dumps(state, indent=1).encode()]
             # Every error: a permission that is taken away may be given back before the patience is over.
-            size = retry(lambda: self._write(name, contents), self._patience, transient=lambda _: True, again=again)
+            size = retry(
+                lambda: self._write(name, contents),
+                self._patience,
+                transient=lambda _: True,
+                again=again,
+            )
             self._saved(time.monotonic() - began, size)
-        except BaseException as error:  # raised by the next check or wait, on the training thread
+        except (
+            BaseException
+        ) as error:  # raised by the next check or wait, on the training thread
             self._error = error
             return
         try:
@@ -168,9 +203,13 @@ class Checkpoints:
         except AttemptError as error:
             self._error = error
         except OSError as error:
-            self._news.put(f"warning: checkpoint {name} is saved, but older ones could not be cleaned up: {error}")
+            self._news.put(
+                f"warning: checkpoint {name} is saved, but older ones could not be cleaned up: {error}"
+            )
 
-    def _write(self, name: str, contents: Mapping[str, Sequence[bytes | memoryview]]) -> int:
+    def _write(
+        self, name: str, contents: Mapping[str, Sequence[bytes | memoryview]]
+    ) -> int:
         """Write a checkpoint, its manifest last; return its bytes. What fails leaves nothing behind."""
         folder = f"{files.CHECKPOINTS}/{name}"
         manifest: dict[str, dict[str, Any]] = {}
@@ -180,9 +219,14 @@ class Checkpoints:
                 digest = hashlib.sha256()
                 for data in parts:
                     digest.update(data)
-                manifest[file] = {"bytes": sum(map(len, parts)), "sha256": digest.hexdigest()}
+                manifest[file] = {
+                    "bytes": sum(map(len, parts)),
+                    "sha256": digest.hexdigest(),
+                }
             self._lease.check()  # a manifest of an attempt that was given up would not count, so it is not written
-            self._store.write(f"{folder}/{_MANIFEST}", json.dumps(manifest, indent=1).encode())
+            self._store.write(
+                f"{folder}/{_MANIFEST}", json.dumps(manifest, indent=1).encode()
+            )
         except BaseException as error:
             if isinstance(error, OSError):
                 self._failed()
@@ -198,8 +242,13 @@ class Checkpoints:
 
     def _prune(self) -> None:
         records = attempts(self._store)
-        found = [(name, superseded(records, attempt, step)) for step, attempt, name in _found(self._store)]
-        complete = [name for name, given_up in found if not given_up and self._whole(name)]
+        found = [
+            (name, superseded(records, attempt, step))
+            for step, attempt, name in _found(self._store)
+        ]
+        complete = [
+            name for name, given_up in found if not given_up and self._whole(name)
+        ]
         kept = {*complete[-self._keep :], best_name(self._store)}
         for name, _ in found:
             if name not in kept:
@@ -234,7 +283,9 @@ def load_newest(store: Store) -> tuple[Loaded | None, list[str]]:
     problems: list[str] = []
     records = attempts(store)
     for step, attempt, name in reversed(_found(store)):
-        if superseded(records, attempt, step) or not store.exists(f"{files.CHECKPOINTS}/{name}/{_MANIFEST}"):
+        if superseded(records, attempt, step) or not store.exists(
+            f"{files.CHECKPOINTS}/{name}/{_MANIFEST}"
+        ):
             continue
         try:
             return load(store, name), problems
@@ -257,9 +308,14 @@ def load(store: Store, name: str) -> Loaded:
     folder = f"{files.CHECKPOINTS}/{name}"
     try:
         manifest = json.loads(store.read(f"{folder}/{_MANIFEST}"))
-        listed = {file: (int(entry["bytes"]), str(entry["sha256"])) for file, entry in manifest.items()}
+        listed = {
+            file: (int(entry["bytes"]), str(entry["sha256"]))
+            for file, entry in manifest.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{_MANIFEST} cannot be read ({type(error).__name__})") from None
+        raise DamagedError(
+            f"{_MANIFEST} cannot be read ({type(error).__name__})"
+        ) from None
     data = {}
     for file in ("model.safetensors", "optimizer.safetensors", "state.json"):
         if file not in listed:
@@ -275,9 +331,14 @@ def load(store: Store, name: str) -> Loaded:
             raise DamagedError(f"the bytes of {file} have changed (SHA-256 differs)")
     state = json.loads(data["state.json"])
     if state["format"] != FORMAT:
-        raise RunError(f"checkpoint {name} has format {state['format']}, this distrain reads {FORMAT}: use its version")
+        raise RunError(
+            f"checkpoint {name} has format {state['format']}, this distrain reads {FORMAT}: use its version"
+        )
     try:
-        tensors = [safetensors.torch.load(data[f"{part}.safetensors"]) for part in ("model", "optimizer")]
+        tensors = [
+            safetensors.torch.load(data[f"{part}.safetensors"])
+            for part in ("model", "optimizer")
+        ]
     except SafetensorError as error:
         raise DamagedError(f"not safetensors: {error}") from None
     return Loaded(name, state["step"], tensors[0], tensors[1], state)
@@ -302,7 +363,11 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
     parts: list[bytes | memoryview] = []
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": _TYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
         parts.append(tensor.reshape(-1).view(torch.uint8).numpy().data)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

@@ -23,7 +23,14 @@ RENEWED_EVERY = 10.0
 """Seconds between two renewals of the owner's counter."""
 STILL_FOR = 30.0
 """Seconds for which the counter of a lost owner stands still, by a newcomer's clock."""
-_NOT_FILLED = {"session": "", "who": "somebody", "process": "", "from_step": None, "counter": -1, "ended": False}
+_NOT_FILLED = {
+    "session": "",
+    "who": "somebody",
+    "process": "",
+    "from_step": None,
+    "counter": -1,
+    "ended": False,
+}
 
 
 class Lease:
@@ -33,7 +40,9 @@ class Lease:
         self.number = number
         self._store, self._record = store, record
         self._lock, self._closing = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="distrain-lease", daemon=True)
+        self._thread = threading.Thread(
+            target=self._renew, name="distrain-lease", daemon=True
+        )
         self._thread.start()
 
     def __enter__(self) -> "Lease":
@@ -71,7 +80,9 @@ class Lease:
     def _write(self, **changes: Any) -> None:
         with self._lock:
             self._record |= changes
-            self._store.write(files.attempt(self.number), json.dumps(self._record).encode())
+            self._store.write(
+                files.attempt(self.number), json.dumps(self._record).encode()
+            )
 
     def _renew(self) -> None:
         while not self._closing.wait(RENEWED_EVERY):
@@ -96,10 +107,20 @@ def claim(store: Store, session: str, tell: Callable[[str], None]) -> Lease:
     while True:
         records = attempts(store)
         number = max(records, default=0)
-        other = number and not records[number]["ended"] and records[number]["session"] != session
+        other = (
+            number
+            and not records[number]["ended"]
+            and records[number]["session"] != session
+        )
         if other and not _has_ended(store, number, records[number], tell):
             continue
-        record = {"session": session, **_self(), "from_step": None, "counter": 0, "ended": False}
+        record = {
+            "session": session,
+            **_self(),
+            "from_step": None,
+            "counter": 0,
+            "ended": False,
+        }
         try:
             store.create(files.attempt(number + 1), json.dumps(record).encode())
         except FileExistsError:  # somebody else was faster: look who it is
@@ -118,7 +139,9 @@ def attempts(store: Store) -> dict[int, dict[str, Any]]:
     return records
 
 
-def superseded(records: Mapping[int, Mapping[str, Any]], attempt: int, step: int) -> bool:
+def superseded(
+    records: Mapping[int, Mapping[str, Any]], attempt: int, step: int
+) -> bool:
     """Whether what an attempt saved at a step was given up: a later one went on from a step before it."""
     starts = (records[number]["from_step"] for number in records if number > attempt)
     return any(start is not None and start < step for start in starts)
@@ -139,21 +162,29 @@ def failures(records: Mapping[int, Mapping[str, Any]], session: str, step: int) 
 def restarts_and_resizes(records: Mapping[int, Mapping[str, Any]]) -> tuple[int, int]:
     """How many attempts followed one that failed, and how many had another number of workers than the one before."""
     restarts = resizes = 0
-    started = [records[number] for number in sorted(records) if records[number]["from_step"] is not None]
+    started = [
+        records[number]
+        for number in sorted(records)
+        if records[number]["from_step"] is not None
+    ]
     for before, record in itertools.pairwise(started):
         restarts += bool(before.get("failed", not before["ended"]))
         resizes += before.get("workers") != record.get("workers")
     return restarts, resizes
 
 
-def _has_ended(store: Store, number: int, record: Mapping[str, Any], tell: Callable[[str], None]) -> bool:
+def _has_ended(
+    store: Store, number: int, record: Mapping[str, Any], tell: Callable[[str], None]
+) -> bool:
     """Return True once an attempt's owner is known to be gone, False as soon as it turns out who it is."""
     if is_dead_here(str(record["process"])):
         return True
     unknown = record["counter"] == _NOT_FILLED["counter"]
     began, told = time.monotonic(), False
     while time.monotonic() < began + STILL_FOR:
-        if not told and time.monotonic() > began + unknown:  # a record is filled at once, as a rule
+        if (
+            not told and time.monotonic() > began + unknown
+        ):  # a record is filled at once, as a rule
             wait = f"waiting {STILL_FOR:.0f} s to see whether it is at work"
             tell(f"attempt {number} ({record['who']}) did not end: {wait}")
             told = True
@@ -189,4 +220,8 @@ def _user() -> str:
 
 
 def _numbers(store: Store) -> list[int]:
-    return sorted(int(match[1]) for name in store.list(files.ATTEMPTS) if (match := files.ATTEMPT_NAME.fullmatch(name)))
+    return sorted(
+        int(match[1])
+        for name in store.list(files.ATTEMPTS)
+        if (match := files.ATTEMPT_NAME.fullmatch(name))
+    )

@@ -46,7 +46,9 @@ def open_sets(config: Config) -> tuple[Dataset, Dataset | None]:
     train = open_set(config.data.train, config.data, config.augment)
     val = None
     if config.data.val is not None:
-        val = open_set(config.data.val, config.data, config.augment, in_order=config.evaluate.batch)
+        val = open_set(
+            config.data.val, config.data, config.augment, in_order=config.evaluate.batch
+        )
         if val.manifest.classes != train.manifest.classes:
             raise UserError(
                 f"{train.store.name} has {len(train.manifest.classes)} classes and {val.store.name} "
@@ -56,7 +58,9 @@ def open_sets(config: Config) -> tuple[Dataset, Dataset | None]:
     return train, val
 
 
-def open_set(url: str, data: DataSection, augment: Augment, *, in_order: int | None = None) -> Dataset:
+def open_set(
+    url: str, data: DataSection, augment: Augment, *, in_order: int | None = None
+) -> Dataset:
     """Open one packed set, and check that the crop can be cut out of its images.
 
     Args:
@@ -75,7 +79,11 @@ def open_set(url: str, data: DataSection, augment: Augment, *, in_order: int | N
     if in_order is not None:
         memory = min(memory, streamed_bytes(manifest, in_order))
     store = store_of(manifest, store)
-    cache = DiskCache(data.cache, int(data.cache_bytes), store.counts) if data.cache else None
+    cache = (
+        DiskCache(data.cache, int(data.cache_bytes), store.counts)
+        if data.cache
+        else None
+    )
     return Dataset(store, manifest, memory=memory, patience=data.patience, cache=cache)
 
 
@@ -84,8 +92,12 @@ def pack_built_in(name: str, config: Config, console: Console) -> None:
     built_in = BUILT_IN[name]
     if config.data.val is None:
         raise UserError(f"data.pack = {name} makes a validation set too: set data.val")
-    if not all(Store(url).exists(MANIFEST) for url in (config.data.train, config.data.val)):
-        console.event(f"packing {built_in.title} into {config.data.train} and {config.data.val}")
+    if not all(
+        Store(url).exists(MANIFEST) for url in (config.data.train, config.data.val)
+    ):
+        console.event(
+            f"packing {built_in.title} into {config.data.train} and {config.data.val}"
+        )
         built_in.pack(config.data.train, config.data.val)
 
 
@@ -114,12 +126,20 @@ def pin_data(config: Config, manifest: Manifest) -> Config:
             f"data.fingerprint is {wanted}, but {config.data.train} holds {found}: "
             "use the data set that the config was made for, or another fingerprint and run directory"
         )
-    return config.model_copy(update={"data": config.data.model_copy(update={"fingerprint": found})})
+    return config.model_copy(
+        update={"data": config.data.model_copy(update={"fingerprint": found})}
+    )
 
 
 def order_of(config: Config, group_rows: Ids) -> Order:
     """The order of the training samples."""
-    return Order(group_rows, config.seed, config.virtual_workers, config.micro_batch, config.data.shuffle_rows)
+    return Order(
+        group_rows,
+        config.seed,
+        config.virtual_workers,
+        config.micro_batch,
+        config.data.shuffle_rows,
+    )
 
 
 def val_fingerprint(val: Dataset | None) -> str | None:
@@ -140,14 +160,18 @@ def memory_warning(config: Config, manifest: Manifest, world: World) -> str | No
 
 def streams_bytes(config: Config, manifest: Manifest, hosted: int) -> int:
     """What a rank's streams want in memory: a shuffled block of each hosted virtual worker, cut at group edges."""
-    sizes = [group.end - group.start for shard in manifest.shards for group in shard.groups]
+    sizes = [
+        group.end - group.start for shard in manifest.shards for group in shard.groups
+    ]
     block = min(config.data.shuffle_rows, -(-manifest.rows // config.virtual_workers))
     return min(sum(sizes), hosted * (block * sum(sizes) // manifest.rows + max(sizes)))
 
 
 def streamed_bytes(manifest: Manifest, batch: int) -> int:
     """What it takes to read a set in its order: the row groups of a few batches, fetched ahead."""
-    sizes = [group.end - group.start for shard in manifest.shards for group in shard.groups]
+    sizes = [
+        group.end - group.start for shard in manifest.shards for group in shard.groups
+    ]
     return max(sizes) * (2 + -(-_BATCHES_AHEAD * batch * len(sizes) // manifest.rows))
 
 

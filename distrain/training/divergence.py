@@ -24,13 +24,22 @@ def diverged(job: Job, reading: Reading) -> RunError:
         job.telemetry.metrics.set("diverged", int(not reading.no_valid))
     job.flush_pages()
     if reading.no_valid:
-        return RunError(f"all samples of step {step + 1} are bad, so it has no gradient: mend the data (distrain pack)")
-    config, network, micro_batches = job.config, job.network, dict[int, dict[str, Any]]()
+        return RunError(
+            f"all samples of step {step + 1} are bad, so it has no gradient: mend the data (distrain pack)"
+        )
+    config, network, micro_batches = (
+        job.config,
+        job.network,
+        dict[int, dict[str, Any]](),
+    )
 
     def look(batch: MicroBatch) -> None:
         loss = forward(config, network.model, step, batch).loss
         gradients = torch.autograd.grad(loss, list(network.parameters.values()))
-        norms = {name: float(g.double().norm()) for name, g in zip(network.parameters, gradients, strict=True)}
+        norms = {
+            name: float(g.double().norm())
+            for name, g in zip(network.parameters, gradients, strict=True)
+        }
         micro_batches[batch.virtual_worker] = {
             "loss": loss.item() / config.micro_batch,
             "gradient_norm": math.hypot(*norms.values()),
@@ -42,15 +51,22 @@ def diverged(job: Job, reading: Reading) -> RunError:
     requests = training_requests(job.data.order, range(step, step + 1), hosted)
     with job.loader(job.data.train, requests) as batches:
         network.lanes.run(look, batches)
-    for part in job.world.gather({str(v): numbers for v, numbers in micro_batches.items()}):
+    for part in job.world.gather(
+        {str(v): numbers for v, numbers in micro_batches.items()}
+    ):
         micro_batches.update({int(v): numbers for v, numbers in part.items()})
     evidence = {
         "step": step + 1,
         "learning_rate": job.rate(step),
         "virtual_workers": {str(v): micro_batches[v] for v in sorted(micro_batches)},
     }
-    where = job.record.evidence(step + 1, evidence) if job.record else "the run directory"
-    worst = max(micro_batches.values(), key=lambda m: m["gradient_norm"] if m["gradient_norm"] >= 0 else math.inf)
+    where = (
+        job.record.evidence(step + 1, evidence) if job.record else "the run directory"
+    )
+    worst = max(
+        micro_batches.values(),
+        key=lambda m: m["gradient_norm"] if m["gradient_norm"] >= 0 else math.inf,
+    )
     return RunError(
         f"training diverged at step {step + 1}: a loss or gradient is not finite, or too large for the fixed point "
         f"(loss {worst['loss']:.4g}, gradient norm {worst['gradient_norm']:.4g}); "

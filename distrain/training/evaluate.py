@@ -31,7 +31,13 @@ class Score:
     """Reason by sample id of images that could not be decoded."""
 
 
-def evaluate(config: Config, world: World, model: nn.Module, batches: Iterable[MicroBatch], lanes: Lanes) -> Score:
+def evaluate(
+    config: Config,
+    world: World,
+    model: nn.Module,
+    batches: Iterable[MicroBatch],
+    lanes: Lanes,
+) -> Score:
     """Score the model on fixed chunks of samples, dealt to the ranks: chunks are independent, their sums integers."""
     lock = threading.Lock()
     sums = torch.zeros(5, dtype=torch.int64, device=world.device)
@@ -50,7 +56,9 @@ def evaluate(config: Config, world: World, model: nn.Module, batches: Iterable[M
         model.train()
     samples, top1, top5, loss, not_finite = world.totals(sums.tolist())
     bad = {int(k): reason for part in world.gather(bad) for k, reason in part.items()}
-    mean = loss / 2**_LOSS_BITS / samples if samples and not not_finite else float("nan")
+    mean = (
+        loss / 2**_LOSS_BITS / samples if samples and not not_finite else float("nan")
+    )
     return Score(samples, top1, top5, mean, bad)
 
 

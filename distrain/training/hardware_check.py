@@ -20,7 +20,14 @@ from distrain.training.datasets import open_loader
 from distrain.training.step import forward, score
 
 
-def fingerprint(config: Config, world: World, dataset: Dataset, model: nn.Module, scale: float, lanes: Lanes) -> str:
+def fingerprint(
+    config: Config,
+    world: World,
+    dataset: Dataset,
+    model: nn.Module,
+    scale: float,
+    lanes: Lanes,
+) -> str:
     """SHA-256 of what this rank makes of fixed inputs: a decoded batch, two micro-batches' gradients, an evaluation.
 
     Shapes, types, memory format and threads are those of training. `model` has its first weights.
@@ -39,7 +46,9 @@ def fingerprint(config: Config, world: World, dataset: Dataset, model: nn.Module
     model.eval()
     repeats = -(-config.evaluate.batch // len(batch.images))
     chunk = batch.images.repeat(repeats, 1, 1, 1)[: config.evaluate.batch]
-    lanes.run(lambda images: found.update(evaluation=score(config, model, images)), [chunk])
+    lanes.run(
+        lambda images: found.update(evaluation=score(config, model, images)), [chunk]
+    )
     model.train()
     return digest(found)
 
@@ -47,11 +56,15 @@ def fingerprint(config: Config, world: World, dataset: Dataset, model: nn.Module
 def _first_samples(config: Config, world: World, dataset: Dataset) -> MicroBatch:
     """A training micro-batch of the lowest sample ids, which lie side by side."""
     request = Request(Cursor(0, 0), 0, np.arange(config.micro_batch), 0)
-    with open_loader(config, world, dataset, dataset.manifest.statistics, [request]) as batches:
+    with open_loader(
+        config, world, dataset, dataset.manifest.statistics, [request]
+    ) as batches:
         return next(batches)
 
 
-def agree(world: World, facts: dict[str, Any], explaining: dict[str, Any] | None = None) -> None:
+def agree(
+    world: World, facts: dict[str, Any], explaining: dict[str, Any] | None = None
+) -> None:
     """Compare what each rank found before the first step.
 
     Args:

@@ -84,12 +84,23 @@ class Job:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        return self.config.schedule.rate(step, self.data.order.steps, self.steps, self.progress.plateau.drops)
+        return self.config.schedule.rate(
+            step, self.data.order.steps, self.steps, self.progress.plateau.drops
+        )
 
-    def loader(self, dataset: Dataset, requests: Iterable[Request], *, evaluation: bool = False) -> Loader:
+    def loader(
+        self, dataset: Dataset, requests: Iterable[Request], *, evaluation: bool = False
+    ) -> Loader:
         """A loader on the rank's device, normalising with the training set's statistics."""
         statistics = self.data.train.manifest.statistics
-        return open_loader(self.config, self.world, dataset, statistics, requests, evaluation=evaluation)
+        return open_loader(
+            self.config,
+            self.world,
+            dataset,
+            statistics,
+            requests,
+            evaluation=evaluation,
+        )
 
     def tell(self, record: MetricsRecord) -> None:
         """Write a record to all that follows the run: see `record.Record.tell`."""

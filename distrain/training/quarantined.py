@@ -42,7 +42,9 @@ def recall(
     with ExitStack() as notes:
         with world.together():
             if world.lead and store.exists(files.QUARANTINE):
-                with suppress(ValueError):  # a memory: what it no longer says is found out again
+                with suppress(
+                    ValueError
+                ):  # a memory: what it no longer says is found out again
                     known = json.loads(store.read(files.QUARANTINE))
             for key, dataset in zip(keys, sets, strict=True):
                 own[key] = _judged(config, world, dataset, notes, alarm, told)
@@ -50,7 +52,9 @@ def recall(
         # One collective call, whatever a rank has found: its data may be other data, which `agree` will tell.
         for found in (found for part in world.gather([known, own]) for found in part):
             for key, verdicts in found.items():
-                merged.setdefault(key, {}).update({str(k): reason for k, reason in verdicts.items()})
+                merged.setdefault(key, {}).update(
+                    {str(k): reason for k, reason in verdicts.items()}
+                )
         merged = {key: verdicts for key, verdicts in merged.items() if verdicts}
         for key, dataset in zip(keys, sets, strict=True):
             dataset.bad.update({int(k): v for k, v in merged.get(key, {}).items()})
@@ -73,12 +77,18 @@ def _judged(
     ids = notes.enter_context(suspects(str(config.run), dataset))
     if not len(ids):
         return {}
-    alarm(f"an attempt died while it decoded {len(ids)} files ({_names(dataset, ids)}): each is decoded alone now")
+    alarm(
+        f"an attempt died while it decoded {len(ids)} files ({_names(dataset, ids)}): each is decoded alone now"
+    )
     files = {}
     for i, row in zip(ids.tolist(), dataset.rows(ids), strict=True):
         with suppress(BadImageError):  # never gets as far as the decoder
             files[i] = readable(row.data, config.data.pixel_limit).data
-    verdicts = judge(list(files.values()), world.device, lambda n: told(f"verdict {n} of {len(files)}"))
+    verdicts = judge(
+        list(files.values()),
+        world.device,
+        lambda n: told(f"verdict {n} of {len(files)}"),
+    )
     found = {i: verdict for i, verdict in zip(files, verdicts, strict=True) if verdict}
     if not found:
         alarm("each of them decodes alone: none is to blame")

@@ -22,12 +22,20 @@ def report(job: Job, done: int) -> None:
     if reading.failed_step is not None:
         raise StepFailed(reading)
     # What only the rank that met it knows.
-    new = {sample: reason for sample, reason in progress.bad.items() if sample not in progress.bad_told}
+    new = {
+        sample: reason
+        for sample, reason in progress.bad.items()
+        if sample not in progress.bad_told
+    }
     waited_per_step = telemetry.waited / reading.steps
-    told = job.world.gather({"bad": new, "waited": waited_per_step, "arrived": telemetry.metrics.arrived()})
+    told = job.world.gather(
+        {"bad": new, "waited": waited_per_step, "arrived": telemetry.metrics.arrived()}
+    )
     check_bad_samples(job, [rank["bad"] for rank in told])
     if job.record:
-        waits, arrivals = ([rank[what] for rank in told] for what in ("waited", "arrived"))
+        waits, arrivals = (
+            [rank[what] for rank in told] for what in ("waited", "arrived")
+        )
         for text in telemetry.warnings(reading.loss, waits, arrivals):
             job.console.event(f"warning: {text}")
     seconds, waited = telemetry.take_interval()
@@ -54,7 +62,9 @@ def check_bad_samples(job: Job, new: Sequence[Mapping[str, str]]) -> None:
         RunError: there are more than the config allows.
     """
     progress = job.progress
-    progress.bad.update({int(sample): reason for part in new for sample, reason in part.items()})
+    progress.bad.update(
+        {int(sample): reason for part in new for sample, reason in part.items()}
+    )
     names = sorted(progress.bad.keys() - progress.bad_told)
     progress.bad_told.update(names)
     if names and job.record:

@@ -25,7 +25,13 @@ T = TypeVar("T")
 
 
 def take_over(
-    config: Config, world: World, console: Console, patience: "Patience", stack: ExitStack, *, must_resume: bool
+    config: Config,
+    world: World,
+    console: Console,
+    patience: "Patience",
+    stack: ExitStack,
+    *,
+    must_resume: bool,
 ) -> tuple[Lease, Loaded | None]:
     """On the lead: the right to write to the run directory, and the checkpoint to go on from.
 
@@ -34,10 +40,14 @@ def take_over(
         RunError: no checkpoint is whole, or too many attempts of this launch have failed.
     """
     store = patience.store
-    nothing = UserError(f"there is no checkpoint to resume from in {store.name}: leave out --resume to start the run")
+    nothing = UserError(
+        f"there is no checkpoint to resume from in {store.name}: leave out --resume to start the run"
+    )
     if must_resume and not patience(lambda: store.list(files.CHECKPOINTS)):
         raise nothing
-    lease = stack.enter_context(patience(lambda: claim(store, world.session, console.event)))
+    lease = stack.enter_context(
+        patience(lambda: claim(store, world.session, console.event))
+    )
     loaded, problems = patience(lambda: load_newest(store))
     if must_resume and loaded is None:
         raise nothing
@@ -45,7 +55,11 @@ def take_over(
     patience(lambda: lease.started_from(step, world.ranks))
     for problem in problems:
         console.event(f"{problem}; falling back to the one before")
-    before = {number: record for number, record in patience(lambda: attempts(store)).items() if number < lease.number}
+    before = {
+        number: record
+        for number, record in patience(lambda: attempts(store)).items()
+        if number < lease.number
+    }
     failed = failures(before, world.session, step)
     if failed >= config.cluster.max_failures:
         raise RunError(
@@ -72,7 +86,9 @@ class Patience:
             what = self._what(error)
             if not is_transient(error):
                 raise UserError(f"{what}: choose another, run=...") from None
-            raise AttemptError(f"{what}: free space or mend the storage, or choose another, run=...") from None
+            raise AttemptError(
+                f"{what}: free space or mend the storage, or choose another, run=..."
+            ) from None
 
     def _tell(self, error: OSError, failures: int) -> None:
         if not self._told:
@@ -89,7 +105,14 @@ def check_result(config: Config, saved: Mapping[str, Any]) -> None:
     A field that the checkpoint does not know, since it is younger, counts as its default.
     """
     own = result_fields(config)
-    saved = {**{key: default for key, default in result_defaults(config).items() if key not in saved}, **saved}
+    saved = {
+        **{
+            key: default
+            for key, default in result_defaults(config).items()
+            if key not in saved
+        },
+        **saved,
+    }
     changed = [
         f"\n  - {key}: {saved.get(key)!r} in the checkpoint, {own.get(key)!r} now"
         for key in sorted(saved.keys() | own.keys())
@@ -112,7 +135,11 @@ def check_plateau(config: Config, val: Dataset | None, state: State) -> None:
 
 
 def check_hardware(
-    console: Console, state: State, now: Mapping[str, str], hardware: str | None, other_hardware: bool
+    console: Console,
+    state: State,
+    now: Mapping[str, str],
+    hardware: str | None,
+    other_hardware: bool,
 ) -> None:
     """Compare what this hardware computes with what the checkpoint's did.
 
@@ -123,17 +150,25 @@ def check_hardware(
         return
     before = state.environment
     keys = sorted(before.keys() | now.keys())
-    differs = [f"{k} {before.get(k)} -> {now.get(k)}" for k in keys if before.get(k) != now.get(k)]
+    differs = [
+        f"{k} {before.get(k)} -> {now.get(k)}"
+        for k in keys
+        if before.get(k) != now.get(k)
+    ]
     what = "; ".join(differs) or "the same names and versions, another result"
     if not other_hardware:
         raise UserError(
             f"this hardware computes other bits than that of the checkpoint ({what}): use the same kind, "
             "or give up the promise with --accept-other-hardware"
         )
-    console.event(f"warning: other hardware than before ({what}): bits are no longer promised for this run")
+    console.event(
+        f"warning: other hardware than before ({what}): bits are no longer promised for this run"
+    )
 
 
-def restore(world: World, model: nn.Module, optimizer: Optimizer, loaded: Loaded | None) -> None:
+def restore(
+    world: World, model: nn.Module, optimizer: Optimizer, loaded: Loaded | None
+) -> None:
     """Take over a checkpoint: the lead has read it, the others get its tensors."""
     if loaded is not None:
         model.load_state_dict(loaded.model)

@@ -16,7 +16,11 @@ def save(job: Job, done: int, *, best: bool) -> None:
         if job.record:
             network = job.network
             name = job.record.save(
-                done, network.model.state_dict(), network.optimizer.state(), state_of(job), best=best
+                done,
+                network.model.state_dict(),
+                network.optimizer.state(),
+                state_of(job),
+                best=best,
             )
         before, job.progress.saving = job.progress.saving, (done, name)
         if before is not None:

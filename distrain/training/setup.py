@@ -24,12 +24,26 @@ from distrain.optim.schedule import Stall
 from distrain.rundir import files
 from distrain.rundir.checkpoint import Loaded, digest, write_best
 from distrain.rundir.lease import Lease, attempts, restarts_and_resizes
-from distrain.training.datasets import Data, memory_warning, open_sets, order_of, pin_data, val_fingerprint
+from distrain.training.datasets import (
+    Data,
+    memory_warning,
+    open_sets,
+    order_of,
+    pin_data,
+    val_fingerprint,
+)
 from distrain.training.hardware_check import agree, fingerprint
 from distrain.training.job import Job, Network, Progress
 from distrain.training.quarantined import recall
 from distrain.training.record import Record
-from distrain.training.resume import Patience, check_hardware, check_plateau, check_result, restore, take_over
+from distrain.training.resume import (
+    Patience,
+    check_hardware,
+    check_plateau,
+    check_result,
+    restore,
+    take_over,
+)
 from distrain.training.state import State
 
 
@@ -79,7 +93,9 @@ def setup(
     hardware = check_ranks(config, world, data, network)
     if claim.state is not None:
         watchdog.at("the restore", waiting=True)
-    restore_checkpoint(world, console, claim, network, hardware, other_hardware=other_hardware)
+    restore_checkpoint(
+        world, console, claim, network, hardware, other_hardware=other_hardware
+    )
     record, reached = start_record(config, world, console, metrics, claim, stack)
     start_metrics(config, world, metrics, data, claim, record)
     if warning := memory_warning(config, data.train.manifest, world):
@@ -98,7 +114,14 @@ def setup(
     )
 
 
-def claim_run(config: Config, world: World, console: Console, stack: ExitStack, *, must_resume: bool) -> Claim:
+def claim_run(
+    config: Config,
+    world: World,
+    console: Console,
+    stack: ExitStack,
+    *,
+    must_resume: bool,
+) -> Claim:
     """Take over the run directory, on the lead, and read its newest whole checkpoint; its state on all ranks.
 
     Raises:
@@ -110,14 +133,22 @@ def claim_run(config: Config, world: World, console: Console, stack: ExitStack, 
     patience = Patience(store, config.checkpoint.patience, console)
     with world.together():
         if world.lead:
-            lease, loaded = take_over(config, world, console, patience, stack, must_resume=must_resume)
+            lease, loaded = take_over(
+                config, world, console, patience, stack, must_resume=must_resume
+            )
     found = world.gather(loaded and (loaded.step, loaded.state))[0]
     step, tree = found or (0, None)
-    return Claim(store, patience, lease, loaded, State.from_tree(tree) if tree else None, step)
+    return Claim(
+        store, patience, lease, loaded, State.from_tree(tree) if tree else None, step
+    )
 
 
 def start_watchdog(
-    config: Config, world: World, alarm: Callable[[str], None], claim: Claim, stack: ExitStack
+    config: Config,
+    world: World,
+    alarm: Callable[[str], None],
+    claim: Claim,
+    stack: ExitStack,
 ) -> Watchdog:
     """Watch this rank from here on: if it makes no progress, its stacks are written down and it is ended."""
     store = claim.store
@@ -125,13 +156,17 @@ def start_watchdog(
 
     def report_hang(sentence: str, stacks: str) -> None:
         name = files.stuck(attempt, world.rank)
-        alarm(f"rank {world.rank} hangs: {sentence}; all stacks are in {store.name}/{name}")
+        alarm(
+            f"rank {world.rank} hangs: {sentence}; all stacks are in {store.name}/{name}"
+        )
         store.write(name, f"{sentence}\n{stacks}".encode())
 
     return stack.enter_context(Watchdog(config.cluster.stall, report_hang))
 
 
-def open_and_check(config: Config, world: World, claim: Claim) -> tuple[Config, Data, nn.Module]:
+def open_and_check(
+    config: Config, world: World, claim: Claim
+) -> tuple[Config, Data, nn.Module]:
     """Open the data and build the model; the config with the fingerprint of the data.
 
     Raises:
@@ -148,14 +183,18 @@ def open_and_check(config: Config, world: World, claim: Claim) -> tuple[Config, 
     return config, data, model
 
 
-def build_network(config: Config, world: World, model: nn.Module, stack: ExitStack) -> Network:
+def build_network(
+    config: Config, world: World, model: nn.Module, stack: ExitStack
+) -> Network:
     """Build what trains a model: accumulator, optimizer, and the threads of its lanes."""
     parameters, norms = trained(model), batch_norms(model)
     accumulator = Accumulator(
         list(parameters.values()),
         virtual_workers=config.virtual_workers,
         micro_batch=config.micro_batch,
-        fraction_bits=config.reduction.fraction_bits if config.reduction.mode == "exact" else None,
+        fraction_bits=config.reduction.fraction_bits
+        if config.reduction.mode == "exact"
+        else None,
         moments=sum(2 * layer.features for layer in norms),
     )
     side_by_side = lanes_for(world, config.virtual_workers, config.lanes)
@@ -170,7 +209,9 @@ def build_network(config: Config, world: World, model: nn.Module, stack: ExitSta
     )
 
 
-def check_ranks(config: Config, world: World, data: Data, network: Network) -> str | None:
+def check_ranks(
+    config: Config, world: World, data: Data, network: Network
+) -> str | None:
     """Check that all ranks have the same config, files and versions, and compute the same bits.
 
     Returns:
@@ -183,17 +224,30 @@ def check_ranks(config: Config, world: World, data: Data, network: Network) -> s
     with world.together():
         if config.reduction.mode == "exact":
             scale = network.accumulator.scale
-            hardware = fingerprint(config, world, data.train, network.model, scale, network.lanes)
+            hardware = fingerprint(
+                config, world, data.train, network.model, scale, network.lanes
+            )
     hosts = environment(world.device)
     whys = explaining(hosts)
     names = {name: value for name, value in hosts.items() if name not in whys}
-    facts = {**result_fields(config), "validation set": val_fingerprint(data.val), **names, "computed bits": hardware}
+    facts = {
+        **result_fields(config),
+        "validation set": val_fingerprint(data.val),
+        **names,
+        "computed bits": hardware,
+    }
     agree(world, facts, whys)
     return hardware
 
 
 def restore_checkpoint(
-    world: World, console: Console, claim: Claim, network: Network, hardware: str | None, *, other_hardware: bool
+    world: World,
+    console: Console,
+    claim: Claim,
+    network: Network,
+    hardware: str | None,
+    *,
+    other_hardware: bool,
 ) -> None:
     """Restore weights and moments on all ranks; at the start of a run, see that all have the same.
 
@@ -202,16 +256,30 @@ def restore_checkpoint(
     """
     model, optimizer = network.model, network.optimizer
     if claim.state is not None:
-        check_hardware(console, claim.state, environment(world.device), hardware, other_hardware)
+        check_hardware(
+            console, claim.state, environment(world.device), hardware, other_hardware
+        )
         restore(world, model, optimizer, claim.checkpoint)
         if claim.checkpoint is not None:
             console.event(f"resumed from step {claim.step} ({claim.checkpoint.name})")
     if world.ranks > 1:
-        agree(world, {"weights and moments": digest({**model.state_dict(), **optimizer.state()})})
+        agree(
+            world,
+            {
+                "weights and moments": digest(
+                    {**model.state_dict(), **optimizer.state()}
+                )
+            },
+        )
 
 
 def start_record(
-    config: Config, world: World, console: Console, metrics: Metrics, claim: Claim, stack: ExitStack
+    config: Config,
+    world: World,
+    console: Console,
+    metrics: Metrics,
+    claim: Claim,
+    stack: ExitStack,
 ) -> tuple[Record | None, int]:
     """Start what the lead writes; it, and the highest step that an earlier attempt has logged.
 
@@ -219,23 +287,39 @@ def start_record(
         UserError: a tracker's package is not installed.
     """
     record, reached = None, 0
-    store, patience, state, loaded = claim.store, claim.patience, claim.state, claim.checkpoint
+    store, patience, state, loaded = (
+        claim.store,
+        claim.patience,
+        claim.state,
+        claim.checkpoint,
+    )
     with world.together():
         if claim.lease is not None:
             patience(lambda: store.write(files.CONFIG, to_yaml(config).encode()))
             restarts, resizes = patience(lambda: restarts_and_resizes(attempts(store)))
             metrics.set("restarts", restarts)
             metrics.set("resizes", resizes)
-            reached = max((told.step for told in patience(lambda: read_metrics(store))), default=0)
+            reached = max(
+                (told.step for told in patience(lambda: read_metrics(store))), default=0
+            )
             best = state.best if state else None
-            if loaded and best and best.step == loaded.step:  # the run may have been killed just before it did so
+            if (
+                loaded and best and best.step == loaded.step
+            ):  # the run may have been killed just before it did so
                 patience(lambda: write_best(store, loaded.name, asdict(best)))
-            record = Record(config, store, claim.lease, console, metrics, stack, step=claim.step)
+            record = Record(
+                config, store, claim.lease, console, metrics, stack, step=claim.step
+            )
     return record, reached
 
 
 def start_metrics(
-    config: Config, world: World, metrics: Metrics, data: Data, claim: Claim, record: Record | None
+    config: Config,
+    world: World,
+    metrics: Metrics,
+    data: Data,
+    claim: Claim,
+    record: Record | None,
 ) -> None:
     """Tell of storage on each rank, of the run's position on the lead, and where all pages are read."""
     for split, found in (("train", data.train), ("val", data.val)):
@@ -245,7 +329,9 @@ def start_metrics(
     if record:
         if targets:
             record.targets(targets)
-        metrics.set("quarantined_samples", sum(len(dataset.bad) for dataset in data.sets))
+        metrics.set(
+            "quarantined_samples", sum(len(dataset.bad) for dataset in data.sets)
+        )
         metrics.set("attempt", record.lease.number)
         metrics.set("steps_planned", config.epochs * data.order.steps)
         metrics.set("step", claim.step)

@@ -46,15 +46,25 @@ class State:
 
     def to_tree(self) -> dict[str, Any]:
         """Return what JSON holds of it."""
-        bad_samples = {str(sample): self.bad_samples[sample] for sample in sorted(self.bad_samples)}
-        return {**asdict(self), "bad_samples": bad_samples, "best": asdict(self.best) if self.best else {}}
+        bad_samples = {
+            str(sample): self.bad_samples[sample] for sample in sorted(self.bad_samples)
+        }
+        return {
+            **asdict(self),
+            "bad_samples": bad_samples,
+            "best": asdict(self.best) if self.best else {},
+        }
 
     @staticmethod
     def from_tree(tree: Mapping[str, Any]) -> "State":
         """Return the state that `to_tree` made a tree of."""
         found = {field.name: tree[field.name] for field in fields(State)}
-        found["bad_samples"] = {int(sample): reason for sample, reason in tree["bad_samples"].items()}
+        found["bad_samples"] = {
+            int(sample): reason for sample, reason in tree["bad_samples"].items()
+        }
         found["best"] = Best(**tree["best"]) if tree["best"] else None
         plateau = tree["plateau"]
-        found["plateau"] = Stall(plateau["best"], plateau["epochs"], tuple(plateau["drops"]))
+        found["plateau"] = Stall(
+            plateau["best"], plateau["epochs"], tuple(plateau["drops"])
+        )
         return State(**found)

@@ -53,7 +53,9 @@ def score(config: Config, model: nn.Module, images: Tensor) -> Tensor:
 
 def autocast(config: Config, device: torch.device) -> torch.autocast:
     """The config's arithmetic for forward and backward."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=config.precision == "bf16"
+    )
 
 
 def correct(logits: Tensor, labels: Tensor, weights: Tensor, k: int) -> Tensor:

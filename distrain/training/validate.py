@@ -51,10 +51,16 @@ def check_bad_val_samples(job: Job, val: Dataset, score: Score) -> None:
         RunError: there are more than the config allows.
     """
     told = job.progress.val_bad_told
-    new = {sample: reason for sample, reason in sorted(score.bad.items()) if sample not in told}
+    new = {
+        sample: reason
+        for sample, reason in sorted(score.bad.items())
+        if sample not in told
+    }
     told.update(new)
     for sample, reason in new.items():
-        job.console.event(f"validation sample {sample} ({val.describe(sample)}) is left out: {reason}")
+        job.console.event(
+            f"validation sample {sample} ({val.describe(sample)}) is left out: {reason}"
+        )
     limit = job.config.data.max_bad_samples
     if len(told) > limit:  # merged, so that all ranks know it
         raise RunError(
@@ -69,15 +75,28 @@ def follow(job: Job, done: int, right: int) -> None:
     if done > round(schedule.warmup_epochs * job.data.order.steps):
         job.progress.plateau = schedule.observe(before, done, right)
     if len(job.progress.plateau.drops) > len(before.drops):
-        job.console.event(f"{schedule.reason()}: the learning rate is {job.rate(done):.4g} now")
+        job.console.event(
+            f"{schedule.reason()}: the learning rate is {job.rate(done):.4g} now"
+        )
 
 
 def score_of(job: Job, dataset: Dataset) -> Score:
     """Evaluate the model on a data set, on all ranks."""
     job.telemetry.at("the evaluation")
-    requests = evaluation_requests(dataset.manifest.rows, job.config.evaluate.batch, job.world.rank, job.world.ranks)
+    requests = evaluation_requests(
+        dataset.manifest.rows,
+        job.config.evaluate.batch,
+        job.world.rank,
+        job.world.ranks,
+    )
     with job.loader(dataset, requests, evaluation=True) as batches:
-        return evaluate(job.config, job.world, job.network.model, watched(job, batches), job.network.lanes)
+        return evaluate(
+            job.config,
+            job.world,
+            job.network.model,
+            watched(job, batches),
+            job.network.lanes,
+        )
 
 
 def watched(job: Job, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:

@@ -56,9 +56,15 @@ def environment() -> dict[str, str]:
 def images(folder: Path, rows: int, side: int = 256) -> str:
     """A set of smooth noise, ten classes."""
     rng, moments = np.random.default_rng(0), PixelMoments()
-    writer = SetWriter(Store(str(folder)), [str(c) for c in range(10)], (side, side), proved=True)
+    writer = SetWriter(
+        Store(str(folder)), [str(c) for c in range(10)], (side, side), proved=True
+    )
     for i in range(rows):
-        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(side // 8, 0).repeat(side // 8, 1)
+        pixels = (
+            rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            .repeat(side // 8, 0)
+            .repeat(side // 8, 1)
+        )
         moments.add(pixels)
         writer.add(encode(pixels, 90), i % 10, f"{i}.jpg")
     writer.finish(moments.statistics())
@@ -87,12 +93,21 @@ def lines_of(process: subprocess.Popen[str]) -> Iterator[tuple[float, str]]:
 
 def launch(*command: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
     )
 
 
 def workers() -> list[int]:
-    found = subprocess.run(["pgrep", "-f", "ray::RayTrainWorker"], capture_output=True, text=True, check=False).stdout
+    found = subprocess.run(
+        ["pgrep", "-f", "ray::RayTrainWorker"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
     return [int(pid) for pid in found.split()]
 
 
@@ -117,7 +132,9 @@ def distrain_times(folder: Path) -> dict[str, float]:
     for at, line in lines_of(process):
         step = re.search(r"step (\d+)/", line)
         if "worker group formed" in line:
-            found["died until formed" if killed else "start until formed"] = at - (killed or began)
+            found["died until formed" if killed else "start until formed"] = at - (
+                killed or began
+            )
         elif line.startswith("lost rank") and not lost:
             lost = at
             found["died until noticed"] = at - killed
@@ -156,7 +173,9 @@ def plain_times(folder: Path) -> dict[str, float]:
     return found
 
 
-def interleaved(times: int, **sides: Callable[[Path], dict[str, float]]) -> dict[str, list[dict[str, float]]]:
+def interleaved(
+    times: int, **sides: Callable[[Path], dict[str, float]]
+) -> dict[str, list[dict[str, float]]]:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for _ in range(times):
         for name, side in sides.items():
@@ -174,9 +193,12 @@ def start_and_death(times: int = 3) -> dict[str, object]:
     plain, ours = runs["plain"], runs["distrain"]
     return {
         "runs": runs,
-        "first step / plain Ray's entry": median(ours, "start until first step") / median(plain, "start until entered"),
-        "group formed / plain Ray's entry": median(ours, "start until formed") / median(plain, "start until entered"),
-        "next step / plain Ray's entry": median(ours, "died until next step") / median(plain, "died until entered"),
+        "first step / plain Ray's entry": median(ours, "start until first step")
+        / median(plain, "start until entered"),
+        "group formed / plain Ray's entry": median(ours, "start until formed")
+        / median(plain, "start until entered"),
+        "next step / plain Ray's entry": median(ours, "died until next step")
+        / median(plain, "died until entered"),
     }
 
 
@@ -186,17 +208,28 @@ def speed(folder: Path, flags: list[str], **settings: object) -> dict[str, float
     process = launch("-m", "distrain", "train", str(path), *flags)
     out = process.communicate()[0]
     assert process.returncode == 0, out
-    records = [json.loads(text) for text in (folder / "run/metrics-001.jsonl").read_text().splitlines()][1:]
+    records = [
+        json.loads(text)
+        for text in (folder / "run/metrics-001.jsonl").read_text().splitlines()
+    ][1:]
     batch = settings["global_batch"]
     assert isinstance(batch, int)
-    return {"images/s": batch * len(records) / sum(r["seconds"] for r in records), "steps": len(records)}
+    return {
+        "images/s": batch * len(records) / sum(r["seconds"] for r in records),
+        "steps": len(records),
+    }
 
 
 def throughput(times: int = 3) -> dict[str, object]:
     found: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as shared:
         data = images(Path(shared) / "data", 3072)
-        for mode, batch in (("fast", 1024), ("exact", 1024), ("fast", 128), ("exact", 128)):
+        for mode, batch in (
+            ("fast", 1024),
+            ("exact", 1024),
+            ("fast", 128),
+            ("exact", 128),
+        ):
             settings = {
                 "data": {"train": data},
                 "global_batch": batch,
@@ -204,18 +237,27 @@ def throughput(times: int = 3) -> dict[str, object]:
                 "reduction": {"mode": mode},
             }
             if batch == 128:
-                settings["data"] = {"train": images(Path(shared) / f"small-{mode}", 1536)}
+                settings["data"] = {
+                    "train": images(Path(shared) / f"small-{mode}", 1536)
+                }
 
-            def two(folder: Path, settings: dict[str, object] = settings) -> dict[str, float]:
+            def two(
+                folder: Path, settings: dict[str, object] = settings
+            ) -> dict[str, float]:
                 return speed(folder, ["--workers=2"], **settings)
 
-            def one(folder: Path, settings: dict[str, object] = settings) -> dict[str, float]:
+            def one(
+                folder: Path, settings: dict[str, object] = settings
+            ) -> dict[str, float]:
                 return speed(folder, [], **settings)
 
-            runs = interleaved(times if (mode, batch) == ("fast", 1024) else 2, one=one, two=two)
+            runs = interleaved(
+                times if (mode, batch) == ("fast", 1024) else 2, one=one, two=two
+            )
             found[f"{mode} {batch}"] = {
                 "runs": runs,
-                "two workers / one process": median(runs["two"], "images/s") / median(runs["one"], "images/s"),
+                "two workers / one process": median(runs["two"], "images/s")
+                / median(runs["one"], "images/s"),
             }
             sys.stderr.write(f"{mode} {batch}: {found[f'{mode} {batch}']}\n")
     return found

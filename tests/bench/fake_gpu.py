@@ -14,13 +14,18 @@ from test_fake_gpu import FACTORS
 
 def main() -> int:
     failed = 0
-    cases = [dict(zip(FACTORS, values, strict=True)) for values in itertools.product(*FACTORS.values())]
+    cases = [
+        dict(zip(FACTORS, values, strict=True))
+        for values in itertools.product(*FACTORS.values())
+    ]
     for case in cases:
         try:
             whole(config(**case))
         except Exception as error:  # each is named, and the rest goes on
             failed += 1
-            sys.stdout.write(f"{case}\n  {type(error).__name__}: {str(error).splitlines()[0]}\n")
+            sys.stdout.write(
+                f"{case}\n  {type(error).__name__}: {str(error).splitlines()[0]}\n"
+            )
     sys.stdout.write(f"{len(cases) - failed} of {len(cases)} combinations ran\n")
     return min(failed, 1)
 

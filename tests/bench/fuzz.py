@@ -15,18 +15,38 @@ FUZZ = Path(__file__).parents[1] / "data" / "fuzz.py"
 
 
 def main(files: int, a_process: int) -> int:
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    environment = {
+        k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"
+    }
     failed, totals = [], {"mutated": 0, "bad": 0, "decoded all the same": 0}
     peak = 0
     for first in range(0, files, a_process):
         verdicts = set()
         for batch in (64, 256):
             with tempfile.TemporaryDirectory() as folder:
-                command = [sys.executable, str(FUZZ), folder, str(first), str(a_process), str(batch)]
-                done = subprocess.run(command, text=True, capture_output=True, check=False, env=environment)
+                command = [
+                    sys.executable,
+                    str(FUZZ),
+                    folder,
+                    str(first),
+                    str(a_process),
+                    str(batch),
+                ]
+                done = subprocess.run(
+                    command,
+                    text=True,
+                    capture_output=True,
+                    check=False,
+                    env=environment,
+                )
             if done.returncode != 0:
                 failed.append(
-                    {"first seed": first, "batch": batch, "code": done.returncode, "said": done.stderr[-500:]}
+                    {
+                        "first seed": first,
+                        "batch": batch,
+                        "code": done.returncode,
+                        "said": done.stderr[-500:],
+                    }
                 )
                 continue
             told = json.loads(done.stdout.splitlines()[-1])
@@ -35,8 +55,19 @@ def main(files: int, a_process: int) -> int:
             for key in totals if batch == 64 else ():
                 totals[key] += told[key]
         if len(verdicts) > 1:
-            failed.append({"first seed": first, "said": "verdicts or pixels differ between batches of 64 and of 256"})
-    sys.stdout.write(json.dumps({**totals, "peak MiB over good files alone": peak, "failed": failed}, indent=1) + "\n")
+            failed.append(
+                {
+                    "first seed": first,
+                    "said": "verdicts or pixels differ between batches of 64 and of 256",
+                }
+            )
+    sys.stdout.write(
+        json.dumps(
+            {**totals, "peak MiB over good files alone": peak, "failed": failed},
+            indent=1,
+        )
+        + "\n"
+    )
     return bool(failed)
 
 

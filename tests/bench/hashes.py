@@ -27,8 +27,18 @@ REDUCED = {
 def weights(recipe: str, folder: Path, *options: str, **settings: object) -> str:
     """Train a recipe to its end: the first 16 digits of its weights' SHA-256."""
     overrides = [f"{key}={value}" for key, value in settings.items()]
-    command = [sys.executable, "-m", "distrain", "train", str(CONFIGS / f"{recipe}.yaml"), *options, *overrides]
-    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "distrain",
+        "train",
+        str(CONFIGS / f"{recipe}.yaml"),
+        *options,
+        *overrides,
+    ]
+    ended = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False
+    )
     found = re.search(r"^weights +([0-9a-f]{16})", ended.stdout, re.MULTILINE)
     if found is None:
         raise SystemExit(f"{recipe} did not finish:\n{ended.stdout}{ended.stderr}")
@@ -46,11 +56,28 @@ def main() -> None:
         # The digits are packed by the quickstart.
         quickstart = weights("quickstart", folder, **{"metrics.port": "null"})
         show(f"quickstart  {quickstart}")
-        digits = {f"data.{part}": folder / "runs/data/digits" / part for part in ("train", "val")}
-        for recipe in sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "quickstart"):
-            short = {"augment.short_side": 72} if "short_side" in (CONFIGS / f"{recipe}.yaml").read_text() else {}
+        digits = {
+            f"data.{part}": folder / "runs/data/digits" / part
+            for part in ("train", "val")
+        }
+        for recipe in sorted(
+            path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "quickstart"
+        ):
+            short = (
+                {"augment.short_side": 72}
+                if "short_side" in (CONFIGS / f"{recipe}.yaml").read_text()
+                else {}
+            )
             show(f"{recipe}  {weights(recipe, folder, **REDUCED, **digits, **short)}")
-        ranks = weights("alexnet-bn", folder, "--workers", "3", **REDUCED, **digits, run="runs/three")
+        ranks = weights(
+            "alexnet-bn",
+            folder,
+            "--workers",
+            "3",
+            **REDUCED,
+            **digits,
+            run="runs/three",
+        )
         show(f"alexnet-bn on three ranks  {ranks}")
 
 

@@ -87,12 +87,16 @@ def hostile(port: int) -> None:
     behaviours = itertools.cycle([silent, silent, malformed, slow_writer, slow_reader])
     due = time.monotonic()
     while True:
-        due = max(due + 1 / RATE, time.monotonic())  # what was missed while it was stopped is not made up for
+        due = max(
+            due + 1 / RATE, time.monotonic()
+        )  # what was missed while it was stopped is not made up for
         time.sleep(max(0.0, due - time.monotonic()))
         scrape(port)
         with suppress(OSError):
             client = socket.socket()
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the least there is: the server cannot be done
+            client.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVBUF, 1
+            )  # the least there is: the server cannot be done
             client.settimeout(0.01)
             client.connect(("127.0.0.1", port))
             client.setblocking(False)
@@ -166,9 +170,18 @@ class Teller:
 
     def advance(self, step: int) -> None:
         """So many steps are done."""
-        page = [thread for thread in threading.enumerate() if "distrain-metrics" in thread.name]
-        seconds = [Path(f"/proc/self/task/{t.native_id}/schedstat").read_text().split()[0] for t in page]
-        TOLD.pack_into(self._numbers, 0, step, sum(map(int, seconds)) / 1e9, self._inside.seconds)
+        page = [
+            thread
+            for thread in threading.enumerate()
+            if "distrain-metrics" in thread.name
+        ]
+        seconds = [
+            Path(f"/proc/self/task/{t.native_id}/schedstat").read_text().split()[0]
+            for t in page
+        ]
+        TOLD.pack_into(
+            self._numbers, 0, step, sum(map(int, seconds)) / 1e9, self._inside.seconds
+        )
 
     def __getattr__(self, _: str) -> Callable[..., None]:
         return lambda *_, **__: None
@@ -191,7 +204,9 @@ def run(port: int, folder: str) -> None:
 
     inside = Timed()
     for name in ("waited", "arrived", "step", "record", "keep", "norms"):
-        setattr(prometheus.Metrics, name, inside.timed(getattr(prometheus.Metrics, name)))
+        setattr(
+            prometheus.Metrics, name, inside.timed(getattr(prometheus.Metrics, name))
+        )
     for owner, name in ((prometheus.Node, "_turn"), (prometheus.Metrics, "keep")):
         setattr(owner, name, when_on(getattr(owner, name)))
     tree = {
@@ -232,7 +247,12 @@ class Run:
     def now(self) -> Turn:
         """All from the start."""
         steps, page, calls, _ = NUMBERS.unpack(self._numbers.read_bytes())
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = (
+            Path(f"/proc/{self._process.pid}/stat")
+            .read_text()
+            .rpartition(")")[2]
+            .split()
+        )
         cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         return Turn(time.monotonic(), steps * BATCH, cpu, page, calls)
 
@@ -240,7 +260,9 @@ class Run:
 class Side:
     """One of two that take turns: clients that go on in its turns, and are stopped (SIGSTOP) in the other's."""
 
-    def __init__(self, run: Run, *clients: subprocess.Popen[bytes], page: bool = True) -> None:
+    def __init__(
+        self, run: Run, *clients: subprocess.Popen[bytes], page: bool = True
+    ) -> None:
         self._run, self._clients, self._page = run, clients, page
         self.windows: list[tuple[float, float]] = []
         self.turns: list[Turn] = []
@@ -273,7 +295,10 @@ def attacked_against_another(folder: Path) -> dict[str, Any]:
     """One run, whose page is attacked in half of the turns; in the others the page of another process is."""
     run, port, log = Run(folder), free_port(), folder / "attack"
     start("another", port)
-    own, another = start("hostile", run.port, log=log), start("hostile", port, log=folder / "other-attack")
+    own, another = (
+        start("hostile", run.port, log=log),
+        start("hostile", port, log=folder / "other-attack"),
+    )
     return by_turns(Side(run, own), Side(run, another), log)
 
 
@@ -283,13 +308,21 @@ def by_turns(one: Side, other: Side, log: Path) -> dict[str, Any]:
         for side in (one, other) if number % 2 else (other, one):
             side.turn()
     whole = Turn(*map(sum, zip(*one.turns, strict=True)))
-    scrapes = [[float(word) for word in line.split()] for line in log.read_text().splitlines()]
-    ms = [ms for at, ms in scrapes if any(a <= at and at + ms / 1000 <= b for a, b in one.windows)]
+    scrapes = [
+        [float(word) for word in line.split()] for line in log.read_text().splitlines()
+    ]
+    ms = [
+        ms
+        for at, ms in scrapes
+        if any(a <= at and at + ms / 1000 <= b for a, b in one.windows)
+    ]
     return {
         "ratio of images/s": compared(one.turns, other.turns, "images", "seconds"),
         "ratio of CPU time an image": compared(one.turns, other.turns, "cpu", "images"),
         "the page's threads' share of CPU time": round(whole.page / whole.cpu, 4),
-        "the training thread's share of time in calls": round(whole.calls / whole.seconds, 4),
+        "the training thread's share of time in calls": round(
+            whole.calls / whole.seconds, 4
+        ),
         "ms a scrape": {
             "median": round(statistics.median(ms), 1),
             "99 of 100 within": round(statistics.quantiles(ms, n=100)[98], 1),
@@ -299,7 +332,9 @@ def by_turns(one: Side, other: Side, log: Path) -> dict[str, Any]:
     }
 
 
-def start(role: str, port: int, *arguments: str, log: Path | None = None) -> subprocess.Popen[bytes]:
+def start(
+    role: str, port: int, *arguments: str, log: Path | None = None
+) -> subprocess.Popen[bytes]:
     """A process of this file; what it prints goes to a file, since a pipe that nobody reads would stop it."""
     command = [sys.executable, __file__, role, str(port), *arguments]
     with (log or Path(os.devnull)).open("w") as out:
@@ -311,28 +346,41 @@ def main() -> None:
     for part in (on_against_off, attacked_against_another):
         with tempfile.TemporaryDirectory() as folder:
             try:
-                print(part.__name__, json.dumps(part(Path(folder)), indent=1), flush=True)  # noqa: T201
+                result = json.dumps(part(Path(folder)), indent=1)
+                print(part.__name__, result, flush=True)  # noqa: T201
             finally:
                 while STARTED:
                     STARTED[-1].kill()
                     STARTED.pop().wait()
 
 
-def compared(ours: list[Turn], theirs: list[Turn], what: str, per: str) -> dict[str, float]:
+def compared(
+    ours: list[Turn], theirs: list[Turn], what: str, per: str
+) -> dict[str, float]:
     """The ratio over all turns, and its standard error: that of the mean over tenths of them."""
 
     def rate(turns: list[Turn]) -> float:
-        return float(sum(getattr(t, what) for t in turns) / sum(getattr(t, per) for t in turns))
+        return float(
+            sum(getattr(t, what) for t in turns) / sum(getattr(t, per) for t in turns)
+        )
 
     tenths = [slice(i * TURNS // 10, (i + 1) * TURNS // 10) for i in range(10)]
     ratios = [rate(ours[part]) / rate(theirs[part]) for part in tenths]
     error = statistics.stdev(ratios) / math.sqrt(10)
-    return {"all turns": round(rate(ours) / rate(theirs), 4), "standard error": round(error, 4)}
+    return {
+        "all turns": round(rate(ours) / rate(theirs), 4),
+        "standard error": round(error, 4),
+    }
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
         role, port, *rest = sys.argv[1:]
-        roles = {"run": run, "once_a_second": once_a_second, "hostile": hostile, "another": another}
+        roles = {
+            "run": run,
+            "once_a_second": once_a_second,
+            "hostile": hostile,
+            "another": another,
+        }
         roles[role](int(port), *rest)
     main()

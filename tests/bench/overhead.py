@@ -56,14 +56,19 @@ def main(shards: str) -> None:
     store = Store(shards)
     manifest = Manifest.load(store)
     dataset = Dataset(store, manifest, memory=1 << 30, patience=0)
-    files = [row.data.copy() for row in dataset.rows(np.arange(min(1000, manifest.rows)))]
+    files = [
+        row.data.copy() for row in dataset.rows(np.arange(min(1000, manifest.rows)))
+    ]
     sizes = np.tile([375, 500], (BATCH, 1))
     with tempfile.TemporaryDirectory() as folder:
         large = imagenet(store, Path(folder) / "imagenet")
         order = Order(large.group_rows, 0, 8, BATCH, 1024)
         axes = large.statistics.principal_axes()
         some = order.ids(Cursor(0, 0), 0)
-        both = {window: Augment(short_side=256, window=window) for window in ("crop", "random_resized")}  # type: ignore[arg-type]
+        both = {
+            window: Augment(short_side=256, window=window)
+            for window in ("crop", "random_resized")
+        }  # type: ignore[arg-type]
 
         def drawn(window: str, i: int) -> object:
             return draw(0, Cursor(i, 0), 0, some, sizes, both[window], axes)
@@ -75,11 +80,16 @@ def main(shards: str) -> None:
             "checksum": each(lambda i: crc32c(files[i % len(files)]), 1000, 1),
             "header walk": each(lambda i: jpeg_size(files[i % len(files)]), 1000, 1),
         }
-        config = settings(str(Path(folder) / "imagenet"), [f"global_batch={BATCH}", "augment.short_side=256"])
+        config = settings(
+            str(Path(folder) / "imagenet"),
+            [f"global_batch={BATCH}", "augment.short_side=256"],
+        )
         first = measure(config, BATCH)
     found = {
         "CPU us an image": parts,
-        "together": sum(parts[k] for k in ("order", "draws", "checksum", "header walk")),
+        "together": sum(
+            parts[k] for k in ("order", "draws", "checksum", "header walk")
+        ),
         "bytes an image": sum(len(f) for f in files) / len(files),
         "seconds to the first batch": first.seconds_to_first_batch,
         "rows": large.rows,

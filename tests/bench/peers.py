@@ -34,7 +34,11 @@ def cpu_seconds(pid: int | None = None) -> float:
     pid = pid or os.getpid()
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     own = sum(int(fields[i]) for i in (11, 12, 13, 14)) / os.sysconf("SC_CLK_TCK")
-    children = [int(c) for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()]
+    children = [
+        int(c)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for c in (task / "children").read_text().split()
+    ]
     return own + sum(cpu_seconds(child) for child in children)
 
 
@@ -47,7 +51,11 @@ def measure(batches: Iterator[Any]) -> dict[str, float]:
         elif i > 1:
             images += len(batch)
     wall = time.monotonic() - began
-    return {"CPU-ms": 1000 * (cpu_seconds() - cpu) / images, "images/s": images / wall, "images": images}
+    return {
+        "CPU-ms": 1000 * (cpu_seconds() - cpu) / images,
+        "images/s": images / wall,
+        "images": images,
+    }
 
 
 # --- distrain
@@ -66,7 +74,11 @@ def _distrain(shards: str, *overrides: str) -> Iterator[Any]:
     store = Store(shards)
     dataset = Dataset(store, Manifest.load(store), memory=2 << 30, patience=0)
     order = Order(dataset.manifest.group_rows, 0, 1, BATCH, 1024)
-    options: dict[str, Any] = {"batch": BATCH, "device": local_world(config.device).device, "augmented": True}
+    options: dict[str, Any] = {
+        "batch": BATCH,
+        "device": local_world(config.device).device,
+        "augmented": True,
+    }
     requests = training_requests(order, range(order.steps), range(1))
     with Loader(
         dataset,
@@ -94,7 +106,11 @@ def _bare(shards: str) -> Iterator[Any]:
 
     store = Store(shards)
     dataset = Dataset(store, Manifest.load(store), memory=2 << 30, patience=0)
-    files = [row.data for i in range(dataset.manifest.rows) for row in dataset.rows(np.array([i]))]
+    files = [
+        row.data
+        for i in range(dataset.manifest.rows)
+        for row in dataset.rows(np.array([i]))
+    ]
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(files) - BATCH + 1, BATCH):
             part = files[start : start + BATCH]
@@ -113,7 +129,10 @@ def _dali_reader(photos: str) -> Iterator[Any]:
     def pipeline() -> Any:
         files, _ = fn.readers.file(file_root=photos, random_shuffle=True, name="reader")
         images = fn.resize(fn.decoders.image(files, device="cpu"), resize_shorter=256)
-        place = {"crop_pos_x": fn.random.uniform(range=(0, 1)), "crop_pos_y": fn.random.uniform(range=(0, 1))}
+        place = {
+            "crop_pos_x": fn.random.uniform(range=(0, 1)),
+            "crop_pos_y": fn.random.uniform(range=(0, 1)),
+        }
         return fn.crop_mirror_normalize(
             images,
             crop=(224, 224),
@@ -137,11 +156,20 @@ def _transform() -> Callable[[Any], Any]:
 
     axes = torch.tensor(AXES, dtype=torch.float32)
     normalize = v2.Normalize([m / 255 for m in MEAN], [s / 255 for s in STD])
-    first = v2.Compose([v2.Resize(256), v2.RandomCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    first = v2.Compose(
+        [
+            v2.Resize(256),
+            v2.RandomCrop(224),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+        ]
+    )
 
     def transform(image: Any) -> Any:
         shift = 0.1 * axes @ torch.randn(3)
-        return normalize((first(image.convert("RGB")).float() + shift[:, None, None]) / 255)
+        return normalize(
+            (first(image.convert("RGB")).float() + shift[:, None, None]) / 255
+        )
 
     return transform
 
@@ -151,7 +179,9 @@ def _torchvision(photos: str) -> Iterator[Any]:
     from torchvision.datasets import ImageFolder
 
     dataset = ImageFolder(photos, _transform())
-    for images, _ in DataLoader(dataset, BATCH, shuffle=True, num_workers=THREADS, drop_last=True):
+    for images, _ in DataLoader(
+        dataset, BATCH, shuffle=True, num_workers=THREADS, drop_last=True
+    ):
         yield images
 
 
@@ -166,7 +196,11 @@ def _webdataset(tar: str) -> Iterator[Any]:
     from torch.utils.data import DataLoader
 
     transform = _transform()
-    dataset = webdataset.WebDataset(f"{tar}/{{0..1}}.tar", shardshuffle=False).shuffle(500).to_tuple("jpg", "cls")
+    dataset = (
+        webdataset.WebDataset(f"{tar}/{{0..1}}.tar", shardshuffle=False)
+        .shuffle(500)
+        .to_tuple("jpg", "cls")
+    )
     dataset = dataset.map_tuple(lambda data: _opened(transform, data), int)
     for images, _ in DataLoader(dataset, BATCH, num_workers=THREADS, drop_last=True):
         yield images
@@ -190,8 +224,12 @@ def _litdata(folder: str) -> Iterator[Any]:
     import litdata
 
     transform = _transform()
-    dataset = litdata.StreamingDataset(folder, shuffle=True, transform=lambda data: _opened(transform, data))
-    yield from litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=THREADS, drop_last=True)
+    dataset = litdata.StreamingDataset(
+        folder, shuffle=True, transform=lambda data: _opened(transform, data)
+    )
+    yield from litdata.StreamingDataLoader(
+        dataset, batch_size=BATCH, num_workers=THREADS, drop_last=True
+    )
 
 
 def _spdl(photos: str) -> Iterator[Any]:
@@ -217,12 +255,26 @@ def _ffcv(file: str) -> Iterator[Any]:
     """FFCV's own decoder and layout; centre crop and no PCA: it does less."""
     from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
+    from ffcv.transforms import (
+        NormalizeImage,
+        RandomHorizontalFlip,
+        ToTensor,
+        ToTorchImage,
+    )
 
     steps = [CenterCropRGBImageDecoder((224, 224), 224 / 256), RandomHorizontalFlip()]
-    steps += [NormalizeImage(np.array(MEAN), np.array(STD), np.float32), ToTensor(), ToTorchImage()]
+    steps += [
+        NormalizeImage(np.array(MEAN), np.array(STD), np.float32),
+        ToTensor(),
+        ToTorchImage(),
+    ]
     loader = Loader(
-        file, BATCH, THREADS, order=OrderOption.RANDOM, pipelines={"image": steps, "label": None}, drop_last=True
+        file,
+        BATCH,
+        THREADS,
+        order=OrderOption.RANDOM,
+        pipelines={"image": steps, "label": None},
+        drop_last=True,
     )
     for batch in loader:
         yield batch[0]
@@ -238,7 +290,10 @@ SIDES: dict[str, tuple[str, Callable[[str], Iterator[Any]]]] = {
         "keep",
         lambda place: _distrain(place, SHORT, "augment.window=random_resized"),
     ),
-    "as-is: distrain, data.backend=torch": ("keep", lambda place: _distrain(place, SHORT, "data.backend=torch")),
+    "as-is: distrain, data.backend=torch": (
+        "keep",
+        lambda place: _distrain(place, SHORT, "data.backend=torch"),
+    ),
     "as-is: DALI's reader and recipe, no PCA": ("photos", _dali_reader),
     "as-is: torchvision, DataLoader": ("photos", _torchvision),
     "as-is: WebDataset": ("wds", _webdataset),
@@ -252,7 +307,13 @@ SIDES: dict[str, tuple[str, Callable[[str], Iterator[Any]]]] = {
     "raw: distrain, uint8": ("raw", lambda place: _distrain(place, BYTES)),
     "raw: distrain, float32": ("raw", _distrain),
 }
-PACKAGES = {"wds": "webdataset", "mds": "streaming", "litdata": "litdata", "ffcv": "ffcv", "spdl": "spdl"}
+PACKAGES = {
+    "wds": "webdataset",
+    "mds": "streaming",
+    "litdata": "litdata",
+    "ffcv": "ffcv",
+    "spdl": "spdl",
+}
 
 
 def missing(name: str) -> str | None:
@@ -281,7 +342,11 @@ def prepare(folder: Path, images: int) -> None:
         ("raw", "square:256", "raw"),
     ):
         if not (folder / name).exists():
-            pack(open_source(str(photos)).source, str(folder / name), Treatment(Geometry.parse(geometry), encoding))  # type: ignore[arg-type]
+            pack(
+                open_source(str(photos)).source,
+                str(folder / name),
+                Treatment(Geometry.parse(geometry), encoding),
+            )  # type: ignore[arg-type]
     if importlib.util.find_spec("webdataset") and not (folder / "wds").exists():
         import webdataset
 
@@ -289,26 +354,41 @@ def prepare(folder: Path, images: int) -> None:
         for part in range(2):
             with webdataset.TarWriter(str(folder / f"wds/{part}.tar")) as tar:
                 for i, file in enumerate(files[part::2]):
-                    tar.write({"__key__": f"{i:06d}", "jpg": file.read_bytes(), "cls": i % 10})
+                    tar.write(
+                        {"__key__": f"{i:06d}", "jpg": file.read_bytes(), "cls": i % 10}
+                    )
     if importlib.util.find_spec("streaming") and not (folder / "mds").exists():
         from streaming import MDSWriter
 
-        with MDSWriter(out=str(folder / "mds"), columns={"image": "bytes", "label": "int"}) as writer:
+        with MDSWriter(
+            out=str(folder / "mds"), columns={"image": "bytes", "label": "int"}
+        ) as writer:
             for i, file in enumerate(files):
                 writer.write({"image": file.read_bytes(), "label": i % 10})
     if importlib.util.find_spec("litdata") and not (folder / "litdata").exists():
         import litdata
 
         litdata.optimize(
-            _litdata_file, [str(f) for f in files], str(folder / "litdata"), chunk_bytes="64MB", num_workers=1
+            _litdata_file,
+            [str(f) for f in files],
+            str(folder / "litdata"),
+            chunk_bytes="64MB",
+            num_workers=1,
         )
     if importlib.util.find_spec("ffcv") and not (folder / "ffcv").exists():
         from ffcv.fields import IntField, RGBImageField
         from ffcv.writer import DatasetWriter
         from torchvision.datasets import ImageFolder
 
-        fields = {"image": RGBImageField(write_mode="jpg", max_resolution=500, jpeg_quality=95), "label": IntField()}
-        DatasetWriter(str(folder / "ffcv"), fields, num_workers=2).from_indexed_dataset(ImageFolder(str(photos)))
+        fields = {
+            "image": RGBImageField(
+                write_mode="jpg", max_resolution=500, jpeg_quality=95
+            ),
+            "label": IntField(),
+        }
+        DatasetWriter(str(folder / "ffcv"), fields, num_workers=2).from_indexed_dataset(
+            ImageFolder(str(photos))
+        )
 
 
 def main() -> None:
@@ -326,9 +406,15 @@ def main() -> None:
         sys.stdout.write("\n" + json.dumps(found) + "\n")
         return
     prepare(folder, args.images)
-    names = [n for n in SIDES if not args.only or any(part in n for part in args.only.split(","))]
+    names = [
+        n
+        for n in SIDES
+        if not args.only or any(part in n for part in args.only.split(","))
+    ]
     out = {name: package for name in names if (package := missing(name))}
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names if name not in out}
+    runs: dict[str, list[dict[str, float]]] = {
+        name: [] for name in names if name not in out
+    }
     for _ in range(args.rounds):
         for name in list(runs):
             command = [sys.executable, __file__, "--folder", str(folder), "--one", name]
@@ -338,14 +424,21 @@ def main() -> None:
             else:
                 out[name] = (done.stderr.strip().splitlines() or ["no word"])[-1]
                 del runs[name]
-    medians = {name: {k: statistics.median(r[k] for r in found) for k in found[0]} for name, found in runs.items()}
+    medians = {
+        name: {k: statistics.median(r[k] for r in found) for k in found[0]}
+        for name, found in runs.items()
+    }
     for name, found in medians.items():
         bare = medians.get(f"{name.partition(':')[0]}: bare libjpeg-turbo decode")
         ratio = f"{found['CPU-ms'] / bare['CPU-ms']:6.2f} x bare" if bare else ""
-        sys.stderr.write(f"{name:<44} {found['CPU-ms']:7.3f} CPU-ms {found['images/s']:7.0f} images/s {ratio}\n")
+        sys.stderr.write(
+            f"{name:<44} {found['CPU-ms']:7.3f} CPU-ms {found['images/s']:7.0f} images/s {ratio}\n"
+        )
     for name, why in out.items():
         sys.stderr.write(f"{name:<44} left out: {why}\n")
-    sys.stdout.write(json.dumps({"medians": medians, "left out": out, "runs": runs}, indent=1) + "\n")
+    sys.stdout.write(
+        json.dumps({"medians": medians, "left out": out, "runs": runs}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

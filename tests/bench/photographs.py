@@ -13,7 +13,12 @@ from sklearn.datasets import load_sample_images
 
 CLASSES = 10
 _SIZES = (
-    [(375, 500)] * 62 + [(500, 375)] * 14 + [(333, 500)] * 12 + [(500, 333)] * 4 + [(480, 640)] * 5 + [(768, 1024)] * 3
+    [(375, 500)] * 62
+    + [(500, 375)] * 14
+    + [(333, 500)] * 12
+    + [(500, 333)] * 4
+    + [(480, 640)] * 5
+    + [(768, 1024)] * 3
 )
 
 
@@ -23,15 +28,30 @@ def photograph(seed: int) -> bytes:
     source = Image.fromarray(load_sample_images().images[seed % 2])
     height, width = _SIZES[rng.integers(len(_SIZES))]
     zoom = max(height / source.height, width / source.width) * rng.uniform(1.0, 2.0)
-    large = source.resize((int(source.width * zoom) + 1, int(source.height * zoom) + 1), Image.Resampling.BICUBIC)
-    left, top = rng.integers(large.width - width + 1), rng.integers(large.height - height + 1)
-    pixels = np.asarray(large.crop((left, top, left + width, top + height))).astype(np.float64)
-    pixels = pixels * rng.uniform(0.6, 1.2) + rng.normal(0, rng.uniform(2, 6), (height, width, 3))
+    large = source.resize(
+        (int(source.width * zoom) + 1, int(source.height * zoom) + 1),
+        Image.Resampling.BICUBIC,
+    )
+    left, top = (
+        rng.integers(large.width - width + 1),
+        rng.integers(large.height - height + 1),
+    )
+    pixels = np.asarray(large.crop((left, top, left + width, top + height))).astype(
+        np.float64
+    )
+    pixels = pixels * rng.uniform(0.6, 1.2) + rng.normal(
+        0, rng.uniform(2, 6), (height, width, 3)
+    )
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     file = io.BytesIO()
     if rng.random() < 0.014:
         image = image.convert("L")
-    image.save(file, "JPEG", quality=int(rng.integers(85, 98)), subsampling=[2, 2, 2, 1, 0][rng.integers(5)])
+    image.save(
+        file,
+        "JPEG",
+        quality=int(rng.integers(85, 98)),
+        subsampling=[2, 2, 2, 1, 0][rng.integers(5)],
+    )
     return file.getvalue()
 
 

@@ -43,7 +43,9 @@ def medians(parts: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
             found[name].append(1000 * (time.perf_counter() - began))
-    return {name: round(statistics.median(times[1:]), 1) for name, times in found.items()}
+    return {
+        name: round(statistics.median(times[1:]), 1) for name, times in found.items()
+    }
 
 
 def copy(tensors: int, like: torch.Tensor) -> Callable[[], object]:
@@ -88,10 +90,18 @@ def optimizer() -> dict[str, Any]:
         torch.set_num_threads(threads)
         found[f"{threads} threads"] = times = medians(parts, 7)
         for name in ("sgd", "sgd, paper's form", "sgd, clipped", "lars"):
-            found[f"{name} / torch SGD, {threads}"] = round(times[name] / times["torch SGD fused"], 3)
-            found[f"{name} / copy, {threads}"] = round(times[name] / times["copy of 5 tensors"], 2)
-        found[f"adam / torch Adam, {threads}"] = round(times["adam"] / times["torch Adam fused"], 3)
-        found[f"adam / copy, {threads}"] = round(times["adam"] / times["copy of 7 tensors"], 2)
+            found[f"{name} / torch SGD, {threads}"] = round(
+                times[name] / times["torch SGD fused"], 3
+            )
+            found[f"{name} / copy, {threads}"] = round(
+                times[name] / times["copy of 5 tensors"], 2
+            )
+        found[f"adam / torch Adam, {threads}"] = round(
+            times["adam"] / times["torch Adam fused"], 3
+        )
+        found[f"adam / copy, {threads}"] = round(
+            times["adam"] / times["copy of 7 tensors"], 2
+        )
     return found
 
 
@@ -107,10 +117,15 @@ def reduction() -> dict[str, Any]:
     batch = 32 if DEVICE.type == "cpu" else 256
     model = AlexNet().build(1000, 0).to(DEVICE)
     parameters = list(model.parameters())
-    images, labels = torch.randn(batch, 3, 224, 224, device=DEVICE), torch.arange(batch, device=DEVICE)
+    images, labels = (
+        torch.randn(batch, 3, 224, 224, device=DEVICE),
+        torch.arange(batch, device=DEVICE),
+    )
     made = Optimizer(SGD(), dict(model.named_parameters()))
     accumulators = {
-        mode: Accumulator(parameters, virtual_workers=4, micro_batch=batch, fraction_bits=bits)
+        mode: Accumulator(
+            parameters, virtual_workers=4, micro_batch=batch, fraction_bits=bits
+        )
         for mode, bits in (("exact", 48), ("fast", None))
     }
     gradients: list[tuple[torch.Tensor, ...]] = []
@@ -130,7 +145,11 @@ def reduction() -> dict[str, Any]:
         def step() -> None:
             accumulator.begin()
             for _ in range(4):
-                computed, loss = (gradients[0], torch.zeros((), device=DEVICE)) if only else compute(accumulator.scale)
+                computed, loss = (
+                    (gradients[0], torch.zeros((), device=DEVICE))
+                    if only
+                    else compute(accumulator.scale)
+                )
                 accumulator.add(computed, loss, ones, ones, ones)
             accumulator.finish(accumulator.reduce(World(DEVICE)), lanes)
 
@@ -148,7 +167,9 @@ def reduction() -> dict[str, Any]:
         }
         found: dict[str, Any] = medians(parts, 5)
     whole = found["exact step"] + found["optimizer"]
-    found["share of exact sums in the step"] = round(found["exact sums alone"] / whole, 3)
+    found["share of exact sums in the step"] = round(
+        found["exact sums alone"] / whole, 3
+    )
     found["exact step / fast step"] = round(found["exact step"] / found["fast step"], 3)
     return found
 
@@ -158,7 +179,10 @@ def lrn() -> dict[str, Any]:
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     layers = {
-        "layer 1": (nn.Conv2d(3, 96, 11, stride=4), torch.randn(32, 3, 227, 227, device=DEVICE)),
+        "layer 1": (
+            nn.Conv2d(3, 96, 11, stride=4),
+            torch.randn(32, 3, 227, 227, device=DEVICE),
+        ),
         "layer 2": (
             nn.Conv2d(96, 256, 5, padding=2, groups=2),
             torch.randn(32, 96, 27, 27, device=DEVICE).requires_grad_(),
@@ -166,26 +190,38 @@ def lrn() -> dict[str, Any]:
     }
     for name, (convolution, x) in layers.items():
         convolution.to(DEVICE)
-        wanted = [convolution.weight, convolution.bias, *([x] if x.requires_grad else [])]
+        wanted = [
+            convolution.weight,
+            convolution.bias,
+            *([x] if x.requires_grad else []),
+        ]
         y = convolution(x).detach().requires_grad_()
         g = torch.randn_like(y)
 
-        def there_and_back(layer: nn.Module, y: torch.Tensor = y, g: torch.Tensor = g) -> Callable[[], object]:
+        def there_and_back(
+            layer: nn.Module, y: torch.Tensor = y, g: torch.Tensor = g
+        ) -> Callable[[], object]:
             return lambda: torch.autograd.grad(layer(y), y, g)
 
-        def convolve(c: nn.Module = convolution, x: Any = x, w: Any = wanted, g: torch.Tensor = g) -> object:
+        def convolve(
+            c: nn.Module = convolution, x: Any = x, w: Any = wanted, g: torch.Tensor = g
+        ) -> object:
             return torch.autograd.grad(c(x), w, g)
 
         times = medians(
             {
                 "convolution": convolve,
                 "ours": there_and_back(LocalResponseNorm(groups=2)),
-                "torch's": there_and_back(nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0)),
+                "torch's": there_and_back(
+                    nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0)
+                ),
             },
             7,
         )
         found[name] = times
-        found[f"{name}: ours / convolution"] = round(times["ours"] / times["convolution"], 2)
+        found[f"{name}: ours / convolution"] = round(
+            times["ours"] / times["convolution"], 2
+        )
         found[f"{name}: ours / torch's"] = round(times["ours"] / times["torch's"], 2)
     return found
 
@@ -195,7 +231,10 @@ RULES: dict[str, tuple[dict[str, Any], float]] = {
     "sgd, paper's form": ({"name": "sgd", "form": "paper"}, 0.01),
     "sgd, nesterov": ({"name": "sgd", "nesterov": True}, 0.01),
     "adam": ({"name": "adam"}, 1e-3),
-    "adam, decoupled decay": ({"name": "adam", "decoupled": True, "weight_decay": 0.01}, 1e-3),
+    "adam, decoupled decay": (
+        {"name": "adam", "decoupled": True, "weight_decay": 0.01},
+        1e-3,
+    ),
     "lars": ({"name": "lars"}, 0.6),
 }
 NORMED = {"name": "alexnet_bn", "width": 0.125, "dropout": 0.2}
@@ -204,9 +243,17 @@ PLAIN = {"name": "alexnet", "width": 0.125}
 BINARY = {"name": "hinge", "form": "binary", "one_vs_rest": True}
 LOSSES: dict[str, tuple[dict[str, Any], float, dict[str, Any]]] = {
     "cross-entropy": ({"name": "cross_entropy"}, 1e-3, NORMED),
-    "cross-entropy, smoothed": ({"name": "cross_entropy", "label_smoothing": 0.1}, 1e-3, NORMED),
+    "cross-entropy, smoothed": (
+        {"name": "cross_entropy", "label_smoothing": 0.1},
+        1e-3,
+        NORMED,
+    ),
     "hinge, Weston-Watkins": ({"name": "hinge"}, 1e-3, NORMED),
-    "hinge, Crammer-Singer": ({"name": "hinge", "form": "crammer_singer"}, 1e-3, NORMED),
+    "hinge, Crammer-Singer": (
+        {"name": "hinge", "form": "crammer_singer"},
+        1e-3,
+        NORMED,
+    ),
     "hinge, binary, one against the rest": (BINARY, 1e-3, NORMED),
     "l2 of softmax": ({"name": "l2"}, 1e-3, PLAIN),
     "l2 of logits": ({"name": "l2", "outputs": "logits"}, 1e-3, PLAIN),
@@ -215,7 +262,11 @@ LOSSES: dict[str, tuple[dict[str, Any], float, dict[str, Any]]] = {
     "huber of softmax": ({"name": "huber"}, 1e-3, PLAIN),
     "huber of logits": ({"name": "huber", "outputs": "logits"}, 1e-3, PLAIN),
     "l1 of softmax": ({"name": "l1"}, 3e-4, PLAIN),
-    "l1 of logits": ({"name": "l1", "outputs": "logits"}, 1e-4, {**NORMED, "dropout": 0.0}),
+    "l1 of logits": (
+        {"name": "l1", "outputs": "logits"},
+        1e-4,
+        {**NORMED, "dropout": 0.0},
+    ),
 }
 NETWORKS: dict[str, dict[str, Any]] = {
     "alexnet": PLAIN,
@@ -233,7 +284,9 @@ def converge() -> dict[str, Any]:
     for name, (rule, lr) in RULES.items():
         runs.append((f"optimizer {name}", {"optimizer": rule, "model": NORMED}, lr))
     for name, (loss, lr, network) in LOSSES.items():
-        runs.append((f"loss {name}", {"optimizer": adam, "loss": loss, "model": network}, lr))
+        runs.append(
+            (f"loss {name}", {"optimizer": adam, "loss": loss, "model": network}, lr)
+        )
     for name, network in NETWORKS.items():
         runs.append((f"network {name}", {"optimizer": adam, "model": network}, 1e-3))
     with tempfile.TemporaryDirectory() as folder:
@@ -243,7 +296,11 @@ def converge() -> dict[str, Any]:
                 "epochs": 12,
                 "global_batch": 64,
                 "virtual_workers": 4,
-                "data": {"train": f"{folder}/train", "val": f"{folder}/val", "pack": "digits"},
+                "data": {
+                    "train": f"{folder}/train",
+                    "val": f"{folder}/val",
+                    "pack": "digits",
+                },
                 "augment": {"crop": 64, "mirror": False, "colour": 0.0},
                 "schedule": {"name": "polynomial", "lr": lr},
                 "checkpoint": {"keep": 1},
@@ -252,7 +309,8 @@ def converge() -> dict[str, Any]:
             summary = train(parse(tree, "bench"), World(CPU), _Quiet())
             assert summary.eval is not None
             found[name] = round(summary.eval.top1, 4)
-            print(f"{name}: {found[name]:.2%} after {time.monotonic() - began:.0f} s", file=sys.stderr)  # noqa: T201
+            line = f"{name}: {found[name]:.2%} after {time.monotonic() - began:.0f} s"
+            print(line, file=sys.stderr)  # noqa: T201
     found["at most 95 %"] = [name for name, top1 in found.items() if top1 <= 0.95]
     found["seconds"] = round(time.monotonic() - began)
     return found

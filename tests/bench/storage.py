@@ -27,7 +27,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("", "data", "s3", "bench"))
+sys.path.extend(
+    str(Path(__file__).parents[1] / name) for name in ("", "data", "s3", "bench")
+)
 
 from distrain.data.prepare.open import open_source
 from distrain.data.prepare.pack import Geometry, Treatment, pack
@@ -46,11 +48,26 @@ def bare(paths: Sequence[str]) -> int:
     for path in paths:
         image = Image.open(path).convert("RGB")
         scale = 256 / min(image.size)
-        width, height = max(256, round(image.width * scale)), max(256, round(image.height * scale))
-        left, top, x, y = (width - 256) // 2, (height - 256) // 2, image.width / width, image.height / height
-        box = (left * x, top * y, min((left + 256) * x, image.width), min((top + 256) * y, image.height))
+        width, height = (
+            max(256, round(image.width * scale)),
+            max(256, round(image.height * scale)),
+        )
+        left, top, x, y = (
+            (width - 256) // 2,
+            (height - 256) // 2,
+            image.width / width,
+            image.height / height,
+        )
+        box = (
+            left * x,
+            top * y,
+            min((left + 256) * x, image.width),
+            min((top + 256) * y, image.height),
+        )
         file = io.BytesIO()
-        image.resize((256, 256), Image.Resampling.LANCZOS, box=box).save(file, "JPEG", quality=95)
+        image.resize((256, 256), Image.Resampling.LANCZOS, box=box).save(
+            file, "JPEG", quality=95
+        )
         done += len(file.getvalue())
     return done
 
@@ -60,7 +77,10 @@ def tell(text: str) -> None:
 
 
 def cpu() -> float:
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    used = (
+        resource.getrusage(who)
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
@@ -79,13 +99,20 @@ def bench_pack(work: Path) -> None:
     chunks = [paths[i : i + 32] for i in range(0, len(paths), 32)]
 
     def plain() -> None:
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(
+            processes, multiprocessing.get_context("spawn")
+        ) as pool:
             list(pool.map(bare, chunks))
 
     def ours() -> None:
         target = work / "packed"
         shutil.rmtree(target, ignore_errors=True)
-        pack(open_source(str(photos)).source, str(target), Treatment(Geometry("square", 256)), processes=processes)
+        pack(
+            open_source(str(photos)).source,
+            str(target),
+            Treatment(Geometry("square", 256)),
+            processes=processes,
+        )
 
     rounds = [(timed(plain), timed(ours)) for _ in range(_ROUNDS)]
     for (plain_wall, plain_cpu), (wall, used) in rounds:
@@ -104,7 +131,9 @@ def bench_stream(work: Path) -> None:
     server = Ceph(work / "ceph")
     (work / "ceph").mkdir()
     server.up()
-    os.environ.update(AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET, AWS_REGION="us-east-1")
+    os.environ.update(
+        AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET, AWS_REGION="us-east-1"
+    )
     os.environ["AWS_ENDPOINT_URL"] = server.url
     checksums = Config(
         request_checksum_calculation="when_required",
@@ -114,14 +143,28 @@ def bench_stream(work: Path) -> None:
     client = boto3.client("s3", endpoint_url=server.url, config=checksums)
     client.create_bucket(Bucket="data")
     photos = photographs.folder(work / "photos", 4000)
-    pack(open_source(str(photos)).source, "s3://data/set", Treatment(Geometry("keep")), processes=available_cores())
+    pack(
+        open_source(str(photos)).source,
+        "s3://data/set",
+        Treatment(Geometry("keep")),
+        processes=available_cores(),
+    )
     # Plain reads of a public object need no signature: the cheapest client there is.
-    statement = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::data/*"}
+    statement = {
+        "Effect": "Allow",
+        "Principal": "*",
+        "Action": "s3:GetObject",
+        "Resource": "arn:aws:s3:::data/*",
+    }
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     client.put_bucket_policy(Bucket="data", Policy=policy)
     store = Store("s3://data/set")
     manifest = Manifest.load(store)
-    ranges = [(shard.path, group.start, group.end) for shard in manifest.shards for group in shard.groups]
+    ranges = [
+        (shard.path, group.start, group.end)
+        for shard in manifest.shards
+        for group in shard.groups
+    ]
     total = sum(end - start for _, start, end in ranges)
     local, obstore_store = threading.local(), Store("s3://data/set")
 
@@ -129,14 +172,18 @@ def bench_stream(work: Path) -> None:
         path, start, end = one
         if not hasattr(local, "connection"):
             local.connection = http.client.HTTPConnection("127.0.0.1", PORT)
-        local.connection.request("GET", f"/data/set/{path}", headers={"Range": f"bytes={start}-{end - 1}"})
+        local.connection.request(
+            "GET", f"/data/set/{path}", headers={"Range": f"bytes={start}-{end - 1}"}
+        )
         answer = local.connection.getresponse()
         assert answer.status == 206, answer.status
         return len(answer.read())
 
     def with_boto(one: tuple[str, int, int]) -> int:
         path, start, end = one
-        body = client.get_object(Bucket="data", Key=f"set/{path}", Range=f"bytes={start}-{end - 1}")["Body"]
+        body = client.get_object(
+            Bucket="data", Key=f"set/{path}", Range=f"bytes={start}-{end - 1}"
+        )["Body"]
         return len(body.read())
 
     def with_obstore(one: tuple[str, int, int]) -> int:
@@ -147,14 +194,20 @@ def bench_stream(work: Path) -> None:
             assert sum(pool.map(get, ranges)) == total
 
     # One reader for all rounds, as in a training: its first rounds pay for memory that it has not had before.
-    dataset, fetching = Dataset(store, manifest, memory=100 << 20, patience=60.0), ThreadPoolExecutor(_CONNECTIONS)
+    dataset, fetching = (
+        Dataset(store, manifest, memory=100 << 20, patience=60.0),
+        ThreadPoolExecutor(_CONNECTIONS),
+    )
 
     def ours() -> None:
         """Every row of every group in order, verified, groups fetched ahead as the loader does."""
         ends, read = np.cumsum(manifest.group_rows), 0
         for g, end in enumerate(ends.tolist()):
             dataset.prefetch(([h] for h in range(g, min(g + 16, len(ends)))), fetching)
-            read += sum(len(row.data) for row in dataset.rows(np.arange(end - manifest.group_rows[g], end)))
+            read += sum(
+                len(row.data)
+                for row in dataset.rows(np.arange(end - manifest.group_rows[g], end))
+            )
         assert read > 0.9 * total
 
     ways = {"http.client": lambda: plain(plain_http), "boto3": lambda: plain(with_boto),
@@ -162,17 +215,28 @@ def bench_stream(work: Path) -> None:
     try:
         for way in [*ways.values()] * 2:
             way()
-        rounds = [{name: timed(way) for name, way in ways.items()} for _ in range(_ROUNDS)]
+        rounds = [
+            {name: timed(way) for name, way in ways.items()} for _ in range(_ROUNDS)
+        ]
     finally:
         server.down()
     tell(f"{len(ranges)} ranges, {total / 1e6:.0f} MB, {_CONNECTIONS} connections")
     for name in ways:
         walls, cpus = zip(*(one[name] for one in rounds), strict=True)
-        speed, cost = total / statistics.median(walls) / 1e6, statistics.median(cpus) * 1e9 / total
+        speed, cost = (
+            total / statistics.median(walls) / 1e6,
+            statistics.median(cpus) * 1e9 / total,
+        )
         tell(f"{name:<12} {speed:6.0f} MB/s, {cost:.2f} CPU-s a GB")
-    ratios = [min(wall for name, (wall, _) in one.items() if name != "distrain") / one["distrain"][0] for one in rounds]
+    ratios = [
+        min(wall for name, (wall, _) in one.items() if name != "distrain")
+        / one["distrain"][0]
+        for one in rounds
+    ]
     each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    tell(f"distrain has {statistics.median(ratios):.2f} of the fastest one's speed ({each})")
+    tell(
+        f"distrain has {statistics.median(ratios):.2f} of the fastest one's speed ({each})"
+    )
 
 
 _READ = """
@@ -204,23 +268,40 @@ def bench_memory(work: Path) -> None:
     rng = np.random.default_rng(0)
     for groups in (10, 10_000):
         place = work / f"set-{groups}"
-        writer = SetWriter(Store(str(place)), ["a", "b"], (8, 8), group_rows=10, shard_groups=100)
+        writer = SetWriter(
+            Store(str(place)), ["a", "b"], (8, 8), group_rows=10, shard_groups=100
+        )
         for i in range(10 * groups):
             writer.add(rng.bytes(20_000), i % 2, f"{i}.jpg")
         writer.finish(Statistics.of(np.zeros(3), np.eye(3)))
-        out = subprocess.run([sys.executable, "-c", _READ, str(place)], check=True, capture_output=True, text=True)
+        out = subprocess.run(
+            [sys.executable, "-c", _READ, str(place)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         n, opened, peak = out.stdout.split()
-        tell(f"{n} row groups of 200 kB, data.memory 1 MiB: {opened} MiB when open, peak {peak} MiB")
+        tell(
+            f"{n} row groups of 200 kB, data.memory 1 MiB: {opened} MiB when open, peak {peak} MiB"
+        )
 
 
 def bench_open(work: Path) -> None:
-    groups = tuple(Group(64, 4 + 2_000_000 * i, 2_000_004 + 2_000_000 * i, 0xFFFFFFFF - i) for i in range(2))
+    groups = tuple(
+        Group(64, 4 + 2_000_000 * i, 2_000_004 + 2_000_000 * i, 0xFFFFFFFF - i)
+        for i in range(2)
+    )
     import photographs
 
     small = pack(
-        open_source(str(photographs.folder(work / "few", 20))).source, str(work / "small"), Treatment()
+        open_source(str(photographs.folder(work / "few", 20))).source,
+        str(work / "small"),
+        Treatment(),
     ).manifest
-    shards = tuple(Shard(f"shard-{i:05d}.parquet", 4_100_000, groups, "0" * 64, 4_000_004, i) for i in range(10_000))
+    shards = tuple(
+        Shard(f"shard-{i:05d}.parquet", 4_100_000, groups, "0" * 64, 4_000_004, i)
+        for i in range(10_000)
+    )
     store = Store(str(work / "many"))
     store.write(MANIFEST, replace(small, shards=shards).to_json().encode())
     for _ in range(_ROUNDS):
@@ -231,11 +312,20 @@ def bench_open(work: Path) -> None:
         opened = time.monotonic() - began
         manifest.fingerprint  # noqa: B018 - computed once, for a run's checkpoints
         hashed, counts = time.monotonic() - began, fresh.counts
-        tell(f"{len(manifest.shards):,} shards, {manifest.rows:,} rows: open after {opened:.2f} s")
-        tell(f"  {counts.requests} read of {counts.bytes / 1e6:.1f} MB; fingerprint after {hashed:.2f} s")
+        tell(
+            f"{len(manifest.shards):,} shards, {manifest.rows:,} rows: open after {opened:.2f} s"
+        )
+        tell(
+            f"  {counts.requests} read of {counts.bytes / 1e6:.1f} MB; fingerprint after {hashed:.2f} s"
+        )
 
 
-BENCHES = {"pack": bench_pack, "stream": bench_stream, "memory": bench_memory, "open": bench_open}
+BENCHES = {
+    "pack": bench_pack,
+    "stream": bench_stream,
+    "memory": bench_memory,
+    "open": bench_open,
+}
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,10 @@ from distrain.errors import UserError
 
 @pytest.mark.parametrize("change", ["data.normalise=device", "data.backend=torch"])
 def test_the_loader_beside_the_bare_decode(digits, change):
-    wanted = settings(str(digits / "train"), ["augment.crop=64", "global_batch=64", "device=cpu", change])
+    wanted = settings(
+        str(digits / "train"),
+        ["augment.crop=64", "global_batch=64", "device=cpu", change],
+    )
     found = measure(wanted, 128)
     assert (found.images, found.batch, found.threads) == (128, 64, 2)
     assert [rate.name for rate in found.rates] == ["loader", "libjpeg-turbo alone"]
@@ -16,7 +19,11 @@ def test_the_loader_beside_the_bare_decode(digits, change):
 def test_what_does_not_fit_is_said(digits):
     with pytest.raises(UserError, match="augment.crop = 224 does not fit the 72 x 72"):
         measure(settings(str(digits / "train"), []), 128)
-    with pytest.raises(UserError, match="unknown key augment.colr; did you mean augment.colour"):
+    with pytest.raises(
+        UserError, match="unknown key augment.colr; did you mean augment.colour"
+    ):
         settings("x", ["augment.colr=1"])
-    with pytest.raises(UserError, match="unknown key optimizer"):  # of a run, not of its data
+    with pytest.raises(
+        UserError, match="unknown key optimizer"
+    ):  # of a run, not of its data
         settings("x", ["optimizer.name=adam"])

@@ -13,18 +13,29 @@ from distrain.config import to_yaml
 from distrain.monitor.consoles import JsonLines
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
-TEMPLATES = {"kuberay": CLUSTER / "kuberay/rayjob.yaml", "slurm": CLUSTER / "slurm/train.sbatch"}
+TEMPLATES = {
+    "kuberay": CLUSTER / "kuberay/rayjob.yaml",
+    "slurm": CLUSTER / "slurm/train.sbatch",
+}
 
 
 @pytest.fixture
 def recipe(narrow, tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(to_yaml(narrow(run="s3://bucket/runs/mine", cluster={"cpus_per_worker": 4})))
+    path.write_text(
+        to_yaml(narrow(run="s3://bucket/runs/mine", cluster={"cpus_per_worker": 4}))
+    )
     return str(path)
 
 
 def test_the_manifests_are_shown(distrain, recipe):
-    options = ("--to=kuberay", f"--template={TEMPLATES['kuberay']}", "--dry-run", "--workers=1-3", "--id=mine")
+    options = (
+        "--to=kuberay",
+        f"--template={TEMPLATES['kuberay']}",
+        "--dry-run",
+        "--workers=1-3",
+        "--id=mine",
+    )
     code, out, err = distrain("submit", recipe, *options)
     assert (code, err) == (0, "")
     job, files = yaml.safe_load_all(out)
@@ -34,7 +45,14 @@ def test_the_manifests_are_shown(distrain, recipe):
 
 def test_the_script_is_shown(distrain, recipe, monkeypatch):
     monkeypatch.setenv("DISTRAIN_TEMPLATE", str(TEMPLATES["slurm"]))
-    code, out, err = distrain("submit", recipe, "--to=slurm", "--dry-run", "--workers=1-4", "cluster.cpus_per_worker=8")
+    code, out, err = distrain(
+        "submit",
+        recipe,
+        "--to=slurm",
+        "--dry-run",
+        "--workers=1-4",
+        "cluster.cpus_per_worker=8",
+    )
     assert (code, err) == (0, "")
     assert out.startswith("#!/bin/bash\n")
     assert "#SBATCH --nodes=1-2\n" in out
@@ -42,11 +60,16 @@ def test_the_script_is_shown(distrain, recipe, monkeypatch):
 
 @pytest.mark.parametrize("to", ["kuberay", "slurm"])
 def test_a_dry_run_needs_nothing_that_is_not_installed_everywhere(recipe, to):
-    hidden = "for name in ('ray', 'torch', 'nvidia', 'requests'): sys.modules[name] = None"
+    hidden = (
+        "for name in ('ray', 'torch', 'nvidia', 'requests'): sys.modules[name] = None"
+    )
     code = f"import sys\n{hidden}\nfrom distrain.cli.main import main\nmain()"
     options = (f"--to={to}", f"--template={TEMPLATES[to]}", "--dry-run")
     done = subprocess.run(
-        [sys.executable, "-c", code, "submit", recipe, *options], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, "submit", recipe, *options],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "s3://bucket/runs/mine" in done.stdout
@@ -56,15 +79,25 @@ def test_a_dry_run_needs_nothing_that_is_not_installed_everywhere(recipe, to):
 def test_what_cannot_be_done_is_a_sentence(distrain, recipe, to, monkeypatch):
     code, _, err = distrain("submit", recipe, f"--to={to}", "--dry-run")
     assert code == 2
-    assert f"error: --to {to} needs --template: a copy of {TEMPLATES[to].relative_to(CLUSTER.parent)} of" in err
-    code, _, err = distrain("submit", recipe, f"--to={to}", f"--template={TEMPLATES[to]}", "-f")
+    assert (
+        f"error: --to {to} needs --template: a copy of {TEMPLATES[to].relative_to(CLUSTER.parent)} of"
+        in err
+    )
+    code, _, err = distrain(
+        "submit", recipe, f"--to={to}", f"--template={TEMPLATES[to]}", "-f"
+    )
     assert code == 2
-    assert "does not follow: submit without -f, then watch with distrain top s3://bucket/runs/mine" in err
+    assert (
+        "does not follow: submit without -f, then watch with distrain top s3://bucket/runs/mine"
+        in err
+    )
 
 
 def test_no_kubectl_is_a_sentence(distrain, recipe, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    code, _, err = distrain("submit", recipe, "--to=kuberay", f"--template={TEMPLATES['kuberay']}")
+    code, _, err = distrain(
+        "submit", recipe, "--to=kuberay", f"--template={TEMPLATES['kuberay']}"
+    )
     assert code == 2
     assert "there is no kubectl here" in err
 
@@ -83,16 +116,29 @@ def test_an_image_of_another_version_is_a_sentence(distrain, recipe, monkeypatch
     monkeypatch.setenv("DISTRAIN_VERSION", "0.0.9")
     code, _, err = distrain("train", recipe)
     assert code == 2
-    assert "error: the job was submitted by distrain 0.0.9, and its image has 0.1.0: use an image of 0.0.9" in err
+    assert (
+        "error: the job was submitted by distrain 0.0.9, and its image has 0.1.0: use an image of 0.0.9"
+        in err
+    )
 
 
-def test_a_loss_that_is_sent_along_is_found_here_too(distrain, recipe, tmp_path, monkeypatch):
+def test_a_loss_that_is_sent_along_is_found_here_too(
+    distrain, recipe, tmp_path, monkeypatch
+):
     """Where it is checked; its folder need not be the one in which the command is typed."""
     (tmp_path / "elsewhere").mkdir()
     own = tmp_path / "elsewhere/sent_losses.py"
-    own.write_text("from distrain.losses import CrossEntropy\n\n\nclass Mine(CrossEntropy):\n    pass\n")
+    own.write_text(
+        "from distrain.losses import CrossEntropy\n\n\nclass Mine(CrossEntropy):\n    pass\n"
+    )
     monkeypatch.setattr(sys, "path", [*sys.path])
-    settings = (recipe, "loss.name=sent_losses:Mine", "--dry-run", "--to=kuberay", f"--template={TEMPLATES['kuberay']}")
+    settings = (
+        recipe,
+        "loss.name=sent_losses:Mine",
+        "--dry-run",
+        "--to=kuberay",
+        f"--template={TEMPLATES['kuberay']}",
+    )
     code, _, err = distrain("submit", *settings)
     assert code == 2
     assert "sent_losses:Mine cannot be imported" in err

@@ -34,14 +34,26 @@ def test_version_and_help(distrain):
     assert "pack" in out
 
 
-@pytest.mark.parametrize("flags", [(), ("--workers=auto",), ("--workers=2",), ("--workers=1",), ("--address=auto",)])
-@pytest.mark.parametrize(("gpus", "device", "most"), [(0, "auto", 1), (1, "auto", 1), (3, "auto", 3), (3, "cpu", 1)])
-def test_train_takes_every_gpu_by_itself(distrain, recipe, monkeypatch, gpus, device, most, flags):
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--workers=auto",), ("--workers=2",), ("--workers=1",), ("--address=auto",)],
+)
+@pytest.mark.parametrize(
+    ("gpus", "device", "most"),
+    [(0, "auto", 1), (1, "auto", 1), (3, "auto", 3), (3, "cpu", 1)],
+)
+def test_train_takes_every_gpu_by_itself(
+    distrain, recipe, monkeypatch, gpus, device, most, flags
+):
     """One rank trains in this process; more of them, and what is asked for, on Ray."""
     called = []
     summary = Summary("finished", 1, 1, 1.0, None, None, "0" * 16, "exact", "runs/x")
     for name, module in (("here", local), ("ray", ray_train)):
-        monkeypatch.setattr(module, "run", lambda *_, name=name, **__: called.append(name) or (summary, None))
+        monkeypatch.setattr(
+            module,
+            "run",
+            lambda *_, name=name, **__: called.append(name) or (summary, None),
+        )
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr("distrain.launch.local.available_cores", lambda: 16)
     code, _, err = distrain("train", recipe, f"device={device}", *flags)
@@ -54,14 +66,20 @@ def test_fewer_gpus_than_workers_is_a_sentence_at_once(distrain, recipe, monkeyp
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     code, _, err = distrain("train", recipe, "--workers=4", "device=auto")
     assert code == 2
-    assert "4 workers ask for a GPU each, and this machine shows 1: use --workers auto, or train on CPUs" in err
+    assert (
+        "4 workers ask for a GPU each, and this machine shows 1: use --workers auto, or train on CPUs"
+        in err
+    )
 
 
 def test_idle_gpus_are_one_line(distrain, recipe, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     code, out, _ = distrain("train", recipe)
     assert code == 0
-    assert out.splitlines()[0] == "training on CPUs, and 2 of 2 GPUs stay idle: device is cpu"
+    assert (
+        out.splitlines()[0]
+        == "training on CPUs, and 2 of 2 GPUs stay idle: device is cpu"
+    )
     assert out.count("stay idle") == 1
 
 
@@ -72,28 +90,42 @@ def test_a_dry_run_shows_what_would_be_used(distrain, recipe, monkeypatch):
     assert re.search(r"virtual workers a rank: +1 on 4 ranks", out)
     assert re.search(r"workers: +4, each with a GPU and 2 CPU cores\n", out)
     assert re.search(r"of: +8 GPUs and 16 CPU cores on 1 node", out)
-    assert re.search(r"idle: +4 of 8 GPUs stay idle: virtual_workers = 4 is the most", out)
+    assert re.search(
+        r"idle: +4 of 8 GPUs stay idle: virtual_workers = 4 is the most", out
+    )
 
 
 def test_train_prints_plain_lines_in_a_pipe(distrain, recipe, tmp_path):
     code, out, err = distrain("train", recipe)
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert re.fullmatch(r"epoch 0  step 10/22  loss \d\.\d{4}  top-1 [\d.]+%  \d+ images/s  waits \d+%", lines[0])
-    assert any(text.startswith("epoch 0  step 22/22  validation loss") for text in lines)
+    assert re.fullmatch(
+        r"epoch 0  step 10/22  loss \d\.\d{4}  top-1 [\d.]+%  \d+ images/s  waits \d+%",
+        lines[0],
+    )
+    assert any(
+        text.startswith("epoch 0  step 22/22  validation loss") for text in lines
+    )
     assert re.fullmatch(r"finished 22 steps in 0 min \d\d s", lines[-4])
-    assert re.fullmatch(r"validation: top-1 [\d.]+%, top-5 [\d.]+% of 359 images", lines[-3])
+    assert re.fullmatch(
+        r"validation: top-1 [\d.]+%, top-5 [\d.]+% of 359 images", lines[-3]
+    )
     assert re.fullmatch(r"weights   [0-9a-f]{16}  \(exact reduction\)", lines[-2])
     assert lines[-1] == f"run       {tmp_path}/run"
     assert "\x1b" not in out
     code, again, _ = distrain("train", recipe)
     assert code == 0
-    assert "is finished: all 22 steps are done. To start afresh, name another run directory: run=..." in again
+    assert (
+        "is finished: all 22 steps are done. To start afresh, name another run directory: run=..."
+        in again
+    )
     assert lines[-2] in again
 
 
 def test_dry_run_prints_every_derived_number(distrain, recipe, tmp_path):
-    code, out, _ = distrain("train", recipe, "--dry-run", "global_batch=96", "virtual_workers=6")
+    code, out, _ = distrain(
+        "train", recipe, "--dry-run", "global_batch=96", "virtual_workers=6"
+    )
     assert code == 0
     assert "global_batch: 96" in out
     for text in (
@@ -115,11 +147,22 @@ def test_dry_run_prints_every_derived_number(distrain, recipe, tmp_path):
 def test_dry_run_before_the_data_is_packed(distrain, recipe, tmp_path):
     packed = distrain("train", recipe, "--dry-run", "virtual_workers=2")[1]
     unpacked = ("data.pack=digits", f"data.train={tmp_path}/new")
-    code, out, _ = distrain("train", recipe, "--dry-run", "virtual_workers=2", *unpacked)
+    code, out, _ = distrain(
+        "train", recipe, "--dry-run", "virtual_workers=2", *unpacked
+    )
     assert code == 0
     assert "not packed yet" in out
-    for name in ("steps:", "left out of an epoch:", "parameters:", "checkpoint:", "reduced in a step:"):
-        told = [[text for text in printed.splitlines() if text.startswith(name)] for printed in (packed, out)]
+    for name in (
+        "steps:",
+        "left out of an epoch:",
+        "parameters:",
+        "checkpoint:",
+        "reduced in a step:",
+    ):
+        told = [
+            [text for text in printed.splitlines() if text.startswith(name)]
+            for printed in (packed, out)
+        ]
         assert told[0] == told[1] != []
     assert not (tmp_path / "new").exists()
 
@@ -127,7 +170,10 @@ def test_dry_run_before_the_data_is_packed(distrain, recipe, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["optimizer.momentun=0.9"], "unknown key optimizer.momentun; did you mean optimizer.momentum?"),
+        (
+            ["optimizer.momentun=0.9"],
+            "unknown key optimizer.momentun; did you mean optimizer.momentum?",
+        ),
         (["epochs=ten"], "epochs: input should be a valid integer, not 'ten'"),
         (["virtual_workers=5"], "5 does not divide global_batch = 64: use 4"),
         (["data.train=/nowhere"], "no data set at /nowhere (nothing there)"),
@@ -137,7 +183,9 @@ def test_dry_run_before_the_data_is_packed(distrain, recipe, tmp_path):
         (["--resume"], "there is no checkpoint to resume from"),
     ],
 )
-def test_the_users_mistakes_are_one_sentence_and_exit_2(distrain, recipe, arguments, message):
+def test_the_users_mistakes_are_one_sentence_and_exit_2(
+    distrain, recipe, arguments, message
+):
     code, _, err = distrain("train", recipe, *arguments)
     assert code == 2
     assert message in err
@@ -154,7 +202,9 @@ def test_divergence_exits_1(distrain, recipe):
 def test_pack(distrain, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "src" / name).mkdir(parents=True)
-        Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "src" / name / "1.png")
+        Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(
+            tmp_path / "src" / name / "1.png"
+        )
     source, target = str(tmp_path / "src"), str(tmp_path / "dst")
     code, out, err = distrain("pack", source, target, "--geometry", "square:8")
     assert (code, err) == (0, "")
@@ -165,11 +215,21 @@ def test_pack(distrain, tmp_path):
     code, _, err = distrain("pack", source, target)
     assert (code, "holds a data set already" in err) == (2, True)
     (tmp_path / "src/a/2.png").write_bytes(b"x")
-    code, out, err = distrain("pack", source, str(tmp_path / "second"), "--geometry", "square:8")
+    code, out, err = distrain(
+        "pack", source, str(tmp_path / "second"), "--geometry", "square:8"
+    )
     assert code == 1
     assert "left out     a/2.png: no image format is recognised" in out
     assert "1 left out in all" in err
-    code, out, err = distrain("pack", source, str(tmp_path / "third"), "--geometry", "square:8", "--max-rejects", "1")
+    code, out, err = distrain(
+        "pack",
+        source,
+        str(tmp_path / "third"),
+        "--geometry",
+        "square:8",
+        "--max-rejects",
+        "1",
+    )
     assert (code, err) == (0, "")
     assert "1 left out in all" in out
 
@@ -177,7 +237,13 @@ def test_pack(distrain, tmp_path):
 def on_a_terminal(command, *arguments, interrupt=None):
     """What a command shows on a terminal, and its exit code; Ctrl-C is typed when `interrupt` is shown."""
     primary, secondary = pty.openpty()
-    child = command(*arguments, stdout=secondary, stderr=secondary, stdin=secondary, start_new_session=True)
+    child = command(
+        *arguments,
+        stdout=secondary,
+        stderr=secondary,
+        stdin=secondary,
+        start_new_session=True,
+    )
     os.close(secondary)
     shown = b""
     while True:
@@ -189,7 +255,9 @@ def on_a_terminal(command, *arguments, interrupt=None):
             break
         shown += part
         if interrupt is not None and interrupt.encode() in shown:
-            os.killpg(child.pid, signal.SIGINT)  # a terminal sends it to all of its processes
+            os.killpg(
+                child.pid, signal.SIGINT
+            )  # a terminal sends it to all of its processes
             interrupt = None
     os.close(primary)
     return child.wait(timeout=60), shown.decode()
@@ -209,13 +277,23 @@ def test_a_terminal_shows_a_bar(recipe, command, narrow_terminal):
     assert "finished 22 steps" in text
 
 
-def test_a_pack_shows_a_bar_and_goes_on_after_ctrl_c(distrain, command, narrow_terminal, tmp_path):
+def test_a_pack_shows_a_bar_and_goes_on_after_ctrl_c(
+    distrain, command, narrow_terminal, tmp_path
+):
     rng = np.random.default_rng(0)
     for i in range(300):
         place = tmp_path / "src" / "ab"[i % 2]
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (400, 400, 3), dtype=np.uint8)).save(place / f"{i}.jpg")
-    arguments = ("pack", str(tmp_path / "src"), str(tmp_path / "dst"), "--processes", "2")
+        Image.fromarray(rng.integers(0, 256, (400, 400, 3), dtype=np.uint8)).save(
+            place / f"{i}.jpg"
+        )
+    arguments = (
+        "pack",
+        str(tmp_path / "src"),
+        str(tmp_path / "dst"),
+        "--processes",
+        "2",
+    )
     code, text = on_a_terminal(command, *arguments, interrupt="0/300 images")
     assert code == 130
     assert "stopped; to go on: run the same command" in text
@@ -233,7 +311,10 @@ def test_index_and_stats(distrain, tmp_path):
     code, out, err = distrain("index", url, "--to", str(tmp_path / "index"))
     assert (code, err) == (0, "")
     assert out.splitlines()[0] == f"Parquet: 30 images of 3 classes in {url}"
-    assert out.splitlines()[-2:] == ["30 images of 3 classes in 3 files", f"train with data.train={tmp_path / 'index'}"]
+    assert out.splitlines()[-2:] == [
+        "30 images of 3 classes in 3 files",
+        f"train with data.train={tmp_path / 'index'}",
+    ]
     code, stored, err = distrain("stats", str(tmp_path / "index"))
     assert (code, err) == (0, "")
     code, out, err = distrain("stats", url)
@@ -276,13 +357,22 @@ def test_verify_and_inspect(distrain, digits, tmp_path):
 
 
 def test_lr_draws_the_schedule(distrain, recipe):
-    code, out, err = distrain("lr", recipe, "schedule.name=polynomial", "schedule.warmup_epochs=0.5", "epochs=2")
+    code, out, err = distrain(
+        "lr",
+        recipe,
+        "schedule.name=polynomial",
+        "schedule.warmup_epochs=0.5",
+        "epochs=2",
+    )
     assert (code, err) == (0, "")
     head, *lines = out.splitlines()
     assert head.split() == ["step", "epoch", "rate"]
     assert len(lines) == 24
     assert max(map(len, out.splitlines())) <= 79
-    steps, bars = [int(line.split()[0]) for line in lines], [line.count("#") for line in lines]
+    steps, bars = (
+        [int(line.split()[0]) for line in lines],
+        [line.count("#") for line in lines],
+    )
     assert (steps[0], steps[-1]) == (0, 43)
     top = bars.index(48)
     assert 0 < top < 10
@@ -294,36 +384,72 @@ def test_lr_draws_the_schedule(distrain, recipe):
 def test_lr_without_the_data_and_into_a_file(distrain, recipe, tmp_path):
     """Of a recipe with ImageNet's 1,281,167 images."""
     configs = Path(__file__).parents[2] / "configs"
-    code, out, err = distrain("lr", str(configs / "alexnet-lars-8k.yaml"), "--images", "1281167")
+    code, out, err = distrain(
+        "lr", str(configs / "alexnet-lars-8k.yaml"), "--images", "1281167"
+    )
     assert (code, err) == (0, "")
     assert out.splitlines()[-1].split()[0] == "15,599", "100 epochs of 156 steps"
     image = tmp_path / "rate.png"
-    assert distrain("lr", str(configs / "alexnet-lars-8k.yaml"), "--images", "1281167", "--png", str(image))[0] == 0
+    assert (
+        distrain(
+            "lr",
+            str(configs / "alexnet-lars-8k.yaml"),
+            "--images",
+            "1281167",
+            "--png",
+            str(image),
+        )[0]
+        == 0
+    )
     assert image.read_bytes().startswith(b"\x89PNG")
     code, _, err = distrain("lr", recipe, "--images", "3")
     assert (code, "3 images make no global batch of" in err) == (2, True)
     code, _, err = distrain("lr", recipe, "--png", str(tmp_path / "rate.txt"))
     assert (code, "cannot draw into" in err) == (2, True)
-    assert "when validation stalls" in distrain("lr", str(configs / "alexnet2012-paper.yaml"), "--images", "1281167")[1]
+    assert (
+        "when validation stalls"
+        in distrain(
+            "lr", str(configs / "alexnet2012-paper.yaml"), "--images", "1281167"
+        )[1]
+    )
 
 
 def test_a_dry_run_tries_an_imported_network_out(distrain, recipe):
-    code, out, _ = distrain("train", recipe, "model={name: 'own_models:Small'}", "--dry-run")
+    code, out, _ = distrain(
+        "train", recipe, "model={name: 'own_models:Small'}", "--dry-run"
+    )
     assert code == 0
     assert "parameters:              2,490" in out
-    code, _, err = distrain("train", recipe, "model={name: 'own_models:Noisy'}", "--dry-run")
+    code, _, err = distrain(
+        "train", recipe, "model={name: 'own_models:Noisy'}", "--dry-run"
+    )
     assert (code, "draws from a global random generator" in err) == (2, True)
 
 
 def test_model_prints_the_layers(distrain):
-    code, out, err = distrain("model", "alexnet2012", "augment.crop=227", "model.width=0.5", "--classes", "10")
+    code, out, err = distrain(
+        "model", "alexnet2012", "augment.crop=227", "model.width=0.5", "--classes", "10"
+    )
     assert (code, err) == (0, "")
-    assert out.splitlines()[0].split() == ["layer", "kind", "output", "parameters", "%", "10^6", "MACs", "%"]
+    assert out.splitlines()[0].split() == [
+        "layer",
+        "kind",
+        "output",
+        "parameters",
+        "%",
+        "10^6",
+        "MACs",
+        "%",
+    ]
     assert out.splitlines()[-2].split()[:4] == ["fc8", "Linear", "10", "20,490"]
     code, _, err = distrain("model", "alexnet3")
     assert (code, "alexnet_bn, torchvision:NAME" in err) == (2, True)
     code, _, err = distrain("model", "alexnet", "augment.crop=62", "seed=1")
-    assert (code, "alexnet needs augment.crop of at least 63 pixels" in err, "unknown key seed" in err) == (
+    assert (
+        code,
+        "alexnet needs augment.crop of at least 63 pixels" in err,
+        "unknown key seed" in err,
+    ) == (
         2,
         True,
         True,
@@ -331,7 +457,9 @@ def test_model_prints_the_layers(distrain):
 
 
 def test_bench_data(distrain, digits):
-    code, out, err = distrain("bench", "data", str(digits / "val"), "augment.crop=64", "--images", "128")
+    code, out, err = distrain(
+        "bench", "data", str(digits / "val"), "augment.crop=64", "--images", "128"
+    )
     assert (code, err) == (0, "")
     assert "libjpeg-turbo alone" in out
     assert all(len(line) <= 80 for line in out.splitlines())

@@ -26,7 +26,13 @@ NAMESPACES = possible() and not os.environ.get("DISTRAIN_NO_NAMESPACES")
 TABLE: list[tuple[str, str]] = []
 NODES = ("n1", "n2", "n3")
 CLUSTER = {"workers": [1, 3], "stall": 60.0}
-SHORT = {"epochs": 2, "global_batch": 30, "virtual_workers": 6, "log": {"every": 20}, "checkpoint": {"every": 20}}
+SHORT = {
+    "epochs": 2,
+    "global_batch": 30,
+    "virtual_workers": 6,
+    "log": {"every": 20},
+    "checkpoint": {"every": 20},
+}
 # With this for each of two forwards and three workers, a step takes a seventh of a second, and the cores a third of it.
 PACE = "0.06"
 
@@ -34,11 +40,20 @@ PACE = "0.06"
 @pytest.fixture(scope="session")
 def plain() -> dict[str, str]:
     """The environment of all that is started: compiled modules may be kept, Ray's as in cluster/ray.env."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as an activated environment has it
+    environment = {
+        k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"
+    }
+    environment["PATH"] = (
+        f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as an activated environment has it
+    )
     lines = (Path(__file__).parents[2] / "cluster/ray.env").read_text().splitlines()
     settings = dict(line.split("=") for line in lines if not line.startswith("#"))
-    return {**with_own_models(environment), **settings, "RAY_AUTH_TOKEN": secrets.token_hex(32), "PACE": PACE}
+    return {
+        **with_own_models(environment),
+        **settings,
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "PACE": PACE,
+    }
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +63,9 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if not NAMESPACES:
         yield folder
         return
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=True
+    )
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
@@ -57,21 +74,32 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def cluster(tmp_path_factory, plain, disk) -> Iterator[Hosts | Processes]:
     folder = tmp_path_factory.mktemp("hosts")
     if not NAMESPACES:
-        TABLE.append(("no network namespaces", "cluster tests ran on Ray's cluster_utils.Cluster"))
-    hosts = Hosts(folder, len(NODES), plain) if NAMESPACES else Processes(len(NODES), plain)
+        TABLE.append(
+            (
+                "no network namespaces",
+                "cluster tests ran on Ray's cluster_utils.Cluster",
+            )
+        )
+    hosts = (
+        Hosts(folder, len(NODES), plain) if NAMESPACES else Processes(len(NODES), plain)
+    )
     yield hosts
     hosts.down()
 
 
 @pytest.fixture
-def hosts(cluster: Hosts | Processes, request: pytest.FixtureRequest) -> Hosts | Processes:
+def hosts(
+    cluster: Hosts | Processes, request: pytest.FixtureRequest
+) -> Hosts | Processes:
     """All three nodes up, links whole."""
     for host in NODES if NAMESPACES else ():
         cluster.heal(host)
         cluster.rate(host, None)
         cluster.lose(host, 0)
     if request.node.get_closest_marker("namespaces") and not NAMESPACES:
-        pytest.skip("network namespaces are not allowed here, so Ray's cluster_utils.Cluster stands in: no cables")
+        pytest.skip(
+            "network namespaces are not allowed here, so Ray's cluster_utils.Cluster stands in: no cables"
+        )
     cluster.up(*NODES)
     return cluster
 
@@ -103,7 +131,9 @@ def paced(lasting: Config, recipe: Config) -> Config:
 
 
 @pytest.fixture(scope="session")
-def reference(lasting: Config, plain: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
+def reference(
+    lasting: Config, plain: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Reference]:
     """What `lasting` must equal at every checkpoint."""
     found = Reference(lasting, tmp_path_factory.mktemp("reference"), plain)
     yield found
@@ -118,7 +148,9 @@ def shared(cluster, lasting, reference, tmp_path_factory) -> Iterator[Endless]:
 
 
 @pytest.fixture
-def endless(hosts: Hosts, shared: Endless, request: pytest.FixtureRequest) -> Iterator[Endless]:
+def endless(
+    hosts: Hosts, shared: Endless, request: pytest.FixtureRequest
+) -> Iterator[Endless]:
     """The run that the tests of faults share; one that a test has failed on is not gone on with."""
     failed = request.session.testsfailed
     yield shared
@@ -127,7 +159,9 @@ def endless(hosts: Hosts, shared: Endless, request: pytest.FixtureRequest) -> It
 
 
 @pytest.fixture
-def start(hosts: Hosts, shared: Endless, recipe: Config, tmp_path: Path) -> Iterator[Commands]:
+def start(
+    hosts: Hosts, shared: Endless, recipe: Config, tmp_path: Path
+) -> Iterator[Commands]:
     """Starts commands on hosts, and runs on a cluster on which there is nothing else."""
     shared.stop()
     commands = Commands(hosts, tmp_path, recipe)

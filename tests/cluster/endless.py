@@ -46,7 +46,9 @@ class Run:
 
     @property
     def text(self) -> str:
-        return "\n".join(f"{at - self._began:6.1f} s  {line}" for at, line in self.lines)
+        return "\n".join(
+            f"{at - self._began:6.1f} s  {line}" for at, line in self.lines
+        )
 
     def since(self, at: float) -> str:
         """The lines after a time."""
@@ -54,7 +56,10 @@ class Run:
 
     def told(self, pattern: str, since: float = 0.0) -> float | None:
         """When a line matched for the first time."""
-        return next((at for at, line in self.lines if at > since and re.search(pattern, line)), None)
+        return next(
+            (at for at, line in self.lines if at > since and re.search(pattern, line)),
+            None,
+        )
 
     def wait_for(self, pattern: str, since: float = 0.0) -> float:
         """When a line matched for the first time: wait for one."""
@@ -64,7 +69,12 @@ class Run:
         return found
 
     def wait_for_step(self, step: int) -> None:
-        self.wait_until(lambda: max(map(int, re.findall(r"step (\d+)/", self.text)), default=0) >= step, f"step {step}")
+        self.wait_until(
+            lambda: (
+                max(map(int, re.findall(r"step (\d+)/", self.text)), default=0) >= step
+            ),
+            f"step {step}",
+        )
         assert not self.is_over, self.text
 
     def wait_until(self, condition: Callable[[], object], what: str) -> None:
@@ -96,16 +106,28 @@ class Commands:
         self._started: list[Run] = []
 
     def __call__(
-        self, *arguments: str, config: Config | None = None, host: str = HEAD, address: str | None = "auto"
+        self,
+        *arguments: str,
+        config: Config | None = None,
+        host: str = HEAD,
+        address: str | None = "auto",
     ) -> Run:
         """`distrain train`."""
         where = () if address is None else (f"--address={address}",)
-        return self.distrain(host, "train", self.written(config or self._recipe), *where, *arguments)
+        return self.distrain(
+            host, "train", self.written(config or self._recipe), *where, *arguments
+        )
 
     def distrain(self, host: str, *arguments: str, **options: Any) -> Run:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         command = (PYTHON, "-m", "distrain", *arguments)
-        self._started.append(Run(self._hosts.popen(host, *command, cwd=str(self._folder), **pipes, **options)))
+        self._started.append(
+            Run(
+                self._hosts.popen(
+                    host, *command, cwd=str(self._folder), **pipes, **options
+                )
+            )
+        )
         return self._started[-1]
 
     def written(self, config: Config) -> str:
@@ -126,7 +148,9 @@ class Commands:
             kinds = ("ray::RayTrain", "ray::Train", "ray::Mailbox")
             found += [(host, kind) for kind in kinds if self._hosts.pids(host, kind)]
             shared = self._hosts.shared_memory(host)
-            found += [(host, name) for name in shared if "torch" in name or "distrain" in name]
+            found += [
+                (host, name) for name in shared if "torch" in name or "distrain" in name
+            ]
         return found
 
     def end(self) -> None:
@@ -153,15 +177,29 @@ class Process(Protocol):
 class Reference:
     """A recipe without an end, in one process that nothing disturbs; it trains while somebody asks for a step."""
 
-    def __init__(self, config: Config, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, config: Config, folder: Path, environment: Mapping[str, str]
+    ) -> None:
         self._run = folder / "reference"
         keep = {"checkpoint": config.checkpoint.model_copy(update={"keep": 100_000})}
-        cluster = {"cluster": config.cluster.model_copy(update={"stall": 1e6})}  # it may wait long to be asked
+        cluster = {
+            "cluster": config.cluster.model_copy(update={"stall": 1e6})
+        }  # it may wait long to be asked
         path = folder / "reference.yaml"
-        path.write_text(to_yaml(config.model_copy(update={"run": str(self._run), **keep, **cluster})))
-        command = [sys.executable, str(Path(__file__).with_name("reference.py")), str(path)]
+        path.write_text(
+            to_yaml(
+                config.model_copy(update={"run": str(self._run), **keep, **cluster})
+            )
+        )
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name("reference.py")),
+            str(path),
+        ]
         unpaced = {key: value for key, value in environment.items() if key != "PACE"}
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=unpaced)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, text=True, env=unpaced
+        )
 
     def check(self, run: Process, config: Config) -> None:
         """Compare a run's next checkpoint with that of the same step here: weights and optimizer, bit by bit."""
@@ -171,19 +209,28 @@ class Reference:
         def news() -> list[Path]:
             # Where it was stopped it has saved at any step; the reference saves every so many.
             return [
-                path for path in saved(folder) if path not in before and step_of(path) % config.checkpoint.every == 0
+                path
+                for path in saved(folder)
+                if path not in before and step_of(path) % config.checkpoint.every == 0
             ]
 
         await_that(lambda: news() or run.is_over, "a checkpoint", PATIENCE)
         assert news(), run.text
         found = news()[0]
-        assert digests(found) == self._digests(step_of(found)), f"{found.name}\n{run.text}"
+        assert digests(found) == self._digests(step_of(found)), (
+            f"{found.name}\n{run.text}"
+        )
 
     def _digests(self, step: int) -> Digests:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{step}\n")
         self._process.stdin.flush()
-        await_that(lambda: saved(self._run, step), f"step {step} of the reference", PATIENCE, while_alive=self._process)
+        await_that(
+            lambda: saved(self._run, step),
+            f"step {step} of the reference",
+            PATIENCE,
+            while_alive=self._process,
+        )
         return digests(saved(self._run, step)[-1])
 
     def end(self) -> None:
@@ -193,7 +240,9 @@ class Reference:
 class Endless:
     """One run without an end on all hosts: started when it is needed, resumed when something has ended it."""
 
-    def __init__(self, commands: Commands, config: Config, reference: Reference) -> None:
+    def __init__(
+        self, commands: Commands, config: Config, reference: Reference
+    ) -> None:
         self.commands, self.config, self._reference = commands, config, reference
         self.run: Run | None = None
         self._overrides: tuple[str, ...] = ()
@@ -206,9 +255,14 @@ class Endless:
         if self.run is None or self.run.is_over:
             self._overrides = overrides
             resume = ("--resume",) if saved(folder) else ()
-            self.run = self.commands("--workers=1-3", *resume, *overrides, config=self.config)
+            self.run = self.commands(
+                "--workers=1-3", *resume, *overrides, config=self.config
+            )
         run = self.run
-        run.wait_until(lambda: trains_on(run.text, 3) and saved(folder), "three workers that train, and a checkpoint")
+        run.wait_until(
+            lambda: trains_on(run.text, 3) and saved(folder),
+            "three workers that train, and a checkpoint",
+        )
         assert not run.is_over, run.text
         return run
 
@@ -222,7 +276,9 @@ class Endless:
         if self.run is not None and not self.run.is_over:
             self.commands.signal(signal.SIGINT)
             assert "stopped and saved after step" in self.run.end(130)
-            await_that(lambda: self.commands.leftovers() == [], "all ranks to end", PATIENCE)
+            await_that(
+                lambda: self.commands.leftovers() == [], "all ranks to end", PATIENCE
+            )
 
     def forget(self) -> None:
         """After a test that failed: the next one starts it anew."""
@@ -233,7 +289,10 @@ class Endless:
 def trains_on(text: str, workers: int) -> bool:
     """Whether the last worker group that a run tells of has so many workers, and has told a step."""
     formed = text.rpartition("worker group formed: ")[2]
-    return formed.startswith(f"{workers} worker") and re.search(r"epoch \d+  step \d+/", formed) is not None
+    return (
+        formed.startswith(f"{workers} worker")
+        and re.search(r"epoch \d+  step \d+/", formed) is not None
+    )
 
 
 def saved(run: Path, step: int | None = None) -> list[Path]:
@@ -249,4 +308,7 @@ def step_of(checkpoint: Path) -> int:
 def digests(checkpoint: Path) -> Digests:
     """SHA-256 of the files with weights and optimizer."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    return {name: manifest[name]["sha256"] for name in ("model.safetensors", "optimizer.safetensors")}
+    return {
+        name: manifest[name]["sha256"]
+        for name in ("model.safetensors", "optimizer.safetensors")
+    }

@@ -40,7 +40,9 @@ HOUSEKEEPING = {
 def sh(*command: str, check: bool = True) -> str:
     """Run a command on the machine itself; its output."""
     done = subprocess.run(command, text=True, capture_output=True, check=False)
-    assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+    assert not check or done.returncode == 0, (
+        f"{' '.join(command)}: {done.stdout}{done.stderr}"
+    )
     return done.stdout
 
 
@@ -49,10 +51,15 @@ class Hosts:
 
     namespaces = True
 
-    def __init__(self, folder: Path, nodes: int, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, nodes: int, environment: Mapping[str, str]
+    ) -> None:
         self._folder, self._tag = folder, f"dt{os.getpid() % 10000}"
         self._environment = {**environment, **HOUSEKEEPING}
-        self.address = {"client": "10.78.0.2", **{f"n{i}": f"10.78.0.{10 + i}" for i in range(1, nodes + 1)}}
+        self.address = {
+            "client": "10.78.0.2",
+            **{f"n{i}": f"10.78.0.{10 + i}" for i in range(1, nodes + 1)},
+        }
         self._inits: dict[str, subprocess.Popen[bytes]] = {}
         self._pids: dict[str, int] = {}
         self._ray: dict[str, subprocess.Popen[str]] = {}
@@ -71,13 +78,35 @@ class Hosts:
     def _connect(self, host: str, address: str) -> None:
         net = self._tag + host
         sh("ip", "netns", "add", net)
-        sh("ip", "-n", self._switch, "link", "add", f"p-{host}", "type", "veth", "peer", "name", "eth0", "netns", net)
+        sh(
+            "ip",
+            "-n",
+            self._switch,
+            "link",
+            "add",
+            f"p-{host}",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            net,
+        )
         sh("ip", "-n", self._switch, "link", "set", f"p-{host}", "master", "br0", "up")
         sh("ip", "-n", net, "addr", "add", f"{address}/24", "dev", "eth0")
         for link in ("eth0", "lo"):
             sh("ip", "-n", net, "link", "set", link, "up")
         # As cluster/README.md advises.
-        sh("ip", "netns", "exec", net, "sh", "-c", "echo 5 > /proc/sys/net/ipv4/tcp_retries2")
+        sh(
+            "ip",
+            "netns",
+            "exec",
+            net,
+            "sh",
+            "-c",
+            "echo 5 > /proc/sys/net/ipv4/tcp_retries2",
+        )
 
     def boot(self, host: str) -> None:
         """Start a host: an init that reaps what is orphaned, and nothing else."""
@@ -91,13 +120,34 @@ class Hosts:
             'mount -t tmpfs -o size=4g tmpfs /dev/shm; mount --bind "$2/hosts" /etc/hosts; touch "$2/up"',
             "while :; do sleep 3600 & wait $!; done",
         )
-        namespaces = ("--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--uts")
+        namespaces = (
+            "--pid",
+            "--fork",
+            "--kill-child=KILL",
+            "--mount",
+            "--mount-proc",
+            "--uts",
+        )
         shell = ("bash", "-c", "; ".join(script), "_", host, str(folder))
-        command = ["ip", "netns", "exec", self._tag + host, "unshare", *namespaces, *shell]
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            self._tag + host,
+            "unshare",
+            *namespaces,
+            *shell,
+        ]
         with (folder / "init.log").open("wb") as log:
-            self._inits[host] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._inits[host] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
         await_that(lambda: (folder / "up").exists(), f"{host} to boot")
-        children = Path(f"/proc/{self._inits[host].pid}/task/{self._inits[host].pid}/children").read_text().split()
+        children = (
+            Path(f"/proc/{self._inits[host].pid}/task/{self._inits[host].pid}/children")
+            .read_text()
+            .split()
+        )
         self._pids[host] = int(children[0])
         sh("ip", "-n", self._switch, "link", "set", f"p-{host}", "up")
 
@@ -115,11 +165,15 @@ class Hosts:
         ]
         environment = {**self._environment, **options.pop("environment", {})}
         options.setdefault("stdin", subprocess.DEVNULL)
-        return subprocess.Popen([*enter, *command], text=True, env=environment, **options)
+        return subprocess.Popen(
+            [*enter, *command], text=True, env=environment, **options
+        )
 
     def run(self, host: str, *command: str) -> str:
         """Run a command on a host; its output."""
-        process = self.popen(host, *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = self.popen(
+            host, *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         return process.communicate(timeout=120)[0]
 
     def start_ray(self, host: str) -> None:
@@ -134,14 +188,29 @@ class Hosts:
             self.address[host],
         )
         place = where if host == HEAD else ("--address", f"{self.address[HEAD]}:6379")
-        common = ("--num-cpus", "1", "--object-store-memory", "150000000", "--disable-usage-stats", "--block")
+        common = (
+            "--num-cpus",
+            "1",
+            "--object-store-memory",
+            "150000000",
+            "--disable-usage-stats",
+            "--block",
+        )
         if host in self._ray:
             for pid in self.pids(host, "ray start"):  # a drained node leaves it behind
                 os.kill(pid, signal.SIGKILL)
             self._ray[host].wait()
         with (self._folder / host / "ray.log").open("w") as log:
             self._ray[host] = self.popen(
-                host, RAY, "start", *place, "--node-ip-address", self.address[host], *common, stdout=log, stderr=log
+                host,
+                RAY,
+                "start",
+                *place,
+                "--node-ip-address",
+                self.address[host],
+                *common,
+                stdout=log,
+                stderr=log,
             )
 
     def up(self, *hosts: str) -> None:
@@ -155,7 +224,9 @@ class Hosts:
                 if not self._runs_ray(host):
                     self.start_ray(host)
                     if host == HEAD:
-                        await_that(lambda: self._has_started(HEAD), "Ray's head", PATIENCE)
+                        await_that(
+                            lambda: self._has_started(HEAD), "Ray's head", PATIENCE
+                        )
             return self._alive_nodes() == wanted
 
         await_that(are_up, f"Ray on {hosts}", PATIENCE)
@@ -175,8 +246,14 @@ class Hosts:
         if self._nodes is not None and self._nodes.poll() is not None:
             self._forget_nodes()
         if self._nodes is None:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            self._nodes = self.popen(HEAD, PYTHON, "-c", NODES, f"{self.address[HEAD]}:6379", **pipes)
+            pipes = {
+                "stdin": subprocess.PIPE,
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.DEVNULL,
+            }
+            self._nodes = self.popen(
+                HEAD, PYTHON, "-c", NODES, f"{self.address[HEAD]}:6379", **pipes
+            )
         assert self._nodes.stdin is not None
         assert self._nodes.stdout is not None
         try:
@@ -199,14 +276,18 @@ class Hosts:
 
     def pids(self, host: str, name: str) -> list[int]:
         """Processes of a host whose command line has a text in it, by the machine's numbers."""
-        namespace = os.readlink(f"/proc/{self._pids[host]}/ns/pid") if self._inits[host].poll() is None else None
+        namespace = (
+            os.readlink(f"/proc/{self._pids[host]}/ns/pid")
+            if self._inits[host].poll() is None
+            else None
+        )
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
-                    if os.readlink(entry / "ns/pid") == namespace and name in (entry / "cmdline").read_text().replace(
-                        "\0", " "
-                    ):
+                    if os.readlink(entry / "ns/pid") == namespace and name in (
+                        entry / "cmdline"
+                    ).read_text().replace("\0", " "):
                         found.append(int(entry.name))
                 except OSError:
                     continue
@@ -235,10 +316,35 @@ class Hosts:
     def rate(self, host: str, rate: str | None) -> None:
         """Shape both directions of a host's link; None: as fast as it goes."""
         for net, link in ((self._tag + host, "eth0"), (self._switch, f"p-{host}")):
-            sh("ip", "netns", "exec", net, "tc", "qdisc", "del", "dev", link, "root", check=False)
+            sh(
+                "ip",
+                "netns",
+                "exec",
+                net,
+                "tc",
+                "qdisc",
+                "del",
+                "dev",
+                link,
+                "root",
+                check=False,
+            )
             if rate:
                 limit = ("rate", rate, "burst", "256kb", "latency", "100ms")
-                sh("ip", "netns", "exec", net, "tc", "qdisc", "add", "dev", link, "root", "tbf", *limit)
+                sh(
+                    "ip",
+                    "netns",
+                    "exec",
+                    net,
+                    "tc",
+                    "qdisc",
+                    "add",
+                    "dev",
+                    link,
+                    "root",
+                    "tbf",
+                    *limit,
+                )
 
     def lose(self, host: str, percent: int) -> None:
         """Drop a share of the packets that reach a host; 0: none."""
@@ -246,7 +352,15 @@ class Hosts:
         sh(*nft, "delete", "table", "inet", "loss", check=False)
         if percent:
             sh(*nft, "add", "table", "inet", "loss")
-            sh(*nft, "add", "chain", "inet", "loss", "in", "{ type filter hook input priority 0 ; }")
+            sh(
+                *nft,
+                "add",
+                "chain",
+                "inet",
+                "loss",
+                "in",
+                "{ type filter hook input priority 0 ; }",
+            )
             rule = f"iifname eth0 numgen random mod 100 < {percent} drop"
             sh(*nft, "add", "rule", "inet", "loss", "in", *rule.split())
 
@@ -256,7 +370,15 @@ class Hosts:
         sh(*nft, "delete", "table", "inet", "refuse", check=False)
         if port is not None:
             sh(*nft, "add", "table", "inet", "refuse")
-            sh(*nft, "add", "chain", "inet", "refuse", "out", "{ type filter hook output priority 0 ; }")
+            sh(
+                *nft,
+                "add",
+                "chain",
+                "inet",
+                "refuse",
+                "out",
+                "{ type filter hook output priority 0 ; }",
+            )
             rule = f"tcp dport {port} reject with tcp reset"
             sh(*nft, "add", "rule", "inet", "refuse", "out", *rule.split())
 
@@ -282,6 +404,13 @@ class Hosts:
 
 def possible() -> bool:
     """Whether this machine lets us make hosts."""
-    if os.geteuid() != 0 or not all(shutil.which(tool) for tool in ("ip", "tc", "nft", "unshare", "nsenter")):
+    if os.geteuid() != 0 or not all(
+        shutil.which(tool) for tool in ("ip", "tc", "nft", "unshare", "nsenter")
+    ):
         return False
-    return subprocess.run(["unshare", "--net", "--pid", "--fork", "--mount", "true"], check=False).returncode == 0
+    return (
+        subprocess.run(
+            ["unshare", "--net", "--pid", "--fork", "--mount", "true"], check=False
+        ).returncode
+        == 0
+    )

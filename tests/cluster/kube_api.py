@@ -13,8 +13,20 @@ import kube
 
 _VERBS = ["create", "get", "list", "update"]
 _KINDS = {
-    "v1": {"name": "configmaps", "singularName": "configmap", "namespaced": True, "kind": "ConfigMap", "verbs": _VERBS},
-    "ray.io/v1": {"name": "rayjobs", "singularName": "rayjob", "namespaced": True, "kind": "RayJob", "verbs": _VERBS},
+    "v1": {
+        "name": "configmaps",
+        "singularName": "configmap",
+        "namespaced": True,
+        "kind": "ConfigMap",
+        "verbs": _VERBS,
+    },
+    "ray.io/v1": {
+        "name": "rayjobs",
+        "singularName": "rayjob",
+        "namespaced": True,
+        "kind": "RayJob",
+        "verbs": _VERBS,
+    },
 }
 
 
@@ -22,21 +34,46 @@ def _discovery(operator: bool) -> dict[str, dict[str, Any]]:
     """What kubectl reads before its first request: the kinds, and that the server checks fields itself."""
     version = {"groupVersion": "ray.io/v1", "version": "v1"}
     group = {"name": "ray.io", "versions": [version], "preferredVersion": version}
-    resources = {v: {"kind": "APIResourceList", "groupVersion": v, "resources": [kind]} for v, kind in _KINDS.items()}
-    paths = {"v1": "/api/v1", "ray.io/v1": "/apis/ray.io/v1"} if operator else {"v1": "/api/v1"}
+    resources = {
+        v: {"kind": "APIResourceList", "groupVersion": v, "resources": [kind]}
+        for v, kind in _KINDS.items()
+    }
+    paths = (
+        {"v1": "/api/v1", "ray.io/v1": "/apis/ray.io/v1"}
+        if operator
+        else {"v1": "/api/v1"}
+    )
     found: dict[str, dict[str, Any]] = {
         "/version": {"major": "1", "minor": "31", "gitVersion": "v1.31.0"},
         "/api": {"kind": "APIVersions", "versions": ["v1"]},
-        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group] * operator},
-        "/openapi/v3": {"paths": {p[1:]: {"serverRelativeURL": f"/openapi/v3{p}"} for p in paths.values()}},
+        "/apis": {
+            "kind": "APIGroupList",
+            "apiVersion": "v1",
+            "groups": [group] * operator,
+        },
+        "/openapi/v3": {
+            "paths": {
+                p[1:]: {"serverRelativeURL": f"/openapi/v3{p}"} for p in paths.values()
+            }
+        },
     }
     for version_name, path in paths.items():
         kind, name = _KINDS[version_name]["kind"], _KINDS[version_name]["name"]
         found[path] = resources[version_name]
-        about = {"group": version_name.rpartition("/")[0], "version": "v1", "kind": kind}
-        patch = {"x-kubernetes-group-version-kind": about, "parameters": [{"name": "fieldValidation", "in": "query"}]}
+        about = {
+            "group": version_name.rpartition("/")[0],
+            "version": "v1",
+            "kind": kind,
+        }
+        patch = {
+            "x-kubernetes-group-version-kind": about,
+            "parameters": [{"name": "fieldValidation", "in": "query"}],
+        }
         route = f"{path}/namespaces/{{namespace}}/{name}/{{name}}"
-        found[f"/openapi/v3{path}"] = {"openapi": "3.0.0", "paths": {route: {"patch": patch}}}
+        found[f"/openapi/v3{path}"] = {
+            "openapi": "3.0.0",
+            "paths": {route: {"patch": patch}},
+        }
     return found
 
 
@@ -58,10 +95,28 @@ class Api:
                 elif path in api.objects:
                     self._about_objects(200, api.objects[path])
                 elif path.endswith(("/rayjobs", "/configmaps")):
-                    items = [found for key, found in api.objects.items() if key.startswith(f"{path}/")]
-                    self._about_objects(200, {"kind": "RayJobList", "apiVersion": "ray.io/v1", "items": items})
+                    items = [
+                        found
+                        for key, found in api.objects.items()
+                        if key.startswith(f"{path}/")
+                    ]
+                    self._about_objects(
+                        200,
+                        {
+                            "kind": "RayJobList",
+                            "apiVersion": "ray.io/v1",
+                            "items": items,
+                        },
+                    )
                 else:
-                    self._answer(404, _status(404, "NotFound", "the server could not find the requested resource"))
+                    self._answer(
+                        404,
+                        _status(
+                            404,
+                            "NotFound",
+                            "the server could not find the requested resource",
+                        ),
+                    )
 
             def do_PUT(self) -> None:
                 path, body = self.path.partition("?")[0], self._body()
@@ -79,15 +134,22 @@ class Api:
                 if problems:
                     self._answer(422, _status(422, "Invalid", "; ".join(problems)))
                 elif key in api.objects:
-                    self._answer(409, _status(409, "AlreadyExists", f'"{name}" already exists'))
+                    self._answer(
+                        409, _status(409, "AlreadyExists", f'"{name}" already exists')
+                    )
                 else:
-                    body["metadata"] |= {"uid": f"uid-of-{name}", "namespace": path.split("/")[-2]}
+                    body["metadata"] |= {
+                        "uid": f"uid-of-{name}",
+                        "namespace": path.split("/")[-2],
+                    }
                     if api.refuse is None:
                         api.objects[key] = body
                     self._about_objects(201, body)
 
             def _body(self) -> dict[str, Any]:
-                return dict(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                return dict(
+                    json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                )
 
             def _about_objects(self, status: int, body: dict[str, Any]) -> None:
                 if api.refuse is not None:
@@ -116,7 +178,11 @@ class Api:
 
     def names(self, kind: str) -> list[str]:
         """The objects of a kind."""
-        return [key.rpartition("/")[2] for key, found in self.objects.items() if found["kind"] == kind]
+        return [
+            key.rpartition("/")[2]
+            for key, found in self.objects.items()
+            if found["kind"] == kind
+        ]
 
     def close(self) -> None:
         """Answer no more."""

@@ -21,11 +21,16 @@ class Processes:
 
     def __init__(self, nodes: int, environment: Mapping[str, str]) -> None:
         # Ray starts the raylets from this process, which has loaded it without a token.
-        self._environment = {key: value for key, value in environment.items() if not key.startswith("RAY_AUTH_")}
+        self._environment = {
+            key: value
+            for key, value in environment.items()
+            if not key.startswith("RAY_AUTH_")
+        }
         os.environ.update(self._environment)
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         self._cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 150_000_000}
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "object_store_memory": 150_000_000},
         )
         address = self._cluster.head_node.node_ip_address
         self.address = {f"n{i}": address for i in range(1, nodes + 1)}
@@ -35,7 +40,9 @@ class Processes:
     def popen(self, host: str, *command: str, **options) -> subprocess.Popen[str]:
         """Start a command that finds the cluster by itself."""
         environment = {**self._environment, "RAY_ADDRESS": self._cluster.address}
-        process = subprocess.Popen(command, text=True, env=environment, stdin=subprocess.DEVNULL, **options)
+        process = subprocess.Popen(
+            command, text=True, env=environment, stdin=subprocess.DEVNULL, **options
+        )
         self._drivers.append(process)
         return process
 
@@ -44,7 +51,9 @@ class Processes:
 
     def start_ray(self, host: str) -> None:
         """Start a raylet with one CPU."""
-        self._nodes[host] = self._cluster.add_node(num_cpus=1, object_store_memory=150_000_000)
+        self._nodes[host] = self._cluster.add_node(
+            num_cpus=1, object_store_memory=150_000_000
+        )
 
     def up(self, *hosts: str) -> None:
         """Start what does not run of these."""
@@ -55,10 +64,20 @@ class Processes:
 
     def pids(self, host: str, name: str) -> list[int]:
         """Processes below a host's raylet, and commands started on the head, with a text in their command line."""
-        roots = {process.pid for process in self._drivers if host == HEAD and process.poll() is None}
+        roots = {
+            process.pid
+            for process in self._drivers
+            if host == HEAD and process.poll() is None
+        }
         if host in self._nodes:
-            roots |= {p.process.pid for p in self._nodes[host].all_processes.get("raylet", [])}
-        return [pid for pid, parents, command in _processes() if roots & {pid, *parents} and name in command]
+            roots |= {
+                p.process.pid for p in self._nodes[host].all_processes.get("raylet", [])
+            }
+        return [
+            pid
+            for pid, parents, command in _processes()
+            if roots & {pid, *parents} and name in command
+        ]
 
     def kill(self, host: str, name: str) -> None:
         """kill -9 of the processes of a host whose command line has a text in it."""
@@ -79,7 +98,10 @@ class Processes:
     def down(self) -> None:
         """End the cluster."""
         self._cluster.shutdown()
-        await_that(lambda: not any(self.pids(host, "ray") for host in self._nodes), "the cluster to end")
+        await_that(
+            lambda: not any(self.pids(host, "ray") for host in self._nodes),
+            "the cluster to end",
+        )
 
 
 def _processes() -> list[tuple[int, set[int], str]]:
@@ -88,8 +110,12 @@ def _processes() -> list[tuple[int, set[int], str]]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                parent[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                command[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+                parent[int(entry.name)] = int(
+                    (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                )
+                command[int(entry.name)] = (
+                    (entry / "cmdline").read_text().replace("\0", " ")
+                )
             except OSError:
                 continue
     found = []

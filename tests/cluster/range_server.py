@@ -36,4 +36,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-http.server.ThreadingHTTPServer((sys.argv[2], int(sys.argv[3])), Handler).serve_forever()
+http.server.ThreadingHTTPServer(
+    (sys.argv[2], int(sys.argv[3])), Handler
+).serve_forever()

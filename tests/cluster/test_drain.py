@@ -28,13 +28,33 @@ AUTOSCALING = {
     },
     "auth": {},
     "file_mounts": {},
-    **{name: [] for name in ("setup_commands", "head_setup_commands", "worker_setup_commands")},
-    **{name: [] for name in ("initialization_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter")},
+    **{
+        name: []
+        for name in ("setup_commands", "head_setup_commands", "worker_setup_commands")
+    },
+    **{
+        name: []
+        for name in (
+            "initialization_commands",
+            "cluster_synced_files",
+            "rsync_exclude",
+            "rsync_filter",
+        )
+    },
     **{name: [] for name in ("head_start_ray_commands", "worker_start_ray_commands")},
     "head_node_type": "ray.head.default",
     "available_node_types": {
-        "ray.head.default": {"resources": {"CPU": 0, **MEMORY}, "node_config": {}, "max_workers": 0},
-        "small": {"resources": {"CPU": 1, **MEMORY}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+        "ray.head.default": {
+            "resources": {"CPU": 0, **MEMORY},
+            "node_config": {},
+            "max_workers": 0,
+        },
+        "small": {
+            "resources": {"CPU": 1, **MEMORY},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": 2,
+        },
     },
 }
 AUTOSCALER = {
@@ -48,14 +68,27 @@ AUTOSCALER = {
 
 def test_draining_the_head_stops_its_jobs(start, hosts, paced):
     address = f"--address=http://{hosts.address[HEAD]}:8265"
-    run = start.distrain("client", "submit", start.written(paced), "-f", "--workers=1", "--id=drained", address)
+    run = start.distrain(
+        "client",
+        "submit",
+        start.written(paced),
+        "-f",
+        "--workers=1",
+        "--id=drained",
+        address,
+    )
     run.wait_for_step(10)
     text = start.distrain(HEAD, "drain").end()
-    assert re.search(r"sent SIGTERM to process \d+: it saves a checkpoint and ends\n.*nobody works here any more", text)
+    assert re.search(
+        r"sent SIGTERM to process \d+: it saves a checkpoint and ends\n.*nobody works here any more",
+        text,
+    )
     assert "stopped and saved after step" in run.end(143)
     assert not hosts.pids(HEAD, "-m distrain train")
     status = start.distrain("client", "jobs", address).end()
-    assert re.search("drained +FAILED", status), "so that KubeRay makes a new cluster for it"
+    assert re.search("drained +FAILED", status), (
+        "so that KubeRay makes a new cluster for it"
+    )
 
 
 def test_a_host_without_ray_has_nothing_to_drain(start):
@@ -63,16 +96,33 @@ def test_a_host_without_ray_has_nothing_to_drain(start):
     assert "error: no Ray runs on this host: there is nothing to drain" in text
 
 
-def test_an_autoscaler_brings_the_workers_that_are_asked_for(start, hosts, paced, reference, tmp_path):
+def test_an_autoscaler_brings_the_workers_that_are_asked_for(
+    start, hosts, paced, reference, tmp_path
+):
     path = tmp_path / "autoscaling.json"
     path.write_text(json.dumps(AUTOSCALING))
-    command = (RAY, "start", "--head", f"--autoscaling-config={path}", "--num-cpus=0", "--disable-usage-stats")
-    where = ("--node-ip-address", hosts.address["client"], "--object-store-memory=150000000")
+    command = (
+        RAY,
+        "start",
+        "--head",
+        f"--autoscaling-config={path}",
+        "--num-cpus=0",
+        "--disable-usage-stats",
+    )
+    where = (
+        "--node-ip-address",
+        hosts.address["client"],
+        "--object-store-memory=150000000",
+    )
     try:
-        process = hosts.popen("client", *command, *where, environment=AUTOSCALER, stdout=-1, stderr=-2)
+        process = hosts.popen(
+            "client", *command, *where, environment=AUTOSCALER, stdout=-1, stderr=-2
+        )
         said = process.communicate(timeout=PATIENCE)[0]
         assert "Ray runtime started" in said, said
-        run = start("--workers=1-2", host="client", config=paced)  # one worker may start before the second is there
+        run = start(
+            "--workers=1-2", host="client", config=paced
+        )  # one worker may start before the second is there
         run.wait_for("worker group formed: 2 workers")
         reference.check(run, paced)
         start.signal(signal.SIGINT, host="client")
@@ -81,6 +131,10 @@ def test_an_autoscaler_brings_the_workers_that_are_asked_for(start, hosts, paced
         def nodes() -> int:
             return len(hosts.pids("client", "raylet/raylet"))
 
-        await_that(lambda: nodes() == 1, "what was brought to be taken away: nothing is asked for any more", PATIENCE)
+        await_that(
+            lambda: nodes() == 1,
+            "what was brought to be taken away: nothing is asked for any more",
+            PATIENCE,
+        )
     finally:
         hosts.run("client", RAY, "stop", "--force")

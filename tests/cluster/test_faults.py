@@ -24,7 +24,9 @@ def timed(table):
         found = run.wait_for(pattern, since=fault)
         again = run.wait_for(r"training again after", since=fault)
         told = next(line for at, line in run.lines if at == again)
-        table(f"found after {found - fault:.1f} s, training after {again - fault:.1f} s; {told.partition(', ')[2]}")
+        table(
+            f"found after {found - fault:.1f} s, training after {again - fault:.1f} s; {told.partition(', ')[2]}"
+        )
 
     return note
 
@@ -36,7 +38,11 @@ def served(hosts, digits):
 
     def start() -> None:
         script = str(Path(__file__).parent / "range_server.py")
-        servers.append(hosts.popen("client", PYTHON, script, str(digits), hosts.address["client"], "8000"))
+        servers.append(
+            hosts.popen(
+                "client", PYTHON, script, str(digits), hosts.address["client"], "8000"
+            )
+        )
         await_that(lambda: ":8000" in hosts.run("client", "ss", "-Hltn"), "the server")
 
     def stop() -> None:
@@ -132,9 +138,14 @@ def test_a_host_is_drained(endless, hosts, timed):
     drain = endless.commands.distrain("n2", "drain", "--seconds=60")
     timed(run, fault, r"10.78.0.12 is being drained: saving")
     text = drain.end()
-    assert f"{hosts.address['n2']}: nothing new is placed here; waiting for what is at work" in text
+    assert (
+        f"{hosts.address['n2']}: nothing new is placed here; waiting for what is at work"
+        in text
+    )
     assert f"{hosts.address['n2']}: nobody works here any more" in text
-    assert drain.told("nobody works here") > run.told("is being drained: saving", since=fault)
+    assert drain.told("nobody works here") > run.told(
+        "is being drained: saving", since=fault
+    )
     endless.check()
     assert "worker group formed: 2 workers" in run.since(fault)
     assert "no step computed again" in run.since(fault)
@@ -148,10 +159,16 @@ def test_a_cable_is_out_for_longer_than_the_heartbeat(endless, hosts, timed, tab
     (raylet,) = hosts.pids("n3", "raylet/raylet")
     fault = time.monotonic()
     hosts.cut("n3")
-    await_that(lambda: time.monotonic() - fault > 15, "the cable to be out for 15 s", 16)
+    await_that(
+        lambda: time.monotonic() - fault > 15, "the cable to be out for 15 s", 16
+    )
     hosts.heal("n3")
     healed = time.monotonic()
-    await_that(lambda: raylet not in hosts.pids("n3", "raylet/raylet"), "Ray to end on the dead host", PATIENCE)
+    await_that(
+        lambda: raylet not in hosts.pids("n3", "raylet/raylet"),
+        "Ray to end on the dead host",
+        PATIENCE,
+    )
     table(f"its Ray ends {time.monotonic() - healed:.1f} s after the cable is back")
     timed(run, fault, r"lost rank")
     endless.check()
@@ -185,7 +202,9 @@ def test_a_second_run_on_one_directory_is_refused(endless):
     """From a host that is no part of the cluster, but shares the storage."""
     run = endless.train()
     asked = time.monotonic()
-    text = endless.commands("--workers=1", config=endless.config, host="client", address=None).end(2)
+    text = endless.commands(
+        "--workers=1", config=endless.config, host="client", address=None
+    ).end(2)
     assert re.search(r"is in use by \w+ on n\d, process \d+, since", text)
     assert "stop that run first" in text
     run.wait_for("step ", since=time.monotonic())
@@ -213,7 +232,9 @@ def test_a_driver_that_ends_leaves_nothing_behind_and_the_same_command_goes_on(e
         endless.commands.signal(number)
         text = run.end(code)
         assert ("stopped and saved after step" in text) == (number != signal.SIGKILL)
-        await_that(lambda: endless.commands.leftovers() == [], "all ranks to end", PATIENCE)
+        await_that(
+            lambda: endless.commands.leftovers() == [], "all ranks to end", PATIENCE
+        )
 
 
 def test_a_hanging_rank(endless, hosts, timed):
@@ -227,7 +248,10 @@ def test_a_hanging_rank(endless, hosts, timed):
 
 def fill(block: Path) -> None:
     """Write until the disk is full."""
-    with block.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+    with (
+        block.open("wb", buffering=0) as file,
+        pytest.raises(OSError, match="No space left"),
+    ):
         write_on(file)
 
 

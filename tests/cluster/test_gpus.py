@@ -10,7 +10,10 @@ from distrain.launch.ray_cluster import connected
 from distrain.launch.ray_train import _Driver
 
 # What Ray says of itself, in this process, is not ours to change.
-pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+]
 CPUS, GPUS = 16, 3
 
 
@@ -37,8 +40,16 @@ def test_a_rank_on_every_gpu(narrow, console, monkeypatch, tmp_path):
         ray_fit.trainer(config, workers, share, order, driver._mailbox).fit()
         told = [json.loads(path.read_text()) for path in tmp_path.glob("found-*.json")]
         assert len({gpu for gpu, *_ in told}) == len(told) == GPUS
-        assert [rest for _, *rest in told] == [[CPUS // GPUS, 1, GPUS, CPUS // GPUS, 1]] * GPUS
-        driver = _Driver(narrow(device="auto", virtual_workers=1), console, None, {}, stop=threading.Event())
+        assert [rest for _, *rest in told] == [
+            [CPUS // GPUS, 1, GPUS, CPUS // GPUS, 1]
+        ] * GPUS
+        driver = _Driver(
+            narrow(device="auto", virtual_workers=1),
+            console,
+            None,
+            {},
+            stop=threading.Event(),
+        )
         assert driver._await_room()[0] == 1
     idle = [event for event in console.events if "idle" in event]
     assert idle == [

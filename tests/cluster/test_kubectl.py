@@ -20,8 +20,12 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture
 def config(narrow):
     found = narrow(run="s3://bucket/runs/My_Net")
-    cluster = found.cluster.model_copy(update={"workers": (1, 4), "cpus_per_worker": 4, "gpus_per_worker": 1})
-    return found.model_copy(update={"cluster": cluster, "virtual_workers": 32, "device": "auto"})
+    cluster = found.cluster.model_copy(
+        update={"workers": (1, 4), "cpus_per_worker": 4, "gpus_per_worker": 1}
+    )
+    return found.model_copy(
+        update={"cluster": cluster, "virtual_workers": 32, "device": "auto"}
+    )
 
 
 @pytest.fixture
@@ -47,7 +51,9 @@ def serve(tmp_path, monkeypatch) -> Iterator[Callable[..., Api]]:
         return started[-1]
 
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    monkeypatch.setenv("HOME", str(tmp_path))  # where kubectl remembers what a server knows
+    monkeypatch.setenv(
+        "HOME", str(tmp_path)
+    )  # where kubectl remembers what a server knows
     yield start
     for api in started:
         api.close()
@@ -65,7 +71,12 @@ def test_a_run_is_created_once(api, config):
     job, files = api.objects.values()
     assert job["spec"] == wanted.job["spec"]
     assert files["data"] == wanted.files["data"]
-    owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": wanted.name, "uid": job["metadata"]["uid"]}
+    owner = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "name": wanted.name,
+        "uid": job["metadata"]["uid"],
+    }
     assert files["metadata"]["ownerReferences"] == [owner]
     assert Kubectl().name_for(wanted) == wanted.name
     assert Kubectl().submit(wanted) == ("vision", False), "at work already"
@@ -73,10 +84,15 @@ def test_a_run_is_created_once(api, config):
 
 
 def test_a_namespace_of_the_template_or_of_the_command(api, config, tmp_path):
-    (tmp_path / "site.yaml").write_text(TEMPLATE.read_text().replace("metadata:\n", "metadata:\n  namespace: a\n", 1))
+    (tmp_path / "site.yaml").write_text(
+        TEMPLATE.read_text().replace("metadata:\n", "metadata:\n  namespace: a\n", 1)
+    )
     assert Kubectl().submit(manifests(config, tmp_path / "site.yaml")) == ("a", True)
     elsewhere = manifests(config, tmp_path / "site.yaml", namespace="b")
-    assert [document["metadata"]["namespace"] for document in elsewhere] == ["b", "b"], "the dry run shows it"
+    assert [document["metadata"]["namespace"] for document in elsewhere] == [
+        "b",
+        "b",
+    ], "the dry run shows it"
     assert Kubectl().submit(elsewhere) == ("b", True)
     assert api.names("RayJob") == api.names("ConfigMap") == [elsewhere.name] * 2
 
@@ -96,7 +112,10 @@ def test_a_config_of_a_job_that_was_deleted_is_replaced(api, config):
     Kubectl().submit(wanted)
     (key,) = [key for key, found in api.objects.items() if found["kind"] == "RayJob"]
     api.objects[key]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-    with pytest.raises(UserError, match="is being deleted: submit again when it is gone, or with another --id"):
+    with pytest.raises(
+        UserError,
+        match="is being deleted: submit again when it is gone, or with another --id",
+    ):
         Kubectl().submit(wanted)
     del api.objects[key]
     for found in api.objects.values():
@@ -120,14 +139,20 @@ def test_a_run_whose_job_has_ended_gets_a_new_one(api, config):
 
 
 def test_a_field_that_the_cluster_does_not_know_is_a_sentence(api, config, tmp_path):
-    (tmp_path / "site.yaml").write_text(TEMPLATE.read_text().replace("backoffLimit:", "backOffLimit:", 1))
-    with pytest.raises(UserError, match="kubectl failed: .*unknown field 'backOffLimit'"):
+    (tmp_path / "site.yaml").write_text(
+        TEMPLATE.read_text().replace("backoffLimit:", "backOffLimit:", 1)
+    )
+    with pytest.raises(
+        UserError, match="kubectl failed: .*unknown field 'backOffLimit'"
+    ):
         Kubectl().submit(manifests(config, tmp_path / "site.yaml"))
     assert api.objects == {}
 
 
 def test_a_date_in_the_template_arrives_as_text(api, config, tmp_path):
-    text = TEMPLATE.read_text().replace("metadata:\n", "metadata:\n  annotations: {since: 2026-11-27}\n", 1)
+    text = TEMPLATE.read_text().replace(
+        "metadata:\n", "metadata:\n  annotations: {since: 2026-11-27}\n", 1
+    )
     (tmp_path / "site.yaml").write_text(text)
     Kubectl().submit(manifests(config, tmp_path / "site.yaml"))
     (job,) = [found for found in api.objects.values() if found["kind"] == "RayJob"]
@@ -136,16 +161,30 @@ def test_a_date_in_the_template_arrives_as_text(api, config, tmp_path):
 
 def test_a_plugin_that_asks_a_person_to_log_in_is_heard(api, config, tmp_path, capsys):
     version = "client.authentication.k8s.io/v1"
-    credential = {"apiVersion": version, "kind": "ExecCredential", "status": {"token": "secret"}}
+    credential = {
+        "apiVersion": version,
+        "kind": "ExecCredential",
+        "status": {"token": "secret"},
+    }
     plugin = tmp_path / "login"
-    plugin.write_text(f"#!/bin/sh\necho open https://login and type ABC >&2\necho '{json.dumps(credential)}'\n")
+    plugin.write_text(
+        f"#!/bin/sh\necho open https://login and type ABC >&2\necho '{json.dumps(credential)}'\n"
+    )
     plugin.chmod(0o755)
     kubeconfig = json.loads((tmp_path / "kubeconfig").read_text())
-    exec_plugin = {"apiVersion": version, "command": str(plugin), "interactiveMode": "IfAvailable"}
+    exec_plugin = {
+        "apiVersion": version,
+        "command": str(plugin),
+        "interactiveMode": "IfAvailable",
+    }
     kubeconfig["users"] = [{"name": "there", "user": {"exec": exec_plugin}}]
-    kubeconfig["clusters"][0]["cluster"]["server"] = api.url.replace("http:", "https:")  # without TLS it is not asked
+    kubeconfig["clusters"][0]["cluster"]["server"] = api.url.replace(
+        "http:", "https:"
+    )  # without TLS it is not asked
     (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig))
-    with pytest.raises(UserError, match="kubectl failed: Unable to connect to the server: tls:"):
+    with pytest.raises(
+        UserError, match="kubectl failed: Unable to connect to the server: tls:"
+    ):
         Kubectl().name_for(manifests(config, TEMPLATE))
     assert capsys.readouterr().err == "open https://login and type ABC\n"
 
@@ -153,27 +192,42 @@ def test_a_plugin_that_asks_a_person_to_log_in_is_heard(api, config, tmp_path, c
 @pytest.mark.parametrize(
     ("refusal", "sentence"),
     [
-        ((403, "Forbidden", "you may not"), r"Error from server \(Forbidden\): .*you may not"),
+        (
+            (403, "Forbidden", "you may not"),
+            r"Error from server \(Forbidden\): .*you may not",
+        ),
         ((401, "Unauthorized", "Unauthorized"), "You must be logged in to the server"),
-        ((404, "NotFound", 'namespaces "x" not found'), r'Error from server \(NotFound\): .*namespaces "x" not found'),
+        (
+            (404, "NotFound", 'namespaces "x" not found'),
+            r'Error from server \(NotFound\): .*namespaces "x" not found',
+        ),
     ],
 )
 def test_what_the_cluster_refuses_is_a_sentence(api, config, refusal, sentence):
     api.refuse = refusal
-    with pytest.raises(UserError, match=f"kubectl failed: .*{sentence}.*: check its context .kubectl config"):
+    with pytest.raises(
+        UserError,
+        match=f"kubectl failed: .*{sentence}.*: check its context .kubectl config",
+    ):
         Kubectl().submit(manifests(config, TEMPLATE))
 
 
 def test_a_cluster_without_the_operator_is_a_sentence(serve, config):
     serve(operator=False)
-    with pytest.raises(UserError, match="knows no RayJobs: install the KubeRay operator, 1.5.1 or newer"):
+    with pytest.raises(
+        UserError,
+        match="knows no RayJobs: install the KubeRay operator, 1.5.1 or newer",
+    ):
         Kubectl().name_for(manifests(config, TEMPLATE))
 
 
 def test_a_cluster_that_does_not_answer_is_a_sentence(api, config):
     wanted = manifests(config, TEMPLATE)
     api.close()
-    with pytest.raises(UserError, match="kubectl failed: The connection to the server 127.0.0.1:.* was refused"):
+    with pytest.raises(
+        UserError,
+        match="kubectl failed: The connection to the server 127.0.0.1:.* was refused",
+    ):
         Kubectl().name_for(wanted)
 
 
@@ -193,9 +247,15 @@ def test_the_command(api, plain_environment, tmp_path):
         f"--template={TEMPLATE}",
         "--id=mine",
     ]
-    environment = {**plain_environment, "KUBECONFIG": str(tmp_path / "kubeconfig"), "HOME": str(tmp_path)}
+    environment = {
+        **plain_environment,
+        "KUBECONFIG": str(tmp_path / "kubeconfig"),
+        "HOME": str(tmp_path),
+    }
     for did in ("submitted", "is at work already"):
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, env=environment
+        )
         assert done.stdout.splitlines()[0] == f"RayJob mine in vision {did}"
         assert "  kubectl -n vision logs -f job/mine | distrain logs -" in done.stdout
     assert api.names("RayJob") == ["mine"]

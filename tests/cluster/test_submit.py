@@ -40,13 +40,19 @@ def test_submit_and_follow_as_if_it_ran_here(distrain, wanted, recipe, hosts):
     assert "worker group formed: 3 workers" in run.text
     assert re.search(r"epoch 0  step 20/94  loss", run.text), "lines as in local mode"
     assert "{" not in run.text
-    assert re.search(rf"first +SUCCEEDED +\S+ \S+ +{recipe.run}", distrain("jobs").end())
+    assert re.search(
+        rf"first +SUCCEEDED +\S+ \S+ +{recipe.run}", distrain("jobs").end()
+    )
     assert f"weights   {wanted}" in distrain("logs", "first").end()
     (log,) = Path(recipe.run).glob("log-*.txt")
-    assert f"weights   {wanted}" in log.read_text(), "it is there when the cluster is gone"
+    assert f"weights   {wanted}" in log.read_text(), (
+        "it is there when the cluster is gone"
+    )
 
 
-def test_ctrl_c_detaches_a_cut_is_survived_stop_saves_and_resume_goes_on(distrain, paced, reference, hosts):
+def test_ctrl_c_detaches_a_cut_is_survived_stop_saves_and_resume_goes_on(
+    distrain, paced, reference, hosts
+):
     run = distrain("submit", "-f", "--workers=1", "--id=mine", config=paced)
     run.wait_for_step(10)
     (pid,) = hosts.pids("client", "-m distrain submit")
@@ -69,7 +75,9 @@ def test_ctrl_c_detaches_a_cut_is_survived_stop_saves_and_resume_goes_on(distrai
     text = back.end(143)
     assert "stopped and saved after step" in text
     steps = [int(step) for step in re.findall(r"  step (\d+)/", text)]
-    stopped_after = steps.pop()  # the last line is of the step that it was stopped after
+    stopped_after = (
+        steps.pop()
+    )  # the last line is of the step that it was stopped after
     assert steps == [*range(10, stopped_after, 10)], "each line once"
     resumed = distrain("resume", paced.run, "-f")
     resumed.wait_for(f"resumed from step {stopped_after}")
@@ -78,40 +86,87 @@ def test_ctrl_c_detaches_a_cut_is_survived_stop_saves_and_resume_goes_on(distrai
 
 def test_what_goes_wrong_is_one_sentence(distrain, start, hosts, recipe):
     """Side by side: most of it is waiting for a while, in case that it comes right."""
-    large = ("submit", "-f", "--workers=2", "cluster.cpus_per_worker=4", "cluster.wait=5", "--id=large")
+    large = (
+        "submit",
+        "-f",
+        "--workers=2",
+        "cluster.cpus_per_worker=4",
+        "cluster.wait=5",
+        "--id=large",
+    )
     path = start.written(recipe)
     runs = {
-        "fails": distrain("submit", "-f", "--workers=1", "data.train=/nowhere/at/all", "--id=fails"),
+        "fails": distrain(
+            "submit", "-f", "--workers=1", "data.train=/nowhere/at/all", "--id=fails"
+        ),
         "large": distrain(*large),
-        "nobody": start.distrain("client", "submit", path, f"--address=http://{hosts.address['n2']}:8265"),
+        "nobody": start.distrain(
+            "client", "submit", path, f"--address=http://{hosts.address['n2']}:8265"
+        ),
         "stranger": distrain("submit", environment={"RAY_AUTH_TOKEN": "0" * 64}),
     }
     assert "no data set at /nowhere/at/all" in runs["fails"].end(2), "its own code"
     text = runs["large"].end(1)
-    assert "waiting for the cluster: the run asks for 8 CPUs (2 workers of 4), and the cluster has 3" in text
-    assert "error: the run asks for 8 CPUs (2 workers of 4), and the cluster has 3: add nodes" in text
-    for name, sentence in (("stranger", "wants a token"), ("nobody", "no Ray cluster answers at")):
+    assert (
+        "waiting for the cluster: the run asks for 8 CPUs (2 workers of 4), and the cluster has 3"
+        in text
+    )
+    assert (
+        "error: the run asks for 8 CPUs (2 workers of 4), and the cluster has 3: add nodes"
+        in text
+    )
+    for name, sentence in (
+        ("stranger", "wants a token"),
+        ("nobody", "no Ray cluster answers at"),
+    ):
         text = runs[name].end(2)
         assert sentence in text
-        assert len(text.splitlines()) == 1 + ("does not answer yet: asking for 30 s" in text), "one line"
+        assert len(text.splitlines()) == 1 + (
+            "does not answer yet: asking for 30 s" in text
+        ), "one line"
 
 
 def test_what_kuberay_is_given_runs(distrain, start, hosts, wanted, recipe, tmp_path):
     """As the operator's submitter hands it to Ray; the pods' folder is one of this machine's."""
-    alone = recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"workers": (1, 1)})})
+    alone = recipe.model_copy(
+        update={"cluster": recipe.cluster.model_copy(update={"workers": (1, 1)})}
+    )
     found = manifests(alone, ROOT / "cluster/kuberay/rayjob.yaml", job="as-a-rayjob")
     folder = tmp_path / "pod"
     folder.mkdir()
     for name, text in found.files["data"].items():
         (folder / name).write_text(text)
-    spec = json.loads(json.dumps(found.job["spec"]).replace("/etc/distrain", str(folder)))
+    spec = json.loads(
+        json.dumps(found.job["spec"]).replace("/etc/distrain", str(folder))
+    )
     environment = json.dumps(yaml.safe_load(spec["runtimeEnvYAML"]))
-    where = ("--address", f"http://{hosts.address[HEAD]}:8265", "--submission-id", spec["jobId"])
-    what = ("--runtime-env-json", environment, "--metadata-json", json.dumps(spec["metadata"]))
+    where = (
+        "--address",
+        f"http://{hosts.address[HEAD]}:8265",
+        "--submission-id",
+        spec["jobId"],
+    )
+    what = (
+        "--runtime-env-json",
+        environment,
+        "--metadata-json",
+        json.dumps(spec["metadata"]),
+    )
     process = hosts.popen(
-        "client", RAY, "job", "submit", *where, *what, "--", *shlex.split(spec["entrypoint"]), stdout=-1, stderr=-2
+        "client",
+        RAY,
+        "job",
+        "submit",
+        *where,
+        *what,
+        "--",
+        *shlex.split(spec["entrypoint"]),
+        stdout=-1,
+        stderr=-2,
     )
     said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, said
     assert f"weights   {wanted}" in said
-    assert re.search(rf"as-a-rayjob +SUCCEEDED +\S+ \S+ +{recipe.run}", distrain("jobs").end())
+    assert re.search(
+        rf"as-a-rayjob +SUCCEEDED +\S+ \S+ +{recipe.run}", distrain("jobs").end()
+    )

@@ -31,15 +31,23 @@ def settings() -> Config:
     return parse(tree, "fuzz")
 
 
-def images(folder: Path, files: list[bytes], batch: int) -> tuple[dict[int, str], dict[int, str]]:
+def images(
+    folder: Path, files: list[bytes], batch: int
+) -> tuple[dict[int, str], dict[int, str]]:
     """Hash of each image that has a weight, and reason of each that has none, by place."""
     found, bad = {}, {}
     for micro_batch in deliver(
-        settings(), write_set(folder, files), requests(range(len(files)), batch), batch, augmented=False
+        settings(),
+        write_set(folder, files),
+        requests(range(len(files)), batch),
+        batch,
+        augmented=False,
     ):
         for i, sample in enumerate(micro_batch.ids.tolist()):
             if micro_batch.weights[i]:
-                found[sample] = hashlib.sha256(micro_batch.images[i].numpy().tobytes()).hexdigest()
+                found[sample] = hashlib.sha256(
+                    micro_batch.images[i].numpy().tobytes()
+                ).hexdigest()
         bad.update(micro_batch.bad)
     return found, bad
 
@@ -47,24 +55,35 @@ def images(folder: Path, files: list[bytes], batch: int) -> tuple[dict[int, str]
 def fuzz(folder: Path, first: int, count: int, batch: int) -> dict[str, object]:
     """As many mutated files as good ones, mixed; every good one is compared with a run of good ones alone."""
     warnings.simplefilter("ignore")
-    sources = [*kinds(83, 101).values(), *(encoded(picture(i, 64 + i, 90)) for i in range(20))]
+    sources = [
+        *kinds(83, 101).values(),
+        *(encoded(picture(i, 64 + i, 90)) for i in range(20)),
+    ]
     good = [sources[i % len(sources)] for i in range(count)]
     alone, none = images(folder / "good", good, batch)
     assert len(alone) == count
     assert not none
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     bad_ones = [mutated(seed, sources) for seed in range(first, first + count)]
-    is_mutated = np.random.default_rng(first).permutation(np.arange(2 * count) % 2).astype(bool)
+    is_mutated = (
+        np.random.default_rng(first).permutation(np.arange(2 * count) % 2).astype(bool)
+    )
     places = {True: iter(bad_ones), False: iter(good)}
-    found, bad = images(folder / "mixed", [next(places[bool(m)]) for m in is_mutated], batch)
+    found, bad = images(
+        folder / "mixed", [next(places[bool(m)]) for m in is_mutated], batch
+    )
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     rank = 0
     for place, changed in enumerate(is_mutated):
         if changed:
-            assert (place in found) != (place in bad), f"seed {first + place}: neither decoded nor named, or both"
+            assert (place in found) != (place in bad), (
+                f"seed {first + place}: neither decoded nor named, or both"
+            )
             assert place in found or bad[place], "a reason"
         else:
-            assert found[place] == alone[rank], f"good file {rank} was changed by its neighbours"
+            assert found[place] == alone[rank], (
+                f"good file {rank} was changed by its neighbours"
+            )
             rank += 1
     # The bound: three batches of images that each have as many pixels as the limit allows.
     assert after - before < 3 * batch * 3 * PIXEL_LIMIT, f"{(after - before) >> 20} MiB"
@@ -74,10 +93,15 @@ def fuzz(folder: Path, first: int, count: int, batch: int) -> dict[str, object]:
         "bad": len(bad),
         "decoded all the same": len(found) - count,
         "peak MiB over the good ones alone": (after - before) >> 20,
-        "verdicts": hashlib.sha256(json.dumps([sorted(bad), sorted(found.items())]).encode()).hexdigest(),
+        "verdicts": hashlib.sha256(
+            json.dumps([sorted(bad), sorted(found.items())]).encode()
+        ).hexdigest(),
     }
 
 
 if __name__ == "__main__":
     where, first_seed, how_many, batch_size = sys.argv[1:]
-    sys.stdout.write(json.dumps(fuzz(Path(where), int(first_seed), int(how_many), int(batch_size))) + "\n")
+    sys.stdout.write(
+        json.dumps(fuzz(Path(where), int(first_seed), int(how_many), int(batch_size)))
+        + "\n"
+    )

@@ -18,7 +18,9 @@ from distrain.data.shards.manifest import Manifest
 from distrain.data.shards.stats import PixelMoments, Statistics
 from distrain.data.storage.store import Store
 
-STATISTICS = Statistics.of(np.array([120.0, 110.0, 100.0]), np.diag([3600.0, 3000.0, 2500.0]) + 800.0)
+STATISTICS = Statistics.of(
+    np.array([120.0, 110.0, 100.0]), np.diag([3600.0, 3000.0, 2500.0]) + 800.0
+)
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
@@ -27,10 +29,14 @@ def picture(seed: int, height: int, width: int) -> np.ndarray:
     coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC
     )
-    return np.clip(np.asarray(coarse) + rng.normal(0, 6, (height, width, 1)), 0, 255).astype(np.uint8)
+    return np.clip(
+        np.asarray(coarse) + rng.normal(0, 6, (height, width, 1)), 0, 255
+    ).astype(np.uint8)
 
 
-def encoded(pixels: np.ndarray, kind: str = "JPEG", mode: str = "RGB", **options) -> bytes:
+def encoded(
+    pixels: np.ndarray, kind: str = "JPEG", mode: str = "RGB", **options
+) -> bytes:
     sink = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(sink, kind, **options)
     return sink.getvalue()
@@ -90,13 +96,17 @@ def mutated(seed: int, sources: Sequence[bytes]) -> bytes:
         for _ in range(rng.integers(1, 200)):
             data[rng.integers(len(data))] = rng.integers(256)
     elif way == 2:  # cut, with and without an end marker
-        data = data[: rng.integers(len(data))] + (b"\xff\xd9" if rng.integers(2) else b"")
+        data = data[: rng.integers(len(data))] + (
+            b"\xff\xd9" if rng.integers(2) else b""
+        )
     elif way == 3:  # another format's first bytes
         other = sources[rng.integers(len(sources))]
         cut = rng.integers(1, 64)
         data[:cut] = other[:cut]
     elif way == 4:  # a size that is a lie
-        data = bytearray(lying(bytes(data), *(int(n) for n in rng.integers(0, 65536, 2))))
+        data = bytearray(
+            lying(bytes(data), *(int(n) for n in rng.integers(0, 65536, 2)))
+        )
     elif way == 5:  # a bomb: few bytes, many pixels
         data = bytearray(bomb(int(rng.integers(5_000, 60_000))))
     elif way == 6:  # something else
@@ -129,15 +139,28 @@ def bomb(side: int) -> bytes:
     """A PNG of some hundred bytes that claims side x side pixels."""
 
     def chunk(body: bytes) -> bytes:
-        return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        return (
+            struct.pack(">I", len(body) - 4)
+            + body
+            + struct.pack(">I", zlib.crc32(body))
+        )
 
     header = chunk(b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT" + zlib.compress(bytes(1000))) + chunk(b"IEND")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT" + zlib.compress(bytes(1000)))
+        + chunk(b"IEND")
+    )
 
 
-def write_set(folder: Path, files: Sequence[bytes], size: tuple[int, int] | None = None, **options) -> Dataset:
+def write_set(
+    folder: Path, files: Sequence[bytes], size: tuple[int, int] | None = None, **options
+) -> Dataset:
     """A set of these files in this order, three classes, not proved unless said."""
-    writer = SetWriter(Store(str(folder)), ("a", "b", "c"), size, **{"group_rows": 16, **options})
+    writer = SetWriter(
+        Store(str(folder)), ("a", "b", "c"), size, **{"group_rows": 16, **options}
+    )
     for i, data in enumerate(files):
         writer.add(data, i % 3, f"{i}.jpg", size or true_size(data))
     writer.finish(STATISTICS)

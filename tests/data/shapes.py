@@ -21,7 +21,11 @@ class Image(NamedTuple):
 def images(each: int = 20) -> list[Image]:
     """Photographs of three classes, sorted by class."""
     return [
-        Image(label, f"{name}_{i:03d}.JPEG", encoded(picture(100 * label + i, 40 + i, 60), quality=90))
+        Image(
+            label,
+            f"{name}_{i:03d}.JPEG",
+            encoded(picture(100 * label + i, 40 + i, 60), quality=90),
+        )
         for label, name in enumerate(CLASSES)
         for i in range(each)
     ]
@@ -53,7 +57,12 @@ def tar_of(files: Sequence[tuple[str, bytes]]) -> bytes:
 
 def tar_of_tars(place: Path, found: Sequence[Image]) -> str:
     inner = [
-        (f"{name}.tar", tar_of([(image.name, image.data) for image in found if image.label == label]))
+        (
+            f"{name}.tar",
+            tar_of(
+                [(image.name, image.data) for image in found if image.label == label]
+            ),
+        )
         for label, name in enumerate(CLASSES)
     ]
     (place / "ILSVRC2012_img_train.tar").write_bytes(tar_of(inner))
@@ -65,10 +74,22 @@ def webdataset(place: Path, found: Sequence[Image]) -> str:
     import webdataset as wds
 
     (place / "wds").mkdir()
-    with wds.ShardWriter(f"file:{place}/wds/train-%04d.tar", maxcount=25, verbose=0) as writer:
+    with wds.ShardWriter(
+        f"file:{place}/wds/train-%04d.tar", maxcount=25, verbose=0
+    ) as writer:
         for i, image in enumerate(found):
-            label = {"cls": image.label} if i % 2 else {"json": {"label": image.label, "name": image.name}}
-            writer.write({"__key__": f"{CLASSES[image.label]}/{i:06d}", "jpg": image.data, **label})
+            label = (
+                {"cls": image.label}
+                if i % 2
+                else {"json": {"label": image.label, "name": image.name}}
+            )
+            writer.write(
+                {
+                    "__key__": f"{CLASSES[image.label]}/{i:06d}",
+                    "jpg": image.data,
+                    **label,
+                }
+            )
     return str(place / "wds")
 
 
@@ -78,13 +99,20 @@ def hub(place: Path, found: Sequence[Image], column: str = "image") -> str:
 
     datasets.disable_progress_bars()
     names = datasets.ClassLabel(names=list(CLASSES))
-    features = datasets.Features({"id": datasets.Value("int64"), column: datasets.Image(), "label": names})
-    rows = [{"id": i, column: {"bytes": im.data, "path": im.name}, "label": im.label} for i, im in enumerate(found)]
+    features = datasets.Features(
+        {"id": datasets.Value("int64"), column: datasets.Image(), "label": names}
+    )
+    rows = [
+        {"id": i, column: {"bytes": im.data, "path": im.name}, "label": im.label}
+        for i, im in enumerate(found)
+    ]
     whole = datasets.Dataset.from_list(rows, features=features)
     (place / "hub").mkdir()
     for i in range(3):
         part = whole.shard(3, i, contiguous=True)
-        part.to_parquet(str(place / "hub" / f"train-{i:05d}-of-00003.parquet"), batch_size=7)
+        part.to_parquet(
+            str(place / "hub" / f"train-{i:05d}-of-00003.parquet"), batch_size=7
+        )
     return str(place / "hub")
 
 

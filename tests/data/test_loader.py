@@ -40,13 +40,18 @@ def requests(ids, batch, epoch=0, virtual_worker=0):
         part = ids[start : start + batch]
         padding = batch - len(part)
         yield Request(
-            Cursor(epoch, chunk), virtual_worker, np.append(part, [part[0]] * padding).astype(np.int64), padding
+            Cursor(epoch, chunk),
+            virtual_worker,
+            np.append(part, [part[0]] * padding).astype(np.int64),
+            padding,
         )
 
 
 def deliver(config, dataset, requests, batch, augmented=True):
     options = {"batch": batch, "device": CPU, "augmented": augmented}
-    with Loader(dataset, STATISTICS, requests, **loader_sections(config), **options) as loader:
+    with Loader(
+        dataset, STATISTICS, requests, **loader_sections(config), **options
+    ) as loader:
         return list(loader)
 
 
@@ -86,9 +91,13 @@ def wanted(data, draws, i, crop, resize, seed_statistics=STATISTICS):
     if resize:
         window = resampled(pixels, draws.start[i], size, crop)
     else:
-        window = pixels[int(top) : int(top) + crop, int(left) : int(left) + crop].astype(np.float64)
+        window = pixels[
+            int(top) : int(top) + crop, int(left) : int(left) + crop
+        ].astype(np.float64)
     window = window[:, ::-1] if draws.mirror[i] else window
-    return ((window + draws.colour[i] - seed_statistics.mean) / seed_statistics.std).transpose(2, 0, 1)
+    return (
+        (window + draws.colour[i] - seed_statistics.mean) / seed_statistics.std
+    ).transpose(2, 0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +109,9 @@ def every_kind(tmp_path_factory):
 def packed(tmp_path_factory):
     """40 images of 80 x 72 that are known to decode."""
     files = [encoded(picture(i, 80, 72), quality=60 + i) for i in range(40)]
-    return write_set(tmp_path_factory.mktemp("packed") / "set", files, (80, 72), proved=True)
+    return write_set(
+        tmp_path_factory.mktemp("packed") / "set", files, (80, 72), proved=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -111,15 +122,23 @@ def photographs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("backend", ["dali", "torch"])
-@pytest.mark.parametrize("augment", [RESIZED, RANDOM_RESIZED], ids=["short side", "random resized"])
+@pytest.mark.parametrize(
+    "augment", [RESIZED, RANDOM_RESIZED], ids=["short side", "random resized"]
+)
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_every_kind_of_file_equals_the_definition(every_kind, narrow, kind, augment, backend):
+def test_every_kind_of_file_equals_the_definition(
+    every_kind, narrow, kind, augment, backend
+):
     config = narrow(augment={**augment, "colour": 0.3}, data={"backend": backend})
     sample = list(KINDS).index(kind)
     (batch,) = deliver(config, every_kind, requests([sample], 1, epoch=3), 1)
     size = np.array([decode(KINDS[kind], 1 << 31).shape[:2]])
-    draws = draw(0, Cursor(3, 0), 0, batch.ids, size, config.augment, STATISTICS.principal_axes())
-    off = (batch.images[0].numpy() - wanted(KINDS[kind], draws, 0, 64, True)) * STATISTICS.std[:, None, None]
+    draws = draw(
+        0, Cursor(3, 0), 0, batch.ids, size, config.augment, STATISTICS.principal_axes()
+    )
+    off = (
+        batch.images[0].numpy() - wanted(KINDS[kind], draws, 0, 64, True)
+    ) * STATISTICS.std[:, None, None]
     assert batch.weights.all()
     # The result is rounded to bytes. PIL also rounds between the two axes.
     limit, mean = (2.0, 0.26) if backend == "dali" else (4.0, 0.5)
@@ -130,31 +149,60 @@ def test_every_kind_of_file_equals_the_definition(every_kind, narrow, kind, augm
 @pytest.mark.parametrize("backend", ["dali", "torch"])
 @pytest.mark.parametrize("normalise", ["loader", "device"])
 @pytest.mark.parametrize("encoding", ["proved", "unproved", "raw"])
-def test_a_window_without_resizing_is_exact(packed, tmp_path, narrow, encoding, normalise, backend):
+def test_a_window_without_resizing_is_exact(
+    packed, tmp_path, narrow, encoding, normalise, backend
+):
     files = [bytes(row.data) for row in packed.rows(np.arange(40))]
-    stored = [bytes(ppm(decode(f, 1 << 31))) for f in files] if encoding == "raw" else files
-    options = {"proved": encoding != "unproved", "encoding": "raw" if encoding == "raw" else "jpeg"}
+    stored = (
+        [bytes(ppm(decode(f, 1 << 31))) for f in files] if encoding == "raw" else files
+    )
+    options = {
+        "proved": encoding != "unproved",
+        "encoding": "raw" if encoding == "raw" else "jpeg",
+    }
     dataset = write_set(tmp_path / "set", stored, (80, 72), **options)
-    config = narrow(augment={"crop": 64, "colour": 0.3}, data={"backend": backend, "normalise": normalise})
+    config = narrow(
+        augment={"crop": 64, "colour": 0.3},
+        data={"backend": backend, "normalise": normalise},
+    )
     batches = deliver(config, dataset, requests(range(40), 7, epoch=5), 7)
     sizes = np.tile([80, 72], (40, 1))
-    draws = draw(0, Cursor(5, 0), 0, np.arange(40), sizes, config.augment, STATISTICS.principal_axes())
+    draws = draw(
+        0,
+        Cursor(5, 0),
+        0,
+        np.arange(40),
+        sizes,
+        config.augment,
+        STATISTICS.principal_axes(),
+    )
     assert set(draws.mirror) == {0, 1}
     found = by_id(batches)
     for i in range(40):
-        np.testing.assert_allclose(found[i].numpy(), wanted(files[i], draws, i, 64, False), atol=5e-6)
-    assert [int(n) for b in batches for n in b.labels[b.weights > 0]] == [i % 3 for i in range(40)]
+        np.testing.assert_allclose(
+            found[i].numpy(), wanted(files[i], draws, i, 64, False), atol=5e-6
+        )
+    assert [int(n) for b in batches for n in b.labels[b.weights > 0]] == [
+        i % 3 for i in range(40)
+    ]
 
 
 def test_evaluation_takes_the_centre(packed, photographs, narrow):
-    for dataset, augment, resize in ((packed, {"crop": 64}, False), (photographs, RESIZED, True)):
+    for dataset, augment, resize in (
+        (packed, {"crop": 64}, False),
+        (photographs, RESIZED, True),
+    ):
         config = narrow(augment=augment, evaluate={"batch": 16})
-        batches = deliver(config, dataset, evaluation_requests(40, 16, 0, 1), 16, augmented=False)
+        batches = deliver(
+            config, dataset, evaluation_requests(40, 16, 0, 1), 16, augmented=False
+        )
         rows = dataset.rows(np.arange(40))
         draws = centre(np.array([row.size for row in rows]), config.augment)
         for i, image in by_id(batches).items():
             off = image.numpy() - wanted(bytes(rows[i].data), draws, i, 64, resize)
-            assert np.abs(off * STATISTICS.std[:, None, None]).max() <= (1.0 if resize else 1e-3)
+            assert np.abs(off * STATISTICS.std[:, None, None]).max() <= (
+                1.0 if resize else 1e-3
+            )
         last = batches[-1]
         assert last.images.shape == (16, 3, 64, 64)
         assert last.weights.tolist() == [1.0] * 8 + [0.0] * 8
@@ -184,10 +232,21 @@ def test_no_bit_depends_on_anything_else(request, narrow, name):
     plain = by_id(deliver(narrow(augment=augment), dataset, requests(range(n), n), n))
     assert len(plain) == n
     rng = np.random.default_rng(0)
-    for batch, threads, ahead in [(n, 1, 2), (n, 8, 2), (5, 3, 1), (48, 2, 5), (1, 4, 3), (7, 5, 2)]:
-        config = narrow(augment=augment, data={"decode_threads": threads, "read_ahead": ahead})
+    for batch, threads, ahead in [
+        (n, 1, 2),
+        (n, 8, 2),
+        (5, 3, 1),
+        (48, 2, 5),
+        (1, 4, 3),
+        (7, 5, 2),
+    ]:
+        config = narrow(
+            augment=augment, data={"decode_threads": threads, "read_ahead": ahead}
+        )
         small = open_set(dataset.store.local, memory=10)
-        found = by_id(deliver(config, small, requests(rng.permutation(n), batch), batch))
+        found = by_id(
+            deliver(config, small, requests(rng.permutation(n), batch), batch)
+        )
         assert found.keys() == plain.keys()
         assert all(torch.equal(found[i], plain[i]) for i in plain)
 
@@ -201,9 +260,15 @@ schedule = {{"name": "constant", "lr": 1.0}}
 config = parse({{"data": {{"train": "x"}}, "augment": {RESIZED}, "schedule": schedule}}, "test")
 print(hashed(deliver(config, open_set({photographs.store.local!r}), requests(range(40), 9), 9)))
 """
-    own = hashed(deliver(narrow(augment=RESIZED), photographs, requests(range(40), 40), 40))
+    own = hashed(
+        deliver(narrow(augment=RESIZED), photographs, requests(range(40), 40), 40)
+    )
     found = subprocess.run(
-        [sys.executable, "-c", code], text=True, capture_output=True, check=True, env=plain_environment
+        [sys.executable, "-c", code],
+        text=True,
+        capture_output=True,
+        check=True,
+        env=plain_environment,
     )
     assert found.stdout.strip() == own
 
@@ -226,12 +291,20 @@ def test_any_step_can_be_the_first(packed, narrow):
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("draws", ["sample", "chunk"])
 def test_any_number_of_ranks_delivers_the_same(photographs, narrow, ranks, draws):
-    config = narrow(global_batch=20, virtual_workers=5, augment={**RESIZED, "draws": draws})
-    alone = {(b.cursor, b.virtual_worker): b.images for b in training(config, photographs, range(4))}
+    config = narrow(
+        global_batch=20, virtual_workers=5, augment={**RESIZED, "draws": draws}
+    )
+    alone = {
+        (b.cursor, b.virtual_worker): b.images
+        for b in training(config, photographs, range(4))
+    }
     spread = {}
     for rank in range(ranks):
         hosted = range(5 * rank // ranks, 5 * (rank + 1) // ranks)
-        spread |= {(b.cursor, b.virtual_worker): b.images for b in training(config, photographs, range(4), hosted)}
+        spread |= {
+            (b.cursor, b.virtual_worker): b.images
+            for b in training(config, photographs, range(4), hosted)
+        }
     assert spread.keys() == alone.keys()
     assert all(torch.equal(spread[k], alone[k]) for k in alone)
 
@@ -241,7 +314,14 @@ def test_colour_is_one_shift_an_image_and_epoch(packed, narrow):
     shifts = []
     for epoch in (0, 1):
         plain, coloured = (
-            by_id(deliver(narrow(augment={"crop": 64, "colour": c}), packed, requests(range(40), 8, epoch), 8))
+            by_id(
+                deliver(
+                    narrow(augment={"crop": 64, "colour": c}),
+                    packed,
+                    requests(range(40), 8, epoch),
+                    8,
+                )
+            )
             for c in (0.0, 0.1)
         )
         for i in range(40):
@@ -251,9 +331,20 @@ def test_colour_is_one_shift_an_image_and_epoch(packed, narrow):
     assert len({tuple(np.round(s, 4)) for s in shifts}) == 80
     sizes = np.tile([80, 72], (40, 1))
     draws = [
-        draw(0, Cursor(e, 0), 0, np.arange(40), sizes, narrow().augment, STATISTICS.principal_axes()) for e in (0, 1)
+        draw(
+            0,
+            Cursor(e, 0),
+            0,
+            np.arange(40),
+            sizes,
+            narrow().augment,
+            STATISTICS.principal_axes(),
+        )
+        for e in (0, 1)
     ]
-    np.testing.assert_allclose(shifts, np.concatenate([d.colour for d in draws]), atol=1e-3)
+    np.testing.assert_allclose(
+        shifts, np.concatenate([d.colour for d in draws]), atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("normalise", ["loader", "device"])
@@ -262,8 +353,12 @@ def test_pixels_are_divided_by_the_scale(packed, narrow, normalise, augmented):
     """By the training set's deviations, or by one number, in evaluation too."""
     found = {}
     for scale in (None, 1.1):
-        config = narrow(augment={"crop": 64, "scale": scale}, data={"normalise": normalise})
-        found[scale] = by_id(deliver(config, packed, requests(range(40), 8), 8, augmented=augmented))
+        config = narrow(
+            augment={"crop": 64, "scale": scale}, data={"normalise": normalise}
+        )
+        found[scale] = by_id(
+            deliver(config, packed, requests(range(40), 8), 8, augmented=augmented)
+        )
     for i in range(40):
         pixels = found[None][i].numpy() * STATISTICS.std[:, None, None]
         np.testing.assert_allclose(found[1.1][i].numpy() * 1.1, pixels, atol=1e-3)
@@ -275,16 +370,33 @@ def test_colours_in_variances(packed, narrow):
     for unit in ("deviation", "variance"):
         plain = {"crop": 64, "colour_unit": unit}
         images = [
-            by_id(deliver(narrow(augment={**plain, "colour": c}), packed, requests(range(8), 8), 8)) for c in (0.0, 0.1)
+            by_id(
+                deliver(
+                    narrow(augment={**plain, "colour": c}),
+                    packed,
+                    requests(range(8), 8),
+                    8,
+                )
+            )
+            for c in (0.0, 0.1)
         ]
-        shifts[unit] = np.array([(images[1][i] - images[0][i]).mean((1, 2)).numpy() * STATISTICS.std for i in range(8)])
+        shifts[unit] = np.array(
+            [
+                (images[1][i] - images[0][i]).mean((1, 2)).numpy() * STATISTICS.std
+                for i in range(8)
+            ]
+        )
     inwards = {unit: shift @ STATISTICS.eigenvectors for unit, shift in shifts.items()}
     ratio = np.sqrt(STATISTICS.eigenvalues) / 255
-    np.testing.assert_allclose(inwards["variance"], inwards["deviation"] * ratio, atol=2e-3)
+    np.testing.assert_allclose(
+        inwards["variance"], inwards["deviation"] * ratio, atol=2e-3
+    )
     assert np.abs(inwards["variance"]).max() > 0.01
 
 
-def test_a_storage_failure_reaches_the_caller_and_is_no_bad_sample(packed, tmp_path, narrow):
+def test_a_storage_failure_reaches_the_caller_and_is_no_bad_sample(
+    packed, tmp_path, narrow
+):
     files = [bytes(row.data) for row in packed.rows(np.arange(40))]
     write_set(tmp_path / "set", files, (80, 72), proved=True)
     path = tmp_path / "set" / "shard-00000.parquet"
@@ -292,14 +404,23 @@ def test_a_storage_failure_reaches_the_caller_and_is_no_bad_sample(packed, tmp_p
     data[5000] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(RunError, match="is damaged"):
-        training(narrow(global_batch=10, virtual_workers=2), open_set(tmp_path / "set"), range(4))
+        training(
+            narrow(global_batch=10, virtual_workers=2),
+            open_set(tmp_path / "set"),
+            range(4),
+        )
 
 
 def endless(dataset, narrow, **changes):
     order = Order(dataset.manifest.group_rows, 0, 2, 4, 100)
     options = {"batch": 4, "device": CPU, "augmented": True}
     options |= loader_sections(narrow(**changes))
-    return Loader(dataset, STATISTICS, training_requests(order, range(100_000), range(2)), **options)
+    return Loader(
+        dataset,
+        STATISTICS,
+        training_requests(order, range(100_000), range(2)),
+        **options,
+    )
 
 
 @pytest.mark.parametrize("backend", ["dali", "torch"])
@@ -320,7 +441,9 @@ def test_ten_loaders_leave_no_thread_and_no_file(packed, narrow, backend):
         return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
 
     config = narrow(data={"backend": backend})
-    deliver(config, packed, requests(range(40), 8), 8)  # libraries keep threads of their own from their first use on
+    deliver(
+        config, packed, requests(range(40), 8), 8
+    )  # libraries keep threads of their own from their first use on
     gc.collect()
     before = left()
     gc.disable()
@@ -329,7 +452,9 @@ def test_ten_loaders_leave_no_thread_and_no_file(packed, narrow, backend):
             deliver(config, packed, requests(range(40), 8), 8)
         # A thread that has been joined is there for a moment still, and so are those that OpenMP had given it.
         await_that(
-            lambda: all(n <= m for n, m in zip(left(), before, strict=True)), f"{before} again, not {left()}", 10
+            lambda: all(n <= m for n, m in zip(left(), before, strict=True)),
+            f"{before} again, not {left()}",
+            10,
         )
     finally:
         gc.enable()
@@ -362,8 +487,14 @@ def test_pixels_on_a_gpu_are_copied_before_dali_may_reuse_their_memory(monkeypat
         calls.append("off it")
 
     monkeypatch.setattr(torch.cuda, "stream", on)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"torch's on {device}")
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: calls.append(f"kept for {stream}"))
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device: f"torch's on {device}"
+    )
+    monkeypatch.setattr(
+        torch.Tensor,
+        "record_stream",
+        lambda tensor, stream: calls.append(f"kept for {stream}"),
+    )
     batch = OnGpu(calls)
     decoder = object.__new__(DaliDecoder)
     decoder._device, decoder._copies, decoder._source_error = batch.device, batch, None
@@ -371,11 +502,19 @@ def test_pixels_on_a_gpu_are_copied_before_dali_may_reuse_their_memory(monkeypat
     found = decoder.run()
     batch.memory.zero_()  # as DALI does with a later batch
     assert found.tolist() == list(range(6))
-    assert calls == ["on the loader's stream", "dlpack", "off it", "waited for", "kept for torch's on cuda:2"]
+    assert calls == [
+        "on the loader's stream",
+        "dlpack",
+        "off it",
+        "waited for",
+        "kept for torch's on cuda:2",
+    ]
 
 
 @pytest.mark.parametrize(("said", "found"), [(3, 3), (None, 5)])
-def test_all_cores_of_the_rank_decode_where_nobody_says_how_many(packed, narrow, monkeypatch, said, found):
+def test_all_cores_of_the_rank_decode_where_nobody_says_how_many(
+    packed, narrow, monkeypatch, said, found
+):
     started = []
 
     class Decoder(ReferenceDecoder):
@@ -386,7 +525,9 @@ def test_all_cores_of_the_rank_decode_where_nobody_says_how_many(packed, narrow,
     monkeypatch.setattr(distrain.data.loader, "ReferenceDecoder", Decoder)
     config = narrow(data={"backend": "torch", "decode_threads": said})
     options = {"batch": 8, "device": CPU, "augmented": True, "cores": 5}
-    with Loader(packed, STATISTICS, requests(range(8), 8), **loader_sections(config), **options) as loader:
+    with Loader(
+        packed, STATISTICS, requests(range(8), 8), **loader_sections(config), **options
+    ) as loader:
         next(loader)
     assert started == [found]
 
@@ -394,7 +535,9 @@ def test_all_cores_of_the_rank_decode_where_nobody_says_how_many(packed, narrow,
 def resident() -> int:
     """Bytes of this process in memory."""
     gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf(
+        "SC_PAGE_SIZE"
+    )
 
 
 def test_memory_does_not_grow_over_batches_and_epochs(packed, narrow):
@@ -410,4 +553,7 @@ def test_memory_does_not_grow_over_batches_and_epochs(packed, narrow):
 def test_a_dataset_of_various_sizes_knows_them(photographs):
     assert isinstance(photographs, Dataset)
     assert photographs.manifest.size is None
-    assert [row.size for row in photographs.rows(np.array([0, 39]))] == [(70, 400), (343, 88)]
+    assert [row.size for row in photographs.rows(np.array([0, 39]))] == [
+        (70, 400),
+        (343, 88),
+    ]

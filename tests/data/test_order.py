@@ -17,7 +17,13 @@ def orders(draw):
     groups = draw(st.lists(st.integers(1, 40), min_size=1, max_size=30))
     while sum(groups) < v * b:
         groups.append(40)
-    return Order(np.array(groups), draw(st.integers(0, 2**32 - 1)), v, b, draw(st.integers(1, 50)))
+    return Order(
+        np.array(groups),
+        draw(st.integers(0, 2**32 - 1)),
+        v,
+        b,
+        draw(st.integers(1, 50)),
+    )
 
 
 def epoch_ids(order, epoch):
@@ -31,13 +37,21 @@ def test_every_sample_once_but_the_remainder(order, epoch):
     ids = epoch_ids(order, epoch).reshape(-1)
     left_out = order.left_out(epoch)
     assert len(left_out) == order.remainder < order.global_batch
-    assert np.array_equal(np.sort(np.concatenate([ids, left_out])), np.arange(order.rows))
+    assert np.array_equal(
+        np.sort(np.concatenate([ids, left_out])), np.arange(order.rows)
+    )
 
 
 @given(orders(), st.integers(0, 20))
 def test_any_cursor_at_once_is_the_same(order, epoch):
     whole = epoch_ids(order, epoch)
-    fresh = Order(order.group_rows, order.seed, order.virtual_workers, order.micro_batch, order.block_rows)
+    fresh = Order(
+        order.group_rows,
+        order.seed,
+        order.virtual_workers,
+        order.micro_batch,
+        order.block_rows,
+    )
     t, v = order.steps - 1, order.virtual_workers - 1
     assert np.array_equal(fresh.ids(Cursor(epoch, t), v), whole[t, v])
 
@@ -47,19 +61,27 @@ def test_same_global_batches_for_every_world_size():
     for ranks in range(1, 7):
         worlds = [World("cpu", rank=r, ranks=ranks) for r in range(ranks)]
         for t in range(order.steps):
-            dealt = np.concatenate([order.ids(Cursor(1, t), v) for w in worlds for v in w.hosted(6)])
-            assert np.array_equal(dealt, np.concatenate([order.ids(Cursor(1, t), v) for v in range(6)]))
+            dealt = np.concatenate(
+                [order.ids(Cursor(1, t), v) for w in worlds for v in w.hosted(6)]
+            )
+            assert np.array_equal(
+                dealt, np.concatenate([order.ids(Cursor(1, t), v) for v in range(6)])
+            )
 
 
 def test_epochs_and_seeds_differ():
     order = Order(np.full(50, 10), 0, 2, 5, 100)
     one = epoch_ids(order, 0).reshape(-1)
     assert (one == epoch_ids(order, 1).reshape(-1)).mean() < 0.05
-    assert (one == epoch_ids(Order(order.group_rows, 1, 2, 5, 100), 0).reshape(-1)).mean() < 0.05
+    assert (
+        one == epoch_ids(Order(order.group_rows, 1, 2, 5, 100), 0).reshape(-1)
+    ).mean() < 0.05
 
 
 def test_no_sample_is_left_out_twice_before_all_have_been_once():
-    order = Order(np.full(10, 10), 5, 3, 10, 20)  # 100 rows, batch 30: 10 left out each epoch
+    order = Order(
+        np.full(10, 10), 5, 3, 10, 20
+    )  # 100 rows, batch 30: 10 left out each epoch
     assert order.remainder == 10
     left = np.concatenate([order.left_out(e) for e in range(10)])
     assert np.array_equal(np.sort(left), np.arange(100))
@@ -68,21 +90,32 @@ def test_no_sample_is_left_out_twice_before_all_have_been_once():
 def test_a_virtual_worker_reads_groups_one_after_another():
     """While one block is used, only its groups are wanted: a stream is sequential, and its memory bounded."""
     order = Order(np.full(400, 25), 9, 4, 10, 200)
-    groups = [set(order.groups_of(order.ids(Cursor(0, t), 1))) for t in range(order.steps)]
+    groups = [
+        set(order.groups_of(order.ids(Cursor(0, t), 1))) for t in range(order.steps)
+    ]
     for block in range(order.steps // 20):  # 20 steps use one block of 200 rows
         inside = set().union(*groups[block * 20 : block * 20 + 20])
         assert len(inside) <= 200 // 25 + 2
         later = set().union(*groups[(block + 1) * 20 :])
-        assert len(inside & later) <= 1, "a group at the edge of two blocks, and no other"
+        assert len(inside & later) <= 1, (
+            "a group at the edge of two blocks, and no other"
+        )
 
 
 def test_cursor_counts_through_epochs():
     order = Order(np.full(10, 10), 0, 2, 5, 20)
-    assert [order.cursor(s) for s in (0, 9, 10, 25)] == [Cursor(0, 0), Cursor(0, 9), Cursor(1, 0), Cursor(2, 5)]
+    assert [order.cursor(s) for s in (0, 9, 10, 25)] == [
+        Cursor(0, 0),
+        Cursor(0, 9),
+        Cursor(1, 0),
+        Cursor(2, 5),
+    ]
 
 
 def test_too_few_samples():
-    with pytest.raises(UserError, match="has 9 samples, fewer than one global batch of 10"):
+    with pytest.raises(
+        UserError, match="has 9 samples, fewer than one global batch of 10"
+    ):
         Order(np.array([9]), 0, 2, 5, 20)
 
 

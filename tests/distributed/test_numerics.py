@@ -22,7 +22,10 @@ def test_numerics_are_set_and_set_back():
         assert not torch.backends.cuda.matmul.allow_tf32
         assert not torch.backends.cudnn.allow_tf32
         assert torch.get_num_threads() == 1
-    assert before == (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+    assert before == (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
     with numerics(CPU, precision="fp32", exact=False):
         assert not torch.are_deterministic_algorithms_enabled()
 
@@ -30,13 +33,21 @@ def test_numerics_are_set_and_set_back():
 @pytest.mark.parametrize("loaded", [True, False])
 def test_torchs_compiler_is_told_and_not_loaded_for_that(monkeypatch, loaded):
     told = []
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, **_: told.append(mode))
-    monkeypatch.setattr(sys, "modules", {**sys.modules, **({"torch._inductor": torch} if loaded else {})})
+    monkeypatch.setattr(
+        torch, "use_deterministic_algorithms", lambda mode, **_: told.append(mode)
+    )
+    monkeypatch.setattr(
+        sys,
+        "modules",
+        {**sys.modules, **({"torch._inductor": torch} if loaded else {})},
+    )
     if not loaded:
         sys.modules.pop("torch._inductor", None)
     monkeypatch.delenv("TORCHINDUCTOR_DETERMINISTIC", raising=False)
     with numerics(CPU, precision="fp32", exact=True):
-        assert os.environ["TORCHINDUCTOR_DETERMINISTIC"] == "1", "for a model that loads it later"
+        assert os.environ["TORCHINDUCTOR_DETERMINISTIC"] == "1", (
+            "for a model that loads it later"
+        )
         assert told == [True] * loaded
         assert torch.are_deterministic_algorithms_enabled() == (not loaded)
     assert told == [True, False] * loaded
@@ -51,7 +62,9 @@ def test_a_precision_that_the_device_lacks_is_the_users_to_know():
 
 
 def test_the_gpu_is_set_before_anything_is_computed_on_it(monkeypatch, cuda):
-    monkeypatch.setattr(distrain.distributed.numerics, "_check_workspace", cuda.noting("product"))
+    monkeypatch.setattr(
+        distrain.distributed.numerics, "_check_workspace", cuda.noting("product")
+    )
     with numerics(GPU, precision="fp32", exact=True):
         pass
     assert cuda.made == [("set_device", GPU), ("product", GPU)]
@@ -74,7 +87,10 @@ def test_a_workspace_that_is_set_too_late_is_the_users_to_know(monkeypatch, cuda
     monkeypatch.setattr(torch, "ones", cuda.noting("ones"))
     monkeypatch.setattr(torch, "mm", refuse)
     sentence = "set CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment before Python"
-    with pytest.raises(UserError, match=sentence), numerics(GPU, precision="fp32", exact=True):
+    with (
+        pytest.raises(UserError, match=sentence),
+        numerics(GPU, precision="fp32", exact=True),
+    ):
         pass
     assert torch.are_deterministic_algorithms_enabled() == before
     with numerics(GPU, precision="fp32", exact=False):
@@ -86,7 +102,9 @@ def test_environment_of_a_gpu_names_what_makes_its_bits(monkeypatch, tmp_path):
         "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build\n"
     )
     monkeypatch.setattr(distrain.distributed.numerics, "_DRIVER", tmp_path / "version")
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    monkeypatch.setattr(
+        torch.cuda, "get_device_name", lambda device: f"card {device.index}"
+    )
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     found = environment(GPU)
     assert found["driver"] == "580.159.04"
@@ -102,5 +120,8 @@ def test_environment_of_a_gpu_names_what_makes_its_bits(monkeypatch, tmp_path):
 
 def test_environment_names_versions():
     found = environment(CPU)
-    assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
+    assert (
+        found["torch"] == torch.__version__.split("+")[0]
+        or found["torch"] == torch.__version__
+    )
     assert {"python", "numpy", "device", "cpu_capability"} <= set(found)

@@ -16,12 +16,17 @@ class Ring:
         self.processes = []
         for rank in range(RANKS):
             arguments = (str(folder / "store"), str(rank), str(RANKS))
-            self.processes.append(Fork("one_peer", *arguments, out=folder / f"rank-{rank}.txt"))
+            self.processes.append(
+                Fork("one_peer", *arguments, out=folder / f"rank-{rank}.txt")
+            )
 
     def await_words(self, *words, ranks=range(RANKS)):
         """Wait until these ranks have said this, and nothing else."""
         wanted = [list(words)] * len(ranks)
-        await_that(lambda: [self._said(rank)[: len(words)] for rank in ranks] == wanted, f"{words} of {list(ranks)}")
+        await_that(
+            lambda: [self._said(rank)[: len(words)] for rank in ranks] == wanted,
+            f"{words} of {list(ranks)}",
+        )
         assert [self._said(rank) for rank in ranks] == wanted
 
     def end(self):

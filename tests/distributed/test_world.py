@@ -95,11 +95,19 @@ def joining(monkeypatch, cuda):
     def init(backend, *, device_id, **_):
         cuda.made.append(("init", backend, device_id))
 
-    for name in ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_DUMP_ON_TIMEOUT", *INTERFACES):
-        monkeypatch.setenv(name, "")  # noted, so that it is as before when the test ends
+    for name in (
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT",
+        *INTERFACES,
+    ):
+        monkeypatch.setenv(
+            name, ""
+        )  # noted, so that it is as before when the test ends
         monkeypatch.delenv(name)
     monkeypatch.setattr(distrain.distributed.world, "PeerWatch", Watch)
-    monkeypatch.setattr(distrain.distributed.world, "_communicator", lambda device: Communicator)
+    monkeypatch.setattr(
+        distrain.distributed.world, "_communicator", lambda device: Communicator
+    )
     monkeypatch.setattr(dist, "init_process_group", init)
     monkeypatch.setattr(dist, "new_group", cuda.noting("new_group", "a gloo group"))
     monkeypatch.setattr(dist, "is_initialized", lambda: "init" in cuda.names)
@@ -110,12 +118,23 @@ def joining(monkeypatch, cuda):
 
 def test_gpus_join_by_number_and_leave_in_order(joining, cuda):
     with joining() as world:
-        assert os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "0", "torch's watch would end the process"
+        assert os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "0", (
+            "torch's watch would end the process"
+        )
         assert world.wanted == 2
-    assert cuda.names == ["set_device", "init", "new_group", "watch", "leave", "destroy"]
+    assert cuda.names == [
+        "set_device",
+        "init",
+        "new_group",
+        "watch",
+        "leave",
+        "destroy",
+    ]
     assert cuda.made[0] == ("set_device", GPU)
     assert cuda.made[1] == ("init", "cpu:gloo,cuda:nccl", GPU)
-    assert cuda.made[2] == ("new_group", "gloo", timedelta(seconds=5)), "who does not come to it counts as lost"
+    assert cuda.made[2] == ("new_group", "gloo", timedelta(seconds=5)), (
+        "who does not come to it counts as lost"
+    )
     assert cuda.made[-2] == ("leave", False)
 
 
@@ -134,7 +153,9 @@ def test_a_lost_peer_aborts_nccl_and_voids_what_was_reduced(joining, cuda, monke
         with pytest.raises(LostRankError):
             world.settle()
     assert cuda.names[4:] == ["synchronize", "abort", "synchronize", "leave", "destroy"]
-    assert cuda.made[5] == ("abort", True), "who waits for the GPU must find it out as soon as the abort frees it"
+    assert cuda.made[5] == ("abort", True), (
+        "who waits for the GPU must find it out as soon as the abort frees it"
+    )
 
 
 def test_gpus_that_cannot_be_connected_are_no_lost_rank(joining, cuda, monkeypatch):

@@ -31,7 +31,9 @@ def picture(seed: int, label: int) -> bytes:
     coarse[..., label] += 80
     sink = io.BytesIO()
     size = (60 + seed % 31, 60 + seed % 23)
-    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(sink, "JPEG", quality=85)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(
+        sink, "JPEG", quality=85
+    )
     return sink.getvalue()
 
 
@@ -75,7 +77,11 @@ def train(folder: Path, *, stop_at: int | None = None) -> None:
     """Train to the end, or ask the run to stop once it has logged a step."""
     process = subprocess.Popen([*DISTRAIN, "train", str(folder / "recipe.yaml")])
     while stop_at is not None and process.poll() is None:
-        lines = [text for file in folder.glob("run/metrics-*.jsonl") for text in file.read_text().splitlines()]
+        lines = [
+            text
+            for file in folder.glob("run/metrics-*.jsonl")
+            for text in file.read_text().splitlines()
+        ]
         if any(f'"step": {stop_at},' in text for text in lines):
             process.send_signal(signal.SIGTERM)
             break
@@ -95,7 +101,13 @@ def main() -> None:
     write_sources(folder)
     pack = [str(folder / "photos"), str(folder / "packed"), "--geometry", "short:48"]
     subprocess.run([*DISTRAIN, "pack", *pack], check=True)
-    index = [str(folder / "indexed"), "--names", str(folder / "names.txt"), "--max-rejects", "1"]
+    index = [
+        str(folder / "indexed"),
+        "--names",
+        str(folder / "names.txt"),
+        "--max-rejects",
+        "1",
+    ]
     subprocess.run([*DISTRAIN, "index", *index], check=True)
     settings = recipe(folder)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
@@ -103,8 +115,14 @@ def main() -> None:
     shutil.copytree(folder / "run", folder / "half")
     train(folder)
     state = json.loads((newest(folder / "run") / "state.json").read_text())
-    shutil.copy(newest(folder / "run") / "model.safetensors", folder / "final.safetensors")
-    expected = {"steps": state["step"], "hardware": state["hardware"], "plateau": state["plateau"]}
+    shutil.copy(
+        newest(folder / "run") / "model.safetensors", folder / "final.safetensors"
+    )
+    expected = {
+        "steps": state["step"],
+        "hardware": state["hardware"],
+        "plateau": state["plateau"],
+    }
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
     (folder / "names.txt").unlink()
     shutil.rmtree(folder / "run")

@@ -25,7 +25,11 @@ sys.exit(143)
 def names(monkeypatch):
     """What Ray's list of named actors has."""
     found = []
-    monkeypatch.setattr(mailbox, "list_named_actors", lambda all_namespaces: [{"name": n} for n in found])
+    monkeypatch.setattr(
+        mailbox,
+        "list_named_actors",
+        lambda all_namespaces: [{"name": n} for n in found],
+    )
     return found
 
 
@@ -45,11 +49,15 @@ def named(pid, monkeypatch):
         return mailbox.name_of_driver()
 
 
-def test_drivers_of_this_machine_are_signalled_and_waited_for(console, names, process, monkeypatch):
+def test_drivers_of_this_machine_are_signalled_and_waited_for(
+    console, names, process, monkeypatch
+):
     names += ["somebody else's actor", named(process.pid, monkeypatch)]
     drivers = drain._Drivers(console)
     assert not drivers.have_ended()
-    assert console.events == [f"sent SIGTERM to process {process.pid}: it saves a checkpoint and ends"]
+    assert console.events == [
+        f"sent SIGTERM to process {process.pid}: it saves a checkpoint and ends"
+    ]
     names.clear()  # Ray forgets a driver before its process ends
     assert not drivers.have_ended()
     process.stdin.close()
@@ -58,7 +66,9 @@ def test_drivers_of_this_machine_are_signalled_and_waited_for(console, names, pr
     assert len(console.events) == 1
 
 
-def test_a_driver_that_comes_meanwhile_is_signalled_too(console, names, process, monkeypatch):
+def test_a_driver_that_comes_meanwhile_is_signalled_too(
+    console, names, process, monkeypatch
+):
     drivers = drain._Drivers(console)
     assert drivers.have_ended(), "there is none"
     names.append(named(process.pid, monkeypatch))
@@ -68,7 +78,9 @@ def test_a_driver_that_comes_meanwhile_is_signalled_too(console, names, process,
 
 
 @pytest.mark.parametrize("where", ["another machine", "another container"])
-def test_a_process_of_the_same_number_elsewhere_is_left_alone(console, names, process, monkeypatch, where):
+def test_a_process_of_the_same_number_elsewhere_is_left_alone(
+    console, names, process, monkeypatch, where
+):
     with monkeypatch.context() as patch:
         if where == "another machine":
             patch.setattr(mailbox, "_BOOT", mailbox.Path(__file__))
@@ -89,7 +101,9 @@ def test_a_driver_that_has_ended_is_not_signalled(console, names, process, monke
     assert console.events == []
 
 
-def test_no_line_for_a_driver_that_ends_just_before_the_signal(console, names, process, monkeypatch):
+def test_no_line_for_a_driver_that_ends_just_before_the_signal(
+    console, names, process, monkeypatch
+):
     kill = os.kill
 
     def too_late(pid, _):

@@ -31,9 +31,15 @@ def test_the_archive_has_the_source_the_config_and_nothing_else(config, tmp_path
     assert load(tmp_path / "there/run.yaml") == config
     code = "import distrain.train, sys; print(distrain.__file__)"
     out = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path / "there", capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "there",
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert out.stdout.startswith(str(tmp_path / "there")), "it is whole, and comes before what is installed"
+    assert out.stdout.startswith(str(tmp_path / "there")), (
+        "it is whole, and comes before what is installed"
+    )
 
 
 def test_the_same_run_is_the_same_request(config):
@@ -49,7 +55,9 @@ def test_the_package_is_named_as_ray_names_it(config, tmp_path):
 
     found = request(config)
     (tmp_path / "job.zip").write_bytes(found.archive)
-    assert found.body["runtime_env"]["working_dir"] == get_uri_for_package(tmp_path / "job.zip")
+    assert found.body["runtime_env"]["working_dir"] == get_uri_for_package(
+        tmp_path / "job.zip"
+    )
 
 
 def test_no_variable_of_this_machine_is_sent(config, monkeypatch):
@@ -71,7 +79,11 @@ def test_own_files_go_along_and_others_are_refused(config, tmp_path):
     (tmp_path / "nets/.env").write_text("SECRET=hunter2")
     (tmp_path / "one.py").write_text("y = 2")
     found = request(config, [tmp_path / "nets", tmp_path / "one.py"])
-    assert {name for name in found.files if not name.startswith("distrain/")} == {"nets/wide.py", "one.py", "run.yaml"}
+    assert {name for name in found.files if not name.startswith("distrain/")} == {
+        "nets/wide.py",
+        "one.py",
+        "run.yaml",
+    }
     with pytest.raises(UserError, match="is no Python file"):
         request(config, [tmp_path / "nets/.env"])
     with pytest.raises(UserError, match="cannot read"):
@@ -83,10 +95,14 @@ def test_a_path_of_this_machine_is_refused(narrow, key):
     section, _, name = key.rpartition(".")
     config = narrow(run="s3://bucket/run")
     if section:
-        config = config.model_copy(update={"data": config.data.model_copy(update={name: "data/here"})})
+        config = config.model_copy(
+            update={"data": config.data.model_copy(update={name: "data/here"})}
+        )
     else:
         config = config.model_copy(update={"run": "runs/here"})
-    with pytest.raises(UserError, match=f"{key} = .*here is a path in a folder of this machine"):
+    with pytest.raises(
+        UserError, match=f"{key} = .*here is a path in a folder of this machine"
+    ):
         request(config)
 
 
@@ -102,17 +118,28 @@ def test_a_dry_run_prints_what_would_be_sent_and_needs_no_ray(config, tmp_path):
         "import sys; sys.modules['ray'] = None; sys.argv[0] = 'distrain'; from distrain.cli.main import main; main();"
         "assert not {'torch', 'pyarrow'} & set(sys.modules)"
     )
-    command = [sys.executable, "-c", code, "submit", str(tmp_path / "recipe.yaml"), "--dry-run"]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "submit",
+        str(tmp_path / "recipe.yaml"),
+        "--dry-run",
+    ]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = request(config)
     lines, body = out[: out.index("{")].splitlines(), json.loads(out[out.index("{") :])
     assert body == found.body
-    wanted = {name: hashlib.sha256(data).hexdigest() for name, data in found.files.items()}
+    wanted = {
+        name: hashlib.sha256(data).hexdigest() for name, data in found.files.items()
+    }
     assert {line.split()[2]: line.split()[1] for line in lines[:-1]} == wanted
     assert hashlib.sha256(found.archive).hexdigest() in lines[-1]
 
 
 def test_the_id_of_a_job_does_not_depend_on_the_order_of_fields(narrow, monkeypatch):
     config, before = narrow(), package.job_id(narrow())
-    monkeypatch.setattr(package, "result_fields", lambda c: dict(reversed(result_fields(c).items())))
+    monkeypatch.setattr(
+        package, "result_fields", lambda c: dict(reversed(result_fields(c).items()))
+    )
     assert package.job_id(config) == before

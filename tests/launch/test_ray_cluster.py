@@ -46,14 +46,22 @@ def test_what_fails_for_good_is_raised(console, refused, text, times):
 
 
 def node(name, cpus, gpus):
-    return Node(name, f"address of {name}", {"CPU": 8.0, "GPU": 2.0}, {"CPU": cpus, "GPU": gpus}, draining=False)
+    return Node(
+        name,
+        f"address of {name}",
+        {"CPU": 8.0, "GPU": 2.0},
+        {"CPU": cpus, "GPU": gpus},
+        draining=False,
+    )
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """What the autoscaler is asked for."""
     found = []
-    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: found.append(bundles))
+    monkeypatch.setattr(
+        "ray.autoscaler.sdk.request_resources", lambda bundles: found.append(bundles)
+    )
     return found
 
 
@@ -67,13 +75,18 @@ def test_an_autoscaler_is_asked_for_what_others_hold_too(asked):
     """It takes what it is asked for as the size of the whole cluster."""
     nodes = [node("a", 1.0, 2.0), node("b", 6.0, 0.0), node("c", 8.0, 2.0)]
     call_for(Share(1, 3, 2, 0), 3, nodes, held=["a", "b"])
-    ours, others = {"CPU": 2.0, "GPU": 0.0}, [{"CPU": 5.0, "GPU": 0.0}, {"CPU": 0.0, "GPU": 2.0}]
+    ours, others = (
+        {"CPU": 2.0, "GPU": 0.0},
+        [{"CPU": 5.0, "GPU": 0.0}, {"CPU": 0.0, "GPU": 2.0}],
+    )
     assert asked == [[ours] * 3 + others]
 
 
 def test_what_is_replaced_in_ray_comes_back(console, monkeypatch):
     original, during = ray._private.worker.print_to_stdstream, []
-    monkeypatch.setattr(ray, "init", lambda **_: during.append(ray._private.worker.print_to_stdstream))
+    monkeypatch.setattr(
+        ray, "init", lambda **_: during.append(ray._private.worker.print_to_stdstream)
+    )
     monkeypatch.setattr(ray, "nodes", list)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     with connected("auto", console):

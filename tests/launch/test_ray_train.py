@@ -11,7 +11,12 @@ from distrain.launch import ray_train
 from distrain.launch.ray_train import _Driver
 from distrain.launch.share import Node, Share
 
-BASE = {"data": {"train": "x"}, "schedule": {"name": "constant", "lr": 1.0}, "global_batch": 64, "virtual_workers": 16}
+BASE = {
+    "data": {"train": "x"},
+    "schedule": {"name": "constant", "lr": 1.0},
+    "global_batch": 64,
+    "virtual_workers": 16,
+}
 
 
 def node(name, cpus, gpus):
@@ -37,7 +42,9 @@ def driver(monkeypatch, console):
             found.now += seconds
 
         remote = SimpleNamespace(remote=lambda *_: None)
-        monkeypatch.setattr(ray_train, "time", SimpleNamespace(monotonic=lambda: found.now, sleep=sleep))
+        monkeypatch.setattr(
+            ray_train, "time", SimpleNamespace(monotonic=lambda: found.now, sleep=sleep)
+        )
         monkeypatch.setattr(ray_train.ray, "get", look)
         found._config = parse({**BASE, "cluster": cluster}, "test")
         found._console, found._stop = console, threading.Event()
@@ -69,12 +76,18 @@ def test_a_number_of_workers_starts_at_once(driver):
     assert found.now == 0
 
 
-def test_a_run_on_gpus_waits_for_them_and_starts_at_once_when_they_are_back(driver, console):
-    found = driver([(0, [node("other", 64, 0)]), (100, [node("other", 64, 0), B])], gpus=1)
+def test_a_run_on_gpus_waits_for_them_and_starts_at_once_when_they_are_back(
+    driver, console
+):
+    found = driver(
+        [(0, [node("other", 64, 0)]), (100, [node("other", 64, 0), B])], gpus=1
+    )
     assert found._await_room() == (8, Share(1, 8, 2, 1))
     assert 100 <= found.now < 101
     (event,) = console.events
-    assert event.startswith("waiting for the cluster: the run asks for 1 GPU (1 worker of 1), and")
+    assert event.startswith(
+        "waiting for the cluster: the run asks for 1 GPU (1 worker of 1), and"
+    )
 
 
 def test_it_does_not_wait_for_ever(driver):
@@ -87,10 +100,18 @@ def test_it_does_not_wait_for_ever(driver):
 def test_groups_that_never_form_end_the_run(driver, monkeypatch):
     """Each loss before a group has formed counts; one after that does not."""
     found = driver([(0, [A])], max_failures=2)
-    found._formed_once, found._unformed, found._causes, found._lost_at, found._group = True, 0, [], None, None
+    found._formed_once, found._unformed, found._causes, found._lost_at, found._group = (
+        True,
+        0,
+        [],
+        None,
+        None,
+    )
     told = iter([{0: "killed"}, {0: "no GPU"}, {1: "no GPU"}])
     stopped = threading.Event()
-    monkeypatch.setattr(ray_train, "trainer", lambda *_: SimpleNamespace(fit=stopped.wait))
+    monkeypatch.setattr(
+        ray_train, "trainer", lambda *_: SimpleNamespace(fit=stopped.wait)
+    )
     found._order, found._fits = {}, 0
     found._deliver = lambda wait: found._lost(next(told))
     sentence = "no worker group could be formed, 2 times in a row; the first cause was: lost rank 0"

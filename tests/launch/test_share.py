@@ -6,13 +6,29 @@ import torch
 from distrain.config import parse
 from distrain.errors import UserError
 from distrain.launch.local import ranks_here, this_machine
-from distrain.launch.share import Node, Share, described, fitting, remark, room, share_of, shortage, workers_of
+from distrain.launch.share import (
+    Node,
+    Share,
+    described,
+    fitting,
+    remark,
+    room,
+    share_of,
+    shortage,
+    workers_of,
+)
 
-BASE = {"data": {"train": "x"}, "schedule": {"name": "constant", "lr": 1.0}, "global_batch": 64}
+BASE = {
+    "data": {"train": "x"},
+    "schedule": {"name": "constant", "lr": 1.0},
+    "global_batch": 64,
+}
 
 
 def config(v=8, device="auto", **cluster):
-    return parse({**BASE, "virtual_workers": v, "device": device, "cluster": cluster}, "test")
+    return parse(
+        {**BASE, "virtual_workers": v, "device": device, "cluster": cluster}, "test"
+    )
 
 
 def node(address, cpus, gpus=0.0, *, free=None, draining=False):
@@ -32,11 +48,26 @@ def machine(gpus, cpus=16):
         (0, 8, Share(1, 1, 16, 0), None),
         (1, 1, Share(1, 1, 16, 1), None),
         (1, 8, Share(1, 1, 16, 1), None),
-        (3, 1, Share(1, 1, 5, 1), "2 of 3 GPUs stay idle: virtual_workers = 1 is the most that can share the work"),
+        (
+            3,
+            1,
+            Share(1, 1, 5, 1),
+            "2 of 3 GPUs stay idle: virtual_workers = 1 is the most that can share the work",
+        ),
         (3, 8, Share(1, 3, 5, 1), None),
-        (8, 1, Share(1, 1, 2, 1), "7 of 8 GPUs stay idle: virtual_workers = 1 is the most that can share the work"),
+        (
+            8,
+            1,
+            Share(1, 1, 2, 1),
+            "7 of 8 GPUs stay idle: virtual_workers = 1 is the most that can share the work",
+        ),
         (8, 8, Share(1, 8, 2, 1), None),
-        (8, 4, Share(1, 4, 2, 1), "4 of 8 GPUs stay idle: virtual_workers = 4 is the most that can share the work"),
+        (
+            8,
+            4,
+            Share(1, 4, 2, 1),
+            "4 of 8 GPUs stay idle: virtual_workers = 4 is the most that can share the work",
+        ),
     ],
 )
 def test_auto_is_every_gpu_and_at_most_v(gpus, v, wanted, sentence):
@@ -51,7 +82,12 @@ def test_auto_is_every_gpu_and_at_most_v(gpus, v, wanted, sentence):
 @pytest.mark.parametrize(
     ("changes", "gpus", "wanted", "sentence"),
     [
-        ({"device": "cpu"}, 1, Share(1, 1, 16, 0), "training on CPUs, and 1 of 1 GPU stays idle: device is cpu"),
+        (
+            {"device": "cpu"},
+            1,
+            Share(1, 1, 16, 0),
+            "training on CPUs, and 1 of 1 GPU stays idle: device is cpu",
+        ),
         ({"device": "cpu"}, 0, Share(1, 1, 16, 0), None),
         (
             {"gpus_per_worker": 0},
@@ -67,10 +103,17 @@ def test_auto_is_every_gpu_and_at_most_v(gpus, v, wanted, sentence):
         ),
         ({"device": "cuda"}, 0, Share(1, 1, 1, 1), None),
         ({"device": "cuda", "workers": [1, 8]}, 8, Share(1, 8, 2, 1), None),
-        ({"cpus_per_worker": 3}, 8, Share(1, 8, 3, 1), "3 of 8 GPUs stay idle: each worker asks for 3 CPU cores"),
+        (
+            {"cpus_per_worker": 3},
+            8,
+            Share(1, 8, 3, 1),
+            "3 of 8 GPUs stay idle: each worker asks for 3 CPU cores",
+        ),
     ],
 )
-def test_what_is_asked_for_is_taken_and_idle_gpus_are_said(changes, gpus, wanted, sentence):
+def test_what_is_asked_for_is_taken_and_idle_gpus_are_said(
+    changes, gpus, wanted, sentence
+):
     settings, nodes = config(**changes), machine(gpus)
     found = share_of(settings, nodes)
     assert found == wanted
@@ -80,14 +123,21 @@ def test_what_is_asked_for_is_taken_and_idle_gpus_are_said(changes, gpus, wanted
 
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cpu", 1)])
 def test_a_contradiction_is_refused(device, gpus):
-    with pytest.raises(UserError, match=f"device is {device}, and cluster.gpus_per_worker is {gpus}"):
+    with pytest.raises(
+        UserError, match=f"device is {device}, and cluster.gpus_per_worker is {gpus}"
+    ):
         share_of(config(device=device, gpus_per_worker=gpus), machine(8))
 
 
 def test_a_cluster_is_counted_as_it_is_now():
     """It never waits for a node that is gone, or about to go; and does not leave the GPUs it began on."""
     settings = config(16)
-    nodes = [node("head", 2), node("a", 16, 4), node("b", 8, 4), node("c", 16, 8, draining=True)]
+    nodes = [
+        node("head", 2),
+        node("a", 16, 4),
+        node("b", 8, 4),
+        node("c", 16, 8, draining=True),
+    ]
     share = share_of(settings, nodes)
     assert share == Share(1, 8, 2, 1)
     assert room(share, nodes, held=[]) == 8
@@ -95,7 +145,10 @@ def test_a_cluster_is_counted_as_it_is_now():
     assert share_of(settings, nodes[:1]) == Share(1, 1, 2, 0)
     alone = share_of(settings, nodes[:1], gpus=share.gpus)
     assert alone == Share(1, 1, 1, 1)
-    assert shortage(alone, nodes[:1]) == "the run asks for 1 GPU (1 worker of 1), and the cluster has 0"
+    assert (
+        shortage(alone, nodes[:1])
+        == "the run asks for 1 GPU (1 worker of 1), and the cluster has 0"
+    )
 
 
 def test_cpu_workers_share_the_cores_so_that_the_most_of_them_fit():
@@ -123,23 +176,44 @@ def test_idle_gpus_are_those_that_nobody_holds():
 
 
 def test_room_counts_whole_workers_a_node():
-    nodes = [node("a", 3.0), node("b", 1.0), node("c", 0.5), Node("d", "address of d", {}, {}, False)]
+    nodes = [
+        node("a", 3.0),
+        node("b", 1.0),
+        node("c", 0.5),
+        Node("d", "address of d", {}, {}, False),
+    ]
     assert room(Share(1, 8, 1, 0), nodes, held=[]) == 4
     assert room(Share(1, 8, 2, 0), nodes, held=[]) == 1
-    assert room(Share(1, 8, 2, 1), [node("a", 16, 4), node("b", 2, 8)], held=[]) == 4 + 1
+    assert (
+        room(Share(1, 8, 2, 1), [node("a", 16, 4), node("b", 2, 8)], held=[]) == 4 + 1
+    )
 
 
 def test_our_own_workers_count_and_those_on_a_draining_node_do_not():
-    nodes = [node("a", 8, free=(0, 0)), node("b", 8, free=(0, 0), draining=True), node("c", 8, free=(1, 0))]
+    nodes = [
+        node("a", 8, free=(0, 0)),
+        node("b", 8, free=(0, 0), draining=True),
+        node("c", 8, free=(1, 0)),
+    ]
     assert room(Share(1, 8, 1, 0), nodes, held=["a", "a", "b"]) == 3
 
 
 def test_what_is_missing_is_named():
-    nodes = [node("a", 8, 2, free=(3, 0)), node("b", 8, 2, free=(1, 0)), node("c", 8, 2, draining=True)]
+    nodes = [
+        node("a", 8, 2, free=(3, 0)),
+        node("b", 8, 2, free=(1, 0)),
+        node("c", 8, 2, draining=True),
+    ]
     gpus = Share(8, 8, 1, 1)
-    assert shortage(gpus, nodes) == "the run asks for 8 GPUs (8 workers of 1), and the cluster has 4"
+    assert (
+        shortage(gpus, nodes)
+        == "the run asks for 8 GPUs (8 workers of 1), and the cluster has 4"
+    )
     cpus = Share(9, 9, 2, 0)
-    assert shortage(cpus, nodes) == "the run asks for 18 CPUs (9 workers of 2), and the cluster has 16"
+    assert (
+        shortage(cpus, nodes)
+        == "the run asks for 18 CPUs (9 workers of 2), and the cluster has 16"
+    )
     held = "the cluster has room for 4 of at least 9 workers, beside what others hold"
     assert shortage(Share(9, 9, 1, 0), nodes) == held
 

@@ -19,8 +19,12 @@ TEMPLATE = ROOT / "cluster/slurm/train.sbatch"
 @pytest.fixture
 def config(narrow):
     found = narrow(run="/shared/runs/mine")
-    cluster = found.cluster.model_copy(update={"workers": (3, 20), "cpus_per_worker": 4, "gpus_per_worker": 1})
-    return found.model_copy(update={"cluster": cluster, "virtual_workers": 32, "device": "auto"})
+    cluster = found.cluster.model_copy(
+        update={"workers": (3, 20), "cpus_per_worker": 4, "gpus_per_worker": 1}
+    )
+    return found.model_copy(
+        update={"cluster": cluster, "virtual_workers": 32, "device": "auto"}
+    )
 
 
 @pytest.fixture
@@ -49,9 +53,17 @@ def test_a_run_is_filled_in(config, template, tmp_path):
     assert f"export PYTHONPATH={tmp_path}\n" in text
     assert f"export PATH={Path(sys.executable).parent}:$PATH" in text
     assert "usage: sbatch" not in text
-    assert parse_yaml(between(text, "<<'END_OF_CONFIG'\n", "END_OF_CONFIG"), "it") == config
-    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
-    assert script(config, template(), [tmp_path / "nets"], must_resume=True) == text, "the same run, the same script"
+    assert (
+        parse_yaml(between(text, "<<'END_OF_CONFIG'\n", "END_OF_CONFIG"), "it")
+        == config
+    )
+    assert (
+        subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode
+        == 0
+    )
+    assert script(config, template(), [tmp_path / "nets"], must_resume=True) == text, (
+        "the same run, the same script"
+    )
 
 
 def test_what_is_submitted_can_be_a_template_again(config, template, tmp_path):
@@ -62,15 +74,22 @@ def test_what_is_submitted_can_be_a_template_again(config, template, tmp_path):
 
 def test_a_fixed_number_of_nodes(config, template):
     cluster = config.cluster.model_copy(update={"workers": (8, 8)})
-    text = script(config.model_copy(update={"cluster": cluster}), template("#SBATCH --nodes=1\n"))
-    assert text.splitlines()[1] == "#SBATCH --nodes=2", "also where the template has no such line"
+    text = script(
+        config.model_copy(update={"cluster": cluster}), template("#SBATCH --nodes=1\n")
+    )
+    assert text.splitlines()[1] == "#SBATCH --nodes=2", (
+        "also where the template has no such line"
+    )
 
 
 @pytest.mark.parametrize("gpus", ["--gpus-per-node=4", "--mem=0"])
 def test_with_auto_the_scripts_number_of_nodes_stays(config, template, gpus):
     """The run counts what GPUs Ray shows on them."""
     auto = Cluster()
-    text = script(config.model_copy(update={"cluster": auto}), template("--nodes=1\n", "--nodes=2-6\n", gpus=gpus))
+    text = script(
+        config.model_copy(update={"cluster": auto}),
+        template("--nodes=1\n", "--nodes=2-6\n", gpus=gpus),
+    )
     assert "#SBATCH --nodes=2-6\n" in text
     assert "workers: auto\n" in text
 
@@ -78,9 +97,18 @@ def test_with_auto_the_scripts_number_of_nodes_stays(config, template, gpus):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"old": "# distrain: end", "new": ""}, "must have one line '# distrain: begin' and one"),
-        ({"gpus": "--mem=0"}, "a worker asks for 4 CPUs and 1 GPU, and .* for 16 CPUs and 0 GPUs on each node"),
-        ({"old": "--cpus-per-task=16", "new": "--cpus-per-task=2"}, "for 2 CPUs and 4 GPUs on each node: raise"),
+        (
+            {"old": "# distrain: end", "new": ""},
+            "must have one line '# distrain: begin' and one",
+        ),
+        (
+            {"gpus": "--mem=0"},
+            "a worker asks for 4 CPUs and 1 GPU, and .* for 16 CPUs and 0 GPUs on each node",
+        ),
+        (
+            {"old": "--cpus-per-task=16", "new": "--cpus-per-task=2"},
+            "for 2 CPUs and 4 GPUs on each node: raise",
+        ),
     ],
 )
 def test_a_template_that_is_none_is_a_sentence(config, template, change, sentence):
@@ -91,7 +119,9 @@ def test_a_template_that_is_none_is_a_sentence(config, template, change, sentenc
 def test_other_mistakes_are_sentences(config, template, tmp_path):
     with pytest.raises(UserError, match="cannot read the template"):
         script(config, tmp_path / "none")
-    with pytest.raises(UserError, match="run = runs/mine is a path in a folder of this machine"):
+    with pytest.raises(
+        UserError, match="run = runs/mine is a path in a folder of this machine"
+    ):
         script(config.model_copy(update={"run": "runs/mine"}), template())
     with pytest.raises(UserError, match="is no Python file"):
         script(config, template(), [tmp_path / "weights.bin"])
@@ -100,11 +130,18 @@ def test_other_mistakes_are_sentences(config, template, tmp_path):
 def test_no_slurm_and_one_that_refuses(config, template, tmp_path, monkeypatch):
     text = script(config, template())
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"there is no Slurm here \(squeue is not in PATH\): submit from a login node"):
+    with pytest.raises(
+        UserError,
+        match=r"there is no Slurm here \(squeue is not in PATH\): submit from a login node",
+    ):
         submit(text)
-    (tmp_path / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: no controller' >&2\nexit 1\n")
+    (tmp_path / "squeue").write_text(
+        "#!/bin/sh\necho 'slurm_load_jobs error: no controller' >&2\nexit 1\n"
+    )
     (tmp_path / "squeue").chmod(0o755)
-    with pytest.raises(UserError, match="Slurm refused: slurm_load_jobs error: no controller"):
+    with pytest.raises(
+        UserError, match="Slurm refused: slurm_load_jobs error: no controller"
+    ):
         submit(text)
 
 
@@ -117,7 +154,13 @@ def test_the_head_notices_lost_nodes_fast():
 
 
 @pytest.mark.parametrize(
-    "path", ["cluster/slurm/train.sbatch", "tests/bench/gpu/pack.sh", "tests/bench/gpu/sheet.sh", ".ci/run"]
+    "path",
+    [
+        "cluster/slurm/train.sbatch",
+        "tests/bench/gpu/pack.sh",
+        "tests/bench/gpu/sheet.sh",
+        ".ci/run",
+    ],
 )
 def test_shell_scripts_are_sound(path):
     found = subprocess.run(
@@ -132,7 +175,12 @@ def test_shell_scripts_are_sound(path):
 
 @pytest.mark.parametrize(
     "line",
-    ["--gpus-per-node=4 # all", "--gres=gpu:4", "--gres=gpu:h100:4", "--gpus-per-node 4"],
+    [
+        "--gpus-per-node=4 # all",
+        "--gres=gpu:4",
+        "--gres=gpu:h100:4",
+        "--gpus-per-node 4",
+    ],
 )
 def test_gpus_are_understood_in_the_usual_forms(config, template, line):
     assert "#SBATCH --nodes=1-5\n" in script(config, template(gpus=line))
@@ -143,4 +191,9 @@ def test_a_name_that_is_none_is_a_sentence(config, template, job):
     with pytest.raises(UserError, match="is no name of a job: letters, digits"):
         script(config, template(), job=job)
     run = config.model_copy(update={"run": f"/shared/{job}"})
-    assert subprocess.run(["bash", "-n"], input=script(run, template()), text=True, check=False).returncode == 0
+    assert (
+        subprocess.run(
+            ["bash", "-n"], input=script(run, template()), text=True, check=False
+        ).returncode
+        == 0
+    )

@@ -18,7 +18,9 @@ def head(version, *, port=0):
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            body = json.dumps({"version": "4", "ray_version": version, "ray_commit": "x"}).encode()
+            body = json.dumps(
+                {"version": "4", "ray_version": version, "ray_commit": "x"}
+            ).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -43,7 +45,10 @@ def token(monkeypatch):
 
 
 def test_a_cluster_with_an_old_ray_is_refused():
-    with head("2.40.0") as address, pytest.raises(UserError, match=r"runs Ray 2\.40\.0, and distrain needs 2\.60"):
+    with (
+        head("2.40.0") as address,
+        pytest.raises(UserError, match=r"runs Ray 2\.40\.0, and distrain needs 2\.60"),
+    ):
         Jobs(address)
 
 
@@ -73,7 +78,10 @@ def test_nobody_there_is_a_sentence():
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with pytest.raises(UserError, match=f"no Ray cluster answers at http://127.0.0.1:{port}: check the address"):
+    with pytest.raises(
+        UserError,
+        match=f"no Ray cluster answers at http://127.0.0.1:{port}: check the address",
+    ):
         Jobs(f"127.0.0.1:{port}", patience=0.0)
     told = []
     with pytest.raises(UserError, match="no Ray cluster answers"):
@@ -83,7 +91,13 @@ def test_nobody_there_is_a_sentence():
 
 @pytest.mark.parametrize(
     ("status", "code", "wanted"),
-    [("SUCCEEDED", 0, 0), ("STOPPED", None, 143), ("FAILED", 2, 2), ("FAILED", -9, 137), ("FAILED", 1, 1)],
+    [
+        ("SUCCEEDED", 0, 0),
+        ("STOPPED", None, 143),
+        ("FAILED", 2, 2),
+        ("FAILED", -9, 137),
+        ("FAILED", 1, 1),
+    ],
 )
 def test_a_job_ends_with_the_code_of_its_program(status, code, wanted):
     assert exit_code(Job("x", status, "run", 0.0, "message", code)) == wanted

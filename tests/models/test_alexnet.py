@@ -6,14 +6,22 @@ import torchvision
 from torch import nn
 
 from distrain.models.alexnet import AlexNet, AlexNet2012, AlexNetBN
-from distrain.models.layers import BatchNorm, Dropout, LocalResponseNorm, SpatialResponseNorm, micro_step
+from distrain.models.layers import (
+    BatchNorm,
+    Dropout,
+    LocalResponseNorm,
+    SpatialResponseNorm,
+    micro_step,
+)
 
 NETWORKS = [
     AlexNet(width=0.05),
     AlexNet2012(width=0.05),
     AlexNet2012(width=0.05, layers="paper", lrn="paper", init="paper"),
     AlexNetBN(width=0.05),
-    AlexNetBN(width=0.05, place="after_pool", hidden=True, affine=False, init="gaussian"),
+    AlexNetBN(
+        width=0.05, place="after_pool", hidden=True, affine=False, init="gaussian"
+    ),
 ]
 
 
@@ -24,7 +32,11 @@ def parameters(network) -> int:
 def test_alexnet_is_torchvisions():
     ours = AlexNet().build(1000, seed=0).eval()
     theirs = torchvision.models.alexnet(weights=None).eval()
-    assert parameters(AlexNet()) == sum(p.numel() for p in theirs.parameters()) == 61_100_840
+    assert (
+        parameters(AlexNet())
+        == sum(p.numel() for p in theirs.parameters())
+        == 61_100_840
+    )
     theirs.load_state_dict(ours.state_dict())
     for side in (224, 64):
         x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -35,7 +47,11 @@ def shapes(model: nn.Module, side: int) -> dict[str, tuple[int, ...]]:
     found = {}
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.Linear):
-            layer.register_forward_hook(lambda _m, _i, out, name=name: found.update({name: tuple(out.shape[1:])}))
+            layer.register_forward_hook(
+                lambda _m, _i, out, name=name: found.update(
+                    {name: tuple(out.shape[1:])}
+                )
+            )
     model.eval()(torch.zeros(1, 3, side, side))
     return found
 
@@ -70,25 +86,44 @@ def test_parameter_counts():
 def test_first_weights_of_2012(init, wide):
     model = dict(AlexNet2012(init=init, width=0.5).build(1000, seed=0).named_children())
     weighted = [name for name, layer in model.items() if hasattr(layer, "weight")]
-    assert weighted == ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
+    assert weighted == [
+        "conv1",
+        "conv2",
+        "conv3",
+        "conv4",
+        "conv5",
+        "fc6",
+        "fc7",
+        "fc8",
+    ]
     for name in weighted:
         deviation = wide if name in ("conv3", "conv4", "conv5") else 0.01
-        assert float(model[name].weight.detach().std()) == pytest.approx(deviation, rel=0.02), name
-        assert float(model[name].weight.detach().mean()) == pytest.approx(0, abs=deviation / 50), name
+        assert float(model[name].weight.detach().std()) == pytest.approx(
+            deviation, rel=0.02
+        ), name
+        assert float(model[name].weight.detach().mean()) == pytest.approx(
+            0, abs=deviation / 50
+        ), name
         ones = name in ("conv2", "conv4", "conv5", "fc6", "fc7")
         assert model[name].bias.unique().tolist() == [float(ones)], name
 
 
 def test_first_weights_with_batch_normalisation():
     he = dict(AlexNetBN(width=0.5).build(1000, seed=0).named_children())
-    assert float(he["conv3"].weight.detach().std()) == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.01)
-    assert not he["conv3"].bias.detach().any()
-    authors = dict(AlexNetBN(width=0.5, init="gaussian").build(1000, seed=0).named_children())
-    assert float(authors["conv3"].weight.detach().std()) == pytest.approx(0.01, rel=0.01)
-    assert float(authors["fc6"].weight.detach().std()) == pytest.approx(0.005, rel=0.01)
-    assert [float(authors[name].bias.detach()[0]) for name in ("conv1", "fc6", "fc8")] == pytest.approx(
-        [0.01, 0.1, 0.01]
+    assert float(he["conv3"].weight.detach().std()) == pytest.approx(
+        (2 / (128 * 9)) ** 0.5, rel=0.01
     )
+    assert not he["conv3"].bias.detach().any()
+    authors = dict(
+        AlexNetBN(width=0.5, init="gaussian").build(1000, seed=0).named_children()
+    )
+    assert float(authors["conv3"].weight.detach().std()) == pytest.approx(
+        0.01, rel=0.01
+    )
+    assert float(authors["fc6"].weight.detach().std()) == pytest.approx(0.005, rel=0.01)
+    assert [
+        float(authors[name].bias.detach()[0]) for name in ("conv1", "fc6", "fc8")
+    ] == pytest.approx([0.01, 0.1, 0.01])
 
 
 def order(network):
@@ -98,9 +133,29 @@ def order(network):
 
 def test_the_order_of_layers():
     """The source normalises layer 1 before its ReLU, and layer 2 over places too; the paper does neither."""
-    source = ["conv1", "norm1", "pool1", "relu1", "conv2", "relu2", "norm2", "places2", "pool2"]
+    source = [
+        "conv1",
+        "norm1",
+        "pool1",
+        "relu1",
+        "conv2",
+        "relu2",
+        "norm2",
+        "places2",
+        "pool2",
+    ]
     assert order(AlexNet2012(width=0.05))[:9] == source
-    paper = ["conv1", "relu1", "norm1", "pool1", "conv2", "relu2", "norm2", "pool2", "conv3"]
+    paper = [
+        "conv1",
+        "relu1",
+        "norm1",
+        "pool1",
+        "conv2",
+        "relu2",
+        "norm2",
+        "pool2",
+        "conv3",
+    ]
     assert order(AlexNet2012(width=0.05, layers="paper"))[:9] == paper
     before = order(AlexNetBN(width=0.05))
     assert before[:4] == ["conv1", "norm1", "relu1", "pool1"]
@@ -112,7 +167,10 @@ def test_the_order_of_layers():
 
 def test_alphas():
     """The paper's alpha stands before the sum of five squares, torch's and the source's before their mean."""
-    found = {lrn: AlexNet2012(width=0.05, lrn=lrn).build(10, seed=0).norm1.alpha for lrn in ("source", "paper")}
+    found = {
+        lrn: AlexNet2012(width=0.05, lrn=lrn).build(10, seed=0).norm1.alpha
+        for lrn in ("source", "paper")
+    }
     assert found == {"source": 1e-4, "paper": 5e-4}
 
 
@@ -126,7 +184,13 @@ def test_first_weights_are_a_function_of_the_seed(network):
 
 def test_width_scales_everything():
     model = AlexNet(width=0.25).build(10, seed=0)
-    assert [m.out_channels for m in model.features if hasattr(m, "out_channels")] == [16, 48, 96, 64, 64]
+    assert [m.out_channels for m in model.features if hasattr(m, "out_channels")] == [
+        16,
+        48,
+        96,
+        64,
+        64,
+    ]
     assert model.classifier[1].out_features == 1024
 
 
@@ -150,6 +214,12 @@ def test_no_global_generator_inside_a_step(network, monkeypatch):
 def test_the_layers_are_those_of_the_names():
     kinds = {type(layer) for layer in AlexNet2012(width=0.05).build(10, seed=0)}
     assert {LocalResponseNorm, SpatialResponseNorm, Dropout} <= kinds
-    drops = [layer.layer for layer in AlexNet2012(width=0.05).build(10, seed=0) if isinstance(layer, Dropout)]
+    drops = [
+        layer.layer
+        for layer in AlexNet2012(width=0.05).build(10, seed=0)
+        if isinstance(layer, Dropout)
+    ]
     assert drops == [0, 1], "each has masks of its own"
-    assert BatchNorm in {type(layer) for layer in AlexNetBN(width=0.05).build(10, seed=0)}
+    assert BatchNorm in {
+        type(layer) for layer in AlexNetBN(width=0.05).build(10, seed=0)
+    }

@@ -9,7 +9,14 @@ from torch import nn
 
 from distrain.errors import UserError
 from distrain.models.external import imported, try_out
-from distrain.models.layers import AveragePool, BatchNorm, Dropout, LocalResponseNorm, micro_step, trained
+from distrain.models.layers import (
+    AveragePool,
+    BatchNorm,
+    Dropout,
+    LocalResponseNorm,
+    micro_step,
+    trained,
+)
 from distrain.models.model import ImportedModel
 
 
@@ -23,7 +30,15 @@ def model(name, classes=10, **options):
 def test_torchvisions_resnet_is_itself_but_for_its_batch_normalisation():
     ours = model("torchvision:resnet18", classes=1000)
     theirs = torchvision.models.resnet18(weights=None)
-    assert sum(p.numel() for p in ImportedModel(name="torchvision:resnet18").outline(1000).parameters()) == 11_689_512
+    assert (
+        sum(
+            p.numel()
+            for p in ImportedModel(name="torchvision:resnet18")
+            .outline(1000)
+            .parameters()
+        )
+        == 11_689_512
+    )
     assert not [m for m in ours.modules() if isinstance(m, nn.BatchNorm2d)]
     assert sum(isinstance(m, BatchNorm) for m in ours.modules()) == 20
     theirs.load_state_dict(ours.state_dict())
@@ -34,14 +49,20 @@ def test_torchvisions_resnet_is_itself_but_for_its_batch_normalisation():
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
 
 
-@pytest.mark.parametrize("name", ["vgg11", "squeezenet1_1", "mobilenet_v2", "googlenet", "densenet121"])
+@pytest.mark.parametrize(
+    "name", ["vgg11", "squeezenet1_1", "mobilenet_v2", "googlenet", "densenet121"]
+)
 def test_other_nets_of_torchvision_can_be_trained(name):
     found = model(f"torchvision:{name}")
-    assert not [m for m in found.modules() if isinstance(m, nn.BatchNorm2d | nn.Dropout)]
+    assert not [
+        m for m in found.modules() if isinstance(m, nn.BatchNorm2d | nn.Dropout)
+    ]
 
 
 def test_each_dropout_has_masks_of_its_own():
-    layers = [m.layer for m in model("torchvision:vgg11").modules() if isinstance(m, Dropout)]
+    layers = [
+        m.layer for m in model("torchvision:vgg11").modules() if isinstance(m, Dropout)
+    ]
     assert layers == [0, 1]
 
 
@@ -78,14 +99,25 @@ def test_a_layer_in_two_places_stays_one():
 
 
 def test_frozen_parameters_are_not_trained():
-    assert set(trained(model("own_models:Frozen"))) == {"norm.weight", "norm.bias", "out.weight", "out.bias"}
+    assert set(trained(model("own_models:Frozen"))) == {
+        "norm.weight",
+        "norm.bias",
+        "out.weight",
+        "out.bias",
+    }
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("torchvision:resnet51", "torchvision has no classifier 'resnet51': it has .*resnet50"),
-        ("no.such.package:net", "cannot be imported .*install its package on every host"),
+        (
+            "torchvision:resnet51",
+            "torchvision has no classifier 'resnet51': it has .*resnet50",
+        ),
+        (
+            "no.such.package:net",
+            "cannot be imported .*install its package on every host",
+        ),
         ("own_models:Missing", "cannot be imported .*Missing"),
         ("own_models:NOT_CALLABLE", "is a int: name a class or function"),
         ("own_models:tower", "returned a str: it must return an nn.Module"),
@@ -95,7 +127,10 @@ def test_frozen_parameters_are_not_trained():
         ("torchvision:swin_t", "draws from a global random generator"),
         ("own_models:Counting", "changes its buffer calls"),
         ("own_models:Idle", "the logits do not depend on idle.weight, idle.bias"),
-        ("own_models:Double", "model own_models:Double: parameter conv.weight is torch.float64"),
+        (
+            "own_models:Double",
+            "model own_models:Double: parameter conv.weight is torch.float64",
+        ),
         ("own_models:TwiceNormed", "used twice in one forward"),
         ("torch.nn:Identity", "has no parameter to train"),
         ("torch.nn:Flatten", "cannot be made|has no parameter"),
@@ -107,15 +142,34 @@ def test_what_is_refused(name, sentence):
 
 
 def test_wrong_shapes_are_named():
-    with pytest.raises(UserError, match=r"makes \(2, 10\) of two images: it must make logits \(2, 11\)"):
-        try_out(ImportedModel(name="own_models:Small").build(10, 0), "own_models:Small", 11, 64)
-    with pytest.raises(UserError, match=r"cannot take images \(2, 3, 5, 5\): RuntimeError"):
-        try_out(ImportedModel(name="own_models:Small").build(10, 0), "own_models:Small", 10, 5)
+    with pytest.raises(
+        UserError, match=r"makes \(2, 10\) of two images: it must make logits \(2, 11\)"
+    ):
+        try_out(
+            ImportedModel(name="own_models:Small").build(10, 0),
+            "own_models:Small",
+            11,
+            64,
+        )
+    with pytest.raises(
+        UserError, match=r"cannot take images \(2, 3, 5, 5\): RuntimeError"
+    ):
+        try_out(
+            ImportedModel(name="own_models:Small").build(10, 0),
+            "own_models:Small",
+            10,
+            5,
+        )
 
 
 def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
     code = "return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, classes))"
-    (tmp_path / "net_of_mine.py").write_text(f"from torch import nn\ndef net(classes):\n    {code}\n")
+    (tmp_path / "net_of_mine.py").write_text(
+        f"from torch import nn\ndef net(classes):\n    {code}\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert sum(p.numel() for p in model("net_of_mine:net").parameters()) == 3 * 64 * 64 * 10 + 10
+    assert (
+        sum(p.numel() for p in model("net_of_mine:net").parameters())
+        == 3 * 64 * 64 * 10 + 10
+    )

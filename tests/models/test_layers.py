@@ -24,14 +24,18 @@ ONE = torch.ones(())
 
 
 def random(*shape, dtype=torch.float64, seed=0):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        *shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def value_and_gradient(layer, x):
     """What a layer makes of x, and the gradient of a weighted sum of it."""
     x = x.clone().requires_grad_()
     y = layer(x)
-    return y.detach(), torch.autograd.grad((y * random(*y.shape, dtype=y.dtype, seed=1)).sum(), x)[0]
+    return y.detach(), torch.autograd.grad(
+        (y * random(*y.shape, dtype=y.dtype, seed=1)).sum(), x
+    )[0]
 
 
 @given(
@@ -49,17 +53,24 @@ def test_lrn_equals_torchs_in_each_tower(size, channels, towers, beta, k):
         return torch.cat([torchs(part) for part in x.split(channels, 1)], 1)
 
     x = random(2, towers * channels, 3, 4)
-    for found, wanted in zip(value_and_gradient(ours, x), value_and_gradient(each, x), strict=True):
+    for found, wanted in zip(
+        value_and_gradient(ours, x), value_and_gradient(each, x), strict=True
+    ):
         torch.testing.assert_close(found, wanted)
 
 
 def test_lrn_is_its_formula_and_has_its_gradient():
     """Krizhevsky et al. 2012, section 3.3, written out; with the paper's alpha, before the sum."""
-    layer, x = LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0), 100 * random(1, 9, 2, 2)
+    layer, x = (
+        LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0),
+        100 * random(1, 9, 2, 2),
+    )
     y = layer(x)
     for i in range(9):
         near = x[:, max(0, i - 2) : min(9, i + 3)]
-        torch.testing.assert_close(y[:, i], x[:, i] / (2 + 1e-4 * near.square().sum(1)) ** 0.75)
+        torch.testing.assert_close(
+            y[:, i], x[:, i] / (2 + 1e-4 * near.square().sum(1)) ** 0.75
+        )
     assert torch.autograd.gradcheck(layer, x.requires_grad_())
 
 
@@ -73,9 +84,13 @@ def test_lrn_of_bf16_is_computed_in_fp32():
 def test_spatial_norm_is_its_formula():
     layer, x = SpatialResponseNorm(5, alpha=25 * 1e-3), 10 * random(2, 3, 9, 9)
     inside = x[:, :, 2:7, 2:7].square().sum((2, 3))
-    torch.testing.assert_close(layer(x)[:, :, 4, 4], x[:, :, 4, 4] / (1 + 1e-3 * inside) ** 0.75)
+    torch.testing.assert_close(
+        layer(x)[:, :, 4, 4], x[:, :, 4, 4] / (1 + 1e-3 * inside) ** 0.75
+    )
     corner = x[:, :, :3, :3].square().sum((2, 3))
-    torch.testing.assert_close(layer(x)[:, :, 0, 0], x[:, :, 0, 0] / (1 + 1e-3 * corner) ** 0.75)
+    torch.testing.assert_close(
+        layer(x)[:, :, 0, 0], x[:, :, 0, 0] / (1 + 1e-3 * corner) ** 0.75
+    )
     assert torch.autograd.gradcheck(layer, x.requires_grad_())
 
 
@@ -85,7 +100,9 @@ def test_pool_equals_torchs(h, w, size):
     x = random(2, 3, h, w)
     # the averages are fp32 numbers
     for a, b in zip(
-        value_and_gradient(AveragePool(*size), x), value_and_gradient(nn.AdaptiveAvgPool2d(size), x), strict=True
+        value_and_gradient(AveragePool(*size), x),
+        value_and_gradient(nn.AdaptiveAvgPool2d(size), x),
+        strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
@@ -109,7 +126,9 @@ def norms(features=6, **options):
         with torch.no_grad():
             ours.weight.copy_(random(features))
             ours.bias.copy_(random(features, seed=2))
-    theirs.load_state_dict(ours.state_dict())  # torch fills in the count that we do not keep
+    theirs.load_state_dict(
+        ours.state_dict()
+    )  # torch fills in the count that we do not keep
     return ours.double(), theirs.double()
 
 
@@ -128,7 +147,9 @@ def test_batch_norm_equals_torchs_in_training_and_evaluation(affine):
 @pytest.mark.parametrize("v", [1, 2, 4])
 def test_running_moments_are_those_of_the_global_batch(v):
     """However many micro-batches it is cut into; a forward alone moves nothing."""
-    model = nn.Sequential(BatchNorm(6, momentum=0.25), nn.Conv2d(6, 2, 1), BatchNorm(2)).double()
+    model = nn.Sequential(
+        BatchNorm(6, momentum=0.25), nn.Conv2d(6, 2, 1), BatchNorm(2)
+    ).double()
     first, second = batch_norms(model)
     x = 3 + 2 * random(8, 6, 5, 5)
     told = []
@@ -143,7 +164,9 @@ def test_running_moments_are_those_of_the_global_batch(v):
     assert not first.running_mean.any(), "a step that may not move moves nothing"
     move_all([first, second], mean, ONE)
     torch.testing.assert_close(first.running_mean, 0.25 * x.mean((0, 2, 3)))
-    torch.testing.assert_close(first.running_var, 0.75 + 0.25 * x.var((0, 2, 3), unbiased=False))
+    torch.testing.assert_close(
+        first.running_var, 0.75 + 0.25 * x.var((0, 2, 3), unbiased=False)
+    )
     assert (second.running_mean != 0).all()
 
 
@@ -153,7 +176,9 @@ def test_a_channel_that_does_not_vary_keeps_a_variance_of_zero():
         layer(torch.full((4, 1, 2, 2), 1000.3))
     move_all([layer], flat_moments([layer], now, CPU), ONE)
     assert 0 <= float(layer.running_var) < 1e-6
-    layer.move(torch.tensor([[0.5], [0.25 - 2**-30]], dtype=torch.float64), ONE)  # as the fixed point may round it
+    layer.move(
+        torch.tensor([[0.5], [0.25 - 2**-30]], dtype=torch.float64), ONE
+    )  # as the fixed point may round it
     assert float(layer.running_var) == 0
 
 
@@ -178,7 +203,12 @@ def mask(p=0.5, key=(0, 0, 0), layer=0, n=100_000):
 
 def test_dropout_mask_is_a_function_of_its_key():
     assert torch.equal(mask(), mask())
-    for other in (mask(key=(1, 0, 0)), mask(key=(0, 1, 0)), mask(key=(0, 0, 1)), mask(layer=1)):
+    for other in (
+        mask(key=(1, 0, 0)),
+        mask(key=(0, 1, 0)),
+        mask(key=(0, 0, 1)),
+        mask(layer=1),
+    ):
         assert abs(float(((mask() > 0) == (other > 0)).float().mean()) - 0.5) < 0.01
 
 

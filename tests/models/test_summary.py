@@ -16,18 +16,31 @@ def test_multiply_accumulates_of_both_alexnets():
     found = table(AlexNet2012(), 227)
     total = sum(layer.macs for layer in found.values())
     assert total == 724_406_816
-    convolutions = sum(layer.macs for name, layer in found.items() if name.startswith("conv"))
+    convolutions = sum(
+        layer.macs for name, layer in found.items() if name.startswith("conv")
+    )
     assert convolutions / total == pytest.approx(0.919, abs=1e-3)
     assert sum(layer.macs for layer in table(AlexNetBN(), 224).values()) == total
 
 
 def test_a_layer_by_hand():
     conv2 = table(AlexNet2012(), 224)["conv2"]
-    assert conv2 == ("conv2", "Conv2d 5x5 in 2", (256, 27, 27), 256 * 48 * 25 + 256, 256 * 27 * 27 * 48 * 25)
-    assert table(AlexNet(), 224)["classifier.1"][3:] == (9216 * 4096 + 4096, 9216 * 4096)
+    assert conv2 == (
+        "conv2",
+        "Conv2d 5x5 in 2",
+        (256, 27, 27),
+        256 * 48 * 25 + 256,
+        256 * 27 * 27 * 48 * 25,
+    )
+    assert table(AlexNet(), 224)["classifier.1"][3:] == (
+        9216 * 4096 + 4096,
+        9216 * 4096,
+    )
 
 
-@pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:vit_b_32", "own_models:Small"])
+@pytest.mark.parametrize(
+    "name", ["torchvision:resnet18", "torchvision:vit_b_32", "own_models:Small"]
+)
 def test_lines_of_a_terminal(name):
     """At most 80 columns; every parameter is in one line."""
     model = ImportedModel(name=name).outline(10)

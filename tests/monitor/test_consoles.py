@@ -31,7 +31,9 @@ def test_a_replay_looks_the_same():
     assert there.getvalue() == here.getvalue()
 
 
-@pytest.mark.parametrize("text", ["Traceback", "3", "[1]", '{"other": 1}', "null", "{", ""])
+@pytest.mark.parametrize(
+    "text", ["Traceback", "3", "[1]", '{"other": 1}', "null", "{", ""]
+)
 def test_what_others_write_is_shown_as_it_is(console, text):
     replay(text, console)
     assert console.events == [text]
@@ -44,7 +46,9 @@ def test_the_log_has_all_lines_with_their_times(console, tmp_path, where):
     def train():
         with Logged(console, store) as logged:
             logged.event("before")
-            assert not store.list(), "nothing is written to a run directory that is not ours yet"
+            assert not store.list(), (
+                "nothing is written to a run directory that is not ours yet"
+            )
             told(logged)
             raise RuntimeError("over")
 

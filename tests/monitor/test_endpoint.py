@@ -54,11 +54,21 @@ def port():
 def node(port, session="s", registry=None, gauges=None, told=None, **metrics):
     registry = registry or CollectorRegistry()
     tell = (told if told is not None else []).append
-    return Node(registry, gauges or {}, session=session, address="127.0.0.1", port=port, tell=tell, **metrics)
+    return Node(
+        registry,
+        gauges or {},
+        session=session,
+        address="127.0.0.1",
+        port=port,
+        tell=tell,
+        **metrics,
+    )
 
 
 def get(port, path="/metrics"):
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+    with closing(
+        http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    ) as connection:
         connection.request("GET", path)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
@@ -67,7 +77,11 @@ def get(port, path="/metrics"):
 def values(port):
     with suppress(OSError):
         families = text_string_to_metric_families(get(port)[1])
-        return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
+        return {
+            (s.name, *s.labels.values()): s.value
+            for family in families
+            for s in family.samples
+        }
     return {}
 
 
@@ -121,7 +135,10 @@ def test_a_port_that_is_taken(port):
         try:
             assert one.port != other.port
             assert port not in (one.port, other.port)
-            assert told == [f"metrics at http://127.0.0.1:{p}/metrics" for p in (one.port, other.port)]
+            assert told == [
+                f"metrics at http://127.0.0.1:{p}/metrics"
+                for p in (one.port, other.port)
+            ]
             assert get(one.port)[0] == 200
         finally:
             one.close(final=True)
@@ -158,7 +175,9 @@ def test_a_run_that_has_ended_waits_for_one_more_read(port):
     Counter("work", "Work.", registry=registry).inc()
     page = node(port, registry=registry)
     await_that(lambda: values(port) is not None and get(port)[0] == 200)
-    closing_thread = threading.Thread(target=lambda: page.close(linger=60.0, final=True))
+    closing_thread = threading.Thread(
+        target=lambda: page.close(linger=60.0, final=True)
+    )
     closing_thread.start()
     closing_thread.join(0.3)
     assert closing_thread.is_alive(), "it waits"
@@ -186,7 +205,10 @@ def test_a_folder_of_somebody_else_is_refused(port, tmp_path, monkeypatch):
 
 def test_what_was_left_behind_is_swept(port, tmp_path, monkeypatch):
     """Folders of launches whose processes are all dead, after a while; not those of the living."""
-    dead, living = (tmp_path / f"distrain-metrics-{os.getuid()}-{name}" for name in ("dead", "living"))
+    dead, living = (
+        tmp_path / f"distrain-metrics-{os.getuid()}-{name}"
+        for name in ("dead", "living")
+    )
     gone = subprocess.run(
         [
             sys.executable,
@@ -200,7 +222,9 @@ def test_what_was_left_behind_is_swept(port, tmp_path, monkeypatch):
     own = distrain.monitor.endpoint.process_identity(os.getpid())
     for folder, process in ((dead, gone), (living, own)):
         folder.mkdir()
-        (folder / "1-1.json").write_text(json.dumps({"process": process, "families": []}))
+        (folder / "1-1.json").write_text(
+            json.dumps({"process": process, "families": []})
+        )
     node(port, "a").close(final=True)
     assert dead.exists()
     monkeypatch.setattr(distrain.monitor.endpoint, "_ABANDONED", -1.0)
@@ -211,9 +235,13 @@ def test_what_was_left_behind_is_swept(port, tmp_path, monkeypatch):
 
 def test_a_histogram_and_labels_go_through(port):
     registry = CollectorRegistry()
-    Histogram("h", 'With "quotes" and \\ in its help.', ["name"], buckets=(1.0,), registry=registry).labels(
-        'a"b\n'
-    ).observe(0.5)
+    Histogram(
+        "h",
+        'With "quotes" and \\ in its help.',
+        ["name"],
+        buckets=(1.0,),
+        registry=registry,
+    ).labels('a"b\n').observe(0.5)
     page = node(port, registry=registry)
     try:
         await_that(lambda: values(port))
@@ -234,7 +262,9 @@ def test_pages_of_many_dead_ranks_become_one(ranks, port, tmp_path, monkeypatch)
         process.wait()
     await_that(lambda: values(port).get(("work_total",)) == 54321)
     (folder,) = tmp_path.glob("distrain-metrics-*")
-    await_that(lambda: len(list(folder.glob("*.json"))) <= 2 + 2 + 1)  # serving, our own, one or two more, the dead
+    await_that(
+        lambda: len(list(folder.glob("*.json"))) <= 2 + 2 + 1
+    )  # serving, our own, one or two more, the dead
     assert list(folder.glob("dead-*.json"))
     for _ in range(5):
         time.sleep(0.06)
@@ -243,7 +273,9 @@ def test_pages_of_many_dead_ranks_become_one(ranks, port, tmp_path, monkeypatch)
     own.close(final=True)
 
 
-def test_pages_that_were_folded_and_not_yet_removed_count_once(port, tmp_path, monkeypatch):
+def test_pages_that_were_folded_and_not_yet_removed_count_once(
+    port, tmp_path, monkeypatch
+):
     """A rank that is killed between the two leaves both."""
     monkeypatch.setattr(distrain.monitor.endpoint, "_DEAD_KEPT", 0)
     monkeypatch.setattr(type(tmp_path), "unlink", lambda *_, **__: None)
@@ -251,11 +283,25 @@ def test_pages_that_were_folded_and_not_yet_removed_count_once(port, tmp_path, m
     Counter("work", "Work.", registry=registry).inc(7)
     own = node(port, registry=registry)
     (folder,) = tmp_path.glob("distrain-metrics-*")
-    families = [{"name": "work", "help": "Work.", "type": "counter", "samples": [["work_total", {}, 5.0]]}]
+    families = [
+        {
+            "name": "work",
+            "help": "Work.",
+            "type": "counter",
+            "samples": [["work_total", {}, 5.0]],
+        }
+    ]
     for number in range(3):
-        dead = {"process": f"{' '.join(own._identity.split()[:2])} {2**22 + 1 + number} 1", "families": families}
+        dead = {
+            "process": f"{' '.join(own._identity.split()[:2])} {2**22 + 1 + number} 1",
+            "families": families,
+        }
         (folder / f"{number}.json").write_text(json.dumps(dead))
-    await_that(lambda: values(port).get(("work_total",)) == 22 and list(folder.glob("dead-*.json")))
+    await_that(
+        lambda: (
+            values(port).get(("work_total",)) == 22 and list(folder.glob("dead-*.json"))
+        )
+    )
     for _ in range(5):
         time.sleep(0.06)
         assert values(port)["work_total",] == 22

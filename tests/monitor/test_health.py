@@ -30,7 +30,9 @@ with Watchdog(float(sys.argv[1]), report) as watchdog:
 
 def run(how, *arguments):
     command = [sys.executable, "-c", HANGS.format(how=how), *arguments]
-    return subprocess.run(command, text=True, capture_output=True, timeout=60, check=False)
+    return subprocess.run(
+        command, text=True, capture_output=True, timeout=60, check=False
+    )
 
 
 def test_what_hangs_is_named_and_ended():
@@ -72,13 +74,22 @@ def test_the_slow_rank_is_named_once_in_a_while(monkeypatch):
         "rank 2 is slow: it comes to the reduction after 2.00 s a step, 45% of it waiting for data; "
         "the middle rank after 1.05 s"
     )
-    assert stragglers.judge([0.1, 0.01, 0.9], [1.0, 1.05, 2.0]) == (2, None), "not at every log step"
-    assert stragglers.judge([0.0, 0.0, 0.0], [3.0, 1.05, 0.9])[1].startswith("rank 0 is slow: ")
+    assert stragglers.judge([0.1, 0.01, 0.9], [1.0, 1.05, 2.0]) == (2, None), (
+        "not at every log step"
+    )
+    assert stragglers.judge([0.0, 0.0, 0.0], [3.0, 1.05, 0.9])[1].startswith(
+        "rank 0 is slow: "
+    )
     monkeypatch.setattr(distrain.monitor.health, "_AGAIN_AFTER", 0.0)
-    assert "not for want of data" in stragglers.judge([0.0, 0.0, 0.05], [1.0, 1.05, 2.0])[1]
+    assert (
+        "not for want of data"
+        in stragglers.judge([0.0, 0.0, 0.05], [1.0, 1.05, 2.0])[1]
+    )
 
 
-@pytest.mark.parametrize("arrivals", [[1.0], [1.0, 1.2], [1.0, 1.0, 1.0], [1.2, 1.0, 1.1], [0.0, 0.0]])
+@pytest.mark.parametrize(
+    "arrivals", [[1.0], [1.0, 1.2], [1.0, 1.0, 1.0], [1.2, 1.0, 1.1], [0.0, 0.0]]
+)
 def test_ranks_that_are_alike_are_not_named(arrivals):
     assert Stragglers().judge([0.0] * len(arrivals), arrivals) == (None, None)
 

@@ -5,14 +5,22 @@ from distrain.optim.accumulate import Totals
 
 
 def totals(valid=8, violations=0, loss=2.0, top1=4, top5=6):
-    return Totals(*(torch.tensor(int(x)) for x in (valid, violations, loss * 2**40, top1, top5)))
+    return Totals(
+        *(torch.tensor(int(x)) for x in (valid, violations, loss * 2**40, top1, top5))
+    )
 
 
 def test_reading_is_the_mean_since_the_last():
     meters = Meters(torch.device("cpu"), loss_shift=40)
     assert [float(meters.add(s, totals())) for s in range(3)] == [1, 1, 1]
     reading = meters.read()
-    assert (reading.steps, reading.valid, reading.loss, reading.top1, reading.top5) == (3, 24, 0.25, 0.5, 0.75)
+    assert (reading.steps, reading.valid, reading.loss, reading.top1, reading.top5) == (
+        3,
+        24,
+        0.25,
+        0.5,
+        0.75,
+    )
     assert reading.failed_step is None
     meters.add(3, totals(loss=8))
     assert (meters.read().loss, meters.read().steps) == (1.0, 0)

@@ -27,7 +27,9 @@ def server():
 
 def ask(server, request, seconds=10.0):
     """What comes back for the bytes of a request, to the end of the connection."""
-    with closing(socket.create_connection(("127.0.0.1", server.port), timeout=seconds)) as client:
+    with closing(
+        socket.create_connection(("127.0.0.1", server.port), timeout=seconds)
+    ) as client:
         client.sendall(request)
         answer = b""
         with suppress(ConnectionResetError):
@@ -37,7 +39,9 @@ def ask(server, request, seconds=10.0):
 
 
 def get(server, path="/metrics"):
-    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
+    with closing(
+        http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    ) as connection:
         connection.request("GET", path)
         answer = connection.getresponse()
         return answer.status, answer.read()
@@ -48,7 +52,9 @@ def test_the_page_and_nothing_else(server):
     assert get(server, "/metrics?name=x")[0] == 200
     for path in ("/", "/metrics/..", "/etc/passwd", "/metricsx"):
         assert get(server, path)[0] == 404
-    assert ask(server, b"POST /metrics HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc").startswith(b"HTTP/1.1 405 ")
+    assert ask(
+        server, b"POST /metrics HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"
+    ).startswith(b"HTTP/1.1 405 ")
     assert get(server) == (200, PAGE)
 
 
@@ -69,7 +75,9 @@ def test_what_is_not_http(server, request_bytes):
 
 
 def test_a_request_that_comes_byte_by_byte(server):
-    with closing(socket.create_connection(("127.0.0.1", server.port), timeout=10)) as client:
+    with closing(
+        socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    ) as client:
         for byte in b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n":
             client.send(bytes([byte]))
         answer = b""
@@ -80,7 +88,9 @@ def test_a_request_that_comes_byte_by_byte(server):
 
 def test_a_page_larger_than_a_socket_takes_at_once(server):
     server.page = large = b"x" * (8 << 20)
-    with closing(socket.create_connection(("127.0.0.1", server.port), timeout=10)) as client:
+    with closing(
+        socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    ) as client:
         client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         time.sleep(0.2)  # nobody reads yet; others are served meanwhile
         assert get(server, "/other")[0] == 404
@@ -98,7 +108,9 @@ def test_a_crowd_does_not_keep_a_scrape_out(server, monkeypatch, begun):
     try:
         for _ in range(1000):
             with suppress(OSError):
-                crowd.append(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+                crowd.append(
+                    socket.create_connection(("127.0.0.1", server.port), timeout=10)
+                )
                 crowd[-1].send(begun)
         assert len(crowd) > 500
         assert get(server) == (200, PAGE)
@@ -118,7 +130,10 @@ def test_clients_that_write_byte_by_byte_are_looked_after_together(server):
         status = Path(f"/proc/self/task/{server._thread.native_id}/status").read_text()
         return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
-    clients = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(10)]
+    clients = [
+        socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        for _ in range(10)
+    ]
     try:
         began, before = time.monotonic(), woken()
         for byte in b"GET /metrics HTTP/1.1\r\nX: " + b"x" * 100:
@@ -172,7 +187,9 @@ def test_no_open_file_is_left(server):
 def test_clients_that_go_away(server):
     for _ in range(50):
         client = socket.create_connection(("127.0.0.1", server.port), timeout=10)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        client.setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00"
+        )
         client.send(b"GET /metrics HTTP/1.1\r\n\r\n")
         client.close()  # with a reset
     assert get(server) == (200, PAGE)

@@ -46,15 +46,21 @@ def measured(narrow):
 
 
 def read(config):
-    with closing(http.client.HTTPConnection("127.0.0.1", config.metrics.port, timeout=5)) as connection:
+    with closing(
+        http.client.HTTPConnection("127.0.0.1", config.metrics.port, timeout=5)
+    ) as connection:
         connection.request("GET", "/metrics")
         text = connection.getresponse().read().decode()
     found = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            labels = {k: v for k, v in sample.labels.items() if k not in ("run", "node")}
+            labels = {
+                k: v for k, v in sample.labels.items() if k not in ("run", "node")
+            }
             assert sample.labels["run"] == "run"
-            found[(sample.name.removeprefix("distrain_"), *labels.values())] = sample.value
+            found[(sample.name.removeprefix("distrain_"), *labels.values())] = (
+                sample.value
+            )
     return found
 
 
@@ -88,7 +94,11 @@ def test_names_are_in_base_units_and_labels_are_few():
     for name in (*GAUGES, *TOTALS, *HISTOGRAMS):
         assert re.fullmatch("[a-z0-9_]+", name), name
         assert not re.search("_(ms|us|kb|mb|percent|total)$", name), name
-    labels = {name: family.labels for table in (GAUGES, TOTALS, HISTOGRAMS) for name, family in table.items()}
+    labels = {
+        name: family.labels
+        for table in (GAUGES, TOTALS, HISTOGRAMS)
+        for name, family in table.items()
+    }
     known = {
         "split",
         "phase",
@@ -105,16 +115,33 @@ def test_names_are_in_base_units_and_labels_are_few():
     }
     assert {label for of_one in labels.values() for label in of_one} == known
     ranked = {name for name, of_one in labels.items() if "rank" in of_one}
-    assert ranked == {"rank_data_wait_seconds", "rank_arrival_seconds"}, "where they name a straggler"
+    assert ranked == {"rank_data_wait_seconds", "rank_arrival_seconds"}, (
+        "where they name a straggler"
+    )
 
 
-def test_the_numbers_of_a_run_are_those_of_its_metrics_file(measured, console, digits, last):
-    config = measured(epochs=2, data={"val": str(digits / "val")}, log={"every": 11}, checkpoint={"every": 11})
+def test_the_numbers_of_a_run_are_those_of_its_metrics_file(
+    measured, console, digits, last
+):
+    config = measured(
+        epochs=2,
+        data={"val": str(digits / "val")},
+        log={"every": 11},
+        checkpoint={"every": 11},
+    )
     found = last(config)
     assert train(config, World(CPU), console).status == "finished"
     lines = read_metrics(Store(config.run))
-    training, evaluation = ([r for r in lines if r.kind == kind][-1] for kind in ("train", "eval"))
-    assert found["steps_total",] == found["step",] == found["steps_planned",] == training.step == 44
+    training, evaluation = (
+        [r for r in lines if r.kind == kind][-1] for kind in ("train", "eval")
+    )
+    assert (
+        found["steps_total",]
+        == found["step",]
+        == found["steps_planned",]
+        == training.step
+        == 44
+    )
     assert found["epoch",] == 2
     assert found["steps_recomputed_total",] == 0
     assert found["samples_total", "good"] == 44 * 64
@@ -126,17 +153,30 @@ def test_the_numbers_of_a_run_are_those_of_its_metrics_file(measured, console, d
     assert found["learning_rate",] == training.lr
     assert found["images_per_second",] == training.images_per_second
     assert found["finished",] == 1
-    for phase in ("data_wait", "transfer", "forward", "backward", "reduction", "optimizer"):
+    for phase in (
+        "data_wait",
+        "transfer",
+        "forward",
+        "backward",
+        "reduction",
+        "optimizer",
+    ):
         assert found["phase_seconds_count", phase] == 44, phase
         assert found["phase_seconds_sum", phase] > 0, phase
-    assert found["phase_seconds_count", "checkpoint"] == found["checkpoint_write_seconds_count",] == 4
+    assert (
+        found["phase_seconds_count", "checkpoint"]
+        == found["checkpoint_write_seconds_count",]
+        == 4
+    )
     assert 0 < found["update_ratio",] < 1
     assert found["gradient_norm",] > 0
     assert found["weight_norm",] > 0
     assert found["store_bytes_total", "train"] > 100_000
     assert found["store_requests_total", "val"] > 0
     (newest,) = Path(config.run).glob("checkpoints/step-00000044*")
-    assert found["checkpoint_bytes",] == sum(p.stat().st_size for p in newest.iterdir() if p.name != "manifest.json")
+    assert found["checkpoint_bytes",] == sum(
+        p.stat().st_size for p in newest.iterdir() if p.name != "manifest.json"
+    )
     assert found["memory_bytes",] > 1 << 26
     assert found["open_files",] > 3
     assert json.loads(Store(config.run).read("targets.json")) == [
@@ -146,12 +186,19 @@ def test_the_numbers_of_a_run_are_those_of_its_metrics_file(measured, console, d
         read(config)
 
 
-def test_the_gradient_norm_is_that_before_the_gradient_is_changed(measured, console, last, tmp_path, monkeypatch):
+def test_the_gradient_norm_is_that_before_the_gradient_is_changed(
+    measured, console, last, tmp_path, monkeypatch
+):
     """It is taken at the first step alone here, where it does not depend on the optimizer."""
     monkeypatch.setattr("distrain.monitor.norms.EVERY", 1e9)
     norms = []
     for rule in ({"name": "sgd"}, {"name": "sgd", "clip_norm": 1e-6}, {"name": "lars"}):
-        config = measured(epochs=1, optimizer=rule, log={"every": 1}, run=str(tmp_path / str(len(norms)) / "run"))
+        config = measured(
+            epochs=1,
+            optimizer=rule,
+            log={"every": 1},
+            run=str(tmp_path / str(len(norms)) / "run"),
+        )
         found = last(config)
         train(config, World(CPU), console)
         norms.append(found["gradient_norm",])
@@ -199,7 +246,9 @@ def test_restarts_and_resizes_are_counted_over_all_launches(measured, console, l
 
 def test_bad_samples_are_counted(measured, console, tmp_path, damaged_set, last):
     damaged_set(tmp_path / "set", bad={3, 7}, classes=10, rows=64)
-    config = measured(data={"train": str(tmp_path / "set")}, global_batch=32, log={"every": 1})
+    config = measured(
+        data={"train": str(tmp_path / "set")}, global_batch=32, log={"every": 1}
+    )
     found = last(config)
     train(config, World(CPU), console)
     assert (found["samples_total", "good"], found["samples_total", "bad"]) == (62, 2)
@@ -210,7 +259,10 @@ def test_quarantined_samples_are_counted(measured, console, digits, tmp_path, la
     config = measured()
     fingerprint = Manifest.load(Store(str(digits / "train"))).fingerprint
     decoder = f"dali {environment(CPU).get('nvidia-dali-cuda130', '')} cpu"
-    Store(config.run).write(QUARANTINE, json.dumps({f"{fingerprint} {decoder}": {"3": "killed it"}}).encode())
+    Store(config.run).write(
+        QUARANTINE,
+        json.dumps({f"{fingerprint} {decoder}": {"3": "killed it"}}).encode(),
+    )
     found = last(config)
     train(config, World(CPU), console)
     assert (found["quarantined_samples",], found["bad_samples",]) == (1, 1)
@@ -230,7 +282,10 @@ def test_a_save_that_fails_is_counted(measured, console, last, monkeypatch):
     config = measured()
     found = last(config)
     train(config, World(CPU), console)
-    assert (found["checkpoint_failures_total",], found["checkpoint_write_seconds_count",]) == (1, 1)
+    assert (
+        found["checkpoint_failures_total",],
+        found["checkpoint_write_seconds_count",],
+    ) == (1, 1)
 
 
 def test_a_divergence_is_told(measured, console, last):
@@ -247,7 +302,9 @@ def test_progress_is_the_watchdogs(narrow):
         metrics.watch(watchdog)
         watchdog.at("somewhere")
         watchdog._since -= 40.0
-        found = {s.name: s.value for family in metrics.collect() for s in family.samples}
+        found = {
+            s.name: s.value for family in metrics.collect() for s in family.samples
+        }
     assert 39 < time.time() - found["distrain_last_progress_timestamp_seconds"] < 50
     metrics.close(over=True)
 
@@ -260,13 +317,19 @@ def test_no_page_where_none_is_wanted(narrow, console):
 
 
 def test_an_address_that_is_not_ours_is_a_sentence(narrow, console):
-    with pytest.raises(UserError, match=r"metrics cannot be served at 192\.0\.2\.1: .*choose metrics\.address"):
+    with pytest.raises(
+        UserError,
+        match=r"metrics cannot be served at 192\.0\.2\.1: .*choose metrics\.address",
+    ):
         train(narrow(metrics={"address": "192.0.2.1"}), World(CPU), console)
 
 
 def test_metrics_change_no_bit(measured, narrow, console, tmp_path):
     without = narrow(run=str(tmp_path / "without"), log={"every": 3})
-    assert train(measured(log={"every": 3}), World(CPU), console).weights == train(without, World(CPU), console).weights
+    assert (
+        train(measured(log={"every": 3}), World(CPU), console).weights
+        == train(without, World(CPU), console).weights
+    )
 
 
 @pytest.mark.parametrize(
@@ -279,13 +342,17 @@ def test_metrics_change_no_bit(measured, narrow, console, tmp_path):
 )
 def test_a_secret_of_the_run_directory_is_in_no_label(narrow, run, label):
     metrics = Metrics(narrow(metrics={"port": None}).metrics, run, World(CPU), print)
-    assert {s.labels["run"] for family in metrics.collect() for s in family.samples} == {label}
+    assert {
+        s.labels["run"] for family in metrics.collect() for s in family.samples
+    } == {label}
     metrics.close(over=True)
 
 
 def test_phases_are_told_by_step_also_when_several_are_read_at_once(narrow):
     """As on a GPU, where they are read at log steps."""
-    metrics = Metrics(narrow(metrics={"port": None}).metrics, "runs/test", World(CPU), print)
+    metrics = Metrics(
+        narrow(metrics={"port": None}).metrics, "runs/test", World(CPU), print
+    )
     metrics._device = torch.device("meta")
     for step in (1, 2, 3):
         with metrics.phase("forward"):
@@ -312,11 +379,18 @@ class Event:
         return 10.0 * (later.at - self.at)
 
 
-def test_on_a_gpu_one_step_of_eleven_is_timed_for_all_and_on_the_ranks_own(narrow, monkeypatch):
+def test_on_a_gpu_one_step_of_eleven_is_timed_for_all_and_on_the_ranks_own(
+    narrow, monkeypatch
+):
     monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"of {device}")
     monkeypatch.setattr(Event, "made", 0)
-    metrics = Metrics(narrow(metrics={"port": None}).metrics, "runs/test", World(torch.device("cuda", 3)), print)
+    metrics = Metrics(
+        narrow(metrics={"port": None}).metrics,
+        "runs/test",
+        World(torch.device("cuda", 3)),
+        print,
+    )
     for step in range(1, 34):
         with metrics.arriving():
             for _ in range(4):
@@ -327,21 +401,31 @@ def test_on_a_gpu_one_step_of_eleven_is_timed_for_all_and_on_the_ranks_own(narro
         metrics.step(step, 10, again=False)
         if step == 27:
             metrics.read()
-            assert metrics.arrived() == 0.0, "two steps of one rank are no reason to call it slow"
+            assert metrics.arrived() == 0.0, (
+                "two steps of one rank are no reason to call it slow"
+            )
     assert Event.made == 3 * 10, "steps 6, 17 and 28"
     metrics.read()
     (family,) = metrics._histograms["phase_seconds"].collect()
-    found = {(s.name.rpartition("_")[2], s.labels["phase"]): s.value for s in family.samples if "le" not in s.labels}
+    found = {
+        (s.name.rpartition("_")[2], s.labels["phase"]): s.value
+        for s in family.samples
+        if "le" not in s.labels
+    }
     assert found["count", "forward"] == found["count", "checkpoint"] == 33
     assert found["sum", "forward"] == pytest.approx(33 * 4 * 0.01)
     assert "arrival" not in {phase for _, phase in found}
     assert metrics.arrived() == pytest.approx(0.09)
     assert metrics.arrived() == 0.0, "nothing was timed since"
-    assert metrics._totals["rank_arrival_seconds", ("0", socket.gethostname())] == pytest.approx(33 * 0.09)
+    assert metrics._totals[
+        "rank_arrival_seconds", ("0", socket.gethostname())
+    ] == pytest.approx(33 * 0.09)
     metrics.close(over=True)
 
 
-def test_more_bad_samples_than_allowed_are_on_the_page(measured, console, tmp_path, damaged_set, last):
+def test_more_bad_samples_than_allowed_are_on_the_page(
+    measured, console, tmp_path, damaged_set, last
+):
     damaged_set(tmp_path / "set", bad={3, 7}, classes=10, rows=64)
     data = {"train": str(tmp_path / "set"), "max_bad_samples": 0}
     config = measured(data=data, global_batch=32, log={"every": 1})
@@ -352,11 +436,18 @@ def test_more_bad_samples_than_allowed_are_on_the_page(measured, console, tmp_pa
 
 
 def test_storage_is_told_as_it_counts(narrow):
-    metrics, counts = Metrics(narrow().metrics, "runs/test", World(CPU), print), Counts()
+    metrics, counts = (
+        Metrics(narrow().metrics, "runs/test", World(CPU), print),
+        Counts(),
+    )
     metrics.store("train", counts)
     counts.requests, counts.bytes, counts.retries = 3, 1000, 1
     counts.errors["timeout"] += 2
-    found = {(s.name, *list(s.labels.values())[1:]): s.value for family in metrics.collect() for s in family.samples}
+    found = {
+        (s.name, *list(s.labels.values())[1:]): s.value
+        for family in metrics.collect()
+        for s in family.samples
+    }
     assert found["distrain_store_bytes_total", "train"] == 1000
     assert found["distrain_store_retries_total", "train"] == 1
     assert found["distrain_store_errors_total", "train", "timeout"] == 2

@@ -6,12 +6,16 @@ from records import eval_record, train_record
 from distrain.monitor.records import from_tree, to_tree
 
 
-@pytest.mark.parametrize("record", [train_record(), eval_record(loss=float("inf"))], ids=["train", "eval"])
+@pytest.mark.parametrize(
+    "record", [train_record(), eval_record(loss=float("inf"))], ids=["train", "eval"]
+)
 def test_a_record_comes_back_from_json(record):
     tree = json.loads(json.dumps(to_tree(record)))
     assert next(iter(tree)) == "kind"
     assert from_tree(tree) == record
-    assert from_tree({**tree, "younger": 1}) == record, "a field that this version does not know"
+    assert from_tree({**tree, "younger": 1}) == record, (
+        "a field that this version does not know"
+    )
 
 
 def test_null_is_a_number_that_json_lacks():

@@ -6,7 +6,13 @@ from records import TRAIN as RECORD
 from records import eval_record, train_record
 
 from distrain.data.storage.store import Store
-from distrain.monitor.sinks import MetricsFile, PlainLines, line, metrics_attempts, read_metrics
+from distrain.monitor.sinks import (
+    MetricsFile,
+    PlainLines,
+    line,
+    metrics_attempts,
+    read_metrics,
+)
 
 LONG = {"step": 1_234_567, "epoch": 89, "loss": 6.90776}
 TRAIN = train_record(**LONG, images_per_second=51_234.5, data_wait=0.99)
@@ -30,7 +36,11 @@ def test_lines_are_on_disk_at_once_and_valid_json(tmp_path):
     metrics = MetricsFile(Store(str(tmp_path)), 1, print)
     assert not list(tmp_path.iterdir()), "nothing written, no file"
     metrics.record(train_record(loss=float("nan")))
-    assert json.loads((tmp_path / "metrics-001.jsonl").read_text()) == {"kind": "train", **RECORD, "loss": None}
+    assert json.loads((tmp_path / "metrics-001.jsonl").read_text()) == {
+        "kind": "train",
+        **RECORD,
+        "loss": None,
+    }
     metrics.close()
 
 
@@ -55,11 +65,14 @@ def test_what_a_full_disk_does_not_take_is_written_later(tmp_path, full_disk):
     assert len(read_metrics(Store(str(tmp_path)))) < 5
     metrics.record(train_record(step=10))
     metrics.close()
-    assert [json.loads(text)["step"] for text in (tmp_path / "metrics-001.jsonl").read_text().splitlines()] == [
-        *range(11)
-    ]
+    assert [
+        json.loads(text)["step"]
+        for text in (tmp_path / "metrics-001.jsonl").read_text().splitlines()
+    ] == [*range(11)]
     (warning,) = told
-    assert warning.startswith("warning: metrics-001.jsonl cannot be written for now: [Errno 27]")
+    assert warning.startswith(
+        "warning: metrics-001.jsonl cannot be written for now: [Errno 27]"
+    )
 
 
 def test_records_that_are_lost_are_told(tmp_path, full_disk):
@@ -68,7 +81,9 @@ def test_records_that_are_lost_are_told(tmp_path, full_disk):
     with full_disk(0):
         metrics.record(train_record(step=1))
         metrics.close()
-    assert told[-1] == f"warning: the last lines of {tmp_path}/metrics-001.jsonl are lost"
+    assert (
+        told[-1] == f"warning: the last lines of {tmp_path}/metrics-001.jsonl are lost"
+    )
 
 
 def test_a_bucket_that_is_away_gets_the_whole_file_later(tmp_path):

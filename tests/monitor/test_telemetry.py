@@ -32,7 +32,10 @@ def clock(monkeypatch):
 def telemetry(clock):
     metrics = Metrics(Page(port=None), "run", World(torch.device("cpu")), print)
     with Watchdog(600.0, lambda *_: None) as watchdog:
-        yield SimpleNamespace(it=Telemetry(metrics, watchdog, steps_per_epoch=5, reached=2), watchdog=watchdog)
+        yield SimpleNamespace(
+            it=Telemetry(metrics, watchdog, steps_per_epoch=5, reached=2),
+            watchdog=watchdog,
+        )
     metrics.close(over=True)
 
 
@@ -43,7 +46,11 @@ def numbers(telemetry):
     def find(name, *labels):
         families = {family.name: family for family in telemetry.it.metrics.collect()}
         samples = families[f"distrain_{name}"].samples
-        return {tuple(s.labels[label] for label in labels): s.value for s in samples if not s.name.endswith("_created")}
+        return {
+            tuple(s.labels[label] for label in labels): s.value
+            for s in samples
+            if not s.name.endswith("_created")
+        }
 
     return find
 
@@ -54,7 +61,9 @@ def slow_batches(clock, *seconds):
         yield i
 
 
-def test_the_time_that_batches_are_waited_for_counts_until_the_next_log_step(telemetry, clock, numbers):
+def test_the_time_that_batches_are_waited_for_counts_until_the_next_log_step(
+    telemetry, clock, numbers
+):
     it = telemetry.it
     it.start(lambda: {"ready": 2})
     for step in range(2):
@@ -90,7 +99,9 @@ def test_a_slow_rank_and_a_loss_that_jumps_are_counted_and_said(telemetry, numbe
     slow, jump = it.warnings(3.0, [0.0, 0.9, 0.0], [1.0, 2.0, 1.0])
     assert "rank 1 is slow" in slow
     assert "the loss jumps: 3" in jump
-    assert len(it.warnings(1.0, [0.0, 0.9, 0.0], [1.0, 2.0, 1.0])) == 0, "it was said a moment ago"
+    assert len(it.warnings(1.0, [0.0, 0.9, 0.0], [1.0, 2.0, 1.0])) == 0, (
+        "it was said a moment ago"
+    )
     assert numbers("straggler_log_steps", "slow_rank") == {("1",): 2.0}
     assert numbers("loss_spikes") == {(): 1.0}
 
@@ -101,7 +112,9 @@ def test_each_phase_has_its_label(telemetry):
             pass
     telemetry.it.metrics.read()
     histogram = telemetry.it.metrics._histograms["phase_seconds"]
-    counted = {s.labels["phase"] for family in histogram.collect() for s in family.samples}
+    counted = {
+        s.labels["phase"] for family in histogram.collect() for s in family.samples
+    }
     assert counted == {
         "data_wait", "transfer", "forward", "backward", "reduction", "optimizer", "checkpoint",
     }  # fmt: skip

@@ -96,7 +96,9 @@ def test_a_page_as_it_is_shown(page):
 def test_what_was_spent_since_the_look_before(page):
     watch = Watch(page.url)
     watch.look()
-    page.text = PAGE.replace('phase="forward",run="r"} 30', 'phase="forward",run="r"} 31')
+    page.text = PAGE.replace(
+        'phase="forward",run="r"} 30', 'phase="forward",run="r"} 31'
+    )
     page.text = page.text.replace('step{run="r"} 40', 'step{run="r"} 50')
     view = watch.look()
     assert view.by("phase_seconds_sum", "phase") == {"forward": 1.0, "data_wait": 0.0}
@@ -142,5 +144,10 @@ def test_a_page_of_another_run_at_the_port_of_an_old_one_is_not_shown(page, tmp_
 def test_a_counter_that_began_anew_has_no_negative_share(page):
     watch = Watch(page.url)
     watch.look()
-    page.text = PAGE.replace('phase="forward",run="r"} 30.0', 'phase="forward",run="r"} 3.0')
-    assert watch.look().by("phase_seconds_sum", "phase") == {"forward": 3.0, "data_wait": 0.0}
+    page.text = PAGE.replace(
+        'phase="forward",run="r"} 30.0', 'phase="forward",run="r"} 3.0'
+    )
+    assert watch.look().by("phase_seconds_sum", "phase") == {
+        "forward": 3.0,
+        "data_wait": 0.0,
+    }

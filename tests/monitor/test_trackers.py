@@ -34,7 +34,11 @@ def wanted(config):
     """(step, value) of each name, from the metrics file."""
     found = {}
     for record in read_metrics(Store(config.run)):
-        for name, value in (("loss", record.loss), ("top1", record.top1), ("top5", record.top5)):
+        for name, value in (
+            ("loss", record.loss),
+            ("top1", record.top1),
+            ("top5", record.top5),
+        ):
             found.setdefault(f"{record.split}/{name}", []).append((record.step, value))
     return found
 
@@ -42,14 +46,20 @@ def wanted(config):
 def test_tensorboard_shows_each_step_once(narrow, console, digits):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = narrow(log={"every": 1, "tensorboard": True}, checkpoint={"every": 5}, data={"val": str(digits / "val")})
+    config = narrow(
+        log={"every": 1, "tensorboard": True},
+        checkpoint={"every": 5},
+        data={"val": str(digits / "val")},
+    )
     twice(config, console)
     events = EventAccumulator(f"{config.run}/tensorboard")
     events.Reload()
     for name, values in wanted(config).items():
         found = [(event.step, event.value) for event in events.Scalars(name)]
         assert found == [(step, pytest.approx(value)) for step, value in values], name
-    assert {"train/lr", "train/images_per_second", "val/samples"} <= set(events.Tags()["scalars"])
+    assert {"train/lr", "train/images_per_second", "val/samples"} <= set(
+        events.Tags()["scalars"]
+    )
 
 
 @pytest.fixture
@@ -59,30 +69,47 @@ def mlflow_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:mlflow")
-def test_mlflow_has_one_run_with_parameters_and_values(narrow, console, digits, mlflow_folder):
+def test_mlflow_has_one_run_with_parameters_and_values(
+    narrow, console, digits, mlflow_folder
+):
     from mlflow.tracking import MlflowClient
 
     config = narrow(
-        log={"every": 1, "mlflow": mlflow_folder}, checkpoint={"every": 5}, data={"val": str(digits / "val")}
+        log={"every": 1, "mlflow": mlflow_folder},
+        checkpoint={"every": 5},
+        data={"val": str(digits / "val")},
     )
     twice(config, console)
     client = MlflowClient(mlflow_folder)
-    (found,) = client.search_runs([client.get_experiment_by_name("distrain").experiment_id])
+    (found,) = client.search_runs(
+        [client.get_experiment_by_name("distrain").experiment_id]
+    )
     assert (found.info.run_name, found.info.status) == ("run", "FINISHED")
     assert found.data.params["optimizer.momentum"] == str(config.optimizer.momentum)
     for name, values in wanted(config).items():
-        history = {(metric.step, metric.value) for metric in client.get_metric_history(found.info.run_id, name)}
-        assert history == set(values), "steps that were computed again have the same values"
+        history = {
+            (metric.step, metric.value)
+            for metric in client.get_metric_history(found.info.run_id, name)
+        }
+        assert history == set(values), (
+            "steps that were computed again have the same values"
+        )
 
 
-def test_a_server_that_is_away_changes_nothing_but_a_warning(narrow, console, monkeypatch, tmp_path):
+def test_a_server_that_is_away_changes_nothing_but_a_warning(
+    narrow, console, monkeypatch, tmp_path
+):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     plain = train(narrow(run=str(tmp_path / "plain")), World(CPU), console)
     console.events.clear()
-    summary = train(narrow(log={"every": 11, "mlflow": "http://127.0.0.1:9"}), World(CPU), console)
+    summary = train(
+        narrow(log={"every": 11, "mlflow": "http://127.0.0.1:9"}), World(CPU), console
+    )
     assert summary.weights == plain.weights
     (told,) = (text for text in console.events if "did not reach" in text)
-    assert told.startswith("warning: the last 2 records did not reach mlflow: MlflowException: ")
+    assert told.startswith(
+        "warning: the last 2 records did not reach mlflow: MlflowException: "
+    )
 
 
 def test_records_that_were_not_taken_come_again_in_order():
@@ -140,5 +167,7 @@ def test_a_package_that_is_missing_is_a_sentence(narrow, console, monkeypatch):
         return importing(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError, match=r"mlflow is not installed: pip install 'distrain\[trackers\]'"):
+    with pytest.raises(
+        UserError, match=r"mlflow is not installed: pip install 'distrain\[trackers\]'"
+    ):
         train(narrow(log={"mlflow": "http://127.0.0.1:9"}), World(CPU), console)

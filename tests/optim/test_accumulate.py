@@ -35,7 +35,9 @@ def accumulate(model, images, labels, weights, v, lanes, order=None, bits=48):
     """One step over V micro-batches."""
     parameters = list(model.parameters())
     b = len(images) // v
-    accumulator = Accumulator(parameters, virtual_workers=v, micro_batch=b, fraction_bits=bits)
+    accumulator = Accumulator(
+        parameters, virtual_workers=v, micro_batch=b, fraction_bits=bits
+    )
     accumulator.begin()
     for i in order or range(v):
         part = slice(i * b, (i + 1) * b)
@@ -57,7 +59,9 @@ def test_equals_autograd_on_the_whole_global_batch(v, mode, lanes):
     model = network()
     images, labels = torch.randn(32, 6, dtype=torch.float64), torch.randint(0, 4, (32,))
     weights = torch.ones(32, dtype=torch.float64)
-    weights[[0, 1, 2, 3, 4, 5, 6, 7, 9, 30]] = 0  # for V = 4 a whole micro-batch is invalid
+    weights[[0, 1, 2, 3, 4, 5, 6, 7, 9, 30]] = (
+        0  # for V = 4 a whole micro-batch is invalid
+    )
     totals, found, accumulator = accumulate(
         model, images, labels, weights, v, lanes, bits=48 if mode == "exact" else None
     )
@@ -67,8 +71,12 @@ def test_equals_autograd_on_the_whole_global_batch(v, mode, lanes):
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
     assert (int(totals.valid), int(totals.violations)) == (22, 0)
-    assert int(totals.loss) / 2**accumulator.loss_shift / 22 == pytest.approx(float(loss.detach()), abs=1e-11)
-    assert int(totals.top1) == int((model(images[valid]).argmax(1) == labels[valid]).sum())
+    assert int(totals.loss) / 2**accumulator.loss_shift / 22 == pytest.approx(
+        float(loss.detach()), abs=1e-11
+    )
+    assert int(totals.top1) == int(
+        (model(images[valid]).argmax(1) == labels[valid]).sum()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +84,10 @@ def in_order():
     """Gradients of eight micro-batches in any order, by default one after another."""
     model = AlexNet(width=0.04).build(10, seed=0)
     generator = torch.Generator().manual_seed(0)
-    images, labels = torch.randn(16, 3, 64, 64, generator=generator), torch.arange(16) % 10
+    images, labels = (
+        torch.randn(16, 3, 64, 64, generator=generator),
+        torch.arange(16) % 10,
+    )
     with Lanes(1, 1, CPU) as pool:
         gradients = partial(accumulate, model, images, labels, torch.ones(16), 8, pool)
         yield gradients, gradients()[1]
@@ -86,15 +97,24 @@ def in_order():
 @given(st.permutations(range(8)))
 def test_exact_sums_do_not_depend_on_order(in_order, order):
     gradients, wanted = in_order
-    assert all(torch.equal(a, b) for a, b in zip(gradients(order=order)[1], wanted, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(gradients(order=order)[1], wanted, strict=True)
+    )
 
 
 def test_float_sums_do_depend_on_it(lanes):
     """So the test above can fail."""
     model = AlexNet(width=0.04).build(10, seed=0)
-    images, labels, ones = torch.randn(16, 3, 64, 64), torch.arange(16) % 10, torch.ones(16)
+    images, labels, ones = (
+        torch.randn(16, 3, 64, 64),
+        torch.arange(16) % 10,
+        torch.ones(16),
+    )
     a = accumulate(model, images, labels, ones, 8, lanes, bits=None)[1]
-    b = accumulate(model, images, labels, ones, 8, lanes, order=[3, 1, 4, 0, 5, 7, 2, 6], bits=None)[1]
+    b = accumulate(
+        model, images, labels, ones, 8, lanes, order=[3, 1, 4, 0, 5, 7, 2, 6], bits=None
+    )[1]
     assert not all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     for x, y in zip(a, b, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-6)
@@ -121,11 +141,19 @@ def filled(value, v=4, bits=48):
         gradient = torch.full((5,), 1.0) * accumulator.scale
         if i == 2:
             gradient[3] = value
-        accumulator.add([gradient], torch.tensor(0.5), torch.tensor(2.0), torch.tensor(1), torch.tensor(2))
+        accumulator.add(
+            [gradient],
+            torch.tensor(0.5),
+            torch.tensor(2.0),
+            torch.tensor(1),
+            torch.tensor(2),
+        )
     return p, accumulator
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 2.0**61, -(2.0**62)])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), -float("inf"), 2.0**61, -(2.0**62)]
+)
 def test_a_violation_adds_zeros_and_is_counted(value, lanes):
     p, accumulator = filled(value)
     totals = accumulator.reduce(World(CPU))
@@ -143,12 +171,18 @@ def test_no_sum_can_wrap(lanes):
         accumulator.begin()
         for _ in range(4):
             accumulator.add(
-                [torch.tensor([sign * largest])], torch.tensor(0.0), torch.tensor(2.0), torch.tensor(0), torch.tensor(0)
+                [torch.tensor([sign * largest])],
+                torch.tensor(0.0),
+                torch.tensor(2.0),
+                torch.tensor(0),
+                torch.tensor(0),
             )
         totals = accumulator.reduce(World(CPU))
         accumulator.finish(totals, lanes)
         assert int(totals.violations) == 0
-        assert float(p.grad[0]) == pytest.approx(sign * 4 * largest / accumulator.scale / 8)
+        assert float(p.grad[0]) == pytest.approx(
+            sign * 4 * largest / accumulator.scale / 8
+        )
 
 
 def test_a_loss_that_is_not_finite_is_a_violation():
@@ -156,24 +190,37 @@ def test_a_loss_that_is_not_finite_is_a_violation():
     accumulator = Accumulator([p], virtual_workers=1, micro_batch=2, fraction_bits=48)
     accumulator.begin()
     zero = torch.tensor(0)
-    accumulator.add([torch.zeros(2)], torch.tensor(float("nan")), torch.tensor(2.0), zero, zero)
+    accumulator.add(
+        [torch.zeros(2)], torch.tensor(float("nan")), torch.tensor(2.0), zero, zero
+    )
     assert int(accumulator.reduce(World(CPU)).violations) == 1
 
 
 def told(moments, bits=48):
     """The totals of micro-batches that told these moments, in this order; and their mean."""
     accumulator = Accumulator(
-        [nn.Parameter(torch.zeros(2))], virtual_workers=len(moments), micro_batch=2, fraction_bits=bits, moments=3
+        [nn.Parameter(torch.zeros(2))],
+        virtual_workers=len(moments),
+        micro_batch=2,
+        fraction_bits=bits,
+        moments=3,
     )
     accumulator.begin()
     zero = torch.tensor(0)
     for values in moments:
         own = torch.tensor(values, dtype=torch.float64)
-        accumulator.add([torch.zeros(2)], torch.tensor(0.5), torch.tensor(2.0), zero, zero, own)
+        accumulator.add(
+            [torch.zeros(2)], torch.tensor(0.5), torch.tensor(2.0), zero, zero, own
+        )
     return accumulator.reduce(World(CPU)), accumulator.moments.clone()
 
 
-@given(st.lists(st.lists(st.floats(-1e5, 1e5), min_size=3, max_size=3), min_size=1, max_size=9), st.randoms())
+@given(
+    st.lists(
+        st.lists(st.floats(-1e5, 1e5), min_size=3, max_size=3), min_size=1, max_size=9
+    ),
+    st.randoms(),
+)
 @pytest.mark.parametrize("bits", [48, None])
 def test_moments_are_a_mean_that_does_not_depend_on_order(bits, moments, random):
     """In both modes, to the fixed point's 2^-30."""

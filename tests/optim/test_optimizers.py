@@ -56,7 +56,9 @@ def test_a_state_taken_over_goes_on_bit_for_bit(case):
     make, _ = CASES[case]
     ours = parameters()
     optimizer = make(ours)
-    assert all(not t.any() for t in optimizer.state().values()), "complete from the start, and zero"
+    assert all(not t.any() for t in optimizer.state().values()), (
+        "complete from the start, and zero"
+    )
     for step in range(3):
         set_gradients(ours, step)
         optimizer.step(torch.tensor(0.1))
@@ -85,15 +87,28 @@ def test_a_rate_of_zero_moves_nothing(case):
 def through_a_drop(form):
     """Weights after ten steps, the rate of which falls tenfold at the sixth: ours, and those of the paper's update."""
     rates = [0.01] * 5 + [0.001] * 5
-    ours = {"w": nn.Parameter(torch.randn(20, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))}
+    ours = {
+        "w": nn.Parameter(
+            torch.randn(
+                20, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+            )
+        )
+    }
     optimizer = Optimizer(SGD(form=form), ours)
     w, v = ours["w"].detach().clone(), torch.zeros(20, 30, dtype=torch.float64)
     for step, lr in enumerate(rates):
-        g = torch.randn(20, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(100 + step))
+        g = torch.randn(
+            20,
+            30,
+            dtype=torch.float64,
+            generator=torch.Generator().manual_seed(100 + step),
+        )
         v = 0.9 * v - 0.0005 * lr * w - lr * g
         w = w + v
         ours["w"].grad = g
-        optimizer.step(torch.tensor(lr, dtype=torch.float64), lr / rates[max(0, step - 1)])
+        optimizer.step(
+            torch.tensor(lr, dtype=torch.float64), lr / rates[max(0, step - 1)]
+        )
     return ours["w"].detach(), w
 
 
@@ -121,14 +136,18 @@ def test_biases_have_their_own_rate_and_decay(make):
         p.grad = torch.zeros_like(p)
     Optimizer(rule, ours).step(torch.tensor(0.1))
     assert torch.equal(ours["fc.bias"], torch.ones(6))
-    assert torch.equal(ours["norm.weight"], torch.ones(6)), "nor the scales of normalisation"
+    assert torch.equal(ours["norm.weight"], torch.ones(6)), (
+        "nor the scales of normalisation"
+    )
     assert torch.all(ours["fc.weight"] < 1)
     plain = make(bias_lr=2.0).model_copy(update={"weight_decay": 0.0})
     both = {name: nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
     for p in both.values():
         p.grad = torch.full_like(p, 0.5)
     Optimizer(plain, both).step(torch.tensor(0.1))
-    torch.testing.assert_close(1 - both["fc.bias"], 2 * (1 - both["fc.weight"].flatten()))
+    torch.testing.assert_close(
+        1 - both["fc.bias"], 2 * (1 - both["fc.weight"].flatten())
+    )
     torch.testing.assert_close(both["norm.weight"], both["fc.weight"].flatten())
 
 
@@ -145,7 +164,11 @@ def test_lars_is_its_algorithm():
     v = {name: torch.zeros_like(p) for name, p in w.items()}
     for step, lr in enumerate(rates):
         for i, (name, p) in enumerate(ours.items()):
-            g = torch.randn(p.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(10 * step + i))
+            g = torch.randn(
+                p.shape,
+                dtype=torch.float64,
+                generator=torch.Generator().manual_seed(10 * step + i),
+            )
             p.grad = g.clone()
             decay = 0.0 if name == "a.bias" else 5e-3
             ratio = 0.02 * w[name].norm() / (g.norm() + decay * w[name].norm())
@@ -153,7 +176,9 @@ def test_lars_is_its_algorithm():
                 ratio = torch.ones(())
             v[name] = 0.9 * v[name] + lr * ratio.float() * (g + decay * w[name])
             w[name] = w[name] - v[name]
-        optimizer.step(torch.tensor(lr, dtype=torch.float64), lr / rates[max(0, step - 1)])
+        optimizer.step(
+            torch.tensor(lr, dtype=torch.float64), lr / rates[max(0, step - 1)]
+        )
     for name, p in ours.items():
         torch.testing.assert_close(p.detach(), w[name], rtol=1e-6, atol=1e-9)
 
@@ -163,10 +188,15 @@ def test_the_gradient_is_clipped_by_its_whole_norm():
     optimizer = Optimizer(SGD(momentum=0.0, weight_decay=0.0, clip_norm=1.0), both)
     for scale, wanted in ((1.0, 1.0), (0.1, 0.3)):  # the norm is 3
         before = {name: p.detach().clone() for name, p in both.items()}
-        both["a"].grad, both["b"].grad = torch.tensor([2.0, 1.0, 0.0]) * scale, torch.tensor([2.0]) * scale
+        both["a"].grad, both["b"].grad = (
+            torch.tensor([2.0, 1.0, 0.0]) * scale,
+            torch.tensor([2.0]) * scale,
+        )
         optimizer.step(torch.tensor(1.0))
         moved = torch.cat([before[name] - p.detach() for name, p in both.items()])
-        torch.testing.assert_close(moved, wanted * torch.tensor([2.0, 1.0, 0.0, 2.0]) / 3)
+        torch.testing.assert_close(
+            moved, wanted * torch.tensor([2.0, 1.0, 0.0, 2.0]) / 3
+        )
 
 
 def test_a_norm_does_not_round_away():

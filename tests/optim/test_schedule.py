@@ -3,7 +3,16 @@ import math
 import pytest
 
 from distrain.errors import UserError
-from distrain.optim.schedule import Constant, Cosine, Geometric, Plateau, Polynomial, Schedule, Stall, Step
+from distrain.optim.schedule import (
+    Constant,
+    Cosine,
+    Geometric,
+    Plateau,
+    Polynomial,
+    Schedule,
+    Stall,
+    Step,
+)
 
 
 def rates(schedule, steps=100, steps_per_epoch=10):
@@ -74,7 +83,9 @@ def test_plateau_drops_when_counts_stall():
     assert drops([1, 2, 3, 3, 2, 3], patience=3) == (6,), "equal counts are no progress"
     assert drops([1, 2, 2, 3, 3, 3], patience=3) == (), "progress starts the wait anew"
     assert drops([5, 1, 1, 1, 1], patience=2, drops=3) == (3, 5), "and so does a drop"
-    assert drops([5, 1, 1, 1, 1], patience=1, drops=3) == (2, 3, 4), "no more than there may be"
+    assert drops([5, 1, 1, 1, 1], patience=1, drops=3) == (2, 3, 4), (
+        "no more than there may be"
+    )
     assert drops([5, 1, 6, 1, 1], patience=2) == (5,)
 
 
@@ -92,6 +103,9 @@ def test_a_rate_that_is_none_is_refused(factor):
         def factor_at(self, at):
             return factor
 
-    with pytest.raises(UserError, match="schedule own has a rate of .* at step 3: it must be finite and above 0"):
+    with pytest.raises(
+        UserError,
+        match="schedule own has a rate of .* at step 3: it must be finite and above 0",
+    ):
         Own(lr=0.1).rate(3, 10, 100)
     del Schedule.forms["own"]

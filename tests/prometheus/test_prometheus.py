@@ -40,7 +40,9 @@ def quick(text):
 def installed():
     for program in ("prometheus", "promtool", "prometheus-alertmanager"):
         if shutil.which(program) is None:
-            pytest.skip(f"no {program}: apt-get install prometheus prometheus-alertmanager")
+            pytest.skip(
+                f"no {program}: apt-get install prometheus prometheus-alertmanager"
+            )
 
 
 @pytest.fixture
@@ -50,7 +52,12 @@ def followed(narrow, digits, command, tmp_path):
 
     def start(**changes):
         metrics = {"port": free_port(), "linger": 30.0}
-        settings = {"epochs": 100, "log": {"every": 1}, "data": {"val": str(digits / "val")}, **changes}
+        settings = {
+            "epochs": 100,
+            "log": {"every": 1},
+            "data": {"val": str(digits / "val")},
+            **changes,
+        }
         config = narrow(metrics=metrics, **settings)
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(to_yaml(config))
@@ -77,7 +84,11 @@ def shipped():
     for path in DASHBOARDS:
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel["targets"]:
-                yield f"{path.stem}: {panel['title']}", target["expr"].replace("$run", "run"), False
+                yield (
+                    f"{path.stem}: {panel['title']}",
+                    target["expr"].replace("$run", "run"),
+                    False,
+                )
     for group in yaml.safe_load(RULES)["groups"]:
         for rule in group["rules"]:
             yield rule.get("alert") or rule["record"], rule["expr"], "alert" in rule
@@ -90,7 +101,11 @@ def test_what_is_shipped_passes_promtool():
         ["test", "rules", "rules_test.yml"],
     ):
         done = subprocess.run(
-            ["promtool", *arguments], cwd=ROOT / "prometheus", capture_output=True, text=True, check=False
+            ["promtool", *arguments],
+            cwd=ROOT / "prometheus",
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -107,7 +122,11 @@ def test_every_alert_has_a_unit_test_and_says_what_to_do():
 
 def test_queries_name_metrics_that_there_are():
     names = {f"distrain_{n}" for n in GAUGES} | {f"distrain_{n}_total" for n in TOTALS}
-    names |= {f"distrain_{n}_{part}" for n in HISTOGRAMS for part in ("sum", "count", "bucket")}
+    names |= {
+        f"distrain_{n}_{part}"
+        for n in HISTOGRAMS
+        for part in ("sum", "count", "bucket")
+    }
     for where, expression, _ in shipped():
         unknown = set(re.findall(r"(?<![:\w])distrain_\w+", expression)) - names
         assert not unknown, where
@@ -118,7 +137,14 @@ def test_dashboards_are_as_grafana_takes_them():
     for path in DASHBOARDS:
         board = json.loads(path.read_text())
         uids.add(board["uid"])
-        assert {"title", "uid", "schemaVersion", "panels", "templating", "time"} <= board.keys()
+        assert {
+            "title",
+            "uid",
+            "schemaVersion",
+            "panels",
+            "templating",
+            "time",
+        } <= board.keys()
         ids = [panel["id"] for panel in board["panels"]]
         assert len(set(ids)) == len(ids)
         taken = set()
@@ -133,15 +159,22 @@ def test_dashboards_are_as_grafana_takes_them():
             assert not cells & taken, f"{panel['title']} lies over another"
             taken |= cells
             assert panel["targets"]
-            assert all(t["datasource"]["uid"] == "${datasource}" for t in panel["targets"])
+            assert all(
+                t["datasource"]["uid"] == "${datasource}" for t in panel["targets"]
+            )
     assert len(uids) == len(DASHBOARDS) == 3
 
 
 def test_a_run_as_it_is_seen(followed):
     """While it trains every query answers; after its end Prometheus has the last numbers, and nothing fires."""
     config, process, prometheus, alertmanager = followed(epochs=60)
-    patiently(lambda: (prometheus.number("distrain_step") or 0) >= 44, while_alive=process)
-    patiently(lambda: prometheus.query('rate(distrain_samples_total{outcome="good"}[10s])'), while_alive=process)
+    patiently(
+        lambda: (prometheus.number("distrain_step") or 0) >= 44, while_alive=process
+    )
+    patiently(
+        lambda: prometheus.query('rate(distrain_samples_total{outcome="good"}[10s])'),
+        while_alive=process,
+    )
     patiently(lambda: prometheus.query("run:distrain_unfinished"), while_alive=process)
     for where, expression, is_alert in shipped():
         found = prometheus.query(quick(expression))
@@ -149,18 +182,40 @@ def test_a_run_as_it_is_seen(followed):
             assert not found, f"{where} is true of a healthy run: {found}"
         if not is_alert and not any(name in expression for name in ABSENT):
             patiently(
-                partial(prometheus.query, quick(expression)), f"{where} has data: {expression}", while_alive=process
+                partial(prometheus.query, quick(expression)),
+                f"{where} has data: {expression}",
+                while_alive=process,
             )
     assert process.wait(240) == 0
     last = read_metrics(Store(config.run))
-    training, evaluation = ([r for r in last if r.kind == kind][-1] for kind in ("train", "eval"))
-    seen = {name: prometheus.number(f"last_over_time({name}[5m])") for name in ("distrain_step", "distrain_finished")}
+    training, evaluation = (
+        [r for r in last if r.kind == kind][-1] for kind in ("train", "eval")
+    )
+    seen = {
+        name: prometheus.number(f"last_over_time({name}[5m])")
+        for name in ("distrain_step", "distrain_finished")
+    }
     assert seen == {"distrain_step": training.step, "distrain_finished": 1}
-    assert prometheus.number("last_over_time(distrain_steps_total[5m])") == training.step
-    assert prometheus.number('last_over_time(distrain_samples_total{outcome="good"}[5m])') == 64 * training.step
-    assert prometheus.number('last_over_time(distrain_loss{split="val"}[5m])') == evaluation.loss
-    assert prometheus.number('last_over_time(distrain_loss{split="train"}[5m])') == training.loss
-    assert not [alert for alert in alertmanager.alerts() if alert["labels"]["alertname"] == "DistrainStalled"]
+    assert (
+        prometheus.number("last_over_time(distrain_steps_total[5m])") == training.step
+    )
+    assert (
+        prometheus.number('last_over_time(distrain_samples_total{outcome="good"}[5m])')
+        == 64 * training.step
+    )
+    assert (
+        prometheus.number('last_over_time(distrain_loss{split="val"}[5m])')
+        == evaluation.loss
+    )
+    assert (
+        prometheus.number('last_over_time(distrain_loss{split="train"}[5m])')
+        == training.loss
+    )
+    assert not [
+        alert
+        for alert in alertmanager.alerts()
+        if alert["labels"]["alertname"] == "DistrainStalled"
+    ]
 
 
 def test_alertmanager_hears_of_a_run_that_is_stopped(followed):
@@ -168,9 +223,15 @@ def test_alertmanager_hears_of_a_run_that_is_stopped(followed):
     _, process, prometheus, alertmanager = followed(epochs=10_000)
 
     def stalled():
-        return [a for a in alertmanager.alerts() if a["labels"]["alertname"] == "DistrainStalled"]
+        return [
+            a
+            for a in alertmanager.alerts()
+            if a["labels"]["alertname"] == "DistrainStalled"
+        ]
 
-    patiently(lambda: (prometheus.number("distrain_step") or 0) > 5, while_alive=process)
+    patiently(
+        lambda: (prometheus.number("distrain_step") or 0) > 5, while_alive=process
+    )
     assert not stalled()
     process.send_signal(signal.SIGSTOP)
     patiently(stalled)
@@ -178,4 +239,7 @@ def test_alertmanager_hears_of_a_run_that_is_stopped(followed):
     assert alert["labels"]["run"] == "run"
     assert "has made no progress for" in alert["annotations"]["summary"]
     process.send_signal(signal.SIGCONT)
-    patiently(lambda: not prometheus.query('ALERTS{alertname="DistrainStalled"}'), while_alive=process)
+    patiently(
+        lambda: not prometheus.query('ALERTS{alertname="DistrainStalled"}'),
+        while_alive=process,
+    )

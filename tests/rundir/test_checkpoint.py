@@ -12,7 +12,10 @@ from distrain.rundir.lease import Lease
 
 def tensors(seed):
     generator = torch.Generator().manual_seed(seed)
-    return {"a": torch.randn(4, 5, generator=generator), "b": torch.randn(3, generator=generator)}
+    return {
+        "a": torch.randn(4, 5, generator=generator),
+        "b": torch.randn(3, generator=generator),
+    }
 
 
 @contextmanager
@@ -21,25 +24,45 @@ def checkpoints(store, *, attempt=1, keep=2, start=0, patience=0, told=None):
     record = {"session": str(attempt), "from_step": start, "counter": 0, "ended": False}
     with Lease(store, attempt, record) as lease:
         lease.started_from(start, 1)
-        yield Checkpoints(store, lease, keep=keep, patience=patience, tell=([] if told is None else told).append)
+        yield Checkpoints(
+            store,
+            lease,
+            keep=keep,
+            patience=patience,
+            tell=([] if told is None else told).append,
+        )
 
 
 def save(store, step, *, best=False, **options):
     with checkpoints(store, **options) as found:
-        found.save(step, tensors(step), tensors(-step), {"note": step}, best={"top1": step} if best else None)
+        found.save(
+            step,
+            tensors(step),
+            tensors(-step),
+            {"note": step},
+            best={"top1": step} if best else None,
+        )
         found.wait()
 
 
 @pytest.fixture(params=["local", "memory"])
 def store(request, tmp_path):
-    return Store(str(tmp_path) if request.param == "local" else f"memory://checkpoints/{tmp_path.name}")
+    return Store(
+        str(tmp_path)
+        if request.param == "local"
+        else f"memory://checkpoints/{tmp_path.name}"
+    )
 
 
 def test_save_load_save(store):
     save(store, 5)
     loaded, problems = load_newest(store)
     assert problems == []
-    assert (loaded.step, loaded.state["note"], loaded.name) == (5, 5, "step-00000005-attempt-001")
+    assert (loaded.step, loaded.state["note"], loaded.name) == (
+        5,
+        5,
+        "step-00000005-attempt-001",
+    )
     assert digest(loaded.model) == digest(tensors(5))
     assert digest(loaded.optimizer) == digest(tensors(-5))
     assert all(loaded.model[k].dtype == torch.float32 for k in loaded.model)
@@ -88,7 +111,10 @@ def test_one_without_a_manifest_does_not_exist(store):
     assert load_newest(store)[0].step == 1
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "file",
+    ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"],
+)
 @pytest.mark.parametrize("fault", ["flip", "cut", "missing"])
 def test_damage_is_named_and_the_one_before_is_used(store, file, fault):
     save(store, 1)
@@ -125,10 +151,15 @@ def test_damaged_ones_of_an_older_attempt_do_not_push_out_new_ones(store):
         store.write(f"checkpoints/step-{step:08d}-attempt-001/state.json", b"{}")
     save(store, 85, attempt=2, start=80)
     loaded, problems = load_newest(store)
-    assert (loaded.step, problems) == (85, []), "what was given up is not even looked at"
+    assert (loaded.step, problems) == (85, []), (
+        "what was given up is not even looked at"
+    )
     save(store, 90, attempt=2, start=80)
     assert load_newest(store)[0].name == "step-00000090-attempt-002"
-    assert store.list("checkpoints") == ["step-00000085-attempt-002", "step-00000090-attempt-002"]
+    assert store.list("checkpoints") == [
+        "step-00000085-attempt-002",
+        "step-00000090-attempt-002",
+    ]
 
 
 def test_a_failed_clean_up_keeps_what_was_saved(tmp_path, monkeypatch):
@@ -145,7 +176,10 @@ def test_a_failed_clean_up_keeps_what_was_saved(tmp_path, monkeypatch):
         found.save(3, tensors(3), {}, {}, best=None)
         found.wait()
     assert len(told) == 1
-    assert "step-00000003-attempt-001 is saved, but older ones could not be cleaned up" in told[0]
+    assert (
+        "step-00000003-attempt-001 is saved, but older ones could not be cleaned up"
+        in told[0]
+    )
     monkeypatch.undo()
     assert load_newest(store)[0].step == 3
 
@@ -169,7 +203,10 @@ def test_another_format_is_refused(store):
     import hashlib
 
     manifest = json.loads(store.read(f"{folder}/manifest.json"))
-    manifest["state.json"] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    manifest["state.json"] = {
+        "bytes": len(text),
+        "sha256": hashlib.sha256(text).hexdigest(),
+    }
     store.write(f"{folder}/state.json", text)
     store.write(f"{folder}/manifest.json", json.dumps(manifest).encode())
     with pytest.raises(RunError, match="has format 99"):
@@ -195,7 +232,10 @@ def test_a_failed_save_is_told_and_leaves_the_one_before(tmp_path, monkeypatch):
     filling(store, monkeypatch, refusals=-1)
     with checkpoints(store) as found:
         found.save(2, tensors(2), tensors(3), {}, best=None)
-        with pytest.raises(AttemptError, match=r"could not be saved .*No space left.*The one before is untouched"):
+        with pytest.raises(
+            AttemptError,
+            match=r"could not be saved .*No space left.*The one before is untouched",
+        ):
             found.wait()
     assert store.list("checkpoints") == ["step-00000001-attempt-001"]
     assert load_newest(store)[0].step == 1
@@ -216,7 +256,12 @@ def test_what_an_attempt_saves_after_it_was_given_up_does_not_count(store):
     save(store, 10)
     save(store, 12, attempt=2, start=10)
     # A manifest of attempt 1 that was under way when attempt 2 began, and comes late.
-    for file in ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"):
+    for file in (
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "manifest.json",
+    ):
         data = store.read(f"checkpoints/step-00000010-attempt-001/{file}")
         store.write(f"checkpoints/step-00000020-attempt-001/{file}", data)
     assert load_newest(store)[0].name == "step-00000012-attempt-002"
@@ -227,7 +272,9 @@ def test_an_attempt_that_was_cut_off_writes_no_manifest_and_removes_nothing(stor
     with checkpoints(store, keep=1) as old:
         save(store, 2, attempt=2, start=1, keep=5)
         old.save(9, tensors(9), {}, {}, best={"top1": 1})
-        with pytest.raises(AttemptError, match="attempt 1 was cut off, and attempt 2 has taken over"):
+        with pytest.raises(
+            AttemptError, match="attempt 1 was cut off, and attempt 2 has taken over"
+        ):
             old.wait()
     assert [n for n in store.list("checkpoints") if "step" in n] == [
         "step-00000001-attempt-001",

@@ -6,18 +6,41 @@ from pathlib import Path
 from distrain.rundir import files
 
 ROOT = Path(__file__).parents[2]
-FIXED = (files.CONFIG, files.BEST, files.TENSORBOARD, files.MLFLOW, files.TARGETS, files.BAD_SAMPLES, files.QUARANTINE)
-NUMBERED = (files.log("1"), files.stuck(1, 1), files.not_finite(1), f"{files.CHECKPOINTS}/{files.checkpoint(1, 1)}")
+FIXED = (
+    files.CONFIG,
+    files.BEST,
+    files.TENSORBOARD,
+    files.MLFLOW,
+    files.TARGETS,
+    files.BAD_SAMPLES,
+    files.QUARANTINE,
+)
+NUMBERED = (
+    files.log("1"),
+    files.stuck(1, 1),
+    files.not_finite(1),
+    f"{files.CHECKPOINTS}/{files.checkpoint(1, 1)}",
+)
 
 
 def test_names_are_read_as_they_are_written():
     assert files.METRICS_NAME.fullmatch(files.metrics(7))[1] == "007"
-    assert files.ATTEMPT_NAME.fullmatch(files.attempt(7).removeprefix(f"{files.ATTEMPTS}/"))[1] == "007"
-    assert files.CHECKPOINT_NAME.fullmatch(files.checkpoint(120, 3)).groups() == ("00000120", "003")
+    assert (
+        files.ATTEMPT_NAME.fullmatch(
+            files.attempt(7).removeprefix(f"{files.ATTEMPTS}/")
+        )[1]
+        == "007"
+    )
+    assert files.CHECKPOINT_NAME.fullmatch(files.checkpoint(120, 3)).groups() == (
+        "00000120",
+        "003",
+    )
 
 
 def test_the_readme_says_what_is_in_each():
-    section = (ROOT / "README.md").read_text().partition("## What is in a run directory")[2]
+    section = (
+        (ROOT / "README.md").read_text().partition("## What is in a run directory")[2]
+    )
     rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
     shown = {name.rstrip("/") for row in rows for name in re.findall(r"`(.*?)`", row)}
     assert shown >= {*FIXED, files.metrics(1), files.attempt(1)}

@@ -10,12 +10,21 @@ import pytest
 import distrain.rundir.lease
 from distrain.data.storage.store import Store
 from distrain.errors import AttemptError, UserError
-from distrain.rundir.lease import Lease, attempts, claim, failures, restarts_and_resizes, superseded
+from distrain.rundir.lease import (
+    Lease,
+    attempts,
+    claim,
+    failures,
+    restarts_and_resizes,
+    superseded,
+)
 
 
 @pytest.fixture(params=["local", "memory"])
 def store(request, tmp_path):
-    yield Store(str(tmp_path) if request.param == "local" else f"memory://lease/{tmp_path.name}")
+    yield Store(
+        str(tmp_path) if request.param == "local" else f"memory://lease/{tmp_path.name}"
+    )
     fsspec.filesystem("memory").store.clear()
 
 
@@ -48,9 +57,14 @@ def test_attempts_are_numbered_and_end(store):
 
 def test_an_attempt_of_the_same_launch_takes_over_at_once(store):
     told = []
-    with claim(store, "launch", told.append) as old, claim(store, "launch", told.append) as new:
+    with (
+        claim(store, "launch", told.append) as old,
+        claim(store, "launch", told.append) as new,
+    ):
         assert (old.number, new.number) == (1, 2)
-        with pytest.raises(AttemptError, match="attempt 1 was cut off, and attempt 2 has taken over"):
+        with pytest.raises(
+            AttemptError, match="attempt 1 was cut off, and attempt 2 has taken over"
+        ):
             old.check()
         new.check()
     assert told == []
@@ -60,7 +74,10 @@ def test_a_living_owner_is_named(store, fast):
     told = []
     with claim(store, "one", told.append):
         record_of_another_machine(store)
-        with pytest.raises(UserError, match=r"is in use by .* process \d+.* \(attempt 1\): stop that run first"):
+        with pytest.raises(
+            UserError,
+            match=r"is in use by .* process \d+.* \(attempt 1\): stop that run first",
+        ):
             claim(store, "two", told.append)
     assert "waiting" in told[0]
 
@@ -93,7 +110,10 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(tmp_path):
 
 def test_this_process_is_not_taken_for_dead(tmp_path, fast):
     store = Store(str(tmp_path))
-    with claim(store, "one", print), pytest.raises(UserError, match=f"process {os.getpid()}"):
+    with (
+        claim(store, "one", print),
+        pytest.raises(UserError, match=f"process {os.getpid()}"),
+    ):
         claim(store, "two", lambda text: None)
 
 
@@ -132,12 +152,23 @@ def test_what_could_not_be_filled_and_is_gone_again_is_nobodys(tmp_path):
 
 
 @pytest.mark.parametrize(("launch", "refused"), [("one", False), ("two", True)])
-def test_what_is_filled_a_moment_after_it_was_created_is_looked_at_again(tmp_path, launch, refused):
+def test_what_is_filled_a_moment_after_it_was_created_is_looked_at_again(
+    tmp_path, launch, refused
+):
     """An attempt of the same launch is superseded at once, also where it had not been filled at the first look."""
     store, told = Store(str(tmp_path)), []
     store.create("attempts/001.json", b"")
-    filled = {"session": launch, "who": "x", "process": "", "from_step": None, "counter": 0, "ended": False}
-    filler = threading.Timer(0.3, lambda: store.write("attempts/001.json", json.dumps(filled).encode()))
+    filled = {
+        "session": launch,
+        "who": "x",
+        "process": "",
+        "from_step": None,
+        "counter": 0,
+        "ended": False,
+    }
+    filler = threading.Timer(
+        0.3, lambda: store.write("attempts/001.json", json.dumps(filled).encode())
+    )
     filler.start()
     if refused:
         threading.Timer(0.9, lambda: record(store, 1, counter=1)).start()
@@ -159,21 +190,44 @@ def test_superseded():
 
 def test_failures_in_a_row():
     def attempt(step, *, session="a", **changes):
-        return {"session": session, "from_step": step, "ended": True, "failed": True, **changes}
+        return {
+            "session": session,
+            "from_step": step,
+            "ended": True,
+            "failed": True,
+            **changes,
+        }
 
-    records = {1: attempt(0), 2: attempt(10), 3: attempt(10), 4: {"session": "a", "from_step": 10, "ended": False}}
+    records = {
+        1: attempt(0),
+        2: attempt(10),
+        3: attempt(10),
+        4: {"session": "a", "from_step": 10, "ended": False},
+    }
     assert failures(records, "a", 10) == 3, "one that was killed has not ended"
     assert failures(records, "a", 20) == 0, "there is a new checkpoint"
     assert failures(records, "b", 10) == 0, "another launch starts to count anew"
-    assert failures({**records, 5: attempt(10, failed=False)}, "a", 10) == 0, "one that was asked to end"
+    assert failures({**records, 5: attempt(10, failed=False)}, "a", 10) == 0, (
+        "one that was asked to end"
+    )
 
 
 def test_restarts_and_resizes():
     def attempt(workers, **changes):
-        return {"from_step": 0, "ended": True, "failed": False, "workers": workers, **changes}
+        return {
+            "from_step": 0,
+            "ended": True,
+            "failed": False,
+            "workers": workers,
+            **changes,
+        }
 
     never_began = {"from_step": None, "ended": False}
-    stopped, failed, killed = attempt(3), attempt(3, failed=True), attempt(2, ended=False, failed=False)
+    stopped, failed, killed = (
+        attempt(3),
+        attempt(3, failed=True),
+        attempt(2, ended=False, failed=False),
+    )
     del killed["failed"]
     assert restarts_and_resizes({}) == (0, 0)
     assert restarts_and_resizes({1: failed}) == (0, 0)

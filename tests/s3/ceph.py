@@ -11,7 +11,16 @@ from waiting import await_that
 
 KEY, SECRET = "distrain-test-key", "distrain-test-secret"
 PORT, MONITOR = 9012, 13310
-PROGRAMS = ("ceph-mon", "ceph-osd", "ceph-mgr", "radosgw", "radosgw-admin", "ceph-authtool", "monmaptool", "ceph")
+PROGRAMS = (
+    "ceph-mon",
+    "ceph-osd",
+    "ceph-mgr",
+    "radosgw",
+    "radosgw-admin",
+    "ceph-authtool",
+    "monmaptool",
+    "ceph",
+)
 
 CONFIG = """\
 [global]
@@ -54,7 +63,10 @@ rgw run sync thread = false
 
 
 def installed() -> bool:
-    return all(any((Path(p) / program).exists() for p in os.environ["PATH"].split(":")) for program in PROGRAMS)
+    return all(
+        any((Path(p) / program).exists() for p in os.environ["PATH"].split(":"))
+        for program in PROGRAMS
+    )
 
 
 class Ceph:
@@ -69,10 +81,36 @@ class Ceph:
         folder = self._folder
         for name in ("mon", "osd", "mgr", "rgw", "run", "log"):
             (folder / name).mkdir(parents=True)
-        fsid, keyring, monmap = str(uuid.uuid4()), str(folder / "keyring"), str(folder / "monmap")
-        Path(self._config).write_text(CONFIG.format(fsid=fsid, monitor=MONITOR, port=PORT, folder=folder))
-        everything = ("--cap", "mon", "allow *", "--cap", "osd", "allow *", "--cap", "mgr", "allow *")
-        self._run("ceph-authtool", keyring, "--create-keyring", "--gen-key", "-n", "mon.", "--cap", "mon", "allow *")
+        fsid, keyring, monmap = (
+            str(uuid.uuid4()),
+            str(folder / "keyring"),
+            str(folder / "monmap"),
+        )
+        Path(self._config).write_text(
+            CONFIG.format(fsid=fsid, monitor=MONITOR, port=PORT, folder=folder)
+        )
+        everything = (
+            "--cap",
+            "mon",
+            "allow *",
+            "--cap",
+            "osd",
+            "allow *",
+            "--cap",
+            "mgr",
+            "allow *",
+        )
+        self._run(
+            "ceph-authtool",
+            keyring,
+            "--create-keyring",
+            "--gen-key",
+            "-n",
+            "mon.",
+            "--cap",
+            "mon",
+            "allow *",
+        )
         for name in ("client.admin", "client.rgw", "mgr.x"):
             self._run("ceph-authtool", keyring, "--gen-key", "-n", name, *everything)
         osd_rights = (
@@ -87,16 +125,36 @@ class Ceph:
             "allow *",
         )
         self._run("ceph-authtool", keyring, "--gen-key", "-n", "osd.0", *osd_rights)
-        self._run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[v2:127.0.0.1:{MONITOR}]", monmap)
-        self._daemon("ceph-mon", "-i", "a", "--mkfs", "--monmap", monmap, "--keyring", keyring)
+        self._run(
+            "monmaptool",
+            "--create",
+            "--fsid",
+            fsid,
+            "--addv",
+            "a",
+            f"[v2:127.0.0.1:{MONITOR}]",
+            monmap,
+        )
+        self._daemon(
+            "ceph-mon", "-i", "a", "--mkfs", "--monmap", monmap, "--keyring", keyring
+        )
         self._daemon("ceph-mon", "-i", "a")
         self._daemon("ceph-mgr", "-i", "x")
         osd = str(uuid.uuid4())  # it must boot with the number that the monitor knows
         self._daemon("ceph", "-n", "client.admin", "osd", "new", osd, "0")
-        self._daemon("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd, "--monmap", monmap)
+        self._daemon(
+            "ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd, "--monmap", monmap
+        )
         self._daemon("ceph-osd", "-i", "0")
         self.start_gateway()
-        user = ("user", "create", "--uid=test", "--display-name=test", f"--access-key={KEY}", f"--secret-key={SECRET}")
+        user = (
+            "user",
+            "create",
+            "--uid=test",
+            "--display-name=test",
+            f"--access-key={KEY}",
+            f"--secret-key={SECRET}",
+        )
         self._daemon("radosgw-admin", "-n", "client.rgw", *user)
 
     def start_gateway(self) -> None:
@@ -125,7 +183,10 @@ class Ceph:
         except ProcessLookupError:
             return
         await_that(
-            lambda: not Path(f"/proc/{pid}/stat").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text(),
+            lambda: (
+                not Path(f"/proc/{pid}/stat").exists()
+                or " Z " in Path(f"/proc/{pid}/stat").read_text()
+            ),
             str(pid),
             20,
         )
@@ -135,5 +196,7 @@ class Ceph:
         self._run(program, "-c", self._config, *arguments)
 
     def _run(self, *command: str) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=120
+        )
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"

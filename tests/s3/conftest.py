@@ -14,7 +14,9 @@ from distrain.data.storage import objects
 @pytest.fixture(scope="session")
 def ceph(tmp_path_factory):
     if not installed():
-        pytest.skip("no S3 server: apt-get install radosgw ceph-mon ceph-osd ceph-mgr ceph-common")
+        pytest.skip(
+            "no S3 server: apt-get install radosgw ceph-mon ceph-osd ceph-mgr ceph-common"
+        )
     server = Ceph(tmp_path_factory.mktemp("ceph"))
     try:
         server.up()
@@ -29,8 +31,15 @@ def bucket(ceph, digits):
     import boto3
     from botocore.config import Config
 
-    options = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
-    checksums = Config(request_checksum_calculation="when_required", response_checksum_validation="when_required")
+    options = {
+        "aws_access_key_id": KEY,
+        "aws_secret_access_key": SECRET,
+        "region_name": "us-east-1",
+    }
+    checksums = Config(
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
     client = boto3.client("s3", endpoint_url=ceph.url, config=checksums, **options)
     client.create_bucket(Bucket="data")
     for file in sorted(digits.rglob("*")):

@@ -40,7 +40,9 @@ class Proxy:
             return
         server.settimeout(None)
         pending: deque[tuple[str, int] | None] = deque()
-        threading.Thread(target=self._requests, args=(client, server, pending), daemon=True).start()
+        threading.Thread(
+            target=self._requests, args=(client, server, pending), daemon=True
+        ).start()
         try:
             self._answers(client, server, pending)
         except OSError:
@@ -49,17 +51,26 @@ class Proxy:
             client.close()
             server.close()
 
-    def _requests(self, client: socket.socket, server: socket.socket, pending: deque[tuple[str, int] | None]) -> None:
+    def _requests(
+        self,
+        client: socket.socket,
+        server: socket.socket,
+        pending: deque[tuple[str, int] | None],
+    ) -> None:
         try:
             while data := client.recv(1 << 16):
                 line = data.split(b"\r\n", 1)[0]
                 fault = (
-                    self.faults.popleft() if self.faults and line.startswith(b"GET ") and b".parquet" in line else None
+                    self.faults.popleft()
+                    if self.faults and line.startswith(b"GET ") and b".parquet" in line
+                    else None
                 )
                 if fault:
                     self.applied.append(fault[0])
                 if fault and fault[0] == "503":
-                    body = b"<Error><Code>SlowDown</Code><Message>slow</Message></Error>"
+                    body = (
+                        b"<Error><Code>SlowDown</Code><Message>slow</Message></Error>"
+                    )
                     head = b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n"
                     client.sendall(head % len(body) + body)
                     continue
@@ -70,7 +81,12 @@ class Proxy:
         finally:
             server.close()
 
-    def _answers(self, client: socket.socket, server: socket.socket, pending: deque[tuple[str, int] | None]) -> None:
+    def _answers(
+        self,
+        client: socket.socket,
+        server: socket.socket,
+        pending: deque[tuple[str, int] | None],
+    ) -> None:
         fault: tuple[str, int] | None = None
         sent = 0
         while data := server.recv(1 << 16):
@@ -87,7 +103,9 @@ class Proxy:
                 else:
                     client.sendall(data[:at])
                     if kind == "reset":
-                        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        client.setsockopt(
+                            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                        )
                     return
             client.sendall(data)
             sent += len(data)

@@ -46,7 +46,9 @@ def weights(narrow, tmp_path, known):
     if not known:
         from distrain.monitor.sinks import Silent
 
-        known["weights"] = train(narrow(run=str(tmp_path / "local")), World(CPU), Silent()).weights
+        known["weights"] = train(
+            narrow(run=str(tmp_path / "local")), World(CPU), Silent()
+        ).weights
     return known["weights"]
 
 
@@ -78,7 +80,11 @@ def test_of_several_creators_one_succeeds(s3):
 
 
 def test_data_and_run_directory_in_a_bucket(s3, narrow, console, weights):
-    config = narrow(run=f"s3://data/runs/{uuid.uuid4().hex}", data=S3_TRAIN, checkpoint={"every": 10})
+    config = narrow(
+        run=f"s3://data/runs/{uuid.uuid4().hex}",
+        data=S3_TRAIN,
+        checkpoint={"every": 10},
+    )
     world = World(CPU)
     console.advance = lambda step: world.stop.set() if step == 12 else None
     assert train(config, world, console).status == "stopped"
@@ -130,22 +136,34 @@ def test_a_store_that_stays_away_ends_the_attempt(s3, narrow, console):
             s3.faults.extend([("503", 0)] * 1000)
 
     console.advance = advance
-    with pytest.raises(AttemptError, match=r"s3://data/train/shard-00000.parquet cannot be read .* tried for 2 s"):
+    with pytest.raises(
+        AttemptError,
+        match=r"s3://data/train/shard-00000.parquet cannot be read .* tried for 2 s",
+    ):
         train(config, World(CPU), console)
 
 
-def test_what_is_not_transient_is_said_at_once(s3, narrow, console, monkeypatch, bucket, tmp_path):
+def test_what_is_not_transient_is_said_at_once(
+    s3, narrow, console, monkeypatch, bucket, tmp_path
+):
     store = Store("s3://data/train")
     for name in store.list():
         Store("s3://data/broken").write(name, store.read(name))
     bucket.delete_object(Bucket="data", Key="broken/shard-00000.parquet")
-    with pytest.raises(AttemptError, match=r"s3://data/broken/shard-00000.parquet is missing"):
+    with pytest.raises(
+        AttemptError, match=r"s3://data/broken/shard-00000.parquet is missing"
+    ):
         run(narrow, console, train="s3://data/broken")
     Store("s3://data/broken").write("shard-00000.parquet", bytes(100))
-    with pytest.raises(AttemptError, match="has 100 bytes, and [0-9]+ when its manifest was written"):
+    with pytest.raises(
+        AttemptError, match="has 100 bytes, and [0-9]+ when its manifest was written"
+    ):
         run(narrow, console, train="s3://data/broken", patience=0.0)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(UserError, match=r"the store refuses s3://data/train/manifest.*AWS_ACCESS_KEY_ID") as refused:
+    with pytest.raises(
+        UserError,
+        match=r"the store refuses s3://data/train/manifest.*AWS_ACCESS_KEY_ID",
+    ) as refused:
         run(narrow, console)
     assert "wrong" not in str(refused.value)
 
@@ -155,7 +173,9 @@ def test_what_is_not_transient_is_said_at_once(s3, narrow, console, monkeypatch,
 
 def test_later_epochs_come_from_the_cache(s3, narrow, console, tmp_path):
     cache = {"cache": str(tmp_path / "cache")}
-    whole = train(narrow(epochs=3, run=str(tmp_path / "a")), World(CPU), console).weights
+    whole = train(
+        narrow(epochs=3, run=str(tmp_path / "a")), World(CPU), console
+    ).weights
     config = narrow(epochs=3, run=str(tmp_path / "b"), data={**S3_TRAIN, **cache})
     assert train(config, World(CPU), console).weights == whole
     kept = sum(f.stat().st_size for f in (tmp_path / "cache").iterdir())
@@ -180,7 +200,9 @@ def test_a_flipped_byte_on_the_cache_disk(s3, narrow, console, tmp_path, weights
 def test_a_full_cache_disk(s3, narrow, console, tmp_path, weights):
     cache = tmp_path / "cache"
     cache.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(cache)], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(cache)], check=True
+    )
     try:
         assert run(narrow, console, cache=str(cache)).weights == weights
         assert not list(cache.glob("*.partial"))
@@ -188,24 +210,42 @@ def test_a_full_cache_disk(s3, narrow, console, tmp_path, weights):
         subprocess.run(["umount", str(cache)], check=True)
 
 
-def test_the_cache_is_deleted_under_a_running_job(s3, narrow, console, tmp_path, weights):
+def test_the_cache_is_deleted_under_a_running_job(
+    s3, narrow, console, tmp_path, weights
+):
     cache = tmp_path / "cache"
-    console.advance = lambda step: shutil.rmtree(cache, ignore_errors=True) if step % 5 == 0 else None
+    console.advance = lambda step: (
+        shutil.rmtree(cache, ignore_errors=True) if step % 5 == 0 else None
+    )
     assert run(narrow, console, cache=str(cache)).weights == weights
 
 
-def test_two_processes_on_one_small_cache(s3, narrow, tmp_path, weights, plain_environment):
+def test_two_processes_on_one_small_cache(
+    s3, narrow, tmp_path, weights, plain_environment
+):
     """They evict each other's entries all the time; one of them is killed in the middle and starts again."""
     from distrain.config import to_yaml
 
     cache = {"cache": str(tmp_path / "cache"), "cache_bytes": "300kB"}
-    environment = {**plain_environment, **{k: v for k, v in os.environ.items() if k.startswith("AWS_")}}
+    environment = {
+        **plain_environment,
+        **{k: v for k, v in os.environ.items() if k.startswith("AWS_")},
+    }
 
     def start(name):
         config = narrow(run=str(tmp_path / name), data={**S3_TRAIN, **cache})
         (tmp_path / f"{name}.yaml").write_text(to_yaml(config))
-        command = [sys.executable, "-m", "distrain", "train", str(tmp_path / f"{name}.yaml"), "log.every=1"]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        command = [
+            sys.executable,
+            "-m",
+            "distrain",
+            "train",
+            str(tmp_path / f"{name}.yaml"),
+            "log.every=1",
+        ]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     one, two, killed = start("one"), start("two"), start("killed")
     assert killed.stdout is not None
@@ -220,24 +260,46 @@ def test_two_processes_on_one_small_cache(s3, narrow, tmp_path, weights, plain_e
     )
 
 
-def test_log_and_metrics_of_a_job_stay_in_its_bucket(s3, narrow, tmp_path, weights, plain_environment):
+def test_log_and_metrics_of_a_job_stay_in_its_bucket(
+    s3, narrow, tmp_path, weights, plain_environment
+):
     """What is left when the cluster is gone."""
     from distrain.config import to_yaml
 
     run = f"s3://data/{uuid.uuid4().hex}"
     (tmp_path / "job.yaml").write_text(to_yaml(narrow(run=run, data=S3_TRAIN)))
-    environment = {**plain_environment, **{k: v for k, v in os.environ.items() if k.startswith("AWS_")}}
-    command = [sys.executable, "-m", "distrain", "train", str(tmp_path / "job.yaml"), "log.every=1"]
+    environment = {
+        **plain_environment,
+        **{k: v for k, v in os.environ.items() if k.startswith("AWS_")},
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "distrain",
+        "train",
+        str(tmp_path / "job.yaml"),
+        "log.every=1",
+    ]
     said = subprocess.run(
-        command, capture_output=True, text=True, env={**environment, "DISTRAIN_CONSOLE": "json"}, check=True
+        command,
+        capture_output=True,
+        text=True,
+        env={**environment, "DISTRAIN_CONSOLE": "json"},
+        check=True,
     ).stdout
     store = Store(run)
     (log,) = [name for name in store.list() if name.startswith("log-")]
     lines = store.read(log).decode().splitlines()  # each after its time
     assert any(f" weights   {weights[:16]}" in line for line in lines)
-    assert sum(" images/s " in line for line in lines) == sum('"train"' in line for line in said.splitlines()) > 0
+    assert (
+        sum(" images/s " in line for line in lines)
+        == sum('"train"' in line for line in said.splitlines())
+        > 0
+    )
     (metrics,) = [name for name in store.list() if "metrics" in name]
-    assert store.read(metrics).count(b'"train"') == sum('"train"' in line for line in said.splitlines())
+    assert store.read(metrics).count(b'"train"') == sum(
+        '"train"' in line for line in said.splitlines()
+    )
 
 
 # --- packing and indexing
@@ -251,7 +313,11 @@ def sources(tmp_path, s3):
     urls = {}
     for shape in ("folder", "archive of archives", "hub"):
         local = Path(shapes.SHAPES[shape](tmp_path, found))
-        for file in [local] if local.is_file() else sorted(p for p in local.rglob("*") if p.is_file()):
+        for file in (
+            [local]
+            if local.is_file()
+            else sorted(p for p in local.rglob("*") if p.is_file())
+        ):
             Store(place).write(str(file.relative_to(tmp_path)), file.read_bytes())
         urls[shape] = (str(local), f"{place}/{local.name}")
     return urls
@@ -263,14 +329,20 @@ def contents_of(url):
 
 
 @pytest.mark.parametrize("shape", ["folder", "archive of archives", "hub"])
-def test_a_pack_between_buckets_through_faults(s3, sources, tmp_path, monkeypatch, shape):
+def test_a_pack_between_buckets_through_faults(
+    s3, sources, tmp_path, monkeypatch, shape
+):
     monkeypatch.setattr(pack_module, "_SHARD_BYTES", 40_000)
     local, remote = sources[shape]
     treatment = Treatment(Geometry("square", 48))
     pack(open_source(local).source, str(tmp_path / "packed"), treatment)
     target = f"s3://data/{uuid.uuid4().hex}"
     # The folder's files are no shards: what the proxy breaks are answers to GETs with .parquet in their line.
-    s3.faults.extend([("503", 0), ("reset", 3000), ("end", 3000), ("stall", 3000)] * 2 if shape == "hub" else [])
+    s3.faults.extend(
+        [("503", 0), ("reset", 3000), ("end", 3000), ("stall", 3000)] * 2
+        if shape == "hub"
+        else []
+    )
     packed = pack(open_source(remote).source, target, treatment, processes=2)
     assert len(packed.manifest.shards) > 2
     assert contents_of(target) == contents_of(str(tmp_path / "packed"))
@@ -279,7 +351,9 @@ def test_a_pack_between_buckets_through_faults(s3, sources, tmp_path, monkeypatc
         pack(open_source(remote).source, target, treatment)
 
 
-def test_a_pack_into_a_bucket_goes_on_after_a_kill(s3, sources, tmp_path, plain_environment):
+def test_a_pack_into_a_bucket_goes_on_after_a_kill(
+    s3, sources, tmp_path, plain_environment
+):
     local, remote = sources["folder"]
     code = (
         "import os, signal, sys\nimport distrain.data.prepare.pack as p\n"
@@ -290,7 +364,10 @@ def test_a_pack_into_a_bucket_goes_on_after_a_kill(s3, sources, tmp_path, plain_
         "           progress=kill)\n"
     )
     (tmp_path / "pack.py").write_text(code)
-    environment = {**plain_environment, **{k: v for k, v in os.environ.items() if k.startswith("AWS_")}}
+    environment = {
+        **plain_environment,
+        **{k: v for k, v in os.environ.items() if k.startswith("AWS_")},
+    }
 
     def run(source, target, at):
         command = [sys.executable, str(tmp_path / "pack.py"), source, target, str(at)]
@@ -323,7 +400,10 @@ def test_foreign_objects_are_indexed_and_a_replaced_one_is_said(s3, sources, buc
     data[2000] ^= 1
     store.write(path, bytes(data))
     fresh = Dataset(store, Manifest.load(store), memory=1 << 24, patience=5.0)
-    with pytest.raises(AttemptError, match=f"{path} has ETag .* when its manifest was written: it was replaced"):
+    with pytest.raises(
+        AttemptError,
+        match=f"{path} has ETag .* when its manifest was written: it was replaced",
+    ):
         fresh.rows(np.arange(3))
 
 
@@ -333,10 +413,20 @@ def test_indexed_objects_train_through_faults(s3, sources, narrow, console, tmp_
     index(*open_source(remote), str(tmp_path / "there"))
     shape = {"epochs": 2, "augment": {"crop": 64, "short_side": 72}}
     options = {"memory": "100kB", "patience": 30.0}
-    here = narrow(**shape, run=str(tmp_path / "a"), data={"train": str(tmp_path / "here"), **options})
-    there = narrow(**shape, run=str(tmp_path / "b"), data={"train": str(tmp_path / "there"), **options})
+    here = narrow(
+        **shape,
+        run=str(tmp_path / "a"),
+        data={"train": str(tmp_path / "here"), **options},
+    )
+    there = narrow(
+        **shape,
+        run=str(tmp_path / "b"),
+        data={"train": str(tmp_path / "there"), **options},
+    )
     weights = train(here, World(CPU), console).weights
-    s3.faults.extend([("reset", 3000), ("503", 0), ("flip", 3000), ("end", 3000), ("stall", 3000)])
+    s3.faults.extend(
+        [("reset", 3000), ("503", 0), ("flip", 3000), ("end", 3000), ("stall", 3000)]
+    )
     assert train(there, World(CPU), console).weights == weights
     assert not s3.faults
 
@@ -344,6 +434,8 @@ def test_indexed_objects_train_through_faults(s3, sources, narrow, console, tmp_
 def test_a_source_that_may_not_be_read_is_said_at_once(s3, sources, monkeypatch):
     _, remote = sources["hub"]
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(PermissionError, match="the store refuses s3://data/.*AWS_ACCESS_KEY_ID") as refused:
+    with pytest.raises(
+        PermissionError, match="the store refuses s3://data/.*AWS_ACCESS_KEY_ID"
+    ) as refused:
         open_source(remote)
     assert "wrong" not in str(refused.value)

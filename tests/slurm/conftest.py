@@ -20,16 +20,30 @@ class Slurm:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-        self.hosts = Hosts(folder, len(NODES), {**environment, "SLURM_CONF": str(folder / "slurm.conf")})
+        environment = {
+            k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"
+        }
+        self.hosts = Hosts(
+            folder,
+            len(NODES),
+            {**environment, "SLURM_CONF": str(folder / "slurm.conf")},
+        )
         self._configure()
         self._log = (folder / "daemons.log").open("w")
         self._daemons: list[subprocess.Popen[str]] = []
-        files = {name: folder / f"munge.{name}" for name in ("socket", "key", "pid", "log", "seed")}
+        files = {
+            name: folder / f"munge.{name}"
+            for name in ("socket", "key", "pid", "log", "seed")
+        }
         files["key"].write_bytes(os.urandom(128))
         files["key"].chmod(0o400)
-        options = [f"--{name}{'' if name == 'socket' else '-file'}={path}" for name, path in files.items()]
-        self._munge = subprocess.Popen(["munged", "--foreground", "--force", *options], stderr=self._log)
+        options = [
+            f"--{name}{'' if name == 'socket' else '-file'}={path}"
+            for name, path in files.items()
+        ]
+        self._munge = subprocess.Popen(
+            ["munged", "--foreground", "--force", *options], stderr=self._log
+        )
         await_that(files["socket"].exists, "munge")
         self._start(CONTROLLER, "slurmctld", "-D")
         for node in NODES:
@@ -74,7 +88,10 @@ class Slurm:
             "PreemptMode": "REQUEUE",
             "SlurmctldParameters": "preempt_send_user_signal",
         }
-        nodes = [f"NodeName={node} NodeAddr={address[node]} CPUs=1 RealMemory=4000" for node in NODES]
+        nodes = [
+            f"NodeName={node} NodeAddr={address[node]} CPUs=1 RealMemory=4000"
+            for node in NODES
+        ]
         lines = [f"{key}={value}" for key, value in settings.items()]
         partitions = [
             "PartitionName=all Nodes=ALL Default=YES PriorityTier=1 GraceTime=60",
@@ -84,7 +101,9 @@ class Slurm:
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
 
     def _start(self, host: str, *command: str) -> None:
-        self._daemons.append(self.hosts.popen(host, *command, stdout=self._log, stderr=self._log))
+        self._daemons.append(
+            self.hosts.popen(host, *command, stdout=self._log, stderr=self._log)
+        )
 
     def start_node(self, node: str) -> None:
         """slurmd on a node."""
@@ -96,7 +115,10 @@ class Slurm:
 
     def state(self, job: str) -> str:
         """Of a job: PENDING, RUNNING, COMPLETED, ..."""
-        words = dict(word.partition("=")[::2] for word in self.run("scontrol", "show", "job", job).split())
+        words = dict(
+            word.partition("=")[::2]
+            for word in self.run("scontrol", "show", "job", job).split()
+        )
         return words["JobState"]
 
     def down(self) -> None:

@@ -84,7 +84,9 @@ class Sites:
         # The nodes of this Slurm have one /tmp; what they have for themselves is /tmp/ray.
         text = text.replace("/tmp/ray-$SLURM_JOB_ID", "/tmp/ray/$SLURM_JOB_ID")
         python = with_own_models(os.environ)["PYTHONPATH"]
-        text = text.replace("\nexport PATH=", f"\nexport PYTHONPATH={python} PACE=0.04\nexport PATH=", 1)
+        text = text.replace(
+            "\nexport PATH=", f"\nexport PYTHONPATH={python} PACE=0.04\nexport PATH=", 1
+        )
         self._template = folder / "site.sbatch"
         self._template.write_text(text)
 
@@ -92,9 +94,23 @@ class Sites:
         """What `distrain submit` says."""
         path = self._folder / "recipe.yaml"
         path.write_text(to_yaml(recipe))
-        options = ("--to=slurm", f"--template={self._template}", "--id=mine", *overrides)
+        options = (
+            "--to=slurm",
+            f"--template={self._template}",
+            "--id=mine",
+            *overrides,
+        )
         process = self.slurm.hosts.popen(
-            "client", PYTHON, "-m", "distrain", "submit", str(path), *options, cwd=self._folder, stdout=-1, stderr=-2
+            "client",
+            PYTHON,
+            "-m",
+            "distrain",
+            "submit",
+            str(path),
+            *options,
+            cwd=self._folder,
+            stdout=-1,
+            stderr=-2,
         )
         return process.communicate(timeout=PATIENCE)[0]
 
@@ -126,7 +142,10 @@ class Endless:
             self._job = self._sites.submit(self.config, *overrides)
         job = self._job
         run = Path(str(self.config.run))
-        job.wait_until(lambda: trains_on(job.text, 2) and saved(run), "two workers that train, and a checkpoint")
+        job.wait_until(
+            lambda: trains_on(job.text, 2) and saved(run),
+            "two workers that train, and a checkpoint",
+        )
         return job
 
     def check(self) -> None:
@@ -167,18 +186,30 @@ def endless(shared: Endless, request: pytest.FixtureRequest) -> Iterator[Endless
 
 def test_a_run_on_two_nodes_is_submitted_once(sites, shared, slurm, digits, tmp_path):
     shared.cancel()
-    short = {"epochs": 2, "global_batch": 30, "virtual_workers": 6, "log": {"every": 20}}
+    short = {
+        "epochs": 2,
+        "global_batch": 30,
+        "virtual_workers": 6,
+        "log": {"every": 20},
+    }
     recipe = narrow_recipe(digits, tmp_path / "run", cluster=CLUSTER, **short)
     job = sites.submit(recipe)
     job.wait_for("worker group formed: 2 workers")
     assert f"Slurm job {job.number} is at work already" in sites.command(recipe)
     text = job.end("COMPLETED")
     alone = recipe.model_copy(update={"run": str(tmp_path / "alone")})
-    assert f"weights   {train(alone, World(torch.device('cpu')), Silent()).weights[:16]}" in text
+    assert (
+        f"weights   {train(alone, World(torch.device('cpu')), Silent()).weights[:16]}"
+        in text
+    )
     assert "srun: error" not in text
-    assert {"1 on 10.78.0.11", "1 on 10.78.0.12"} <= set(re.findall(r"1 on [\d.]+", text))
+    assert {"1 on 10.78.0.11", "1 on 10.78.0.12"} <= set(
+        re.findall(r"1 on [\d.]+", text)
+    )
     for node in ("n1", "n2"):
-        assert slurm.hosts.run(node, "ls", "/tmp/ray") == "", "nothing is left on the nodes"
+        assert slurm.hosts.run(node, "ls", "/tmp/ray") == "", (
+            "nothing is left on the nodes"
+        )
         assert not slurm.hosts.pids(node, "raylet")
 
 
@@ -194,7 +225,9 @@ def test_a_preempted_run_saves_and_comes_back_without_losing_a_step(endless, slu
     """Slurm sends the same signal as before the time limit."""
     job = endless.train()
     job.mark()
-    slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=true")
+    slurm.run(
+        "sbatch", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=true"
+    )
     job.wait_for("stopped and saved after step")
     last = int(re.findall(r"stopped and saved after step (\d+)", job.text)[0])
     job.wait_for(f"resumed from step {last}")
@@ -215,7 +248,9 @@ def test_the_first_node_is_lost(endless, slurm):
     endless.check()
 
 
-def test_a_lost_node_does_not_end_the_job_and_who_ends_it_finds_it_saved(endless, slurm):
+def test_a_lost_node_does_not_end_the_job_and_who_ends_it_finds_it_saved(
+    endless, slurm
+):
     job = endless.train("cluster.workers=[1, 2]")
     job.mark()
     slurm.hosts.crash("n2")

@@ -19,7 +19,10 @@ class Probe(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(10, 3 * 64 * 64, generator=torch.Generator().manual_seed(0)) / 100)
+        self.weight = nn.Parameter(
+            torch.randn(10, 3 * 64 * 64, generator=torch.Generator().manual_seed(0))
+            / 100
+        )
 
     def forward(self, x):
         assert not self.training

@@ -42,8 +42,14 @@ def weights(process) -> str:
 
 def step_reached(run: Path, step: int):
     def reached() -> bool:
-        lines = [text for file in run.glob("metrics-*.jsonl") for text in file.read_text().splitlines()[-3:]]
-        return any(json.loads(text)["step"] >= step for text in lines if text.endswith("}"))
+        lines = [
+            text
+            for file in run.glob("metrics-*.jsonl")
+            for text in file.read_text().splitlines()[-3:]
+        ]
+        return any(
+            json.loads(text)["step"] >= step for text in lines if text.endswith("}")
+        )
 
     return reached
 
@@ -63,56 +69,85 @@ def known():
 def undisturbed(command, recipe, tmp_path, known):
     """The weights of the recipe, for all tests that train it."""
     if not known:
-        known["weights"] = weights(command("train", str(recipe), f"run={tmp_path}/undisturbed"))
+        known["weights"] = weights(
+            command("train", str(recipe), f"run={tmp_path}/undisturbed")
+        )
     return known["weights"]
 
 
-def test_killed_in_mid_epoch_and_twice_in_one_epoch(command, recipe, tmp_path, undisturbed):
+def test_killed_in_mid_epoch_and_twice_in_one_epoch(
+    command, recipe, tmp_path, undisturbed
+):
     run = tmp_path / "runs/recipe"
     for step in (STEPS_PER_EPOCH + 12, STEPS_PER_EPOCH + 30):
         process = command("train", str(recipe))
         await_that(step_reached(run, step), while_alive=process)
         kill(process)
     # Other thread counts and another memory bound: none of them is an input.
-    last = command("train", str(recipe), "--resume", "data.decode_threads=3", "data.memory=100kB", "lanes=1")
+    last = command(
+        "train",
+        str(recipe),
+        "--resume",
+        "data.decode_threads=3",
+        "data.memory=100kB",
+        "lanes=1",
+    )
     assert weights(last) == undisturbed
     assert len(list(run.glob("metrics-*.jsonl"))) == 3
 
 
-def test_killed_and_the_list_of_bad_samples_deleted(command, recipe, tmp_path, damaged_set):
+def test_killed_and_the_list_of_bad_samples_deleted(
+    command, recipe, tmp_path, damaged_set
+):
     damaged_set(tmp_path / "damaged", bad={5, 77, 201, 310}, classes=10, rows=400)
     settings = (f"data.train={tmp_path}/damaged", "data.val=null", "epochs=6")
-    wanted = weights(command("train", str(recipe), *settings, f"run={tmp_path}/undisturbed"))
+    wanted = weights(
+        command("train", str(recipe), *settings, f"run={tmp_path}/undisturbed")
+    )
     run = tmp_path / "runs/recipe"
     process = command("train", str(recipe), *settings)
     await_that(step_reached(run, 40), while_alive=process)
     kill(process)
     assert len((run / "bad_samples.jsonl").read_text().splitlines()) == 4
     (run / "bad_samples.jsonl").unlink()
-    assert weights(command("train", str(recipe), *settings, "data.decode_threads=1")) == wanted
-    assert not (run / "bad_samples.jsonl").exists(), "all of them were in the checkpoint"
+    assert (
+        weights(command("train", str(recipe), *settings, "data.decode_threads=1"))
+        == wanted
+    )
+    assert not (run / "bad_samples.jsonl").exists(), (
+        "all of them were in the checkpoint"
+    )
 
 
 def test_killed_at_an_epoch_boundary(command, recipe, tmp_path, undisturbed):
     run = tmp_path / "runs/recipe"
     once_an_epoch = ("checkpoint.every=44", "evaluate.every=88")
     process = command("train", str(recipe), *once_an_epoch)
-    await_that((run / "checkpoints/step-00000044-attempt-001/manifest.json").exists, while_alive=process)
+    await_that(
+        (run / "checkpoints/step-00000044-attempt-001/manifest.json").exists,
+        while_alive=process,
+    )
     kill(process)
     newest = sorted(p.parent.name for p in run.glob("checkpoints/*/manifest.json"))[-1]
     assert int(newest.split("-")[1]) % STEPS_PER_EPOCH == 0
     assert weights(command("train", str(recipe), *once_an_epoch)) == undisturbed
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_says_how_to_go_on(command, recipe, tmp_path, undisturbed, number, code):
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_saves_and_says_how_to_go_on(
+    command, recipe, tmp_path, undisturbed, number, code
+):
     run = tmp_path / "runs/recipe"
     process = command("train", str(recipe), "checkpoint.every=1000")
     await_that(step_reached(run, 15), while_alive=process)
     process.send_signal(number)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == code, out
-    step, total = re.search(r"stopped and saved after step (\d+) of (\d+); to go on: ", out).groups()
+    step, total = re.search(
+        r"stopped and saved after step (\d+) of (\d+); to go on: ", out
+    ).groups()
     assert 15 <= int(step) < int(total) == 88
     command_line = re.search(r"to go on: distrain (.*)", out)[1].split()
     assert weights(command(*command_line)) == undisturbed
@@ -121,17 +156,33 @@ def test_a_signal_saves_and_says_how_to_go_on(command, recipe, tmp_path, undistu
 def test_a_full_disk_loses_nothing(command, recipe, tmp_path, undisturbed):
     """The kernel refuses to let files grow past a limit, as a full disk does; later there is room again."""
     run = tmp_path / "runs/recipe"
-    process = command("train", str(recipe), "checkpoint.every=20", "evaluate.every=88", "checkpoint.patience=1")
-    await_that((run / "checkpoints/step-00000020-attempt-001/manifest.json").exists, while_alive=process)
+    process = command(
+        "train",
+        str(recipe),
+        "checkpoint.every=20",
+        "evaluate.every=88",
+        "checkpoint.patience=1",
+    )
+    await_that(
+        (run / "checkpoints/step-00000020-attempt-001/manifest.json").exists,
+        while_alive=process,
+    )
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (200_000, 200_000))
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 1, out
-    assert re.search(r"warning: checkpoint step-\S+ could not be saved yet \(.*File too large.*trying again", out)
-    assert re.search(r"error: a checkpoint could not be saved in .*File too large.*free space", out)
+    assert re.search(
+        r"warning: checkpoint step-\S+ could not be saved yet \(.*File too large.*trying again",
+        out,
+    )
+    assert re.search(
+        r"error: a checkpoint could not be saved in .*File too large.*free space", out
+    )
     assert "Traceback" not in out
     whole = sorted(p.parent.name for p in run.glob("checkpoints/*/manifest.json"))
     assert whole
-    assert [p.name for p in sorted((run / "checkpoints").glob("step-*"))] == whole, "nothing half written"
+    assert [p.name for p in sorted((run / "checkpoints").glob("step-*"))] == whole, (
+        "nothing half written"
+    )
     assert not list(run.rglob("*.partial"))
     assert weights(command("train", str(recipe))) == undisturbed
 
@@ -141,10 +192,18 @@ def test_a_field_that_the_checkpoint_does_not_know_counts_as_its_default(narrow)
     config = narrow(optimizer={"name": "sgd", "clip_norm": 1.0})
     saved = result_fields(config)
     check_result(config, saved)
-    young = {key: value for key, value in saved.items() if key not in ("optimizer.momentum", "data.shuffle_rows")}
+    young = {
+        key: value
+        for key, value in saved.items()
+        if key not in ("optimizer.momentum", "data.shuffle_rows")
+    }
     check_result(config, young)
     del young["optimizer.clip_norm"]
-    with pytest.raises(UserError, match=r"optimizer\.clip_norm: None in the checkpoint, 1\.0 now"):
+    with pytest.raises(
+        UserError, match=r"optimizer\.clip_norm: None in the checkpoint, 1\.0 now"
+    ):
         check_result(config, young)
-    with pytest.raises(UserError, match=r"optimizer\.gone: 3 in the checkpoint, None now"):
+    with pytest.raises(
+        UserError, match=r"optimizer\.gone: 3 in the checkpoint, None now"
+    ):
         check_result(config, {**saved, "optimizer.gone": 3})

@@ -24,7 +24,9 @@ STATE = State(
 def test_a_state_comes_back_from_json(best):
     state = State(**{**vars(STATE), "best": best})
     header = {"format": 3, "step": 43, "attempt": 1}  # a checkpoint's own
-    assert State.from_tree(json.loads(json.dumps({**header, **state.to_tree()}))) == state
+    assert (
+        State.from_tree(json.loads(json.dumps({**header, **state.to_tree()}))) == state
+    )
 
 
 def test_what_earlier_versions_wrote_is_written_still():
@@ -33,7 +35,11 @@ def test_what_earlier_versions_wrote_is_written_still():
     assert list(tree["bad_samples"].items()) == [("9", "no image"), ("10", "cut off")]
     assert tree["best"] == {"step": 40, "top1": 7, "samples": 9, "val": "cd"}
     assert State(**{**vars(STATE), "best": None}).to_tree()["best"] == {}
-    assert tree["plateau"] == asdict(STATE.plateau) == {"best": 7, "epochs": 1, "drops": (20, 40)}
+    assert (
+        tree["plateau"]
+        == asdict(STATE.plateau)
+        == {"best": 7, "epochs": 1, "drops": (20, 40)}
+    )
     assert list(tree) == [
         "cursor",
         "config",

@@ -20,6 +20,10 @@ class Mean(CrossEntropy):
 def test_a_loss_that_reduces_is_refused(narrow):
     config = narrow().model_copy(update={"loss": Mean()})
     images, labels = torch.zeros(4, 3, 64, 64), torch.zeros(4, dtype=torch.int64)
-    batch = SimpleNamespace(images=images, labels=labels, weights=torch.ones(4), virtual_worker=0)
-    with pytest.raises(UserError, match=r"makes \(\) of 4 samples: it must make one value per sample"):
+    batch = SimpleNamespace(
+        images=images, labels=labels, weights=torch.ones(4), virtual_worker=0
+    )
+    with pytest.raises(
+        UserError, match=r"makes \(\) of 4 samples: it must make one value per sample"
+    ):
         forward(config, config.model.build(10, 0), 0, batch)

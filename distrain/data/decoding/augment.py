@@ -56,42 +56,60 @@ def draw(
         axes: principal axes of the colours, as long as `augment.colour_unit` says, one a column, shape (3, 3).
     """
     low, high = ids & 0xFFFFFFFF, ids >> 32
-    both = words(seed, Purpose.AUGMENT, np.arange(2)[:, None], cursor.epoch, low, high)  # (4, 2, n)
+    both = words(
+        seed, Purpose.AUGMENT, np.arange(2)[:, None], cursor.epoch, low, high
+    )  # (4, 2, n)
     draws_of = partial(words, seed, Purpose.AUGMENT, b=cursor.epoch, c=low, d=high)
     if augment.draws == "chunk":
         chunk = virtual_worker * -(-len(ids) // _CHUNK) + np.arange(len(ids)) // _CHUNK
-        draws_of = partial(words, seed, Purpose.CHUNK, b=cursor.epoch, c=cursor.step, d=chunk)
-    w = (draws_of(0) if augment.draws == "chunk" else both[:, 0]).astype(np.uint64)  # (4, n)
+        draws_of = partial(
+            words, seed, Purpose.CHUNK, b=cursor.epoch, c=cursor.step, d=chunk
+        )
+    w = (draws_of(0) if augment.draws == "chunk" else both[:, 0]).astype(
+        np.uint64
+    )  # (4, n)
     if augment.window == "random_resized":
-        start, size = _random_resized(draws_of(2 + np.arange(_ATTEMPTS)[:, None]), sizes)
+        start, size = _random_resized(
+            draws_of(2 + np.arange(_ATTEMPTS)[:, None]), sizes
+        )
     elif augment.window == "centre":
         start, size = _centre(sizes, augment)
     else:
         scale, resized = _resized(sizes, augment.short_side)
         # A 32-bit word times a range, shifted back, is uniform to within range / 2^32.
-        place = (w[:2].T * (resized - augment.crop + 1).astype(np.uint64)) >> np.uint64(32)
+        place = (w[:2].T * (resized - augment.crop + 1).astype(np.uint64)) >> np.uint64(
+            32
+        )
         start, size = place * scale, augment.crop * scale
     return Draws(
         start=start,
         size=size,
         mirror=(w[2] & np.uint64(augment.mirror)).astype(np.int32),
-        colour=(_normals(both[:, 1]) @ (augment.colour * axes).T).astype(np.float32, order="C"),
+        colour=(_normals(both[:, 1]) @ (augment.colour * axes).T).astype(
+            np.float32, order="C"
+        ),
     )
 
 
 def centre(sizes: NDArray[np.int64], augment: Augment) -> Draws:
     """The evaluation draw: the centre window, not mirrored, no colour shift; `sizes` as in `draw`."""
     n = len(sizes)
-    return Draws(*_centre(sizes, augment), np.zeros(n, np.int32), np.zeros((n, 3), np.float32))
+    return Draws(
+        *_centre(sizes, augment), np.zeros(n, np.int32), np.zeros((n, 3), np.float32)
+    )
 
 
-def _centre(sizes: NDArray[np.int64], augment: Augment) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _centre(
+    sizes: NDArray[np.int64], augment: Augment
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Start and size of the centre window."""
     scale, resized = _resized(sizes, augment.short_side)
     return (resized - augment.crop) // 2 * scale, augment.crop * scale
 
 
-def _resized(sizes: NDArray[np.int64], short_side: int | None) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _resized(
+    sizes: NDArray[np.int64], short_side: int | None
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Stored pixels per resized pixel, and height and width when the short side is resized: both of shape (n, 2)."""
     if short_side is None:
         return np.ones(sizes.shape), sizes
@@ -100,7 +118,9 @@ def _resized(sizes: NDArray[np.int64], short_side: int | None) -> tuple[NDArray[
     return sizes / resized, resized
 
 
-def _random_resized(w: NDArray[np.uint32], sizes: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _random_resized(
+    w: NDArray[np.uint32], sizes: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Start and size of windows of random area and aspect, as torchvision draws them: w is (4, attempts, n).
 
     Where no attempt fits into the image, the window is the largest centre one of an allowed aspect.
@@ -116,10 +136,14 @@ def _random_resized(w: NDArray[np.uint32], sizes: NDArray[np.int64]) -> tuple[ND
     first, n = fits.argmax(0), np.arange(len(sizes))
     start = np.floor(u[2:] * (np.stack([height, width])[:, None] - size + 1))
     own = np.clip(width / height, *_ASPECT)
-    widest = np.rint(np.stack([np.minimum(height, width / own), np.minimum(width, height * own)]))
+    widest = np.rint(
+        np.stack([np.minimum(height, width / own), np.minimum(width, height * own)])
+    )
     found = fits.any(0)
     size = np.where(found, size[:, first, n], np.maximum(widest, 1))
-    start = np.where(found, start[:, first, n], np.floor((np.stack([height, width]) - size) / 2))
+    start = np.where(
+        found, start[:, first, n], np.floor((np.stack([height, width]) - size) / 2)
+    )
     return np.ascontiguousarray(start.T), np.ascontiguousarray(size.T)
 
 
@@ -128,4 +152,11 @@ def _normals(w: NDArray[np.uint32]) -> NDArray[np.float64]:
     uniform = (w.astype(np.float64) + 1) / 2**32  # in (0, 1]
     radius = np.sqrt(-2 * np.log(uniform[:2]))
     angle = 2 * np.pi * uniform[2:]
-    return np.stack([radius[0] * np.cos(angle[0]), radius[0] * np.sin(angle[0]), radius[1] * np.cos(angle[1])], axis=1)
+    return np.stack(
+        [
+            radius[0] * np.cos(angle[0]),
+            radius[0] * np.sin(angle[0]),
+            radius[1] * np.cos(angle[1]),
+        ],
+        axis=1,
+    )

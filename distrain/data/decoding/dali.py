@@ -13,7 +13,9 @@ from distrain.errors import AttemptError, UserError
 HARDWARE_DECODER_LOAD = 0.0
 """Share of a batch for a GPU's JPEG engine. It is taken by position, and the engine's pixels may differ from those of
 the CUDA decoder: with any share but 0 a sample's pixels might depend on its place."""
-_MACHINE = re.compile(r"(?i)out of memory|bad_alloc|memory allocation|cuda (runtime|driver)")
+_MACHINE = re.compile(
+    r"(?i)out of memory|bad_alloc|memory allocation|cuda (runtime|driver)"
+)
 _SAMPLE = re.compile(r"Failed to decode sample #(\d+)")
 
 
@@ -24,7 +26,15 @@ class DaliDecoder:
     torch device, never from the rank.
     """
 
-    def __init__(self, source: Source, graph: Graph, *, device: torch.device, threads: int, read_ahead: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        graph: Graph,
+        *,
+        device: torch.device,
+        threads: int,
+        read_ahead: int,
+    ) -> None:
         """Build the graph. `source` raises StopIteration at its end.
 
         Raises:
@@ -33,7 +43,9 @@ class DaliDecoder:
         try:
             from nvidia.dali.pipeline import Pipeline
         except ImportError:
-            raise UserError("NVIDIA DALI is not installed here: install it, or set data.backend=torch") from None
+            raise UserError(
+                "NVIDIA DALI is not installed here: install it, or set data.backend=torch"
+            ) from None
         gpu = device.type == "cuda"
         self._device = device
         self._copies = torch.cuda.Stream(device) if gpu else None  # type: ignore[no-untyped-call]
@@ -44,7 +56,9 @@ class DaliDecoder:
                 return _inputs(source(), graph)
             except StopIteration:
                 raise
-            except BaseException as error:  # kept, since what DALI raises of its own looks alike
+            except (
+                BaseException
+            ) as error:  # kept, since what DALI raises of its own looks alike
                 self._source_error = error
                 raise
 
@@ -77,12 +91,23 @@ class DaliDecoder:
         except RuntimeError as error:
             if self._source_error is not None:
                 raise self._source_error from None
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no word"]
+            lines = [
+                line.strip() for line in str(error).splitlines() if line.strip()
+            ] or ["no word"]
             named = _SAMPLE.search(str(error))
-            reason = next((line for line in lines if _SAMPLE.search(line) or "nvImageCodec" in line), lines[0])
+            reason = next(
+                (
+                    line
+                    for line in lines
+                    if _SAMPLE.search(line) or "nvImageCodec" in line
+                ),
+                lines[0],
+            )
             if _MACHINE.search(str(error)):  # says nothing about the files
                 raise AttemptError(f"DALI failed: {reason}") from error
-            raise RefusedError(int(named[1]) if named else None, f"DALI: {reason}") from error
+            raise RefusedError(
+                int(named[1]) if named else None, f"DALI: {reason}"
+            ) from error
         if self._copies is None:
             tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
             return tensor
@@ -97,7 +122,9 @@ class DaliDecoder:
         keeps the block, aligned to 512 bytes, until the stream it is recorded on has read it.
         """
         with torch.cuda.stream(stream):
-            own: torch.Tensor = torch.utils.dlpack.from_dlpack(images.as_tensor()).clone()
+            own: torch.Tensor = torch.utils.dlpack.from_dlpack(
+                images.as_tensor()
+            ).clone()
         stream.synchronize()
         own.record_stream(torch.cuda.current_stream(self._device))
         return own
@@ -107,13 +134,20 @@ def _define(inputs: Callable[[], list[Any]], graph: Graph, gpu: bool) -> Any:
     """The graph's one output."""
     from nvidia.dali import fn, types
 
-    window: tuple[tuple[Any, int], ...]  # type and dimensions of what says where the window is
+    window: tuple[
+        tuple[Any, int], ...
+    ]  # type and dimensions of what says where the window is
     if not graph.resize:
         window = ((types.INT32, 1),)
     elif graph.raw or graph.whole:
         window = ((types.FLOAT, 1), (types.FLOAT, 1))
     else:
-        window = ((types.FLOAT, 1), (types.FLOAT, 1), (types.INT32, 1), (types.INT32, 1))
+        window = (
+            (types.FLOAT, 1),
+            (types.FLOAT, 1),
+            (types.INT32, 1),
+            (types.INT32, 1),
+        )
     after = ((types.INT32, 0), (types.FLOAT, 1)) if graph.normalise else ()
     kinds = ((types.UINT8, 3 if graph.raw else 1), *window, *after)
     images, *place = fn.external_source(
@@ -137,17 +171,26 @@ def _define(inputs: Callable[[], list[Any]], graph: Graph, gpu: bool) -> Any:
     elif graph.whole:
         images = fn.decoders.image(images, **options)
     elif graph.resize:
-        images = fn.decoders.image_slice(images, start=place[2], end=place[3], axis_names="HW", **options)
+        images = fn.decoders.image_slice(
+            images, start=place[2], end=place[3], axis_names="HW", **options
+        )
     else:
         images = fn.decoders.image_slice(images, start=place[0], **cut, **options)
     if graph.resize:
-        images = fn.resize(images, size=[graph.crop, graph.crop], roi_start=place[0], roi_end=place[1])
+        images = fn.resize(
+            images, size=[graph.crop, graph.crop], roi_start=place[0], roi_end=place[1]
+        )
     elif graph.raw or graph.whole:
         images = fn.slice(images, start=place[0], **cut)
     if graph.normalise:
         mirror, mean = place[-2:]
         images = fn.crop_mirror_normalize(
-            images, mirror=mirror, mean=mean, std=graph.std.tolist(), dtype=types.FLOAT, output_layout="CHW"
+            images,
+            mirror=mirror,
+            mean=mean,
+            std=graph.std.tolist(),
+            dtype=types.FLOAT,
+            output_layout="CHW",
         )
     return images
 
@@ -159,11 +202,23 @@ def _inputs(feed: Feed, graph: Graph) -> list[Any]:
     if not graph.resize:
         window = [start.astype(np.int32, order="C")]
     elif graph.raw or graph.whole:
-        window = [start.astype(np.float32, order="C"), end.astype(np.float32, order="C")]
+        window = [
+            start.astype(np.float32, order="C"),
+            end.astype(np.float32, order="C"),
+        ]
     else:
         # The antialiasing filter sees so far beyond the window: cut off there, pixels would be up to 8 of 255 off.
         margin = np.ceil(feed.draws.size / graph.crop) + 1
         low = np.floor(np.maximum(start - margin, 0)).astype(np.int32, order="C")
         high = np.ceil(np.minimum(end + margin, feed.sizes)).astype(np.int32, order="C")
-        window = [(start - low).astype(np.float32, order="C"), (end - low).astype(np.float32, order="C"), low, high]
-    return [feed.images, *window, *((feed.draws.mirror, feed.mean) if graph.normalise else ())]
+        window = [
+            (start - low).astype(np.float32, order="C"),
+            (end - low).astype(np.float32, order="C"),
+            low,
+            high,
+        ]
+    return [
+        feed.images,
+        *window,
+        *((feed.draws.mirror, feed.mean) if graph.normalise else ()),
+    ]

@@ -67,13 +67,20 @@ Source = Callable[[], Feed]
 
 
 def normalised(
-    images: torch.Tensor, mirror: NDArray[np.int32], mean: NDArray[np.float32], std: NDArray[np.float32]
+    images: torch.Tensor,
+    mirror: NDArray[np.int32],
+    mean: NDArray[np.float32],
+    std: NDArray[np.float32],
 ) -> torch.Tensor:
     """Mirror and normalise on the images' device: uint8 (n, crop, crop, 3) to float32 (n, 3, crop, crop)."""
     device = images.device
     offset = torch.from_numpy(mean).to(device, non_blocking=True)[:, :, None, None]
     # A factor, as DALI has it: then the two differ by no more than the rounding of one product.
-    factor = torch.from_numpy(np.float32(1) / std).to(device, non_blocking=True)[:, None, None]
-    flipped = torch.from_numpy(mirror != 0).to(device, non_blocking=True)[:, None, None, None]
+    factor = torch.from_numpy(np.float32(1) / std).to(device, non_blocking=True)[
+        :, None, None
+    ]
+    flipped = torch.from_numpy(mirror != 0).to(device, non_blocking=True)[
+        :, None, None, None
+    ]
     floats = (images.permute(0, 3, 1, 2).float() - offset) * factor
     return torch.where(flipped, floats.flip(3), floats).contiguous()

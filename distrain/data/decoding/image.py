@@ -22,7 +22,10 @@ Image.MAX_IMAGE_PIXELS = None
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _SOF = range(0xC0, 0xC3)  # baseline, extended and progressive: what DALI decodes
 _SOS = 0xDA
-_TABLES = {0xC4, 0xDB}  # Huffman codes and quantisation: without them a decoder may fail in ways of its own
+_TABLES = {
+    0xC4,
+    0xDB,
+}  # Huffman codes and quantisation: without them a decoder may fail in ways of its own
 # What may stand before the scan: frames, tables, restart intervals, application data, comments. DALI's own parser
 # fails on reserved markers, and after a failure of that kind the process may die.
 _BEFORE_SCAN = {*_SOF, *_TABLES, 0xDD, *range(0xE0, 0xF0), 0xFE}
@@ -62,7 +65,12 @@ def jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
                 return None
             precision, components = raw[at + 4], raw[at + 9]
             size = ((raw[at + 5] << 8) | raw[at + 6], (raw[at + 7] << 8) | raw[at + 8])
-            if precision != 8 or components not in (1, 3, 4) or length != 8 + 3 * components or 0 in size:
+            if (
+                precision != 8
+                or components not in (1, 3, 4)
+                or length != 8 + 3 * components
+                or 0 in size
+            ):
                 return None
         at += 2 + length
     return None
@@ -87,7 +95,9 @@ def readable(data: NDArray[np.uint8], pixel_limit: int) -> File:
         pixels = decode(bytes(data), pixel_limit)
         return File(ppm(pixels), *pixels.shape[:2])
     if size[0] * size[1] > pixel_limit:
-        raise BadImageError(f"{size[1]} x {size[0]} pixels are over the limit of {pixel_limit}")
+        raise BadImageError(
+            f"{size[1]} x {size[0]} pixels are over the limit of {pixel_limit}"
+        )
     return File(data, *size)
 
 
@@ -104,7 +114,10 @@ def ppm_pixels(data: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
         BadImageError: it is not such a file.
     """
     header = _ppm_header(height, width)
-    if len(data) != len(header) + 3 * height * width or bytes(data[: len(header)]) != header:
+    if (
+        len(data) != len(header) + 3 * height * width
+        or bytes(data[: len(header)]) != header
+    ):
         raise BadImageError(f"not a binary PPM file of {width} x {height} pixels")
     return data[len(header) :].reshape(height, width, 3)
 
@@ -131,14 +144,18 @@ def opened(data: bytes, pixel_limit: int, *, upright: bool = False) -> Image.Ima
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > pixel_limit:
-                raise BadImageError(f"{image.width} x {image.height} pixels are over the limit of {pixel_limit}")
+                raise BadImageError(
+                    f"{image.width} x {image.height} pixels are over the limit of {pixel_limit}"
+                )
             if upright:
                 ImageOps.exif_transpose(image, in_place=True)
             if not image.mode.startswith("I"):
                 return image.convert("RGB")
             # 16 bits of grey, which PIL's own conversion would clip to white
             grey = (np.asarray(image).astype(np.int64) * 255 + 32767) // 65535
-            return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
+            return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert(
+                "RGB"
+            )
     except BadImageError:
         raise
     except UnidentifiedImageError:
@@ -155,7 +172,9 @@ def opened(data: bytes, pixel_limit: int, *, upright: bool = False) -> Image.Ima
 
 def software() -> str:
     """What decodes and encodes here: other versions may make other bytes."""
-    return f"Pillow {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
+    return (
+        f"Pillow {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
+    )
 
 
 def is_plain(data: bytes) -> bool:
@@ -165,7 +184,9 @@ def is_plain(data: bytes) -> bool:
     with Image.open(io.BytesIO(data)) as image:
         try:
             orientation = image.getexif().get(_ORIENTATION, 1)
-        except Exception:  # PIL raises almost anything on damaged metadata, which then turns nothing
+        except (
+            Exception
+        ):  # PIL raises almost anything on damaged metadata, which then turns nothing
             orientation = 1
         return image.mode in ("L", "RGB") and orientation == 1
 
@@ -178,7 +199,9 @@ def shorten(image: Image.Image, short_side: int, pixel_limit: int) -> Image.Imag
     """
     size = _shortened(image, short_side)
     if size[0] * size[1] > pixel_limit:
-        raise BadImageError(f"resized to {size[0]} x {size[1]} pixels it is over the limit of {pixel_limit}")
+        raise BadImageError(
+            f"resized to {size[0]} x {size[1]} pixels it is over the limit of {pixel_limit}"
+        )
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
@@ -192,18 +215,28 @@ def square(image: Image.Image, side: int) -> Image.Image:
     if (width, height) == image.size:
         return image.crop((left, top, left + side, top + side))
     x, y = image.width / width, image.height / height
-    box = (left * x, top * y, min((left + side) * x, image.width), min((top + side) * y, image.height))
+    box = (
+        left * x,
+        top * y,
+        min((left + side) * x, image.width),
+        min((top + side) * y, image.height),
+    )
     return image.resize((side, side), Image.Resampling.LANCZOS, box=box)
 
 
 def _shortened(image: Image.Image, short_side: int) -> tuple[int, int]:
     """Width and height."""
     scale = short_side / min(image.size)
-    return max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale))
+    return max(short_side, round(image.width * scale)), max(
+        short_side, round(image.height * scale)
+    )
 
 
 def cut(
-    pixels: NDArray[np.uint8], start: NDArray[np.float64], size: NDArray[np.float64], crop: int
+    pixels: NDArray[np.uint8],
+    start: NDArray[np.float64],
+    size: NDArray[np.float64],
+    crop: int,
 ) -> NDArray[np.uint8]:
     """A window of an image, resized (bilinear, antialiased) to crop x crop; `start` and `size` in pixels, (y, x)."""
     (top, left), (height, width) = start, size
@@ -228,7 +261,9 @@ def encode(pixels: NDArray[np.uint8], quality: int) -> bytes:
         BadImageError: a side is longer than JPEG can say.
     """
     if max(pixels.shape[:2]) > _JPEG_SIDE:
-        raise BadImageError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels: a side of a JPEG has at most {_JPEG_SIDE}")
+        raise BadImageError(
+            f"{pixels.shape[1]} x {pixels.shape[0]} pixels: a side of a JPEG has at most {_JPEG_SIDE}"
+        )
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)
     return file.getvalue()

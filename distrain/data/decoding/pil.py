@@ -17,8 +17,21 @@ _ANY = 1 << 31  # what is fed was held against data.pixel_limit before
 class ReferenceDecoder:
     """Has the interface of `dali.Decoder`, and decodes on `threads` threads of the CPU, whatever the device."""
 
-    def __init__(self, source: Source, graph: Graph, *, device: torch.device, threads: int, read_ahead: int) -> None:
-        self._source, self._graph, self._device, self._read_ahead = source, graph, device, read_ahead
+    def __init__(
+        self,
+        source: Source,
+        graph: Graph,
+        *,
+        device: torch.device,
+        threads: int,
+        read_ahead: int,
+    ) -> None:
+        self._source, self._graph, self._device, self._read_ahead = (
+            source,
+            graph,
+            device,
+            read_ahead,
+        )
         self._pool = ThreadPoolExecutor(threads, "distrain-decode")
         self._ahead: deque[tuple[Feed, list[Future[NDArray[np.uint8]]]]] = deque()
 
@@ -36,8 +49,12 @@ class ReferenceDecoder:
         with suppress(StopIteration):
             while len(self._ahead) < self._read_ahead:
                 feed = self._source()
-                windows = zip(feed.images, feed.draws.start, feed.draws.size, strict=True)
-                self._ahead.append((feed, [self._pool.submit(self._window, *one) for one in windows]))
+                windows = zip(
+                    feed.images, feed.draws.start, feed.draws.size, strict=True
+                )
+                self._ahead.append(
+                    (feed, [self._pool.submit(self._window, *one) for one in windows])
+                )
         if not self._ahead:
             raise StopIteration
         feed, works = self._ahead.popleft()
@@ -53,6 +70,14 @@ class ReferenceDecoder:
         return normalised(images, feed.draws.mirror, feed.mean, self._graph.std)
 
     def _window(
-        self, image: NDArray[np.uint8], start: NDArray[np.float64], size: NDArray[np.float64]
+        self,
+        image: NDArray[np.uint8],
+        start: NDArray[np.float64],
+        size: NDArray[np.float64],
     ) -> NDArray[np.uint8]:
-        return cut(image if self._graph.raw else decode(bytes(image), _ANY), start, size, self._graph.crop)
+        return cut(
+            image if self._graph.raw else decode(bytes(image), _ANY),
+            start,
+            size,
+            self._graph.crop,
+        )

@@ -43,7 +43,9 @@ class Recorder:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=folder)
         self._path, self._file = Path(name), os.fdopen(descriptor, "r+b")
-        fcntl.flock(self._file, fcntl.LOCK_EX)  # until this process ends, however it ends
+        fcntl.flock(
+            self._file, fcntl.LOCK_EX
+        )  # until this process ends, however it ends
         self._ids = np.memmap(self._path, np.int64, "w+", shape=(slots, batch))
         self.clear()
 
@@ -80,7 +82,9 @@ def suspects(run: str, dataset: Dataset) -> Iterator[NDArray[np.int64]]:
     with ExitStack() as stack:
         paths = []
         for path in sorted(folder.iterdir()) if folder.exists() else ():
-            with suppress(OSError):  # its process lives, another rank has it, or it is gone meanwhile
+            with suppress(
+                OSError
+            ):  # its process lives, another rank has it, or it is gone meanwhile
                 file = stack.enter_context(path.open("r+b"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 ids = np.frombuffer(file.read(), np.int64)
@@ -94,7 +98,9 @@ def suspects(run: str, dataset: Dataset) -> Iterator[NDArray[np.int64]]:
 
 
 def judge(
-    files: Sequence[NDArray[np.uint8]], device: torch.device, told: Callable[[int], None] = lambda done: None
+    files: Sequence[NDArray[np.uint8]],
+    device: torch.device,
+    told: Callable[[int], None] = lambda done: None,
 ) -> list[str | None]:
     """Decode files one at a time in a child process: why a file cannot be decoded, or None.
 
@@ -113,14 +119,21 @@ def judge(
         if len(verdicts) == len(files):
             break
         if -code not in _DEADLY:
-            raise AttemptError(f"the process that decodes files one at a time ended by itself (code {code})")
-        if len(verdicts) == before:  # the first file that a new child was given: no other can be to blame
+            raise AttemptError(
+                f"the process that decodes files one at a time ended by itself (code {code})"
+            )
+        if (
+            len(verdicts) == before
+        ):  # the first file that a new child was given: no other can be to blame
             verdicts.append(f"the decoder dies of it ({signal.Signals(-code).name})")
     return verdicts
 
 
 def _ask(
-    files: Sequence[NDArray[np.uint8]], verdicts: list[str | None], device: torch.device, told: Callable[[int], None]
+    files: Sequence[NDArray[np.uint8]],
+    verdicts: list[str | None],
+    device: torch.device,
+    told: Callable[[int], None],
 ) -> int:
     """Give a new child the files that have no verdict yet, until it has none left or dies; its exit code."""
     child = subprocess.Popen(  # noqa: S603 - ourselves
@@ -151,7 +164,9 @@ def _ask(
 
 
 def _folder(run: str, dataset: Dataset) -> Path:
-    key = hashlib.sha256(f"{os.getuid()} {run} {dataset.manifest.fingerprint}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        f"{os.getuid()} {run} {dataset.manifest.fingerprint}".encode()
+    ).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"distrain-in-flight-{key}"
 
 
@@ -159,9 +174,21 @@ def _alone(data: NDArray[np.uint8], device: torch.device) -> str | None:
     """Decode a file among blank ones, whole, with all that it takes to kill the decoder."""
     blank = ppm(np.zeros((1, 1, 3), np.uint8))
     colour = np.zeros((_BATCH, 3), np.float32)
-    draws = Draws(np.zeros((_BATCH, 2)), np.ones((_BATCH, 2)), np.zeros(_BATCH, np.int32), colour)
-    feed = Feed([data] + [blank] * (_BATCH - 1), np.ones((_BATCH, 2), np.int64), draws, colour)
-    graph = Graph(_BATCH, 1, raw=False, resize=False, whole=True, normalise=False, std=np.ones(3, np.float32))
+    draws = Draws(
+        np.zeros((_BATCH, 2)), np.ones((_BATCH, 2)), np.zeros(_BATCH, np.int32), colour
+    )
+    feed = Feed(
+        [data] + [blank] * (_BATCH - 1), np.ones((_BATCH, 2), np.int64), draws, colour
+    )
+    graph = Graph(
+        _BATCH,
+        1,
+        raw=False,
+        resize=False,
+        whole=True,
+        normalise=False,
+        std=np.ones(3, np.float32),
+    )
     decoder = DaliDecoder(lambda: feed, graph, device=device, threads=1, read_ahead=1)
     try:
         decoder.run()
@@ -176,7 +203,9 @@ def _child(device: torch.device) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     while length := sys.stdin.buffer.read(8):
-        data = np.frombuffer(sys.stdin.buffer.read(int.from_bytes(length, "little")), np.uint8)
+        data = np.frombuffer(
+            sys.stdin.buffer.read(int.from_bytes(length, "little")), np.uint8
+        )
         answers.write(json.dumps(_alone(data, device)) + "\n")
         answers.flush()
 

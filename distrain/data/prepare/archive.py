@@ -25,12 +25,16 @@ def _open(store: Store, files: Sequence[Entry], labels: str | None) -> Source:
     first = files[0].name
     if first_member(store, first).endswith(".tar"):
         if len(files) > 1:
-            raise UserError(f"{store.name}: {first} is an archive of archives: name it alone")
+            raise UserError(
+                f"{store.name}: {first} is an archive of archives: name it alone"
+            )
         return _open_tar_of_tars(store, first)
     if labels is None:
         return open_webdataset(store, files)
     if len(files) > 1:
-        raise UserError(f"--labels goes with one archive, and {store.name} has {len(files)}: name it")
+        raise UserError(
+            f"--labels goes with one archive, and {store.name} has {len(files)}: name it"
+        )
     if labels.endswith((".tar.gz", ".tgz")):
         truth, synsets = devkit(labels)
         return _open_labelled(store, first, truth, sorted(synsets))
@@ -47,7 +51,12 @@ def _open_tar_of_tars(store: Store, path: str) -> Source:
     outer, refused = list[Member](), list[Refused]()
     for member in members(store, path):
         if isinstance(member, Refused) or not member.name.endswith(".tar"):
-            refused.append(Refused(f"{path}/{member.name}", getattr(member, "reason", "no archive of a class")))
+            refused.append(
+                Refused(
+                    f"{path}/{member.name}",
+                    getattr(member, "reason", "no archive of a class"),
+                )
+            )
         else:
             outer.append(member)
     outer.sort(key=lambda member: member.name)
@@ -65,11 +74,15 @@ def _open_tar_of_tars(store: Store, path: str) -> Source:
         return found
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        blocks = [block for found in pool.map(inner, range(len(outer))) for block in found]
+        blocks = [
+            block for found in pool.map(inner, range(len(outer))) for block in found
+        ]
     return source_of(store, "archive of archives", classes, blocks, refused)
 
 
-def _open_labelled(store: Store, path: str, labels: Sequence[str], classes: Sequence[str] | None) -> Source:
+def _open_labelled(
+    store: Store, path: str, labels: Sequence[str], classes: Sequence[str] | None
+) -> Source:
     """`ILSVRC2012_img_val.tar`: an archive of images whose labels are in a list.
 
     Args:
@@ -83,14 +96,27 @@ def _open_labelled(store: Store, path: str, labels: Sequence[str], classes: Sequ
         UserError: list and archive do not go together.
     """
     found = list(members(store, path))
-    files = sorted((one for one in found if isinstance(one, Member)), key=lambda member: member.name)
-    refused = [Refused(f"{path}/{one.name}", one.reason) for one in found if isinstance(one, Refused)]
+    files = sorted(
+        (one for one in found if isinstance(one, Member)),
+        key=lambda member: member.name,
+    )
+    refused = [
+        Refused(f"{path}/{one.name}", one.reason)
+        for one in found
+        if isinstance(one, Refused)
+    ]
     pairs = [line.replace(",", " ").split() for line in labels if line.strip()]
-    if pairs and pairs[0][0].lower() in ("imageid", "filename", "file"):  # a table's head
+    if pairs and pairs[0][0].lower() in (
+        "imageid",
+        "filename",
+        "file",
+    ):  # a table's head
         pairs = pairs[1:]
     if all(len(pair) == 1 for pair in pairs):
         if len(pairs) != len(files):
-            raise UserError(f"the list has {len(pairs)} labels for {len(files)} files in {store.name}/{path}")
+            raise UserError(
+                f"the list has {len(pairs)} labels for {len(files)} files in {store.name}/{path}"
+            )
         by_name = {file.name: pair[0] for file, pair in zip(files, pairs, strict=True)}
     else:
         known = {pair[0]: pair[1] for pair in pairs if len(pair) > 1}
@@ -99,7 +125,11 @@ def _open_labelled(store: Store, path: str, labels: Sequence[str], classes: Sequ
             stems.setdefault(PurePosixPath(name).stem, set()).add(label)
         by_name = {}
         for file in files:
-            label_of = {known[file.name]} if file.name in known else stems.get(PurePosixPath(file.name).stem, set())
+            label_of = (
+                {known[file.name]}
+                if file.name in known
+                else stems.get(PurePosixPath(file.name).stem, set())
+            )
             if len(label_of) == 1:
                 by_name[file.name] = next(iter(label_of))
     classes = sorted(set(by_name.values())) if classes is None else classes

@@ -20,5 +20,9 @@ class BuiltIn(NamedTuple):
     """Rows of each row group of the training set."""
 
 
-BUILT_IN = {"digits": BuiltIn("scikit-learn's digits", pack_digits, 10, np.array([100] * 14 + [38]))}
+BUILT_IN = {
+    "digits": BuiltIn(
+        "scikit-learn's digits", pack_digits, 10, np.array([100] * 14 + [38])
+    )
+}
 """By name; `data.config.Data.pack` has the same names."""

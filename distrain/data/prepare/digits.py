@@ -28,17 +28,27 @@ def pack_digits(train: str, val: str) -> None:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UserError("the digits come with scikit-learn: pip install 'distrain[quickstart]'") from None
+        raise UserError(
+            "the digits come with scikit-learn: pip install 'distrain[quickstart]'"
+        ) from None
     digits = load_digits()
     # scans: (1797, 8, 8, 3), 0 to 255
-    scans = np.repeat((digits.images * (255 / 16)).round().astype(np.uint8)[..., None], 3, axis=3)
+    scans = np.repeat(
+        (digits.images * (255 / 16)).round().astype(np.uint8)[..., None], 3, axis=3
+    )
     reader = _Scans([png(scan) for scan in scans])
     parts: dict[str, list[Block]] = {train: [], val: []}
     for i, label in enumerate(digits.target.tolist()):
         name = f"digit-{i:04d}"
-        parts[val if i % 5 == 4 else train].append(Block(name, name, label, None, 0, group=i))
+        parts[val if i % 5 == 4 else train].append(
+            Block(name, name, label, None, 0, group=i)
+        )
     for url, blocks in parts.items():
         store = Store(url)
         if not store.exists(MANIFEST):
             classes = tuple(map(str, digits.target_names))
-            pack(Source(Store("memory://digits"), "digits", classes, blocks, reader), url, _TREATMENT)
+            pack(
+                Source(Store("memory://digits"), "digits", classes, blocks, reader),
+                url,
+                _TREATMENT,
+            )

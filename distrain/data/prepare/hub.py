@@ -49,14 +49,23 @@ _OPEN = 8
 class GroupReader:
     """Reads row groups."""
 
-    def __init__(self, url: str, columns: Columns, classes: int, sizes: dict[str, int]) -> None:
+    def __init__(
+        self, url: str, columns: Columns, classes: int, sizes: dict[str, int]
+    ) -> None:
         """`sizes`: bytes of each file."""
         self._how = (url, columns, classes, sizes)
-        self._store, self.columns, self._classes, self._sizes = Store(url), columns, classes, sizes
+        self._store, self.columns, self._classes, self._sizes = (
+            Store(url),
+            columns,
+            classes,
+            sizes,
+        )
         self._footers: OrderedDict[str, Footer] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type["GroupReader"], tuple[str, Columns, int, dict[str, int]]]:
+    def __reduce__(
+        self,
+    ) -> tuple[type["GroupReader"], tuple[str, Columns, int, dict[str, int]]]:
         return GroupReader, self._how
 
     def footer(self, path: str) -> Footer:
@@ -64,9 +73,13 @@ class GroupReader:
         footer = self._footers.get(path)  # several threads ask
         if footer is None:
             try:
-                footer = parse_footer(read_footer(self._store, path, self._sizes[path], PATIENCE)[1])
+                footer = parse_footer(
+                    read_footer(self._store, path, self._sizes[path], PATIENCE)[1]
+                )
             except (DamagedError, UserError) as error:
-                raise OSError(f"{self._store.name}/{path} changed meanwhile: {error}") from None
+                raise OSError(
+                    f"{self._store.name}/{path} changed meanwhile: {error}"
+                ) from None
             with self._lock:
                 self._footers[path] = footer
                 if len(self._footers) > _OPEN:
@@ -91,7 +104,10 @@ class GroupReader:
         except DamagedError as error:
             return Refused(f"{block.name} of {block.rows} rows", str(error))
         if table.num_rows != block.rows:
-            return Refused(f"{block.name} of {block.rows} rows", f"damaged row group: it has {table.num_rows} rows")
+            return Refused(
+                f"{block.name} of {block.rows} rows",
+                f"damaged row group: it has {table.num_rows} rows",
+            )
         data, offsets = binary(table.column(self.columns.image.partition(".")[0]))
         labels = table.column(self.columns.label).to_pylist()
         rows: list[Sample | Refused] = []
@@ -101,11 +117,17 @@ class GroupReader:
             if not length:
                 rows.append(Refused(name, "no bytes"))
             elif length > FILE_LIMIT:
-                rows.append(Refused(name, f"{length} bytes are over the limit of {FILE_LIMIT}"))
+                rows.append(
+                    Refused(name, f"{length} bytes are over the limit of {FILE_LIMIT}")
+                )
             elif label is None or not 0 <= label < self._classes:
-                rows.append(Refused(name, f"label {label} is none of {self._classes} classes"))
+                rows.append(
+                    Refused(name, f"label {label} is none of {self._classes} classes")
+                )
             else:
-                rows.append(Sample(name, label, bytes(data[offsets[i] : offsets[i + 1]])))
+                rows.append(
+                    Sample(name, label, bytes(data[offsets[i] : offsets[i + 1]]))
+                )
         return rows
 
 
@@ -117,21 +139,36 @@ def open_parquet(store: Store, files: Sequence[Entry], wanted: Wanted) -> Opened
         UserError: the files do not hold labelled images, or not all of one kind.
         OSError: they cannot be read.
     """
-    sizes = {file.name: store.size(file.name) if file.size is None else file.size for file in files}
+    sizes = {
+        file.name: store.size(file.name) if file.size is None else file.size
+        for file in files
+    }
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        raw = list(pool.map(lambda name: read_footer(store, name, sizes[name], PATIENCE)[1], sizes))
-    footers = [_parsed(store, name, data) for name, data in zip(sizes, raw, strict=True)]
+        raw = list(
+            pool.map(
+                lambda name: read_footer(store, name, sizes[name], PATIENCE)[1], sizes
+            )
+        )
+    footers = [
+        _parsed(store, name, data) for name, data in zip(sizes, raw, strict=True)
+    ]
     expected: Features | None = None
     blocks, refused = list[Block](), list[Refused]()
     for name, footer in zip(sizes, footers, strict=True):
-        here = features(footer, f"{store.name}/{name}", wanted.image_column, wanted.label_column)
+        here = features(
+            footer, f"{store.name}/{name}", wanted.image_column, wanted.label_column
+        )
         expected = expected or here
         if here != expected:
             first = next(iter(sizes))
-            raise UserError(f"{store.name}: {name} has other columns or class names than {first}: take one kind")
+            raise UserError(
+                f"{store.name}: {name} has other columns or class names than {first}: take one kind"
+            )
         for g in range(footer.num_row_groups):
-            block = Block(name, f"{name} row group {g}", -1, 0, 0, footer.row_group(g).num_rows, g)
+            block = Block(
+                name, f"{name} row group {g}", -1, 0, 0, footer.row_group(g).num_rows, g
+            )
             reason = _too_much(footer, block, expected.columns, sizes[name])
             if reason is not None:
                 refused.append(Refused(block.name, reason))
@@ -139,10 +176,15 @@ def open_parquet(store: Store, files: Sequence[Entry], wanted: Wanted) -> Opened
                 start, end = chunk(footer, g, expected.columns.image)
                 blocks.append(block._replace(start=start, size=end - start))
     assert expected is not None
-    classes = expected.classes or _numbered(store, sizes, footers, expected.columns.label, blocks)
+    classes = expected.classes or _numbered(
+        store, sizes, footers, expected.columns.label, blocks
+    )
     reader = GroupReader(store.url, expected.columns, len(classes), sizes)
     details = [expected.columns, [zlib.crc32(data) for data in raw]]
-    return Opened(Source(store, "Parquet", classes, blocks, reader, refused, details), expected.columns)
+    return Opened(
+        Source(store, "Parquet", classes, blocks, reader, refused, details),
+        expected.columns,
+    )
 
 
 def _too_much(footer: Footer, block: Block, columns: Columns, size: int) -> str | None:
@@ -169,11 +211,17 @@ def _parsed(store: Store, name: str, data: bytes) -> Footer:
     try:
         return parse_footer(data)
     except DamagedError as error:
-        raise UserError(f"{store.name}/{name} cannot be read ({error}): fetch it again") from None
+        raise UserError(
+            f"{store.name}/{name} cannot be read ({error}): fetch it again"
+        ) from None
 
 
 def _numbered(
-    store: Store, sizes: dict[str, int], footers: Sequence[Footer], column: str, blocks: Sequence[Block]
+    store: Store,
+    sizes: dict[str, int],
+    footers: Sequence[Footer],
+    column: str,
+    blocks: Sequence[Block],
 ) -> tuple[str, ...]:
     """Names for labels that have none: their numbers. The columns of labels are read for it."""
 
@@ -190,12 +238,16 @@ def _numbered(
             start, end = chunk(footer, g, column)
             piece = Piece(start, store.read(name, start, end, patience=PATIENCE))
             try:
-                labels = read_group([piece], sizes[name], footer, g, [column]).column(column)
+                labels = read_group([piece], sizes[name], footer, g, [column]).column(
+                    column
+                )
             except DamagedError as error:
                 raise UserError(
                     f"{store.name}/{name} has labels that cannot be read ({error}): fetch it again"
                 ) from None
-            most = max([most, *(label for label in labels.to_pylist() if label is not None)])
+            most = max(
+                [most, *(label for label in labels.to_pylist() if label is not None)]
+            )
         return most
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -12,9 +12,25 @@ from crc32c import crc32c
 from distrain.data.decoding.image import BadImageError, decode, readable
 from distrain.data.prepare.hub import GroupReader
 from distrain.data.prepare.pack import PIXEL_LIMIT, write_rejects
-from distrain.data.prepare.source import PATIENCE, Block, FileReader, Progress, Reader, Refused, Sample, Source
+from distrain.data.prepare.source import (
+    PATIENCE,
+    Block,
+    FileReader,
+    Progress,
+    Reader,
+    Refused,
+    Sample,
+    Source,
+)
 from distrain.data.prepare.workers import batches, rows_of, workers
-from distrain.data.shards.manifest import MANIFEST, Group, Layout, Manifest, RowIndex, Shard
+from distrain.data.shards.manifest import (
+    MANIFEST,
+    Group,
+    Layout,
+    Manifest,
+    RowIndex,
+    Shard,
+)
 from distrain.data.shards.parquet import Columns, Piece, read_footer
 from distrain.data.shards.stats import PixelMoments, Statistics
 from distrain.data.shards.writer import GROUP_BYTES, GROUP_ROWS
@@ -75,11 +91,22 @@ def index(
     _check(source, store)
     layout: Layout = "tar" if columns is None else "parquet"
     groups: dict[str, list[Group]] = {}
-    moments, rejects, at = PixelMoments(), list(source.refused), Progress(0, sum(b.rows for b in source.blocks), 0)
+    moments, rejects, at = (
+        PixelMoments(),
+        list(source.refused),
+        Progress(0, sum(b.rows for b in source.blocks), 0),
+    )
     progress(at)
     with workers(processes, source.reader, source.store.url) as pool:
-        tasks = _runs(source.blocks) if columns is None else ([block] for block in source.blocks)
-        for blocks, found in pool.map(_of_tar if columns is None else _of_parquet, ((t, pixel_limit) for t in tasks)):
+        tasks = (
+            _runs(source.blocks)
+            if columns is None
+            else ([block] for block in source.blocks)
+        )
+        for blocks, found in pool.map(
+            _of_tar if columns is None else _of_parquet,
+            ((t, pixel_limit) for t in tasks),
+        ):
             moments.merge(found.moments)
             rejects.extend(found.rejects)
             if found.group is not None:
@@ -88,9 +115,14 @@ def index(
             progress(at)
     write_rejects(store, rejects)
     if not moments.pixels:
-        raise UserError(f"none of the {at.total} images in {source.store.name} could be decoded")
+        raise UserError(
+            f"none of the {at.total} images in {source.store.name} could be decoded"
+        )
     manifest = Manifest(
-        shards=tuple(_shard(source.store, path, layout, tuple(found)) for path, found in groups.items()),
+        shards=tuple(
+            _shard(source.store, path, layout, tuple(found))
+            for path, found in groups.items()
+        ),
         classes=source.classes,
         size=None,
         encoding="jpeg",
@@ -111,16 +143,25 @@ def _check(source: Source, store: Store) -> None:
         UserError: the source is a folder of images, its URL has a secret in it, or a manifest is there.
     """
     if source.blocks[0].start is None:
-        raise UserError(f"{source.store.name} is a folder of single files: pack it, so that one read brings many")
+        raise UserError(
+            f"{source.store.name} is a folder of single files: pack it, so that one read brings many"
+        )
     if store is not source.store and source.store.name != source.store.url:
-        raise UserError(f"{source.store.name} is given with a secret, which a manifest would keep: give it without")
+        raise UserError(
+            f"{source.store.name} is given with a secret, which a manifest would keep: give it without"
+        )
     if store.exists(MANIFEST):
-        raise UserError(f"{store.name} has a {MANIFEST} already: delete it to index again")
+        raise UserError(
+            f"{store.name} has a {MANIFEST} already: delete it to index again"
+        )
     _probe(store)
 
 
 def colours(
-    source: Source, *, processes: int = 1, progress: Callable[[Progress], None] = lambda progress: None
+    source: Source,
+    *,
+    processes: int = 1,
+    progress: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[Statistics, list[Refused]]:
     """Colour statistics of the images of a source, read and decoded once; and which of them do not decode.
 
@@ -128,16 +169,24 @@ def colours(
         UserError: none decodes.
         OSError: the source fails for longer than a minute.
     """
-    moments, rejects, at = PixelMoments(), list(source.refused), Progress(0, sum(b.rows for b in source.blocks), 0)
+    moments, rejects, at = (
+        PixelMoments(),
+        list(source.refused),
+        Progress(0, sum(b.rows for b in source.blocks), 0),
+    )
     progress(at)
     with workers(processes, source.reader, source.store.url) as pool:
-        for blocks, found in pool.map(_coloured, batches(source.blocks, lambda block: (block.rows, block.size))):
+        for blocks, found in pool.map(
+            _coloured, batches(source.blocks, lambda block: (block.rows, block.size))
+        ):
             moments.merge(found.moments)
             rejects.extend(found.rejects)
             at = _moved(at, blocks)
             progress(at)
     if not moments.pixels:
-        raise UserError(f"none of the {at.total} images in {source.store.name} could be decoded")
+        raise UserError(
+            f"none of the {at.total} images in {source.store.name} could be decoded"
+        )
     return moments.statistics(), rejects
 
 
@@ -166,7 +215,9 @@ def _probe(store: Store) -> None:
         store.write(".probe", b"")
         store.remove(".probe")
     except OSError as error:
-        raise UserError(f"cannot write to {store.name} ({error}): choose a place for the manifest with --to") from None
+        raise UserError(
+            f"cannot write to {store.name} ({error}): choose a place for the manifest with --to"
+        ) from None
 
 
 def _shard(store: Store, path: str, layout: Layout, groups: tuple[Group, ...]) -> Shard:
@@ -182,7 +233,9 @@ def _runs(blocks: Iterable[Block]) -> Iterator[list[Block]]:
     run = list[Block]()
     for block in sorted(blocks, key=lambda block: (block.file, block.start)):
         if run and (
-            block.file != run[0].file or len(run) == GROUP_ROWS or _end(block) - (run[0].start or 0) > GROUP_BYTES
+            block.file != run[0].file
+            or len(run) == GROUP_ROWS
+            or _end(block) - (run[0].start or 0) > GROUP_BYTES
         ):
             yield run
             run = []
@@ -229,7 +282,13 @@ def _of_parquet(reader: Reader, task: tuple[list[Block], int]) -> _Found:
     return _Found(_group(images, rows, block.group), moments, rejects)
 
 
-def _row(sample: Sample, start: int, limit: int, moments: PixelMoments, rejects: list[Refused]) -> _Row:
+def _row(
+    sample: Sample,
+    start: int,
+    limit: int,
+    moments: PixelMoments,
+    rejects: list[Refused],
+) -> _Row:
     """What is to be known of an image; its pixels are added to the moments."""
     data = sample.data
     height = width = 0
@@ -245,7 +304,16 @@ def _row(sample: Sample, start: int, limit: int, moments: PixelMoments, rejects:
 
 
 def _group(piece: Piece, rows: list[_Row], number: int = -1) -> Group:
-    label, height, width, checksum, start, size = (np.array(column) for column in list(zip(*rows, strict=True))[:-1])
+    label, height, width, checksum, start, size = (
+        np.array(column) for column in list(zip(*rows, strict=True))[:-1]
+    )
     bad = {i: row.bad for i, row in enumerate(rows) if row.bad is not None}
     index = RowIndex(label, height, width, checksum, start, size, bad)
-    return Group(len(rows), piece.start, piece.start + len(piece.data), crc32c(piece.data), index, number)
+    return Group(
+        len(rows),
+        piece.start,
+        piece.start + len(piece.data),
+        crc32c(piece.data),
+        index,
+        number,
+    )

@@ -18,8 +18,12 @@ def named(classes: tuple[str, ...], url: str) -> tuple[str, ...]:
         by_class = devkit(url)[1]
     else:
         found = [line.replace("\t", " ") for line in lines(url) if line.strip()]
-        pairs = [line.split(" ", 1) if " " in line else line.split(",", 1) for line in found]
-        by_class = {pair[0].strip(" ,"): pair[1].strip() for pair in pairs if len(pair) == 2}
+        pairs = [
+            line.split(" ", 1) if " " in line else line.split(",", 1) for line in found
+        ]
+        by_class = {
+            pair[0].strip(" ,"): pair[1].strip() for pair in pairs if len(pair) == 2
+        }
         if not any(name in by_class for name in classes) and len(found) == len(classes):
             by_class = dict(zip(classes, (line.strip() for line in found), strict=True))
     missing = [name for name in classes if name not in by_class]
@@ -28,7 +32,10 @@ def named(classes: tuple[str, ...], url: str) -> tuple[str, ...]:
             f"{Store(url).name} has no name for {len(missing)} of {len(classes)} classes, {missing[0]} first"
         )
     names = [by_class[name] for name in classes]
-    return tuple(f"{name} ({key})" if names.count(name) > 1 else name for key, name in zip(classes, names, strict=True))
+    return tuple(
+        f"{name} ({key})" if names.count(name) > 1 else name
+        for key, name in zip(classes, names, strict=True)
+    )
 
 
 def _file(url: str) -> bytes:
@@ -45,7 +52,9 @@ def lines(url: str) -> list[str]:
     try:
         return _file(url).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise UserError(f"{Store(url).name} is no text: it must hold a line for each file or class") from None
+        raise UserError(
+            f"{Store(url).name} is no text: it must hold a line for each file or class"
+        ) from None
 
 
 def devkit(url: str) -> tuple[list[str], dict[str, str]]:
@@ -57,7 +66,9 @@ def devkit(url: str) -> tuple[list[str], dict[str, str]]:
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise UserError("the devkit's table is a MATLAB file: pip install 'distrain[ilsvrc]'") from None
+        raise UserError(
+            "the devkit's table is a MATLAB file: pip install 'distrain[ilsvrc]'"
+        ) from None
     found = dict[str, bytes]()
     try:
         with tarfile.open(fileobj=io.BytesIO(_file(url)), mode="r:gz") as tar:
@@ -65,17 +76,34 @@ def devkit(url: str) -> tuple[list[str], dict[str, str]]:
             for info in tar:
                 taken += info.size
                 if taken > _DEVKIT_LIMIT:
-                    raise UserError(f"{Store(url).name} unpacks to more than {_DEVKIT_LIMIT} bytes: this is no devkit")
+                    raise UserError(
+                        f"{Store(url).name} unpacks to more than {_DEVKIT_LIMIT} bytes: this is no devkit"
+                    )
                 last = info.name.rpartition("/")[2]
-                if last in (_TRUTH, _META) and (file := tar.extractfile(info)) is not None:
+                if (
+                    last in (_TRUTH, _META)
+                    and (file := tar.extractfile(info)) is not None
+                ):
                     found[last] = file.read()
         synsets = loadmat(io.BytesIO(found[_META]), squeeze_me=True)["synsets"]
         leaves = [row for row in synsets if int(row["num_children"]) == 0]
         by_id = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
         words = {str(row["WNID"]): str(row["words"]) for row in leaves}
         truth = [by_id[int(line)] for line in found[_TRUTH].decode().split()]
-    except (tarfile.TarError, EOFError, OSError, KeyError, ValueError, IndexError, TypeError) as error:
-        if isinstance(error, OSError) and not isinstance(error, tarfile.TarError) and error.errno is not None:
+    except (
+        tarfile.TarError,
+        EOFError,
+        OSError,
+        KeyError,
+        ValueError,
+        IndexError,
+        TypeError,
+    ) as error:
+        if (
+            isinstance(error, OSError)
+            and not isinstance(error, tarfile.TarError)
+            and error.errno is not None
+        ):
             raise
         raise UserError(
             f"{Store(url).name} is not the devkit of ILSVRC-2012 ({type(error).__name__}: {error})"

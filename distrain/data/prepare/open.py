@@ -34,16 +34,26 @@ def open_source(
     """
     store, files = _look(url)
     kind = files[0].name.rpartition(".")[2] if files else ""
-    opener = KINDS.get(kind, KINDS[""])  # a pattern may mean a folder by the files in it that are no archives
+    opener = KINDS.get(
+        kind, KINDS[""]
+    )  # a pattern may mean a folder by the files in it that are no archives
     opened = opener(store, files, Wanted(labels, image_column, label_column))
     source = opened.source
     if not source.blocks:
-        first = f" ({source.refused[0].name}: {source.refused[0].reason})" if source.refused else ""
-        raise UserError(f"no images in {store.name}: it must hold one folder of images a class, or shards{first}")
+        first = (
+            f" ({source.refused[0].name}: {source.refused[0].reason})"
+            if source.refused
+            else ""
+        )
+        raise UserError(
+            f"no images in {store.name}: it must hold one folder of images a class, or shards{first}"
+        )
     if names is not None:
         source.classes = named(source.classes, names)
     if len(source.classes) < 2:
-        raise UserError(f"{store.name} holds one class, {source.classes[0]}, so there is nothing to tell apart")
+        raise UserError(
+            f"{store.name} holds one class, {source.classes[0]}, so there is nothing to tell apart"
+        )
     return opened
 
 
@@ -56,9 +66,17 @@ def _look(url: str) -> tuple[Store, list[Entry]]:
     parent, _, last = url.rstrip("/").rpartition("/")
     if "*" in last or last.endswith(_endings()):
         store = Store(parent or ("/" if url.startswith("/") else "."))
-        meant = (lambda name: fnmatchcase(name, last)) if "*" in last else (lambda name: name == last)
-        files = [entry for entry in store.entries() if meant(entry.name) and not entry.folder]
-        if not files and "*" not in last and store.exists(last):  # a server that lists nothing
+        meant = (
+            (lambda name: fnmatchcase(name, last))
+            if "*" in last
+            else (lambda name: name == last)
+        )
+        files = [
+            entry for entry in store.entries() if meant(entry.name) and not entry.folder
+        ]
+        if (
+            not files and "*" not in last and store.exists(last)
+        ):  # a server that lists nothing
             files = [Entry(last, store.size(last), False)]
         if not files and not store.is_folder(last):
             raise UserError(f"nothing at {Store(url).name}: check the path")
@@ -72,8 +90,14 @@ def _look(url: str) -> tuple[Store, list[Entry]]:
         for kind in sorted(_endings()):  # of several in one folder, the first
             files = files or [entry for entry in entries if entry.name.endswith(kind)]
     if len({file.name.rpartition(".")[2] for file in files}) > 1:
-        raise UserError(f"{Store(url).name} means files of several kinds: take one, such as *.tar")
-    splits = {file.name.rpartition("/")[2].partition("-")[0] for file in files} if len(files) > 1 else set()
+        raise UserError(
+            f"{Store(url).name} means files of several kinds: take one, such as *.tar"
+        )
+    splits = (
+        {file.name.rpartition("/")[2].partition("-")[0] for file in files}
+        if len(files) > 1
+        else set()
+    )
     if len(splits) > 1 and all("-of-" in file.name for file in files):
         some = sorted(splits)[0]
         raise UserError(

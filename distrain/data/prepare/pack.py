@@ -13,10 +13,33 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from distrain.data.decoding.image import BadImageError, encode, is_plain, opened, ppm, shorten, software, square
-from distrain.data.prepare.source import PATIENCE, Block, Progress, Reader, Refused, Sample, Source
+from distrain.data.decoding.image import (
+    BadImageError,
+    encode,
+    is_plain,
+    opened,
+    ppm,
+    shorten,
+    software,
+    square,
+)
+from distrain.data.prepare.source import (
+    PATIENCE,
+    Block,
+    Progress,
+    Reader,
+    Refused,
+    Sample,
+    Source,
+)
 from distrain.data.prepare.workers import batches, rows_of, workers
-from distrain.data.shards.manifest import MANIFEST, Manifest, Shard, read_shard, shard_tree
+from distrain.data.shards.manifest import (
+    MANIFEST,
+    Manifest,
+    Shard,
+    read_shard,
+    shard_tree,
+)
 from distrain.data.shards.stats import PixelMoments
 from distrain.data.shards.writer import ShardWriter
 from distrain.data.storage.store import Store
@@ -54,7 +77,9 @@ class Geometry:
             return Geometry("keep")
         if kind in ("short", "square") and side.isdecimal() and int(side) > 0:
             return Geometry("short" if kind == "short" else "square", int(side))
-        raise UserError(f"geometry {text} is none of keep, short:N and square:N, with N in pixels")
+        raise UserError(
+            f"geometry {text} is none of keep, short:N and square:N, with N in pixels"
+        )
 
 
 @dataclass(frozen=True)
@@ -150,7 +175,10 @@ def pack(
     total = sum(block.rows for block in source.blocks)
     at = Progress(sum(p.end - p.first for k in notes for p in shards[k]), total, 0)
     progress(at)
-    with workers(processes, source.reader, source.store.url) as pool, ThreadPoolExecutor(1) as writer:
+    with (
+        workers(processes, source.reader, source.store.url) as pool,
+        ThreadPoolExecutor(1) as writer,
+    ):
         writing: tuple[int, Future[_Note]] | None = None
         made = _Made([], PixelMoments())
         for task, part in pool.map(_prepare, _tasks(shards, notes, treatment)):
@@ -163,7 +191,10 @@ def pack(
             if task.last:  # written beside the next one, and never more than one
                 if writing is not None:
                     notes[writing[0]] = writing[1].result()
-                writing = (task.shard, writer.submit(_write, store, source.classes, task.shard, made))
+                writing = (
+                    task.shard,
+                    writer.submit(_write, store, source.classes, task.shard, made),
+                )
                 made = _Made([], PixelMoments())
         if writing is not None:
             notes[writing[0]] = writing[1].result()
@@ -173,10 +204,16 @@ def pack(
 def _check(source: Source, store: Store, treatment: Treatment) -> None:
     """Raises UserError where images of many sizes are to be raw, or shards would lie among the images."""
     if treatment.encoding == "raw" and treatment.geometry.kind != "square":
-        raise UserError("raw pixels need one size for all images: pack them with --geometry square:N")
+        raise UserError(
+            "raw pixels need one size for all images: pack them with --geometry square:N"
+        )
     here, there = _place(store), _place(source.store)
-    if here == there or (source.blocks[0].start is None and here.startswith(f"{there}/")):
-        raise UserError(f"{store.name} is where the images are: choose another place for the shards")
+    if here == there or (
+        source.blocks[0].start is None and here.startswith(f"{there}/")
+    ):
+        raise UserError(
+            f"{store.name} is where the images are: choose another place for the shards"
+        )
 
 
 def _place(store: Store) -> str:
@@ -190,7 +227,11 @@ def _cut(blocks: Sequence[Block], treatment: Treatment) -> list[list[_Piece]]:
     shards, room = list[list[_Piece]](), 0.0
     for i in permutation(len(blocks), 0, Purpose.PACK).tolist():
         block, first = blocks[i], 0
-        each = stored if geometry.kind != "keep" else block.size / block.rows or _USUAL_BYTES
+        each = (
+            stored
+            if geometry.kind != "keep"
+            else block.size / block.rows or _USUAL_BYTES
+        )
         while first < block.rows:
             if room < each:
                 shards.append([])
@@ -202,11 +243,17 @@ def _cut(blocks: Sequence[Block], treatment: Treatment) -> list[list[_Piece]]:
     return shards
 
 
-def _tasks(shards: Sequence[Sequence[_Piece]], done: Mapping[int, object], treatment: Treatment) -> Iterator[_Task]:
+def _tasks(
+    shards: Sequence[Sequence[_Piece]], done: Mapping[int, object], treatment: Treatment
+) -> Iterator[_Task]:
     """The work on shards that are not done."""
     for k, pieces in enumerate(shards):
         if k not in done:
-            parts = list(batches(pieces, lambda piece: (piece.end - piece.first, piece.block.size)))
+            parts = list(
+                batches(
+                    pieces, lambda piece: (piece.end - piece.first, piece.block.size)
+                )
+            )
             for part in parts:
                 yield _Task(k, part, last=part is parts[-1], treatment=treatment)
 
@@ -228,7 +275,9 @@ def _prepare(reader: Reader, task: _Task) -> _Made:
     return _Made(rows, moments)
 
 
-def _prepared(sample: Sample, treatment: Treatment, moments: PixelMoments) -> _Image | Refused:
+def _prepared(
+    sample: Sample, treatment: Treatment, moments: PixelMoments
+) -> _Image | Refused:
     """An image as it will be stored; its pixels are added to the moments."""
     geometry, limit = treatment.geometry, treatment.pixel_limit
     try:
@@ -276,7 +325,9 @@ def _begin(store: Store, plan: bytes, shards: int) -> dict[int, _Note]:
     """
     begun = store.read(_PLAN, patience=PATIENCE) if store.exists(_PLAN) else None
     if store.exists(MANIFEST) and begun != plan:
-        raise UserError(f"{store.name} holds a data set already: choose another place, or delete it")
+        raise UserError(
+            f"{store.name} holds a data set already: choose another place, or delete it"
+        )
     if begun is None:
         store.write(_PLAN, plan, patience=PATIENCE)
         return {}
@@ -286,11 +337,19 @@ def _begin(store: Store, plan: bytes, shards: int) -> dict[int, _Note]:
             "place, or delete it"
         )
     for name in store.list():
-        if name.endswith(".partial"):  # of a file that was being written when its process was killed
+        if name.endswith(
+            ".partial"
+        ):  # of a file that was being written when its process was killed
             store.remove(name)
     there = set(store.list(_NOTES))
-    names = {k: f"{_NOTES}/{_shard(k)}.json" for k in range(shards) if f"{_shard(k)}.json" in there}
-    return {k: _read_note(store.read(name, patience=PATIENCE)) for k, name in names.items()}
+    names = {
+        k: f"{_NOTES}/{_shard(k)}.json"
+        for k in range(shards)
+        if f"{_shard(k)}.json" in there
+    }
+    return {
+        k: _read_note(store.read(name, patience=PATIENCE)) for k, name in names.items()
+    }
 
 
 def _shard(k: int) -> str:
@@ -299,7 +358,10 @@ def _shard(k: int) -> str:
 
 def _write(store: Store, classes: Sequence[str], k: int, made: _Made) -> _Note:
     """Write a shard and then its note. Rows of blocks are mixed once more."""
-    writer, rejects = ShardWriter(classes), [row for row in made.rows if isinstance(row, Refused)]
+    writer, rejects = (
+        ShardWriter(classes),
+        [row for row in made.rows if isinstance(row, Refused)],
+    )
     for i in permutation(len(made.rows), 0, Purpose.PACK, b=1 + k).tolist():
         row = made.rows[i]
         if isinstance(row, _Image):
@@ -309,18 +371,30 @@ def _write(store: Store, classes: Sequence[str], k: int, made: _Made) -> _Note:
         shard, data = writer.finish(f"{_shard(k)}.parquet")
         store.write(shard.path, data, patience=PATIENCE)
     note = _Note(shard, made.moments, rejects)
-    tree = {"shard": shard and shard_tree(shard), "moments": vars(made.moments), "rejects": rejects}
-    store.write(f"{_NOTES}/{_shard(k)}.json", json.dumps(tree).encode(), patience=PATIENCE)
+    tree = {
+        "shard": shard and shard_tree(shard),
+        "moments": vars(made.moments),
+        "rejects": rejects,
+    }
+    store.write(
+        f"{_NOTES}/{_shard(k)}.json", json.dumps(tree).encode(), patience=PATIENCE
+    )
     return note
 
 
 def _read_note(data: bytes) -> _Note:
     tree = json.loads(data)
     shard = tree["shard"] and read_shard(tree["shard"])
-    return _Note(shard, PixelMoments(**tree["moments"]), [Refused(*one) for one in tree["rejects"]])
+    return _Note(
+        shard,
+        PixelMoments(**tree["moments"]),
+        [Refused(*one) for one in tree["rejects"]],
+    )
 
 
-def _finish(store: Store, source: Source, treatment: Treatment, notes: Sequence[_Note]) -> Packed:
+def _finish(
+    store: Store, source: Source, treatment: Treatment, notes: Sequence[_Note]
+) -> Packed:
     """Write the table of rejects and the manifest; the notes go last."""
     moments, rejects = PixelMoments(), list(source.refused)
     for note in notes:
@@ -329,7 +403,9 @@ def _finish(store: Store, source: Source, treatment: Treatment, notes: Sequence[
     write_rejects(store, rejects)
     if not moments.pixels:
         store.remove(_NOTES)
-        raise UserError(f"none of the {len(source.blocks)} images could be decoded: see {store.name}/{REJECTS}")
+        raise UserError(
+            f"none of the {len(source.blocks)} images could be decoded: see {store.name}/{REJECTS}"
+        )
     side = treatment.geometry.side
     manifest = Manifest(
         shards=tuple(note.shard for note in notes if note.shard is not None),
@@ -347,7 +423,10 @@ def _finish(store: Store, source: Source, treatment: Treatment, notes: Sequence[
 def write_rejects(store: Store, rejects: Sequence[Refused]) -> None:
     """Write what was left out, a line of JSON each; no file where nothing was."""
     if rejects:
-        lines = "".join(json.dumps({"path": name, "reason": reason}) + "\n" for name, reason in rejects)
+        lines = "".join(
+            json.dumps({"path": name, "reason": reason}) + "\n"
+            for name, reason in rejects
+        )
         store.write(REJECTS, lines.encode(), patience=PATIENCE)
     elif store.exists(REJECTS):  # of an earlier try
         store.remove(REJECTS)

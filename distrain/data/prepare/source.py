@@ -127,7 +127,9 @@ def numbered(count: int, store: Store) -> tuple[str, ...]:
         UserError: there are far too many.
     """
     if count > 1 << 20:
-        raise UserError(f"{store.name} has a label {count - 1}: labels are numbers from 0, one for each class")
+        raise UserError(
+            f"{store.name} has a label {count - 1}: labels are numbers from 0, one for each class"
+        )
     return tuple(str(i) for i in range(count))
 
 
@@ -153,5 +155,7 @@ class FileReader:
         data = self._store.read(path, start, end, patience=PATIENCE)
         if len(data) != end - start:
             got = f"{len(data)} of {end - start} bytes"
-            raise OSError(f"{self._store.name}/{path} gave {got}: it changed, or its server knows no ranges")
+            raise OSError(
+                f"{self._store.name}/{path} gave {got}: it changed, or its server knows no ranges"
+            )
         return data

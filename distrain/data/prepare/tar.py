@@ -10,14 +10,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from distrain.data.prepare.source import FILE_LIMIT, PATIENCE, Block, FileReader, Refused, Source
+from distrain.data.prepare.source import (
+    FILE_LIMIT,
+    PATIENCE,
+    Block,
+    FileReader,
+    Refused,
+    Source,
+)
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
 LABELS = {"cls", "json"}
 """Endings of members that may be a label: their text is read along."""
 _BLOCK = 512
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
 # A header is read by itself where that costs a system call, with all behind it where it costs a request.
 _NEAR, _FAR = 4 << 10, 8 << 20
 # No header, nor a long name or extension of one, is larger.
@@ -59,12 +71,18 @@ class _Range:
         at = self._at - self._kept_at
         if not 0 <= at <= at + n <= len(self._kept):
             end = min(self._at + max(n, self._ahead), self._end)
-            self._kept, self._kept_at, at = self._store.read(self._path, self._at, end, patience=PATIENCE), self._at, 0
+            self._kept, self._kept_at, at = (
+                self._store.read(self._path, self._at, end, patience=PATIENCE),
+                self._at,
+                0,
+            )
         self._at += n
         return self._kept[at : at + n]
 
 
-def members(store: Store, path: str, start: int = 0, end: int | None = None) -> Iterator[Member | Refused]:
+def members(
+    store: Store, path: str, start: int = 0, end: int | None = None
+) -> Iterator[Member | Refused]:
     """The files of an archive that is bytes start to end of a file.
 
     Raises:
@@ -78,9 +96,14 @@ def members(store: Store, path: str, start: int = 0, end: int | None = None) -> 
     except _BROKEN as error:
         file.seek(0)
         first = file.read(6)
-        packed = next((name for magic, name in _COMPRESSED.items() if first.startswith(magic)), None)
+        packed = next(
+            (name for magic, name in _COMPRESSED.items() if first.startswith(magic)),
+            None,
+        )
         how = f"is compressed ({packed}): unpack it to a plain tar, so that it can be read in any order"
-        raise UserError(f"{where} {how if packed else f'is no tar archive ({error})'}") from None
+        raise UserError(
+            f"{where} {how if packed else f'is no tar archive ({error})'}"
+        ) from None
     try:
         at = -1
         while (info := _next(tar)) is not None:
@@ -91,20 +114,30 @@ def members(store: Store, path: str, start: int = 0, end: int | None = None) -> 
             found = _judged(info, start)
             if isinstance(found, Member) and found.start + found.size > end:
                 raise tarfile.ReadError(f"it ends inside {found.name}")
-            if isinstance(found, Member) and found.size <= _LABEL_LIMIT and ending_of(found.name) in LABELS:
+            if (
+                isinstance(found, Member)
+                and found.size <= _LABEL_LIMIT
+                and ending_of(found.name) in LABELS
+            ):
                 file.seek(info.offset_data)
                 found = found._replace(text=file.read(info.size))
             if found is not None:
                 yield found
         file.seek(tar.offset)
         mark = file.read(_BLOCK)
-        if len(mark) < _BLOCK or any(mark):  # tarfile takes a damaged header, or none, for the end
+        if len(mark) < _BLOCK or any(
+            mark
+        ):  # tarfile takes a damaged header, or none, for the end
             raise tarfile.ReadError(f"no header at byte {tar.offset}")
         while more := file.read(_HEADER_LIMIT):
             if more.strip(b"\0"):
-                raise tarfile.ReadError(f"there is data after its end at byte {tar.offset}")
+                raise tarfile.ReadError(
+                    f"there is data after its end at byte {tar.offset}"
+                )
     except tarfile.TarError as error:
-        raise UserError(f"{where} is cut or damaged ({error}): fetch it again") from None
+        raise UserError(
+            f"{where} is cut or damaged ({error}): fetch it again"
+        ) from None
 
 
 def ending_of(name: str) -> str:
@@ -122,7 +155,10 @@ def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
 
 def _judged(info: tarfile.TarInfo, start: int) -> Member | Refused | None:
     """A member as a file that may be read; None: a folder."""
-    name, path = info.name.encode("utf-8", "backslashreplace").decode(), PurePosixPath(info.name)
+    name, path = (
+        info.name.encode("utf-8", "backslashreplace").decode(),
+        PurePosixPath(info.name),
+    )
     if info.isdir():
         return None
     if path.is_absolute() or ".." in path.parts:
@@ -148,11 +184,18 @@ def as_block(path: str, member: Member, label: int) -> Block | Refused:
 
 def first_member(store: Store, path: str) -> str:
     """The name of the first file in an archive, or nothing. Raises OSError and UserError."""
-    return next((member.name for member in members(store, path) if isinstance(member, Member)), "")
+    return next(
+        (member.name for member in members(store, path) if isinstance(member, Member)),
+        "",
+    )
 
 
 def source_of(
-    store: Store, kind: str, classes: Sequence[str], found: Sequence[Block | Refused], refused: Sequence[Refused] = ()
+    store: Store,
+    kind: str,
+    classes: Sequence[str],
+    found: Sequence[Block | Refused],
+    refused: Sequence[Refused] = (),
 ) -> Source:
     """A source of what was found in archives."""
     blocks = [one for one in found if isinstance(one, Block)]

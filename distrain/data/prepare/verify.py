@@ -32,7 +32,9 @@ class Wrong(NamedTuple):
 
 
 def verify(
-    store: Store, manifest: Manifest, progress: Callable[[Progress], None] = lambda progress: None
+    store: Store,
+    manifest: Manifest,
+    progress: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Wrong]:
     """Read everything once: sizes and SHA-256 of shards, CRC-32C of groups and rows, labels, each image whole.
 
@@ -48,24 +50,37 @@ def verify(
         progress(at)
         for shard in manifest.shards:
             wrong.extend(_verify_shard(store, manifest, shard, pool))
-            at = Progress(at.done + sum(group.rows for group in shard.groups), at.total, at.bytes + shard.bytes)
+            at = Progress(
+                at.done + sum(group.rows for group in shard.groups),
+                at.total,
+                at.bytes + shard.bytes,
+            )
             progress(at)
     return wrong
 
 
-def _verify_shard(store: Store, manifest: Manifest, shard: Shard, pool: ThreadPoolExecutor) -> Iterator[Wrong]:
+def _verify_shard(
+    store: Store, manifest: Manifest, shard: Shard, pool: ThreadPoolExecutor
+) -> Iterator[Wrong]:
     try:
         size = store.size(shard.path)
         if size != shard.bytes:
             yield Wrong(shard.path, f"has {size} bytes, not {shard.bytes}")
             return
-        if shard.sha256 is None:  # of others: what was indexed of it is read, and nothing else
+        if (
+            shard.sha256 is None
+        ):  # of others: what was indexed of it is read, and nothing else
             read = partial(store.read, shard.path, patience=PATIENCE)
             yield from _verify_groups(read, manifest, shard, pool)
             return
         data = store.read(shard.path, patience=PATIENCE)
     except OSError as error:
-        yield Wrong(shard.path, "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}")
+        yield Wrong(
+            shard.path,
+            "is missing"
+            if isinstance(error, FileNotFoundError)
+            else f"cannot be read: {error}",
+        )
         return
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         yield Wrong(shard.path, "has another SHA-256")
@@ -73,13 +88,18 @@ def _verify_shard(store: Store, manifest: Manifest, shard: Shard, pool: ThreadPo
 
 
 def _verify_groups(
-    read: Callable[[int, int], bytes], manifest: Manifest, shard: Shard, pool: ThreadPoolExecutor
+    read: Callable[[int, int], bytes],
+    manifest: Manifest,
+    shard: Shard,
+    pool: ThreadPoolExecutor,
 ) -> Iterator[Wrong]:
     footer = None
     if shard.footer_start:
         data = read(shard.footer_start, shard.bytes)
         if crc32c(data) != shard.footer_crc32c:
-            yield Wrong(shard.path, "has a damaged footer, so its rows cannot be looked at")
+            yield Wrong(
+                shard.path, "has a damaged footer, so its rows cannot be looked at"
+            )
             return
         footer = parse_footer(data)
     for number, group in enumerate(shard.groups):
@@ -96,9 +116,15 @@ def _verify_groups(
             yield Wrong(where, f"has {len(table.labels)} rows, not {group.rows}")
         known = group.index.bad if group.index is not None else {}
         rows = [i for i in range(len(table.labels)) if i not in known]
-        for i, what in zip(rows, pool.map(partial(_verify_row, manifest, table), rows), strict=True):
+        for i, what in zip(
+            rows, pool.map(partial(_verify_row, manifest, table), rows), strict=True
+        ):
             if what:
-                yield Wrong(f"{where} row {i}" + (f" ({table.names[i]})" if table.names else ""), what)
+                yield Wrong(
+                    f"{where} row {i}"
+                    + (f" ({table.names[i]})" if table.names else ""),
+                    what,
+                )
 
 
 def _verify_row(manifest: Manifest, table: Table, i: int) -> str | None:
@@ -112,7 +138,11 @@ def _verify_row(manifest: Manifest, table: Table, i: int) -> str | None:
     except BadImageError as error:
         return f"does not decode: {error}"
     wanted = manifest.size or table.sizes[i]
-    return None if found == wanted else f"is {found[1]} x {found[0]} pixels, not {wanted[1]} x {wanted[0]}"
+    return (
+        None
+        if found == wanted
+        else f"is {found[1]} x {found[0]} pixels, not {wanted[1]} x {wanted[0]}"
+    )
 
 
 class Contents(NamedTuple):
@@ -130,7 +160,9 @@ def contents(dataset: Dataset) -> Contents:
     """Read every row once."""
     labels, sizes, lengths = Counter[int](), list[tuple[int, int]](), list[int]()
     starts = np.cumsum(dataset.manifest.group_rows)
-    for end, rows in zip(starts.tolist(), dataset.manifest.group_rows.tolist(), strict=True):
+    for end, rows in zip(
+        starts.tolist(), dataset.manifest.group_rows.tolist(), strict=True
+    ):
         for row in dataset.rows(np.arange(end - rows, end)):
             labels[row.label] += 1
             sizes.append(row.size)
@@ -148,7 +180,9 @@ def _spread(values: NDArray[np.int64]) -> tuple[int, int, int]:
     return int(values.min()), int(np.median(values)), int(values.max())
 
 
-def sheet(dataset: Dataset, columns: int = 8, rows: int = 8, seed: int = 0) -> NDArray[np.uint8]:
+def sheet(
+    dataset: Dataset, columns: int = 8, rows: int = 8, seed: int = 0
+) -> NDArray[np.uint8]:
     """A contact sheet of random samples, each cut to its centre square: RGB of shape (rows * 96, columns * 96, 3).
 
     A sample that does not decode is a red tile.

@@ -5,7 +5,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from distrain.data.prepare.source import Block, Refused, Source, numbered
-from distrain.data.prepare.tar import LABELS, Member, as_block, ending_of, members, source_of
+from distrain.data.prepare.tar import (
+    LABELS,
+    Member,
+    as_block,
+    ending_of,
+    members,
+    source_of,
+)
 from distrain.data.storage.backend import Entry
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
@@ -25,10 +32,16 @@ def open_webdataset(store: Store, files: Sequence[Entry]) -> Source:
         UserError: one is damaged, or no shard holds labelled images.
     """
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = [one for ones in pool.map(lambda file: list(_samples(store, file.name)), files) for one in ones]
+        found = [
+            one
+            for ones in pool.map(lambda file: list(_samples(store, file.name)), files)
+            for one in ones
+        ]
     labels = [one.label for one in found if isinstance(one, Block)]
     if not labels:
-        reasons = "; ".join(f"{one.name}: {one.reason}" for one in found[:1] if isinstance(one, Refused))
+        reasons = "; ".join(
+            f"{one.name}: {one.reason}" for one in found[:1] if isinstance(one, Refused)
+        )
         raise UserError(
             f"{store.name} holds no labelled images as WebDataset writes them, such as 0001.jpg beside 0001.cls"
             + (f" ({reasons})" if reasons else "")
@@ -47,7 +60,9 @@ def _samples(store: Store, path: str) -> Iterator[Block | Refused]:
             yield from _sample(path, key, parts, odd)
             key, parts, odd = here, {}, []
         if ending in parts:
-            yield Refused(f"{path}/{member.name}", "a second file of one sample and kind")
+            yield Refused(
+                f"{path}/{member.name}", "a second file of one sample and kind"
+            )
         elif ending in _IMAGES | LABELS:
             parts[ending] = member
         elif ending.rpartition(".")[2] in _IMAGES:
@@ -55,11 +70,16 @@ def _samples(store: Store, path: str) -> Iterator[Block | Refused]:
     yield from _sample(path, key, parts, odd)
 
 
-def _sample(path: str, key: str, parts: dict[str, Member], odd: Sequence[Member]) -> Iterator[Block | Refused]:
+def _sample(
+    path: str, key: str, parts: dict[str, Member], odd: Sequence[Member]
+) -> Iterator[Block | Refused]:
     """At most one block, of the parts of a sample by their endings."""
     images = [parts[kind] for kind in parts if kind in _IMAGES]
     if not images:  # such as photo.v2.jpg: WebDataset's key ends at the first dot
-        yield from (Refused(f"{path}/{member.name}", "more than one dot in its name") for member in odd)
+        yield from (
+            Refused(f"{path}/{member.name}", "more than one dot in its name")
+            for member in odd
+        )
     name = f"{path}/{images[0].name if images else key}"
     if not parts:
         return
@@ -67,7 +87,11 @@ def _sample(path: str, key: str, parts: dict[str, Member], odd: Sequence[Member]
         yield Refused(name, f"{len(images)} images in one sample")
         return
     label = _label(parts)
-    yield label._replace(name=name) if isinstance(label, Refused) else as_block(path, images[0], label)
+    yield (
+        label._replace(name=name)
+        if isinstance(label, Refused)
+        else as_block(path, images[0], label)
+    )
 
 
 def _label(parts: dict[str, Member]) -> int | Refused:
@@ -82,7 +106,14 @@ def _label(parts: dict[str, Member]) -> int | Refused:
             if int(label) != float(label):
                 raise ValueError(label)
             return _natural(int(label))
-        except (ValueError, TypeError, OverflowError, RecursionError, StopIteration, AttributeError):
+        except (
+            ValueError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+            StopIteration,
+            AttributeError,
+        ):
             return Refused("", f"its .{kind} holds no label")
     return Refused("", "no label")
 

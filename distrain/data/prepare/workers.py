@@ -36,8 +36,12 @@ def workers(count: int, reader: Reader, url: str) -> Iterator["Workers"]:
         yield Workers(None, 1, reader)
         return
     before = os.environ.get(_BLAS_THREADS)
-    os.environ[_BLAS_THREADS] = "1"  # read when numpy is loaded: a team of threads in each process would only spin
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start, (reader,))
+    os.environ[_BLAS_THREADS] = (
+        "1"  # read when numpy is loaded: a team of threads in each process would only spin
+    )
+    pool = ProcessPoolExecutor(
+        count, multiprocessing.get_context("spawn"), _start, (reader,)
+    )
     try:
         yield Workers(pool, count, reader)
     finally:
@@ -51,10 +55,14 @@ def workers(count: int, reader: Reader, url: str) -> Iterator["Workers"]:
 class Workers:
     """Runs functions of (reader, task)."""
 
-    def __init__(self, pool: ProcessPoolExecutor | None, count: int, reader: Reader) -> None:
+    def __init__(
+        self, pool: ProcessPoolExecutor | None, count: int, reader: Reader
+    ) -> None:
         self._pool, self._ahead, self._reader = pool, _TASKS_AHEAD * count + 1, reader
 
-    def map(self, function: Callable[[Reader, _T], _R], tasks: Iterable[_T]) -> Iterator[tuple[_T, _R]]:
+    def map(
+        self, function: Callable[[Reader, _T], _R], tasks: Iterable[_T]
+    ) -> Iterator[tuple[_T, _R]]:
         """Each task with what the function makes of it, in the order of tasks; few are in flight at once.
 
         Raises:
@@ -98,14 +106,18 @@ def _start(reader: Reader) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     # The pool's own processes wait for ever where their parent is killed.
-    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+    threading.Thread(
+        target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True
+    ).start()
 
 
 def _run(function: Callable[[Reader, Any], Any], task: Any) -> Any:
     return function(_here[0], task)
 
 
-def batches(items: Iterable[_T], weigh: Callable[[_T], tuple[int, int]]) -> Iterator[list[_T]]:
+def batches(
+    items: Iterable[_T], weigh: Callable[[_T], tuple[int, int]]
+) -> Iterator[list[_T]]:
     """Items as tasks, each of some dozens of rows and some megabytes, or one item; `weigh` says rows and bytes."""
     part, rows, size = list[_T](), 0, 0
     for item in items:

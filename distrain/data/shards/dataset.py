@@ -15,7 +15,14 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from distrain.data.shards.manifest import Manifest, Shard
-from distrain.data.shards.parquet import DamagedError, Footer, Piece, binary, parse_footer, read_group
+from distrain.data.shards.parquet import (
+    DamagedError,
+    Footer,
+    Piece,
+    binary,
+    parse_footer,
+    read_group,
+)
 from distrain.data.storage.cache import DiskCache
 from distrain.data.storage.store import Store
 from distrain.errors import AttemptError
@@ -51,7 +58,13 @@ class Table(NamedTuple):
 
 
 def unpacked(
-    manifest: Manifest, shard: Shard, number: int, data: bytes | memoryview, footer: Footer | None, *, whole: bool
+    manifest: Manifest,
+    shard: Shard,
+    number: int,
+    data: bytes | memoryview,
+    footer: Footer | None,
+    *,
+    whole: bool,
 ) -> Table:
     """A row group from the bytes that the manifest says are its own.
 
@@ -68,18 +81,32 @@ def unpacked(
     """
     group = shard.groups[number]
     if (index := group.index) is not None:
-        values, starts, ends = np.frombuffer(data, np.uint8), index.start.tolist(), (index.start + index.size).tolist()
+        values, starts, ends = (
+            np.frombuffer(data, np.uint8),
+            index.start.tolist(),
+            (index.start + index.size).tolist(),
+        )
         if manifest.layout == "parquet":
             column = manifest.image_column
-            table = read_group([Piece(group.start, data)], shard.bytes, footer, group.number, [column])
+            table = read_group(
+                [Piece(group.start, data)], shard.bytes, footer, group.number, [column]
+            )
             values, offsets = binary(table.column(0))
             starts, ends = offsets[:-1], offsets[1:]
         sizes = list(zip(index.height.tolist(), index.width.tolist(), strict=True))
-        return Table(values, starts, ends, index.label.tolist(), sizes, index.crc32c.tolist(), [])
+        return Table(
+            values, starts, ends, index.label.tolist(), sizes, index.crc32c.tolist(), []
+        )
     columns = _READ + _MORE if whole else _READ
     table = read_group([Piece(group.start, data)], shard.bytes, footer, number, columns)
     values, offsets = binary(table.column("image"))
-    sizes = list(zip(table.column("height").to_pylist(), table.column("width").to_pylist(), strict=True))
+    sizes = list(
+        zip(
+            table.column("height").to_pylist(),
+            table.column("width").to_pylist(),
+            strict=True,
+        )
+    )
     return Table(
         values,
         offsets[:-1],
@@ -87,7 +114,9 @@ def unpacked(
         table.column("label").to_pylist(),
         sizes,
         table.column("crc32c").to_pylist() if whole else [],
-        table.column("image").combine_chunks().field("path").to_pylist() if whole else [],
+        table.column("image").combine_chunks().field("path").to_pylist()
+        if whole
+        else [],
     )
 
 
@@ -100,7 +129,13 @@ class Dataset:
     """Reads rows by sample id, keeping at most `memory` bytes of row groups. One thread reads rows at a time."""
 
     def __init__(
-        self, store: Store, manifest: Manifest, *, memory: int, patience: float, cache: DiskCache | None = None
+        self,
+        store: Store,
+        manifest: Manifest,
+        *,
+        memory: int,
+        patience: float,
+        cache: DiskCache | None = None,
     ) -> None:
         """Open a set.
 
@@ -116,7 +151,9 @@ class Dataset:
         self._groups = manifest.groups
         rows = manifest.group_rows
         self._starts = np.cumsum(rows) - rows
-        self._kept: OrderedDict[int, Future[Table]] = OrderedDict()  # fetched, or on their way
+        self._kept: OrderedDict[int, Future[Table]] = (
+            OrderedDict()
+        )  # fetched, or on their way
         self._kept_bytes = 0
         self._footers: OrderedDict[str, bytes] = OrderedDict()
         self._footer_bytes = 0
@@ -128,7 +165,9 @@ class Dataset:
 
     def groups_of(self, ids: NDArray[np.int64]) -> list[int]:
         """The row groups that hold samples, ascending."""
-        groups: list[int] = np.unique(np.searchsorted(self._starts, ids, side="right") - 1).tolist()
+        groups: list[int] = np.unique(
+            np.searchsorted(self._starts, ids, side="right") - 1
+        ).tolist()
         return groups
 
     def prefetch(self, queued: Iterable[Sequence[int]], pool: Executor) -> None:
@@ -164,7 +203,11 @@ class Dataset:
                 i = int(ids[place] - self._starts[g])
                 data = table.data[table.starts[i] : table.ends[i]]
                 # A view keeps its whole group alive: copy where these groups do not fit the memory together.
-                rows[place] = Row(data.copy() if size > self._memory else data, table.labels[i], table.sizes[i])
+                rows[place] = Row(
+                    data.copy() if size > self._memory else data,
+                    table.labels[i],
+                    table.sizes[i],
+                )
         return [row for row in rows if row is not None]
 
     def describe(self, sample_id: int) -> str:
@@ -223,7 +266,9 @@ class Dataset:
         try:
             table = unpacked(self.manifest, shard, number, data, footer, whole=False)
         except DamagedError as error:  # although its checksum is right
-            raise AttemptError(f"{self._where(shard, number)} cannot be read: {error}") from None
+            raise AttemptError(
+                f"{self._where(shard, number)} cannot be read: {error}"
+            ) from None
         labels = np.array(table.labels)
         wrong = np.flatnonzero((labels < 0) | (labels >= len(self.manifest.classes)))
         if len(wrong):
@@ -240,7 +285,9 @@ class Dataset:
         with self._lock:
             data = self._footers.get(shard.path)
         if data is None:
-            data = bytes(self._read(shard, shard.footer_start, shard.bytes, shard.footer_crc32c))
+            data = bytes(
+                self._read(shard, shard.footer_start, shard.bytes, shard.footer_crc32c)
+            )
             with self._lock:
                 if shard.path not in self._footers:
                     self._footers[shard.path] = data
@@ -249,7 +296,9 @@ class Dataset:
                     self._footer_bytes -= len(self._footers.popitem(last=False)[1])
         return parse_footer(data)
 
-    def _read(self, shard: Shard, start: int, end: int, checksum: int) -> bytes | memoryview:
+    def _read(
+        self, shard: Shard, start: int, end: int, checksum: int
+    ) -> bytes | memoryview:
         """A verified range, from the disk cache where that has it."""
         if self._cache is None:
             return self._read_store(shard, start, end, checksum)
@@ -261,16 +310,27 @@ class Dataset:
         self._cache.put(key, data)
         return data
 
-    def _read_store(self, shard: Shard, start: int, end: int, checksum: int) -> bytes | memoryview:
+    def _read_store(
+        self, shard: Shard, start: int, end: int, checksum: int
+    ) -> bytes | memoryview:
         """A verified range. A failure is never taken for a bad sample: it is tried again, then ends the attempt."""
-        where, patient_until = f"{self.store.name}/{shard.path}", time.monotonic() + self._patience
+        where, patient_until = (
+            f"{self.store.name}/{shard.path}",
+            time.monotonic() + self._patience,
+        )
         for _ in range(_READS_OF_DAMAGED):
             try:
-                data = self.store.view(shard.path, start, end, patience=patient_until - time.monotonic())
+                data = self.store.view(
+                    shard.path, start, end, patience=patient_until - time.monotonic()
+                )
             except FileNotFoundError:
-                raise AttemptError(f"{where} is missing: restore it, or pack the data set again") from None
+                raise AttemptError(
+                    f"{where} is missing: restore it, or pack the data set again"
+                ) from None
             except PermissionError as error:
-                raise AttemptError(f"{where} may not be read ({error}): check its permissions") from None
+                raise AttemptError(
+                    f"{where} may not be read ({error}): check its permissions"
+                ) from None
             except OSError as error:
                 raise AttemptError(
                     self._replaced(shard)

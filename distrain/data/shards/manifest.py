@@ -52,13 +52,21 @@ class RowIndex:
             name: base64.b64encode(getattr(self, name).astype(kind).tobytes()).decode()
             for name, kind in _COLUMNS.items()
         }
-        return {**columns, "bad": {str(row): reason for row, reason in self.bad.items()}}
+        return {
+            **columns,
+            "bad": {str(row): reason for row, reason in self.bad.items()},
+        }
 
     @staticmethod
     def from_tree(tree: Mapping[str, Any]) -> "RowIndex":
         """What `to_tree` made."""
-        columns = {name: np.frombuffer(base64.b64decode(tree[name]), kind) for name, kind in _COLUMNS.items()}
-        return RowIndex(**columns, bad={int(row): reason for row, reason in tree["bad"].items()})
+        columns = {
+            name: np.frombuffer(base64.b64decode(tree[name]), kind)
+            for name, kind in _COLUMNS.items()
+        }
+        return RowIndex(
+            **columns, bad={int(row): reason for row, reason in tree["bad"].items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,9 @@ class Manifest:
     @property
     def group_rows(self) -> NDArray[np.int64]:
         """Rows of each row group."""
-        return np.array([group.rows for shard in self.shards for group in shard.groups], np.int64)
+        return np.array(
+            [group.rows for shard in self.shards for group in shard.groups], np.int64
+        )
 
     @property
     def rows(self) -> int:
@@ -137,14 +147,18 @@ class Manifest:
         for shard in self.shards:
             for group in shard.groups:
                 if group.index is not None:
-                    found.update({first + row: reason for row, reason in group.index.bad.items()})
+                    found.update(
+                        {first + row: reason for row, reason in group.index.bad.items()}
+                    )
                 first += group.rows
         return found
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the content: where the data set lies does not matter."""
-        return hashlib.sha256(json.dumps({**self._tree(), "at": None}).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps({**self._tree(), "at": None}).encode()
+        ).hexdigest()
 
     def to_json(self) -> str:
         """The manifest as it is stored."""
@@ -189,7 +203,9 @@ class Manifest:
             kind = AttemptError if is_transient(error) else UserError
             raise kind(f"cannot read the data set at {store.name}: {error}") from None
         except ValueError:
-            raise UserError(f"{store.name}/{MANIFEST} is not JSON: pack the data set again") from None
+            raise UserError(
+                f"{store.name}/{MANIFEST} is not JSON: pack the data set again"
+            ) from None
         try:
             if tree["format"] != _FORMAT:
                 raise KeyError(_FORMAT)
@@ -213,11 +229,17 @@ class Manifest:
         except UserError:
             raise
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"{store.name}/{MANIFEST} is not a {_FORMAT} manifest: pack the data set again") from None
+            raise UserError(
+                f"{store.name}/{MANIFEST} is not a {_FORMAT} manifest: pack the data set again"
+            ) from None
         if manifest.rows == 0:
-            raise UserError(f"the data set at {store.name} is empty: pack one with images in it")
+            raise UserError(
+                f"the data set at {store.name} is empty: pack one with images in it"
+            )
         if len(manifest.classes) < 2:
-            raise UserError(f"the data set at {store.name} has one class, so there is nothing to tell apart")
+            raise UserError(
+                f"the data set at {store.name} has one class, so there is nothing to tell apart"
+            )
         return manifest
 
 
@@ -230,7 +252,11 @@ def shard_tree(shard: Shard) -> dict[str, Any]:
 def _group_tree(group: Group) -> dict[str, Any]:
     if group.index is not None:
         return {**vars(group), "index": group.index.to_tree()}
-    return {name: value for name, value in vars(group).items() if name not in ("index", "number")}
+    return {
+        name: value
+        for name, value in vars(group).items()
+        if name not in ("index", "number")
+    }
 
 
 def read_shard(tree: Mapping[str, Any]) -> Shard:

@@ -45,7 +45,9 @@ class Features(NamedTuple):
     """Names by label, where they are given."""
 
 
-def read_footer(store: Store, path: str, size: int, patience: float) -> tuple[int, bytes]:
+def read_footer(
+    store: Store, path: str, size: int, patience: float
+) -> tuple[int, bytes]:
     """A file's footer: where it starts, and its bytes to the end of the file.
 
     Raises:
@@ -55,7 +57,9 @@ def read_footer(store: Store, path: str, size: int, patience: float) -> tuple[in
     start = max(0, size - _TAIL)
     tail = store.read(path, start, size, patience=patience)
     if len(tail) < 12 or tail[-4:] != _MAGIC:
-        raise UserError(f"{store.name}/{path} is no whole Parquet file: it is cut, or something else")
+        raise UserError(
+            f"{store.name}/{path} is no whole Parquet file: it is cut, or something else"
+        )
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if length > size:
         raise UserError(f"{store.name}/{path} has a damaged footer")
@@ -96,14 +100,25 @@ def has_dictionary(footer: Footer, group: int, column: str) -> bool:
     """Whether values of a column of a row group may be stored once and repeated."""
     row_group = footer.row_group(group)
     columns = [row_group.column(i) for i in range(row_group.num_columns)]
-    return any(c.path_in_schema == column and c.dictionary_page_offset is not None for c in columns)
+    return any(
+        c.path_in_schema == column and c.dictionary_page_offset is not None
+        for c in columns
+    )
 
 
-def read_group(pieces: Sequence[Piece], size: int, footer: Footer, number: int, columns: Sequence[str]) -> pa.Table:
+def read_group(
+    pieces: Sequence[Piece],
+    size: int,
+    footer: Footer,
+    number: int,
+    columns: Sequence[str],
+) -> pa.Table:
     """Columns of a row group of a file of `size` bytes, from the pieces that hold them. Raises DamagedError."""
     try:
         # Buffered ahead, it would read what lies between columns too.
-        file = pq.ParquetFile(pa.PythonFile(_Window(pieces, size), "r"), metadata=footer, pre_buffer=False)
+        file = pq.ParquetFile(
+            pa.PythonFile(_Window(pieces, size), "r"), metadata=footer, pre_buffer=False
+        )
         return file.read_row_group(number, columns=list(columns), use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise DamagedError(f"damaged row group: {error}") from None
@@ -111,7 +126,9 @@ def read_group(pieces: Sequence[Piece], size: int, footer: Footer, number: int, 
 
 def binary(column: pa.ChunkedArray) -> tuple[NDArray[np.uint8], list[int]]:
     """Values of a column of bytes, or of its field `bytes`: value i is data[offsets[i]:offsets[i + 1]]."""
-    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies even one
+    array = (
+        column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    )  # which copies even one
     if pa.types.is_struct(array.type):
         array = array.field("bytes")
     if array.type not in (pa.binary(), pa.string()):
@@ -119,11 +136,15 @@ def binary(column: pa.ChunkedArray) -> tuple[NDArray[np.uint8], list[int]]:
     _, offsets, values = array.buffers()
     return (
         np.frombuffer(values, np.uint8) if values else np.empty(0, np.uint8),
-        np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1].tolist(),
+        np.frombuffer(offsets, np.int32)[
+            array.offset : array.offset + len(array) + 1
+        ].tolist(),
     )
 
 
-def features(footer: Footer, where: str, image: str | None = None, label: str | None = None) -> Features:
+def features(
+    footer: Footer, where: str, image: str | None = None, label: str | None = None
+) -> Features:
     """Find the columns of images and labels: those named, those of the hub's metadata, or `image` and `label`.
 
     Raises:
@@ -140,14 +161,25 @@ def features(footer: Footer, where: str, image: str | None = None, label: str | 
             f"it has {', '.join(schema.names)}"
         )
     if not pa.types.is_integer(schema.field(label).type):
-        raise UserError(f"column {label} of {where} holds no numbers: labels are integers from 0")
+        raise UserError(
+            f"column {label} of {where} holds no numbers: labels are integers from 0"
+        )
     kind = schema.field(image).type
-    if pa.types.is_struct(kind) and any(kind.field(i).name == "bytes" for i in range(kind.num_fields)):
+    if pa.types.is_struct(kind) and any(
+        kind.field(i).name == "bytes" for i in range(kind.num_fields)
+    ):
         image = f"{image}.bytes"
     elif not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise UserError(f"column {image} of {where} holds no image files: its type is {kind}")
-    names = told.get(label, {}).get("names") if isinstance(told.get(label), dict) else None
-    return Features(Columns(image, label), tuple(map(str, names)) if isinstance(names, list) else None)
+        raise UserError(
+            f"column {image} of {where} holds no image files: its type is {kind}"
+        )
+    names = (
+        told.get(label, {}).get("names") if isinstance(told.get(label), dict) else None
+    )
+    return Features(
+        Columns(image, label),
+        tuple(map(str, names)) if isinstance(names, list) else None,
+    )
 
 
 def _hub_features(footer: Footer) -> dict[str, dict[str, object]]:
@@ -160,9 +192,15 @@ def _hub_features(footer: Footer) -> dict[str, dict[str, object]]:
 
 def _only(told: dict[str, dict[str, object]], kind: str, usual: str, where: str) -> str:
     """The one column of a kind, or the usual name."""
-    found = [name for name, feature in told.items() if isinstance(feature, dict) and feature.get("_type") == kind]
+    found = [
+        name
+        for name, feature in told.items()
+        if isinstance(feature, dict) and feature.get("_type") == kind
+    ]
     if len(found) > 1 and usual not in found:
-        raise UserError(f"{where} has several columns of {usual}s, {', '.join(found)}: choose with --{usual}-column")
+        raise UserError(
+            f"{where} has several columns of {usual}s, {', '.join(found)}: choose with --{usual}-column"
+        )
     return usual if usual in found or not found else found[0]
 
 

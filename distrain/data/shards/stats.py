@@ -12,7 +12,12 @@ _PAIRS = [(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]
 class PixelMoments:
     """Sums over pixels as Python integers, which never round: the order of images does not matter."""
 
-    def __init__(self, pixels: int = 0, sums: list[int] | None = None, products: list[int] | None = None) -> None:
+    def __init__(
+        self,
+        pixels: int = 0,
+        sums: list[int] | None = None,
+        products: list[int] | None = None,
+    ) -> None:
         self.pixels = pixels
         self.sums = sums or [0] * 3
         """Of red, green and blue."""
@@ -26,21 +31,31 @@ class PixelMoments:
         # than one product of matrices.
         channels = [flat[:, i].astype(np.float64) for i in range(3)]
         self.pixels += len(flat)
-        self.sums = [total + int(channel.sum()) for total, channel in zip(self.sums, channels, strict=True)]
+        self.sums = [
+            total + int(channel.sum())
+            for total, channel in zip(self.sums, channels, strict=True)
+        ]
         found = (channels[i] @ channels[j] for i, j in _PAIRS)
-        self.products = [total + int(product) for total, product in zip(self.products, found, strict=True)]
+        self.products = [
+            total + int(product)
+            for total, product in zip(self.products, found, strict=True)
+        ]
 
     def merge(self, other: "PixelMoments") -> None:
         """Add what another one has seen."""
         self.pixels += other.pixels
         self.sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
-        self.products = [a + b for a, b in zip(self.products, other.products, strict=True)]
+        self.products = [
+            a + b for a, b in zip(self.products, other.products, strict=True)
+        ]
 
     def statistics(self) -> "Statistics":
         """Of all pixels added, in units of 0 to 255."""
         n, covariance = self.pixels, np.empty((3, 3))
         for (i, j), product in zip(_PAIRS, self.products, strict=True):
-            covariance[i, j] = covariance[j, i] = (n * product - self.sums[i] * self.sums[j]) / (n * n)
+            covariance[i, j] = covariance[j, i] = (
+                n * product - self.sums[i] * self.sums[j]
+            ) / (n * n)
         return Statistics.of(np.array([s / n for s in self.sums]), covariance)
 
 
@@ -75,13 +90,17 @@ class Statistics:
         variance = np.diag(self.covariance)
         return np.where(variance > 0, np.sqrt(variance), 1.0)
 
-    def principal_axes(self, unit: Literal["deviation", "variance"] = "deviation") -> NDArray[np.float64]:
+    def principal_axes(
+        self, unit: Literal["deviation", "variance"] = "deviation"
+    ) -> NDArray[np.float64]:
         """Principal axes of the colours in units of 0 to 255, one a column, shape (3, 3), the largest first.
 
         The shift of Krizhevsky et al. 2012, section 4.1, is these axes times normal draws. Each is as long as its
         standard deviation, the root of the eigenvalue, as in the released source. The paper writes the eigenvalue,
         which has no unit of a pixel: `variance` takes it of colours from 0 to 1, as most code does.
         """
-        lengths = np.sqrt(self.eigenvalues) if unit == "deviation" else self.eigenvalues / 255
+        lengths = (
+            np.sqrt(self.eigenvalues) if unit == "deviation" else self.eigenvalues / 255
+        )
         axes: NDArray[np.float64] = self.eigenvectors * lengths
         return axes

@@ -29,12 +29,21 @@ class ShardWriter:
         self._bytes = 0
         self._sink = pa.BufferOutputStream()
         # JPEG does not compress, and dictionary and statistics would make reads four times slower.
-        options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        options = {
+            "compression": "none",
+            "use_dictionary": False,
+            "write_statistics": False,
+        }
         self._writer = pq.ParquetWriter(self._sink, self._schema, **options)
 
     def add(self, data: bytes, label: int, path: str, size: tuple[int, int]) -> None:
         """Add an image file; `path` says where it came from, `size` is its height and width in pixels."""
-        row = {"label": label, "height": size[0], "width": size[1], "crc32c": crc32c(data)}
+        row = {
+            "label": label,
+            "height": size[0],
+            "width": size[1],
+            "crc32c": crc32c(data),
+        }
         self._rows.append({"image": {"bytes": data, "path": path}, **row})
         self._bytes += len(data)
         if len(self._rows) == self._group_rows or self._bytes >= GROUP_BYTES:
@@ -69,7 +78,9 @@ def _schema(classes: Sequence[str]) -> pa.Schema:
         pa.field("crc32c", pa.uint32()),
     ]
     # The hub's own library reads the features from this key, and then shows images and named labels.
-    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+    return pa.schema(
+        fields, metadata={"huggingface": json.dumps({"info": {"features": features}})}
+    )
 
 
 def _described(path: str, data: memoryview) -> Shard:
@@ -80,7 +91,9 @@ def _described(path: str, data: memoryview) -> Shard:
         row_group = metadata.row_group(g)
         columns = [row_group.column(c) for c in range(row_group.num_columns)]
         start = min(column.data_page_offset for column in columns)
-        end = max(column.data_page_offset + column.total_compressed_size for column in columns)
+        end = max(
+            column.data_page_offset + column.total_compressed_size for column in columns
+        )
         groups.append(Group(row_group.num_rows, start, end, crc32c(data[start:end])))
     digest = hashlib.sha256(data).hexdigest()
     return Shard(path, len(data), tuple(groups), digest, footer, crc32c(data[footer:]))

@@ -28,12 +28,18 @@ class DiskCache:
 
     def __init__(self, folder: str, limit: int, counts: Counts) -> None:
         """Open the folder, and clear away what processes that were killed have left half written."""
-        self._folder, self._limit, self._counts = Path(folder).expanduser(), limit, counts
+        self._folder, self._limit, self._counts = (
+            Path(folder).expanduser(),
+            limit,
+            counts,
+        )
         self._lock, self._added = threading.Lock(), limit  # a look at the first one
         with suppress(OSError):
             for partial in self._folder.glob(f"*{_PARTIAL}"):
                 with partial.open("rb") as file, suppress(OSError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by its writer while that lives
+                    fcntl.flock(
+                        file, fcntl.LOCK_EX | fcntl.LOCK_NB
+                    )  # held by its writer while that lives
                     partial.unlink(missing_ok=True)
 
     @staticmethod
@@ -64,7 +70,9 @@ class DiskCache:
         """Keep a range, if there is room for it on the disk."""
         if len(data) > self._limit:
             return
-        partial = self._folder / f"{key}.{os.getpid()}.{threading.get_ident()}{_PARTIAL}"
+        partial = (
+            self._folder / f"{key}.{os.getpid()}.{threading.get_ident()}{_PARTIAL}"
+        )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._lock:

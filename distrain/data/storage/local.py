@@ -43,7 +43,11 @@ class LocalFolder:
         """Bytes start to end."""
         start = start or 0
         if max(start, end or 0) > _LAST_BYTE:
-            raise OSError(errno.EINVAL, f"no file has a byte {max(start, end or 0)}", self.path(path))
+            raise OSError(
+                errno.EINVAL,
+                f"no file has a byte {max(start, end or 0)}",
+                self.path(path),
+            )
         with open(self.path(path), "rb", buffering=0) as file:
             if start:
                 file.seek(start)
@@ -94,7 +98,9 @@ class LocalFolder:
         """List a folder; a link is listed as its target."""
         try:
             with os.scandir(self.path(path)) as listed:
-                return [entry for found in listed if (entry := _entry(found)) is not None]
+                return [
+                    entry for found in listed if (entry := _entry(found)) is not None
+                ]
         except (FileNotFoundError, NotADirectoryError):
             return []
 

@@ -26,7 +26,11 @@ _CLIENT = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "1h"}
 _RETRY = {
     "max_retries": 2,
     "retry_timeout": timedelta(seconds=30),
-    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2},
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=100),
+        "max_backoff": timedelta(seconds=2),
+        "base": 2,
+    },
 }
 
 
@@ -44,9 +48,14 @@ class Bucket:
         try:
             import obstore
         except ImportError:
-            raise UserError(f"{scheme}:// needs obstore: pip install 'distrain[{_EXTRAS[scheme]}]'") from None
+            raise UserError(
+                f"{scheme}:// needs obstore: pip install 'distrain[{_EXTRAS[scheme]}]'"
+            ) from None
         self._obstore, self._scheme = obstore, scheme
-        self._options: dict[str, Any] = {"client_options": {**_CLIENT, "allow_http": True}, "retry_config": _RETRY}
+        self._options: dict[str, Any] = {
+            "client_options": {**_CLIENT, "allow_http": True},
+            "retry_config": _RETRY,
+        }
         if scheme == "s3" and (provider := _profile()) is not None:
             self._options["credential_provider"] = provider
         self._bucket = bucket = "/".join(url.split("/")[:3])
@@ -54,7 +63,9 @@ class Bucket:
         self._prefix = self._root.partition("/")[2]
         try:
             self._store = obstore.store.from_url(bucket, **self._options)
-        except Exception as error:  # obstore's own kinds, one for each way in which a URL can be wrong
+        except (
+            Exception
+        ) as error:  # obstore's own kinds, one for each way in which a URL can be wrong
             raise UserError(f"cannot open {bucket}: {_sentence(error)}") from None
 
     def file_system(self) -> Any:
@@ -76,9 +87,13 @@ class Bucket:
         key, start = self._key(path), start or 0
         try:
             if end is not None:
-                return memoryview(self._obstore.get_range(self._store, key, start=start, end=end))
+                return memoryview(
+                    self._obstore.get_range(self._store, key, start=start, end=end)
+                )
             options: Any = {"range": {"offset": start}} if start else None
-            return memoryview(self._obstore.get(self._store, key, options=options).bytes())
+            return memoryview(
+                self._obstore.get(self._store, key, options=options).bytes()
+            )
         except Exception as error:
             raise self._as_os_error(error, path) from error
 
@@ -90,7 +105,9 @@ class Bucket:
         """Write an object that is not there yet, by a conditional put."""
         self._put(path, data, "create")
 
-    def _put(self, path: str, data: bytes, mode: Literal["create", "overwrite"]) -> None:
+    def _put(
+        self, path: str, data: bytes, mode: Literal["create", "overwrite"]
+    ) -> None:
         try:
             self._obstore.put(self._store, self._key(path), data, mode=mode)
         except Exception as error:
@@ -127,20 +144,30 @@ class Bucket:
         """List the objects and prefixes directly under a prefix; prefixes are folders."""
         key = self._key(path)
         try:
-            found = self._obstore.list_with_delimiter(self._store, f"{key}/" if key else None)
+            found = self._obstore.list_with_delimiter(
+                self._store, f"{key}/" if key else None
+            )
         except Exception as error:
             raise self._as_os_error(error, path) from error
         prefixes = [
-            Entry(str(prefix).rstrip("/").rpartition("/")[2], None, True) for prefix in found["common_prefixes"]
+            Entry(str(prefix).rstrip("/").rpartition("/")[2], None, True)
+            for prefix in found["common_prefixes"]
         ]
-        objects = [Entry(str(at["path"]).rpartition("/")[2], int(at["size"]), False) for at in found["objects"]]
+        objects = [
+            Entry(str(at["path"]).rpartition("/")[2], int(at["size"]), False)
+            for at in found["objects"]
+        ]
         return [*prefixes, *objects]
 
     def remove(self, path: str) -> None:
         """Remove an object, or all objects under a prefix."""
         key = self._key(path)
         try:
-            under = [entry["path"] for chunk in self._obstore.list(self._store, f"{key}/") for entry in chunk]
+            under = [
+                entry["path"]
+                for chunk in self._obstore.list(self._store, f"{key}/")
+                for entry in chunk
+            ]
             for one in under or [key]:
                 self._obstore.delete(self._store, one)
         except Exception as error:
@@ -154,7 +181,9 @@ class Bucket:
             return FileExistsError(f"{self._bucket}/{self._key(path)}")
         if kind in ("PermissionDeniedError", "UnauthenticatedError"):
             where = f"{self._bucket}/{self._key(path)}"
-            return PermissionError(f"the store refuses {where}; credentials were looked for in {SCHEMES[self._scheme]}")
+            return PermissionError(
+                f"the store refuses {where}; credentials were looked for in {SCHEMES[self._scheme]}"
+            )
         return OSError(_sentence(error))
 
 
@@ -163,7 +192,10 @@ _EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure"}
 
 def _profile() -> Any:
     """boto3's chain, where a profile is in use and boto3 is installed; None: obstore's own."""
-    if "AWS_PROFILE" not in os.environ and not Path("~/.aws/credentials").expanduser().exists():
+    if (
+        "AWS_PROFILE" not in os.environ
+        and not Path("~/.aws/credentials").expanduser().exists()
+    ):
         return None
     try:
         from obstore.auth.boto3 import Boto3CredentialProvider
@@ -179,4 +211,7 @@ def _profile() -> Any:
 
 def _sentence(error: BaseException) -> str:
     """The first line of an error: what follows may hold signed addresses."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    return next(
+        (line.strip() for line in str(error).splitlines() if line.strip()),
+        type(error).__name__,
+    )[:300]

@@ -86,10 +86,18 @@ class RemoteFolder:
             return []
         found = []
         for entry in listed:
-            if str(entry["name"]).strip("/") == self.path(path).strip("/"):  # of a file, itself
+            if str(entry["name"]).strip("/") == self.path(path).strip(
+                "/"
+            ):  # of a file, itself
                 continue
             folder = entry["type"] == "directory"
-            found.append(Entry(PurePosixPath(entry["name"]).name, None if folder else entry.get("size"), folder))
+            found.append(
+                Entry(
+                    PurePosixPath(entry["name"]).name,
+                    None if folder else entry.get("size"),
+                    folder,
+                )
+            )
         return found
 
     def remove(self, path: str) -> None:
@@ -108,8 +116,12 @@ class RemoteFolder:
             raise OSError(self._without_secrets(str(error))) from None
         except RecursionError:  # of the caller, whose stack was full already
             raise
-        except Exception as error:  # clients have errors of their own for a broken connection
-            raise OSError(self._without_secrets(f"{type(error).__name__}: {error}")) from None
+        except (
+            Exception
+        ) as error:  # clients have errors of their own for a broken connection
+            raise OSError(
+                self._without_secrets(f"{type(error).__name__}: {error}")
+            ) from None
 
     def _without_secrets(self, text: str) -> str:
         for part in self._url.split("::"):

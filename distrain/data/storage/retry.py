@@ -8,7 +8,13 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-LASTING = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
+LASTING = (
+    FileNotFoundError,
+    PermissionError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+)
 """Errors that stay however long one waits."""
 
 # Seconds between two tries: the first pause, doubled after each, up to the longest.

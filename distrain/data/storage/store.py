@@ -71,7 +71,14 @@ class Store:
         """The whole path of a file, as the file system knows it."""
         return self.backend.path(path)
 
-    def read(self, path: str, start: int | None = None, end: int | None = None, *, patience: float = 0.0) -> bytes:
+    def read(
+        self,
+        path: str,
+        start: int | None = None,
+        end: int | None = None,
+        *,
+        patience: float = 0.0,
+    ) -> bytes:
         """Bytes start to end of a file (all of it by default).
 
         Args:
@@ -86,7 +93,12 @@ class Store:
         return bytes(self.view(path, start, end, patience=patience))
 
     def view(
-        self, path: str, start: int | None = None, end: int | None = None, *, patience: float = 0.0
+        self,
+        path: str,
+        start: int | None = None,
+        end: int | None = None,
+        *,
+        patience: float = 0.0,
     ) -> bytes | memoryview:
         """The same as `read` without a copy, which costs a third of what bringing the bytes here does."""
 
@@ -101,7 +113,9 @@ class Store:
             self.counts.bytes += len(data)
         return data
 
-    def write(self, path: str, *parts: bytes | memoryview, patience: float = 0.0) -> None:
+    def write(
+        self, path: str, *parts: bytes | memoryview, patience: float = 0.0
+    ) -> None:
         """Write a file, its parts one after another, so that readers see all of it or none. Raises OSError.
 
         `patience` is for how many seconds a failure that may pass is tried again.
@@ -135,7 +149,10 @@ class Store:
 
     def entries(self, path: str = "") -> list[Entry]:
         """What is in a folder, sorted by name; nothing where the folder is not there. Raises OSError."""
-        return sorted((entry for entry in self.backend.entries(path) if entry.name), key=lambda entry: entry.name)
+        return sorted(
+            (entry for entry in self.backend.entries(path) if entry.name),
+            key=lambda entry: entry.name,
+        )
 
     def list(self, path: str = "") -> list[str]:
         """Names in a folder, sorted; none where the folder is not there."""

@@ -3,7 +3,9 @@
 import re
 from urllib.parse import urlsplit, urlunsplit
 
-_SECRET = re.compile(r"(?i)(signature|token|secret|sig|password|passwd|pwd|credential)=")
+_SECRET = re.compile(
+    r"(?i)(signature|token|secret|sig|password|passwd|pwd|credential)="
+)
 
 
 def without_secret(url: str | None) -> str | None:

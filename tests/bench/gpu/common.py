@@ -35,7 +35,12 @@ class Out:
         self._file = open(TMP / f"{group}.jsonl", "a", buffering=1)  # noqa: SIM115
 
     def __call__(self, what: str, **values: Any) -> None:
-        line = {"group": self._group, "what": what, "at": round(time.monotonic() - self._began, 1), **values}
+        line = {
+            "group": self._group,
+            "what": what,
+            "at": round(time.monotonic() - self._began, 1),
+            **values,
+        }
         self._file.write(json.dumps(line, default=str) + "\n")
 
     def left(self) -> float:

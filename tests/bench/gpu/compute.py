@@ -10,11 +10,20 @@ REDUCED = ("tf32", "bf16")
 CASES = [
     *(Case(precision=p) for p in ALL),
     *(Case(precision=p, batch=b) for b in (16, 1024) for p in ALL),
-    *(Case(precision=p, layout="channels_last", batch=b) for b in (128, 1024) for p in REDUCED),
+    *(
+        Case(precision=p, layout="channels_last", batch=b)
+        for b in (128, 1024)
+        for p in REDUCED
+    ),
     *(
         Case(precision=p, layout=layout, batch=b, mode="fast")
         for b in (128, 1024)
-        for p, layout in (("fp32", "nchw"), ("tf32", "nchw"), ("bf16", "nchw"), ("bf16", "channels_last"))
+        for p, layout in (
+            ("fp32", "nchw"),
+            ("tf32", "nchw"),
+            ("bf16", "nchw"),
+            ("bf16", "channels_last"),
+        )
     ),
     Case("alexnet2012 paper", "fp32"),
     Case("alexnet2012 paper", "bf16"),
@@ -42,7 +51,13 @@ def measure(out: Out, case: Case) -> None:
     gradients = MicroBatch(case)
     found = milliseconds(gradients, 0.4)
     rate = round(1000 * case.batch / found["ms"])
-    out("micro-batch", **case._asdict(), **found, images_per_second=rate, MiB=peak_memory())
+    out(
+        "micro-batch",
+        **case._asdict(),
+        **found,
+        images_per_second=rate,
+        MiB=peak_memory(),
+    )
     if case.batch == 128 and case.mode == "exact" and case.layout == "nchw":
         out("bits", **case._asdict(), bits=bits(gradients()))
 

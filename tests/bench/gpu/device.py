@@ -18,7 +18,9 @@ def sync() -> None:
         torch.cuda.synchronize()
 
 
-def milliseconds(work: Callable[[], object], seconds: float = 0.5, least: int = 3) -> dict[str, float]:
+def milliseconds(
+    work: Callable[[], object], seconds: float = 0.5, least: int = 3
+) -> dict[str, float]:
     """Measure one call: `ms` on the device, and `host ms` until the host has launched all of it.
 
     Args:
@@ -38,7 +40,9 @@ def milliseconds(work: Callable[[], object], seconds: float = 0.5, least: int = 
     n = max(least, min(200, int(seconds / once)))
     device = elapsed(work, n)
     host = []
-    for _ in range(min(n, 5)):  # one at a time: a queue that is full would hold the host back
+    for _ in range(
+        min(n, 5)
+    ):  # one at a time: a queue that is full would hold the host back
         torch.cuda.synchronize()
         began = time.perf_counter()
         work()
@@ -88,7 +92,10 @@ def memory_of_process() -> int | None:
 
         pynvml.nvmlInit()
         gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
-        taken = {p.pid: p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)}
+        taken = {
+            p.pid: p.usedGpuMemory
+            for p in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)
+        }
         return int(taken[os.getpid()]) >> 20
     except Exception:
         return None

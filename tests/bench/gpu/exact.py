@@ -69,16 +69,27 @@ class Weights:
     def compare(self, family: str, how: str, weights: str, **values: Any) -> None:
         """Report the weights of a run, which must be those of the family's first."""
         first = self._first.setdefault(family, weights)
-        failure = {} if weights == first else {"error": f"other weights than the family's first run, {first}"}
+        failure = (
+            {}
+            if weights == first
+            else {"error": f"other weights than the family's first run, {first}"}
+        )
         self._out("run", how=how, weights=weights, **values, **failure)
 
-    def train(self, family: str, how: str, tree: dict[str, Any], stop_at: int | None = None) -> None:
+    def train(
+        self, family: str, how: str, tree: dict[str, Any], stop_at: int | None = None
+    ) -> None:
         """Train here; a run without a `run` directory gets one of its own."""
         began = time.monotonic()
         world = World(DEVICE)
         own = {"run": f"{TMP}/exact-{next(self._numbers)}"}
-        summary = distrain.train.train(config(**{**own, **tree}), world, Quiet(world, stop_at=stop_at))
-        values = {"status": summary.status, "seconds": round(time.monotonic() - began, 1)}
+        summary = distrain.train.train(
+            config(**{**own, **tree}), world, Quiet(world, stop_at=stop_at)
+        )
+        values = {
+            "status": summary.status,
+            "seconds": round(time.monotonic() - began, 1),
+        }
         self.compare(family, how, summary.weights[:16], **values)
 
 
@@ -96,7 +107,11 @@ def exact(out: Out) -> None:
         for name, changes in OTHERS.items():
             if out.has(8, name):
                 weights.train(name, f"{name}, 1", {**base, **changes})
-                weights.train(name, f"{name}, 2", {**base, **changes, "data": {**base["data"], "decode_threads": 7}})
+                weights.train(
+                    name,
+                    f"{name}, 2",
+                    {**base, **changes, "data": {**base["data"], "decode_threads": 7}},
+                )
     large(out, weights)
 
 
@@ -105,7 +120,9 @@ def in_one_process(weights: Weights, base: dict[str, Any]) -> None:
     data = base["data"]
     weights.train(DIGITS, "plain", base)
     weights.train(DIGITS, "plain again", base)
-    weights.train(DIGITS, "decode_threads=1", {**base, "data": {**data, "decode_threads": 1}})
+    weights.train(
+        DIGITS, "decode_threads=1", {**base, "data": {**data, "decode_threads": 1}}
+    )
     more = {**data, "decode_threads": 8, "read_ahead": 4}
     weights.train(DIGITS, "decode_threads=8, read_ahead=4", {**base, "data": more})
     weights.train(DIGITS, "lanes=2", {**base, "lanes": 2})
@@ -134,23 +151,43 @@ def large(out: Out, weights: Weights) -> None:
         sync()
 
     for precision in ("fp32",) if DRY else ("fp32", "bf16"):
-        for name, function in (("host ahead", original), ("host waits", waiting), ("host ahead again", original)):
+        for name, function in (
+            ("host ahead", original),
+            ("host waits", waiting),
+            ("host ahead again", original),
+        ):
             family = f"large, {precision}"
             if not out.has(6, f"{family}, {name}"):
                 return
-            with out.guarded(f"{family}, {name}"), patch.object(distrain.train, "micro_step", function):
-                weights.train(family, f"{family}, {name}", {**base, "precision": precision}, 3 if DRY else 24)
+            with (
+                out.guarded(f"{family}, {name}"),
+                patch.object(distrain.train, "micro_step", function),
+            ):
+                weights.train(
+                    family,
+                    f"{family}, {name}",
+                    {**base, "precision": precision},
+                    3 if DRY else 24,
+                )
 
 
 def killed(out: Out, weights: Weights, base: dict[str, Any]) -> None:
     """Kill a run after a checkpoint, and resume it."""
     run_at = Path(f"{TMP}/exact-kill")
-    path = write_config("kill.json", {**base, "run": str(run_at), "checkpoint": {"every": 5}, "log": {"every": 1}})
+    path = write_config(
+        "kill.json",
+        {**base, "run": str(run_at), "checkpoint": {"every": 5}, "log": {"every": 1}},
+    )
     command = [sys.executable, __file__, "_train", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     end = time.monotonic() + min(MOST, out.left())
     while time.monotonic() < end and process.poll() is None:
-        records = sum(len(file.read_text().splitlines()) for file in run_at.glob("metrics-*.jsonl"))
+        records = sum(
+            len(file.read_text().splitlines())
+            for file in run_at.glob("metrics-*.jsonl")
+        )
         if records >= 13 and list(run_at.glob("checkpoints/*/manifest.json")):
             break
         time.sleep(0.005)
@@ -158,16 +195,27 @@ def killed(out: Out, weights: Weights, base: dict[str, Any]) -> None:
     was_killed = process.wait() == -signal.SIGKILL
     code, text = run(command, min(MOST, out.left()))
     if code != 0:
-        raise RuntimeError(f"the resumed run ended with exit code {code}: {text[-300:]}")
-    weights.compare(DIGITS, "kill -9, resumed", printed_weights(text), was_killed=was_killed)
+        raise RuntimeError(
+            f"the resumed run ended with exit code {code}: {text[-300:]}"
+        )
+    weights.compare(
+        DIGITS, "kill -9, resumed", printed_weights(text), was_killed=was_killed
+    )
 
 
 def two_ranks(out: Out, weights: Weights, base: dict[str, Any]) -> None:
     """Train over two ranks on one GPU, which NCCL refuses: gloo carries the tensors instead."""
     path = write_config("ranks.json", {**base, "run": f"{TMP}/exact-ranks"})
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    pipes: dict[str, Any] = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+    }
     processes = [
-        subprocess.Popen([sys.executable, __file__, "_rank", str(path), str(rank)], **pipes) for rank in range(2)
+        subprocess.Popen(
+            [sys.executable, __file__, "_rank", str(path), str(rank)], **pipes
+        )
+        for rank in range(2)
     ]
     try:
         for process in processes:
@@ -175,13 +223,19 @@ def two_ranks(out: Out, weights: Weights, base: dict[str, Any]) -> None:
     except subprocess.TimeoutExpired as expired:
         for process in processes:
             process.kill()
-        expired.output = "\n".join(process.communicate()[0][-300:] for process in processes)
+        expired.output = "\n".join(
+            process.communicate()[0][-300:] for process in processes
+        )
         raise
     texts = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
-        raise RuntimeError(f"{[process.returncode for process in processes]}: {[text[-250:] for text in texts]}")
+        raise RuntimeError(
+            f"{[process.returncode for process in processes]}: {[text[-250:] for text in texts]}"
+        )
     for rank, text in enumerate(texts):
-        weights.compare(DIGITS, f"two ranks on one device, gloo, rank {rank}", printed_weights(text))
+        weights.compare(
+            DIGITS, f"two ranks on one device, gloo, rank {rank}", printed_weights(text)
+        )
 
 
 def write_config(name: str, tree: dict[str, Any]) -> Path:
@@ -193,7 +247,9 @@ def write_config(name: str, tree: dict[str, Any]) -> Path:
 
 def train_here(path: str, world: World) -> None:
     """Train, and print the weights as `printed_weights` finds them."""
-    summary = distrain.train.train(config(**json.loads(Path(path).read_text())), world, Quiet())
+    summary = distrain.train.train(
+        config(**json.loads(Path(path).read_text())), world, Quiet()
+    )
     print(f"weights {summary.weights[:16]}")  # noqa: T201
 
 
@@ -210,11 +266,22 @@ def rank_here(path: str, rank: int) -> None:
     original = dist.init_process_group
 
     def over_gloo(backend: str, **options: Any) -> None:
-        original("gloo", **{name: value for name, value in options.items() if name != "device_id"})
+        original(
+            "gloo",
+            **{name: value for name, value in options.items() if name != "device_id"},
+        )
 
     with (
         patch.object(dist, "init_process_group", over_gloo),
-        joined(DEVICE, rank, 2, meet_at(TMP / "meet"), timeout=MOST, cores=1, session="sheet") as world,
+        joined(
+            DEVICE,
+            rank,
+            2,
+            meet_at(TMP / "meet"),
+            timeout=MOST,
+            cores=1,
+            session="sheet",
+        ) as world,
     ):
         train_here(path, world)
 

@@ -28,7 +28,15 @@ def fused(out: Out) -> None:
         found = prototypes.check(DEVICE)
         is_right = all(value for name, value in found.items() if name.endswith("exact"))
         is_right = is_right and found["add counts violations"] == 2
-        out("prototypes", **found, **({} if is_right else {"error": "other bits than distrain's own functions"}))
+        out(
+            "prototypes",
+            **found,
+            **(
+                {}
+                if is_right
+                else {"error": "other bits than distrain's own functions"}
+            ),
+        )
     if DRY:
         return
     with out.guarded("sums"):
@@ -52,12 +60,21 @@ def sums(out: Out) -> None:
     scale = torch.tensor([2.0**38], dtype=torch.float64, device="cuda")
     gradient = torch.empty(n, device="cuda")
     for name, work, moved in (
-        ("add, first of a step", lambda: prototypes.add(g, total, flag, 2.0**60, True), 12 * n),
+        (
+            "add, first of a step",
+            lambda: prototypes.add(g, total, flag, 2.0**60, True),
+            12 * n,
+        ),
         ("add", lambda: prototypes.add(g, total, flag, 2.0**60, False), 20 * n),
         ("finish", lambda: prototypes.finish(total, gradient, valid, scale), 12 * n),
     ):
         found = milliseconds(work, 0.2)
-        out("prototype", part=name, **found, TB_per_s=round(moved / found["ms"] / 1e9, 2))
+        out(
+            "prototype",
+            part=name,
+            **found,
+            TB_per_s=round(moved / found["ms"] / 1e9, 2),
+        )
 
 
 def layers(out: Out) -> None:
@@ -94,7 +111,9 @@ def graph(out: Out, case: Case) -> None:
         whole()
     replayed = milliseconds(made.replay, 0.3)
     rates = {
-        "images_per_second_eager": round(1000 * case.batch / max(eager["ms"], eager["host ms"])),
+        "images_per_second_eager": round(
+            1000 * case.batch / max(eager["ms"], eager["host ms"])
+        ),
         "images_per_second_graph": round(1000 * case.batch / replayed["ms"]),
     }
     out("graph", **case._asdict(), eager=eager, graph=replayed, **rates)

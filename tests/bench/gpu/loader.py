@@ -63,9 +63,16 @@ DRY_CASES = [
 
 def loader(out: Out) -> None:
     """Measure bare decoders, then the loader in each case."""
-    files = [np.fromfile(path, np.uint8) for path in json.loads((DATA / "files.json").read_text())]
+    files = [
+        np.fromfile(path, np.uint8)
+        for path in json.loads((DATA / "files.json").read_text())
+    ]
     with out.guarded("libjpeg-turbo"):
-        out("bare", how=f"libjpeg-turbo, {CORES} threads", images_per_second=turbo(files))
+        out(
+            "bare",
+            how=f"libjpeg-turbo, {CORES} threads",
+            images_per_second=turbo(files),
+        )
     if not DRY:
         with out.guarded("nvJPEG"):
             nvjpeg(out, files)
@@ -123,7 +130,9 @@ def measure(case: Reading) -> dict[str, float]:
     requests = training_requests(order, range(10**9), range(1))
     options: dict[str, Any] = {"batch": case.batch, "device": DEVICE, "augmented": True}
     images = 0
-    with Loader(dataset, dataset.manifest.statistics, requests, **loader_sections(c), **options) as batches:
+    with Loader(
+        dataset, dataset.manifest.statistics, requests, **loader_sections(c), **options
+    ) as batches:
         for _ in range(3):
             next(batches)
         first = time.monotonic() - began

@@ -30,7 +30,9 @@ class Recipe(NamedTuple):
     """Share of the JPEG engine."""
 
 
-def data(normalise: str = "loader", read_ahead: int = 2, threads: int = CORES) -> dict[str, Any]:
+def data(
+    normalise: str = "loader", read_ahead: int = 2, threads: int = CORES
+) -> dict[str, Any]:
     """Return the `data` section of a config that reads the packed set."""
     read = {"decode_threads": threads, "normalise": normalise, "read_ahead": read_ahead}
     return {"data": {"train": str(DATA / "packed"), **read}}
@@ -57,17 +59,37 @@ RECIPES = [
     Recipe("1024 in one, fp32", {**data(), **ONE_OF_1024}),
     Recipe("1024 in one, tf32", {**data(), **TF32, **ONE_OF_1024}),
     Recipe("1024 in one, bf16", {**data(), **BF16, **ONE_OF_1024}),
-    Recipe("1024 in one, bf16, bytes, engine 0.65", {**BYTES, **BF16, **ONE_OF_1024}, 0.65),
-    Recipe("1024 in one, bf16, bytes, engine 1.0", {**BYTES, **BF16, **ONE_OF_1024}, 1.0),
-    Recipe("1024 of eight, bf16", {**data(), **BF16, **ONE_OF_1024, "virtual_workers": 8}),
-    Recipe("1024 in one, bf16, fast", {**data(), **BF16, **ONE_OF_1024, "reduction": {"mode": "fast"}}),
+    Recipe(
+        "1024 in one, bf16, bytes, engine 0.65", {**BYTES, **BF16, **ONE_OF_1024}, 0.65
+    ),
+    Recipe(
+        "1024 in one, bf16, bytes, engine 1.0", {**BYTES, **BF16, **ONE_OF_1024}, 1.0
+    ),
+    Recipe(
+        "1024 of eight, bf16", {**data(), **BF16, **ONE_OF_1024, "virtual_workers": 8}
+    ),
+    Recipe(
+        "1024 in one, bf16, fast",
+        {**data(), **BF16, **ONE_OF_1024, "reduction": {"mode": "fast"}},
+    ),
     Recipe(
         "8192 of 16, bf16",
-        {**BYTES, **BF16, "global_batch": 8192, "virtual_workers": 16, "log": {"every": 1}},
+        {
+            **BYTES,
+            **BF16,
+            "global_batch": 8192,
+            "virtual_workers": 16,
+            "log": {"every": 1},
+        },
     ),
     Recipe("lars 8k recipe's network, bf16", {**BYTES, **BF16, **LARS_8K}),
 ]
-SMALLEST = {"global_batch": 16, "virtual_workers": 2, "log": {"every": 2}, "model": {"name": "alexnet", "width": 0.1}}
+SMALLEST = {
+    "global_batch": 16,
+    "virtual_workers": 2,
+    "log": {"every": 2},
+    "model": {"name": "alexnet", "width": 0.1},
+}
 DRY_RECIPES = [Recipe("dry", {**data(), **SMALLEST})]
 
 
@@ -77,7 +99,10 @@ def loop(out: Out) -> None:
         if not DRY and not out.has(9, recipe.name):
             return
         # Half a gigabyte at the end of each run says nothing here: what is to be saved is not written.
-        with out.guarded(recipe.name), patch.object(Checkpoints, "_save", lambda *_: None):
+        with (
+            out.guarded(recipe.name),
+            patch.object(Checkpoints, "_save", lambda *_: None),
+        ):
             out("loop", how=recipe.name, **measure(recipe))
 
 
@@ -85,7 +110,11 @@ def measure(recipe: Recipe) -> dict[str, Any]:
     """Return the rate of a run, whose first log step is left out."""
     dali.HARDWARE_DECODER_LOAD = recipe.hw_load
     reset_peak_memory()
-    own = {"run": f"{TMP}/loop-{next(NUMBERS)}", "epochs": 10_000, "checkpoint": {"every": 10**9}}
+    own = {
+        "run": f"{TMP}/loop-{next(NUMBERS)}",
+        "epochs": 10_000,
+        "checkpoint": {"every": 10**9},
+    }
     world = World(DEVICE)
     console = Quiet(world, seconds=SECONDS)
     began = time.monotonic()

@@ -41,11 +41,19 @@ def env(out: Out) -> None:
     digits()  # here, since several groups want them at once
     commands = COMMANDS
     if not DRY:
-        commands = {"gpu": ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader"], **COMMANDS}
+        commands = {
+            "gpu": ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader"],
+            **COMMANDS,
+        }
     for what, command in commands.items():
         with out.guarded(what):
             lines = run(command, 10)[1].splitlines()
-            out(what, text=[line for line in lines if what != "cpu" or CPU_LINES.match(line)][:8])
+            out(
+                what,
+                text=[line for line in lines if what != "cpu" or CPU_LINES.match(line)][
+                    :8
+                ],
+            )
     with out.guarded("versions"):
         out("versions", **versions())
     with out.guarded("environment"):
@@ -85,7 +93,13 @@ def copies() -> dict[str, float]:
     """Measure copies on the GPU, and to and from it."""
     source = torch.empty(2**30, dtype=torch.float32, device="cuda").normal_()
     target = torch.empty_like(source)
-    found = {"copy TB/s (read + write)": 2 * 4 * 2**30 / timed(lambda: target.copy_(source), 5) / 1e9}
+    found = {
+        "copy TB/s (read + write)": 2
+        * 4
+        * 2**30
+        / timed(lambda: target.copy_(source), 5)
+        / 1e9
+    }
     device = torch.empty(2**28, dtype=torch.uint8, device="cuda")
     for name in ("pinned", "pageable"):
         host = torch.empty(2**28, dtype=torch.uint8, pin_memory=name == "pinned")
@@ -104,7 +118,11 @@ def copies() -> dict[str, float]:
 def products() -> dict[str, float]:
     """Measure a product of two matrices in each precision."""
     found = {}
-    for name, dtype in (("bf16", torch.bfloat16), ("tf32", torch.float32), ("fp32", torch.float32)):
+    for name, dtype in (
+        ("bf16", torch.bfloat16),
+        ("tf32", torch.float32),
+        ("fp32", torch.float32),
+    ):
         torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
         x = torch.randn(8192, 8192, device="cuda").to(dtype)
         y = torch.randn(8192, 8192, device="cuda").to(dtype)
@@ -137,7 +155,9 @@ def launches() -> dict[str, float]:
     rows = torch.zeros(8, 64, device="cuda")
     found = {
         "add_ us": host_microseconds(lambda: x.add_(1)),
-        "timing event us": host_microseconds(lambda: torch.cuda.Event(enable_timing=True).record()),
+        "timing event us": host_microseconds(
+            lambda: torch.cuda.Event(enable_timing=True).record()
+        ),
         "linear forward us": host_microseconds(lambda: linear(rows), 1000),
     }
     graph = torch.cuda.CUDAGraph()

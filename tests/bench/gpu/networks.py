@@ -47,7 +47,9 @@ class MicroBatch:
         self._is_bf16 = case.precision == "bf16"
         generator = torch.Generator().manual_seed(0)
         self.model = NETWORKS[case.network].build(CLASSES, seed=0).to(DEVICE)
-        self._images = torch.randn(case.batch, 3, 224, 224, generator=generator).to(DEVICE)
+        self._images = torch.randn(case.batch, 3, 224, 224, generator=generator).to(
+            DEVICE
+        )
         self._labels = torch.arange(case.batch, device=DEVICE) % CLASSES
         if case.layout == "channels_last":
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -55,13 +57,20 @@ class MicroBatch:
         self.parameters = list(self.model.parameters())
 
     def __call__(self, worker: int = 0) -> list[Tensor]:
-        with micro_step(0, 0, worker), torch.autocast(DEVICE.type, torch.bfloat16, enabled=self._is_bf16):
+        with (
+            micro_step(0, 0, worker),
+            torch.autocast(DEVICE.type, torch.bfloat16, enabled=self._is_bf16),
+        ):
             logits = self.model(self._images)
         loss = CrossEntropy()(logits.float(), self._labels).sum()
         return list(torch.autograd.grad(loss * 2.0**40, self.parameters))
 
 
-def make_accumulator(parameters: list[nn.Parameter], mode: str, batch: int = 128, workers: int = 8) -> Accumulator:
+def make_accumulator(
+    parameters: list[nn.Parameter], mode: str, batch: int = 128, workers: int = 8
+) -> Accumulator:
     """Make the accumulator of a step of so many virtual workers."""
     bits = 48 if mode == "exact" else None
-    return Accumulator(parameters, virtual_workers=workers, micro_batch=batch, fraction_bits=bits)
+    return Accumulator(
+        parameters, virtual_workers=workers, micro_batch=batch, fraction_bits=bits
+    )

@@ -46,13 +46,22 @@ def parts(out: Out) -> None:
         logits = torch.randn(BATCH, CLASSES, device=DEVICE)
         labels = torch.zeros(BATCH, dtype=torch.int64, device=DEVICE)
         weights = torch.ones(BATCH, device=DEVICE)
-        part(out, "correct, top 1 and 5", lambda: [correct(logits, labels, weights, k) for k in (1, 5)], 0.1)
+        part(
+            out,
+            "correct, top 1 and 5",
+            lambda: [correct(logits, labels, weights, k) for k in (1, 5)],
+            0.1,
+        )
     with out.guarded("checkpoint"):
         checkpoint(out, model)
     with out.guarded("digest"):
         began = time.perf_counter()
         digest(model.state_dict())
-        out("part", part="digest of the weights", ms=round(1000 * (time.perf_counter() - began), 1))
+        out(
+            "part",
+            part="digest of the weights",
+            ms=round(1000 * (time.perf_counter() - began), 1),
+        )
 
 
 def part(out: Out, name: str, work: Callable[[], object], seconds: float = 0.2) -> None:
@@ -73,11 +82,17 @@ def sums(out: Out, parameters: list[nn.Parameter], mode: str) -> None:
 
     part(out, f"add, first of a step, {mode}", first)
     first()
-    part(out, f"add, {mode}", lambda: accumulator.add(gradients, loss, ones, ones, ones))
+    part(
+        out, f"add, {mode}", lambda: accumulator.add(gradients, loss, ones, ones, ones)
+    )
     with Lanes(1, 1, DEVICE) as lanes:
         first()
         totals = accumulator.reduce(World(DEVICE))
-        part(out, f"reduce and finish, {mode}", lambda: accumulator.finish(accumulator.reduce(World(DEVICE)), lanes))
+        part(
+            out,
+            f"reduce and finish, {mode}",
+            lambda: accumulator.finish(accumulator.reduce(World(DEVICE)), lanes),
+        )
     meters = Meters(DEVICE, accumulator.loss_shift)
     part(out, f"meters, {mode}", lambda: meters.add(1, totals), 0.1)
 
@@ -107,7 +122,12 @@ def layers(out: Out) -> None:
     with micro_step(0, 0, 0):
         for width in (9216, 4096):
             shape: tuple[int, ...] = (BATCH, width)
-            part(out, f"dropout {BATCH} x {width}, forward and backward", forward_backward(Dropout(0.5, 0), shape), 0.1)
+            part(
+                out,
+                f"dropout {BATCH} x {width}, forward and backward",
+                forward_backward(Dropout(0.5, 0), shape),
+                0.1,
+            )
     for shape in ((BATCH, 96, 55, 55), (BATCH, 256, 27, 27)):
         work = forward_backward(LocalResponseNorm(groups=2), shape)
         part(out, f"response normalisation {shape}, forward and backward", work, 0.1)
@@ -124,10 +144,19 @@ def checkpoint(out: Out, model: nn.Module) -> None:
 
     The first save makes the room for its copies, later ones use it again.
     """
-    state: dict[str, dict[str, Any]] = {"model": model.state_dict(), "optimizer": make_optimizer("adam", model).state()}
+    state: dict[str, dict[str, Any]] = {
+        "model": model.state_dict(),
+        "optimizer": make_optimizer("adam", model).state(),
+    }
     store = Store(str(TMP / "checkpoint"))
     with claim(store, "sheet", lambda text: out("lease", text=text)) as lease:
-        saves = Checkpoints(store, lease, keep=1, patience=0.0, tell=lambda text: out("checkpoint", text=text))
+        saves = Checkpoints(
+            store,
+            lease,
+            keep=1,
+            patience=0.0,
+            tell=lambda text: out("checkpoint", text=text),
+        )
         spent = []
         for _ in range(2 if DRY else 6):
             if not DRY:
@@ -136,5 +165,13 @@ def checkpoint(out: Out, model: nn.Module) -> None:
             for name, tensors in state.items():
                 saves._copied(name, tensors)
             spent.append(round(1000 * (time.perf_counter() - began), 1))
-    size = sum(tensor.nbytes for tensors in state.values() for tensor in tensors.values())
-    out("part", part="checkpoint's copy, alexnet and Adam", first_ms=spent[0], ms=min(spent[1:]), MiB=size >> 20)
+    size = sum(
+        tensor.nbytes for tensors in state.values() for tensor in tensors.values()
+    )
+    out(
+        "part",
+        part="checkpoint's copy, alexnet and Adam",
+        first_ms=spent[0],
+        ms=min(spent[1:]),
+        MiB=size >> 20,
+    )

@@ -39,7 +39,11 @@ def peers(out: Out) -> None:
                 return
             with out.guarded(" ".join(map(str, [how, *case]))):
                 rate = measure(case, trains=how == "loop")
-                values = {"precision": case.precision, "layout": case.layout, "batch": case.batch}
+                values = {
+                    "precision": case.precision,
+                    "layout": case.layout,
+                    "batch": case.batch,
+                }
                 out("peer", how=f"plain torch, {how}", **values, images_per_second=rate)
 
 
@@ -49,9 +53,16 @@ def batches(case: Case) -> Callable[[], tuple[Tensor, Tensor]]:
     labels = [i * 7919 % CLASSES for i in range(len(files))]
     layout = "HWC" if case.layout == "channels_last" else "CHW"
 
-    @pipeline_def(batch_size=case.batch, num_threads=THREADS, device_id=None if DRY else 0, prefetch_queue_depth=3)
+    @pipeline_def(
+        batch_size=case.batch,
+        num_threads=THREADS,
+        device_id=None if DRY else 0,
+        prefetch_queue_depth=3,
+    )
     def pipeline() -> Any:
-        jpegs, label = fn.readers.file(files=files, labels=labels, random_shuffle=True, name="reader")
+        jpegs, label = fn.readers.file(
+            files=files, labels=labels, random_shuffle=True, name="reader"
+        )
         images = fn.decoders.image(jpegs, device="cpu" if DRY else "mixed")
         images = fn.crop_mirror_normalize(
             images,
@@ -66,7 +77,9 @@ def batches(case: Case) -> Callable[[], tuple[Tensor, Tensor]]:
         )
         return images, label if DRY else label.gpu()
 
-    iterator = DALIGenericIterator([pipeline()], ["images", "labels"], reader_name="reader", auto_reset=True)
+    iterator = DALIGenericIterator(
+        [pipeline()], ["images", "labels"], reader_name="reader", auto_reset=True
+    )
 
     def batch() -> tuple[Tensor, Tensor]:
         try:
@@ -89,14 +102,18 @@ def measure(case: Case, trains: bool) -> int:
     model = torchvision.models.alexnet(num_classes=CLASSES).to(DEVICE)
     if case.layout == "channels_last":
         model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True
+    )
     batch = batches(case)
 
     def step() -> None:
         images, labels = batch()
         if not trains:
             return
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=case.precision == "bf16"):
+        with torch.autocast(
+            DEVICE.type, torch.bfloat16, enabled=case.precision == "bf16"
+        ):
             loss = torch.nn.functional.cross_entropy(model(images).float(), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -21,7 +21,9 @@ UNIQUE, PACKED, AS_IS, RAW = (64, 512, 128, 64) if DRY else (2048, 16384, 4096, 
 PROCESSES = 2 if DRY else 10
 SIZE = (256, 256)
 
-photographs.load_sample_images = lru_cache(photographs.load_sample_images)  # it decodes two files at each call
+photographs.load_sample_images = lru_cache(
+    photographs.load_sample_images
+)  # it decodes two files at each call
 
 
 def make(seed: int) -> tuple[bytes, bytes, bytes]:
@@ -31,12 +33,26 @@ def make(seed: int) -> tuple[bytes, bytes, bytes]:
     return data, encode(pixels, 95), bytes(ppm(pixels))
 
 
-def write(name: str, files: list[bytes], count: int, size: tuple[int, int] | None, **options: Any) -> None:
+def write(
+    name: str,
+    files: list[bytes],
+    count: int,
+    size: tuple[int, int] | None,
+    **options: Any,
+) -> None:
     """Write a set of `count` rows, in which each file comes several times."""
     sizes = [size or true_size(data) for data in files]
-    writer = SetWriter(Store(str(DATA / name)), [str(i) for i in range(1000)], size, proved=True, **options)
+    writer = SetWriter(
+        Store(str(DATA / name)),
+        [str(i) for i in range(1000)],
+        size,
+        proved=True,
+        **options,
+    )
     for i in range(count):
-        writer.add(files[i % len(files)], (i * 7919) % 1000, f"{i}.jpg", sizes[i % len(files)])
+        writer.add(
+            files[i % len(files)], (i * 7919) % 1000, f"{i}.jpg", sizes[i % len(files)]
+        )
     writer.finish(STATISTICS)
 
 
@@ -57,7 +73,10 @@ def prep(out: Out) -> None:
     with ProcessPoolExecutor(PROCESSES) as pool:
         made = list(pool.map(make, range(UNIQUE), chunksize=8))
     as_is, packed, raw = map(list, zip(*made, strict=True))
-    sizes = {"bytes_as_is": sum(map(len, as_is)) // UNIQUE, "bytes_packed": sum(map(len, packed)) // UNIQUE}
+    sizes = {
+        "bytes_as_is": sum(map(len, as_is)) // UNIQUE,
+        "bytes_packed": sum(map(len, packed)) // UNIQUE,
+    }
     out("made", seconds=round(time.monotonic() - began, 1), **sizes)
     write_files(packed)
     sets: list[tuple[str, list[bytes], int, tuple[int, int] | None, dict[str, Any]]] = [
@@ -69,7 +88,12 @@ def prep(out: Out) -> None:
         with out.guarded(name):
             write(name, files, count, size, **options)
             (DATA / f"{name}.ready").touch()
-            out("written", set=name, rows=count, at_seconds=round(time.monotonic() - began, 1))
+            out(
+                "written",
+                set=name,
+                rows=count,
+                at_seconds=round(time.monotonic() - began, 1),
+            )
 
 
 if __name__ == "__main__":

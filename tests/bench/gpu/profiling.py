@@ -34,8 +34,12 @@ class Step:
         batch = case.batch
         self._workers = workers
         self._gradients = MicroBatch(case)
-        self._accumulator = make_accumulator(self._gradients.parameters, "exact", batch, workers)
-        self._optimizer = Optimizer(SGD(), dict(self._gradients.model.named_parameters()))
+        self._accumulator = make_accumulator(
+            self._gradients.parameters, "exact", batch, workers
+        )
+        self._optimizer = Optimizer(
+            SGD(), dict(self._gradients.model.named_parameters())
+        )
         self._loss = torch.zeros((), device=DEVICE)
         self._ones = torch.tensor(float(batch), device=DEVICE)
         self._rate = torch.tensor(0.0, device=DEVICE)
@@ -47,7 +51,9 @@ class Step:
         self._accumulator.begin()
         for worker in range(self._workers):
             gradients = self._gradients(worker)
-            top1, top5 = (correct(self._logits, self._labels, self._weights, k) for k in (1, 5))
+            top1, top5 = (
+                correct(self._logits, self._labels, self._weights, k) for k in (1, 5)
+            )
             self._accumulator.add(gradients, self._loss, self._ones, top1, top5)
         self._accumulator.finish(self._accumulator.reduce(World(DEVICE)), lanes)
         self._optimizer.step(self._rate)
@@ -79,14 +85,18 @@ def measure(out: Out, case: Case, workers: int) -> None:
             for _ in range(PROFILED):
                 step(lanes)
             sync()
-    events = [event for event in seen.events() if str(event.device_type).endswith("CUDA")]
+    events = [
+        event for event in seen.events() if str(event.device_type).endswith("CUDA")
+    ]
     out(
         "profile",
         precision=case.precision,
         batch=case.batch,
         virtual_workers=workers,
         wall_ms=round(wall, 2),
-        busy_ms=round(sum(event.time_range.elapsed_us() for event in events) / PROFILED / 1000, 2),
+        busy_ms=round(
+            sum(event.time_range.elapsed_us() for event in events) / PROFILED / 1000, 2
+        ),
         kernels=round(len(events) / PROFILED),
         images_per_second=round(1000 * case.batch * workers / wall),
         top=longest(events),

@@ -28,10 +28,14 @@ def _add(gradient, total, flag, n, limit, FIRST: tl.constexpr, BLOCK: tl.constex
         tl.atomic_add(flag, bad)
 
 
-def add(gradient: Tensor, total: Tensor, flag: Tensor, limit: float, first: bool) -> None:
+def add(
+    gradient: Tensor, total: Tensor, flag: Tensor, limit: float, first: bool
+) -> None:
     """Add a gradient in fixed point, in one pass."""
     n = gradient.numel()
-    _add[(triton.cdiv(n, BLOCK_SIZE),)](gradient, total, flag, n, limit, first, BLOCK_SIZE, num_warps=8)
+    _add[(triton.cdiv(n, BLOCK_SIZE),)](
+        gradient, total, flag, n, limit, first, BLOCK_SIZE, num_warps=8
+    )
 
 
 @triton.jit
@@ -48,7 +52,9 @@ def _finish(total, gradient, valid, n, scale, BLOCK: tl.constexpr):
 def finish(total: Tensor, gradient: Tensor, valid: Tensor, scale: Tensor) -> None:
     """Turn sums back into a gradient, in one pass."""
     n = total.numel()
-    _finish[(triton.cdiv(n, BLOCK_SIZE),)](total, gradient, valid, n, scale, BLOCK_SIZE, num_warps=8)
+    _finish[(triton.cdiv(n, BLOCK_SIZE),)](
+        total, gradient, valid, n, scale, BLOCK_SIZE, num_warps=8
+    )
 
 
 @triton.jit
@@ -74,12 +80,23 @@ def dropout(x: Tensor, keys: Tensor, p: float) -> Tensor:
     y = torch.empty_like(x)
     n = x.numel()
     keep = 1 - p
-    _dropout[(triton.cdiv(n, 1024),)](x, y, keys, n, keep * 2**32 - 2**31, 1 / keep, 1024)
+    _dropout[(triton.cdiv(n, 1024),)](
+        x, y, keys, n, keep * 2**32 - 2**31, 1 / keep, 1024
+    )
     return y
 
 
 @triton.jit
-def _lrn(x, y, places, k, alpha, CHANNELS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr):
+def _lrn(
+    x,
+    y,
+    places,
+    k,
+    alpha,
+    CHANNELS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """y = x s^-0.75 with s = k + alpha sum of x^2 over neighbouring channels; every x is read two or three times."""
     tower = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -107,7 +124,9 @@ def lrn(x: Tensor, half: int = 2, k: float = 2.0, alpha: float = 2e-5) -> Tensor
     """
     y = torch.empty_like(x)
     towers, channels, places = x.shape
-    _lrn[(triton.cdiv(places, 256), towers)](x, y, places, k, alpha, channels, half, 256, num_warps=4)
+    _lrn[(triton.cdiv(places, 256), towers)](
+        x, y, places, k, alpha, channels, half, 256, num_warps=4
+    )
     return y
 
 
@@ -127,7 +146,9 @@ def check(device: torch.device) -> dict[str, bool | int | float]:
     scale = torch.tensor([2.0**38], dtype=torch.float64, device=device)
     out = torch.empty(10_007, device=device)
     finish(total, out, valid, scale)
-    found["finish is exact"] = bool(torch.equal(out, total.double().div(2.0**38).div(1000).float()))
+    found["finish is exact"] = bool(
+        torch.equal(out, total.double().div(2.0**38).div(1000).float())
+    )
     x = torch.randn(64, 1000, device=device)
     kept = _hash(torch.arange(x.numel(), dtype=torch.int32, device=device), *KEYS) < 0.0
     keys = torch.tensor(KEYS, dtype=torch.int32, device=device)

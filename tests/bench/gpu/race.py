@@ -43,7 +43,10 @@ def dali_memory_on_stream(decoder: Any) -> Tensor:
     return torch.utils.dlpack.from_dlpack(images.as_tensor())
 
 
-MEMORIES: dict[str, Callable[[Any], Tensor]] = {AS_LOADED: DaliDecoder.run, "DALI's own": dali_memory}
+MEMORIES: dict[str, Callable[[Any], Tensor]] = {
+    AS_LOADED: DaliDecoder.run,
+    "DALI's own": dali_memory,
+}
 if not DRY:
     MEMORIES["DALI's own, run(torch's stream)"] = dali_memory_on_stream
 
@@ -59,29 +62,55 @@ def race(out: Out) -> None:
                 compare(out, dataset, normalise, memory, true)
 
 
-def compare(out: Out, dataset: Dataset, normalise: str, memory: str, true: Tensor) -> None:
+def compare(
+    out: Out, dataset: Dataset, normalise: str, memory: str, true: Tensor
+) -> None:
     """Hand batches out in one kind of memory. As the loader has it they must never be wrong."""
     with patch.object(DaliDecoder, "run", MEMORIES[memory]):
         for host, ahead in HOSTS:
             if MEMORIES[memory] is dali_memory_on_stream and host in ("waits", "keeps"):
                 continue
-            case = {"memory": memory, "normalise": normalise, "host": host, "read_ahead": ahead}
+            case = {
+                "memory": memory,
+                "normalise": normalise,
+                "host": host,
+                "read_ahead": ahead,
+            }
             if not out.has(3, case):
                 continue
             wrong = int((checksums(dataset, normalise, host, ahead) != true).sum())
-            failure = {"error": f"{wrong} of {BATCHES} batches"} if wrong and memory == AS_LOADED else {}
-            out("batches that were overwritten", **case, wrong=wrong, of=BATCHES, **failure)
+            failure = (
+                {"error": f"{wrong} of {BATCHES} batches"}
+                if wrong and memory == AS_LOADED
+                else {}
+            )
+            out(
+                "batches that were overwritten",
+                **case,
+                wrong=wrong,
+                of=BATCHES,
+                **failure,
+            )
 
 
 def checksums(dataset: Dataset, normalise: str, host: str, ahead: int) -> Tensor:
     """Return the sum of the pixels of each batch."""
-    ids = np.random.default_rng(0).integers(0, IMAGES, BATCHES * SIZE)  # no batch like another
-    data = {"train": "x", "normalise": normalise, "read_ahead": ahead, "decode_threads": 8}
+    ids = np.random.default_rng(0).integers(
+        0, IMAGES, BATCHES * SIZE
+    )  # no batch like another
+    data = {
+        "train": "x",
+        "normalise": normalise,
+        "read_ahead": ahead,
+        "decode_threads": 8,
+    }
     c = config(global_batch=SIZE, virtual_workers=1, data=data)
     found = torch.zeros(BATCHES, dtype=torch.float64, device=DEVICE)
     kept = []
     options: dict[str, Any] = {"batch": SIZE, "device": DEVICE, "augmented": True}
-    with Loader(dataset, STATISTICS, requests(ids, SIZE), **loader_sections(c), **options) as loader:
+    with Loader(
+        dataset, STATISTICS, requests(ids, SIZE), **loader_sections(c), **options
+    ) as loader:
         for i in range(BATCHES):  # enumerate would keep each batch until the next one
             batch = next(loader)
             if host != "waits" and not DRY:

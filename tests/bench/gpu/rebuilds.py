@@ -39,7 +39,9 @@ class Taken(NamedTuple):
         """Look it up."""
         threads = len(os.listdir("/proc/self/task"))
         descriptors = len(os.listdir("/proc/self/fd"))
-        return cls(threads, descriptors, resident() >> 20, memory_of_process(), memory_of_all())
+        return cls(
+            threads, descriptors, resident() >> 20, memory_of_process(), memory_of_all()
+        )
 
 
 def leaks_and_rebuilds(out: Out) -> None:
@@ -63,7 +65,13 @@ def leaks(out: Out) -> None:
     try:
         taken = [Taken.now()]
         for _ in range(LOADERS):
-            with Loader(dataset, STATISTICS, requests(range(32), 8), **loader_sections(c), **options) as loader:
+            with Loader(
+                dataset,
+                STATISTICS,
+                requests(range(32), 8),
+                **loader_sections(c),
+                **options,
+            ) as loader:
                 for batch in loader:
                     del batch
             taken.append(Taken.now())
@@ -83,7 +91,9 @@ def rebuilds(out: Out) -> None:
     dataset = write_set(TMP / "rebuilds", files, (72, 72))
     taken: list[Taken] = []
     began = time.monotonic()
-    while len(taken) < TIMES and out.has(4, f"rebuilds after the first {16 * len(taken)}"):
+    while len(taken) < TIMES and out.has(
+        4, f"rebuilds after the first {16 * len(taken)}"
+    ):
         read(dataset)
         taken.append(Taken.now())
     if not taken:
@@ -91,13 +101,23 @@ def rebuilds(out: Out) -> None:
     seconds = time.monotonic() - began
     early, late = taken[len(taken) // 4], taken[-1]
     failure = {}
-    if late.mib - early.mib > GROWTH or (late.gpu_mib or 0) - (early.gpu_mib or 0) > GROWTH:
+    if (
+        late.mib - early.mib > GROWTH
+        or (late.gpu_mib or 0) - (early.gpu_mib or 0) > GROWTH
+    ):
         failure["error"] = f"memory has grown by more than {GROWTH} MiB"
     out(
         "rebuilds",
         rebuilds=16 * len(taken),
         ms_each=round(1000 * seconds / len(taken) / 17, 1),
-        **{name: [taken[0]._asdict()[name], early._asdict()[name], late._asdict()[name]] for name in Taken._fields},
+        **{
+            name: [
+                taken[0]._asdict()[name],
+                early._asdict()[name],
+                late._asdict()[name],
+            ]
+            for name in Taken._fields
+        },
         reasons=list(dataset.bad.values())[:2],
         **failure,
     )
@@ -106,13 +126,19 @@ def rebuilds(out: Out) -> None:
 def read(dataset: Dataset) -> None:
     """Read the set once, with no memory of the bad files."""
     dataset.bad.clear()
-    c = config(global_batch=4, virtual_workers=1, data={"train": "x"}, augment={"crop": 64})
+    c = config(
+        global_batch=4, virtual_workers=1, data={"train": "x"}, augment={"crop": 64}
+    )
     options: dict[str, Any] = {"batch": 4, "device": DEVICE, "augmented": False}
-    with Loader(dataset, STATISTICS, requests(range(64), 4), **loader_sections(c), **options) as loader:
+    with Loader(
+        dataset, STATISTICS, requests(range(64), 4), **loader_sections(c), **options
+    ) as loader:
         batches = list(loader)
         assert loader.rebuilds == 16, loader.rebuilds
     assert dataset.bad.keys() == set(range(3, 64, 4)), sorted(dataset.bad)
-    assert all(torch.equal(b.images[0], batches[0].images[0]) for b in batches), "a good image has changed"
+    assert all(torch.equal(b.images[0], batches[0].images[0]) for b in batches), (
+        "a good image has changed"
+    )
 
 
 if __name__ == "__main__":

@@ -31,9 +31,19 @@ def repeat(out: Out) -> None:
             for i in range(TIMES):
                 with torch.no_grad(), micro_step(0, 0, 1):
                     gradients.model(torch.zeros(2 + i % 7, 3, 224, 224, device=DEVICE))
-                unequal += any(not torch.equal(a, b) for a, b in zip(first, gradients(), strict=True))
+                unequal += any(
+                    not torch.equal(a, b)
+                    for a, b in zip(first, gradients(), strict=True)
+                )
             failure = {"error": "the bits do not repeat"} if unequal else {}
-            out("repeats", **case._asdict(), unequal=unequal, of=TIMES, bits=bits(first), **failure)
+            out(
+                "repeats",
+                **case._asdict(),
+                unequal=unequal,
+                of=TIMES,
+                bits=bits(first),
+                **failure,
+            )
             del gradients, first
 
 

@@ -64,7 +64,10 @@ class Report:
             self.failed.append(f"{group}: {what}{which}: {line['error']}")
         elif what == LEFT_OUT:
             self.left_out.append(f"{group}: {line.get('part', 'all of it')}")
-        values = " ".join(f"{k}={json.dumps(v) if isinstance(v, list | dict) else v}" for k, v in line.items())
+        values = " ".join(
+            f"{k}={json.dumps(v) if isinstance(v, list | dict) else v}"
+            for k, v in line.items()
+        )
         text = f"{time.monotonic() - BEGAN:4.0f} {group}: {what} {values}"
         print(text[: 300 if line.keys() & {"error", "top"} else 230], flush=True)  # noqa: T201
 
@@ -74,8 +77,17 @@ class Report:
 
     def close(self) -> int:
         """Print what failed and what was left out, and return the exit code."""
-        self.say("sheet", "done", seconds=round(time.monotonic() - BEGAN), failed=self.failed, left_out=self.left_out)
-        for title, entries in (("failed", self.failed), ("left out for lack of time", self.left_out)):
+        self.say(
+            "sheet",
+            "done",
+            seconds=round(time.monotonic() - BEGAN),
+            failed=self.failed,
+            left_out=self.left_out,
+        )
+        for title, entries in (
+            ("failed", self.failed),
+            ("left out for lack of time", self.left_out),
+        ):
             if entries:
                 print("\n   ".join([f"{title}:", *entries]), flush=True)  # noqa: T201
         return int(bool(self.failed or (DRY and self.left_out)))
@@ -93,14 +105,18 @@ class Group:
         self._has_ended = False
         command = [sys.executable, str(HERE / script), name, str(seconds - 3)]
         with open(TMP / f"{name}.err", "wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True
+            )
         self._is_running = True
 
     def poll(self, report: Report) -> bool:
         """Move new results to the report, and return whether the group still runs."""
         if not self._is_running:
             return False
-        code = self._process.poll()  # first, so that all lines are there when it has ended
+        code = (
+            self._process.poll()
+        )  # first, so that all lines are there when it has ended
         self._move_lines(report)
         if code is None and time.monotonic() > self._end:
             self._signal(signal.SIGABRT)  # Python says where it is
@@ -171,7 +187,9 @@ class Sheet:
         left = [name for name in MEASUREMENTS if name in self._wanted]
         for i, name in enumerate(left):
             script, share = MEASUREMENTS[name]
-            limit = self._left() * share / sum(MEASUREMENTS[other][1] for other in left[i:])
+            limit = (
+                self._left() * share / sum(MEASUREMENTS[other][1] for other in left[i:])
+            )
             if (self._left() if DRY else limit) < 8:
                 self._report.say(name, LEFT_OUT)
                 continue
@@ -207,7 +225,9 @@ def main(arguments: Sequence[str]) -> int:
     wanted = arguments[1].split(",") if len(arguments) > 1 else list(GROUPS)
     unknown = set(wanted).difference(GROUPS)
     if unknown:
-        sys.stderr.write(f"no such group: {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}\n")
+        sys.stderr.write(
+            f"no such group: {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}\n"
+        )
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     shutil.rmtree(TMP, ignore_errors=True)  # of an earlier call

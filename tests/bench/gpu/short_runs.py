@@ -41,7 +41,12 @@ def digits() -> Path:
 class Quiet:
     """A console that keeps the records, and can stop the run after some seconds or at a step."""
 
-    def __init__(self, world: World | None = None, seconds: float | None = None, stop_at: int | None = None) -> None:
+    def __init__(
+        self,
+        world: World | None = None,
+        seconds: float | None = None,
+        stop_at: int | None = None,
+    ) -> None:
         """`world`: that of the run to stop."""
         self.records: list[MetricsRecord] = []
         self._world = world
@@ -77,7 +82,9 @@ def run(command: Sequence[str], seconds: float) -> tuple[int, str]:
     Raises:
         subprocess.TimeoutExpired: it took longer than `seconds`, and was killed; with what it printed.
     """
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         text, _ = process.communicate(timeout=max(1.0, seconds))
     except subprocess.TimeoutExpired as expired:

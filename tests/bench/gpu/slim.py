@@ -19,7 +19,13 @@ MACHINE_CODE = 2
 """The kind of an entry in a container; 1 is PTX."""
 LOADED = 2
 """The flag of an ELF section that is loaded with the library."""
-CODECS = {"libnvjpeg_ext", "libjpeg_turbo_ext", "libnvpnm_ext", "libnvbmp_ext", "libopencv_ext"}
+CODECS = {
+    "libnvjpeg_ext",
+    "libjpeg_turbo_ext",
+    "libnvpnm_ext",
+    "libnvbmp_ext",
+    "libopencv_ext",
+}
 """The extensions of nvImageCodec that stay: distrain hands DALI JPEG and PPM files only."""
 
 
@@ -47,7 +53,10 @@ def elf_sections(data: bytes) -> list[Section]:
         return []
     (table,) = struct.unpack_from("<Q", data, 0x28)
     entry_size, count, names_index = struct.unpack_from("<HHH", data, 0x3A)
-    rows = [struct.unpack_from("<IIQQQQIIQQ", data, table + i * entry_size) for i in range(count)]
+    rows = [
+        struct.unpack_from("<IIQQQQIIQQ", data, table + i * entry_size)
+        for i in range(count)
+    ]
     names = rows[names_index][4]
     found = []
     for name, _, flags, _, offset, size, *_ in rows:
@@ -91,7 +100,10 @@ def slim(data: bytearray) -> int:
                     if (kind, arch) != (MACHINE_CODE, ARCH):
                         data[offset : offset + size] = bytes(size)
                         cleared += size
-        elif section.name in (".symtab", ".strtab", ".debug_info", ".comment") and not section.flags & LOADED:
+        elif (
+            section.name in (".symtab", ".strtab", ".debug_info", ".comment")
+            and not section.flags & LOADED
+        ):
             data[section.offset : section.offset + section.size] = bytes(section.size)
             cleared += section.size
     return cleared
@@ -100,13 +112,20 @@ def slim(data: bytearray) -> int:
 def is_wanted(name: str) -> bool:
     """Return whether a file of a wheel goes along."""
     parts = name.split("/")
-    if name.endswith(("/", ".c", ".pyx", ".cpp", ".h")) or ".data/" in name or "/tests/" in name:
+    if (
+        name.endswith(("/", ".c", ".pyx", ".cpp", ".h"))
+        or ".data/" in name
+        or "/tests/" in name
+    ):
         return False
     if "cpython-" in name and "cpython-312-" not in name:
         return False
     if parts[:2] == ["nvidia", "dali"]:
         return parts[2] != "include"
-    if parts[:2] == ["nvidia", "nvimgcodec"]:  # DALI loads the library alone, not the Python module
+    if parts[:2] == [
+        "nvidia",
+        "nvimgcodec",
+    ]:  # DALI loads the library alone, not the Python module
         is_codec = parts[2] == "extensions" and parts[-1].split(".")[0] in CODECS
         return is_codec or parts[-1].startswith("libnvimgcodec.so")
     if parts[0] == "nvidia":
@@ -128,7 +147,9 @@ def unpack(wheels: Path, site: Path) -> tuple[int, int]:
                 path.write_bytes(data)
                 total += len(data)
     # It is found first, and joins the parts of `nvidia` that the machine has itself, with an __init__ or without one.
-    (site / "nvidia/__init__.py").write_text("__path__ = __import__('pkgutil').extend_path(__path__, __name__)\n")
+    (site / "nvidia/__init__.py").write_text(
+        "__path__ = __import__('pkgutil').extend_path(__path__, __name__)\n"
+    )
     return total, cleared
 
 

@@ -27,7 +27,9 @@ RECIPE = "configs/quickstart.yaml"
 ON_DEVICE = f"device={'cpu' if DRY else 'cuda'}"
 DEFAULT = "default device"
 RUNS = {
-    DEFAULT: ["epochs=1"],  # it names no device: a machine with a GPU must use it by itself
+    DEFAULT: [
+        "epochs=1"
+    ],  # it names no device: a machine with a GPU must use it by itself
     "fp32": [ON_DEVICE, "epochs=2"],
     "bf16": [ON_DEVICE, "epochs=1", "precision=bf16"],
     "tf32": [ON_DEVICE, "epochs=1", "precision=tf32"],
@@ -60,11 +62,28 @@ def train(out: Out, name: str, overrides: list[str]) -> None:
     at = digits()
     folder = TMP / f"quick-{name.replace(' ', '-')}"
     began = time.monotonic()
-    command = [sys.executable, "-W", "default", "-m", "distrain", "train", RECIPE, f"run={folder}"]
-    command += [f"data.train={at}/train", f"data.val={at}/val", "metrics.port=null", *overrides]
+    command = [
+        sys.executable,
+        "-W",
+        "default",
+        "-m",
+        "distrain",
+        "train",
+        RECIPE,
+        f"run={folder}",
+    ]
+    command += [
+        f"data.train={at}/train",
+        f"data.val={at}/val",
+        "metrics.port=null",
+        *overrides,
+    ]
     code, text = run(command, min(60, out.left()) if not DRY else out.left())
     lines = text.splitlines()
-    values: dict[str, Any] = {"code": code, "seconds": round(time.monotonic() - began, 1)}
+    values: dict[str, Any] = {
+        "code": code,
+        "seconds": round(time.monotonic() - began, 1),
+    }
     if code != 0:
         values["error"] = f"exit code {code}"
     else:
@@ -89,12 +108,24 @@ def mixed() -> dict[str, Any]:
     images: dict[tuple[torch.device, str], dict[int, Tensor]] = {}
     for device in (CPU, DEVICE):
         for normalise in ("loader", "device"):
-            c = config(global_batch=8, virtual_workers=1, data={"train": "x", "normalise": normalise})
+            c = config(
+                global_batch=8,
+                virtual_workers=1,
+                data={"train": "x", "normalise": normalise},
+            )
             options: dict[str, Any] = {"batch": 8, "device": device, "augmented": True}
-            with Loader(dataset, STATISTICS, requests(np.arange(16), 8), **loader_sections(c), **options) as loader:
+            with Loader(
+                dataset,
+                STATISTICS,
+                requests(np.arange(16), 8),
+                **loader_sections(c),
+                **options,
+            ) as loader:
                 batches = list(loader)
             b = batches[0].pixels
-            found[f"{device} {normalise}"] = f"{tuple(b.shape)} {b.dtype} {b.device} {b.stride()}"
+            found[f"{device} {normalise}"] = (
+                f"{tuple(b.shape)} {b.dtype} {b.device} {b.stride()}"
+            )
             found[f"{device} {normalise} address mod 512"] = b.data_ptr() % 512
             images[device, normalise] = {k: v.cpu() for k, v in by_id(batches).items()}
     std = torch.tensor(STATISTICS.std, dtype=torch.float32)[:, None, None]
@@ -102,9 +133,15 @@ def mixed() -> dict[str, Any]:
         cpu = images[CPU, normalise]
         gpu = images[DEVICE, normalise]
         off = [((cpu[k] - gpu[k]) * std).abs() for k in sorted(cpu)]
-        found[f"levels off, mean, {normalise}"] = round(float(torch.stack([o.mean() for o in off]).mean()), 3)
-        found[f"levels off, most, {normalise}"] = round(float(max(o.max() for o in off)), 1)
-        found[f"levels off, mean by file, {normalise}"] = [round(float(o.mean()), 2) for o in off]
+        found[f"levels off, mean, {normalise}"] = round(
+            float(torch.stack([o.mean() for o in off]).mean()), 3
+        )
+        found[f"levels off, most, {normalise}"] = round(
+            float(max(o.max() for o in off)), 1
+        )
+        found[f"levels off, mean by file, {normalise}"] = [
+            round(float(o.mean()), 2) for o in off
+        ]
     return found
 
 
@@ -120,16 +157,23 @@ def files(folder: Path) -> Dataset:
 
 def nccl() -> dict[str, Any]:
     """all_reduce as many int64 as alexnet has parameters, over a group of one rank."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29517", NCCL_SOCKET_IFNAME="lo")
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT="29517", NCCL_SOCKET_IFNAME="lo"
+    )
     began = time.monotonic()
-    dist.init_process_group("cpu:gloo,cuda:nccl", rank=0, world_size=1, device_id=DEVICE)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl", rank=0, world_size=1, device_id=DEVICE
+    )
     x = torch.full((61_100_840,), 2**40 + 1, dtype=torch.int64, device=DEVICE)
     dist.all_reduce(x)
     torch.cuda.synchronize()
     is_equal = bool((x == 2**40 + 1).all())
     dist.destroy_process_group()
     assert is_equal, "all_reduce of one rank changed its input"
-    return {"int64 all_reduce of one rank": is_equal, "seconds": round(time.monotonic() - began, 1)}
+    return {
+        "int64 all_reduce of one rank": is_equal,
+        "seconds": round(time.monotonic() - began, 1),
+    }
 
 
 if __name__ == "__main__":

@@ -8,19 +8,39 @@ from xml.etree import ElementTree
 
 from common import DRY, RESULTS, Out, main
 
-OPTIONS = ["-p", "no:cacheprovider", "-m", "gpu", "-W", "default", "-rfE", "--tb=short", "-o", "junit_family=xunit1"]
+OPTIONS = [
+    "-p",
+    "no:cacheprovider",
+    "-m",
+    "gpu",
+    "-W",
+    "default",
+    "-rfE",
+    "--tb=short",
+    "-o",
+    "junit_family=xunit1",
+]
 
 
 def pytest(out: Out) -> None:
     """Run them; what pytest prints goes to gpu-tests.log, and its report to gpu-tests.xml."""
     report = RESULTS / "gpu-tests.xml"
-    command = [sys.executable, "-m", "pytest", *OPTIONS, f"--junitxml={report}", "tests/test_gpu.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *OPTIONS,
+        f"--junitxml={report}",
+        "tests/test_gpu.py",
+    ]
     if find_spec("pytest_timeout") and not DRY:
         command += ["--timeout", "60"]
     report.unlink(missing_ok=True)  # of an earlier call
     with open(RESULTS / "gpu-tests.log", "wb") as log, out.guarded("tests"):
         limit = max(1.0, out.left())
-        code = subprocess.run(command, stdout=log, stderr=log, timeout=limit, check=False).returncode
+        code = subprocess.run(
+            command, stdout=log, stderr=log, timeout=limit, check=False
+        ).returncode
         read(out, report, code)
 
 
@@ -32,10 +52,15 @@ def read(out: Out, report: Path, code: int) -> None:
         return
     suites = ElementTree.parse(report)
     for suite in suites.iter("testsuite"):
-        counts = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
+        counts = {
+            name: int(suite.attrib[name])
+            for name in ("tests", "failures", "errors", "skipped")
+        }
         out("tests", **counts, **failure)
     for case in suites.iter("testcase"):
-        properties = {p.attrib["name"]: p.attrib["value"] for p in case.iter("property")}
+        properties = {
+            p.attrib["name"]: p.attrib["value"] for p in case.iter("property")
+        }
         if properties:
             out("property", test=case.attrib["name"], **properties)
 

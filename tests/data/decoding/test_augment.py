@@ -15,7 +15,9 @@ AXES = np.diag([50.0, 10.0, 2.0])
 
 def draws(ids=IDS, seed=0, epoch=0, step=0, v=0, size=(256, 240), axes=AXES, **changes):
     sizes = np.tile(size, (len(ids), 1)) if np.ndim(size) == 1 else np.asarray(size)
-    return draw(seed, Cursor(epoch, step), v, ids, sizes, Augment(crop=224, **changes), axes)
+    return draw(
+        seed, Cursor(epoch, step), v, ids, sizes, Augment(crop=224, **changes), axes
+    )
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=20), st.integers(0, 500))
@@ -28,12 +30,16 @@ def test_a_draw_depends_on_its_sample_alone(ids, epoch):
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), min_size=1, max_size=30),
+    st.lists(
+        st.tuples(st.integers(1, 3000), st.integers(1, 3000)), min_size=1, max_size=30
+    ),
     st.sampled_from(["crop", "random_resized"]),
     st.integers(0, 9),
 )
 def test_windows_lie_inside_images_of_any_size(sizes, window, epoch):
-    d = draws(np.arange(len(sizes)), epoch=epoch, size=sizes, short_side=256, window=window)
+    d = draws(
+        np.arange(len(sizes)), epoch=epoch, size=sizes, short_side=256, window=window
+    )
     assert (d.start >= 0).all()
     assert (d.size > 0).all()
     assert (d.start + d.size <= np.array(sizes) * (1 + 1e-12)).all()
@@ -49,13 +55,17 @@ def test_a_short_side_is_resized_as_pil_would_be_told_to(height, width):
     scale = min(height, width) / 256
     resized = np.floor(np.array([height, width]) / scale + 0.5)
     assert resized.min() == 256
-    np.testing.assert_allclose(d.size, np.tile(224 * np.array([height, width]) / resized, (50, 1)))
+    np.testing.assert_allclose(
+        d.size, np.tile(224 * np.array([height, width]) / resized, (50, 1))
+    )
     place = d.start * resized / [height, width]
     np.testing.assert_allclose(place, np.rint(place), atol=1e-6)
     if max(resized) <= 2000:
-        assert shorten(Image.new("RGB", (width, height)), 256, 1 << 30).size[::-1] == tuple(
-            resized.astype(int)
-        ) or np.any(np.abs(np.array([height, width]) / scale % 1 - 0.5) < 1e-9)
+        assert shorten(Image.new("RGB", (width, height)), 256, 1 << 30).size[
+            ::-1
+        ] == tuple(resized.astype(int)) or np.any(
+            np.abs(np.array([height, width]) / scale % 1 - 0.5) < 1e-9
+        )
 
 
 def test_random_resized_windows_are_as_torchvision_draws_them():
@@ -71,21 +81,31 @@ def test_random_resized_windows_are_as_torchvision_draws_them():
     generator = np.random.default_rng(0)
     expected = []
     while len(expected) < 50_000:  # rejection, as torchvision does it
-        share, ratio = generator.uniform(0.08, 1), np.exp(generator.uniform(*np.log([3 / 4, 4 / 3])))
-        w, h = round(np.sqrt(375 * 500 * share * ratio)), round(np.sqrt(375 * 500 * share / ratio))
+        share, ratio = (
+            generator.uniform(0.08, 1),
+            np.exp(generator.uniform(*np.log([3 / 4, 4 / 3]))),
+        )
+        w, h = (
+            round(np.sqrt(375 * 500 * share * ratio)),
+            round(np.sqrt(375 * 500 * share / ratio)),
+        )
         if w <= 500 and h <= 375:
             expected.append((h, w))
     for axis in (0, 1):
         found, wanted = np.sort(d.size[:, axis]), np.sort(np.array(expected)[:, axis])
         assert np.abs(found - wanted).max() < 12, "quantiles agree"
     room = np.array([375, 500]) - d.size
-    np.testing.assert_allclose((d.start / np.maximum(room, 1))[room.min(1) > 50].mean(0), 0.5, atol=0.01)
+    np.testing.assert_allclose(
+        (d.start / np.maximum(room, 1))[room.min(1) > 50].mean(0), 0.5, atol=0.01
+    )
 
 
 def test_random_resized_falls_back_to_the_centre():
     d = draws(np.arange(200), size=(10, 2000), window="random_resized")
     whole = np.all(d.size == [10, 13], 1)
-    assert whole.all(), "a strip has no room for any window but 3:4 to 4:3 of its height"
+    assert whole.all(), (
+        "a strip has no room for any window but 3:4 to 4:3 of its height"
+    )
     assert (d.start == [0, 993]).all()
 
 
@@ -131,7 +151,9 @@ def test_draws_of_chunks_of_32(window):
             assert (field[chunk] == field[chunk][0]).all()
     assert len({tuple(s) for s in d.start}) == 4
     assert len({tuple(c) for c in d.colour}) == 100
-    assert np.array_equal(d.colour, draws(np.arange(1000, 1100)).colour), "colours are those of the samples"
+    assert np.array_equal(d.colour, draws(np.arange(1000, 1100)).colour), (
+        "colours are those of the samples"
+    )
     others = draws(np.arange(2000, 2100), draws="chunk", window=window)
     assert np.array_equal(others.start, d.start), "what the samples are does not matter"
 
@@ -146,7 +168,11 @@ def test_chunks_differ_by_seed_epoch_step_and_virtual_worker(change):
 
 def test_chunks_of_neighbouring_virtual_workers_are_all_different():
     """A micro-batch that is no multiple of 32 must not share a chunk with the next one."""
-    starts = [tuple(s) for v in range(50) for s in draws(np.arange(40), v=v, draws="chunk").start[[0, 32]]]
+    starts = [
+        tuple(s)
+        for v in range(50)
+        for s in draws(np.arange(40), v=v, draws="chunk").start[[0, 32]]
+    ]
     assert len(set(starts)) > 85, "33 x 17 places: a few meet by chance"
 
 
@@ -160,7 +186,14 @@ def test_centre():
 def test_no_augmentation_is_the_evaluation_draw():
     sizes = np.array([[256, 255], [300, 224]])
     for short_side in (None, 256):
-        none = draws(np.arange(2), size=sizes, window="centre", mirror=False, colour=0.0, short_side=short_side)
+        none = draws(
+            np.arange(2),
+            size=sizes,
+            window="centre",
+            mirror=False,
+            colour=0.0,
+            short_side=short_side,
+        )
         wanted = centre(sizes, Augment(crop=224, short_side=short_side))
         for field in ("start", "size", "mirror", "colour"):
             assert np.array_equal(getattr(none, field), getattr(wanted, field)), field

@@ -41,15 +41,33 @@ def cut_with_an_end(data: bytes) -> bytes:
     return data[: len(data) // 2] + b"\xff\xd9"
 
 
-BAD = {3: broken_table(GOOD[3]), 4: GOOD[4][:-30], 11: broken_table(GOOD[11]), 17: b"junk", 23: b""}
+BAD = {
+    3: broken_table(GOOD[3]),
+    4: GOOD[4][:-30],
+    11: broken_table(GOOD[11]),
+    17: b"junk",
+    23: b"",
+}
 MIXED = [BAD.get(i, data) for i, data in enumerate(GOOD)]
 
 
 @pytest.mark.parametrize("backend", ["dali", "torch"])
 @pytest.mark.parametrize(("batch", "ahead"), [(1, 2), (5, 1), (8, 3), (24, 2)])
-def test_refused_files_are_placeholders_and_nothing_is_lost_or_reordered(tmp_path, narrow, batch, ahead, backend):
-    config = narrow(augment={"crop": 64, "short_side": 72}, data={"backend": backend, "read_ahead": ahead})
-    good = by_id(deliver(config, write_set(tmp_path / "good", GOOD), requests(range(24), batch), batch))
+def test_refused_files_are_placeholders_and_nothing_is_lost_or_reordered(
+    tmp_path, narrow, batch, ahead, backend
+):
+    config = narrow(
+        augment={"crop": 64, "short_side": 72},
+        data={"backend": backend, "read_ahead": ahead},
+    )
+    good = by_id(
+        deliver(
+            config,
+            write_set(tmp_path / "good", GOOD),
+            requests(range(24), batch),
+            batch,
+        )
+    )
     dataset = write_set(tmp_path / "mixed", MIXED)
     batches = deliver(config, dataset, requests(range(24), batch), batch)
     assert [b.cursor.step for b in batches] == list(range(-(-24 // batch)))
@@ -65,7 +83,9 @@ def test_refused_files_are_placeholders_and_nothing_is_lost_or_reordered(tmp_pat
     assert dataset.bad == reasons
 
 
-def test_a_decoder_that_refuses_its_placeholder_too_ends_the_attempt(tmp_path, narrow, monkeypatch):
+def test_a_decoder_that_refuses_its_placeholder_too_ends_the_attempt(
+    tmp_path, narrow, monkeypatch
+):
     """Or it would be replaced for ever."""
 
     class Refusing(loader.DaliDecoder):
@@ -75,13 +95,21 @@ def test_a_decoder_that_refuses_its_placeholder_too_ends_the_attempt(tmp_path, n
 
     monkeypatch.setattr(loader, "DaliDecoder", Refusing)
     with pytest.raises(AttemptError, match="the decoder stopped"):
-        deliver(narrow(), write_set(tmp_path / "set", [GOOD[0]] * 8, (72, 90)), requests(range(8), 4), 4)
+        deliver(
+            narrow(),
+            write_set(tmp_path / "set", [GOOD[0]] * 8, (72, 90)),
+            requests(range(8), 4),
+            4,
+        )
 
 
 @pytest.mark.parametrize("window", ["crop", "random_resized"])
 def test_a_verdict_does_not_depend_on_the_window(tmp_path, narrow, window):
     """A cut file is bad although windows above the cut decode; one with an end marker is filled up with grey."""
-    damaged = [GOOD[i][: -200 * (i % 3)] if i % 3 else cut_with_an_end(GOOD[i]) for i in range(24)]
+    damaged = [
+        GOOD[i][: -200 * (i % 3)] if i % 3 else cut_with_an_end(GOOD[i])
+        for i in range(24)
+    ]
     dataset = write_set(tmp_path / "set", damaged)
     verdicts = []
     for epoch in range(6):
@@ -93,11 +121,20 @@ def test_a_verdict_does_not_depend_on_the_window(tmp_path, narrow, window):
 
 
 def test_a_verdict_costs_once(tmp_path, narrow):
-    dataset, config = write_set(tmp_path / "set", MIXED), narrow(augment={"crop": 64, "short_side": 72})
+    dataset, config = (
+        write_set(tmp_path / "set", MIXED),
+        narrow(augment={"crop": 64, "short_side": 72}),
+    )
     rebuilds = []
     for epoch in range(3):
         options = {"batch": 6, "device": CPU, "augmented": True}
-        with Loader(dataset, STATISTICS, requests(range(24), 6, epoch), **loader_sections(config), **options) as loader:
+        with Loader(
+            dataset,
+            STATISTICS,
+            requests(range(24), 6, epoch),
+            **loader_sections(config),
+            **options,
+        ) as loader:
             assert len(list(loader)) == 4
             rebuilds.append(loader.rebuilds)
     assert rebuilds == [2, 0, 0]
@@ -106,7 +143,10 @@ def test_a_verdict_costs_once(tmp_path, narrow):
 def test_a_proved_file_that_is_refused_stops_the_run_with_its_name(tmp_path, narrow):
     """To replace it would make the weights depend on what windows it was asked for before."""
     dataset = write_set(
-        tmp_path / "set", [broken_table(GOOD[0]) if i == 5 else GOOD[0] for i in range(8)], (72, 90), proved=True
+        tmp_path / "set",
+        [broken_table(GOOD[0]) if i == 5 else GOOD[0] for i in range(8)],
+        (72, 90),
+        proved=True,
     )
     with pytest.raises(
         RunError,
@@ -116,10 +156,16 @@ def test_a_proved_file_that_is_refused_stops_the_run_with_its_name(tmp_path, nar
 
 
 def test_a_lying_header_is_refused_before_memory_is_taken(tmp_path, narrow):
-    lies = [lying(GOOD[0], 20_000, 20_000), lying(GOOD[0], 65_500, 65_500), lying(GOOD[0], 7_000, 7_000)]
+    lies = [
+        lying(GOOD[0], 20_000, 20_000),
+        lying(GOOD[0], 65_500, 65_500),
+        lying(GOOD[0], 7_000, 7_000),
+    ]
     dataset = write_set(tmp_path / "set", [GOOD[0], *lies], (72, 90))
     before = resident()
-    batches = deliver(narrow(data={"pixel_limit": 1_000_000}), dataset, requests(range(4), 4), 4)
+    batches = deliver(
+        narrow(data={"pixel_limit": 1_000_000}), dataset, requests(range(4), 4), 4
+    )
     assert resident() - before < 64 << 20
     assert batches[0].weights.tolist() == [1, 0, 0, 0]
     assert all("over the limit of 1000000" in batches[0].bad[i] for i in (1, 2, 3))
@@ -134,7 +180,13 @@ def test_memory_does_not_grow_over_rebuilds(tmp_path, narrow):
         for _ in range(times // 16):
             dataset.bad.clear()
             options = {"batch": 4, "device": CPU, "augmented": True}
-            with Loader(dataset, STATISTICS, requests(range(64), 4), **loader_sections(config), **options) as loader:
+            with Loader(
+                dataset,
+                STATISTICS,
+                requests(range(64), 4),
+                **loader_sections(config),
+                **options,
+            ) as loader:
                 assert len(list(loader)) == 16
                 assert loader.rebuilds == 16
 
@@ -171,7 +223,10 @@ def test_what_is_in_flight_is_known_to_the_next_process(tmp_path, narrow):
 
 
 def test_files_are_judged_alone(tmp_path):
-    files = [np.frombuffer(f, np.uint8) for f in (GOOD[0], broken_table(GOOD[1]), kinds()["bmp"], GOOD[2])]
+    files = [
+        np.frombuffer(f, np.uint8)
+        for f in (GOOD[0], broken_table(GOOD[1]), kinds()["bmp"], GOOD[2])
+    ]
     verdicts = judge(files, CPU)
     assert [v is None for v in verdicts] == [True, False, True, True]
     assert "DALI" in verdicts[1]
@@ -191,14 +246,20 @@ FILES = [np.frombuffer(GOOD[i], np.uint8) for i in (0, 1)]
 def test_a_child_that_dies_of_its_first_file_gives_it_away(tmp_path, monkeypatch):
     """The next file gets a new child, which refuses it."""
     stand_in(
-        monkeypatch, tmp_path, '[ -e "$0.died" ] && { echo \'"refused"\'; cat; exit; }; touch "$0.died"; kill -SEGV $$'
+        monkeypatch,
+        tmp_path,
+        '[ -e "$0.died" ] && { echo \'"refused"\'; cat; exit; }; touch "$0.died"; kill -SEGV $$',
     )
     assert judge(FILES, CPU) == ["the decoder dies of it (SIGSEGV)", "refused"]
 
 
 def test_a_later_file_is_blamed_only_by_a_child_of_its_own(tmp_path, monkeypatch):
     """The first file may have broken the memory that the second one dies of."""
-    stand_in(monkeypatch, tmp_path, 'echo null; [ -e "$0.died" ] && { cat; exit; }; touch "$0.died"; kill -SEGV $$')
+    stand_in(
+        monkeypatch,
+        tmp_path,
+        'echo null; [ -e "$0.died" ] && { cat; exit; }; touch "$0.died"; kill -SEGV $$',
+    )
     assert judge(FILES, CPU) == [None, None]
 
 
@@ -210,7 +271,9 @@ def test_a_child_that_ends_for_another_reason_is_no_verdict(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("backend", ["dali", "torch"])
-def test_a_missing_shard_is_no_refusal_whatever_its_folder_is_called(tmp_path, narrow, backend):
+def test_a_missing_shard_is_no_refusal_whatever_its_folder_is_called(
+    tmp_path, narrow, backend
+):
     """Errors of the source pass through DALI, which words its own alike."""
     dataset = write_set(tmp_path / "nvidia-dali-nvimage" / "set", GOOD)
     next((tmp_path / "nvidia-dali-nvimage" / "set").glob("*.parquet")).unlink()
@@ -240,7 +303,9 @@ print("weights", summary.weights)
 """
 
 
-def test_a_file_that_kills_the_decoder_is_found_and_quarantined(tmp_path, narrow, plain_environment):
+def test_a_file_that_kills_the_decoder_is_found_and_quarantined(
+    tmp_path, narrow, plain_environment
+):
     """For real: without the header walk, garbage at batch 64 is a segmentation fault inside DALI."""
     from distrain.config import to_yaml
 
@@ -249,33 +314,52 @@ def test_a_file_that_kills_the_decoder_is_found_and_quarantined(tmp_path, narrow
         files[i] = np.random.default_rng(i).bytes(3000)
     write_set(tmp_path / "set", files, (72, 72))
     config = narrow(
-        run=str(tmp_path / "run"), epochs=2, global_batch=64, virtual_workers=1, data={"train": str(tmp_path / "set")}
+        run=str(tmp_path / "run"),
+        epochs=2,
+        global_batch=64,
+        virtual_workers=1,
+        data={"train": str(tmp_path / "set")},
     )
     (tmp_path / "recipe.yaml").write_text(to_yaml(config))
 
     def run(code):
         command = [sys.executable, "-c", code, str(tmp_path / "recipe.yaml")]
-        return subprocess.run(command, text=True, capture_output=True, check=False, env=plain_environment)
+        return subprocess.run(
+            command, text=True, capture_output=True, check=False, env=plain_environment
+        )
 
     runs = [run(CRASHING)]
-    while runs[-1].returncode < 0 and len(runs) < 8:  # each crash gives away what was in flight
+    while (
+        runs[-1].returncode < 0 and len(runs) < 8
+    ):  # each crash gives away what was in flight
         runs.append(run(CRASHING))
-        assert re.search(r"an attempt died while it decoded \d+ files \(\d+: shard-00000.parquet row", runs[-1].stdout)
+        assert re.search(
+            r"an attempt died while it decoded \d+ files \(\d+: shard-00000.parquet row",
+            runs[-1].stdout,
+        )
     again = runs[-1]
     assert again.returncode == 0, again.stdout + again.stderr
-    if len(runs) > 1:  # DALI mostly dies of an error without a name, and sometimes survives it
-        (quarantined,) = json.loads((tmp_path / "run" / "quarantine.json").read_text()).values()
+    if (
+        len(runs) > 1
+    ):  # DALI mostly dies of an error without a name, and sometimes survives it
+        (quarantined,) = json.loads(
+            (tmp_path / "run" / "quarantine.json").read_text()
+        ).values()
         assert quarantined
         assert quarantined.keys() <= {"20", "130"}
     for i in (20, 130):
         assert f"bad sample {i} (shard-00000.parquet" in again.stdout
     # With the walk in front the same verdict costs no crash, and the same weights come out.
-    (tmp_path / "recipe.yaml").write_text(to_yaml(config.model_copy(update={"run": str(tmp_path / "other")})))
+    (tmp_path / "recipe.yaml").write_text(
+        to_yaml(config.model_copy(update={"run": str(tmp_path / "other")}))
+    )
     walked = run(CRASHING.replace("decode.readable = trusting", ""))
     assert walked.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]
 
 
-def test_killed_while_decoding_good_files_blames_none(tmp_path, narrow, plain_environment):
+def test_killed_while_decoding_good_files_blames_none(
+    tmp_path, narrow, plain_environment
+):
     files = [encoded(picture(i % 8, 72, 72)) for i in range(128)]
     dataset = write_set(tmp_path / "set", files, (72, 72))
     config = narrow(run=str(tmp_path / "run"))
@@ -295,9 +379,20 @@ os.kill(os.getpid(), signal.SIGKILL)
     from distrain.training.quarantined import recall
 
     (tmp_path / "recipe.yaml").write_text(to_yaml(config))
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "recipe.yaml")], check=False, env=plain_environment)
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "recipe.yaml")],
+        check=False,
+        env=plain_environment,
+    )
     told: list[str] = []
-    recall(config, World(CPU), [dataset], open_set(tmp_path / "set").store, told.append, told.append)
+    recall(
+        config,
+        World(CPU),
+        [dataset],
+        open_set(tmp_path / "set").store,
+        told.append,
+        told.append,
+    )
     assert "4 files (7: shard-00000.parquet row group 0 row 7; 8: " in told[0]
     assert told[1:-1] == [f"verdict {n} of 4" for n in (1, 2, 3, 4)]
     assert "none is to blame" in told[-1]
@@ -316,10 +411,14 @@ def test_readable_agrees_with_the_decoder(tmp_path, narrow):
 @pytest.mark.parametrize("batch", [64, 256])
 def test_fuzz(tmp_path, batch):
     """A slice of what `tests/bench/fuzz.py` does with 100,000 files; in a process of its own, which may not die."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    environment = {
+        k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"
+    }
     script = str(Path(__file__).parents[1] / "fuzz.py")
     command = [sys.executable, script, str(tmp_path), "0", "1000", str(batch)]
-    done = subprocess.run(command, text=True, capture_output=True, check=False, env=environment)
+    done = subprocess.run(
+        command, text=True, capture_output=True, check=False, env=environment
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["mutated"] == 1000

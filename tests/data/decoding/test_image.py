@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from distrain.data.decoding.image import BadImageError, decode, encode, jpeg_size, opened, readable, shorten, square
+from distrain.data.decoding.image import (
+    BadImageError,
+    decode,
+    encode,
+    jpeg_size,
+    opened,
+    readable,
+    shorten,
+    square,
+)
 
 LIMIT = 1_000_000
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -30,7 +39,8 @@ def test_jpegs_go_to_dali_as_they_are(mode, progressive):
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode"), [("PNG", "RGB"), ("PNG", "P"), ("PNG", "RGBA"), ("BMP", "RGB"), ("GIF", "P")]
+    ("kind", "mode"),
+    [("PNG", "RGB"), ("PNG", "P"), ("PNG", "RGBA"), ("BMP", "RGB"), ("GIF", "P")],
 )
 def test_other_formats_become_ppm_with_the_same_pixels(kind, mode):
     data = file(kind, mode)
@@ -67,15 +77,25 @@ def test_a_cut_file_is_bad_whatever_the_window():
 @pytest.mark.parametrize("side", [2000, 20000])
 def test_bombs_are_refused_before_memory_is_taken(side):
     def chunk(body):
-        return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        return (
+            struct.pack(">I", len(body) - 4)
+            + body
+            + struct.pack(">I", zlib.crc32(body))
+        )
 
-    png = chunk(b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)) + chunk(b"IDAT" + zlib.compress(b""))
-    with pytest.raises(BadImageError, match=f"{side} x {side} pixels are over the limit"):
+    png = chunk(b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)) + chunk(
+        b"IDAT" + zlib.compress(b"")
+    )
+    with pytest.raises(
+        BadImageError, match=f"{side} x {side} pixels are over the limit"
+    ):
         decode(b"\x89PNG\r\n\x1a\n" + png, LIMIT)
 
 
 def test_a_jpeg_over_the_pixel_limit_is_bad():
-    with pytest.raises(BadImageError, match="60 x 40 pixels are over the limit of 2399"):
+    with pytest.raises(
+        BadImageError, match="60 x 40 pixels are over the limit of 2399"
+    ):
         readable(file(), 2399)
     assert readable(file(), 2400)[1:] == (40, 60)
 
@@ -102,7 +122,14 @@ def test_exif_orientation_when_asked():
 def test_square_is_the_centre_of_the_resized():
     image = Image.fromarray(PIXELS)
     assert np.asarray(square(image, 40)).tolist() == PIXELS[:, 10:50].tolist()
-    for width, height, side in ((60, 40, 20), (1, 1, 8), (3, 40, 30), (500, 375, 256), (333, 500, 256), (97, 31, 30)):
+    for width, height, side in (
+        (60, 40, 20),
+        (1, 1, 8),
+        (3, 40, 30),
+        (500, 375, 256),
+        (333, 500, 256),
+        (97, 31, 30),
+    ):
         picture = image.resize((width, height))
         whole = np.asarray(shorten(picture, side, LIMIT)).astype(int)
         top, left = (whole.shape[0] - side) // 2, (whole.shape[1] - side) // 2
@@ -113,16 +140,24 @@ def test_square_is_the_centre_of_the_resized():
 
 
 def test_encode_comes_back_close():
-    smooth = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[:, None, None], (1, 64, 3))
+    smooth = np.tile(
+        np.linspace(0, 255, 64).astype(np.uint8)[:, None, None], (1, 64, 3)
+    )
     again = decode(encode(smooth, 95), LIMIT)
     assert np.abs(again.astype(int) - smooth).max() <= 3
 
 
-@pytest.mark.parametrize("marker", [0x00, 0x01, 0x02, 0xBF, 0xC3, 0xC8, 0xCC, 0xD0, 0xD8, 0xD9, 0xDC, 0xF0, 0xFF])
+@pytest.mark.parametrize(
+    "marker",
+    [0x00, 0x01, 0x02, 0xBF, 0xC3, 0xC8, 0xCC, 0xD0, 0xD8, 0xD9, 0xDC, 0xF0, 0xFF],
+)
 def test_markers_that_may_not_stand_before_the_scan_are_refused(marker):
     """DALI's parser calls them invalid, without the sample's name, and mostly dies of it."""
     whole = bytes(file())
     segment = bytes([0xFF, marker, 0, 4, 0, 0])
     assert jpeg_size(np.frombuffer(whole[:2] + segment + whole[2:], np.uint8)) is None
     comment = bytes([0xFF, 0xFE, 0, 4, 0, 0])
-    assert jpeg_size(np.frombuffer(whole[:2] + comment + whole[2:], np.uint8)) == (40, 60)
+    assert jpeg_size(np.frombuffer(whole[:2] + comment + whole[2:], np.uint8)) == (
+        40,
+        60,
+    )

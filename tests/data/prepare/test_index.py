@@ -50,7 +50,9 @@ def test_foreign_sets_are_read_as_they_are(tmp_path, shape):
     assert [p.name for p in (tmp_path / "index").iterdir()] == [MANIFEST]
     dataset = opened(tmp_path / "index")
     assert dataset.manifest.rows == len(found)
-    assert rows_of(dataset) == sorted((im.label, im.data, (40 + int(im.name[-8:-5]), 60)) for im in found)
+    assert rows_of(dataset) == sorted(
+        (im.label, im.data, (40 + int(im.name[-8:-5]), 60)) for im in found
+    )
     assert verify(dataset.store, dataset.manifest) == []
     assert contents(dataset).classes == dict.fromkeys(dataset.manifest.classes, 20)
     assert contents(dataset).heights == (40, 49, 59)
@@ -62,19 +64,30 @@ def test_they_train_on_the_same_pixels_as_packed_ones(narrow, tmp_path, shape):
     found = images(8)
     url = SHAPES[shape](tmp_path, found)
     made(url, tmp_path / "index")
-    pack(open_source(folder(tmp_path, found)).source, str(tmp_path / "packed"), Treatment(Geometry("keep")))
+    pack(
+        open_source(folder(tmp_path, found)).source,
+        str(tmp_path / "packed"),
+        Treatment(Geometry("keep")),
+    )
     config = narrow(augment={"crop": 64, "short_side": 72})
 
     def seen(place):
         dataset = opened(tmp_path / place)
         requests = evaluation_requests(dataset.manifest.rows, 8, 0, 1)
         statistics = opened(tmp_path / "packed").manifest.statistics
-        options = {**loader_sections(config), "batch": 8, "device": CPU, "augmented": False}
+        options = {
+            **loader_sections(config),
+            "batch": 8,
+            "device": CPU,
+            "augmented": False,
+        }
         with Loader(dataset, statistics, requests, **options) as loader:
             return sorted(
                 (label, image.numpy().tobytes())
                 for batch in loader
-                for label, image in zip(batch.labels.tolist(), batch.images, strict=True)
+                for label, image in zip(
+                    batch.labels.tolist(), batch.images, strict=True
+                )
             )
 
     assert seen("index") == seen("packed")
@@ -87,7 +100,9 @@ def test_the_manifest_beside_the_files(tmp_path):
     assert Manifest.load(Store(url)).fingerprint == indexed.manifest.fingerprint
     elsewhere = made(str(Path(url) / "*.tar"), tmp_path / "index")
     assert elsewhere.manifest.at == url
-    assert elsewhere.manifest.fingerprint == indexed.manifest.fingerprint, "where it lies does not matter"
+    assert elsewhere.manifest.fingerprint == indexed.manifest.fingerprint, (
+        "where it lies does not matter"
+    )
     with pytest.raises(UserError, match=f"has a {MANIFEST} already: delete it"):
         made(url)
     shutil.move(url, tmp_path / "moved")
@@ -98,7 +113,11 @@ def bad_set(tmp_path):
     """Good files, one that does not decode, one that is cut, and one of each kind that needs PIL."""
     files = [(i % 3, im.data) for i, im in enumerate(images(4))]
     files[3], files[7] = (0, b"junk"), (1, files[7][1][:700])
-    files += [(0, data) for name, data in kinds().items() if name in ("cmyk", "alpha png", "16-bit png", "grey")]
+    files += [
+        (0, data)
+        for name, data in kinds().items()
+        if name in ("cmyk", "alpha png", "16-bit png", "grey")
+    ]
     members = [part for i, (label, data) in enumerate(files)
                for part in ((f"{i:03d}.jpg", data), (f"{i:03d}.cls", b"%d" % label))]  # fmt: skip
     (tmp_path / "tars").mkdir()
@@ -111,16 +130,23 @@ def test_what_does_not_decode_keeps_its_place_and_has_no_weight(narrow, tmp_path
     indexed = made(url)
     assert [name for name, _ in indexed.rejects] == ["x.tar/003.jpg", "x.tar/007.jpg"]
     lines = (tmp_path / "tars" / REJECTS).read_text().splitlines()
-    assert json.loads(lines[0]) == {"path": "x.tar/003.jpg", "reason": "no image format is recognised"}
+    assert json.loads(lines[0]) == {
+        "path": "x.tar/003.jpg",
+        "reason": "no image format is recognised",
+    }
     dataset = opened(url)
     assert set(dataset.bad) == {3, 7}
     assert dataset.manifest.rows == len(files)
-    assert verify(dataset.store, dataset.manifest) == [], "they are what the manifest says"
+    assert verify(dataset.store, dataset.manifest) == [], (
+        "they are what the manifest says"
+    )
     config = narrow(augment={"crop": 64, "short_side": 72})
     requests = evaluation_requests(len(files), 8, 0, 1)
     options = {**loader_sections(config), "batch": 8, "device": CPU, "augmented": False}
     with Loader(dataset, dataset.manifest.statistics, requests, **options) as loader:
-        assert loader._recorder is not None, "what kills DALI is found: PIL's verdict is not DALI's"
+        assert loader._recorder is not None, (
+            "what kills DALI is found: PIL's verdict is not DALI's"
+        )
         batches = list(loader)
     weights = torch.cat([batch.weights for batch in batches])
     assert np.flatnonzero(weights.numpy() == 0).tolist() == [3, 7]
@@ -172,7 +198,9 @@ def test_a_damaged_group_of_one_row_is_left_out_too(tmp_path):
     data[block.start : block.start + 40] = b"\xff" * 40
     first.write_bytes(bytes(data))
     indexed = made(str(url))
-    assert [name for name, _ in indexed.rejects] == [f"{first.name} row group 2 of 1 rows"]
+    assert [name for name, _ in indexed.rejects] == [
+        f"{first.name} row group 2 of 1 rows"
+    ]
     assert indexed.manifest.rows == len(rows_of(opened(url))) == 14
 
 
@@ -181,12 +209,22 @@ def test_statistics_are_those_of_all_pixels(tmp_path):
     url = hub(tmp_path, found)
     indexed = made(url)
     pixels = np.concatenate([decoded(im.data) for im in found]).astype(np.float64)
-    np.testing.assert_allclose(indexed.manifest.statistics.mean, pixels.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(indexed.manifest.statistics.covariance, np.cov(pixels.T, bias=True), rtol=1e-9)
-    alone, refused = colours(open_source(str(Path(url) / "*.parquet")).source, processes=2)
+    np.testing.assert_allclose(
+        indexed.manifest.statistics.mean, pixels.mean(0), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        indexed.manifest.statistics.covariance, np.cov(pixels.T, bias=True), rtol=1e-9
+    )
+    alone, refused = colours(
+        open_source(str(Path(url) / "*.parquet")).source, processes=2
+    )
     assert refused == []
-    np.testing.assert_array_equal(alone.covariance, indexed.manifest.statistics.covariance)
-    np.testing.assert_array_equal(alone.eigenvectors, indexed.manifest.statistics.eigenvectors)
+    np.testing.assert_array_equal(
+        alone.covariance, indexed.manifest.statistics.covariance
+    )
+    np.testing.assert_array_equal(
+        alone.eigenvectors, indexed.manifest.statistics.eigenvectors
+    )
 
 
 def decoded(data):
@@ -200,7 +238,9 @@ def test_statistics_name_what_they_leave_out(tmp_path):
     place = Path(folder(tmp_path, found))
     (place / CLASSES[0] / "bad.jpg").write_bytes(b"x")
     _, refused = colours(open_source(str(place)).source)
-    assert refused == [Refused(f"{CLASSES[0]}/bad.jpg", "no image format is recognised")]
+    assert refused == [
+        Refused(f"{CLASSES[0]}/bad.jpg", "no image format is recognised")
+    ]
 
 
 def test_what_cannot_be_indexed(tmp_path, monkeypatch):
@@ -208,8 +248,14 @@ def test_what_cannot_be_indexed(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is a folder of single files: pack it"):
         made(place)
     url = webdataset(tmp_path, images(2))
-    monkeypatch.setattr(Store, "write", lambda *_, **__: (_ for _ in ()).throw(PermissionError("read-only")))
-    with pytest.raises(UserError, match="cannot write to .*choose a place for the manifest with --to"):
+    monkeypatch.setattr(
+        Store,
+        "write",
+        lambda *_, **__: (_ for _ in ()).throw(PermissionError("read-only")),
+    )
+    with pytest.raises(
+        UserError, match="cannot write to .*choose a place for the manifest with --to"
+    ):
         made(url)
     monkeypatch.undo()
     source, columns = open_source(url)
@@ -234,4 +280,7 @@ def test_a_row_is_as_large_as_the_training_decoder_says(tmp_path):
     ]
     (tmp_path / "x.tar").write_bytes(tar_of(members))
     made(str(tmp_path / "x.tar"), tmp_path / "index")
-    assert [row.size for row in opened(tmp_path / "index").rows(np.arange(2))] == [(40, 70), (40, 60)]
+    assert [row.size for row in opened(tmp_path / "index").rows(np.arange(2))] == [
+        (40, 70),
+        (40, 60),
+    ]

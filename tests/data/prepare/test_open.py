@@ -48,21 +48,30 @@ def test_one_file_or_a_pattern(tmp_path):
     one = open_source(str(tmp_path / "hub" / "train-00001-of-00003.parquet")).source
     some = open_source(str(tmp_path / "hub" / "train-0000[12]*")).source
     tars = open_source(str(tmp_path / "wds" / "*-0001.tar")).source
-    assert [sum(block.rows for block in source.blocks) for source in (one, some, tars)] == [20, 40, 25]
+    assert [
+        sum(block.rows for block in source.blocks) for source in (one, some, tars)
+    ] == [20, 40, 25]
 
 
 def test_a_pattern_that_means_other_files(tmp_path):
     place = Path(folder(tmp_path, images(2)))
     (place / "LICENSE").write_text("free")
-    assert open_source(f"{place}/*").source.kind == "image folder", "it means the folder all the same"
+    assert open_source(f"{place}/*").source.kind == "image folder", (
+        "it means the folder all the same"
+    )
     with pytest.raises(UserError, match="no images in"):
         open_source(f"{place}/{CLASSES[0]}/*")
 
 
 def test_several_splits_in_one_folder_are_not_mixed(tmp_path):
     hub(tmp_path, images())
-    (tmp_path / "hub" / "train-00002-of-00003.parquet").rename(tmp_path / "hub" / "validation-00000-of-00001.parquet")
-    with pytest.raises(UserError, match=r"several splits \(train, validation\): take one of them, such as .*train-"):
+    (tmp_path / "hub" / "train-00002-of-00003.parquet").rename(
+        tmp_path / "hub" / "validation-00000-of-00001.parquet"
+    )
+    with pytest.raises(
+        UserError,
+        match=r"several splits \(train, validation\): take one of them, such as .*train-",
+    ):
         open_source(str(tmp_path / "hub"))
 
 
@@ -98,18 +107,31 @@ def test_a_folder_names_what_it_leaves_out(tmp_path, monkeypatch):
 
 def labelled(found):
     """Members as WebDataset names them."""
-    return [member for i, im in enumerate(found) for member in ((f"{i}.jpg", im.data), (f"{i}.cls", b"%d" % im.label))]
+    return [
+        member
+        for i, im in enumerate(found)
+        for member in ((f"{i}.jpg", im.data), (f"{i}.cls", b"%d" % im.label))
+    ]
 
 
 def hostile(files):
     """A tar with these files, and members that nobody should unpack."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for name, data in [*files, ("/etc/0001.jpg", b"abs"), ("a/../../0002.jpg", b"up")]:
+        for name, data in [
+            *files,
+            ("/etc/0001.jpg", b"abs"),
+            ("a/../../0002.jpg", b"up"),
+        ]:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-        kinds = {"sym": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE, "dev": tarfile.CHRTYPE, "pipe": tarfile.FIFOTYPE}
+        kinds = {
+            "sym": tarfile.SYMTYPE,
+            "hard": tarfile.LNKTYPE,
+            "dev": tarfile.CHRTYPE,
+            "pipe": tarfile.FIFOTYPE,
+        }
         for name, kind in kinds.items():
             info = tarfile.TarInfo(f"{name}.jpg")
             info.type, info.linkname = kind, "/etc/passwd"
@@ -145,7 +167,10 @@ def test_a_sparse_member_is_refused(tmp_path):
     (tmp_path / "hole.jpg").touch()
     with (tmp_path / "hole.jpg").open("r+b") as file:
         file.truncate(1 << 40)
-    subprocess.run(["tar", "--sparse", "-cf", tmp_path / "x.tar", "-C", tmp_path, "hole.jpg"], check=True)
+    subprocess.run(
+        ["tar", "--sparse", "-cf", tmp_path / "x.tar", "-C", tmp_path, "hole.jpg"],
+        check=True,
+    )
     with pytest.raises(UserError, match="a sparse file"):
         open_source(str(tmp_path / "x.tar"))
 
@@ -158,9 +183,13 @@ def test_members_that_claim_too_much_are_refused(tmp_path, monkeypatch):
         for i, im in enumerate(found)
         for kind, data in (("jpg", im.data), ("cls", b"%d" % im.label))
     ]
-    (tmp_path / "x.tar").write_bytes(tar_of([*files, ("big.jpg", bytes(9000)), ("big.cls", b"0")]))
+    (tmp_path / "x.tar").write_bytes(
+        tar_of([*files, ("big.jpg", bytes(9000)), ("big.cls", b"0")])
+    )
     source = open_source(str(tmp_path / "x.tar")).source
-    assert source.refused == [Refused("x.tar/big.jpg", "9000 bytes are over the limit of 8000")]
+    assert source.refused == [
+        Refused("x.tar/big.jpg", "9000 bytes are over the limit of 8000")
+    ]
 
 
 def test_an_archive_that_is_cut_damaged_or_compressed_is_said(tmp_path):
@@ -172,9 +201,13 @@ def test_an_archive_that_is_cut_damaged_or_compressed_is_said(tmp_path):
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         second = tar.getmembers()[1].offset
     damaged = bytearray(whole)
-    damaged[second + 10] ^= 1  # its checksum is wrong now; tarfile itself would end here without a word
+    damaged[second + 10] ^= (
+        1  # its checksum is wrong now; tarfile itself would end here without a word
+    )
     path.write_bytes(bytes(damaged))
-    with pytest.raises(UserError, match=f"is cut or damaged .no header at byte {second}"):
+    with pytest.raises(
+        UserError, match=f"is cut or damaged .no header at byte {second}"
+    ):
         open_source(str(path))
     (tmp_path / "x.tar").write_bytes(b"\x1f\x8b" + bytes(600))
     with pytest.raises(UserError, match=r"is compressed \(gzip\): unpack it"):
@@ -221,7 +254,9 @@ def test_webdataset_samples_without_image_or_label_are_named(tmp_path):
         Refused("x.tar/h.jpg", "a second file of one sample and kind"),
     ]
     (tmp_path / "y.tar").write_bytes(tar_of([("a.txt", b"x")]))
-    with pytest.raises(UserError, match="holds no labelled images as WebDataset writes them"):
+    with pytest.raises(
+        UserError, match="holds no labelled images as WebDataset writes them"
+    ):
         open_source(str(tmp_path / "y.tar"))
 
 
@@ -230,7 +265,9 @@ def test_what_stands_behind_the_end_of_an_archive_is_not_lost_in_silence(tmp_pat
     first, second = tar_of(labelled(images(1))), tar_of(labelled(images(2)))
     path = tmp_path / "x.tar"
     path.write_bytes(first + second)
-    with pytest.raises(UserError, match="is cut or damaged .there is data after its end"):
+    with pytest.raises(
+        UserError, match="is cut or damaged .there is data after its end"
+    ):
         open_source(str(path))
     path.write_bytes(first[: 512 * 3] + bytes(1024) + first[512 * 3 :])
     with pytest.raises(UserError, match="is cut or damaged"):
@@ -255,11 +292,23 @@ def test_headers_that_would_never_end(tmp_path):
         open_source(str(path))
     name = tarfile.TarInfo("././@LongLink")
     name.type, name.size = tarfile.GNUTYPE_LONGNAME, 1
-    path.write_bytes((name.tobuf(tarfile.GNU_FORMAT) + b"x" + bytes(511)) * 3000 + bytes(1024))
+    path.write_bytes(
+        (name.tobuf(tarfile.GNU_FORMAT) + b"x" + bytes(511)) * 3000 + bytes(1024)
+    )
     with pytest.raises(UserError, match="is (cut or damaged|no tar)"):
         open_source(str(path))
-    texts = [b'{"label": Infinity}', b'{"label": 3.7}', b"[" * 60_000, b'{"label": true', b'{"label": 2.0}']
-    members = [part for i, text in enumerate(texts) for part in ((f"{i}.jpg", b"x"), (f"{i}.json", text))]
+    texts = [
+        b'{"label": Infinity}',
+        b'{"label": 3.7}',
+        b"[" * 60_000,
+        b'{"label": true',
+        b'{"label": 2.0}',
+    ]
+    members = [
+        part
+        for i, text in enumerate(texts)
+        for part in ((f"{i}.jpg", b"x"), (f"{i}.json", text))
+    ]
     path.write_bytes(tar_of([*members, ("a.jpg", b"x"), ("a.cls", b"0")]))
     source = open_source(str(path)).source
     assert [block.label for block in source.blocks] == [2, 0]
@@ -268,11 +317,19 @@ def test_headers_that_would_never_end(tmp_path):
 
 
 def test_dots_in_a_key_and_empty_members_are_named(tmp_path):
-    members = [*labelled(images(1)), ("photo.v2.jpg", b"x"), ("photo.v2.cls", b"0"), ("e.jpg", b""), ("e.cls", b"0")]
+    members = [
+        *labelled(images(1)),
+        ("photo.v2.jpg", b"x"),
+        ("photo.v2.cls", b"0"),
+        ("e.jpg", b""),
+        ("e.cls", b"0"),
+    ]
     extra = [("f.jpg", b"x"), ("f.cls", b"1"), ("f.seg.png", b"x")]
     (tmp_path / "x.tar").write_bytes(tar_of(members + extra))
     source = open_source(str(tmp_path / "x.tar")).source
-    assert len(source.blocks) == 4, "a second image with a name of its own takes nothing from f"
+    assert len(source.blocks) == 4, (
+        "a second image with a name of its own takes nothing from f"
+    )
     assert source.refused == [
         Refused("x.tar/photo.v2.jpg", "more than one dot in its name"),
         Refused("x.tar/e.jpg", "no bytes"),
@@ -289,7 +346,9 @@ def test_links_to_folders_are_folders(tmp_path):
     source = open_source(str(place)).source
     assert samples(source) == sorted((image.label, image.data) for image in found)
     reason = "a link to nowhere, or a device, where an image should be"
-    assert source.refused == [Refused(f"{CLASSES[0]}/{name}.jpg", reason) for name in ("broken", "pipe")]
+    assert source.refused == [
+        Refused(f"{CLASSES[0]}/{name}.jpg", reason) for name in ("broken", "pipe")
+    ]
 
 
 def test_a_named_file_is_no_pattern(tmp_path):
@@ -306,15 +365,23 @@ def val(tmp_path):
     """`ILSVRC2012_img_val.tar`, out of order, and the class of each file."""
     found = images(4)
     order = np.random.default_rng(0).permutation(len(found))
-    files = [(f"ILSVRC2012_val_{i + 1:08d}.JPEG", found[k]) for i, k in enumerate(order)]
-    (tmp_path / "val.tar").write_bytes(tar_of([(name, image.data) for name, image in reversed(files)]))
+    files = [
+        (f"ILSVRC2012_val_{i + 1:08d}.JPEG", found[k]) for i, k in enumerate(order)
+    ]
+    (tmp_path / "val.tar").write_bytes(
+        tar_of([(name, image.data) for name, image in reversed(files)])
+    )
     return tmp_path, found, files
 
 
 def test_a_list_of_synsets_by_file_order(val):
     place, found, files = val
-    (place / "labels.txt").write_text("".join(f"{CLASSES[image.label]}\n" for _, image in files))
-    source = open_source(str(place / "val.tar"), labels=str(place / "labels.txt")).source
+    (place / "labels.txt").write_text(
+        "".join(f"{CLASSES[image.label]}\n" for _, image in files)
+    )
+    source = open_source(
+        str(place / "val.tar"), labels=str(place / "labels.txt")
+    ).source
     assert samples(source) == sorted((image.label, image.data) for image in found)
     assert source.classes == CLASSES
     (place / "labels.txt").write_text(f"{CLASSES[0]}\n" * 11)
@@ -328,18 +395,30 @@ def test_a_table_of_files_and_synsets(val):
         writer = csv.writer(file)
         writer.writerow(["ImageId", "PredictionString"])
         for name, image in files[1:]:
-            writer.writerow([name.removesuffix(".JPEG"), f"{CLASSES[image.label]} 85 1 499 272"])
-    source = open_source(str(place / "val.tar"), labels=str(place / "LOC_val_solution.csv")).source
+            writer.writerow(
+                [name.removesuffix(".JPEG"), f"{CLASSES[image.label]} 85 1 499 272"]
+            )
+    source = open_source(
+        str(place / "val.tar"), labels=str(place / "LOC_val_solution.csv")
+    ).source
     left = files[0][1]
-    assert samples(source) == sorted((image.label, image.data) for image in found if image is not left)
-    assert source.refused == [Refused(f"val.tar/{files[0][0]}", "the list has no label for it")]
+    assert samples(source) == sorted(
+        (image.label, image.data) for image in found if image is not left
+    )
+    assert source.refused == [
+        Refused(f"val.tar/{files[0][0]}", "the list has no label for it")
+    ]
 
 
 def test_a_list_tells_files_of_one_name_apart(tmp_path):
     one, two, three = (im.data for im in images(1))
-    (tmp_path / "x.tar").write_bytes(tar_of([("a/1.jpg", one), ("b/1.jpg", two), ("c/1.jpg", three)]))
+    (tmp_path / "x.tar").write_bytes(
+        tar_of([("a/1.jpg", one), ("b/1.jpg", two), ("c/1.jpg", three)])
+    )
     (tmp_path / "labels.txt").write_text("a/1.jpg cat\nb/1.jpg dog\n")
-    source = open_source(str(tmp_path / "x.tar"), labels=str(tmp_path / "labels.txt")).source
+    source = open_source(
+        str(tmp_path / "x.tar"), labels=str(tmp_path / "labels.txt")
+    ).source
     assert samples(source) == [(0, one), (1, two)]
     assert source.refused == [Refused("x.tar/c/1.jpg", "the list has no label for it")]
 
@@ -348,15 +427,30 @@ def devkit(place, files):
     """As the real one: ids are not in the order of synsets, and inner nodes stand beside the leaves."""
     from scipy.io import savemat
 
-    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
-    words = {"n01440764": "tench, Tinca tinca", "n01443537": "goldfish, Carassius auratus", "n01484850": "white shark"}
+    kinds = [
+        ("ILSVRC2012_ID", "O"),
+        ("WNID", "O"),
+        ("words", "O"),
+        ("gloss", "O"),
+        ("num_children", "O"),
+    ]
+    words = {
+        "n01440764": "tench, Tinca tinca",
+        "n01443537": "goldfish, Carassius auratus",
+        "n01484850": "white shark",
+    }
     ids = {CLASSES[2]: 1, CLASSES[0]: 2, CLASSES[1]: 3}
-    rows = [(i, name, words[name], "a fish", 0) for name, i in ids.items()] + [(4, "n00001740", "entity", "all", 3)]
+    rows = [(i, name, words[name], "a fish", 0) for name, i in ids.items()] + [
+        (4, "n00001740", "entity", "all", 3)
+    ]
     mat = io.BytesIO()
     savemat(mat, {"synsets": np.array(rows, dtype=kinds).reshape(-1, 1)})
     truth = "".join(f"{ids[CLASSES[image.label]]}\n" for _, image in files)
     root = "ILSVRC2012_devkit_t12/data"
-    members = [(f"{root}/ILSVRC2012_validation_ground_truth.txt", truth.encode()), (f"{root}/meta.mat", mat.getvalue())]
+    members = [
+        (f"{root}/ILSVRC2012_validation_ground_truth.txt", truth.encode()),
+        (f"{root}/meta.mat", mat.getvalue()),
+    ]
     with tarfile.open(place / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
@@ -370,7 +464,11 @@ def test_the_devkit_gives_labels_and_names(val):
     kit = devkit(place, files)
     source = open_source(str(place / "val.tar"), labels=kit, names=kit).source
     assert samples(source) == sorted((image.label, image.data) for image in found)
-    assert source.classes == ("tench, Tinca tinca", "goldfish, Carassius auratus", "white shark")
+    assert source.classes == (
+        "tench, Tinca tinca",
+        "goldfish, Carassius auratus",
+        "white shark",
+    )
     train = open_source(tar_of_tars(place, found), names=kit).source
     assert train.classes == source.classes, "so that they can be used together"
 
@@ -379,10 +477,14 @@ def test_what_is_no_devkit(val, monkeypatch):
     place, _, files = val
     with tarfile.open(place / "other.tar.gz", "w:gz") as tar:
         tar.add(place / "val.tar")
-    with pytest.raises(UserError, match="other.tar.gz is not the devkit of ILSVRC-2012"):
+    with pytest.raises(
+        UserError, match="other.tar.gz is not the devkit of ILSVRC-2012"
+    ):
         open_source(str(place / "val.tar"), labels=str(place / "other.tar.gz"))
     (place / "noise.tar.gz").write_bytes(b"\x1f\x8bnoise")
-    with pytest.raises(UserError, match="noise.tar.gz is not the devkit of ILSVRC-2012"):
+    with pytest.raises(
+        UserError, match="noise.tar.gz is not the devkit of ILSVRC-2012"
+    ):
         open_source(str(place / "val.tar"), labels=str(place / "noise.tar.gz"))
     monkeypatch.setattr("distrain.data.prepare.labels._DEVKIT_LIMIT", 100)
     with pytest.raises(UserError, match="unpacks to more than 100 bytes"):
@@ -392,14 +494,22 @@ def test_what_is_no_devkit(val, monkeypatch):
 def test_readable_names(tmp_path):
     place = folder(tmp_path, images(1))
     names = tmp_path / "synset_words.txt"
-    names.write_text("n01484850 crane\nn01440764 tench, Tinca tinca\nn00000001 unused\nn01443537 crane\n")
+    names.write_text(
+        "n01484850 crane\nn01440764 tench, Tinca tinca\nn00000001 unused\nn01443537 crane\n"
+    )
     assert open_source(place, names=str(names)).source.classes == (
         "tench, Tinca tinca", "crane (n01443537)", "crane (n01484850)",
     )  # fmt: skip
     names.write_text("tench\nwhite shark\nray\n")
-    assert open_source(place, names=str(names)).source.classes == ("tench", "white shark", "ray")
+    assert open_source(place, names=str(names)).source.classes == (
+        "tench",
+        "white shark",
+        "ray",
+    )
     names.write_text("n01440764 tench\n")
-    with pytest.raises(UserError, match="has no name for 2 of 3 classes, n01443537 first"):
+    with pytest.raises(
+        UserError, match="has no name for 2 of 3 classes, n01443537 first"
+    ):
         open_source(place, names=str(names))
     with pytest.raises(UserError, match="no file at"):
         open_source(place, names=str(tmp_path / "none.txt"))
@@ -408,28 +518,56 @@ def test_readable_names(tmp_path):
 # --- Parquet
 
 
-def parquet(path, labels=(0, 1, 1, 2), data=None, features=None, image=None, label_type=None, **options):
+def parquet(
+    path,
+    labels=(0, 1, 1, 2),
+    data=None,
+    features=None,
+    image=None,
+    label_type=None,
+    **options,
+):
     data = data or [im.data for im in images(2)][: len(labels)]
     image = image or pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    rows = data if not pa.types.is_struct(image) else [d if d is None else {"bytes": d, "path": "x"} for d in data]
+    rows = (
+        data
+        if not pa.types.is_struct(image)
+        else [d if d is None else {"bytes": d, "path": "x"} for d in data]
+    )
     table = pa.table(
-        {"image": pa.array(rows, image), "other": [1.0] * len(rows), "label": pa.array(labels, label_type)}
+        {
+            "image": pa.array(rows, image),
+            "other": [1.0] * len(rows),
+            "label": pa.array(labels, label_type),
+        }
     )
     if features:
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        table = table.replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
     pq.write_table(table, path, **options)
     return str(path)
 
 
-@pytest.mark.parametrize("compression", ["none", "snappy", "gzip", "zstd", "lz4", "brotli"])
+@pytest.mark.parametrize(
+    "compression", ["none", "snappy", "gzip", "zstd", "lz4", "brotli"]
+)
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), None])
 def test_parquet_as_others_write_it(tmp_path, compression, kind):
-    path = parquet(tmp_path / "x.parquet", compression=compression, image=kind, row_group_size=3, label_type=pa.int8())
+    path = parquet(
+        tmp_path / "x.parquet",
+        compression=compression,
+        image=kind,
+        row_group_size=3,
+        label_type=pa.int8(),
+    )
     source, columns = open_source(path)
     assert columns.image == ("image.bytes" if kind is None else "image")
     assert source.classes == ("0", "1", "2")
     assert [block.rows for block in source.blocks] == [3, 1]
-    assert samples(source) == sorted(zip((0, 1, 1, 2), [im.data for im in images(2)][:4], strict=True))
+    assert samples(source) == sorted(
+        zip((0, 1, 1, 2), [im.data for im in images(2)][:4], strict=True)
+    )
 
 
 def test_columns_by_the_hubs_metadata_or_by_name(tmp_path):
@@ -438,21 +576,37 @@ def test_columns_by_the_hubs_metadata_or_by_name(tmp_path):
     assert columns == ("img.bytes", "label")
     assert len(samples(source)) == 12
     path = parquet(tmp_path / "x.parquet")
-    with pytest.raises(UserError, match="has no column photo: .*it has image, other, label"):
+    with pytest.raises(
+        UserError, match="has no column photo: .*it has image, other, label"
+    ):
         open_source(path, image_column="photo")
     with pytest.raises(UserError, match="column other of .* holds no numbers"):
         open_source(path, label_column="other")
-    with pytest.raises(UserError, match="column label of .* holds no image files: its type is int64"):
+    with pytest.raises(
+        UserError, match="column label of .* holds no image files: its type is int64"
+    ):
         open_source(path, image_column="label")
-    two = {"image": {"_type": "Image"}, "thumb": {"_type": "Image"}, "fine": {"_type": "ClassLabel", "names": ["a"]}}
+    two = {
+        "image": {"_type": "Image"},
+        "thumb": {"_type": "Image"},
+        "fine": {"_type": "ClassLabel", "names": ["a"]},
+    }
     with pytest.raises(UserError, match="has no column fine"):
         open_source(parquet(tmp_path / "y.parquet", features=two))
 
 
 def test_rows_that_cannot_be_used_are_named(tmp_path):
     data = [im.data for im in images(2)][:4]
-    told = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}
-    path = parquet(tmp_path / "x.parquet", [0, 7, 1, None], [data[0], data[1], None, data[3]], features=told)
+    told = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": ["a", "b"]},
+    }
+    path = parquet(
+        tmp_path / "x.parquet",
+        [0, 7, 1, None],
+        [data[0], data[1], None, data[3]],
+        features=told,
+    )
     source = open_source(path).source
     (block,) = source.blocks
     assert source.reader.read(block) == [
@@ -464,31 +618,52 @@ def test_rows_that_cannot_be_used_are_named(tmp_path):
 
 
 def test_files_of_two_kinds_are_not_mixed(tmp_path):
-    kinds = {"label": {"_type": "ClassLabel", "names": ["a", "b", "c"]}, "image": {"_type": "Image"}}
+    kinds = {
+        "label": {"_type": "ClassLabel", "names": ["a", "b", "c"]},
+        "image": {"_type": "Image"},
+    }
     parquet(tmp_path / "1.parquet", features=kinds)
-    parquet(tmp_path / "2.parquet", features={**kinds, "label": {"_type": "ClassLabel", "names": ["c", "b", "a"]}})
-    with pytest.raises(UserError, match=r"2.parquet has other columns or class names than 1.parquet"):
+    parquet(
+        tmp_path / "2.parquet",
+        features={**kinds, "label": {"_type": "ClassLabel", "names": ["c", "b", "a"]}},
+    )
+    with pytest.raises(
+        UserError, match=r"2.parquet has other columns or class names than 1.parquet"
+    ):
         open_source(str(tmp_path))
 
 
 def test_a_row_group_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(hub_module, "GROUP_LIMIT", 1 << 20)
     data = [bytes(3 << 20), b"x", b"x", b"x"]
-    path = parquet(tmp_path / "x.parquet", data=data, compression="zstd", row_group_size=2)
+    path = parquet(
+        tmp_path / "x.parquet", data=data, compression="zstd", row_group_size=2
+    )
     assert Path(path).stat().st_size < 50_000
     source = open_source(path).source
     assert [block.group for block in source.blocks] == [1]
     (refused,) = source.refused
     assert refused.name == "x.parquet row group 0"
-    assert re.fullmatch("its 2 rows say 31457.. bytes, over the limit of 1048576", refused.reason)
+    assert re.fullmatch(
+        "its 2 rows say 31457.. bytes, over the limit of 1048576", refused.reason
+    )
 
 
 def test_footers_that_claim_too_much_are_refused_unread(tmp_path, monkeypatch):
     """One image for all rows of a group, which a dictionary holds once; and more rows than any group needs."""
     monkeypatch.setattr(hub_module, "GROUP_LIMIT", 1 << 20)
     same = [bytes(50_000)] * 100
-    path = parquet(tmp_path / "x.parquet", [0, 1] * 50, same, use_dictionary=["image.bytes"], data_page_size=1 << 20)
-    with pytest.raises(UserError, match="its 100 rows may repeat [0-9]+ bytes, over the limit of 1048576"):
+    path = parquet(
+        tmp_path / "x.parquet",
+        [0, 1] * 50,
+        same,
+        use_dictionary=["image.bytes"],
+        data_page_size=1 << 20,
+    )
+    with pytest.raises(
+        UserError,
+        match="its 100 rows may repeat [0-9]+ bytes, over the limit of 1048576",
+    ):
         open_source(path)
     monkeypatch.setattr(hub_module, "ROW_LIMIT", 3)
     path = parquet(tmp_path / "y.parquet", row_group_size=4)
@@ -537,7 +712,12 @@ def run_measured(code: str, *arguments: str) -> Measured:
         f"try:\n    {code}\nexcept Exception as error:\n    sys.stderr.write(str(error))\n"
         "print(peak() - before)\n"
     )
-    child = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    child = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return Measured(child.stderr, float(child.stdout))
 
 
@@ -545,12 +725,22 @@ def true_bomb(side: int) -> bytes:
     """A PNG of one bit a pixel that is what it claims to be: RGB of it takes side^2 * 3 bytes."""
 
     def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body))
+            + kind
+            + body
+            + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     row = b"\0" + bytes((side + 7) // 8)
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     pixels = zlib.compress(row * side)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", pixels)
+        + chunk(b"IEND", b"")
+    )
 
 
 PACK = (
@@ -565,7 +755,9 @@ def test_bombs_are_refused_before_memory_is_taken(tmp_path):
     found = images(2)
     place = Path(folder(tmp_path, found))
     (place / CLASSES[0] / "bomb.png").write_bytes(true_bomb(20_000))
-    (place / CLASSES[1] / "bomb.jpg").write_bytes(lying(encoded(picture(0, 60, 60)), 20_000, 20_000))
+    (place / CLASSES[1] / "bomb.jpg").write_bytes(
+        lying(encoded(picture(0, 60, 60)), 20_000, 20_000)
+    )
     (place / CLASSES[2] / "claim.png").write_bytes(bomb(60_000))
     child = run_measured(PACK, str(place), str(tmp_path / "packed"))
     assert child.error.count("20000 x 20000 pixels are over the limit of 50000000") == 2
@@ -582,6 +774,8 @@ def test_a_zip_bomb_is_refused_before_memory_is_taken(tmp_path):
         with file.open(f"{CLASSES[0]}/bomb.jpg", "w") as member:
             for _ in range(512):
                 member.write(bytes(1 << 20))
-    child = run_measured(PACK, f"zip://::{tmp_path / 'x.zip'}", str(tmp_path / "packed"))
+    child = run_measured(
+        PACK, f"zip://::{tmp_path / 'x.zip'}", str(tmp_path / "packed")
+    )
     assert "536870912 bytes are over the limit of 268435456" in child.error
     assert child.mib < 60

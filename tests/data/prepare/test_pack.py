@@ -36,7 +36,9 @@ SQUARE = Geometry("square", 256)
 
 
 def pack_folder(source, target, geometry=SQUARE, encoding="jpeg", **options) -> Packed:
-    return pack(open_source(source).source, target, Treatment(geometry, encoding), **options)
+    return pack(
+        open_source(source).source, target, Treatment(geometry, encoding), **options
+    )
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
@@ -51,7 +53,9 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
         data = path.read_bytes()
         part = data[int(start) : int(end) + 1 if end else None]
         self.send_response(206)
-        self.send_header("Content-Range", f"bytes {start}-{int(start) + len(part) - 1}/{len(data)}")
+        self.send_header(
+            "Content-Range", f"bytes {start}-{int(start) + len(part) - 1}/{len(data)}"
+        )
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
         self.wfile.write(part)
@@ -79,38 +83,60 @@ def folder(tmp_path):
     for name, colour in (("cat", 60), ("dog", 180)):
         (tmp_path / "src" / name).mkdir(parents=True)
         for i in range(12):
-            pixels = np.clip(rng.normal(colour, 20, (30 + i, 50, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "src" / name / f"{i:02d}.{'png' if i % 2 else 'jpg'}")
+            pixels = np.clip(rng.normal(colour, 20, (30 + i, 50, 3)), 0, 255).astype(
+                np.uint8
+            )
+            Image.fromarray(pixels).save(
+                tmp_path / "src" / name / f"{i:02d}.{'png' if i % 2 else 'jpg'}"
+            )
     return tmp_path / "src"
 
 
 def test_a_folder_becomes_shards(folder, tmp_path):
     seen = []
-    packed = pack_folder(str(folder), str(tmp_path / "dst"), geometry=Geometry("square", 24), progress=seen.append)
+    packed = pack_folder(
+        str(folder),
+        str(tmp_path / "dst"),
+        geometry=Geometry("square", 24),
+        progress=seen.append,
+    )
     assert packed.rejects == []
     assert [(at.done, at.total) for at in seen] == [(0, 24), (24, 24)]
     store = Store(str(tmp_path / "dst"))
     manifest = Manifest.load(store)
-    assert (manifest.classes, manifest.rows, manifest.size) == (("cat", "dog"), 24, (24, 24))
+    assert (manifest.classes, manifest.rows, manifest.size) == (
+        ("cat", "dog"),
+        24,
+        (24, 24),
+    )
     found = Dataset(store, manifest, memory=1 << 20, patience=0).rows(np.arange(24))
     pixels = [np.asarray(Image.open(io.BytesIO(bytes(row.data)))) for row in found]
     assert {p.shape for p in pixels} == {(24, 24, 3)}
     for row, p in zip(found, pixels, strict=True):
         assert (p.mean() > 120) == row.label
-    assert [row.label for row in found] != sorted(row.label for row in found), "rows are permuted"
-    np.testing.assert_allclose(manifest.statistics.mean, np.mean([p.mean((0, 1)) for p in pixels], 0), atol=1)
+    assert [row.label for row in found] != sorted(row.label for row in found), (
+        "rows are permuted"
+    )
+    np.testing.assert_allclose(
+        manifest.statistics.mean, np.mean([p.mean((0, 1)) for p in pixels], 0), atol=1
+    )
 
 
 def test_the_same_source_makes_the_same_bytes(folder, tmp_path):
     for name in ("one", "two"):
         pack_folder(str(folder), str(tmp_path / name), geometry=Geometry("square", 24))
-    one, two = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("one", "two"))
+    one, two = (
+        {p.name: p.read_bytes() for p in (tmp_path / n).iterdir()}
+        for n in ("one", "two")
+    )
     assert one == two
 
 
 def test_rejects_are_named(folder, tmp_path):
     (folder / "dog" / "zz.jpg").write_bytes(b"not an image")
-    packed = pack_folder(str(folder), str(tmp_path / "dst"), geometry=Geometry("square", 24))
+    packed = pack_folder(
+        str(folder), str(tmp_path / "dst"), geometry=Geometry("square", 24)
+    )
     assert packed.manifest.rows == 24
     assert packed.rejects == [("dog/zz.jpg", "no image format is recognised")]
     lines = (tmp_path / "dst" / REJECTS).read_text().splitlines()
@@ -132,7 +158,9 @@ def test_what_cannot_be_packed(folder, tmp_path):
     with pytest.raises(UserError, match="none of the 1 images could be decoded"):
         pack_folder(str(tmp_path / "one"), target)
     for place in (folder, folder / "packed"):
-        with pytest.raises(UserError, match="is where the images are: choose another place"):
+        with pytest.raises(
+            UserError, match="is where the images are: choose another place"
+        ):
             pack_folder(str(folder), str(place))
     pack_folder(str(folder), target, geometry=Geometry("square", 8))
     with pytest.raises(UserError, match="holds a data set already"):
@@ -140,7 +168,9 @@ def test_what_cannot_be_packed(folder, tmp_path):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_packs_the_same_with_any_number_of_processes(tmp_path, monkeypatch, shape):
+def test_every_shape_packs_the_same_with_any_number_of_processes(
+    tmp_path, monkeypatch, shape
+):
     """Several shards, row groups cut between them, and an image that does not decode."""
     monkeypatch.setattr(pack_module, "_SHARD_BYTES", 5_000)
     found = images()
@@ -148,7 +178,9 @@ def test_every_shape_packs_the_same_with_any_number_of_processes(tmp_path, monke
     url = SHAPES[shape](tmp_path, found)
     results = []
     for name, processes in (("one", 1), ("two", 2), ("three", 3)):
-        packed = pack_folder(url, str(tmp_path / name), Geometry("square", 24), processes=processes)
+        packed = pack_folder(
+            url, str(tmp_path / name), Geometry("square", 24), processes=processes
+        )
         results.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
     assert results[0] == results[1] == results[2]
     assert len(packed.manifest.shards) > 2
@@ -157,7 +189,9 @@ def test_every_shape_packs_the_same_with_any_number_of_processes(tmp_path, monke
     _, rows = files_of(tmp_path / "one")
     assert np.bincount([row.label for row in rows]).tolist() == [19, 20, 20]
     labels = [row.label for row in rows]
-    assert sum(a == b for a, b in pairwise(labels)) < 40, "rows are mixed: sorted by class, 56 neighbours are alike"
+    assert sum(a == b for a, b in pairwise(labels)) < 40, (
+        "rows are mixed: sorted by class, 56 neighbours are alike"
+    )
 
 
 KILLED = """
@@ -178,7 +212,9 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("shape", ["folder", "hub"])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_pack_that_is_killed_goes_on_and_makes_the_same_bytes(tmp_path, plain_environment, shape, processes):
+def test_a_pack_that_is_killed_goes_on_and_makes_the_same_bytes(
+    tmp_path, plain_environment, shape, processes
+):
     """Killed twice; finished shards are not made again, and no process and no half file is left."""
     url, target = SHAPES[shape](tmp_path, images(100)), tmp_path / "killed"
     (tmp_path / "killed.py").write_text(KILLED)
@@ -186,7 +222,14 @@ def test_a_pack_that_is_killed_goes_on_and_makes_the_same_bytes(tmp_path, plain_
     environment = {**plain_environment, **dict([mark.split("=")])}
 
     def run(place, at):
-        command = [sys.executable, str(tmp_path / "killed.py"), url, str(place), str(processes), str(at)]
+        command = [
+            sys.executable,
+            str(tmp_path / "killed.py"),
+            url,
+            str(place),
+            str(processes),
+            str(at),
+        ]
         return subprocess.run(command, env=environment, check=False).returncode
 
     assert run(tmp_path / "whole", 10**9) == 0
@@ -199,12 +242,20 @@ def test_a_pack_that_is_killed_goes_on_and_makes_the_same_bytes(tmp_path, plain_
         assert len(noted) > len(kept)
         assert not (target / "manifest.json").exists()
         assert all(shards[name] == time for name, time in kept.items())
-        kept = {name: time for name, time in shards.items() if name.removesuffix(".parquet") in noted}
+        kept = {
+            name: time
+            for name, time in shards.items()
+            if name.removesuffix(".parquet") in noted
+        }
     (target / "shard-00009.parquet.abcd.partial").write_bytes(b"half")
     assert run(target, 10**9) == 0
     assert {p.name: p.read_bytes() for p in target.iterdir()} == wanted
-    assert all((target / name).stat().st_mtime_ns == time for name, time in kept.items())
-    await_that(lambda: not processes_with(mark), "the processes of the killed packs to end", 30)
+    assert all(
+        (target / name).stat().st_mtime_ns == time for name, time in kept.items()
+    )
+    await_that(
+        lambda: not processes_with(mark), "the processes of the killed packs to end", 30
+    )
 
 
 def processes_with(mark):
@@ -243,7 +294,11 @@ def test_half_a_pack_is_not_taken_for_another(folder, tmp_path, monkeypatch):
 
 def test_images_that_cannot_be_stored_are_named(folder, tmp_path):
     """A side that JPEG cannot say; and what would be enormous when its short side is resized."""
-    for name, size in (("long", (70_000, 4)), ("thin", (3_000, 10)), ("strip", (1_000_000, 1))):
+    for name, size in (
+        ("long", (70_000, 4)),
+        ("thin", (3_000, 10)),
+        ("strip", (1_000_000, 1)),
+    ):
         Image.new("RGB", size).save(folder / "cat" / f"{name}.png")
     kept = pack_folder(str(folder), str(tmp_path / "keep"), Geometry("keep"))
     reason = "{} x {} pixels: a side of a JPEG has at most 65500"
@@ -253,19 +308,37 @@ def test_images_that_cannot_be_stored_are_named(folder, tmp_path):
     ]
     short = pack_folder(str(folder), str(tmp_path / "short"), Geometry("short", 256))
     assert sorted(short.rejects) == [
-        ("cat/long.png", "resized to 4480000 x 256 pixels it is over the limit of 50000000"),
-        ("cat/strip.png", "resized to 256000000 x 256 pixels it is over the limit of 50000000"),
+        (
+            "cat/long.png",
+            "resized to 4480000 x 256 pixels it is over the limit of 50000000",
+        ),
+        (
+            "cat/strip.png",
+            "resized to 256000000 x 256 pixels it is over the limit of 50000000",
+        ),
         ("cat/thin.png", reason.format(76_800, 256)),
     ]
-    assert pack_folder(str(folder), str(tmp_path / "square"), Geometry("square", 24)).rejects == []
+    assert (
+        pack_folder(
+            str(folder), str(tmp_path / "square"), Geometry("square", 24)
+        ).rejects
+        == []
+    )
 
 
 def test_a_name_that_is_no_text(folder, tmp_path):
     path = os.fsencode(folder / "cat") + b"/x\xff.png"
     Path(os.fsdecode(path)).write_bytes((folder / "cat" / "01.png").read_bytes())
-    packed = pack_folder(str(folder), str(tmp_path / "dst"), Geometry("square", 24), processes=2)
+    packed = pack_folder(
+        str(folder), str(tmp_path / "dst"), Geometry("square", 24), processes=2
+    )
     assert packed.manifest.rows == 25
-    names = pq.read_table(tmp_path / "dst" / "shard-00000.parquet")["image"].combine_chunks().field("path").to_pylist()
+    names = (
+        pq.read_table(tmp_path / "dst" / "shard-00000.parquet")["image"]
+        .combine_chunks()
+        .field("path")
+        .to_pylist()
+    )
     assert "cat/x\\udcff.png" in names
 
 
@@ -277,10 +350,14 @@ def test_other_labels_are_another_pack(tmp_path, monkeypatch):
 
     def attempt(column, **options):
         source = open_source(str(tmp_path / "x.parquet"), label_column=column).source
-        return pack(source, str(tmp_path / "dst"), Treatment(Geometry("square", 24)), **options)
+        return pack(
+            source, str(tmp_path / "dst"), Treatment(Geometry("square", 24)), **options
+        )
 
     with monkeypatch.context() as patch:
-        patch.setattr(pack_module, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            pack_module, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             attempt("one")
     with pytest.raises(UserError, match="holds the first half of another pack"):
@@ -297,23 +374,40 @@ def test_rejects_of_an_earlier_try_go(folder, tmp_path):
 def test_a_pack_that_was_killed_at_its_very_end(folder, tmp_path, monkeypatch):
     """Between the manifest and the end of its notes."""
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "remove", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            Store, "remove", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             pack_folder(str(folder), str(tmp_path / "dst"), Geometry("square", 24))
     assert (tmp_path / "dst" / "manifest.json").exists()
-    assert pack_folder(str(folder), str(tmp_path / "dst"), Geometry("square", 24)).manifest.rows == 24
-    assert sorted(p.name for p in (tmp_path / "dst").iterdir()) == ["manifest.json", "shard-00000.parquet"]
+    assert (
+        pack_folder(
+            str(folder), str(tmp_path / "dst"), Geometry("square", 24)
+        ).manifest.rows
+        == 24
+    )
+    assert sorted(p.name for p in (tmp_path / "dst").iterdir()) == [
+        "manifest.json",
+        "shard-00000.parquet",
+    ]
 
 
 def test_between_stores_of_other_kinds(folder, tmp_path):
-    here = pack_folder(str(folder), str(tmp_path / "dst"), Geometry("square", 24)).manifest
+    here = pack_folder(
+        str(folder), str(tmp_path / "dst"), Geometry("square", 24)
+    ).manifest
     files = fsspec.filesystem("memory")
     try:
         for path in folder.rglob("*.*"):
             files.pipe_file(f"/src/{path.relative_to(folder)}", path.read_bytes())
-        there = pack_folder("memory://src", "memory://dst", Geometry("square", 24), processes=2).manifest
+        there = pack_folder(
+            "memory://src", "memory://dst", Geometry("square", 24), processes=2
+        ).manifest
         assert there.fingerprint == here.fingerprint
-        assert files.cat_file("/dst/shard-00000.parquet") == (tmp_path / "dst" / "shard-00000.parquet").read_bytes()
+        assert (
+            files.cat_file("/dst/shard-00000.parquet")
+            == (tmp_path / "dst" / "shard-00000.parquet").read_bytes()
+        )
     finally:
         files.store.clear()
         files.pseudo_dirs[:] = [""]
@@ -321,13 +415,22 @@ def test_between_stores_of_other_kinds(folder, tmp_path):
 
 def test_a_source_over_http_can_only_be_read(folder, tmp_path):
     """A server of plain files with a listing, and an archive whose parts are asked for by ranges."""
-    here = pack_folder(str(folder), str(tmp_path / "dst"), Geometry("square", 24)).manifest
+    here = pack_folder(
+        str(folder), str(tmp_path / "dst"), Geometry("square", 24)
+    ).manifest
     with served(tmp_path) as url:
-        there = pack_folder(f"{url}/src", str(tmp_path / "again"), Geometry("square", 24), processes=2).manifest
+        there = pack_folder(
+            f"{url}/src", str(tmp_path / "again"), Geometry("square", 24), processes=2
+        ).manifest
         assert there.fingerprint == here.fingerprint
         tar_of_tars(tmp_path, images(4))
         source = open_source(f"{url}/ILSVRC2012_img_train.tar").source
-        assert pack(source, str(tmp_path / "tar"), Treatment(Geometry("square", 24))).manifest.rows == 12
+        assert (
+            pack(
+                source, str(tmp_path / "tar"), Treatment(Geometry("square", 24))
+            ).manifest.rows
+            == 12
+        )
         with pytest.raises(OSError, match="can only be read"):
             pack_folder(str(folder), f"{url}/new", Geometry("square", 24))
 
@@ -336,17 +439,26 @@ def test_the_hubs_own_library_shows_images_and_names(kinds_folder, tmp_path):
     """`datasets.load_dataset` on our shards: decoded images, named labels."""
     import datasets
 
-    packed = pack_folder(str(kinds_folder), str(tmp_path / "dst"), Geometry("square", 20))
+    packed = pack_folder(
+        str(kinds_folder), str(tmp_path / "dst"), Geometry("square", 20)
+    )
     files = str(tmp_path / "dst" / "*.parquet")
-    found = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    found = datasets.load_dataset(
+        "parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
+    )
     assert len(found) == packed.manifest.rows == 20
     assert found.features["label"].names == ["a", "b"]
     assert isinstance(found.features["image"], datasets.Image)
     image = found[0]["image"]
     assert (image.size, image.mode) == ((20, 20), "RGB")
     assert found.features["label"].int2str(found[0]["label"]) in ("a", "b")
-    rows = {row["path"] for row in found.cast_column("image", datasets.Image(decode=False))["image"]}
-    assert rows == {str(p.relative_to(kinds_folder)) for p in kinds_folder.rglob("*.JPEG")}
+    rows = {
+        row["path"]
+        for row in found.cast_column("image", datasets.Image(decode=False))["image"]
+    }
+    assert rows == {
+        str(p.relative_to(kinds_folder)) for p in kinds_folder.rglob("*.JPEG")
+    }
 
 
 def test_digits_are_whole_and_apart(digits, tmp_path):
@@ -355,13 +467,17 @@ def test_digits_are_whole_and_apart(digits, tmp_path):
     assert train.classes == val.classes == tuple("0123456789")
     before = Path(digits / "train" / "manifest.json").stat().st_mtime_ns
     pack_digits(str(digits / "train"), str(digits / "val"))
-    assert Path(digits / "train" / "manifest.json").stat().st_mtime_ns == before, "packed once"
+    assert Path(digits / "train" / "manifest.json").stat().st_mtime_ns == before, (
+        "packed once"
+    )
 
 
 def files_of(target):
     store = Store(str(target))
     manifest = Manifest.load(store)
-    return manifest, Dataset(store, manifest, memory=1 << 24, patience=0).rows(np.arange(manifest.rows))
+    return manifest, Dataset(store, manifest, memory=1 << 24, patience=0).rows(
+        np.arange(manifest.rows)
+    )
 
 
 @pytest.fixture
@@ -375,13 +491,17 @@ def kinds_folder(tmp_path):
 
 
 def test_keep_stores_what_can_be_trained_on_byte_for_byte(kinds_folder, tmp_path):
-    packed = pack_folder(str(kinds_folder), str(tmp_path / "dst"), geometry=Geometry("keep"))
+    packed = pack_folder(
+        str(kinds_folder), str(tmp_path / "dst"), geometry=Geometry("keep")
+    )
     assert packed.rejects == []
     manifest, rows = files_of(tmp_path / "dst")
     assert manifest.size is None
     assert manifest.proved
     originals = set(kinds(40, 60).values())
-    assert sum(bytes(row.data) in originals for row in rows) == 10, "RGB and grey JPEGs that stand upright"
+    assert sum(bytes(row.data) in originals for row in rows) == 10, (
+        "RGB and grey JPEGs that stand upright"
+    )
     for row in rows:
         assert jpeg_size(row.data) == row.size, "all are JPEG now"
         assert Image.open(io.BytesIO(bytes(row.data))).mode in ("RGB", "L")
@@ -389,7 +509,9 @@ def test_keep_stores_what_can_be_trained_on_byte_for_byte(kinds_folder, tmp_path
 
 
 def test_short_keeps_the_aspect(kinds_folder, tmp_path):
-    pack_folder(str(kinds_folder), str(tmp_path / "dst"), geometry=Geometry("short", 20))
+    pack_folder(
+        str(kinds_folder), str(tmp_path / "dst"), geometry=Geometry("short", 20)
+    )
     manifest, rows = files_of(tmp_path / "dst")
     assert manifest.size is None
     assert {min(row.size) for row in rows} == {20}
@@ -399,7 +521,9 @@ def test_short_keeps_the_aspect(kinds_folder, tmp_path):
 
 def test_raw_pixels_are_ppm_files(kinds_folder, tmp_path):
     target = tmp_path / "dst"
-    pack_folder(str(kinds_folder), str(target), geometry=Geometry("square", 20), encoding="raw")
+    pack_folder(
+        str(kinds_folder), str(target), geometry=Geometry("square", 20), encoding="raw"
+    )
     manifest, rows = files_of(target)
     assert (manifest.size, manifest.encoding) == ((20, 20), "raw")
     for row in rows:
@@ -409,23 +533,42 @@ def test_raw_pixels_are_ppm_files(kinds_folder, tmp_path):
         assert np.array_equal(np.asarray(image), view)
         assert np.shares_memory(view, row.data)
     with pytest.raises(UserError, match="raw pixels need one size"):
-        pack_folder(str(kinds_folder), str(tmp_path / "other"), geometry=Geometry("keep"), encoding="raw")
+        pack_folder(
+            str(kinds_folder),
+            str(tmp_path / "other"),
+            geometry=Geometry("keep"),
+            encoding="raw",
+        )
 
 
 def test_a_16_bit_grey_is_scaled_and_not_clipped(tmp_path):
     for name, level in (("a", 10_000), ("b", 50_000)):
         (tmp_path / "src" / name).mkdir(parents=True)
-        Image.fromarray(np.full((30, 30), level, np.uint16)).save(tmp_path / "src" / name / "x.png")
-    pack_folder(str(tmp_path / "src"), str(tmp_path / "dst"), geometry=Geometry("square", 20), encoding="raw")
+        Image.fromarray(np.full((30, 30), level, np.uint16)).save(
+            tmp_path / "src" / name / "x.png"
+        )
+    pack_folder(
+        str(tmp_path / "src"),
+        str(tmp_path / "dst"),
+        geometry=Geometry("square", 20),
+        encoding="raw",
+    )
     _, rows = files_of(tmp_path / "dst")
     assert {int(row.data[-1]) for row in rows} == {39, 195}
 
 
 def test_colour_statistics_are_those_of_the_stored_pixels(kinds_folder, tmp_path):
     """Mean, covariance and principal axes, against numpy on all pixels."""
-    pack_folder(str(kinds_folder), str(tmp_path / "dst"), geometry=Geometry("square", 24), encoding="raw")
+    pack_folder(
+        str(kinds_folder),
+        str(tmp_path / "dst"),
+        geometry=Geometry("square", 24),
+        encoding="raw",
+    )
     manifest, rows = files_of(tmp_path / "dst")
-    pixels = np.concatenate([ppm_pixels(row.data, 24, 24).reshape(-1, 3) for row in rows]).astype(np.float64)
+    pixels = np.concatenate(
+        [ppm_pixels(row.data, 24, 24).reshape(-1, 3) for row in rows]
+    ).astype(np.float64)
     np.testing.assert_allclose(manifest.statistics.mean, pixels.mean(0), rtol=1e-12)
     covariance = np.cov(pixels.T, bias=True)
     np.testing.assert_allclose(manifest.statistics.covariance, covariance, rtol=1e-9)
@@ -435,7 +578,9 @@ def test_colour_statistics_are_those_of_the_stored_pixels(kinds_folder, tmp_path
     np.testing.assert_allclose((axes**2).sum(0), lengths, rtol=1e-9)
 
 
-@pytest.mark.parametrize("text", ["square", "square:0", "short:-1", "keep:3", "wide:9", ""])
+@pytest.mark.parametrize(
+    "text", ["square", "square:0", "short:-1", "keep:3", "wide:9", ""]
+)
 def test_a_geometry_that_is_none(text):
     with pytest.raises(UserError, match="is none of keep, short:N and square:N"):
         Geometry.parse(text)

@@ -26,15 +26,24 @@ def kinds(monkeypatch):
 def test_a_kind_of_ones_own_is_one_function(kinds, tmp_path):
     @opens("list")
     def open_list(store, files, wanted):
-        lines = [line.split() for file in files for line in store.read(file.name).decode().splitlines()]
+        lines = [
+            line.split()
+            for file in files
+            for line in store.read(file.name).decode().splitlines()
+        ]
         blocks = [Block(path, path, int(label), None, 0) for label, path in lines]
-        return Opened(Source(store, "list", ("a", "b"), blocks, FileReader(store.url)), None)
+        return Opened(
+            Source(store, "list", ("a", "b"), blocks, FileReader(store.url)), None
+        )
 
     assert kinds["list"] is open_list
     (tmp_path / "train.list").write_text("0 x.jpg\n1 y.jpg\n")
     for url in (str(tmp_path), str(tmp_path / "train.list"), str(tmp_path / "*.list")):
         source = open_source(url).source
-        assert (source.kind, [(block.file, block.label) for block in source.blocks]) == (
+        assert (
+            source.kind,
+            [(block.file, block.label) for block in source.blocks],
+        ) == (
             "list",
             [("x.jpg", 0), ("y.jpg", 1)],
         )
@@ -47,12 +56,19 @@ def test_two_functions_for_one_ending_are_a_mistake(kinds):
 
 def test_what_no_function_opens_is_a_sentence(tmp_path):
     (tmp_path / "set.rar").write_bytes(b"x")
-    with pytest.raises(UserError, match="no images in .*set.rar: it must hold one folder of images a class, or shards"):
+    with pytest.raises(
+        UserError,
+        match="no images in .*set.rar: it must hold one folder of images a class, or shards",
+    ):
         open_source(str(tmp_path / "set.rar"))
 
 
 def test_built_in_sets_are_those_of_the_config():
-    (names,) = (get_args(kind) for kind in get_args(Data.model_fields["pack"].annotation) if get_args(kind))
+    (names,) = (
+        get_args(kind)
+        for kind in get_args(Data.model_fields["pack"].annotation)
+        if get_args(kind)
+    )
     assert set(names) == BUILT_IN.keys()
 
 
@@ -62,5 +78,8 @@ def test_what_is_said_of_a_built_in_set_before_it_is_packed(name, tmp_path):
     train, val = str(tmp_path / "train"), str(tmp_path / "val")
     built_in.pack(train, val)
     manifest = Manifest.load(Store(train))
-    assert (len(manifest.classes), manifest.group_rows.tolist()) == (built_in.classes, built_in.group_rows.tolist())
+    assert (len(manifest.classes), manifest.group_rows.tolist()) == (
+        built_in.classes,
+        built_in.group_rows.tolist(),
+    )
     assert Manifest.load(Store(val)).classes == manifest.classes

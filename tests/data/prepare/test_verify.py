@@ -23,7 +23,12 @@ def wrong_with(dataset):
 def test_a_whole_set_has_nothing_wrong(dataset):
     seen = []
     assert verify(dataset.store, dataset.manifest, seen.append) == []
-    assert [(at.done, at.total) for at in seen] == [(0, 40), (16, 40), (32, 40), (40, 40)]
+    assert [(at.done, at.total) for at in seen] == [
+        (0, 40),
+        (16, 40),
+        (32, 40),
+        (40, 40),
+    ]
 
 
 @pytest.mark.parametrize("place", ["group", "footer"])
@@ -34,7 +39,9 @@ def test_a_flipped_byte_is_found(dataset, tmp_path, place):
     data[shard.groups[1].start + 100 if place == "group" else -20] ^= 1
     path.write_bytes(bytes(data))
     where = {"group": (f"{shard.path} row group 1", "has another CRC-32C")}
-    last = where.get(place, (shard.path, "has a damaged footer, so its rows cannot be looked at"))
+    last = where.get(
+        place, (shard.path, "has a damaged footer, so its rows cannot be looked at")
+    )
     assert wrong_with(dataset) == [(shard.path, "has another SHA-256"), last]
 
 
@@ -54,8 +61,14 @@ def test_images_that_do_not_decode_or_have_another_size_are_found(tmp_path):
     files[2], files[4] = b"junk", encoded(picture(4, 40, 61))
     dataset = write_set(tmp_path / "set", files, (40, 60))
     assert wrong_with(dataset) == [
-        ("shard-00000.parquet row group 0 row 2 (2.jpg)", "does not decode: no image format is recognised"),
-        ("shard-00000.parquet row group 0 row 4 (4.jpg)", "is 61 x 40 pixels, not 60 x 40"),
+        (
+            "shard-00000.parquet row group 0 row 2 (2.jpg)",
+            "does not decode: no image format is recognised",
+        ),
+        (
+            "shard-00000.parquet row group 0 row 4 (4.jpg)",
+            "is 61 x 40 pixels, not 60 x 40",
+        ),
     ]
 
 
@@ -96,5 +109,18 @@ def test_the_sheet_shows_samples(tmp_path):
     assert shown.shape == (3 * 96, 4 * 96, 3)
     tiles = shown.reshape(3, 96, 4, 96, 3).swapaxes(1, 2).reshape(12, 96 * 96, 3)
     levels = [tuple(tile[0]) for tile in tiles]
-    assert sorted(level[0] for level in levels) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 200, 255, 255]
+    assert sorted(level[0] for level in levels) == [
+        0,
+        1,
+        2,
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+        200,
+        255,
+        255,
+    ]
     assert Store(str(tmp_path / "set")).exists()

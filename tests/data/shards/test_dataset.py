@@ -19,11 +19,19 @@ STATISTICS = Statistics.of(np.full(3, 100.0), np.eye(3) * 400)
 
 def rows(n, seed=0):
     rng = np.random.default_rng(seed)
-    return [(rng.integers(0, 256, rng.integers(0, 300), dtype=np.uint8).tobytes(), i % 3) for i in range(n)]
+    return [
+        (rng.integers(0, 256, rng.integers(0, 300), dtype=np.uint8).tobytes(), i % 3)
+        for i in range(n)
+    ]
 
 
 def write(folder, data, classes=("a", "b", "c"), **sizes):
-    writer = SetWriter(Store(str(folder)), classes, (8, 8), **{"group_rows": 7, "shard_groups": 3, **sizes})
+    writer = SetWriter(
+        Store(str(folder)),
+        classes,
+        (8, 8),
+        **{"group_rows": 7, "shard_groups": 3, **sizes},
+    )
     for i, (file, label) in enumerate(data):
         writer.add(file, label, f"{i}.jpg")
     return writer.finish(STATISTICS)
@@ -64,7 +72,11 @@ def test_one_read_a_group_and_memory_is_bounded(tmp_path, monkeypatch):
     reads = []
     original = dataset.store.backend.read
     monkeypatch.setattr(
-        dataset.store.backend, "read", lambda path, start, end: reads.append((start, end)) or original(path, start, end)
+        dataset.store.backend,
+        "read",
+        lambda path, start, end: (
+            reads.append((start, end)) or original(path, start, end)
+        ),
     )
     for start in range(0, 70, 7):
         dataset.rows(np.arange(start, start + 7))
@@ -95,14 +107,19 @@ def test_a_flipped_byte_is_a_storage_failure(tmp_path, where):
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(RunError, match=r"shard-00000.parquet is damaged: .* read 4 times"):
+    with pytest.raises(
+        RunError, match=r"shard-00000.parquet is damaged: .* read 4 times"
+    ):
         reader(tmp_path).rows(np.arange(3))
 
 
 def test_a_read_that_fails_for_a_while_is_tried_again(tmp_path, monkeypatch):
     data = rows(10)
     write(tmp_path, data)
-    dataset, failures = reader(tmp_path, patience=60.0), iter([True, True, False, False])
+    dataset, failures = (
+        reader(tmp_path, patience=60.0),
+        iter([True, True, False, False]),
+    )
 
     original = dataset.store.backend.read
 
@@ -128,7 +145,10 @@ def test_a_label_out_of_range_is_named(tmp_path):
     tree = json.loads((tmp_path / MANIFEST).read_text())
     tree["classes"] = ["a", "b"]
     (tmp_path / MANIFEST).write_text(json.dumps(tree))
-    with pytest.raises(AttemptError, match="row group 0 row 2 has label 2, but the manifest names 2 classes"):
+    with pytest.raises(
+        AttemptError,
+        match="row group 0 row 2 has label 2, but the manifest names 2 classes",
+    ):
         reader(tmp_path).rows(np.arange(3))
 
 
@@ -150,7 +170,10 @@ def test_what_is_not_a_data_set(tmp_path):
     tree = json.loads((tmp_path / "grey" / MANIFEST).read_text())
     del tree["eigenvalues"]
     (tmp_path / "grey" / MANIFEST).write_text(json.dumps(tree))
-    with pytest.raises(UserError, match="has no colour statistics, .*distrain stats shows those of a data set"):
+    with pytest.raises(
+        UserError,
+        match="has no colour statistics, .*distrain stats shows those of a data set",
+    ):
         reader(tmp_path / "grey")
     write(tmp_path / "empty", [])
     with pytest.raises(UserError, match="is empty"):
@@ -169,11 +192,18 @@ def test_groups_are_fetched_ahead_within_the_memory(tmp_path):
     """As many as fit, none twice, and none that was fetched ahead goes before it was used."""
     write(tmp_path / "set", rows(70))
     dataset = reader(tmp_path / "set")
-    sizes = [group.end - group.start for shard in dataset.manifest.shards for group in shard.groups]
+    sizes = [
+        group.end - group.start
+        for shard in dataset.manifest.shards
+        for group in shard.groups
+    ]
     small = Dataset(dataset.store, dataset.manifest, memory=4 * max(sizes), patience=0)
     with ThreadPoolExecutor(3) as pool:
         for ahead in range(0, 70, 7):
-            queued = [small.groups_of(np.arange(i, i + 7)) for i in range(ahead, min(ahead + 35, 70), 7)]
+            queued = [
+                small.groups_of(np.arange(i, i + 7))
+                for i in range(ahead, min(ahead + 35, 70), 7)
+            ]
             small.prefetch(queued, pool)
             assert small._kept_bytes <= 4 * max(sizes)
             assert [row.label for row in small.rows(np.arange(ahead, ahead + 7))] == [

@@ -5,16 +5,23 @@ from distrain.data.shards.stats import PixelMoments, Statistics
 
 def test_moments_equal_numpys_in_any_order():
     rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (rng.integers(1, 40), 17, 3), dtype=np.uint8) for _ in range(20)]
+    images = [
+        rng.integers(0, 256, (rng.integers(1, 40), 17, 3), dtype=np.uint8)
+        for _ in range(20)
+    ]
     forward, backward = PixelMoments(), PixelMoments()
     for image in images:
         forward.add(image)
     for image in images[::-1]:
         backward.add(image)
-    pixels = np.concatenate([image.reshape(-1, 3) for image in images]).astype(np.float64)
+    pixels = np.concatenate([image.reshape(-1, 3) for image in images]).astype(
+        np.float64
+    )
     found = forward.statistics()
     np.testing.assert_allclose(found.mean, pixels.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(found.covariance, np.cov(pixels.T, bias=True), rtol=1e-10)
+    np.testing.assert_allclose(
+        found.covariance, np.cov(pixels.T, bias=True), rtol=1e-10
+    )
     assert np.array_equal(found.covariance, backward.statistics().covariance)
 
 

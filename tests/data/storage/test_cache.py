@@ -92,7 +92,9 @@ for name in ("dead", "alive"):
         time.sleep(60)
     file.close()
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     DiskCache(str(tmp_path), 10_000, Counts())

@@ -37,7 +37,9 @@ def test_what_may_pass_is_tried_again_and_told_each_time(slept):
     assert len(slept) == 2
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError("x"), PermissionError("x"), OSError(errno.EROFS, "x")])
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("x"), PermissionError("x"), OSError(errno.EROFS, "x")]
+)
 def test_what_lasts_is_raised_at_once(slept, error):
     act = Failing(error)
     with pytest.raises(type(error)):

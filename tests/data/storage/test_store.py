@@ -47,11 +47,23 @@ def test_a_link_is_what_it_leads_to_and_the_rest_is_nothing_to_read(tmp_path):
     assert not store.exists("in a circle")
     assert not store.exists("x" * 300)
     store.remove("to folder")
-    assert store.list() == ["file", "folder", "in a circle", "pipe", "to file", "to nowhere"]
+    assert store.list() == [
+        "file",
+        "folder",
+        "in a circle",
+        "pipe",
+        "to file",
+        "to nowhere",
+    ]
 
 
-@pytest.mark.parametrize(("number", "raised"), [(errno.EACCES, False), (errno.EIO, True), (errno.ESTALE, True)])
-def test_what_may_not_be_seen_is_absent_and_what_cannot_be_known_is_said(tmp_path, monkeypatch, number, raised):
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    [(errno.EACCES, False), (errno.EIO, True), (errno.ESTALE, True)],
+)
+def test_what_may_not_be_seen_is_absent_and_what_cannot_be_known_is_said(
+    tmp_path, monkeypatch, number, raised
+):
     def fail(path):
         raise OSError(number, os.strerror(number), path)
 
@@ -67,7 +79,11 @@ def test_what_may_not_be_seen_is_absent_and_what_cannot_be_known_is_said(tmp_pat
 def test_paths_and_ranges_that_no_file_has_are_errors_of_the_system(tmp_path):
     (tmp_path / "x").write_bytes(b"123")
     store = Store(str(tmp_path))
-    for path, start, end in (("a\0b", 0, 1), ("x", 1 << 70, (1 << 70) + 1), ("x", 0, 1 << 63)):
+    for path, start, end in (
+        ("a\0b", 0, 1),
+        ("x", 1 << 70, (1 << 70) + 1),
+        ("x", 0, 1 << 63),
+    ):
         with pytest.raises(OSError, match="Errno"):
             store.read(path, start, end)
     assert store.read("x", 2, 1 << 40) == b"3"
@@ -86,7 +102,11 @@ def test_what_can_only_be_read(tmp_path):
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         archive.writestr("a/b.bin", b"hello")
     store = Store(f"zip://::{tmp_path}/set.zip")
-    assert (store.read("a/b.bin"), store.list(), store.list("a")) == (b"hello", ["a"], ["b.bin"])
+    assert (store.read("a/b.bin"), store.list(), store.list("a")) == (
+        b"hello",
+        ["a"],
+        ["b.bin"],
+    )
     for act in (store.write, store.create):
         with pytest.raises(OSError, match="can only be read"):
             act("c", b"")
@@ -118,7 +138,13 @@ def test_unknown_schemes():
 
 def test_errors_of_clients_hold_no_secret(monkeypatch):
     store = Store("https://someone:PASSWORD@example.invalid/data?sig=SIGNED")
-    failures = iter([FileNotFoundError(store.url), ConnectionResetError(store.url), ValueError(f"403 of {store.url}")])
+    failures = iter(
+        [
+            FileNotFoundError(store.url),
+            ConnectionResetError(store.url),
+            ValueError(f"403 of {store.url}"),
+        ]
+    )
 
     def fail(*_, **__):
         raise next(failures)
