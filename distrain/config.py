@@ -19,108 +19,112 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from distrain.data.config import Augment, Data
-from distrain.data.storage.url import without_secret
+from distrain.data.config import Augment, DataConfig
+from distrain.data.storage.url import forbid_url_secrets
 from distrain.distributed.config import Cluster
 from distrain.errors import UserError
-from distrain.fields import Section, operation, result
+from distrain.fields import Section, operation_field, result_field
 from distrain.losses import CrossEntropy, Loss
 from distrain.models.alexnet import AlexNet
 from distrain.models.model import Model
-from distrain.monitor.config import Log, Metrics
+from distrain.monitor.config import LogConfig, MetricsConfig
 from distrain.optim import adam, lars  # noqa: F401 - known by name once they are imported
 from distrain.optim.config import Reduction
-from distrain.optim.rule import UpdateRule
 from distrain.optim.schedule import Schedule
 from distrain.optim.sgd import SGD
+from distrain.optim.update_rule import UpdateRule
 from distrain.parsing import parse_mapping, parse_section
 
-AnyModel = Annotated[SerializeAsAny[Model], BeforeValidator(Model.choose)]
+AnyModel = Annotated[SerializeAsAny[Model], BeforeValidator(Model.parse_choice)]
 
 
-class Evaluate(Section):
+class EvaluateConfig(Section):
     """Validation: centre crop, each image once."""
 
-    every: int | None = operation(None, ge=1)
+    every: int | None = operation_field(None, ge=1)
     """Steps between evaluations; null: once an epoch. The last step is always evaluated. [operation]"""
-    batch: int = result(128, ge=1)
+    batch: int = result_field(128, ge=1)
     """Samples of one fixed chunk. [result]"""
 
 
-class Checkpoint(Section):
+class CheckpointConfig(Section):
     """What is kept of the run."""
 
-    every: int | None = operation(None, ge=1)
+    every: int | None = operation_field(None, ge=1)
     """Steps between checkpoints; null: once an epoch. The last step is always kept. [operation]"""
-    keep: int = operation(2, ge=1)
+    keep: int = operation_field(2, ge=1)
     """Newest checkpoints kept, beside the best. [operation]"""
-    patience: float = operation(120.0, ge=0)
+    patience: float = operation_field(120.0, ge=0)
     """Seconds for which a save that fails is tried again before the attempt ends. [operation]"""
 
 
 class Config(Section):
     """A run."""
 
-    run: str | None = operation(None)
+    run: str | None = operation_field(None)
     """Run directory, a path or any fsspec URL; null: runs/<name of the recipe>. [operation]"""
-    seed: int = result(0, ge=0, lt=1 << 32)
+    seed: int = result_field(0, ge=0, lt=1 << 32)
     """Seed of weights, order, draws and dropout. [result]"""
-    epochs: int = result(90, ge=1)
+    epochs: int = result_field(90, ge=1)
     """Passes over the training set. [result]"""
-    global_batch: int = result(128, ge=1)
+    global_batch: int = result_field(128, ge=1)
     """Samples of one optimizer step. [result]"""
-    virtual_workers: int = result(8, ge=1)
+    virtual_workers: int = result_field(8, ge=1)
     """V: equal parts of the global batch. As many ranks can share the work; fixed for the run. [result]"""
-    precision: Literal["fp32", "tf32", "bf16"] = result("fp32")
+    precision: Literal["fp32", "tf32", "bf16"] = result_field("fp32")
     """Arithmetic of forward and backward; weights and moments are fp32. [result]"""
-    threads: int = result(1, ge=1)
+    threads: int = result_field(1, ge=1)
     """CPU threads that compute one virtual worker; 1 in exact mode. [result]"""
-    device: Literal["auto", "cpu", "cuda"] = operation("auto")
+    device: Literal["auto", "cpu", "cuda"] = operation_field("auto")
     """auto: a GPU where there is one. [operation]"""
-    lanes: int | None = operation(None, ge=1)
+    lanes: int | None = operation_field(None, ge=1)
     """Virtual workers computed side by side; null: one a core on a CPU, 1 on a GPU. [operation]"""
-    data: Data
+    data: DataConfig
     """Samples."""
     augment: Augment = Augment()
     """Augmentation."""
     model: AnyModel = AlexNet()
     """Network."""
-    loss: Annotated[SerializeAsAny[Loss], BeforeValidator(Loss.choose)] = CrossEntropy()
+    loss: Annotated[SerializeAsAny[Loss], BeforeValidator(Loss.parse_choice)] = (
+        CrossEntropy()
+    )
     """Loss."""
     optimizer: Annotated[
-        SerializeAsAny[UpdateRule], BeforeValidator(UpdateRule.choose)
+        SerializeAsAny[UpdateRule], BeforeValidator(UpdateRule.parse_choice)
     ] = SGD()
     """Optimizer."""
-    schedule: Annotated[SerializeAsAny[Schedule], BeforeValidator(Schedule.choose)]
+    schedule: Annotated[
+        SerializeAsAny[Schedule], BeforeValidator(Schedule.parse_choice)
+    ]
     """Learning rate."""
     reduction: Reduction = Reduction()
     """Gradient reduction."""
-    evaluate: Evaluate = Evaluate()
+    evaluate: EvaluateConfig = EvaluateConfig()
     """Validation."""
-    checkpoint: Checkpoint = Checkpoint()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
-    log: Log = Log()
+    log: LogConfig = LogConfig()
     """Metrics."""
-    metrics: Metrics = Metrics()
+    metrics: MetricsConfig = MetricsConfig()
     """Prometheus."""
     cluster: Cluster = Cluster()
     """Ranks."""
 
     @property
-    def micro_batch(self) -> int:
+    def micro_batch_size(self) -> int:
         """b, samples of one virtual worker in one step."""
         return self.global_batch // self.virtual_workers
 
     @field_validator("run")
     @classmethod
-    def _no_secret(cls, value: str | None) -> str | None:
-        return without_secret(value)
+    def _check_no_secret(cls, value: str | None) -> str | None:
+        return forbid_url_secrets(value)
 
     # Checks across fields hang on single fields, so that they are reported together with all other problems.
 
     @field_validator("virtual_workers")
     @classmethod
-    def _divides_global_batch(cls, value: int, info: ValidationInfo) -> int:
+    def _check_virtual_workers(cls, value: int, info: ValidationInfo) -> int:
         batch = info.data.get("global_batch")
         if batch is not None and batch % value:
             near = [v for v in range(1, batch + 1) if batch % v == 0]
@@ -132,7 +136,7 @@ class Config(Section):
 
     @field_validator("model")
     @classmethod
-    def _crop_is_large_enough(cls, value: Model, info: ValidationInfo) -> Model:
+    def _check_model_crop(cls, value: Model, info: ValidationInfo) -> Model:
         augment = info.data.get("augment")
         if augment is not None:
             value.check_crop(augment.crop)
@@ -140,7 +144,7 @@ class Config(Section):
 
     @field_validator("schedule")
     @classmethod
-    def _has_what_to_watch(cls, value: Schedule, info: ValidationInfo) -> Schedule:
+    def _check_validation_data(cls, value: Schedule, info: ValidationInfo) -> Schedule:
         data = info.data.get("data")
         if value.follows_validation and data is not None and data.val is None:
             raise ValueError(f"{value.name} watches the validation error: set data.val")
@@ -148,7 +152,9 @@ class Config(Section):
 
     @field_validator("log")
     @classmethod
-    def _events_are_on_a_disk(cls, value: Log, info: ValidationInfo) -> Log:
+    def _check_tensorboard_path(
+        cls, value: LogConfig, info: ValidationInfo
+    ) -> LogConfig:
         run = info.data.get("run") or ""
         if value.tensorboard and "://" in run and not run.startswith("file://"):
             raise ValueError(
@@ -158,7 +164,7 @@ class Config(Section):
 
     @field_validator("cluster")
     @classmethod
-    def _ranks_have_work(cls, value: Cluster, info: ValidationInfo) -> Cluster:
+    def _check_worker_limits(cls, value: Cluster, info: ValidationInfo) -> Cluster:
         if value.workers == "auto":
             return value
         least, most = value.workers
@@ -175,7 +181,7 @@ class Config(Section):
 
     @field_validator("reduction")
     @classmethod
-    def _exact_is_possible(cls, value: Reduction, info: ValidationInfo) -> Reduction:
+    def _check_exact_threads(cls, value: Reduction, info: ValidationInfo) -> Reduction:
         threads = info.data.get("threads")
         if value.mode == "exact" and threads is not None and threads != 1:
             raise ValueError(
@@ -185,7 +191,7 @@ class Config(Section):
         return value
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and apply `key.sub=value` overrides.
 
     Raises:
@@ -200,20 +206,22 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"cannot read config {path}: {error}") from None
     if tree.get("run") is None:
         tree["run"] = f"runs/{path.stem}"
-    return parse(tree, str(path), overrides)
+    return parse_config(tree, str(path), overrides)
 
 
-def parse(tree: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> Config:
+def parse_config(
+    tree: dict[str, Any], origin: str, overrides: Sequence[str] = ()
+) -> Config:
     """Make a run's config of a tree of plain values and overrides. Raises UserError naming every problem."""
     return parse_section(Config, tree, origin, overrides)
 
 
-def parse_yaml(text: str, origin: str, overrides: Sequence[str] = ()) -> Config:
+def parse_config_yaml(text: str, origin: str, overrides: Sequence[str] = ()) -> Config:
     """Make a run's config of YAML and overrides. Raises UserError naming every problem."""
-    return parse(parse_mapping(text, origin), origin, overrides)
+    return parse_config(parse_mapping(text, origin), origin, overrides)
 
 
-def workers_override(workers: str | None) -> list[str]:
+def format_workers_override(workers: str | None) -> list[str]:
     """The override that --workers N or --workers MIN-MAX stands for."""
     if workers is None:
         return []
@@ -229,16 +237,16 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def leaves(config: Config) -> Iterator[tuple[str, Any, FieldInfo]]:
+def iterate_fields(config: Config) -> Iterator[tuple[str, Any, FieldInfo]]:
     """Every field that is not a section: (dotted key, value, field)."""
-    yield from _leaves(config, "")
+    yield from _iterate_section_fields(config, "")
 
 
-def result_fields(config: Config) -> dict[str, Any]:
+def get_result_fields(config: Config) -> dict[str, Any]:
     """The fields that decide the weights, by dotted key, as JSON values."""
     plain = config.model_dump(mode="json")
     fields = {}
-    for key, _ in _result_leaves(config):
+    for key, _ in _iterate_result_fields(config):
         node: Any = plain
         for part in key.split("."):
             node = node[part]
@@ -246,29 +254,31 @@ def result_fields(config: Config) -> dict[str, Any]:
     return fields
 
 
-def result_defaults(config: Config) -> dict[str, Any]:
+def get_result_defaults(config: Config) -> dict[str, Any]:
     """The defaults of the result fields, where they have one, as JSON values."""
     return {
         key: to_jsonable_python(
             info.get_default(call_default_factory=True, validated_data={})
         )
-        for key, info in _result_leaves(config)
+        for key, info in _iterate_result_fields(config)
         if not info.is_required()
     }
 
 
-def _result_leaves(config: Config) -> Iterator[tuple[str, FieldInfo]]:
-    for key, _, info in leaves(config):
+def _iterate_result_fields(config: Config) -> Iterator[tuple[str, FieldInfo]]:
+    for key, _, info in iterate_fields(config):
         marks = info.json_schema_extra
         # A user's own form may leave fields unmarked: they decide.
         if not isinstance(marks, dict) or marks.get("decides", "result") == "result":
             yield key, info
 
 
-def _leaves(section: BaseModel, prefix: str) -> Iterator[tuple[str, Any, FieldInfo]]:
+def _iterate_section_fields(
+    section: BaseModel, prefix: str
+) -> Iterator[tuple[str, Any, FieldInfo]]:
     for name, info in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from _iterate_section_fields(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value, info

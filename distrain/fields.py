@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 
-def result(default: Any = ..., **limits: Any) -> Any:
+def result_field(default: Any = ..., **limits: Any) -> Any:
     """A field that decides the weights."""
     return Field(default, json_schema_extra={"decides": "result"}, **limits)
 
 
-def operation(default: Any = ..., **limits: Any) -> Any:
+def operation_field(default: Any = ..., **limits: Any) -> Any:
     """A field that does not decide the weights."""
     return Field(default, json_schema_extra={"decides": "operation"}, **limits)
 
@@ -42,44 +42,46 @@ class Choice(Section):
     their methods.
     """
 
-    default: ClassVar[str | None] = None
+    default_name: ClassVar[str | None] = None
     """The form of a config that names none; None: it must name one."""
-    elsewhere: ClassVar[str] = "package.module:Class"
+    import_syntax: ClassVar[str] = "package.module:Class"
     """How a form is named that is not known by a name of its own."""
-    forms: ClassVar[dict[str, type["Choice"]]]
+    registry: ClassVar[dict[str, type["Choice"]]]
     """By name; each kind has its own."""
-    own_name: ClassVar[str]
+    config_name: ClassVar[str]
     """What a config calls this form."""
 
-    name: str = result()
+    name: str = result_field()
     """Which form. [result]"""
 
     @classmethod
     def __pydantic_init_subclass__(cls, *, name: str | None = None, **_: Any) -> None:
         if Choice in cls.__bases__:
-            cls.forms = {}
-        cls.own_name = name or f"{cls.__module__}:{cls.__qualname__}"
+            cls.registry = {}
+        cls.config_name = name or f"{cls.__module__}:{cls.__qualname__}"
         if name is not None:
-            before = cls.forms.get(
+            before = cls.registry.get(
                 name, cls
             )  # the same class once more, if its module is imported again
             place = cls.__module__, cls.__qualname__
             assert (before.__module__, before.__qualname__) == place, (
                 f"two forms are named {name}"
             )
-            cls.forms[name] = cls
+            cls.registry[name] = cls
 
     def __init_subclass__(cls, *, name: str | None = None, **_: Any) -> None:
         super().__init_subclass__()
 
     @model_validator(mode="before")
     @classmethod
-    def _is_named(cls, value: Any) -> Any:
+    def _fill_in_name(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        name = value.get("name", cls.own_name)
-        if name != cls.own_name and (":" not in str(name) or ":" not in cls.own_name):
-            raise ValueError(f"name is {cls.own_name}, not {name!r}: leave it out")
+        name = value.get("name", cls.config_name)
+        if name != cls.config_name and (
+            ":" not in str(name) or ":" not in cls.config_name
+        ):
+            raise ValueError(f"name is {cls.config_name}, not {name!r}: leave it out")
         if str(name).startswith("__main__:") or "<locals>" in str(name):
             raise ValueError(
                 f"{name} cannot be imported by other processes: define it at the top of a module"
@@ -87,7 +89,7 @@ class Choice(Section):
         return {**value, "name": name}
 
     @classmethod
-    def choose(cls, value: Any) -> Any:
+    def parse_choice(cls, value: Any) -> Any:
         """Make the form that a tree of plain values names, for a BeforeValidator.
 
         Raises:
@@ -100,32 +102,32 @@ class Choice(Section):
             raise PydanticCustomError(
                 "no_section", "must be a section, not {found}", {"found": repr(value)}
             )
-        name = value.get("name", cls.default)
-        form = cls.named(name)
+        name = value.get("name", cls.default_name)
+        form = cls.find_class(name)
         return form.model_validate(
-            {**value, "name": name if ":" in form.own_name else form.own_name}
+            {**value, "name": name if ":" in form.config_name else form.config_name}
         )
 
     @classmethod
-    def named(cls, name: Any) -> type["Choice"]:
+    def find_class(cls, name: Any) -> type["Choice"]:
         """Find a form by its name. Raises PydanticCustomError."""
         if isinstance(name, str) and ":" in name:
-            return cls._form_elsewhere(name)
-        if isinstance(name, str) and name in cls.forms:
-            return cls.forms[name]
-        known = ", ".join([*sorted(cls.forms), cls.elsewhere])
+            return cls._find_external_class(name)
+        if isinstance(name, str) and name in cls.registry:
+            return cls.registry[name]
+        known = ", ".join([*sorted(cls.registry), cls.import_syntax])
         found = {"known": known, "found": repr(name)}
         raise PydanticCustomError(
             "no_choice", "must be one of {known}, not {found}", found
         )
 
     @classmethod
-    def members(cls) -> list[type[BaseModel]]:
+    def list_classes(cls) -> list[type[BaseModel]]:
         """Every form that is known, each once."""
-        return list(dict.fromkeys(cls.forms.values()))
+        return list(dict.fromkeys(cls.registry.values()))
 
     @classmethod
-    def _form_elsewhere(cls, name: str) -> type["Choice"]:
+    def _find_external_class(cls, name: str) -> type["Choice"]:
         try:
             found = import_attribute(name)
         except ValueError as error:
@@ -160,12 +162,12 @@ def import_attribute(name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"cannot be imported ({described(error)}): install its package on every host, or start in its folder"
+            f"cannot be imported ({format_error(error)}): install its package on every host, or start in its folder"
         ) from None
     except Exception as error:  # the user's module is run
-        raise ValueError(f"cannot be imported: {described(error)}") from error
+        raise ValueError(f"cannot be imported: {format_error(error)}") from error
 
 
-def described(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """An error of code that is not ours, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

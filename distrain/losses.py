@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ValidationInfo, field_validator
 
 from distrain.errors import UserError
-from distrain.fields import Choice, result
+from distrain.fields import Choice, result_field
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 class Loss(Choice):
     """What is minimised."""
 
-    default = "cross_entropy"
+    default_name = "cross_entropy"
 
     @abstractmethod
     def __call__(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
         """The loss of each sample: logits (n, classes) and labels int64 (n,) to (n,)."""
 
-    def check(self, classes: int) -> None:
+    def check_num_classes(self, num_classes: int) -> None:
         """Refuse what cannot be computed of so many classes. Raises UserError."""
 
 
 class CrossEntropy(Loss, name="cross_entropy"):
     """-log softmax of the label's logit, averaged over the valid samples of the global batch."""
 
-    label_smoothing: float = result(0.0, ge=0, lt=1)
+    label_smoothing: float = result_field(0.0, ge=0, lt=1)
     """Share of the target that is spread over all classes alike (Szegedy et al. 2016, section 7). [result]"""
 
     def __call__(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
@@ -46,37 +46,37 @@ class CrossEntropy(Loss, name="cross_entropy"):
 class Hinge(Loss, name="hinge"):
     """A margin between the label's score and the others'."""
 
-    form: Literal["weston_watkins", "crammer_singer", "binary"] = result(
+    form: Literal["weston_watkins", "crammer_singer", "binary"] = result_field(
         "weston_watkins"
     )
     """weston_watkins: the sum over all other classes (the multi-class SVM of lectures); crammer_singer: the worst other
     class alone; binary: max(0, margin - y s) with y = 1 or -1. [result]"""
-    margin: float = result(1.0, gt=0)
+    margin: float = result_field(1.0, gt=0)
     """By how much the label's score must be above. [result]"""
-    one_vs_rest: bool = result(False)
+    one_vs_rest: bool = result_field(False)
     """For the binary form with more than two classes: the sum over one binary problem a class. [result]"""
 
     @field_validator("one_vs_rest")
     @classmethod
-    def _belongs_to_binary(cls, value: bool, info: ValidationInfo) -> bool:
+    def _check_one_vs_rest(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("form") != "binary":
             raise ValueError(
                 "one_vs_rest belongs to form = binary: remove it, or set that form"
             )
         return value
 
-    def check(self, classes: int) -> None:
+    def check_num_classes(self, num_classes: int) -> None:
         """Refuse the two-class hinge of more classes."""
-        if self.form == "binary" and classes > 2 and not self.one_vs_rest:
+        if self.form == "binary" and num_classes > 2 and not self.one_vs_rest:
             raise UserError(
-                f"loss.form = binary is for two classes, and the data set has {classes}: set loss.one_vs_rest = true, "
+                f"loss.form = binary is for two classes, and the data set has {num_classes}: set loss.one_vs_rest = true, "
                 "or loss.form = weston_watkins"
             )
 
     def __call__(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
         """Weston and Watkins 1999, Crammer and Singer 2001, or binary."""
         if self.form == "binary":
-            return self._binary(logits, labels)
+            return self._compute_binary(logits, labels)
         import torch.nn.functional as F
 
         # max(0, score - label's score + margin) of each other class, 0 at the label: (n, classes)
@@ -84,7 +84,7 @@ class Hinge(Loss, name="hinge"):
         others = above.masked_fill(F.one_hot(labels, logits.shape[1]).bool(), 0)
         return others.sum(1) if self.form == "weston_watkins" else others.amax(1)
 
-    def _binary(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+    def _compute_binary(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
         """max(0, margin - y s): s is the difference of two logits, or there is one problem per class, summed."""
         import torch.nn.functional as F
 
@@ -98,11 +98,11 @@ class Hinge(Loss, name="hinge"):
 class Distance(Loss):
     """A distance between outputs and the one-hot vector of the label, averaged over classes."""
 
-    outputs: Literal["softmax", "logits"] = result("softmax")
+    outputs: Literal["softmax", "logits"] = result_field("softmax")
     """What is compared with the one-hot vector. [result]"""
 
     @abstractmethod
-    def of(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
+    def compute_distance(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
         """The distance of each pair of elements: two of (n, classes) to (n, classes)."""
 
     def __call__(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
@@ -111,13 +111,13 @@ class Distance(Loss):
 
         one_hot = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
         outputs = logits.softmax(1) if self.outputs == "softmax" else logits
-        return self.of(outputs, one_hot).mean(1)
+        return self.compute_distance(outputs, one_hot).mean(1)
 
 
 class L1(Distance, name="l1"):
     """Mean absolute error."""
 
-    def of(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
+    def compute_distance(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
         """|x|."""
         import torch.nn.functional as F
 
@@ -127,7 +127,7 @@ class L1(Distance, name="l1"):
 class L2(Distance, name="l2"):
     """Mean squared error."""
 
-    def of(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
+    def compute_distance(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
         """x^2."""
         import torch.nn.functional as F
 
@@ -137,10 +137,10 @@ class L2(Distance, name="l2"):
 class SmoothL1(Distance, name="smooth_l1"):
     """x^2 / (2 threshold) where |x| is below it, else |x| - threshold / 2 (Girshick 2015)."""
 
-    threshold: float = result(1.0, gt=0)
+    threshold: float = result_field(1.0, gt=0)
     """Where quadratic becomes linear: beta. [result]"""
 
-    def of(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
+    def compute_distance(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
         """Quadratic where it is small, linear where it is large."""
         import torch.nn.functional as F
 
@@ -150,10 +150,10 @@ class SmoothL1(Distance, name="smooth_l1"):
 class Huber(Distance, name="huber"):
     """Smooth L1 times its threshold (Huber 1964)."""
 
-    threshold: float = result(1.0, gt=0)
+    threshold: float = result_field(1.0, gt=0)
     """Where quadratic becomes linear: delta. [result]"""
 
-    def of(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
+    def compute_distance(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
         """Quadratic where it is small, linear where it is large."""
         import torch.nn.functional as F
 

@@ -15,14 +15,14 @@ from distrain.fields import Choice, Section
 S = TypeVar("S", bound=Section)
 
 
-class _Loader(yaml.SafeLoader):
+class _YamlLoader(yaml.SafeLoader):
     """YAML 1.2 numbers: PyYAML reads 1e-3 as a string."""
 
 
-_Loader.yaml_implicit_resolvers = {
+_YamlLoader.yaml_implicit_resolvers = {
     k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
+_YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"),
     list("-+.0123456789"),
@@ -31,7 +31,7 @@ _Loader.add_implicit_resolver(
 
 def parse_mapping(text: str, origin: str) -> dict[str, Any]:
     """Read a YAML mapping of keys to values. Raises UserError."""
-    tree = _value(text, origin)
+    tree = _parse_yaml(text, origin)
     if not isinstance(tree, dict):
         raise UserError(
             f"{origin} must hold a mapping of keys, not {type(tree).__name__}"
@@ -40,7 +40,10 @@ def parse_mapping(text: str, origin: str) -> dict[str, Any]:
 
 
 def parse_section(
-    form: type[S], tree: dict[str, Any], origin: str, overrides: Sequence[str] = ()
+    section_class: type[S],
+    tree: dict[str, Any],
+    origin: str,
+    overrides: Sequence[str] = (),
 ) -> S:
     """Apply `key.sub=value` overrides to a tree of plain values, and validate it.
 
@@ -54,11 +57,11 @@ def parse_section(
         UserError: naming every problem at once.
     """
     tree = deepcopy(tree)
-    found = [problem for text in overrides if (problem := _override(tree, text))]
+    found = [problem for text in overrides if (problem := _apply_override(tree, text))]
     try:
-        section = form.model_validate(tree)
+        section = section_class.model_validate(tree)
     except ValidationError as error:
-        found += [_sentence(form, dict(e), tree) for e in error.errors()]
+        found += [_format_problem(section_class, dict(e), tree) for e in error.errors()]
     if found:
         lines = "".join(f"\n  - {line}" for line in found)
         raise UserError(
@@ -67,16 +70,16 @@ def parse_section(
     return section
 
 
-def _value(text: str, origin: str) -> Any:
+def _parse_yaml(text: str, origin: str) -> Any:
     try:
-        return _Loader(text).get_single_data()
+        return _YamlLoader(text).get_single_data()
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(
             f"{origin} is not YAML: {' '.join(str(error).split())}"
         ) from None
 
 
-def _override(tree: dict[str, Any], text: str) -> str | None:
+def _apply_override(tree: dict[str, Any], text: str) -> str | None:
     """Apply one override to the tree; the problem, if there is one."""
     key, equals, value = text.partition("=")
     if not equals or not key:
@@ -88,24 +91,26 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
         if not isinstance(node, dict):
             return f"override {text!r}: {parent} is a value, not a section"
     try:
-        node[last] = _value(value, f"override {text!r}")
+        node[last] = _parse_yaml(value, f"override {text!r}")
     except UserError as error:
         return str(error)
     return None
 
 
-def _sentence(form: type[Section], error: dict[str, Any], tree: dict[str, Any]) -> str:
+def _format_problem(
+    section_class: type[Section], error: dict[str, Any], tree: dict[str, Any]
+) -> str:
     """One problem of pydantic's with a tree, as one line."""
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        known = _keys(form)
+        known = _list_keys(section_class)
         if key in known:
-            kind = form.model_fields[path[0]].annotation
+            kind = section_class.model_fields[path[0]].annotation
             assert isinstance(kind, type)
             assert issubclass(kind, Choice)
-            return f"{path[0]} {tree[path[0]].get('name', kind.default)} does not use {key}: remove it"
-        known = _keys_of_choice(form, path[0], tree) + known
+            return f"{path[0]} {tree[path[0]].get('name', kind.default_name)} does not use {key}: remove it"
+        known = _list_choice_keys(section_class, path[0], tree) + known
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         near = near or [k for k in known if k.split(".")[-1] == path[-1]][:1]
         return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
@@ -121,32 +126,34 @@ def _sentence(form: type[Section], error: dict[str, Any], tree: dict[str, Any]) 
     return f"{key}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
 
 
-def _keys_of_choice(
-    form: type[Section], section: str, tree: dict[str, Any]
+def _list_choice_keys(
+    section_class: type[Section], section: str, tree: dict[str, Any]
 ) -> list[str]:
     """All dotted keys of the form that a tree names in a section, known or not; none if it is no choice."""
-    info = form.model_fields.get(section)
+    info = section_class.model_fields.get(section)
     if (
         info is None
         or not isinstance(info.annotation, type)
         or not issubclass(info.annotation, Choice)
     ):
         return []
-    chosen = info.annotation.named(tree[section].get("name", info.annotation.default))
-    return [f"{section}.{key}" for key in _keys(chosen)]
+    chosen = info.annotation.find_class(
+        tree[section].get("name", info.annotation.default_name)
+    )
+    return [f"{section}.{key}" for key in _list_keys(chosen)]
 
 
-def _keys(section: type[BaseModel]) -> list[str]:
+def _list_keys(section: type[BaseModel]) -> list[str]:
     """All dotted keys below a section, those of every form of a choice included."""
     keys = []
     for name, info in section.model_fields.items():
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, Choice):
-            members: list[type[BaseModel]] = kind.members()
+            members: list[type[BaseModel]] = kind.list_classes()
         else:
             members = (
                 [kind] if isinstance(kind, type) and issubclass(kind, BaseModel) else []
             )
-        below = [f"{name}.{key}" for member in members for key in _keys(member)]
+        below = [f"{name}.{key}" for member in members for key in _list_keys(member)]
         keys += below or [name]
     return keys

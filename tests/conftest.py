@@ -20,7 +20,7 @@ from sets import SetWriter
 
 from distrain.cli.main import main
 from distrain.config import Config
-from distrain.data.decoding.image import encode
+from distrain.data.decoding.image import encode_jpeg
 from distrain.data.prepare.digits import pack_digits
 from distrain.data.shards.stats import PixelMoments
 from distrain.data.storage.store import Store
@@ -38,16 +38,16 @@ class Recorder:
         self.events: list[str] = []
         self.records: list[MetricsRecord] = []
 
-    def event(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.events.append(text)
 
     def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
         self.events.append(f"start {step}/{steps}")
 
-    def advance(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         self.step = step
 
-    def record(self, record: MetricsRecord) -> None:
+    def log_metrics(self, record: MetricsRecord) -> None:
         self.records.append(record)
 
     def stop(self) -> None:
@@ -145,11 +145,13 @@ def damaged_set() -> Callable[..., None]:
         )
         for i in range(rows):
             pixels = rng.integers(0, 256, (72, 72, 3), dtype=np.uint8)
-            moments.add(pixels)
+            moments.add_image(pixels)
             writer.add(
-                b"junk" if i in bad else encode(pixels, 90), i % classes, f"{i}.jpg"
+                b"junk" if i in bad else encode_jpeg(pixels, 90),
+                i % classes,
+                f"{i}.jpg",
             )
-        writer.finish(moments.statistics())
+        writer.finish(moments.to_statistics())
 
     return write
 

@@ -17,18 +17,22 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distrain.config import Config, parse
-from distrain.data.decoding.graph import Graph
-from distrain.data.loader import Loader, MicroBatch, Request
+from distrain.config import Config, parse_config
+from distrain.data.decoding.decoder import DecodePlan
+from distrain.data.loader import BatchRequest, Loader, MicroBatch
 from distrain.data.order import Cursor
-from distrain.distributed.lanes import Lanes
+from distrain.distributed.lane_pool import LanePool
 from distrain.distributed.world import World
-from distrain.models.layers import batch_norms, move_all, trained
+from distrain.models.layers import (
+    find_batch_norms,
+    get_trainable_parameters,
+    update_all_running_stats,
+)
 from distrain.monitor.meters import Meters
-from distrain.optim.accumulate import Accumulator
-from distrain.optim.optimizer import Optimizer, norm
-from distrain.training.evaluate import chunk_sums
-from distrain.training.step import correct, forward
+from distrain.optim.accumulate import GradientAccumulator
+from distrain.optim.optimizer import Optimizer, compute_total_norm
+from distrain.training.evaluate import compute_chunk_sums
+from distrain.training.forward_pass import count_correct, forward
 
 CUDA = torch.device("cuda", 0)
 CLASSES = 10
@@ -94,12 +98,12 @@ def fake_gpu() -> Iterator[Launches]:
 
 def config(**changes: Any) -> Config:
     """A small run; keywords replace whole top-level keys."""
-    return parse({**BASE, **changes}, "fake")
+    return parse_config({**BASE, **changes}, "fake")
 
 
 def network(settings: Config) -> nn.Module:
     """The model of a config, its weights on the fake GPU."""
-    model = settings.model.outline(CLASSES)
+    model = settings.model.build_skeleton(CLASSES)
     state = {
         name: torch.empty(t.shape, dtype=t.dtype, device=CUDA)
         for name, t in model.state_dict().items()
@@ -112,13 +116,13 @@ def micro_batch(settings: Config, size: int, *, bad: bool = False) -> MicroBatch
     """A micro-batch as the loader hands it over, one sample of it bad."""
     crop = settings.augment.crop
     normalise = settings.data.normalise == "loader"
-    graph = Graph(
+    graph = DecodePlan(
         size,
         crop,
-        raw=False,
+        is_raw=False,
         resize=False,
-        whole=False,
-        normalise=normalise,
+        decode_full_image=False,
+        normalize=normalise,
         std=np.ones(3, np.float32),
     )
     shape = (size, 3, crop, crop) if normalise else (size, crop, crop, 3)
@@ -126,36 +130,41 @@ def micro_batch(settings: Config, size: int, *, bad: bool = False) -> MicroBatch
         shape, dtype=torch.float32 if normalise else torch.uint8, device=CUDA
     )
     weights, labels = torch.ones(size), torch.zeros(size, dtype=torch.int64)
-    request = Request(Cursor(0, 0), 0, np.arange(size), 0)
+    request = BatchRequest(Cursor(0, 0), 0, np.arange(size), 0)
     draws = SimpleNamespace(mirror=np.zeros(size, np.int32))
-    feed = SimpleNamespace(draws=draws, mean=np.zeros((size, 3), np.float32))
+    feed = SimpleNamespace(augment_params=draws, mean=np.zeros((size, 3), np.float32))
     blank = {0} if bad else set()
     done = SimpleNamespace(
-        request=request, labels=labels, weights=weights, feed=feed, bad={}, blank=blank
+        request=request,
+        labels=labels,
+        sample_weights=weights,
+        decode_input=feed,
+        bad_samples={},
+        blank_indices=blank,
     )
     loader = object.__new__(Loader)
-    loader._device, loader._graph = CUDA, graph
-    return loader._finished(pixels, done)
+    loader._device, loader._decode_plan = CUDA, graph
+    return loader._make_micro_batch(pixels, done)
 
 
 def step(settings: Config, model: nn.Module, batches: list[MicroBatch]) -> None:
     """One step: forward, add, reduce, finish, meters, optimizer, running moments; then what a log step computes."""
-    parameters, norms = trained(model), batch_norms(model)
+    parameters, norms = get_trainable_parameters(model), find_batch_norms(model)
     optimizer = Optimizer(settings.optimizer, parameters)
     exact = settings.reduction.mode == "exact"
-    accumulator = Accumulator(
+    accumulator = GradientAccumulator(
         list(parameters.values()),
-        virtual_workers=settings.virtual_workers,
-        micro_batch=settings.micro_batch,
+        num_virtual_workers=settings.virtual_workers,
+        micro_batch_size=settings.micro_batch_size,
         fraction_bits=settings.reduction.fraction_bits if exact else None,
-        moments=sum(2 * layer.features for layer in norms),
+        num_batch_stats=sum(2 * layer.num_features for layer in norms),
     )
     lanes, meters, world = (
-        Lanes(1, 1, CUDA),
+        LanePool(1, 1, CUDA),
         Meters(CUDA, accumulator.loss_shift),
         World(CUDA),
     )
-    accumulator.begin()
+    accumulator.begin_step()
     for batch in batches:
         with (
             torch.no_grad()
@@ -165,30 +174,32 @@ def step(settings: Config, model: nn.Module, batches: list[MicroBatch]) -> None:
         gradients = [
             torch.empty_like(p, requires_grad=False) for p in parameters.values()
         ]
-        top1, top5 = (correct(logits, batch.labels, batch.weights, k) for k in (1, 5))
-        accumulator.add(
-            gradients, loss.detach(), batch.weights.sum(), top1, top5, moments
+        top1, top5 = (
+            count_correct(logits, batch.labels, batch.sample_weights, k) for k in (1, 5)
         )
-    totals = accumulator.reduce(world)
-    accumulator.finish(totals, lanes)
-    may_move = meters.add(0, totals)
+        accumulator.add_micro_batch(
+            gradients, loss.detach(), batch.sample_weights.sum(), top1, top5, moments
+        )
+    totals = accumulator.start_all_reduce(world)
+    accumulator.write_gradients(totals, lanes)
+    may_move = meters.add_step(0, totals)
     try:
         optimizer.step(may_move * 0.1, 1.0)
     except RuntimeError as error:  # torch's fused function would be launched now
         if "NVIDIA driver" not in str(error):
             raise
-    move_all(norms, accumulator.moments, may_move)
-    assert norm(list(parameters.values())).device == CUDA
+    update_all_running_stats(norms, accumulator.mean_batch_stats, may_move)
+    assert compute_total_norm(list(parameters.values())).device == CUDA
 
 
 def whole(settings: Config) -> Launches:
     """A step of two micro-batches, and a chunk of an evaluation, on the fake GPU."""
     with fake_gpu() as launches:
         model = network(settings)
-        images = micro_batch(settings, settings.micro_batch)
-        bad = micro_batch(settings, settings.micro_batch, bad=True)
+        images = micro_batch(settings, settings.micro_batch_size)
+        bad = micro_batch(settings, settings.micro_batch_size, bad=True)
         step(settings, model, [images, bad])
         model.eval()
         chunk = micro_batch(settings, 4, bad=True)
-        assert chunk_sums(settings, model, chunk).device == CUDA
+        assert compute_chunk_sums(settings, model, chunk).device == CUDA
     return launches

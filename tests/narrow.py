@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distrain.config import Config, parse
+from distrain.config import Config, parse_config
 
 
 def narrow_recipe(digits: Path, run: Path, /, **changes: Any) -> Config:
@@ -22,7 +22,7 @@ def narrow_recipe(digits: Path, run: Path, /, **changes: Any) -> Config:
         "device": "cpu",
         "metrics": {"port": None},
     }
-    return parse({**tree, **changes}, "test")
+    return parse_config({**tree, **changes}, "test")
 
 
 def loader_sections(config: Config) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def loader_sections(config: Config) -> dict[str, Any]:
         "data": config.data,
         "augment": config.augment,
         "seed": config.seed,
-        "run": str(config.run),
+        "run_dir": str(config.run),
     }
 
 

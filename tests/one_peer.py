@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from distrain.distributed.peers import PeerWatch
+from distrain.distributed.peer_monitor import PeerMonitor
 
 
 def say(text: str) -> None:
@@ -20,10 +20,10 @@ def main() -> None:
         "gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
     )
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=5))
-    watch = PeerWatch(group, rank, ranks, lambda: say("lost"))
+    watch = PeerMonitor(group, rank, ranks, lambda: say("lost"))
     dist.barrier()
     say("watching")
-    watch.leave(lost="give up" in sys.stdin.readline(), timeout=60)
+    watch.leave_ring(failed="give up" in sys.stdin.readline(), timeout=60)
     say("left")
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from distrain.config import load
+from distrain.config import load_config
 from distrain.distributed.config import Cluster
-from distrain.distributed.world import joined
+from distrain.distributed.world import open_process_group
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.monitor.health import group_timeout
-from distrain.monitor.sinks import PlainLines
+from distrain.monitor.sinks import PlainConsole
 from distrain.train import train
 
 
@@ -47,26 +47,26 @@ def main() -> None:
     path, rank, ranks, meeting_point, *overrides = sys.argv[1:]
     problem, stall = None, Cluster().stall
     try:  # what is missing on one host alone has to end all ranks: they meet before, as Ray's do
-        config = load(path, overrides)
+        config = load_config(path, overrides)
         stall = config.cluster.stall
     except UserError as error:
         problem = error
-    console = PlainLines(sys.stdout)
+    console = PlainConsole(sys.stdout)
     try:
-        with joined(
+        with open_process_group(
             torch.device("cpu"),
             int(rank),
             int(ranks),
             meet_at(Path(meeting_point)),
             timeout=group_timeout(stall),
-            cores=1,
+            num_cores=1,
             session=os.environ.get("SESSION", "test"),
-            saved=lambda step, name: console.event(f"saved {step} {name}"),
+            on_checkpoint=lambda step, name: console.log(f"saved {step} {name}"),
         ) as world:
-            with world.together():
+            with world.raise_on_all_ranks():
                 if problem is not None:
                     raise problem
-            signal.signal(signal.SIGUSR1, lambda *_: world.stop.set())
+            signal.signal(signal.SIGUSR1, lambda *_: world.stop_requested.set())
             if (
                 "NEVER_SERVE" in os.environ
             ):  # another rank holds the lock of the node's page
@@ -77,33 +77,33 @@ def main() -> None:
                 "SLOW" in os.environ
             ):  # every read takes so many seconds longer, on this rank
                 slow(float(os.environ["SLOW"]))
-            console.event("joined")
+            console.log("joined")
             out = {"status": "ok", **dataclasses.asdict(train(config, world, console))}
             out["needless"] = sorted(
                 {"torch._dynamo", "torch._inductor", "sympy"} & sys.modules.keys()
             )
     except (UserError, AttemptError, RunError) as error:
         out = {"status": type(error).__name__, "text": str(error)}
-    console.event(json.dumps(out))
+    console.log(json.dumps(out))
 
 
 def slow(seconds: float) -> None:
     """Make every read of rows take longer."""
     from distrain.data.shards.dataset import Dataset
 
-    rows = Dataset.rows
+    rows = Dataset.read_rows
 
     def later(self, ids):
         time.sleep(seconds)
         return rows(self, ids)
 
-    Dataset.rows = later
+    Dataset.read_rows = later
 
 
 def hang(calls: int) -> None:
     from distrain.data.shards.dataset import Dataset
 
-    real, lock, count = Dataset.rows, threading.Lock(), [0]
+    real, lock, count = Dataset.read_rows, threading.Lock(), [0]
 
     def rows(self, ids):
         with lock:
@@ -112,7 +112,7 @@ def hang(calls: int) -> None:
             time.sleep(3600)
         return real(self, ids)
 
-    Dataset.rows = rows
+    Dataset.read_rows = rows
 
 
 if __name__ == "__main__":

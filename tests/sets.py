@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from distrain.data.shards.manifest import MANIFEST, Manifest, Shard
-from distrain.data.shards.stats import Statistics
-from distrain.data.shards.writer import GROUP_ROWS, ShardWriter
+from distrain.data.shards.manifest import MANIFEST_FILE, Manifest, Shard
+from distrain.data.shards.stats import ColorStatistics
+from distrain.data.shards.writer import MAX_GROUP_ROWS, ShardWriter
 from distrain.data.storage.store import Store
 
 
@@ -19,7 +19,7 @@ class SetWriter:
         *,
         encoding: str = "jpeg",
         proved: bool = False,
-        group_rows: int = GROUP_ROWS,
+        group_rows: int = MAX_GROUP_ROWS,
         shard_groups: int = 100,
     ) -> None:
         self._store, self._classes, self._size = store, tuple(classes), size
@@ -32,12 +32,12 @@ class SetWriter:
     def add(
         self, data: bytes, label: int, path: str, size: tuple[int, int] | None = None
     ) -> None:
-        self._writer.add(data, label, path, size or self._size or (0, 0))
+        self._writer.add_row(data, label, path, size or self._size or (0, 0))
         self._rows += 1
         if self._rows == self._shard_rows:
             self._end_shard()
 
-    def finish(self, statistics: Statistics) -> Manifest:
+    def finish(self, statistics: ColorStatistics) -> Manifest:
         if self._rows:
             self._end_shard()
         manifest = Manifest(
@@ -48,11 +48,13 @@ class SetWriter:
             self._proved,
             statistics,
         )
-        self._store.write(MANIFEST, manifest.to_json().encode())
+        self._store.write(MANIFEST_FILE, manifest.to_json().encode())
         return manifest
 
     def _end_shard(self) -> None:
-        shard, data = self._writer.finish(f"shard-{len(self._shards):05d}.parquet")
+        shard, data = self._writer.finish_shard(
+            f"shard-{len(self._shards):05d}.parquet"
+        )
         self._store.write(shard.path, data)
         self._shards.append(shard)
         self._rows, self._writer = 0, ShardWriter(self._classes, self._group_rows)

@@ -11,11 +11,11 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
 )
 
-from distrain.config import load
-from distrain.models.layers import AveragePool, _AcrossChannels
+from distrain.config import load_config
+from distrain.models.layers import AveragePool, _LocalResponseNormFunction
 from distrain.optim.lars import LARS
 from distrain.optim.optimizer import Optimizer
-from distrain.rundir.checkpoint import Checkpoints
+from distrain.rundir.checkpoint import CheckpointManager
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 MODELS = [
@@ -113,7 +113,7 @@ def test_every_pair_of_choices(number):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe(recipe):
-    whole(load(recipe, ["global_batch=8", "virtual_workers=4"]))
+    whole(load_config(recipe, ["global_batch=8", "virtual_workers=4"]))
 
 
 def test_bf16_is_computed_in_bf16():
@@ -156,7 +156,7 @@ def test_backward_of_response_normalisation():
         context = type(
             "Context", (), {"saved_tensors": (x,), "arguments": (2, 2.0, 2e-5, 0.75)}
         )()
-        found = _AcrossChannels.backward(context, gradient)[0]
+        found = _LocalResponseNormFunction.backward(context, gradient)[0]
         assert found.device == CUDA
 
 
@@ -204,9 +204,9 @@ def test_a_checkpoint_is_copied_into_pinned_memory_and_waited_for_once(monkeypat
     with fake_gpu():
         tensors = {str(i): empty(4, 5, device=CUDA) for i in range(3)}
         monkeypatch.setattr(torch, "empty", noting)
-        saving = object.__new__(Checkpoints)
-        saving._copies = {}
-        found = saving._copied("model", tensors)
+        saving = object.__new__(CheckpointManager)
+        saving._cpu_copies = {}
+        found = saving._copy_to_cpu("model", tensors)
     assert {t.device.type for t in found.values()} == {"cpu"}
     assert made == [True] * 3
     assert waited == [True]

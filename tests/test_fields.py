@@ -11,18 +11,18 @@ from safetensors.torch import load_file
 
 from distrain.config import (
     Config,
-    parse,
-    parse_yaml,
-    result_defaults,
-    result_fields,
+    get_result_defaults,
+    get_result_fields,
+    parse_config,
+    parse_config_yaml,
     to_yaml,
 )
 from distrain.errors import UserError
 from distrain.losses import L1, Hinge, Loss
 from distrain.models.model import Model
-from distrain.optim.rule import UpdateRule
 from distrain.optim.schedule import Schedule
 from distrain.optim.sgd import SGD
+from distrain.optim.update_rule import UpdateRule
 
 LEAST = {
     "data": {"train": "x", "val": "y"},
@@ -33,32 +33,32 @@ NEEDED = {"step": {"drop_epochs": [1]}}
 
 OWN = {
     "own_losses": '''
-from distrain.fields import result
+from distrain.fields import result_field
 from distrain.losses import Loss
 
 class Scaled(Loss):
     """Cross-entropy times a factor."""
 
-    factor: float = result(1.0, gt=0)
+    factor: float = result_field(1.0, gt=0)
     """What it is multiplied by. [result]"""
 
     def __call__(self, logits, labels):
         return -self.factor * logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
 ''',
     "own_optimizers": '''
-from distrain.fields import result
-from distrain.optim.rule import UpdateRule
+from distrain.fields import result_field
+from distrain.optim.update_rule import UpdateRule
 
 class HeavyBall(UpdateRule):
     """Momentum as Polyak has it."""
 
-    keep: float = result(0.9, ge=0, lt=1)
+    keep: float = result_field(0.9, ge=0, lt=1)
     """Share of the velocity that each step keeps. [result]"""
 
-    def moments(self):
+    def list_state_tensors(self):
         return ("velocity",)
 
-    def update(self, group, lr, change):
+    def update_group(self, group, lr, lr_ratio):
         for p, gradient, velocity in zip(group.parameters, group.gradients, group.state["velocity"]):
             velocity.mul_(self.keep).add_(gradient)
             p.sub_(lr * (velocity + group.weight_decay * p))
@@ -69,8 +69,8 @@ from distrain.optim.schedule import Schedule
 class Halving(Schedule):
     """Half the rate after each epoch."""
 
-    def factor_at(self, at):
-        return 0.5 ** (at.step // at.steps_per_epoch)
+    def compute_lr_factor(self, position):
+        return 0.5 ** (position.step // position.steps_per_epoch)
 ''',
     "own_networks": """
 from torch import nn
@@ -83,7 +83,9 @@ def tiny(classes, channels):
 
 
 def forms():
-    return [(section, name) for section, kind in KINDS.items() for name in kind.forms]
+    return [
+        (section, name) for section, kind in KINDS.items() for name in kind.registry
+    ]
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ def own(tmp_path, monkeypatch) -> Path:
 
 def problems(tree) -> str:
     with pytest.raises(UserError) as caught:
-        parse(tree, "test")
+        parse_config(tree, "test")
     return str(caught.value)
 
 
@@ -110,11 +112,11 @@ def test_every_form_comes_from_a_recipe_and_goes_back(section, name):
         section: {"name": name, "lr": 0.1} if section == "schedule" else {"name": name},
     }
     tree[section].update(NEEDED.get(name, {}))
-    config = parse(tree, "test")
+    config = parse_config(tree, "test")
     form = getattr(config, section)
-    assert type(form) is KINDS[section].forms[name]
+    assert type(form) is KINDS[section].registry[name]
     assert form.name == name
-    assert parse_yaml(to_yaml(config), "test") == config
+    assert parse_config_yaml(to_yaml(config), "test") == config
 
 
 def test_every_form_is_tried_on_fake_gpus():
@@ -123,7 +125,7 @@ def test_every_form_is_tried_on_fake_gpus():
         ("loss", test_fake_gpu.LOSSES),
         ("optimizer", test_fake_gpu.OPTIMIZERS),
     ):
-        assert {case["name"] for case in cases} == set(KINDS[section].forms), section
+        assert {case["name"] for case in cases} == set(KINDS[section].registry), section
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_every_form_is_tried_on_fake_gpus():
     ],
 )
 def test_without_a_name_it_is_the_defaults_section(override, section, form):
-    assert getattr(parse(LEAST, "test", [override]), section).name == form
+    assert getattr(parse_config(LEAST, "test", [override]), section).name == form
 
 
 def test_a_schedule_has_no_default():
@@ -230,7 +232,7 @@ def test_forms_of_ones_own_train_as_distrains_do(own, command, digits):
             "optimizer",
             "own:Loss",
             "",
-            "own:Loss is no UpdateRule: name a subclass of distrain.optim.rule.UpdateRule",
+            "own:Loss is no UpdateRule: name a subclass of distrain.optim.update_rule.UpdateRule",
         ),
     ],
 )
@@ -264,7 +266,7 @@ def test_a_form_may_be_made_of_another(tmp_path, monkeypatch):
     )
     monkeypatch.delitem(sys.modules, "own", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    config = parse(
+    config = parse_config(
         {**LEAST, "optimizer": {"name": "own:Calm", "weight_decay": 0.1}}, "test"
     )
     assert (
@@ -272,11 +274,11 @@ def test_a_form_may_be_made_of_another(tmp_path, monkeypatch):
         config.optimizer.momentum,
         config.optimizer.weight_decay,
     ) == ("own:Calm", 0.5, 0.1)
-    assert parse_yaml(to_yaml(config), "test") == config
-    assert result_fields(config)["optimizer.momentum"] == 0.5, (
+    assert parse_config_yaml(to_yaml(config), "test") == config
+    assert get_result_fields(config)["optimizer.momentum"] == 0.5, (
         "a field without a mark decides the weights"
     )
-    assert UpdateRule.forms["sgd"] is SGD
+    assert UpdateRule.registry["sgd"] is SGD
     assert type(config.optimizer)().name == "own:Calm"
 
 
@@ -287,18 +289,18 @@ def test_fields_of_a_form_of_ones_own_may_be_marked_in_any_way(tmp_path, monkeyp
     )
     monkeypatch.delitem(sys.modules, "own", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    config = parse({**LEAST, "loss": {"name": "own:Odd", "plain": [1]}}, "test")
-    assert {"loss.plain": [1], "loss.other": 2.0}.items() <= result_fields(
+    config = parse_config({**LEAST, "loss": {"name": "own:Odd", "plain": [1]}}, "test")
+    assert {"loss.plain": [1], "loss.other": 2.0}.items() <= get_result_fields(
         config
     ).items()
-    assert {"loss.plain": [], "loss.other": 2.0}.items() <= result_defaults(
+    assert {"loss.plain": [], "loss.other": 2.0}.items() <= get_result_defaults(
         config
     ).items()
 
 
 def test_distrains_own_by_its_place_has_its_own_name():
     assert (
-        parse({**LEAST, "loss": {"name": "distrain.losses:Hinge"}}, "test").loss
+        parse_config({**LEAST, "loss": {"name": "distrain.losses:Hinge"}}, "test").loss
         == Hinge()
     )
 

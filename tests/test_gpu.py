@@ -13,7 +13,7 @@ import torch
 from narrow import loader_sections
 
 from distrain.data.decoding import dali
-from distrain.data.decoding.image import ppm
+from distrain.data.decoding.image import encode_ppm
 from distrain.data.loader import Loader
 from distrain.distributed.world import World
 from distrain.train import train
@@ -35,7 +35,7 @@ def sets(tmp_path_factory):
     """Files of one size that were proved, files of many sizes and kinds that were not, and raw pixels."""
     folder = tmp_path_factory.mktemp("sets")
     files = [encoded(picture(i, 80, 72), quality=60 + i) for i in range(40)]
-    raw = [bytes(ppm(picture(i, 80, 72))) for i in range(40)]
+    raw = [bytes(encode_ppm(picture(i, 80, 72))) for i in range(40)]
     various = [encoded(picture(i, 70 + 7 * i, 400 - 8 * i)) for i in range(40)]
     return {
         "packed": write_set(folder / "packed", files, (80, 72), proved=True),
@@ -56,8 +56,8 @@ GEOMETRIES = {
 
 def delivered(narrow, dataset, augment, device, batch=8, ids=None, **data):
     config = narrow(device="auto", augment=augment, data=data)
-    ids = np.arange(dataset.manifest.rows) if ids is None else ids
-    options = {"batch": batch, "device": device, "augmented": True}
+    ids = np.arange(dataset.manifest.num_rows) if ids is None else ids
+    options = {"batch_size": batch, "device": device, "use_augmentation": True}
     with Loader(
         dataset, STATISTICS, requests(ids, batch), **loader_sections(config), **options
     ) as loader:
@@ -83,7 +83,7 @@ def test_mixed_decode_is_close_to_the_cpus(narrow, sets, gpu, name, normalise):
 @pytest.mark.parametrize("name", list(GEOMETRIES))
 def test_no_bit_depends_on_batch_place_or_threads(narrow, sets, gpu, name):
     plain = delivered(narrow, sets[name], GEOMETRIES[name], gpu)
-    n = sets[name].manifest.rows
+    n = sets[name].manifest.num_rows
     for batch, threads in ((8, 1), (n, 4), (5, 2), (1, 8)):
         ids = np.random.default_rng(batch).permutation(n)
         other = delivered(
@@ -123,7 +123,7 @@ def test_a_run_and_its_resume_give_the_same_weights(narrow, console, gpu, tmp_pa
         config.model_copy(update={"run": str(tmp_path / "whole")}), World(gpu), console
     ).weights
     world = World(gpu)
-    console.advance = lambda step: world.stop.set() if step == 17 else None
+    console.set_step = lambda step: world.stop_requested.set() if step == 17 else None
     assert train(config, world, console).status == "stopped"
-    del console.advance
+    del console.set_step
     assert train(config, World(gpu), console).weights == whole

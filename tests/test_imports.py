@@ -124,7 +124,7 @@ def test_no_pickle_anywhere():
         ("data.order", ("torch", "nvidia", "pyarrow")),
         ("data.decoding.augment", ("torch", "nvidia", "pyarrow")),
         ("launch.mailbox", ("torch", "numpy", "nvidia", "pyarrow")),
-        ("launch.ray_fit", ("torch", "nvidia")),
+        ("launch.ray_trainer", ("torch", "nvidia")),
     ],
 )
 def test_what_must_not_load_torch_does_not(module, heavy):

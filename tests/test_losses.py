@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from distrain.errors import UserError
 from distrain.losses import L1, L2, CrossEntropy, Hinge, Huber, SmoothL1
-from distrain.training.step import correct
+from distrain.training.forward_pass import count_correct
 
 LOSSES = {
     "cross entropy": CrossEntropy(),
@@ -125,11 +125,11 @@ def test_a_binary_hinge_of_many_classes_is_refused():
         UserError,
         match="is for two classes, and the data set has 1000: set loss.one_vs_rest = true",
     ):
-        hinge.check(1000)
-    hinge.check(2)
-    hinge.model_copy(update={"one_vs_rest": True}).check(1000)
+        hinge.check_num_classes(1000)
+    hinge.check_num_classes(2)
+    hinge.model_copy(update={"one_vs_rest": True}).check_num_classes(1000)
     for loss in LOSSES.values():
-        loss.check(1000)
+        loss.check_num_classes(1000)
 
 
 def test_cross_entropy_is_minus_log_softmax(scores):
@@ -149,20 +149,20 @@ def test_correct_equals_topk(k):
     logits, labels = torch.randn(200, 10), torch.randint(0, 10, (200,))
     weights = (torch.rand(200) > 0.3).float()
     hits = (logits.topk(k).indices == labels[:, None]).any(1) & (weights > 0)
-    assert correct(logits, labels, weights, k) == hits.sum()
+    assert count_correct(logits, labels, weights, k) == hits.sum()
 
 
 def test_ties_and_nan_have_one_answer():
     one = torch.ones(1)
     same = torch.zeros(1, 4)
-    assert [int(correct(same, torch.tensor([y]), one, 2)) for y in range(4)] == [
+    assert [int(count_correct(same, torch.tensor([y]), one, 2)) for y in range(4)] == [
         1,
         1,
         0,
         0,
     ]
     nan = torch.full((1, 4), float("nan"))
-    assert [int(correct(nan, torch.tensor([y]), one, 1)) for y in range(4)] == [
+    assert [int(count_correct(nan, torch.tensor([y]), one, 1)) for y in range(4)] == [
         0,
         0,
         0,

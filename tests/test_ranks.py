@@ -20,7 +20,7 @@ from distrain.data.storage.store import Store
 from distrain.distributed.world import World
 from distrain.models.alexnet import AlexNet, AlexNetBN
 from distrain.models.model import ImportedModel
-from distrain.rundir.checkpoint import load_newest
+from distrain.rundir.checkpoint import load_newest_checkpoint
 from distrain.train import train
 
 
@@ -241,7 +241,8 @@ def test_fast_is_equal_within_rounding(config, ranks, console, tmp_path):
         "the ranks agree with each other to the bit"
     )
     one, two = (
-        load_newest(Store(str(tmp_path / name)))[0].model for name in ("alone", "run")
+        load_newest_checkpoint(Store(str(tmp_path / name)))[0].model_state_dict
+        for name in ("alone", "run")
     )
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)

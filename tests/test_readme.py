@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from distrain.config import Config, parse
+from distrain.config import Config, parse_config
 from distrain.losses import CrossEntropy, Loss
 from distrain.models.model import Model
-from distrain.optim.rule import UpdateRule
 from distrain.optim.schedule import Schedule
+from distrain.optim.update_rule import UpdateRule
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -34,7 +34,7 @@ def test_the_recipes_shown_are_valid():
     shown = blocks("yaml")
     assert len(shown) == 2
     for recipe in shown:
-        assert isinstance(parse(yaml.safe_load(recipe), "README.md"), Config)
+        assert isinstance(parse_config(yaml.safe_load(recipe), "README.md"), Config)
 
 
 def test_the_python_shown_runs(tmp_path, monkeypatch, capsys, digits):
@@ -54,7 +54,7 @@ def test_the_own_loss_shown_is_one(tmp_path, monkeypatch):
     (tmp_path / "shown_losses.py").write_text(shown)
     monkeypatch.syspath_prepend(tmp_path)
     tree = {"data": {"train": "x"}, "schedule": {"name": "constant", "lr": 0.1}}
-    loss = parse(
+    loss = parse_config(
         {**tree, "loss": {"name": "shown_losses:Focal", "gamma": 0.0}}, "README.md"
     ).loss
     logits, labels = torch.randn(8, 5), torch.arange(8) % 5
@@ -63,7 +63,7 @@ def test_the_own_loss_shown_is_one(tmp_path, monkeypatch):
 
 def test_every_form_of_a_choice_is_named():
     for kind in (Model, Loss, UpdateRule, Schedule):
-        for name in kind.forms:
+        for name in kind.registry:
             assert f"`{name}`" in README
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from distrain.cli.dry_run import plan
-from distrain.config import load
+from distrain.cli.dry_run import describe_run
+from distrain.config import load_config
 from distrain.distributed.world import World
 from distrain.train import train
 
@@ -59,12 +59,12 @@ def test_a_recipe_trains(recipe, digits, tmp_path, console):
         "device": "cpu",
         "log.every": 1,
     }
-    whole = load(recipe)
+    whole = load_config(recipe)
     overrides = [f"{key}={value}" for key, value in reduced.items()]
     if whole.augment.short_side:
         overrides.append("augment.short_side=72")
-    config = load(recipe, overrides)
-    assert plan(config, 1)["steps"] == "5 = 1 epochs x 5"
+    config = load_config(recipe, overrides)
+    assert describe_run(config, 1)["steps"] == "5 = 1 epochs x 5"
     summary = train(config, World(torch.device("cpu")), console)
     assert summary.status == "finished"
     assert summary.eval.samples == 359

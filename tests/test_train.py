@@ -14,8 +14,8 @@ from sets import SetWriter
 import distrain.training.hardware_check
 import distrain.training.setup
 import distrain.training.validate
-from distrain.config import load
-from distrain.data.shards.stats import Statistics
+from distrain.config import load_config
+from distrain.data.shards.stats import ColorStatistics
 from distrain.data.storage.store import Store
 from distrain.distributed.world import World
 from distrain.errors import AttemptError, LostRankError, RunError, UserError
@@ -23,8 +23,13 @@ from distrain.models.alexnet import AlexNet
 from distrain.monitor.meters import Meters
 from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import read_metrics
-from distrain.optim.accumulate import Accumulator
-from distrain.rundir.checkpoint import Checkpoints, best_name, digest, load_newest
+from distrain.optim.accumulate import GradientAccumulator
+from distrain.rundir.checkpoint import (
+    CheckpointManager,
+    hash_tensors,
+    load_newest_checkpoint,
+    read_best_name,
+)
 from distrain.train import Summary, train
 
 CPU = torch.device("cpu")
@@ -53,7 +58,7 @@ def test_virtual_workers_one_by_one_side_by_side_or_in_any_order(twenty, monkeyp
     wanted = twenty(lanes=1)
     assert twenty(lanes=2) == wanted
     assert twenty(lanes=4) == wanted
-    monkeypatch.setattr(World, "hosted", lambda self, v: [2, 0, 3, 1])
+    monkeypatch.setattr(World, "local_virtual_workers", lambda self, v: [2, 0, 3, 1])
     assert twenty(lanes=1) == wanted
     assert twenty(lanes=2, seed=1) != wanted
 
@@ -104,15 +109,15 @@ def test_running_moments_are_learned_and_come_back_with_a_checkpoint(
     )
     whole = config.model_copy(update={"run": str(tmp_path / "whole")})
     wanted = run(whole, console).weights
-    loaded = load_newest(Store(whole.run))[0].model
+    loaded = load_newest_checkpoint(Store(whole.run))[0].model_state_dict
     assert loaded["norm1.running_mean"].abs().min() > 0
     assert not torch.equal(
         loaded["norm7.running_var"], torch.ones_like(loaded["norm7.running_var"])
     )
     world = World(CPU)
-    console.advance = lambda step: world.stop.set() if step == 9 else None
+    console.set_step = lambda step: world.stop_requested.set() if step == 9 else None
     assert train(config, world, console).status == "stopped"
-    del console.advance
+    del console.set_step
     assert run(config, console).weights == wanted
 
 
@@ -139,7 +144,7 @@ def test_fast_mode_is_equal_to_rounding(narrow, tmp_path, console):
     for mode in ("exact", "fast"):
         config = narrow(run=str(tmp_path / mode), reduction={"mode": mode}, lanes=1)
         run(config, console)
-        states.append(load_newest(Store(config.run))[0].model)
+        states.append(load_newest_checkpoint(Store(config.run))[0].model_state_dict)
     for key in states[0]:
         torch.testing.assert_close(states[0][key], states[1][key], rtol=1e-3, atol=1e-5)
 
@@ -151,24 +156,26 @@ def test_bf16_trains_and_keeps_the_promise(twenty):
 def test_five_steps_equal_torch_on_the_same_batches(narrow, console, digits):
     """The whole path at full width against torchvision's model in a plain torch loop: the same batches, autograd on the
     global batch, torch's own SGD."""
-    from distrain.data.loader import Loader, training_requests
+    from distrain.data.loader import Loader, iter_training_requests
     from distrain.data.shards.dataset import Dataset
     from distrain.data.shards.manifest import Manifest
-    from distrain.training.datasets import order_of
+    from distrain.training.run_data import build_order
 
     rate = {"name": "constant", "lr": 1e-2}
     model = {"name": "alexnet", "dropout": 0.0}
     config = narrow(model=model, global_batch=16, virtual_workers=2, schedule=rate)
     store = Store(str(digits / "train"))
-    dataset = Dataset(store, Manifest.load(store), memory=1 << 26, patience=0)
-    order = order_of(config, dataset.manifest.group_rows)
+    dataset = Dataset(
+        store, Manifest.load(store), memory_bytes=1 << 26, retry_seconds=0
+    )
+    order = build_order(config, dataset.manifest.rows_per_group)
     model = torchvision.models.alexnet(num_classes=10, dropout=0.0)
     model.load_state_dict(config.model.build(10, config.seed).state_dict())
     optimizer = torch.optim.SGD(
         model.parameters(), lr=1e-2, momentum=0.9, weight_decay=5e-4
     )
-    requests = training_requests(order, range(5), range(2))
-    options = {"batch": 8, "device": CPU, "augmented": True}
+    requests = iter_training_requests(order, range(5), range(2))
+    options = {"batch_size": 8, "device": CPU, "use_augmentation": True}
     with Loader(
         dataset,
         dataset.manifest.statistics,
@@ -186,9 +193,9 @@ def test_five_steps_equal_torch_on_the_same_batches(narrow, console, digits):
             torch.nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
     world = World(CPU)
-    console.advance = lambda step: world.stop.set() if step == 4 else None
+    console.set_step = lambda step: world.stop_requested.set() if step == 4 else None
     assert train(config, world, console).step == 5
-    ours = load_newest(Store(config.run))[0].model
+    ours = load_newest_checkpoint(Store(config.run))[0].model_state_dict
     # Of how far they went, by layer: a ReLU that rounding turns off or on shifts it by 0.3 %, and single biases by more
     # than a bound on each would allow; without weight decay it would be over 20 %.
     first = config.model.build(10, config.seed).state_dict()
@@ -213,7 +220,10 @@ def test_the_full_width_model(narrow, console, tmp_path, damaged_set):
     assert (summary.status, summary.steps) == ("finished", 2)
     store = Store(config.run)
     assert (
-        sum(t.numel() for t in load_newest(store)[0].model.values())
+        sum(
+            t.numel()
+            for t in load_newest_checkpoint(store)[0].model_state_dict.values()
+        )
         == 61_100_840 - 990 * 4097
     )
     store.remove("checkpoints/step-00000002-attempt-001")
@@ -229,7 +239,7 @@ def test_a_record_has_the_rate_of_its_last_step(narrow, console):
     run(config, console)
     rates = {r.step: r.lr for r in console.records if r.kind == "train"}
     assert rates == {
-        step: config.schedule.rate(step - 1, 22, 22) for step in (5, 10, 15, 20, 22)
+        step: config.schedule.get_lr(step - 1, 22, 22) for step in (5, 10, 15, 20, 22)
     }
 
 
@@ -252,10 +262,10 @@ def test_what_a_run_leaves_behind(narrow, console, digits):
     images = [r.seconds * r.images_per_second for r in records if r.kind == "train"]
     assert images == [pytest.approx(11 * 64)] * 4
     assert summary.eval.top1_count == records[4].top1_count
-    assert Summary.from_tree(json.loads(json.dumps(summary.to_tree()))) == summary, (
+    assert Summary.from_dict(json.loads(json.dumps(summary.to_dict()))) == summary, (
         "as another process gets it"
     )
-    loaded, problems = load_newest(store)
+    loaded, problems = load_newest_checkpoint(store)
     assert (loaded.step, problems) == (44, [])
     assert loaded.state["cursor"] == {"epoch": 2, "step": 0}
     assert loaded.state["reduction"] == "exact"
@@ -270,7 +280,7 @@ def test_what_a_run_leaves_behind(narrow, console, digits):
 def test_a_saved_config_starts_the_same_run(narrow, console, tmp_path):
     config = narrow()
     weights = run(config, console).weights
-    again = load(tmp_path / "run" / "config.yaml", [f"run={tmp_path / 'again'}"])
+    again = load_config(tmp_path / "run" / "config.yaml", [f"run={tmp_path / 'again'}"])
     assert run(again, console).weights == weights
 
 
@@ -289,14 +299,16 @@ def test_a_run_in_a_bucket(narrow, console):
     config = narrow(run="memory://bucket/run")
     weights = run(config, console).weights
     store = Store(config.run)
-    assert {"config.yaml", "metrics-001.jsonl", "checkpoints"} <= set(store.list())
+    assert {"config.yaml", "metrics-001.jsonl", "checkpoints"} <= set(
+        store.list_names()
+    )
     assert [r.step for r in read_metrics(store)] == [10, 20, 22]
     assert run(config, console).weights == weights
 
 
 def test_the_garbage_collector_is_spared_what_lives_on(narrow, console):
     frozen = []
-    console.advance = lambda step: frozen.append(gc.get_freeze_count())
+    console.set_step = lambda step: frozen.append(gc.get_freeze_count())
     run(narrow(), console)
     assert min(frozen) > 10_000
     assert gc.get_freeze_count() == 0, "and has it back afterwards"
@@ -309,13 +321,13 @@ class TellingWorld(World):
         super().__init__(CPU)
         object.__setattr__(self, "calls", calls)
 
-    def totals(self, numbers):
+    def all_reduce_ints(self, values):
         self.calls.append("word")
-        return super().totals(numbers)
+        return super().all_reduce_ints(values)
 
-    def settle(self):
+    def synchronize(self):
         self.calls.append("settled")
-        super().settle()
+        super().synchronize()
 
 
 def test_ranks_have_a_word_before_any_of_them_waits_for_its_gpu(
@@ -333,10 +345,10 @@ def test_ranks_have_a_word_before_any_of_them_waits_for_its_gpu(
         )
 
     for what, name in (
-        (Accumulator, "reduce"),
-        (Meters, "read"),
-        (Checkpoints, "save"),
-        (Metrics, "norms"),
+        (GradientAccumulator, "start_all_reduce"),
+        (Meters, "read_and_reset"),
+        (CheckpointManager, "save"),
+        (Metrics, "record_norms"),
     ):
         noting(what, name)
     noting(distrain.training.validate, "evaluate")
@@ -351,11 +363,11 @@ def test_ranks_have_a_word_before_any_of_them_waits_for_its_gpu(
         TellingWorld(calls),
         console,
     )
-    waits = {"read", "save", "norms", "evaluate"}
+    waits = {"read_and_reset", "save", "record_norms", "evaluate"}
     assert waits <= set(calls)
     for i, name in enumerate(calls):
         if name in waits:
-            since = calls[i - calls[:i][::-1].index("reduce") : i]
+            since = calls[i - calls[:i][::-1].index("start_all_reduce") : i]
             assert "settled" in since, f"{name} after {since}"
             assert "word" in since[: since.index("settled")], f"{name} after {since}"
 
@@ -363,19 +375,19 @@ def test_ranks_have_a_word_before_any_of_them_waits_for_its_gpu(
 def test_what_was_reduced_without_a_lost_rank_is_never_saved(narrow, console, tmp_path):
     """NCCL's communicator was aborted: the sums on the GPU are half done, and look like any others."""
     world = World(CPU)
-    console.advance = lambda step: world.lost.set() if step == 12 else None
+    console.set_step = lambda step: world.peer_lost.set() if step == 12 else None
     with pytest.raises(LostRankError):
         train(narrow(checkpoint={"every": 6}), world, console)
-    assert load_newest(Store(str(tmp_path / "run")))[0].step == 6
+    assert load_newest_checkpoint(Store(str(tmp_path / "run")))[0].step == 6
 
 
 def test_stop_saves_and_goes_on_to_the_same_weights(narrow, console, tmp_path):
     wanted = run(narrow(run=str(tmp_path / "whole")), console).weights
     world = World(CPU)
-    console.advance = lambda step: world.stop.set() if step == 7 else None
+    console.set_step = lambda step: world.stop_requested.set() if step == 7 else None
     summary = train(narrow(), world, console)
     assert (summary.status, summary.step) == ("stopped", 8)
-    del console.advance
+    del console.set_step
     summary = run(narrow(), console, must_resume=True)
     assert summary.weights == wanted
     assert "resumed from step 8 (step-00000008-attempt-001)" in console.events
@@ -406,10 +418,10 @@ def test_other_hardware_is_refused_unless_it_is_accepted(narrow, console, monkey
         return found._replace(loss=found.loss * (1 + 2**-20))
 
     monkeypatch.setattr(distrain.training.hardware_check, "forward", other)
-    environment = distrain.training.setup.environment
+    environment = distrain.training.setup.collect_environment
     monkeypatch.setattr(
         distrain.training.setup,
-        "environment",
+        "collect_environment",
         lambda device: {**environment(device), "torch": "9.9"},
     )
     with pytest.raises(
@@ -417,7 +429,7 @@ def test_other_hardware_is_refused_unless_it_is_accepted(narrow, console, monkey
         match=r"computes other bits .*torch .* -> 9.9.*--accept-other-hardware",
     ):
         run(narrow(), console)
-    run(narrow(), console, other_hardware=True)
+    run(narrow(), console, accept_other_hardware=True)
     assert any("bits are no longer promised" in e for e in console.events)
 
 
@@ -425,10 +437,10 @@ def test_other_versions_that_compute_the_same_bits_are_no_matter(
     narrow, console, monkeypatch
 ):
     run(narrow(), console)
-    environment = distrain.training.setup.environment
+    environment = distrain.training.setup.collect_environment
     monkeypatch.setattr(
         distrain.training.setup,
-        "environment",
+        "collect_environment",
         lambda device: {**environment(device), "torch": "9.9"},
     )
     assert run(narrow(), console).status == "already finished"
@@ -465,18 +477,18 @@ def test_divergence_stops_before_the_weights_move_and_leaves_evidence(
     with pytest.raises(RunError, match="training diverged at step") as caught:
         run(config, console)
     store = Store(config.run)
-    (name,) = [n for n in store.list() if n.startswith("not-finite")]
+    (name,) = [n for n in store.list_names() if n.startswith("not-finite")]
     evidence = json.loads(store.read(name))
     step = evidence["step"]
     assert name in str(caught.value)
     assert set(evidence["virtual_workers"]) == {"0", "1", "2", "3"}
     assert all(len(v["sample_ids"]) == 16 for v in evidence["virtual_workers"].values())
     assert all("gradient_norm" in v for v in evidence["virtual_workers"].values())
-    newest = load_newest(store)[0]
+    newest = load_newest_checkpoint(store)[0]
     assert newest.step == step - 1, "nothing is kept of a step that failed"
-    assert digest(made[0].state_dict()) == digest(newest.model), (
-        "the weights have not moved"
-    )
+    assert hash_tensors(made[0].state_dict()) == hash_tensors(
+        newest.model_state_dict
+    ), "the weights have not moved"
 
 
 def test_bad_samples_are_named_and_their_list_is_no_input(
@@ -500,10 +512,10 @@ def test_bad_samples_are_named_and_their_list_is_no_input(
     assert sum("bad sample 17" in e for e in console.events) == 1
 
     world = World(CPU)
-    console.advance = lambda step: world.stop.set() if step == 12 else None
+    console.set_step = lambda step: world.stop_requested.set() if step == 12 else None
     train(narrow(**changes), world, console)
     (tmp_path / "run/bad_samples.jsonl").unlink()
-    del console.advance
+    del console.set_step
     threads = {"data": {**changes["data"], "decode_threads": 1}}
     assert run(narrow(**{**changes, **threads}), console).weights == wanted
 
@@ -563,12 +575,12 @@ def test_a_disk_that_is_full_at_the_start_is_waited_for(narrow, console, full_di
         if "trying again" in text:
             make_room()
 
-    console.event = event
+    console.log = event
     config = narrow()
     with full_disk(0) as make_room:
         run(config, console)
     assert sum("cannot be written to or read" in text for text in console.events) == 1
-    assert Store(config.run).list("attempts") == ["001.json"]
+    assert Store(config.run).list_names("attempts") == ["001.json"]
 
 
 def test_a_disk_that_stays_full_ends_the_attempt(narrow, console, full_disk):
@@ -606,7 +618,7 @@ def test_the_best_is_named_again_after_a_kill_just_before(narrow, console, digit
     store = Store(config.run)
     store.remove("checkpoints/best.json")
     run(config, console)
-    assert best_name(store) == "step-00000022-attempt-001"
+    assert read_best_name(store) == "step-00000022-attempt-001"
 
 
 def test_the_best_of_another_validation_set_says_nothing(
@@ -615,11 +627,11 @@ def test_the_best_of_another_validation_set_says_nothing(
     summary = run(narrow(data={"val": str(digits / "train")}), console)
     assert summary.eval.samples == 1438
     world = World(CPU)
-    console.advance = lambda step: world.stop.set() if step == 30 else None
+    console.set_step = lambda step: world.stop_requested.set() if step == 30 else None
     path = tmp_path / "second"
     two = {"run": str(path), "epochs": 2}
     train(narrow(**two, data={"val": str(digits / "train")}), world, console)
-    del console.advance
+    del console.set_step
     run(narrow(**two, data={"val": str(digits / "val")}), console)
     assert json.loads((path / "checkpoints/best.json").read_text())["samples"] == 359
 
@@ -637,7 +649,7 @@ def test_validation_of_other_classes(narrow, console, tmp_path, damaged_set):
 
 def test_an_empty_set_and_one_class(narrow, console, tmp_path, damaged_set):
     SetWriter(Store(str(tmp_path / "empty")), ["a", "b"], (72, 72)).finish(
-        Statistics.of(np.zeros(3), np.eye(3))
+        ColorStatistics.from_covariance(np.zeros(3), np.eye(3))
     )
     with pytest.raises(UserError, match="is empty"):
         run(narrow(data={"train": str(tmp_path / "empty")}), console)
@@ -721,11 +733,11 @@ def test_the_plateau_comes_back_with_a_checkpoint_and_its_clock_is_the_epoch(
     config = plateau(narrow, digits, optimizer=sgd, evaluate={"every": 7})
     for stop in (30, 44, 50, 66):  # 44 and 66: just before and after a drop
         world = World(CPU)
-        console.advance = lambda step, stop=stop, world=world: (
-            world.stop.set() if step >= stop - 1 else None
+        console.set_step = lambda step, stop=stop, world=world: (
+            world.stop_requested.set() if step >= stop - 1 else None
         )
         assert train(config, world, console).step in (stop, stop + 1)
-    del console.advance
+    del console.set_step
     assert run(config, console).weights == wanted
 
 
@@ -734,9 +746,9 @@ def test_a_plateau_follows_one_validation_set(
 ):
     config = plateau(narrow, digits)
     world = World(CPU)
-    console.advance = lambda step: world.stop.set() if step == 3 else None
+    console.set_step = lambda step: world.stop_requested.set() if step == 3 else None
     train(config, world, console)
-    del console.advance
+    del console.set_step
     damaged_set(tmp_path / "other", bad=set(), classes=10)
     with pytest.raises(
         UserError, match="trained with another validation set, whose counts its plateau"

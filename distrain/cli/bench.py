@@ -11,150 +11,155 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distrain.data.config import Augment, Data
-from distrain.data.decoding.image import jpeg_size
-from distrain.data.loader import Loader, Request
-from distrain.data.order import Order
+from distrain.data.config import Augment, DataConfig
+from distrain.data.decoding.image import parse_jpeg_size
+from distrain.data.loader import BatchRequest, Loader
+from distrain.data.order import SampleOrder
 from distrain.data.shards.dataset import Dataset
-from distrain.distributed.world import World, local_world
+from distrain.distributed.world import World, make_local_world
 from distrain.errors import UserError
-from distrain.fields import Section, operation
+from distrain.fields import Section, operation_field
 from distrain.parsing import parse_section
-from distrain.training.datasets import open_set
+from distrain.training.run_data import open_dataset
 
-_ROUNDS = 5
+_NUM_ROUNDS = 5
 _SEED = 0
-_LIMIT_FILES = 1024
+_MAX_DECODE_FILES = 1024
 
 
-class Rate(NamedTuple):
+class Throughput(NamedTuple):
     """What one side did: medians over the rounds."""
 
     name: str
     images_per_second: float
-    cpu_ms: float
+    cpu_ms_per_image: float
     """Milliseconds of CPU time an image, of all threads of this process."""
 
 
-class Found(NamedTuple):
+class BenchResult(NamedTuple):
     """A measurement of a data set."""
 
-    images: int
+    images_per_round: int
     """Images of a round."""
-    batch: int
-    threads: int
-    rates: list[Rate]
+    batch_size: int
+    num_threads: int
+    throughputs: list[Throughput]
     """The loader first."""
     seconds_to_first_batch: float
 
 
-class Settings(Section):
+class BenchConfig(Section):
     """The sections and fields of a config that a measurement uses."""
 
-    data: Data
+    data: DataConfig
     """Samples."""
     augment: Augment = Augment()
     """Augmentation."""
-    global_batch: int = operation(128, ge=1)
+    global_batch: int = operation_field(128, ge=1)
     """Samples of one batch. [operation]"""
-    device: Literal["auto", "cpu", "cuda"] = operation("auto")
+    device: Literal["auto", "cpu", "cuda"] = operation_field("auto")
     """auto: a GPU where there is one. [operation]"""
 
 
-def settings(url: str, overrides: Sequence[str]) -> Settings:
+def make_bench_config(url: str, overrides: Sequence[str]) -> BenchConfig:
     """Make the settings of a measurement: defaults, and what the overrides say.
 
     Raises:
         UserError: naming every problem at once.
     """
-    return parse_section(Settings, {"data": {"train": url}}, "the settings", overrides)
+    return parse_section(
+        BenchConfig, {"data": {"train": url}}, "the settings", overrides
+    )
 
 
-def measure(settings: Settings, images: int) -> Found:
+def measure_loader(config: BenchConfig, images_per_round: int) -> BenchResult:
     """Measure the loader on a data set, `images` a round, interleaved with the bare decode of as many of its files.
 
     Raises:
         UserError: the data does not fit the settings, or a package is missing.
     """
     began = time.monotonic()
-    dataset = _open(settings)
-    world = local_world(settings.device)
-    threads = settings.data.decode_threads or world.cores
-    limits = _limits(settings, world.device, threads)
-    batch = settings.global_batch
-    order = Order(
-        dataset.manifest.group_rows, _SEED, 1, batch, settings.data.shuffle_rows
+    dataset = _open_dataset(config)
+    world = make_local_world(config.device)
+    threads = config.data.decode_threads or world.num_cores
+    limits = _make_bare_decoders(config, world.device, threads)
+    batch = config.global_batch
+    order = SampleOrder(
+        dataset.manifest.rows_per_group, _SEED, 1, batch, config.data.shuffle_rows
     )
 
-    def requests() -> Iterator[Request]:
+    def generate_requests() -> Iterator[BatchRequest]:
         for step in count():
-            cursor = order.cursor(step)
-            yield Request(cursor, 0, order.ids(cursor, 0), 0)
+            cursor = order.get_cursor(step)
+            yield BatchRequest(cursor, 0, order.get_sample_ids(cursor, 0), 0)
 
-    batches = max(1, images // batch)
-    with _loader(settings, world, dataset, requests()) as loader:
+    batches = max(1, images_per_round // batch)
+    with _create_loader(config, world, dataset, generate_requests()) as loader:
         next(loader)
         first = time.monotonic() - began
 
-        def load() -> int:
+        def load_batches() -> int:
             for _ in range(batches):
                 next(loader)
             if world.device.type == "cuda":
                 torch.cuda.synchronize()
             return batches * batch
 
-        sides: dict[str, Callable[[], int]] = {"loader": load, **limits}
+        sides: dict[str, Callable[[], int]] = {"loader": load_batches, **limits}
         measured: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-        for _ in range(_ROUNDS):
+        for _ in range(_NUM_ROUNDS):
             for name, side in sides.items():
-                measured[name].append(_timed(side))
+                measured[name].append(_measure_throughput(side))
     rates = [
-        Rate(
+        Throughput(
             name,
             statistics.median(r for r, _ in found),
             statistics.median(c for _, c in found),
         )
         for name, found in measured.items()
     ]
-    return Found(batches * batch, batch, threads, rates, first)
+    return BenchResult(batches * batch, batch, threads, rates, first)
 
 
-def _timed(side: Callable[[], int]) -> tuple[float, float]:
+def _measure_throughput(process_images: Callable[[], int]) -> tuple[float, float]:
     """Images a second, and CPU milliseconds an image."""
     wall, cpu = time.monotonic(), time.process_time()
-    images = side()
+    images = process_images()
     return images / (time.monotonic() - wall), 1000 * (
         time.process_time() - cpu
     ) / images
 
 
-def _open(settings: Settings) -> Dataset:
-    return open_set(settings.data.train, settings.data, settings.augment)
+def _open_dataset(config: BenchConfig) -> Dataset:
+    return open_dataset(config.data.train, config.data, config.augment)
 
 
-def _loader(
-    settings: Settings, world: World, dataset: Dataset, requests: Iterator[Request]
+def _create_loader(
+    config: BenchConfig,
+    world: World,
+    dataset: Dataset,
+    requests: Iterator[BatchRequest],
 ) -> Loader:
     return Loader(
         dataset,
         dataset.manifest.statistics,
         requests,
-        data=settings.data,
-        augment=settings.augment,
+        data=config.data,
+        augment=config.augment,
         seed=_SEED,
-        run="bench data",
-        batch=settings.global_batch,
+        run_dir="bench data",
+        batch_size=config.global_batch,
         device=world.device,
-        augmented=True,
-        cores=world.cores,
+        use_augmentation=True,
+        num_cores=world.num_cores,
     )
 
 
-def _limits(
-    settings: Settings, device: torch.device, threads: int
+def _make_bare_decoders(
+    config: BenchConfig, device: torch.device, num_threads: int
 ) -> dict[str, Callable[[], int]]:
     """Bare decodes of the set's own JPEG files: libjpeg-turbo, and the GPU's decoder where there is one."""
-    dataset = _open(settings)  # of its own: a data set is read by one thread
+    dataset = _open_dataset(config)  # of its own: a data set is read by one thread
     if dataset.manifest.encoding == "raw":
         return {}
     try:
@@ -163,21 +168,23 @@ def _limits(
         raise UserError(
             "the bare decode needs simplejpeg: pip install 'distrain[bench]'"
         ) from None
-    picked = range(0, dataset.manifest.rows, -(-dataset.manifest.rows // _LIMIT_FILES))
-    rows = (dataset.rows(np.array([i]))[0].data.copy() for i in picked)
+    picked = range(
+        0, dataset.manifest.num_rows, -(-dataset.manifest.num_rows // _MAX_DECODE_FILES)
+    )
+    rows = (dataset.read_rows(np.array([i]))[0].data.copy() for i in picked)
     files: list[NDArray[np.uint8]] = [
-        data for data in rows if jpeg_size(data) is not None
+        data for data in rows if parse_jpeg_size(data) is not None
     ]
     if not files:
         return {}
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor(num_threads)
 
-    def turbo() -> int:
+    def decode_on_cpu() -> int:
         return sum(
             1 for _ in pool.map(lambda data: simplejpeg.decode_jpeg(data, "RGB"), files)
         )
 
-    def gpu() -> int:
+    def decode_on_gpu() -> int:
         from torchvision.io import decode_jpeg
 
         decode_jpeg([torch.from_numpy(data) for data in files], device=device)
@@ -185,6 +192,6 @@ def _limits(
         return len(files)
 
     return {
-        "libjpeg-turbo alone": turbo,
-        **({"nvJPEG alone": gpu} if device.type == "cuda" else {}),
+        "libjpeg-turbo alone": decode_on_cpu,
+        **({"nvJPEG alone": decode_on_gpu} if device.type == "cuda" else {}),
     }

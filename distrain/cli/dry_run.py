@@ -7,16 +7,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distrain.config import Config
-from distrain.data.prepare.builtin import BUILT_IN
-from distrain.data.shards.manifest import MANIFEST, Manifest
+from distrain.data.prepare.builtin import BUILT_IN_DATASETS
+from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
-from distrain.training.datasets import open_sets, order_of, pin_data, streams_bytes
+from distrain.training.run_data import (
+    build_order,
+    estimate_shuffle_bytes,
+    open_datasets,
+    pin_data_fingerprint,
+)
 from distrain.training.setup import check_model
 
 
-def rates(
-    config: Config, rows: int, images: int | None = None
+def compute_lr_curve(
+    config: Config, num_points: int, images: int | None = None
 ) -> list[tuple[int, float, float]]:
     """The learning rate at `rows` steps spread evenly over the run, the last one among them: (step, epoch, rate).
 
@@ -28,19 +33,21 @@ def rates(
             f"{images} images make no global batch of {config.global_batch}: say more of them"
         )
     per_epoch = (
-        order_of(config, _group_rows(config)).steps
+        build_order(config, _load_group_rows(config)).steps_per_epoch
         if images is None
         else images // config.global_batch
     )
     steps = config.epochs * per_epoch
-    picked = sorted({round(i * (steps - 1) / max(1, rows - 1)) for i in range(rows)})
+    picked = sorted(
+        {round(i * (steps - 1) / max(1, num_points - 1)) for i in range(num_points)}
+    )
     return [
-        (step, step / per_epoch, config.schedule.rate(step, per_epoch, steps))
+        (step, step / per_epoch, config.schedule.get_lr(step, per_epoch, steps))
         for step in picked
     ]
 
 
-def draw_rates(
+def plot_lr_curve(
     config: Config, curve: Sequence[tuple[int, float, float]], target: Path
 ) -> None:
     """Draw what `rates` gave into an image file; rates that drop by factors on a logarithmic axis.
@@ -62,7 +69,7 @@ def draw_rates(
         ylabel="learning rate",
         title=f"{config.run}: {config.schedule.name}",
     )
-    axes.set_yscale("log" if config.schedule.by_factors else "linear")
+    axes.set_yscale("log" if config.schedule.is_multiplicative else "linear")
     axes.grid(visible=True, alpha=0.3)
     try:
         figure.savefig(target)
@@ -70,80 +77,86 @@ def draw_rates(
         raise UserError(f"cannot draw into {target}: {error}") from None
 
 
-def _group_rows(config: Config) -> NDArray[np.int64]:
-    if config.data.pack and not Store(config.data.train).exists(MANIFEST):
-        return BUILT_IN[config.data.pack].group_rows
-    return open_sets(config)[0].manifest.group_rows
+def _load_group_rows(config: Config) -> NDArray[np.int64]:
+    if config.data.pack and not Store(config.data.train).exists(MANIFEST_FILE):
+        return BUILT_IN_DATASETS[config.data.pack].group_rows
+    return open_datasets(config)[0].manifest.rows_per_group
 
 
-def plan(config: Config, ranks: int) -> dict[str, str]:
+def describe_run(config: Config, world_size: int) -> dict[str, str]:
     """Name and value of each derived number, as text; what only the data tells is said to be unknown without it.
 
     Raises:
         UserError: the data or an imported network does not fit the config.
     """
-    hosted = -(-config.virtual_workers // ranks)
+    hosted = -(-config.virtual_workers // world_size)
     numbers = {
         "run directory": str(config.run),
-        "global batch": f"{config.global_batch} = {config.virtual_workers} virtual workers x {config.micro_batch}",
-        "virtual workers a rank": f"{hosted} on {ranks} rank{'s' * (ranks > 1)}",
+        "global batch": f"{config.global_batch} = {config.virtual_workers} virtual workers x {config.micro_batch_size}",
+        "virtual workers a rank": f"{hosted} on {world_size} rank{'s' * (world_size > 1)}",
     }
     store = Store(config.data.train)
-    if config.data.pack and not store.exists(MANIFEST):
+    if config.data.pack and not store.exists(MANIFEST_FILE):
         group_rows, classes = (
-            BUILT_IN[config.data.pack].group_rows,
-            BUILT_IN[config.data.pack].classes,
+            BUILT_IN_DATASETS[config.data.pack].group_rows,
+            BUILT_IN_DATASETS[config.data.pack].num_classes,
         )
         data = {
-            "data": f"not packed yet: training packs the {config.data.pack} into {store.name} first"
+            "data": f"not packed yet: training packs the {config.data.pack} into {store.redacted_url} first"
         }
     else:
-        manifest = open_sets(config)[0].manifest
-        pin_data(config, manifest)
-        group_rows, classes = manifest.group_rows, len(manifest.classes)
+        manifest = open_datasets(config)[0].manifest
+        pin_data_fingerprint(config, manifest)
+        group_rows, classes = manifest.rows_per_group, len(manifest.classes)
         data = {
-            "data": f"{manifest.rows:,} images of {_pixels(manifest)}, {classes} classes",
+            "data": f"{manifest.num_rows:,} images of {_format_image_size(manifest)}, {classes} classes",
             "data fingerprint": manifest.fingerprint,
-            "data in memory": _memory(config, manifest, hosted),
+            "data in memory": _describe_memory(config, manifest, hosted),
         }
-    order = order_of(config, group_rows)
-    model = config.model.outline(classes)
+    order = build_order(config, group_rows)
+    model = config.model.build_skeleton(classes)
     check_model(config, model, classes)
     parameters = sum(p.numel() for p in model.parameters())
-    saved = 4 * parameters * (1 + len(config.optimizer.moments()))
+    saved = 4 * parameters * (1 + len(config.optimizer.list_state_tensors()))
     wire = parameters * (8 if config.reduction.mode == "exact" else 4)
     return {
         **numbers,
         **data,
-        "steps": f"{config.epochs * order.steps:,} = {config.epochs} epochs x {order.steps}",
-        "left out of an epoch": f"{order.remainder} images, others each time",
+        "steps": f"{config.epochs * order.steps_per_epoch:,} = {config.epochs} epochs x {order.steps_per_epoch}",
+        "left out of an epoch": f"{order.num_left_out} images, others each time",
         "parameters": f"{parameters:,}",
-        "checkpoint": f"{size(saved)}, {config.checkpoint.keep} kept beside the best",
-        "reduced in a step": f"{size(wire)} a rank ({config.reduction.mode})",
+        "checkpoint": f"{format_bytes(saved)}, {config.checkpoint.keep} kept beside the best",
+        "reduced in a step": f"{format_bytes(wire)} a rank ({config.reduction.mode})",
     }
 
 
-def _pixels(manifest: Manifest) -> str:
+def _format_image_size(manifest: Manifest) -> str:
     return (
-        f"{manifest.size[1]} x {manifest.size[0]}" if manifest.size else "various sizes"
+        f"{manifest.image_size[1]} x {manifest.image_size[0]}"
+        if manifest.image_size
+        else "various sizes"
     )
 
 
-def _memory(config: Config, manifest: Manifest, hosted: int) -> str:
-    wanted = streams_bytes(config, manifest, hosted)
+def _describe_memory(
+    config: Config, manifest: Manifest, virtual_workers_per_rank: int
+) -> str:
+    wanted = estimate_shuffle_bytes(config, manifest, virtual_workers_per_rank)
     limit = int(config.data.memory)
     if wanted <= limit:
-        return f"{size(wanted)} a rank, of {size(limit)} allowed"
+        return f"{format_bytes(wanted)} a rank, of {format_bytes(limit)} allowed"
     return (
-        f"{size(limit)} a rank: its streams want {size(wanted)}, so rows are read again "
+        f"{format_bytes(limit)} a rank: its streams want {format_bytes(wanted)}, so rows are read again "
         "(raise data.memory, or lower data.shuffle_rows)"
     )
 
 
-def size(count: float) -> str:
+def format_bytes(num_bytes: float) -> str:
     """A number of bytes for a person: 1,000 bytes are 1 kB."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+        if num_bytes < 1000:
+            return (
+                f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+            )
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"

@@ -3,19 +3,33 @@
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from distrain import __version__
-from distrain.cli.data import index, inspect, pack, stats, verify
-from distrain.cli.jobs import drain, jobs, logs, resume, stop, submit
+from distrain.cli.data import (
+    index_images,
+    inspect_dataset,
+    pack_images,
+    print_color_stats,
+    verify_images,
+)
+from distrain.cli.jobs import (
+    drain_host,
+    list_jobs,
+    resume_run,
+    show_logs,
+    stop_job,
+    submit_job,
+)
 from distrain.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from distrain.config import Config
-    from distrain.launch.share import Node, Share
+    from distrain.launch.allocation import Allocation, ClusterNode
     from distrain.monitor.sinks import Console
     from distrain.train import Summary
 
@@ -51,14 +65,14 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-bench = typer.Typer(
+bench_app = typer.Typer(
     no_args_is_help=True, help="Measure parts of the machine and of distrain."
 )
-app.add_typer(bench, name="bench")
+app.add_typer(bench_app, name="bench")
 
 
 @app.callback(invoke_without_command=True)
-def distrain(
+def show_version(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and stop.")
     ] = False,
@@ -107,48 +121,53 @@ def train(
 
     The run directory is runs/<recipe>, or run=...; a run that was stopped goes on from its newest checkpoint.
     """
-    from distrain.config import load, workers_override
+    from distrain.config import format_workers_override, load_config
 
     if (wanted := os.environ.get("DISTRAIN_VERSION", __version__)) != __version__:
         raise UserError(
             f"the job was submitted by distrain {wanted}, and its image has {__version__}: use an image of {wanted}, "
             f"or submit with {__version__}"
         )
-    settings = load(config, [*(overrides or []), *workers_override(workers)])
+    settings = load_config(
+        config, [*(overrides or []), *format_workers_override(workers)]
+    )
     if dry_run:
-        _show_plan(settings, address)
+        _print_dry_run(settings, address)
         return
     from distrain.data.storage.store import Store
-    from distrain.launch.local import ranks_here
-    from distrain.monitor.consoles import Logged
-    from distrain.monitor.terminal import person
+    from distrain.launch.local import count_local_ranks
+    from distrain.monitor.consoles import LogFileConsole
+    from distrain.monitor.terminal import create_console
 
-    options = {"must_resume": must_resume, "other_hardware": accept_other_hardware}
-    with Logged(person(), Store(str(settings.run))) as console:
+    options = {
+        "must_resume": must_resume,
+        "accept_other_hardware": accept_other_hardware,
+    }
+    with LogFileConsole(create_console(), Store(str(settings.run))) as console:
         if (
             address is not None
             or workers not in (None, "auto")
-            or ranks_here(settings) > 1
+            or count_local_ranks(settings) > 1
         ):
-            from distrain.launch.ray_train import run as run_on_ray
+            from distrain.launch.ray_driver import train_on_ray as run_on_ray
 
             summary, signal_number = run_on_ray(
                 settings, console, address=address, **options
             )
         else:
-            from distrain.launch.local import run as run_here
+            from distrain.launch.local import train_locally as run_here
 
             summary, signal_number = run_here(settings, console, **options)
         flags = [f"--workers={workers}"] * (workers is not None) + [
             f"--address={address}"
         ] * (address is not None)
-        _tell(console, summary, [str(config), *(overrides or []), *flags])
+        _print_summary(console, summary, [str(config), *(overrides or []), *flags])
     if signal_number is not None:
         raise SystemExit(128 + signal_number)
 
 
-@app.command()
-def lr(
+@app.command("lr")
+def show_lr(
     config: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="key.sub=value", help="Settings.")
@@ -162,18 +181,18 @@ def lr(
     ] = None,
 ) -> None:
     """Draw the learning rate over the run."""
-    from distrain.cli.dry_run import draw_rates, rates
-    from distrain.config import load
+    from distrain.cli.dry_run import compute_lr_curve, plot_lr_curve
+    from distrain.config import load_config
 
-    settings = load(config, overrides or [])
+    settings = load_config(config, overrides or [])
     if settings.schedule.follows_validation:
         typer.echo(
             f"{settings.schedule.name}: it will drop when validation stalls, which is not known ahead"
         )
     if png is not None:
-        draw_rates(settings, rates(settings, 2000, images), png)
+        plot_lr_curve(settings, compute_lr_curve(settings, 2000, images), png)
         return
-    curve = rates(settings, 24, images)
+    curve = compute_lr_curve(settings, 24, images)
     highest = max(rate for _, _, rate in curve)
     typer.echo(f"{'step':>9} {'epoch':>7} {'rate':>10}")
     for step, epoch, rate in curve:
@@ -182,8 +201,8 @@ def lr(
         )
 
 
-@app.command()
-def model(
+@app.command("model")
+def show_model(
     name: Annotated[
         str,
         typer.Argument(
@@ -201,16 +220,18 @@ def model(
 
     Settings are those of a config's model and augment: model.width=0.5, augment.crop=227.
     """
-    from distrain.cli.model import settings
-    from distrain.models.summary import lines
+    from distrain.cli.model import make_model_table_config
+    from distrain.models.summary import format_layer_table
 
-    wanted = settings(name, overrides or [])
-    for line in lines(wanted.model.outline(classes), wanted.augment.crop):
+    wanted = make_model_table_config(name, overrides or [])
+    for line in format_layer_table(
+        wanted.model.build_skeleton(classes), wanted.augment.crop
+    ):
         typer.echo(line)
 
 
-@app.command()
-def top(
+@app.command("top")
+def watch_run(
     run: Annotated[
         str,
         typer.Argument(
@@ -231,45 +252,48 @@ def top(
     from rich.live import Live
     from rich.text import Text
 
-    from distrain.monitor.top import Watch, lines
+    from distrain.monitor.top import RunWatcher, render_lines
 
-    watch, console = Watch(run), RichConsole(highlight=False)
+    watch, console = RunWatcher(run), RichConsole(highlight=False)
     if not console.is_terminal:
-        for line in lines(watch.look(), 80):
+        for line in render_lines(watch.refresh_view(), 80):
             typer.echo(line)
         return
 
-    def look() -> Text:
+    def render_view() -> Text:
         return Text(
-            "\n".join(lines(watch.look(), console.width)), no_wrap=True, overflow="crop"
+            "\n".join(render_lines(watch.refresh_view(), console.width)),
+            no_wrap=True,
+            overflow="crop",
         )
 
     try:
-        with Live(look(), console=console, auto_refresh=False) as live:
+        with Live(render_view(), console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(every)
-                live.update(look(), refresh=True)
+                live.update(render_view(), refresh=True)
     except KeyboardInterrupt:
         return
 
 
-for command in (
-    submit,
-    jobs,
-    logs,
-    stop,
-    resume,
-    drain,
-    pack,
-    index,
-    stats,
-    verify,
-    inspect,
-):
-    app.command()(command)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "submit": submit_job,
+    "jobs": list_jobs,
+    "logs": show_logs,
+    "stop": stop_job,
+    "resume": resume_run,
+    "drain": drain_host,
+    "pack": pack_images,
+    "index": index_images,
+    "stats": print_color_stats,
+    "verify": verify_images,
+    "inspect": inspect_dataset,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_command)
 
 
-@bench.command("data")
+@bench_app.command("data")
 def bench_data(
     url: Annotated[str, typer.Argument(help="Packed data set (path or URL).")],
     overrides: Annotated[
@@ -283,75 +307,80 @@ def bench_data(
 
     Settings are those of a config's data and augment, global_batch and device: data.backend=torch, augment.crop=64.
     """
-    from distrain.cli.bench import measure, settings
+    from distrain.cli.bench import make_bench_config, measure_loader
 
-    found = measure(settings(url, overrides or []), images)
+    found = measure_loader(make_bench_config(url, overrides or []), images)
     typer.echo(
-        f"{found.images:,} images a round, batches of {found.batch}, {found.threads} threads, medians of 5"
+        f"{found.images_per_round:,} images a round, batches of {found.batch_size}, {found.num_threads} threads, medians of 5"
     )
-    limit = found.rates[1] if len(found.rates) > 1 else None
-    for rate in found.rates:
+    limit = found.throughputs[1] if len(found.throughputs) > 1 else None
+    for rate in found.throughputs:
         times = (
-            f", {rate.cpu_ms / limit.cpu_ms:.2f} x the bare decode"
+            f", {rate.cpu_ms_per_image / limit.cpu_ms_per_image:.2f} x the bare decode"
             if limit and rate is not limit
             else ""
         )
-        speed = f"{rate.images_per_second:8,.0f} images/s {rate.cpu_ms:7.3f} CPU-ms"
+        speed = f"{rate.images_per_second:8,.0f} images/s {rate.cpu_ms_per_image:7.3f} CPU-ms"
         typer.echo(f"{rate.name:<19} {speed}{times}")
     typer.echo(f"first batch after {found.seconds_to_first_batch:.2f} s")
 
 
-def _show_plan(config: "Config", address: str | None) -> None:
+def _print_dry_run(config: "Config", address: str | None) -> None:
     """Print a config and what it comes to, here or on a Ray cluster."""
-    from distrain.cli.dry_run import plan
+    from distrain.cli.dry_run import describe_run
     from distrain.config import to_yaml
-    from distrain.launch.share import described, fitting
+    from distrain.launch.allocation import choose_num_workers, describe_allocation
 
-    share, nodes = _share(config, address)
-    taken = described(config, share, nodes, cluster=address is not None)
+    share, nodes = _get_allocation(config, address)
+    taken = describe_allocation(config, share, nodes, is_elastic=address is not None)
     typer.echo(to_yaml(config))
-    for name, value in {**plan(config, fitting(share, nodes)), **taken}.items():
+    for name, value in {
+        **describe_run(config, choose_num_workers(share, nodes)),
+        **taken,
+    }.items():
         typer.echo(f"{name + ':':<24} {value}")
 
 
-def _share(config: "Config", address: str | None) -> "tuple[Share, list[Node]]":
+def _get_allocation(
+    config: "Config", address: str | None
+) -> "tuple[Allocation, list[ClusterNode]]":
     """Count the workers that a run would have on a Ray cluster, or on this machine; return the nodes too."""
     if address is None:
-        from distrain.launch.local import share_here
+        from distrain.launch.local import compute_local_allocation
 
-        return share_here(config)
-    from distrain.launch.ray_cluster import nodes_at
-    from distrain.launch.share import share_of
-    from distrain.monitor.sinks import Silent
+        return compute_local_allocation(config)
+    from distrain.launch.allocation import compute_allocation
+    from distrain.launch.ray_cluster import fetch_cluster_nodes
+    from distrain.monitor.sinks import SilentConsole
 
-    nodes = nodes_at(address, Silent())
-    return share_of(config, nodes), nodes
+    nodes = fetch_cluster_nodes(address, SilentConsole())
+    return compute_allocation(config, nodes), nodes
 
 
-def _tell(console: "Console", summary: "Summary", arguments: list[str]) -> None:
+def _print_summary(
+    console: "Console", summary: "Summary", command_arguments: list[str]
+) -> None:
     """The closing lines."""
     if summary.status == "already finished":
-        console.event(
+        console.log(
             f"{summary.run} is finished: all {summary.steps} steps are done. "
             "To start afresh, name another run directory: run=..."
         )
     elif summary.status == "stopped":
         # Who submitted a job resumes it: see cli/jobs.py.
-        command = shlex.join(["distrain", "train", *arguments])
+        command = shlex.join(["distrain", "train", *command_arguments])
         to_go_on = "" if "DISTRAIN_CONSOLE" in os.environ else f"; to go on: {command}"
-        console.event(
+        console.log(
             f"stopped and saved after step {summary.step} of {summary.steps}{to_go_on}"
         )
     else:
         minutes, seconds = divmod(round(summary.seconds), 60)
-        console.event(
-            f"finished {summary.steps} steps in {minutes} min {seconds:02d} s"
-        )
+        console.log(f"finished {summary.steps} steps in {minutes} min {seconds:02d} s")
     if summary.eval:
         result = summary.eval
         top5 = f", top-5 {result.top5:.2%}" if result.classes > 5 else ""
-        console.event(
+        console.log(
             f"validation: top-1 {result.top1:.2%}{top5} of {result.samples:,} images"
         )
-    console.event(f"weights   {summary.weights[:16]}  ({summary.reduction} reduction)")
-    console.event(f"run       {summary.run}")
+    console.log(f"weights   {summary.weights[:16]}  ({summary.reduction} reduction)")
+    console.log(f"run       {summary.run}")

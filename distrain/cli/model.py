@@ -11,7 +11,7 @@ from distrain.models.model import Model
 from distrain.parsing import parse_section
 
 
-class Settings(Section):
+class ModelTableConfig(Section):
     """The sections of a config that the table of a network uses."""
 
     augment: Augment = Augment()
@@ -21,14 +21,14 @@ class Settings(Section):
 
     @field_validator("model")
     @classmethod
-    def _crop_is_large_enough(cls, value: Model, info: ValidationInfo) -> Model:
+    def _check_crop(cls, value: Model, info: ValidationInfo) -> Model:
         if "augment" in info.data:
             value.check_crop(info.data["augment"].crop)
         return value
 
 
-def settings(name: str, overrides: Sequence[str]) -> Settings:
+def make_model_table_config(name: str, overrides: Sequence[str]) -> ModelTableConfig:
     """Make the settings of a network's table. Raises UserError naming every problem."""
     return parse_section(
-        Settings, {"model": {"name": name}}, f"model {name}", overrides
+        ModelTableConfig, {"model": {"name": name}}, f"model {name}", overrides
     )

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from distrain.data.prepare.source import Progress as Done
+    from distrain.data.prepare.source import DatasetProgress as Done
 
 
 class ImageProgress:
@@ -25,45 +25,52 @@ class ImageProgress:
             TimeRemainingColumn(compact=True),
         )
         console = Console(highlight=False)
-        self._bar = Progress(
+        self._progress_bar = Progress(
             *columns, console=console, refresh_per_second=4, transient=True, expand=True
         )
-        self._task = self._bar.add_task("", total=None)
+        self._task_id = self._progress_bar.add_task("", total=None)
         self._on_terminal = sys.stdout.isatty()
-        self._began: float | None = None
-        self._first = 0
-        self._tenths = 0
+        self._started_at: float | None = None
+        self._initial_done = 0
+        self._printed_tenths = 0
 
     def __enter__(self) -> "ImageProgress":
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         if self._on_terminal:  # elsewhere rich would end with an empty line
-            self._bar.stop()
+            self._progress_bar.stop()
 
-    def update(self, now: "Done") -> None:
+    def update(self, progress: "Done") -> None:
         """Show what is done by now; the first update is what was done before this process began."""
-        if self._began is None:
-            self._began, self._first = time.monotonic(), now.done
+        if self._started_at is None:
+            self._started_at, self._initial_done = time.monotonic(), progress.done
             if self._on_terminal:
-                self._bar.start()
-        rate = (now.done - self._first) / max(time.monotonic() - self._began, 1e-9)
+                self._progress_bar.start()
+        rate = (progress.done - self._initial_done) / max(
+            time.monotonic() - self._started_at, 1e-9
+        )
         if self._on_terminal:
-            text = f"{now.done:,}/{now.total:,} images  {rate:,.0f}/s  {now.bytes / 1e6:,.0f} MB"
-            self._bar.update(
-                self._task, total=now.total, completed=now.done, description=text
+            text = f"{progress.done:,}/{progress.total:,} images  {rate:,.0f}/s  {progress.num_bytes / 1e6:,.0f} MB"
+            self._progress_bar.update(
+                self._task_id,
+                total=progress.total,
+                completed=progress.done,
+                description=text,
             )
             return
-        tenths = 10 * now.done // max(now.total, 1)
-        if tenths > self._tenths:
-            self._tenths = tenths
+        tenths = 10 * progress.done // max(progress.total, 1)
+        if tenths > self._printed_tenths:
+            self._printed_tenths = tenths
             left = timedelta(
-                seconds=round((now.total - now.done) / rate if rate else 0)
+                seconds=round((progress.total - progress.done) / rate if rate else 0)
             )
-            done = f"{now.done:,} of {now.total:,} images"
-            typer.echo(f"{done}  {rate:,.0f}/s  {now.bytes / 1e6:,.1f} MB  {left} left")
+            done = f"{progress.done:,} of {progress.total:,} images"
+            typer.echo(
+                f"{done}  {rate:,.0f}/s  {progress.num_bytes / 1e6:,.1f} MB  {left} left"
+            )

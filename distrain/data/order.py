@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distrain.errors import UserError
-from distrain.philox import Purpose, permutation
+from distrain.philox import Purpose, draw_permutation
 
-Ids = NDArray[np.int64]
+IntArray = NDArray[np.int64]
 
 
 class Cursor(NamedTuple):
@@ -25,123 +25,147 @@ class Cursor(NamedTuple):
     step: int
 
 
-class _Line(NamedTuple):
+class _EpochOrder(NamedTuple):
     """The kept rows of an epoch, in the order of its permuted row groups."""
 
-    groups: Ids  # (groups,) which group stands at each place
-    ends: Ids  # (groups,) kept rows up to and including each place
-    left_out: Ids  # (remainder,) sample ids left out this epoch, ascending
+    group_order: IntArray  # (groups,) which group stands at each place
+    row_ends: IntArray  # (groups,) kept rows up to and including each place
+    left_out_ids: IntArray  # (remainder,) sample ids left out this epoch, ascending
 
 
 @dataclass(frozen=True, eq=False)
-class Order:
+class SampleOrder:
     """The order of samples. A sample id is its row in the manifest's row groups, counted through."""
 
-    group_rows: Ids
+    rows_per_group: IntArray
     """Rows of each row group, shape (groups,)."""
     seed: int
     """32-bit seed of the run."""
-    virtual_workers: int
+    num_virtual_workers: int
     """V."""
-    micro_batch: int
+    micro_batch_size: int
     """b, samples of one virtual worker in one step."""
     block_rows: int
     """Rows of one shuffled block."""
-    _lines: dict[int, _Line] = field(default_factory=dict, init=False, repr=False)
+    _epoch_orders: dict[int, _EpochOrder] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
-        if self.rows < self.global_batch:
+        if self.num_rows < self.global_batch_size:
             raise UserError(
-                f"the data set has {self.rows} samples, fewer than one global batch of {self.global_batch}: "
+                f"the data set has {self.num_rows} samples, fewer than one global batch of {self.global_batch_size}: "
                 "lower global_batch or add data"
             )
 
     @cached_property
-    def rows(self) -> int:
+    def num_rows(self) -> int:
         """N, samples in the data set."""
-        return int(self.group_rows.sum())
+        return int(self.rows_per_group.sum())
 
     @property
-    def global_batch(self) -> int:
+    def global_batch_size(self) -> int:
         """V * b, samples of one step."""
-        return self.virtual_workers * self.micro_batch
+        return self.num_virtual_workers * self.micro_batch_size
 
     @property
-    def steps(self) -> int:
+    def steps_per_epoch(self) -> int:
         """Steps of one epoch."""
-        return self.rows // self.global_batch
+        return self.num_rows // self.global_batch_size
 
     @property
-    def remainder(self) -> int:
+    def num_left_out(self) -> int:
         """Samples left out of each epoch: fewer than one global batch."""
-        return self.rows % self.global_batch
+        return self.num_rows % self.global_batch_size
 
     @cached_property
-    def group_starts(self) -> Ids:
+    def group_starts(self) -> IntArray:
         """The first sample id of each row group, shape (groups,)."""
-        return np.cumsum(self.group_rows) - self.group_rows
+        return np.cumsum(self.rows_per_group) - self.rows_per_group
 
-    def cursor(self, step: int) -> Cursor:
+    def get_cursor(self, step: int) -> Cursor:
         """The cursor before the run's step number `step` (from 0, counted through all epochs)."""
-        return Cursor(*divmod(step, self.steps))
+        return Cursor(*divmod(step, self.steps_per_epoch))
 
-    def ids(self, cursor: Cursor, virtual_worker: int) -> Ids:
+    def get_sample_ids(self, cursor: Cursor, virtual_worker: int) -> IntArray:
         """Sample ids of one micro-batch, shape (b,)."""
-        segment = self.steps * self.micro_batch
-        first = cursor.step * self.micro_batch
-        last = first + self.micro_batch
+        segment = self.steps_per_epoch * self.micro_batch_size
+        first = cursor.step * self.micro_batch_size
+        last = first + self.micro_batch_size
         parts = []
         for block in range(first // self.block_rows, (last - 1) // self.block_rows + 1):
             start = block * self.block_rows
             rows = min(self.block_rows, segment - start)
-            shuffled = _block(rows, self.seed, cursor.epoch, virtual_worker, block)
+            shuffled = _shuffle_block(
+                rows, self.seed, cursor.epoch, virtual_worker, block
+            )
             parts.append(start + shuffled[max(first - start, 0) : last - start])
         # place: (b,) places inside the virtual worker's segment
         place = np.concatenate(parts)
-        return self._at(self._line(cursor.epoch), virtual_worker * segment + place)
+        return self._find_sample_ids(
+            self._get_epoch_order(cursor.epoch), virtual_worker * segment + place
+        )
 
-    def groups_of(self, ids: Ids) -> Ids:
+    def find_row_groups(self, sample_ids: IntArray) -> IntArray:
         """The row group of each sample id, same shape."""
-        return np.searchsorted(self.group_starts, ids, side="right") - 1
+        return np.searchsorted(self.group_starts, sample_ids, side="right") - 1
 
-    def left_out(self, epoch: int) -> Ids:
+    def get_left_out_ids(self, epoch: int) -> IntArray:
         """Sample ids left out of an epoch, ascending: a window that slides over one permutation fixed for the run.
 
         So no sample is left out twice before all have been once, and no class is hit (sorted data included).
         """
-        window = (epoch * self.remainder + np.arange(self.remainder)) % self.rows
-        return np.sort(self._leaving[window])
+        window = (
+            epoch * self.num_left_out + np.arange(self.num_left_out)
+        ) % self.num_rows
+        return np.sort(self._left_out_permutation[window])
 
     @cached_property
-    def _leaving(self) -> Ids:
-        return permutation(
-            self.rows if self.remainder else 0, self.seed, Purpose.LEFT_OUT
+    def _left_out_permutation(self) -> IntArray:
+        return draw_permutation(
+            self.num_rows if self.num_left_out else 0, self.seed, Purpose.LEFT_OUT
         )
 
-    def _line(self, epoch: int) -> _Line:
-        if epoch not in self._lines:
-            left_out = self.left_out(epoch)
+    def _get_epoch_order(self, epoch: int) -> _EpochOrder:
+        if epoch not in self._epoch_orders:
+            left_out = self.get_left_out_ids(epoch)
             # kept: (groups,) rows of each group that are not left out
-            kept = self.group_rows - np.bincount(
-                self.groups_of(left_out), minlength=len(self.group_rows)
+            kept = self.rows_per_group - np.bincount(
+                self.find_row_groups(left_out), minlength=len(self.rows_per_group)
             )
-            groups = permutation(len(self.group_rows), self.seed, Purpose.GROUPS, epoch)
-            self._lines.clear()
-            self._lines[epoch] = _Line(groups, np.cumsum(kept[groups]), left_out)
-        return self._lines[epoch]
+            groups = draw_permutation(
+                len(self.rows_per_group), self.seed, Purpose.ROW_GROUPS, epoch
+            )
+            self._epoch_orders.clear()
+            self._epoch_orders[epoch] = _EpochOrder(
+                groups, np.cumsum(kept[groups]), left_out
+            )
+        return self._epoch_orders[epoch]
 
-    def _at(self, line: _Line, place: Ids) -> Ids:
+    def _find_sample_ids(
+        self, epoch_order: _EpochOrder, positions: IntArray
+    ) -> IntArray:
         """Sample ids at places of the line, same shape."""
-        index = np.searchsorted(line.ends, place, side="right")
-        before = np.where(index > 0, line.ends[index - 1], 0)
-        start = self.group_starts[line.groups[index]]
+        index = np.searchsorted(epoch_order.row_ends, positions, side="right")
+        before = np.where(index > 0, epoch_order.row_ends[index - 1], 0)
+        start = self.group_starts[epoch_order.group_order[index]]
         # rank: place among all kept ids in ascending order; the id is that plus the left-out ids below it
-        rank = start - np.searchsorted(line.left_out, start) + (place - before)
+        rank = (
+            start
+            - np.searchsorted(epoch_order.left_out_ids, start)
+            + (positions - before)
+        )
         return rank + np.searchsorted(
-            line.left_out - np.arange(len(line.left_out)), rank, side="right"
+            epoch_order.left_out_ids - np.arange(len(epoch_order.left_out_ids)),
+            rank,
+            side="right",
         )
 
 
 @lru_cache(maxsize=1024)
-def _block(rows: int, seed: int, epoch: int, virtual_worker: int, block: int) -> Ids:
-    return permutation(rows, seed, Purpose.BLOCK, epoch, virtual_worker, block)
+def _shuffle_block(
+    num_rows: int, seed: int, epoch: int, virtual_worker: int, block: int
+) -> IntArray:
+    return draw_permutation(
+        num_rows, seed, Purpose.SHUFFLE_BLOCK, epoch, virtual_worker, block
+    )

@@ -28,19 +28,21 @@ _GPU_PACKAGES = (
     "nvidia-nvjpeg-cu12",
 )
 # Measured: each of these changes the bits of a gradient.
-_VARIABLES = (
+_ENV_VARIABLES = (
     "ONEDNN_MAX_CPU_ISA",
     "MKL_ENABLE_INSTRUCTIONS",
     "MKL_CBWR",
     "ATEN_CPU_CAPABILITY",
 )
-_GPU_VARIABLES = ("NVIDIA_TF32_OVERRIDE",)
-_WORKSPACE = ":4096:8"
-_DRIVER = Path("/proc/driver/nvidia/version")
+_GPU_ENV_VARIABLES = ("NVIDIA_TF32_OVERRIDE",)
+_CUBLAS_WORKSPACE_CONFIG = ":4096:8"
+_DRIVER_VERSION_FILE = Path("/proc/driver/nvidia/version")
 
 
 @contextmanager
-def numerics(device: torch.device, *, precision: str, exact: bool) -> Iterator[None]:
+def set_torch_numerics(
+    device: torch.device, *, precision: str, exact: bool
+) -> Iterator[None]:
     """Set torch's global numerics, and the GPU of this thread, for the run; set the numerics back after it.
 
     Args:
@@ -59,7 +61,7 @@ def numerics(device: torch.device, *, precision: str, exact: bool) -> Iterator[N
     if (
         exact
     ):  # read by cuBLAS when it starts; another value, or none, gives other kernels
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = _WORKSPACE
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = _CUBLAS_WORKSPACE_CONFIG
         os.environ["TORCHINDUCTOR_DETERMINISTIC"] = (
             "1"  # read by torch's compiler when a model loads it
         )
@@ -70,7 +72,7 @@ def numerics(device: torch.device, *, precision: str, exact: bool) -> Iterator[N
         torch.backends.cudnn.allow_tf32,
     )
     benchmark, threads = torch.backends.cudnn.benchmark, torch.get_num_threads()
-    _be_deterministic(2 if exact else 0)
+    _set_deterministic_mode(2 if exact else 0)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = not exact and device.type == "cuda"
@@ -83,10 +85,10 @@ def numerics(device: torch.device, *, precision: str, exact: bool) -> Iterator[N
                 device
             )  # streams and events that name no device are made on this thread's
             if exact:
-                _check_workspace(device)
+                _check_cublas_workspace(device)
         yield
     finally:
-        _be_deterministic(deterministic)
+        _set_deterministic_mode(deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = (
             matmul,
@@ -96,7 +98,7 @@ def numerics(device: torch.device, *, precision: str, exact: bool) -> Iterator[N
         torch.set_num_threads(threads)
 
 
-def _be_deterministic(mode: int) -> None:
+def _set_deterministic_mode(mode: int) -> None:
     """Set torch's deterministic mode: 0 off, 1 warn, 2 refuse what is not.
 
     Where torch's compiler is not loaded its flag is not set, since that would load it, which takes a second and more.
@@ -107,7 +109,7 @@ def _be_deterministic(mode: int) -> None:
         torch.set_deterministic_debug_mode(mode)
 
 
-def _check_workspace(device: torch.device) -> None:
+def _check_cublas_workspace(device: torch.device) -> None:
     """Multiply two matrices: torch reads CUBLAS_WORKSPACE_CONFIG at a process's first product, and then never again.
 
     Raises:
@@ -121,12 +123,12 @@ def _check_workspace(device: torch.device) -> None:
             raise
         raise UserError(
             "this process has multiplied matrices on a GPU before training, and cuBLAS keeps the workspace that it "
-            f"chose then: set CUBLAS_WORKSPACE_CONFIG={_WORKSPACE} in the environment before Python starts, or use "
+            f"chose then: set CUBLAS_WORKSPACE_CONFIG={_CUBLAS_WORKSPACE_CONFIG} in the environment before Python starts, or use "
             "reduction.mode=fast"
         ) from None
 
 
-def environment(device: torch.device) -> dict[str, str]:
+def collect_environment(device: torch.device) -> dict[str, str]:
     """Hardware and versions that may change a result's bits, by name."""
     gpu = device.type == "cuda"
     found = {"python": platform.python_version()}
@@ -135,37 +137,39 @@ def environment(device: torch.device) -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    for name in _VARIABLES + _GPU_VARIABLES * gpu:
+    for name in _ENV_VARIABLES + _GPU_ENV_VARIABLES * gpu:
         if name in os.environ:
             found[name] = os.environ[name]
-    found["device"] = torch.cuda.get_device_name(device) if gpu else _cpu_name()
+    found["device"] = torch.cuda.get_device_name(device) if gpu else _read_cpu_name()
     found["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
     if gpu:
-        found["driver"] = _driver()
+        found["driver"] = _read_driver_version()
         found["cuda"] = str(torch.version.cuda)
         found["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
     return found
 
 
-def explaining(names: Mapping[str, str]) -> dict[str, str]:
+def select_gpu_versions(environment: Mapping[str, str]) -> dict[str, str]:
     """What of an environment explains other bits and need not be the same: drivers may differ in a cluster."""
     return {
         name: value
-        for name, value in names.items()
+        for name, value in environment.items()
         if name in (*_GPU_PACKAGES, "driver", "cuda", "cudnn")
     }
 
 
-def _driver() -> str:
+def _read_driver_version() -> str:
     """The version of NVIDIA's kernel driver, or "unknown"."""
     try:
-        found = re.search(r"\d+\.\d+(\.\d+)?", _DRIVER.read_text(encoding="utf-8"))
+        found = re.search(
+            r"\d+\.\d+(\.\d+)?", _DRIVER_VERSION_FILE.read_text(encoding="utf-8")
+        )
     except OSError:
         return "unknown"
     return found[0] if found else "unknown"
 
 
-def _cpu_name() -> str:
+def _read_cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(

@@ -4,10 +4,10 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_CPU_QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
 
 
-def available_cores() -> int:
+def count_available_cores() -> int:
     """Count the CPU cores that this process may use: by its affinity, and by the quota of its container (cgroup)."""
     cores = (
         len(os.sched_getaffinity(0))
@@ -17,12 +17,12 @@ def available_cores() -> int:
     with suppress(
         OSError, ValueError
     ):  # no Linux, no limit ("max"), or version 1 of cgroups
-        quota, period = _CPU_QUOTA.read_text().split()
+        quota, period = _CPU_QUOTA_FILE.read_text().split()
         cores = min(cores, max(1, int(quota) // int(period)))
     return cores
 
 
-def process_identity(pid: int) -> str | None:
+def get_process_identity(pid: int) -> str | None:
     """What tells a process from all others in the world: boot, PID namespace, number and start; None if not there."""
     try:
         boot = (
@@ -39,9 +39,9 @@ def process_identity(pid: int) -> str | None:
         return None
 
 
-def is_dead_here(process: str) -> bool:
+def is_dead_local_process(identity: str) -> bool:
     """Whether a process is known to be dead: it ran on this machine, in this PID namespace."""
-    own, parts = process_identity(os.getpid()), process.split()
+    own, parts = get_process_identity(os.getpid()), identity.split()
     if own is None or len(parts) != 4 or own.split()[:2] != parts[:2]:
         return False
-    return process_identity(int(parts[2])) != process
+    return get_process_identity(int(parts[2])) != identity

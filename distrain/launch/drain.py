@@ -13,12 +13,12 @@ import ray
 from ray.exceptions import RayError
 
 from distrain.errors import RunError, UserError
-from distrain.launch.mailbox import drivers_here
-from distrain.launch.ray_cluster import look, reason_of
+from distrain.launch.mailbox import list_local_drivers
+from distrain.launch.ray_cluster import list_nodes, summarize_error
 from distrain.monitor.sinks import Console
 
 
-def drain(console: Console, *, seconds: float) -> None:
+def drain_ray_host(console: Console, *, timeout_seconds: float) -> None:
     """Have nothing new placed on this host, and wait until nobody works on it.
 
     On the cluster's head, which takes the cluster with it, the processes that drive runs from there get SIGTERM,
@@ -33,7 +33,7 @@ def drain(console: Console, *, seconds: float) -> None:
         UserError: no Ray runs on this host.
         RunError: the host is still at work after `seconds`.
     """
-    end = time.monotonic() + seconds
+    end = time.monotonic() + timeout_seconds
     # Explicitly: unset, parts of Ray follow the token file and others do not.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
@@ -44,24 +44,24 @@ def drain(console: Console, *, seconds: float) -> None:
         node = ray.get_runtime_context().get_node_id()
         (here,) = (known for known in ray.nodes() if known["NodeID"] == node)
         if "node:__internal_head__" in here["Resources"]:
-            _wait(_Drivers(console).have_ended, end, seconds)
+            _wait_until(_DriverStopper(console).signal_and_poll, end, timeout_seconds)
         else:
-            _tell_ray(node, seconds)
-            console.event(
+            _request_ray_drain(node, timeout_seconds)
+            console.log(
                 f"{here['NodeManagerAddress']}: nothing new is placed here; waiting for what is at work"
             )
-            _wait(lambda: not _at_work(node), end, seconds)
-        console.event(f"{here['NodeManagerAddress']}: nobody works here any more")
+            _wait_until(lambda: not _is_node_busy(node), end, timeout_seconds)
+        console.log(f"{here['NodeManagerAddress']}: nobody works here any more")
     except RayError as error:
         raise RunError(
-            f"the Ray of this host went away meanwhile: {reason_of(error)}"
+            f"the Ray of this host went away meanwhile: {summarize_error(error)}"
         ) from error
     finally:
         ray.shutdown()
 
 
-def _tell_ray(node: str, seconds: float) -> None:
-    where = ("--address", ray.get_runtime_context().gcs_address, "--node-id", node)
+def _request_ray_drain(node_id: str, timeout_seconds: float) -> None:
+    where = ("--address", ray.get_runtime_context().gcs_address, "--node-id", node_id)
     why = (
         "--reason",
         "DRAIN_NODE_REASON_PREEMPTION",
@@ -70,7 +70,7 @@ def _tell_ray(node: str, seconds: float) -> None:
     )
     command = (sys.executable, "-m", "ray.scripts.scripts", "drain-node", *where, *why)
     done = subprocess.run(  # noqa: S603
-        [*command, "--deadline-remaining-seconds", str(max(1, round(seconds)))],
+        [*command, "--deadline-remaining-seconds", str(max(1, round(timeout_seconds)))],
         capture_output=True,
         text=True,
         check=False,
@@ -81,16 +81,20 @@ def _tell_ray(node: str, seconds: float) -> None:
         )
 
 
-def _at_work(node: str) -> bool:
+def _is_node_busy(node_id: str) -> bool:
     """Whether anybody holds cores or GPUs of a node."""
     kinds = ("CPU", "GPU")
     return any(
-        known.id == node and any(known.free.get(k) != known.total.get(k) for k in kinds)
-        for known in look()
+        known.id == node_id
+        and any(
+            known.available_resources.get(k) != known.total_resources.get(k)
+            for k in kinds
+        )
+        for known in list_nodes()
     )
 
 
-class _Drivers:
+class _DriverStopper:
     """Sends SIGTERM to the processes of this host that drive runs on the cluster.
 
     One that has just been started is not seen before it has connected to the cluster.
@@ -98,20 +102,20 @@ class _Drivers:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._signalled: set[int] = set()
+        self._signaled_pids: set[int] = set()
 
-    def have_ended(self) -> bool:
+    def signal_and_poll(self) -> bool:
         """Signal those that are new; return whether all have ended."""
-        for pid in drivers_here():
-            if pid not in self._signalled and _is_alive(pid):
-                self._signalled.add(pid)
+        for pid in list_local_drivers():
+            if pid not in self._signaled_pids and _is_alive(pid):
+                self._signaled_pids.add(pid)
                 with suppress(ProcessLookupError):  # it has ended just now
                     os.kill(pid, signal.SIGTERM)
-                    self._console.event(
+                    self._console.log(
                         f"sent SIGTERM to process {pid}: it saves a checkpoint and ends"
                     )
         # Ray forgets a driver before its process has said how the run ended.
-        return not any(_is_alive(pid) for pid in self._signalled)
+        return not any(_is_alive(pid) for pid in self._signaled_pids)
 
 
 def _is_alive(pid: int) -> bool:
@@ -123,8 +127,10 @@ def _is_alive(pid: int) -> bool:
     return state not in "ZX"
 
 
-def _wait(over: Callable[[], bool], end: float, seconds: float) -> None:
-    while not over():
-        if time.monotonic() > end:
-            raise RunError(f"this host is still at work after {seconds:.0f} s")
+def _wait_until(
+    is_done: Callable[[], bool], deadline: float, timeout_seconds: float
+) -> None:
+    while not is_done():
+        if time.monotonic() > deadline:
+            raise RunError(f"this host is still at work after {timeout_seconds:.0f} s")
         time.sleep(0.5)

@@ -18,60 +18,64 @@ import yaml
 
 from distrain.config import Config, to_yaml
 from distrain.errors import UserError
-from distrain.launch.package import (
-    CONFIG,
-    check_places,
-    job_id,
-    metadata,
-    own,
-    variables,
+from distrain.launch.allocation import (
+    count_workers_per_node,
+    describe_worker_request,
+    resolve_gpus_per_worker,
 )
-from distrain.launch.share import asked, gpus_per_worker, workers_of
+from distrain.launch.job_request import (
+    JOB_CONFIG_NAME,
+    build_job_env,
+    build_job_metadata,
+    check_shared_paths,
+    derive_job_id,
+    read_user_files,
+)
 
 # Where the run's files are in its pods.
-_FOLDER = "/etc/distrain"
+_POD_CONFIG_DIR = "/etc/distrain"
 # Of a ConfigMap; a RayJob's name leaves room for what the operator puts behind it.
-_LARGEST, _LONGEST = 1 << 20, 47
-_RAYJOBS = "rayjobs.ray.io"
-_ENDED = ("Complete", "Failed", "ValidationFailed")
+_MAX_CONFIG_MAP_BYTES, _MAX_NAME_LENGTH = 1 << 20, 47
+_RAYJOB_RESOURCE = "rayjobs.ray.io"
+_TERMINAL_STATUSES = ("Complete", "Failed", "ValidationFailed")
 # What kubectl says of a kind that the cluster does not know, of get and of create.
-_NO_OPERATOR = ("doesn't have a resource type", "no matches for kind")
+_NO_OPERATOR_ERRORS = ("doesn't have a resource type", "no matches for kind")
 # How kubectl says what went wrong, and what it logs for its authors before.
-_ERROR_LINE = re.compile(r"error:|Error from|Unable to connect|The ")
-_LOG_LINE = re.compile(r"[EWIF]\d{4} \d\d:")
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_ERROR_LINE_PATTERN = re.compile(r"error:|Error from|Unable to connect|The ")
+_LOG_LINE_PATTERN = re.compile(r"[EWIF]\d{4} \d\d:")
+_LOOPBACK_ADDRESSES = ("127.0.0.1", "::1", "localhost")
 
 
-class Manifests(NamedTuple):
+class JobManifests(NamedTuple):
     """What is applied for a run."""
 
-    job: dict[str, Any]
+    ray_job: dict[str, Any]
     """A RayJob."""
-    files: dict[str, Any]
+    config_map: dict[str, Any]
     """The ConfigMap with the config and Python files."""
 
     @property
-    def name(self) -> str:
+    def job_name(self) -> str:
         """Of both."""
-        return str(self.job["metadata"]["name"])
+        return str(self.ray_job["metadata"]["name"])
 
-    def text(self) -> str:
+    def to_yaml(self) -> str:
         """As YAML."""
-        return "---\n".join(map(_yaml, self))
+        return "---\n".join(map(_dump_yaml, self))
 
 
-def _yaml(document: dict[str, Any]) -> str:
-    return yaml.dump(document, Dumper=_Dumper, sort_keys=False)
+def _dump_yaml(document: dict[str, Any]) -> str:
+    return yaml.dump(document, Dumper=_ManifestDumper, sort_keys=False)
 
 
-class _Dumper(yaml.SafeDumper):
+class _ManifestDumper(yaml.SafeDumper):
     """Texts of several lines as such, and nothing by reference."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-_Dumper.add_representer(
+_ManifestDumper.add_representer(
     str,
     lambda dumper, text: dumper.represent_scalar(
         "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
@@ -79,15 +83,15 @@ _Dumper.add_representer(
 )
 
 
-def manifests(
+def build_manifests(
     config: Config,
     template: Path,
     files: Sequence[Path] = (),
     *,
-    job: str | None = None,
+    job_name: str | None = None,
     namespace: str | None = None,
     must_resume: bool = False,
-) -> Manifests:
+) -> JobManifests:
     """A site's manifest with a run filled in.
 
     Args:
@@ -101,69 +105,79 @@ def manifests(
     Raises:
         UserError: the template is none, a path is of this machine, a name is none of Kubernetes', or it is too much.
     """
-    check_places(config)
-    name = _valid_name(job or _name(job_id(config)))
-    if config.metrics.address in _LOOPBACK:  # in a pod, that is a page for nobody
+    check_shared_paths(config)
+    name = _validate_job_name(job_name or _to_kubernetes_name(derive_job_id(config)))
+    if (
+        config.metrics.address in _LOOPBACK_ADDRESSES
+    ):  # in a pod, that is a page for nobody
         metrics = config.metrics.model_copy(update={"address": "0.0.0.0"})  # noqa: S104
         config = config.model_copy(update={"metrics": metrics})
-    found, labels = _template(template)
+    found, labels = _load_template(template)
     spec = found["spec"]
     found["metadata"]["name"] = spec["jobId"] = name
     if namespace is not None:
         found["metadata"]["namespace"] = namespace
     spec["entrypoint"] = (
-        f"python -m distrain train {_FOLDER}/{CONFIG} --address auto"
+        f"python -m distrain train {_POD_CONFIG_DIR}/{JOB_CONFIG_NAME} --address auto"
         + " --resume" * must_resume
     )
-    environment = {**variables(config), "PYTHONPATH": _FOLDER}
+    environment = {**build_job_env(config), "PYTHONPATH": _POD_CONFIG_DIR}
     spec["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": environment})
-    spec["metadata"] = metadata(config)
+    spec["metadata"] = build_job_metadata(config)
     cluster = spec["rayClusterSpec"]
-    config = _size_groups(cluster, config, template)
-    sent = _texts(config, files)
+    config = _scale_worker_groups(cluster, config, template)
+    sent = _read_config_map_files(config, files)
     # A key of a ConfigMap has no slash.
     keys = {path: path.replace("/", ".") for path in sent}
     items = [{"key": key, "path": path} for path, key in keys.items()]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        _mount(group["template"]["spec"], {"name": name, "items": items}, template)
+        _mount_config_map(
+            group["template"]["spec"], {"name": name, "items": items}, template
+        )
     data = {keys[path]: text for path, text in sent.items()}
     about = {"name": name, "labels": labels} | (
         {"namespace": space} if (space := found["metadata"].get("namespace")) else {}
     )
-    return Manifests(
+    return JobManifests(
         found,
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": data},
     )
 
 
-def _valid_name(name: str) -> str:
+def _validate_job_name(name: str) -> str:
     """Return the name of a RayJob. Raises UserError if Kubernetes would refuse it."""
-    if not re.fullmatch(rf"[a-z]([-a-z0-9]{{0,{_LONGEST - 2}}}[a-z0-9])?", name):
+    if not re.fullmatch(
+        rf"[a-z]([-a-z0-9]{{0,{_MAX_NAME_LENGTH - 2}}}[a-z0-9])?", name
+    ):
         raise UserError(
-            f"{name!r} is no name of a RayJob: at most {_LONGEST} small letters, digits and dashes, and a letter first"
+            f"{name!r} is no name of a RayJob: at most {_MAX_NAME_LENGTH} small letters, digits and dashes, and a letter first"
         )
     return name
 
 
-def _texts(config: Config, files: Sequence[Path]) -> dict[str, str]:
+def _read_config_map_files(config: Config, files: Sequence[Path]) -> dict[str, str]:
     """Text by path of all that pods need. Raises UserError if it is more than a ConfigMap takes."""
     sent = {
-        CONFIG: to_yaml(config),
-        **{path: data.decode() for path, data in own(files).items()},
+        JOB_CONFIG_NAME: to_yaml(config),
+        **{path: data.decode() for path, data in read_user_files(files).items()},
     }
-    if (size := sum(len(text.encode()) for text in sent.values())) > _LARGEST:
+    if (
+        size := sum(len(text.encode()) for text in sent.values())
+    ) > _MAX_CONFIG_MAP_BYTES:
         raise UserError(
-            f"config and files are {size:,} bytes, more than the {_LARGEST:,} of a ConfigMap: put them into the image"
+            f"config and files are {size:,} bytes, more than the {_MAX_CONFIG_MAP_BYTES:,} of a ConfigMap: put them into the image"
         )
     return sent
 
 
-def _size_groups(cluster: dict[str, Any], config: Config, template: Path) -> Config:
+def _scale_worker_groups(
+    cluster: dict[str, Any], config: Config, template: Path
+) -> Config:
     """Ask for as many pods as a run wants, where there is one kind of them; the config as it runs there."""
     groups = cluster["workerGroupSpecs"]
     if len(groups) == 1:
-        each, gpus = _workers_of_a_pod(config, groups[0], template)
-        least, most = _workers(
+        each, gpus = _count_workers_per_pod(config, groups[0], template)
+        least, most = _resolve_worker_range(
             config, each * int(groups[0].get("maxReplicas", 1)) if gpus else 0
         )
         few, many = -(-least // each), -(-most // each)
@@ -179,13 +193,13 @@ def _size_groups(cluster: dict[str, Any], config: Config, template: Path) -> Con
     return config
 
 
-def _name(text: str) -> str:
+def _to_kubernetes_name(text: str) -> str:
     """A text as a name of Kubernetes', the end of it kept: that is what tells runs apart."""
-    plain = re.sub(r"[^a-z0-9-]+", "-", text.lower())[-_LONGEST:].strip("-")
-    return plain if plain[:1].isalpha() else f"run-{plain}"[:_LONGEST]
+    plain = re.sub(r"[^a-z0-9-]+", "-", text.lower())[-_MAX_NAME_LENGTH:].strip("-")
+    return plain if plain[:1].isalpha() else f"run-{plain}"[:_MAX_NAME_LENGTH]
 
 
-def _template(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def _load_template(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The RayJob of a site's file, and its labels."""
     try:
         documents = [
@@ -207,7 +221,7 @@ def _template(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             f"the template {path} must hold one RayJob, not {len(jobs)}: see cluster/kuberay/rayjob.yaml"
         )
     # YAML's references make one object of several places, which then could not be filled in apart.
-    found = yaml.safe_load(yaml.dump(jobs[0], Dumper=_Dumper))
+    found = yaml.safe_load(yaml.dump(jobs[0], Dumper=_ManifestDumper))
     try:
         cluster = found["spec"]["rayClusterSpec"]
         for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
@@ -219,15 +233,17 @@ def _template(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         ) from None
 
 
-def _workers(config: Config, gpus: int) -> tuple[int, int]:
+def _resolve_worker_range(config: Config, num_gpus: int) -> tuple[int, int]:
     """Ranks at least and at most, where the pods have so many GPUs in all."""
     workers = config.cluster.workers
     return (
-        (1, max(1, min(config.virtual_workers, gpus))) if workers == "auto" else workers
+        (1, max(1, min(config.virtual_workers, num_gpus)))
+        if workers == "auto"
+        else workers
     )
 
 
-def _workers_of_a_pod(
+def _count_workers_per_pod(
     config: Config, group: Mapping[str, Any], template: Path
 ) -> tuple[int, int]:
     """Return the number of ranks that fit into a pod of a group, and the GPUs of each rank."""
@@ -240,86 +256,105 @@ def _workers_of_a_pod(
         )
     cores = float(cpu) if cpu[-1] != "m" else int(cpu[:-1]) / 1000
     gpus = int(has.get("nvidia.com/gpu", 0))
-    room = workers_of(config, cores, gpus)
+    room = count_workers_per_node(config, cores, gpus)
     if room < 1:
         raise UserError(
-            f"a worker asks for {asked(config, gpus)}, and a pod of {group.get('groupName')} in {template} has {cpu} "
+            f"a worker asks for {describe_worker_request(config, gpus)}, and a pod of {group.get('groupName')} in {template} has {cpu} "
             f"CPUs and {gpus} GPUs: lower cluster.cpus_per_worker, or give the pod more"
         )
-    return room, gpus_per_worker(config, gpus)
+    return room, resolve_gpus_per_worker(config, gpus)
 
 
-def _mount(pod: dict[str, Any], source: dict[str, Any], template: Path) -> None:
+def _mount_config_map(
+    pod: dict[str, Any], config_map: dict[str, Any], template: Path
+) -> None:
     """Let the volume named `run` of a pod be a ConfigMap."""
     for volume in pod.get("volumes") or []:
         if volume.get("name") == "run":
-            volume["configMap"] = source
+            volume["configMap"] = config_map
             return
     raise UserError(
-        f"a pod in {template} has no volume named run, mounted at {_FOLDER}: see cluster/kuberay/rayjob.yaml"
+        f"a pod in {template} has no volume named run, mounted at {_POD_CONFIG_DIR}: see cluster/kuberay/rayjob.yaml"
     )
 
 
 class Kubectl:
     """A Kubernetes cluster with the KubeRay operator, by kubectl: it knows where the cluster is and who we are."""
 
-    def name_for(self, wanted: Manifests) -> str:
+    def choose_job_name(self, manifests: JobManifests) -> str:
         """The name of a run's RayJob: with a number behind it where one of that name has ended.
 
         Raises:
             UserError: the cluster cannot be reached, or refuses.
         """
-        first = wanted.name
-        jobs = self._ask(wanted, "get", _RAYJOBS)["items"]
+        first = manifests.job_name
+        jobs = self._run_kubectl(manifests, "get", _RAYJOB_RESOURCE)["items"]
         ended = {
             job["metadata"]["name"]
             for job in jobs
-            if (job.get("status") or {}).get("jobDeploymentStatus") in _ENDED
+            if (job.get("status") or {}).get("jobDeploymentStatus")
+            in _TERMINAL_STATUSES
         }
         names = (
             first,
-            *(f"{first[: _LONGEST - 4]}-{number}" for number in range(2, 1000)),
+            *(f"{first[: _MAX_NAME_LENGTH - 4]}-{number}" for number in range(2, 1000)),
         )
         return next(name for name in names if name not in ended)
 
-    def submit(self, wanted: Manifests) -> tuple[str, bool]:
+    def submit_job(self, manifests: JobManifests) -> tuple[str, bool]:
         """Start a run, or find it if it is at work: its namespace, and whether it was started now.
 
         Raises:
             UserError: the cluster cannot be reached, or refuses.
         """
         try:
-            there, started = self._ask(wanted, "create", document=wanted.job), True
+            there, started = (
+                self._run_kubectl(manifests, "create", document=manifests.ray_job),
+                True,
+            )
         except FileExistsError:
-            there, started = self._ask(wanted, "get", _RAYJOBS, wanted.name), False
+            there, started = (
+                self._run_kubectl(
+                    manifests, "get", _RAYJOB_RESOURCE, manifests.job_name
+                ),
+                False,
+            )
         about = there["metadata"]
         if about.get("deletionTimestamp"):
             raise UserError(
-                f"RayJob {wanted.name} is being deleted: submit again when it is gone, or with another --id"
+                f"RayJob {manifests.job_name} is being deleted: submit again when it is gone, or with another --id"
             )
         # Owned by the RayJob, the ConfigMap goes with it. Until it is there, pods wait for it.
         owner = {
             "apiVersion": "ray.io/v1",
             "kind": "RayJob",
-            "name": wanted.name,
+            "name": manifests.job_name,
             "uid": about["uid"],
         }
         files = {
-            **wanted.files,
-            "metadata": {**wanted.files["metadata"], "ownerReferences": [owner]},
+            **manifests.config_map,
+            "metadata": {
+                **manifests.config_map["metadata"],
+                "ownerReferences": [owner],
+            },
         }
         try:
-            self._ask(wanted, "create", document=files)
+            self._run_kubectl(manifests, "create", document=files)
         except FileExistsError:  # ours, or one of a RayJob of that name that was deleted, which would go soon
-            known = self._ask(wanted, "get", "configmaps", wanted.name)
+            known = self._run_kubectl(
+                manifests, "get", "configmaps", manifests.job_name
+            )
             if owner["uid"] not in {
                 ref["uid"] for ref in known["metadata"].get("ownerReferences") or ()
             }:
-                self._ask(wanted, "replace", document=files)
+                self._run_kubectl(manifests, "replace", document=files)
         return str(about["namespace"]), started
 
-    def _ask(
-        self, wanted: Manifests, *words: str, document: dict[str, Any] | None = None
+    def _run_kubectl(
+        self,
+        manifests: JobManifests,
+        *arguments: str,
+        document: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Run kubectl where a run belongs; return what it says of the document, or of what the words name.
 
@@ -333,22 +368,28 @@ class Kubectl:
             )
         where = (
             [f"--namespace={space}"]
-            if (space := wanted.job["metadata"].get("namespace"))
+            if (space := manifests.ray_job["metadata"].get("namespace"))
             else []
         )
-        command = ["kubectl", *words, *where, "--output=json", "--request-timeout=60s"]
+        command = [
+            "kubectl",
+            *arguments,
+            *where,
+            "--output=json",
+            "--request-timeout=60s",
+        ]
         with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
             if document is not None:
                 manifest = Path(folder) / "manifest.yaml"
-                manifest.write_text(_yaml(document))
+                manifest.write_text(_dump_yaml(document))
                 command.append(f"--filename={manifest}")
-            code, output, why = _run(command, Path(folder) / "output.json")
+            code, output, why = _run_command(command, Path(folder) / "output.json")
         if not code:
             answer: dict[str, Any] = json.loads(output)
             return answer
         if "(AlreadyExists)" in why:
             raise FileExistsError(why)
-        if any(sign in why for sign in _NO_OPERATOR):
+        if any(sign in why for sign in _NO_OPERATOR_ERRORS):
             raise UserError(
                 "the Kubernetes cluster knows no RayJobs: install the KubeRay operator, 1.5.1 or newer"
             )
@@ -357,23 +398,23 @@ class Kubectl:
         )
 
 
-def _run(command: Sequence[str], output: Path) -> tuple[int, str, str]:
+def _run_command(command: Sequence[str], output_path: Path) -> tuple[int, str, str]:
     """Run kubectl; return its exit code, what it printed into a file, and what it says went wrong.
 
     Other lines on its standard error are shown at once: a plugin of the kubeconfig's may ask a person to log in.
     """
     errors, others = list[str](), list[str]()
-    with output.open("w") as file:
+    with output_path.open("w") as file:
         process = subprocess.Popen(  # noqa: S603
             command, stdout=file, stderr=subprocess.PIPE, text=True
         )
         assert process.stderr is not None
         with process.stderr:
             for line in process.stderr:
-                if _ERROR_LINE.match(line):
+                if _ERROR_LINE_PATTERN.match(line):
                     errors.append(line.strip())
-                elif not _LOG_LINE.match(line):
+                elif not _LOG_LINE_PATTERN.match(line):
                     others.append(line.strip())
                     sys.stderr.write(line)
         code = process.wait()
-    return code, output.read_text(), " ".join(errors or others)
+    return code, output_path.read_text(), " ".join(errors or others)

@@ -11,19 +11,19 @@ import ray
 from ray.exceptions import RayError, RaySystemError
 
 from distrain.errors import RunError, UserError
-from distrain.launch.share import Node, Share, need
+from distrain.launch.allocation import Allocation, ClusterNode, to_ray_resources
 from distrain.monitor.sinks import Console
 
 # What the head answers when its server for a client did not start.
-_CLIENT_SERVER_FAILED = (
+_CLIENT_SERVER_ERRORS = (
     "Ray client server failed",
     "Initialization failure from server",
 )
-_CLIENT_TRIES = 4
-_PRIVATE_IS_GONE = (AttributeError, ImportError, RuntimeError, RaySystemError)
+_MAX_CONNECT_TRIES = 4
+_PRIVATE_API_ERRORS = (AttributeError, ImportError, RuntimeError, RaySystemError)
 
 # Ray's defaults are a poll every 2 s, 60 s for workers that cannot be placed, every print twice and a chdir.
-_TRAIN_SETTINGS = {
+_RAY_TRAIN_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "6",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -32,7 +32,7 @@ _TRAIN_SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 # Read by the head: a node that vanishes is noticed after about 8 s, not after 65.
-HEAD_SETTINGS = {
+RAY_HEAD_ENV = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
@@ -40,12 +40,14 @@ HEAD_SETTINGS = {
 }
 
 
-def _join(address: str, console: Console, options: Mapping[str, Any]) -> None:
+def _connect_with_retries(
+    address: str, console: Console, options: Mapping[str, Any]
+) -> None:
     """Connect to a cluster; ask again where its head failed to start a server for this client.
 
     Some starts fail where gRPC's fork handlers run in the head: it forks while other threads of it use gRPC.
     """
-    for tries_left in reversed(range(_CLIENT_TRIES)):
+    for tries_left in reversed(range(_MAX_CONNECT_TRIES)):
         try:
             ray.init(address=address, **options)
             return
@@ -54,17 +56,17 @@ def _join(address: str, console: Console, options: Mapping[str, Any]) -> None:
             ConnectionError,
         ) as error:  # the head's own error, or what the client makes of it
             if not tries_left or not any(
-                text in str(error) for text in _CLIENT_SERVER_FAILED
+                text in str(error) for text in _CLIENT_SERVER_ERRORS
             ):
                 raise
-            console.event(
+            console.log(
                 "the head failed to start a server for this client: asking again (start Ray on the head with "
                 "GRPC_ENABLE_FORK_SUPPORT=0 to avoid this)"
             )
 
 
 @contextmanager
-def _quiet_workers() -> Iterator[None]:
+def _silence_worker_prints() -> Iterator[None]:
     """Suppress what Ray prints for each worker that dies, which log_to_driver does not stop.
 
     A function of Ray's is replaced for the while. Where it is called otherwise one day, the text shows again.
@@ -82,31 +84,31 @@ def _quiet_workers() -> Iterator[None]:
 
 
 @contextmanager
-def connected(
+def connect_to_ray(
     address: str | None, console: Console, *, cpus: int = 0, gpus: int = 0
 ) -> Iterator[None]:
     """A connection to a cluster, or a Ray of our own, which is gone afterwards with all that it wrote.
 
     `cpus` and `gpus`: what a Ray of our own has to give to workers.
     """
-    os.environ.update({k: v for k, v in _TRAIN_SETTINGS.items() if k not in os.environ})
-    with _quiet_workers():
-        yield from _session(address, console, cpus, gpus)
+    os.environ.update({k: v for k, v in _RAY_TRAIN_ENV.items() if k not in os.environ})
+    with _silence_worker_prints():
+        yield from _open_session(address, console, cpus, gpus)
 
 
-def _session(
+def _open_session(
     address: str | None, console: Console, cpus: int, gpus: int
 ) -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is not None:
         try:
-            _join(address, console, quiet)
+            _connect_with_retries(address, console, quiet)
         except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"no Ray cluster answers at {address} ({reason_of(error)}): check the address"
+                f"no Ray cluster answers at {address} ({summarize_error(error)}): check the address"
             ) from None
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        console.event(
+        console.log(
             f"connected to Ray at {address}: {len(nodes)} node{'s' * (len(nodes) > 1)}"
         )
         try:
@@ -114,7 +116,7 @@ def _session(
         finally:
             ray.shutdown()
         return
-    os.environ.update({k: v for k, v in HEAD_SETTINGS.items() if k not in os.environ})
+    os.environ.update({k: v for k, v in RAY_HEAD_ENV.items() if k not in os.environ})
     # Set, it makes every process of Ray's compile torch again: 50 s instead of 15.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     folder = tempfile.mkdtemp(prefix="distrain-ray-")
@@ -132,22 +134,22 @@ def _session(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def look() -> list[Node]:
+def list_nodes() -> list[ClusterNode]:
     """The cluster's nodes. Two private calls of Ray's make the view sharper; without them it is coarser, not wrong."""
     alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
     try:
         draining = set(ray._private.state.state.get_draining_nodes())
-    except _PRIVATE_IS_GONE:  # a drained node is then noticed when it is gone
+    except _PRIVATE_API_ERRORS:  # a drained node is then noticed when it is gone
         draining = set()
     try:
         free = ray._private.state.available_resources_per_node()
     except (
-        _PRIVATE_IS_GONE
+        _PRIVATE_API_ERRORS
     ):  # all of the cluster's together: what is too much is found out by trying
         first = next(iter(alive))
         free = {first: ray.available_resources()}
     return [
-        Node(
+        ClusterNode(
             node,
             n["NodeManagerAddress"],
             n["Resources"],
@@ -158,7 +160,7 @@ def look() -> list[Node]:
     ]
 
 
-def nodes_at(address: str, console: Console) -> list[Node]:
+def fetch_cluster_nodes(address: str, console: Console) -> list[ClusterNode]:
     """The nodes of a cluster, as they are seen from its head.
 
     Raises:
@@ -166,20 +168,23 @@ def nodes_at(address: str, console: Console) -> list[Node]:
         RunError: it went away meanwhile.
     """
     where = {"node:__internal_head__": 0.001}
-    with connected(address, console):
+    with connect_to_ray(address, console):
         try:
-            nodes: list[Node] = ray.get(
-                ray.remote(num_cpus=0, resources=where)(look).remote()
+            nodes: list[ClusterNode] = ray.get(
+                ray.remote(num_cpus=0, resources=where)(list_nodes).remote()
             )
         except RayError as error:
             raise RunError(
-                f"the Ray cluster at {address} does not say what it has: {reason_of(error)}"
+                f"the Ray cluster at {address} does not say what it has: {summarize_error(error)}"
             ) from error
     return nodes
 
 
-def call_for(
-    share: Share, workers: int, nodes: Sequence[Node], held: Sequence[str]
+def request_workers(
+    allocation: Allocation,
+    num_workers: int,
+    nodes: Sequence[ClusterNode],
+    worker_node_ids: Sequence[str],
 ) -> None:
     """Tell the cluster's autoscaler, where there is one, how many workers are wanted; 0: none any more.
 
@@ -193,11 +198,16 @@ def call_for(
     """
     from ray.autoscaler.sdk import request_resources
 
-    bundles = [need(share)] * workers
-    for node in nodes if workers else ():
-        ours = {kind: each * held.count(node.id) for kind, each in need(share).items()}
+    bundles = [to_ray_resources(allocation)] * num_workers
+    for node in nodes if num_workers else ():
+        ours = {
+            kind: each * worker_node_ids.count(node.id)
+            for kind, each in to_ray_resources(allocation).items()
+        }
         others = {
-            kind: node.total.get(kind, 0.0) - node.free.get(kind, 0.0) - own
+            kind: node.total_resources.get(kind, 0.0)
+            - node.available_resources.get(kind, 0.0)
+            - own
             for kind, own in ours.items()
         }
         if any(amount > 0 for amount in others.values()):
@@ -205,7 +215,7 @@ def call_for(
     request_resources(bundles=bundles)
 
 
-def reason_of(error: BaseException | None) -> str:
+def summarize_error(error: BaseException | None) -> str:
     """What a person needs to know of an error: ours are sentences, Ray's are tracebacks and walls of advice."""
     cause = getattr(error, "_base_exc", error)  # Ray wraps what a rank raised
     if isinstance(cause, RunError):

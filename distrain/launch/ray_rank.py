@@ -14,133 +14,136 @@ import ray.train.torch
 import torch
 from ray.train.collective import broadcast_from_rank_zero
 
-from distrain.config import parse
+from distrain.config import parse_config
 from distrain.data.storage.store import Store
-from distrain.distributed.world import World, joined
+from distrain.distributed.world import World, open_process_group
 from distrain.errors import AttemptError, RunError, UserError
-from distrain.launch.share import Share
+from distrain.launch.allocation import Allocation
 from distrain.monitor.health import Watchdog, group_timeout
-from distrain.monitor.records import MetricsRecord, to_tree
+from distrain.monitor.records import MetricsRecord, record_to_dict
 from distrain.train import train
 
-_ADVANCE_EVERY = 0.5
+_ADVANCE_INTERVAL_SECONDS = 0.5
 # Seconds that ranks have to meet at least: on a busy host one may start much later than the others.
-_FORMING = 120.0
-_notified = threading.Event()
+_MIN_FORMING_SECONDS = 120.0
+_preemption_notice = threading.Event()
 
 
-def heed_sigterm() -> None:
+def install_preemption_handler() -> None:
     """Take SIGTERM for the notice that this host will be taken away. Called in a worker's main thread."""
-    signal.signal(signal.SIGTERM, lambda *_: _notified.set())
+    signal.signal(signal.SIGTERM, lambda *_: _preemption_notice.set())
 
 
 class RemoteConsole:
     """The lead's console: what it is told goes to the driver, which shows it."""
 
     def __init__(self, mailbox: Any) -> None:
-        self._mailbox, self._advanced = mailbox, 0.0
+        self._mailbox, self._last_advance_time = mailbox, 0.0
 
-    def event(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line on the driver's console."""
-        self._mailbox.put.remote("event", text)
+        self._mailbox.send_message.remote("event", text)
 
     def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
         """Training starts."""
-        self._mailbox.put.remote(
+        self._mailbox.send_message.remote(
             "start", {"step": step, "steps": steps, "steps_per_epoch": steps_per_epoch}
         )
 
-    def advance(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """So many steps are done; a message per step would be too many."""
         now = time.monotonic()
-        if now - self._advanced > _ADVANCE_EVERY:
-            self._advanced = now
-            self._mailbox.put.remote("advance", step)
+        if now - self._last_advance_time > _ADVANCE_INTERVAL_SECONDS:
+            self._last_advance_time = now
+            self._mailbox.send_message.remote("advance", step)
 
-    def record(self, record: MetricsRecord) -> None:
+    def log_metrics(self, record: MetricsRecord) -> None:
         """A metrics record, as a tree: the mailbox's process need not know what it is."""
-        self._mailbox.put.remote("record", to_tree(record))
+        self._mailbox.send_message.remote("record", record_to_dict(record))
 
     def stop(self) -> None:
         """Training is over."""
-        self._mailbox.put.remote("stop", None)
+        self._mailbox.send_message.remote("stop", None)
 
 
-def run_rank(order: dict[str, Any]) -> dict[str, Any]:
+def run_rank(rank_options: dict[str, Any]) -> dict[str, Any]:
     """One rank of one fit: train, and return the summary, or the error that no new attempt would mend.
 
     Raises:
         AttemptError: another attempt may go on. Ray replaces all ranks then.
     """
-    tree = order["config"]
+    tree = rank_options["config"]
     stall, run = float(tree["cluster"]["stall"]), str(tree["run"])
-    share: Share = order["share"]
-    mailbox, context = order["mailbox"], ray.train.get_context()
+    share: Allocation = rank_options["share"]
+    mailbox, context = rank_options["mailbox"], ray.train.get_context()
     console = RemoteConsole(mailbox)
-    joining = joined(
-        _device(share),
+    joining = open_process_group(
+        _select_device(share),
         context.get_world_rank(),
         context.get_world_size(),
         broadcast_from_rank_zero,
-        address=ray.util.get_node_ip_address(),
+        node_address=ray.util.get_node_ip_address(),
         timeout=group_timeout(stall),
-        cores=share.cpus,
-        session=order["session"],
-        saved=_pointer(Store(run).name),
-        wanted=share.most,
+        num_cores=share.cpus_per_worker,
+        session=rank_options["session"],
+        on_checkpoint=_make_checkpoint_reporter(Store(run).redacted_url),
+        desired_world_size=share.max_workers,
     )
     try:
         with ExitStack() as stack:
-            limit = max(stall, _FORMING)
+            limit = max(stall, _MIN_FORMING_SECONDS)
             with Watchdog(
-                limit, _forming(console, context.get_world_rank())
+                limit, _make_hang_logger(console, context.get_world_rank())
             ) as forming:  # NCCL waits without an end
-                forming.at("the forming of the worker group", waiting=True)
+                forming.mark_progress("the forming of the worker group", waiting=True)
                 world = stack.enter_context(joining)
             context = ray.get_runtime_context()
-            places = world.gather(
+            places = world.all_gather_object(
                 [context.get_node_id(), ray.util.get_node_ip_address()]
             )
-            if world.lead:
-                mailbox.put.remote(
+            if world.is_rank_zero:
+                mailbox.send_message.remote(
                     "formed", (places, ray.util.get_current_placement_group())
                 )
-                _set_when(world, lambda: ray.get(mailbox.stopped.remote(order["fit"])))
-            _set_when(world, lambda: _notified.wait(60.0))
+                _stop_when(
+                    world,
+                    lambda: ray.get(mailbox.wait_for_stop.remote(rank_options["fit"])),
+                )
+            _stop_when(world, lambda: _preemption_notice.wait(60.0))
             with (
-                world.together()
+                world.raise_on_all_ranks()
             ):  # a loss of the user's own may be missing on this host alone
-                config = parse(tree, "the config")
+                config = parse_config(tree, "the config")
             summary = train(
                 config,
                 world,
                 console,
-                must_resume=order["must_resume"],
-                other_hardware=order["other_hardware"],
+                must_resume=rank_options["must_resume"],
+                accept_other_hardware=rank_options["accept_other_hardware"],
             )
-            return summary.to_tree()
+            return summary.to_dict()
     except AttemptError:
         raise
     except (UserError, RunError) as error:  # all ranks agree on it
         return {"status": type(error).__name__, "text": str(error)}
 
 
-def _forming(console: RemoteConsole, rank: int) -> Callable[[str, str], None]:
+def _make_hang_logger(console: RemoteConsole, rank: int) -> Callable[[str, str], None]:
     """Return the report of a watchdog for a rank that hangs before its process group has formed."""
 
-    def report(sentence: str, stacks: str) -> None:
-        console.event(f"rank {rank} hangs: {sentence}; its stacks:\n{stacks}")
+    def log_hang(sentence: str, stacks: str) -> None:
+        console.log(f"rank {rank} hangs: {sentence}; its stacks:\n{stacks}")
 
-    return report
+    return log_hang
 
 
-def _device(share: Share) -> torch.device:
+def _select_device(allocation: Allocation) -> torch.device:
     """What this rank computes on.
 
     Raises:
         AttemptError: it was given a GPU that torch does not find. Not to be agreed on by all ranks: these cannot meet.
     """
-    if not share.gpus:
+    if not allocation.gpus_per_worker:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise AttemptError(
@@ -151,28 +154,28 @@ def _device(share: Share) -> torch.device:
     return found
 
 
-def _set_when(world: World, wait: Callable[[], bool]) -> None:
+def _stop_when(world: World, wait_for_stop: Callable[[], bool]) -> None:
     """Set the world's stop when `wait`, which is called again and again, returns true."""
 
-    def listen() -> None:
-        while not wait():
+    def wait_and_stop() -> None:
+        while not wait_for_stop():
             continue
-        world.stop.set()
+        world.stop_requested.set()
 
-    threading.Thread(target=listen, name="distrain-stop", daemon=True).start()
+    threading.Thread(target=wait_and_stop, name="distrain-stop", daemon=True).start()
 
 
-def _pointer(run: str) -> Callable[[int, str | None], None]:
+def _make_checkpoint_reporter(run: str) -> Callable[[int, str | None], None]:
     """Tells Ray which checkpoint is whole, by name: the files are ours.
 
     A checkpoint of Ray's that names it would be one more file, and a rank dies when Ray cannot write it.
     """
 
-    def saved(step: int, name: str | None) -> None:
+    def report_checkpoint(step: int, name: str | None) -> None:
         ray.train.report(
             {"step": step}
             if name is None
             else {"step": step, "checkpoint": name, "run": run}
         )
 
-    return saved
+    return report_checkpoint

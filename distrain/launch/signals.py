@@ -8,7 +8,7 @@ from types import FrameType
 
 
 @contextmanager
-def stop_on_signals(stop: Callable[[], None]) -> Iterator[list[int]]:
+def stop_on_signals(on_stop: Callable[[], None]) -> Iterator[list[int]]:
     """Call `stop` at the first Ctrl-C or SIGTERM; a second one ends the process at once.
 
     Yields:
@@ -16,18 +16,18 @@ def stop_on_signals(stop: Callable[[], None]) -> Iterator[list[int]]:
     """
     received: list[int] = []
 
-    def handle(number: int, _: FrameType | None) -> None:
+    def handle_signal(number: int, _: FrameType | None) -> None:
         for s, handler in before.items():
             signal.signal(s, handler)
         received.append(number)
-        stop()  # this may run inside any call, a print included: it must do no more than set something
+        on_stop()  # this may run inside any call, a print included: it must do no more than set something
 
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may set handlers
         return
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     for s in before:
-        signal.signal(s, handle)
+        signal.signal(s, handle_signal)
     try:
         yield received
     finally:

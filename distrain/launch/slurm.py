@@ -13,21 +13,25 @@ from pathlib import Path
 
 from distrain.config import Config, to_yaml
 from distrain.errors import UserError
-from distrain.launch.package import check_places, job_id, own
-from distrain.launch.share import asked, workers_of
+from distrain.launch.allocation import count_workers_per_node, describe_worker_request
+from distrain.launch.job_request import (
+    check_shared_paths,
+    derive_job_id,
+    read_user_files,
+)
 
-_BEGIN, _END = "# distrain: begin", "# distrain: end"
-_CONFIG_ENDS = "END_OF_CONFIG"
+_BEGIN_MARKER, _END_MARKER = "# distrain: begin", "# distrain: end"
+_CONFIG_DELIMITER = "END_OF_CONFIG"
 # Not COMPLETING: such a job has ended but for its cleaning up.
-_ALIVE = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
+_ACTIVE_STATES = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
 
 
-def script(
+def render_script(
     config: Config,
     template: Path,
     files: Sequence[Path] = (),
     *,
-    job: str | None = None,
+    job_name: str | None = None,
     must_resume: bool = False,
 ) -> str:
     """A site's sbatch script with a run filled in.
@@ -45,37 +49,41 @@ def script(
     Raises:
         UserError: the template is none, or a path is of this machine.
     """
-    check_places(config)
-    text = _template(template)
-    each = _workers_of_a_node(config, text, template)
+    check_shared_paths(config)
+    text = _load_template(template)
+    each = _parse_workers_per_node(config, text, template)
     if config.cluster.workers != "auto":
         few, many = (-(-workers // each) for workers in config.cluster.workers)
-        text = _directive(text, "nodes", f"{few}-{many}" if few < many else str(few))
-    name = job or re.sub(r"[^\w.-]+", "-", job_id(config))
+        text = _set_directive(
+            text, "nodes", f"{few}-{many}" if few < many else str(few)
+        )
+    name = job_name or re.sub(r"[^\w.-]+", "-", derive_job_id(config))
     if not re.fullmatch(r"[\w.-]+", name):
         raise UserError(
             f"{name!r} is no name of a job: letters, digits, dots, dashes and underscores"
         )
-    text = _directive(text, "job-name", name)
-    own(files)  # says what is wrong with them
+    text = _set_directive(text, "job-name", name)
+    read_user_files(files)  # says what is wrong with them
     folders = ":".join(sorted({str(path.resolve().parent) for path in files}))
     python_path = [f"export PYTHONPATH={shlex.quote(folders)}"] if files else []
     filled = [
-        _BEGIN,
+        _BEGIN_MARKER,
         f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
         *python_path,
         "config=$(mktemp)",
         "trap 'rm -f \"$config\"' EXIT",
-        f"cat > \"$config\" <<'{_CONFIG_ENDS}'",
+        f"cat > \"$config\" <<'{_CONFIG_DELIMITER}'",
         to_yaml(config).rstrip(),
-        _CONFIG_ENDS,
+        _CONFIG_DELIMITER,
         f"options=({'--resume' * must_resume})",
     ]
-    begin, _, rest = text.partition(_BEGIN)
-    return begin + "\n".join(filled) + "\n" + _END + rest.partition(_END)[2]
+    begin, _, rest = text.partition(_BEGIN_MARKER)
+    return (
+        begin + "\n".join(filled) + "\n" + _END_MARKER + rest.partition(_END_MARKER)[2]
+    )
 
 
-def _template(path: Path) -> str:
+def _load_template(path: Path) -> str:
     """Read a site's script. Raises UserError if it has no one place for the run."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -83,33 +91,35 @@ def _template(path: Path) -> str:
         raise UserError(
             f"cannot read the template {path}: {getattr(error, 'strerror', error)}"
         ) from None
-    if text.count(_BEGIN) != 1 or text.count(_END) != 1:
+    if text.count(_BEGIN_MARKER) != 1 or text.count(_END_MARKER) != 1:
         raise UserError(
-            f"the template {path} must have one line {_BEGIN!r} and one {_END!r}: see cluster/slurm/train.sbatch"
+            f"the template {path} must have one line {_BEGIN_MARKER!r} and one {_END_MARKER!r}: see cluster/slurm/train.sbatch"
         )
     return text
 
 
-def submit(text: str) -> tuple[str, bool]:
+def submit_script(script: str) -> tuple[str, bool]:
     """Hand a script to Slurm, or find its job if it waits or runs: the job's number, and whether it was started now.
 
     Raises:
         UserError: there is no Slurm here, or it refuses.
     """
-    name = re.findall(r"^#SBATCH --job-name=(.+)$", text, re.MULTILINE)[0]
-    if found := _ask(
+    name = re.findall(r"^#SBATCH --job-name=(.+)$", script, re.MULTILINE)[0]
+    if found := _run_slurm_command(
         "squeue",
         "--me",
         "--noheader",
         "--format=%i",
         f"--name={name}",
-        f"--states={_ALIVE}",
+        f"--states={_ACTIVE_STATES}",
     ).split():
         return found[0], False
-    return _ask("sbatch", "--parsable", script=text).strip().partition(";")[0], True
+    return _run_slurm_command("sbatch", "--parsable", script=script).strip().partition(
+        ";"
+    )[0], True
 
 
-def _ask(*command: str, script: str = "") -> str:
+def _run_slurm_command(*command: str, script: str = "") -> str:
     if shutil.which(command[0]) is None:
         raise UserError(
             f"there is no Slurm here ({command[0]} is not in PATH): submit from a login node"
@@ -122,29 +132,29 @@ def _ask(*command: str, script: str = "") -> str:
     return done.stdout
 
 
-def _directive(text: str, name: str, value: str) -> str:
+def _set_directive(script: str, name: str, value: str) -> str:
     """A script in which `#SBATCH --name=value` says this value."""
     line = f"#SBATCH --{name}={value}"
     found, count = re.subn(
-        rf"^#SBATCH --{name}[= ].*$", line, text, count=1, flags=re.MULTILINE
+        rf"^#SBATCH --{name}[= ].*$", line, script, count=1, flags=re.MULTILINE
     )
-    return found if count else text.replace("\n", f"\n{line}\n", 1)
+    return found if count else script.replace("\n", f"\n{line}\n", 1)
 
 
-def _workers_of_a_node(config: Config, text: str, template: Path) -> int:
+def _parse_workers_per_node(config: Config, script: str, template: Path) -> int:
     """How many ranks a node of the job has room for."""
-    cpus = _number(text, r"(?:--cpus-per-task[= ]|-c ?)")
-    gpus = _number(text, r"--(?:gpus-per-node[= ]|gres[= ]gpu:)(?:[a-z]\w*:)?")
-    room = workers_of(config, cpus, gpus)
+    cpus = _parse_option(script, r"(?:--cpus-per-task[= ]|-c ?)")
+    gpus = _parse_option(script, r"--(?:gpus-per-node[= ]|gres[= ]gpu:)(?:[a-z]\w*:)?")
+    room = count_workers_per_node(config, cpus, gpus)
     if room < 1:
         raise UserError(
-            f"a worker asks for {asked(config, gpus)}, and {template} for {cpus} CPUs and {gpus} GPUs on each node: "
+            f"a worker asks for {describe_worker_request(config, gpus)}, and {template} for {cpus} CPUs and {gpus} GPUs on each node: "
             "raise --cpus-per-task and --gpus-per-node there, or lower cluster.cpus_per_worker"
         )
     return room
 
 
-def _number(text: str, option: str) -> int:
+def _parse_option(script: str, option: str) -> int:
     """What a script asks for; of `--gpus-per-node=a100:4` the 4."""
-    found = re.search(rf"^#SBATCH {option}(\d+)\s*(?:#.*)?$", text, re.MULTILINE)
+    found = re.search(rf"^#SBATCH {option}(\d+)\s*(?:#.*)?$", script, re.MULTILINE)
     return int(found[1]) if found else 0

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from distrain.errors import UserError
-from distrain.fields import described, import_attribute
+from distrain.fields import format_error, import_attribute
 from distrain.models.layers import (
     AveragePool,
     BatchNorm,
     Dropout,
     LocalResponseNorm,
-    micro_step,
+    micro_batch_context,
 )
 
 
-def imported(
-    name: str, options: Mapping[str, Any], classes: int, seed: int
+def build_imported_model(
+    name: str, options: Mapping[str, Any], num_classes: int, seed: int
 ) -> nn.Module:
     """Make a network of others, and make its result exact.
 
@@ -34,16 +34,16 @@ def imported(
     Raises:
         UserError: it cannot be imported or called, or has layers or parameters that cannot be trained exactly.
     """
-    make = _callable(name)
+    make = _find_model_callable(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = make(classes, **options)
+            model = make(num_classes, **options)
         except (
             Exception
         ) as error:  # anything may be wrong with a callable that is not ours
             raise UserError(
-                f"model {name} cannot be made: {described(error)}"
+                f"model {name} cannot be made: {format_error(error)}"
             ) from error
     if not isinstance(model, nn.Module):
         raise UserError(
@@ -54,11 +54,11 @@ def imported(
             raise UserError(
                 f"model {name}: parameter {key} is {p.dtype}: it must be torch.float32"
             )
-    _replace(model, name)
+    _replace_layers(model, name)
     return model.train()
 
 
-def try_out(model: nn.Module, name: str, classes: int, crop: int) -> None:
+def run_trial_step(model: nn.Module, name: str, num_classes: int, crop: int) -> None:
     """Run a training forward and backward, and see whether it can be trained exactly.
 
     Raises:
@@ -69,24 +69,24 @@ def try_out(model: nn.Module, name: str, classes: int, crop: int) -> None:
     if not parameters:
         raise UserError(f"model {name} has no parameter to train")
     buffers = {key: b.clone() for key, b in model.named_buffers()}
-    before = _generators()
+    before = _get_global_rng_states()
     try:
-        with micro_step(0, 0, 0):
+        with micro_batch_context(0, 0, 0):
             logits = model(images)
     except UserError as error:
         raise UserError(f"model {name}: {error}") from None
     except Exception as error:  # anything may be wrong with a forward that is not ours
         raise UserError(
-            f"model {name} cannot take images (2, 3, {crop}, {crop}): {described(error)}"
+            f"model {name} cannot take images (2, 3, {crop}, {crop}): {format_error(error)}"
         ) from error
-    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+    if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
         found = (
             tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         )
         raise UserError(
-            f"model {name} makes {found} of two images: it must make logits (2, {classes})"
+            f"model {name} makes {found} of two images: it must make logits (2, {num_classes})"
         )
-    if _generators() != before:
+    if _get_global_rng_states() != before:
         raise UserError(
             f"model {name} draws from a global random generator while it trains, so that weights would depend on the "
             "cluster: use nn.Dropout, which distrain replaces by its own, or set its options to do without"
@@ -110,7 +110,7 @@ def try_out(model: nn.Module, name: str, classes: int, crop: int) -> None:
         )
 
 
-def _generators() -> list[Any]:
+def _get_global_rng_states() -> list[Any]:
     """The states of all global random generators on the CPU."""
     of_numpy = np.random.get_state()
     assert isinstance(of_numpy, tuple)
@@ -122,14 +122,14 @@ def _generators() -> list[Any]:
     ]
 
 
-_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+_TorchBatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
-def _callable(name: str) -> Callable[..., Any]:
+def _find_model_callable(name: str) -> Callable[..., Any]:
     """What makes the model, called with the number of classes."""
     module_name, attribute = name.split(":")
     if module_name == "torchvision":
-        return _of_torchvision(attribute)
+        return _find_torchvision_model(attribute)
     try:
         found = import_attribute(name)
     except ValueError as error:
@@ -141,7 +141,7 @@ def _callable(name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _of_torchvision(name: str) -> Callable[..., Any]:
+def _find_torchvision_model(name: str) -> Callable[..., Any]:
     import torchvision.models
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -155,21 +155,21 @@ def _of_torchvision(name: str) -> Callable[..., Any]:
         if name in ("googlenet", "inception_v3")
         else {}
     )
-    return partial(_from_torchvision, name, plain)
+    return partial(_build_torchvision_model, name, plain)
 
 
-def _from_torchvision(
-    name: str, plain: dict[str, Any], classes: int, **options: Any
+def _build_torchvision_model(
+    name: str, defaults: dict[str, Any], num_classes: int, **options: Any
 ) -> nn.Module:
     from torchvision.models import get_model
 
     model: nn.Module = get_model(
-        name, weights=None, num_classes=classes, **{**plain, **options}
+        name, weights=None, num_classes=num_classes, **{**defaults, **options}
     )
     return model
 
 
-def _replace(model: nn.Module, name: str) -> None:
+def _replace_layers(model: nn.Module, name: str) -> None:
     """Put our own layers in place of those whose result depends on thread, rank or device."""
     ours: dict[
         nn.Module, nn.Module
@@ -177,44 +177,44 @@ def _replace(model: nn.Module, name: str) -> None:
     for path, layer in list(model.named_modules(remove_duplicate=False)):
         if layer not in ours:
             dropouts = sum(isinstance(found, Dropout) for found in ours.values())
-            ours[layer] = _ours(layer, dropouts, name)
+            ours[layer] = _make_replacement(layer, dropouts, name)
         if path and ours[layer] is not layer:
             parent, _, key = path.rpartition(".")
             setattr(model.get_submodule(parent), key, ours[layer])
 
 
-def _ours(theirs: nn.Module, dropouts: int, name: str) -> nn.Module:
+def _make_replacement(layer: nn.Module, num_dropouts: int, name: str) -> nn.Module:
     """What a layer is replaced by, or itself; `dropouts` have been replaced so far."""
-    if isinstance(theirs, _BatchNorm) and theirs.track_running_stats:
-        return _batch_norm(theirs, name)
-    if type(theirs) is nn.Dropout:
-        return Dropout(theirs.p, dropouts)
-    if isinstance(theirs, nn.AdaptiveAvgPool2d):
-        size = theirs.output_size
+    if isinstance(layer, _TorchBatchNorm) and layer.track_running_stats:
+        return _convert_batch_norm(layer, name)
+    if type(layer) is nn.Dropout:
+        return Dropout(layer.p, num_dropouts)
+    if isinstance(layer, nn.AdaptiveAvgPool2d):
+        size = layer.output_size
         height, width = (size, size) if size is None or isinstance(size, int) else size
         if (
             height is not None and width is not None and (height, width) != (1, 1)
         ):  # torch takes the mean for (1, 1)
             return AveragePool(height, width)
-    if isinstance(theirs, nn.LocalResponseNorm) and theirs.size % 2:
+    if isinstance(layer, nn.LocalResponseNorm) and layer.size % 2:
         return LocalResponseNorm(
-            theirs.size, alpha=theirs.alpha, beta=theirs.beta, k=theirs.k
+            layer.size, alpha=layer.alpha, beta=layer.beta, k=layer.k
         )
-    return theirs
+    return layer
 
 
-def _batch_norm(theirs: _BatchNorm, name: str) -> BatchNorm:
-    if theirs.momentum is None:
+def _convert_batch_norm(layer: _TorchBatchNorm, name: str) -> BatchNorm:
+    if layer.momentum is None:
         raise UserError(
             f"model {name} has a batch normalisation without momentum, a cumulative average: set one"
         )
     ours = BatchNorm(
-        theirs.num_features,
-        eps=theirs.eps,
-        momentum=theirs.momentum,
-        affine=theirs.affine,
+        layer.num_features,
+        eps=layer.eps,
+        momentum=layer.momentum,
+        affine=layer.affine,
     )
-    state = theirs.state_dict()
+    state = layer.state_dict()
     state.pop("num_batches_tracked")
     ours.load_state_dict(state)
     return ours

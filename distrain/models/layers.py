@@ -17,44 +17,46 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distrain.errors import UserError
-from distrain.philox import Purpose, words
+from distrain.philox import Purpose, draw_words
 
 
 @dataclass
-class MicroStep:
+class MicroBatchContext:
     """One micro-batch on its way through the layers: what they must know of it, and what they tell of it."""
 
     seed: int
     step: int
     virtual_worker: int
-    uses: Counter[int] = field(default_factory=Counter)
+    dropout_uses: Counter[int] = field(default_factory=Counter)
     """How often each dropout layer has been used: each use has a mask of its own."""
-    moments: dict[nn.Module, Tensor] = field(default_factory=dict)
+    batch_stats: dict[nn.Module, Tensor] = field(default_factory=dict)
     """Of each batch normalisation: mean and mean square of each feature, float64 of shape (2, features)."""
 
 
-_current: contextvars.ContextVar[MicroStep | None] = contextvars.ContextVar(
-    "micro_step", default=None
+_current_context: contextvars.ContextVar[MicroBatchContext | None] = (
+    contextvars.ContextVar("micro_step", default=None)
 )
 
 
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+def get_trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name; a parameter that does not require a gradient is frozen."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 @contextmanager
-def micro_step(seed: int, step: int, virtual_worker: int) -> Iterator[MicroStep]:
+def micro_batch_context(
+    seed: int, step: int, virtual_worker: int
+) -> Iterator[MicroBatchContext]:
     """What a training forward inside, on this thread, belongs to."""
-    token = _current.set(MicroStep(seed, step, virtual_worker))
+    token = _current_context.set(MicroBatchContext(seed, step, virtual_worker))
     try:
-        yield _inside()
+        yield _get_current_context()
     finally:
-        _current.reset(token)
+        _current_context.reset(token)
 
 
-def _inside() -> MicroStep:
-    current = _current.get()
+def _get_current_context() -> MicroBatchContext:
+    current = _current_context.get()
     assert current is not None, "training forward outside of micro_step(...)"
     return current
 
@@ -65,29 +67,31 @@ class Dropout(nn.Module):
     Inverted: kept units are divided by the probability to keep. Identity in evaluation.
     """
 
-    def __init__(self, p: float, layer: int) -> None:
+    def __init__(self, p: float, layer_index: int) -> None:
         """`p`: probability to drop; `layer`: number of this dropout layer in its model."""
         super().__init__()
-        self.p, self.layer = p, layer
+        self.p, self.layer_index = p, layer_index
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape to the same shape."""
         if not self.training or self.p == 0:
             return x
-        now = _inside()
-        use = now.uses[self.layer]
-        now.uses[self.layer] += 1
-        w = words(
+        now = _get_current_context()
+        use = now.dropout_uses[self.layer_index]
+        now.dropout_uses[self.layer_index] += 1
+        w = draw_words(
             now.seed,
             Purpose.DROPOUT,
             now.step,
             now.virtual_worker,
-            self.layer | use << 16,
+            self.layer_index | use << 16,
         )
         k0, k1, _, _ = w.view(np.int32).tolist()
         keep = 1 - self.p
         mask = (
-            _hash(torch.arange(x.numel(), dtype=torch.int32, device=x.device), k0, k1)
+            _hash_counters(
+                torch.arange(x.numel(), dtype=torch.int32, device=x.device), k0, k1
+            )
             < keep * 2**32 - 2**31
         )
         return x * mask.view(x.shape).to(x.dtype).div_(keep)
@@ -97,18 +101,18 @@ class Dropout(nn.Module):
         return f"p={self.p}"
 
 
-def _hash(x: Tensor, *keys: int) -> Tensor:
+def _hash_counters(counters: Tensor, *keys: int) -> Tensor:
     """Mix int32 counters with each key in turn (Wellons' lowbias32), in place: uniform over all int32 numbers.
 
     Integer arithmetic on the element's index: the same on every device, thread count and launch grid.
     """
     for key in keys:
-        x.bitwise_xor_(key)
+        counters.bitwise_xor_(key)
         for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32), (16, 1)):
-            x.bitwise_xor_((x >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(
-                factor
-            )
-    return x
+            counters.bitwise_xor_(
+                (counters >> shift).bitwise_and_((1 << (32 - shift)) - 1)
+            ).mul_(factor)
+    return counters
 
 
 class BatchNorm(nn.Module):
@@ -124,7 +128,7 @@ class BatchNorm(nn.Module):
 
     def __init__(
         self,
-        features: int,
+        num_features: int,
         *,
         eps: float = 1e-5,
         momentum: float = 0.1,
@@ -132,11 +136,11 @@ class BatchNorm(nn.Module):
     ) -> None:
         """`momentum`: what each step takes of the new moments; `affine`: scale and shift the result, as learned."""
         super().__init__()
-        self.features, self.eps, self.momentum = features, eps, momentum
-        self.weight = nn.Parameter(torch.ones(features)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(features)) if affine else None
-        self.register_buffer("running_mean", torch.zeros(features))
-        self.register_buffer("running_var", torch.ones(features))
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, features, ...) to the same shape.
@@ -155,8 +159,8 @@ class BatchNorm(nn.Module):
                 0.0,
                 self.eps,
             )
-        now = _inside()
-        if self in now.moments:
+        now = _get_current_context()
+        if self in now.batch_stats:
             raise UserError(
                 "a batch normalisation is used twice in one forward: give each use a layer of its own"
             )
@@ -166,13 +170,13 @@ class BatchNorm(nn.Module):
             torch.zeros_like(self.running_var),
         )
         y = F.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
-        n = x.numel() // self.features
+        n = x.numel() // self.num_features
         mean, variance = mean.double(), variance.double() * ((n - 1) / n)
-        now.moments[self] = torch.stack([mean, variance + mean.square()])
+        now.batch_stats[self] = torch.stack([mean, variance + mean.square()])
         return y
 
     @torch.no_grad()
-    def reset(self) -> None:
+    def reset_parameters(self) -> None:
         """Scale 1, shift 0, running mean 0 and variance 1."""
         for tensor, value in (
             (self.weight, 1),
@@ -184,32 +188,32 @@ class BatchNorm(nn.Module):
                 tensor.fill_(value)
 
     @torch.no_grad()
-    def move(self, moments: Tensor, may_move: Tensor) -> None:
+    def update_running_stats(self, batch_stats: Tensor, should_update: Tensor) -> None:
         """Move the running moments.
 
         Args:
             moments: mean and mean square over the global batch, float64 of shape (2, features).
             may_move: 1, or 0 to leave them alone, on the device.
         """
-        mean, mean_square = moments.unbind()
+        mean, mean_square = batch_stats.unbind()
         variance = (mean_square - mean.square()).clamp(min=0)
         for running, now in ((self.running_mean, mean), (self.running_var, variance)):
             running.lerp_(
-                now.to(running.dtype), (self.momentum * may_move).to(running.dtype)
+                now.to(running.dtype), (self.momentum * should_update).to(running.dtype)
             )
 
     def extra_repr(self) -> str:
         """What print shows."""
-        return f"{self.features}, eps={self.eps}, momentum={self.momentum}, affine={self.weight is not None}"
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.weight is not None}"
 
 
-def batch_norms(model: nn.Module) -> list[BatchNorm]:
+def find_batch_norms(model: nn.Module) -> list[BatchNorm]:
     """The batch normalisations of a model, in its order."""
     return [layer for layer in model.modules() if isinstance(layer, BatchNorm)]
 
 
-def flat_moments(
-    layers: Sequence[BatchNorm], now: MicroStep, device: torch.device
+def flatten_batch_stats(
+    layers: Sequence[BatchNorm], context: MicroBatchContext, device: torch.device
 ) -> Tensor:
     """Join the moments of all batch normalisations in one micro-batch.
 
@@ -218,16 +222,20 @@ def flat_moments(
     """
     if not layers:
         return torch.empty(0, dtype=torch.float64, device=device)
-    return torch.cat([now.moments[layer].reshape(-1) for layer in layers])
+    return torch.cat([context.batch_stats[layer].reshape(-1) for layer in layers])
 
 
-def move_all(layers: Sequence[BatchNorm], moments: Tensor, may_move: Tensor) -> None:
+def update_all_running_stats(
+    layers: Sequence[BatchNorm], batch_stats: Tensor, should_update: Tensor
+) -> None:
     """Move the running moments of all batch normalisations, by the mean of what `flat_moments` gave."""
     parts = (
-        torch.split(moments, [2 * layer.features for layer in layers]) if layers else ()
+        torch.split(batch_stats, [2 * layer.num_features for layer in layers])
+        if layers
+        else ()
     )
     for layer, part in zip(layers, parts, strict=True):
-        layer.move(part.view(2, -1), may_move)
+        layer.update_running_stats(part.view(2, -1), should_update)
 
 
 class AveragePool(nn.Module):
@@ -240,35 +248,42 @@ class AveragePool(nn.Module):
     def __init__(self, height: int, width: int) -> None:
         """`height`, `width`: of the output."""
         super().__init__()
-        self.size = (height, width)
+        self.output_size = (height, width)
         # By input size, type and device. Made in every forward, each would be a copy to the GPU that waits for it.
-        self._averages: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
+        self._averaging_matrices: dict[
+            tuple[int, int, torch.dtype, torch.device], Tensor
+        ] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) to (n, c, height, width)."""
-        if x.shape[-2:] == self.size:
+        if x.shape[-2:] == self.output_size:
             return x
         rows, columns = (
-            self._average(out, n, x)
-            for out, n in zip(self.size, x.shape[-2:], strict=True)
+            self._get_averaging_matrix(out, n, x)
+            for out, n in zip(self.output_size, x.shape[-2:], strict=True)
         )
         return rows @ x @ columns.T
 
-    def _average(self, out: int, n: int, like: Tensor) -> Tensor:
+    def _get_averaging_matrix(
+        self, output_length: int, input_length: int, like: Tensor
+    ) -> Tensor:
         """The matrix (out, n) whose row i averages the cells of output i, in the type and on the device of `like`."""
-        key = (out, n, like.dtype, like.device)
-        if key not in self._averages:
+        key = (output_length, input_length, like.dtype, like.device)
+        if key not in self._averaging_matrices:
             with torch.inference_mode(
                 False
             ):  # one made in evaluation must serve training too
-                rows = torch.zeros(out, n)
-                for i in range(out):
-                    first, last = i * n // out, -(-(i + 1) * n // out)
+                rows = torch.zeros(output_length, input_length)
+                for i in range(output_length):
+                    first, last = (
+                        i * input_length // output_length,
+                        -(-(i + 1) * input_length // output_length),
+                    )
                     rows[i, first:last] = 1 / (last - first)
-                self._averages[key] = rows.to(
+                self._averaging_matrices[key] = rows.to(
                     like.device, like.dtype, non_blocking=True
                 )
-        return self._averages[key]
+        return self._averaging_matrices[key]
 
 
 class LocalResponseNorm(nn.Module):
@@ -302,7 +317,7 @@ class LocalResponseNorm(nn.Module):
         """(n, c, ...) to the same shape; what comes in bf16 is computed and goes in fp32."""
         towers = x.float() if x.dtype == torch.bfloat16 else x
         towers = towers.reshape(x.shape[0] * self.groups, x.shape[1] // self.groups, -1)
-        y: Tensor = _AcrossChannels.apply(
+        y: Tensor = _LocalResponseNormFunction.apply(
             towers, self.size // 2, self.k, self.alpha / self.size, self.beta
         )
         return y.view(x.shape)
@@ -312,7 +327,7 @@ class LocalResponseNorm(nn.Module):
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}, groups={self.groups}"
 
 
-class _AcrossChannels(torch.autograd.Function):
+class _LocalResponseNormFunction(torch.autograd.Function):
     """x s^-beta with s = k + alpha sum of x^2 over neighbouring channels.
 
     Tower by tower on a CPU: all of it stays in a core's cache, which makes it cheaper than the convolution before it
@@ -322,15 +337,15 @@ class _AcrossChannels(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, half: int, k: float, alpha: float, beta: float
+        ctx: Any, x: Tensor, half_size: int, k: float, alpha: float, beta: float
     ) -> Tensor:
         """x: (towers, channels, places)."""
         ctx.save_for_backward(x)
-        ctx.arguments = half, k, alpha, beta
+        ctx.arguments = half_size, k, alpha, beta
         y = torch.empty_like(x)
-        for x_i, y_i in zip(_pieces(x), _pieces(y), strict=True):
-            s = _neighbours(x_i.square(), half).mul_(alpha).add_(k)
-            torch.mul(x_i, _power(s, beta), out=y_i)
+        for x_i, y_i in zip(_split_by_tower(x), _split_by_tower(y), strict=True):
+            s = _sum_neighbor_channels(x_i.square(), half_size).mul_(alpha).add_(k)
+            torch.mul(x_i, _pow_minus_beta(s, beta), out=y_i)
         return y
 
     @staticmethod
@@ -340,29 +355,34 @@ class _AcrossChannels(torch.autograd.Function):
         half, k, alpha, beta = ctx.arguments
         out = torch.empty_like(x)
         for x_i, g_i, out_i in zip(
-            _pieces(x), _pieces(gradient), _pieces(out), strict=True
+            _split_by_tower(x),
+            _split_by_tower(gradient),
+            _split_by_tower(out),
+            strict=True,
         ):
-            s = _neighbours(x_i.square(), half).mul_(alpha).add_(k)
-            torch.mul(g_i, _power(s, beta), out=out_i)
+            s = _sum_neighbor_channels(x_i.square(), half).mul_(alpha).add_(k)
+            torch.mul(g_i, _pow_minus_beta(s, beta), out=out_i)
             inner = (out_i * x_i).div_(s)
-            out_i.addcmul_(_neighbours(inner, half), x_i, value=-2 * alpha * beta)
+            out_i.addcmul_(
+                _sum_neighbor_channels(inner, half), x_i, value=-2 * alpha * beta
+            )
         return out, None, None, None, None
 
 
-def _pieces(x: Tensor) -> tuple[Tensor, ...]:
+def _split_by_tower(x: Tensor) -> tuple[Tensor, ...]:
     return torch.split(x, 1) if x.device.type == "cpu" else (x,)
 
 
-def _neighbours(x: Tensor, half: int) -> Tensor:
+def _sum_neighbor_channels(x: Tensor, half_size: int) -> Tensor:
     """The sum over the `half` channels before, the channel itself and the `half` after; x: (towers, channels, ...)."""
     total, channels = x.clone(), x.shape[1]
-    for d in range(1, min(half, channels - 1) + 1):
+    for d in range(1, min(half_size, channels - 1) + 1):
         total[:, d:].add_(x[:, : channels - d])
         total[:, : channels - d].add_(x[:, d:])
     return total
 
 
-def _power(s: Tensor, beta: float) -> Tensor:
+def _pow_minus_beta(s: Tensor, beta: float) -> Tensor:
     """s^-beta; at the beta of 2012 without a logarithm."""
     if beta != 0.75:
         return s.pow(-beta)
@@ -370,16 +390,18 @@ def _power(s: Tensor, beta: float) -> Tensor:
     return root * root.sqrt()
 
 
-class HangOver(nn.Module):
+class PadToStride(nn.Module):
     """Zeros at the right and bottom edge, so that the last filter of a convolution still has a whole window."""
 
-    def __init__(self, size: int, stride: int) -> None:
+    def __init__(self, kernel_size: int, stride: int) -> None:
         super().__init__()
-        self.size, self.stride = size, stride
+        self.kernel_size, self.stride = kernel_size, stride
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) to (n, c, h + less than stride, w + less than stride)."""
-        height, width = ((self.size - side) % self.stride for side in x.shape[-2:])
+        height, width = (
+            (self.kernel_size - side) % self.stride for side in x.shape[-2:]
+        )
         return F.pad(x, (0, width, 0, height))
 
 
@@ -399,7 +421,7 @@ class SpatialResponseNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) to the same shape."""
         squares = F.avg_pool2d(x.square(), self.size, stride=1, padding=self.size // 2)
-        return x * _power(1 + self.alpha * squares, self.beta)
+        return x * _pow_minus_beta(1 + self.alpha * squares, self.beta)
 
     def extra_repr(self) -> str:
         """What print shows."""

@@ -7,25 +7,25 @@ import torch
 from torch import Tensor, nn
 
 
-class Layer(NamedTuple):
+class LayerSummary(NamedTuple):
     """A layer that has no layers inside."""
 
     name: str
     kind: str
-    shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
     """Of its output for one image."""
-    parameters: int
-    macs: int
+    num_parameters: int
+    num_macs: int
     """Multiply-accumulates of its forward for one image; those of convolutions and linear layers are counted."""
 
 
-def lines(model: nn.Module, side: int) -> Iterator[str]:
+def format_layer_table(model: nn.Module, side: int) -> Iterator[str]:
     """The layers of a network as text of at most 80 columns; see `layers`."""
-    found = layers(model, side)
+    found = summarize_layers(model, side)
     whole = sum(p.numel() for p in model.parameters())
-    if others := whole - sum(layer.parameters for layer in found):
-        found.append(Layer("(others)", "parameters", (), others, 0))
-    macs = max(1, sum(layer.macs for layer in found))
+    if others := whole - sum(layer.num_parameters for layer in found):
+        found.append(LayerSummary("(others)", "parameters", (), others, 0))
+    macs = max(1, sum(layer.num_macs for layer in found))
     names = min(14, max(5, *(len(layer.name) for layer in found)))
     kinds = min(19, max(4, *(len(layer.kind) for layer in found)))
     yield f"{'layer':<{names}} {'kind':<{kinds}} {'output':>11} {'parameters':>11}     % {'10^6 MACs':>9}     %"
@@ -45,11 +45,11 @@ def lines(model: nn.Module, side: int) -> Iterator[str]:
     yield f"{whole:,} parameters, {macs / 1e6:,.2f} million multiply-accumulates (MACs) at {side} x {side}"
 
 
-def layers(model: nn.Module, side: int) -> list[Layer]:
+def summarize_layers(model: nn.Module, side: int) -> list[LayerSummary]:
     """The layers of a network in the order in which an image of `side` x `side` pixels passes them."""
-    found: list[Layer] = []
+    found: list[LayerSummary] = []
     hooks = [
-        layer.register_forward_hook(_told(name, found))
+        layer.register_forward_hook(_make_summary_hook(name, found))
         for name, layer in model.named_modules()
         if not any(True for _ in layer.children())
     ]
@@ -65,19 +65,29 @@ def layers(model: nn.Module, side: int) -> list[Layer]:
     return found
 
 
-def _told(name: str, found: list[Layer]) -> Callable[[nn.Module, Any, Tensor], None]:
+def _make_summary_hook(
+    name: str, summaries: list[LayerSummary]
+) -> Callable[[nn.Module, Any, Tensor], None]:
     """A hook that adds a layer to those that were found."""
 
-    def hook(layer: nn.Module, _: Any, output: Tensor) -> None:
+    def record_layer(layer: nn.Module, _: Any, output: Tensor) -> None:
         shape = tuple(output.shape[1:])
-        again = any(earlier.name == name for earlier in found)
+        again = any(earlier.name == name for earlier in summaries)
         parameters = 0 if again else sum(p.numel() for p in layer.parameters())
-        found.append(Layer(name, _kind(layer), shape, parameters, _macs(layer, output)))
+        summaries.append(
+            LayerSummary(
+                name,
+                _describe_layer_kind(layer),
+                shape,
+                parameters,
+                _count_macs(layer, output),
+            )
+        )
 
-    return hook
+    return record_layer
 
 
-def _kind(layer: nn.Module) -> str:
+def _describe_layer_kind(layer: nn.Module) -> str:
     """The class, with what tells layers of one class apart."""
     name = type(layer).__name__
     if isinstance(layer, nn.Conv2d):
@@ -90,7 +100,7 @@ def _kind(layer: nn.Module) -> str:
     return name
 
 
-def _macs(layer: nn.Module, output: Tensor) -> int:
+def _count_macs(layer: nn.Module, output: Tensor) -> int:
     if isinstance(layer, nn.Conv2d):
         return output[0].numel() * layer.weight[0].numel()
     if isinstance(layer, nn.Linear):

@@ -6,74 +6,79 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from distrain.data.storage.store import Store
-from distrain.monitor.records import MetricsRecord, from_tree, to_tree
-from distrain.monitor.sinks import Console, GrowingFile, line
+from distrain.monitor.records import MetricsRecord, record_from_dict, record_to_dict
+from distrain.monitor.sinks import AppendOnlyFile, Console, format_record
 from distrain.rundir import files
 
-_KEY = "distrain"
+_CALL_KEY = "distrain"
 # Seconds between two uploads of a log to a bucket.
-_UPLOAD_EVERY = 30.0
+_UPLOAD_INTERVAL_SECONDS = 30.0
 
 
-class JsonLines:
+class JsonConsole:
     """Writes each call as a line of JSON, for `replay` elsewhere."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def event(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line of text."""
-        self._write("event", text=text)
+        self._write_call("event", text=text)
 
     def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
         """Training starts."""
-        self._write("start", step=step, steps=steps, steps_per_epoch=steps_per_epoch)
+        self._write_call(
+            "start", step=step, steps=steps, steps_per_epoch=steps_per_epoch
+        )
 
-    def advance(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """Nothing: a line a step would be too many."""
 
-    def record(self, record: MetricsRecord) -> None:
+    def log_metrics(self, record: MetricsRecord) -> None:
         """A metrics record."""
-        self._write("record", record=to_tree(record))
+        self._write_call("record", record=record_to_dict(record))
 
     def stop(self) -> None:
         """Training is over."""
-        self._write("stop")
+        self._write_call("stop")
 
-    def _write(self, call: str, **arguments: Any) -> None:
-        self._stream.write(json.dumps({_KEY: call, **arguments}) + "\n")
+    def _write_call(self, call: str, **arguments: Any) -> None:
+        self._stream.write(json.dumps({_CALL_KEY: call, **arguments}) + "\n")
         self._stream.flush()
 
 
-def replay(text: str, console: Console) -> None:
+def replay_line(text: str, console: Console) -> None:
     """Do on a console what a line of `JsonLines` says; any other line is an event."""
     try:
         arguments = json.loads(text)
-        call = arguments.pop(_KEY)
+        call = arguments.pop(_CALL_KEY)
     except (ValueError, KeyError, AttributeError, TypeError):
-        console.event(text)
+        console.log(text)
         return
     if call == "record":
-        record = from_tree(arguments["record"])
-        console.advance(record.step)
-        console.record(record)
+        record = record_from_dict(arguments["record"])
+        console.set_step(record.step)
+        console.log_metrics(record)
+        return
+    if call == "event":
+        console.log(**arguments)
         return
     getattr(console, call)(**arguments)
 
 
-class Logged:
+class LogFileConsole:
     """A console whose lines stay in `log-<time>.txt` of the run directory, from when training has started there."""
 
     def __init__(self, console: Console, store: Store) -> None:
-        self._console, self._steps, self._before = console, 0, bytearray()
-        self._name, self._store = (
-            files.log(time.strftime("%Y%m%d-%H%M%S", time.gmtime())),
+        self._console, self._num_steps, self._unwritten = console, 0, bytearray()
+        self._file_name, self._store = (
+            files.log_path(time.strftime("%Y%m%d-%H%M%S", time.gmtime())),
             store,
         )
-        self._file: GrowingFile | None = None
-        self._uploaded = 0.0
+        self._log_file: AppendOnlyFile | None = None
+        self._last_upload = 0.0
 
-    def __enter__(self) -> "Logged":
+    def __enter__(self) -> "LogFileConsole":
         return self
 
     def __exit__(
@@ -83,44 +88,46 @@ class Logged:
         _: TracebackType | None,
     ) -> None:
         if error is not None:
-            self._keep(
+            self._append_line(
                 f"error: {error}" if str(error) else f"ended by {type(error).__name__}"
             )
-        if self._file is not None:
-            self._file.close()
+        if self._log_file is not None:
+            self._log_file.close()
 
-    def event(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line of text."""
-        self._console.event(text)
-        self._keep(text)
+        self._console.log(text)
+        self._append_line(text)
 
     def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
         """Training starts: the run directory is ours."""
         self._console.start(step=step, steps=steps, steps_per_epoch=steps_per_epoch)
-        self._steps = steps
-        if self._file is None:
-            self._file = GrowingFile(self._store, self._name, self._console.event)
-            self._file.write(bytes(self._before))
+        self._num_steps = steps
+        if self._log_file is None:
+            self._log_file = AppendOnlyFile(
+                self._store, self._file_name, self._console.log
+            )
+            self._log_file.write(bytes(self._unwritten))
 
-    def advance(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """So many steps are done."""
-        self._console.advance(step)
+        self._console.set_step(step)
 
-    def record(self, record: MetricsRecord) -> None:
+    def log_metrics(self, record: MetricsRecord) -> None:
         """A metrics line."""
-        self._console.record(record)
-        self._keep(line(record, self._steps))
+        self._console.log_metrics(record)
+        self._append_line(format_record(record, self._num_steps))
 
     def stop(self) -> None:
         """Training is over."""
         self._console.stop()
 
-    def _keep(self, text: str) -> None:
+    def _append_line(self, text: str) -> None:
         data = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n".encode()
-        if self._file is None:
-            self._before += data
+        if self._log_file is None:
+            self._unwritten += data
             return
-        self._file.write(data)
-        if time.monotonic() - self._uploaded > _UPLOAD_EVERY:
-            self._uploaded = time.monotonic()
-            self._file.upload()
+        self._log_file.write(data)
+        if time.monotonic() - self._last_upload > _UPLOAD_INTERVAL_SECONDS:
+            self._last_upload = time.monotonic()
+            self._log_file.upload()

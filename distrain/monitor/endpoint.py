@@ -24,20 +24,24 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 
-from distrain.distributed.process import is_dead_here, process_identity
+from distrain.distributed.process import get_process_identity, is_dead_local_process
 from distrain.monitor.pageserver import PageServer
 
-EVERY = 1.0
+RENDER_INTERVAL_SECONDS = 1.0
 """Seconds between two renderings of a page."""
-_PORTS_TRIED = 100
-_ABANDONED = 600.0
-_DEAD_KEPT = 16
-_MERGE: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max": max}
+_MAX_PORTS_TRIED = 100
+_ABANDONED_AFTER_SECONDS = 600.0
+_MAX_DEAD_PAGES = 16
+_MERGE_FUNCTIONS: dict[str, Callable[[list[float]], float]] = {
+    "sum": sum,
+    "min": min,
+    "max": max,
+}
 
-Family = dict[str, Any]
+FamilyDict = dict[str, Any]
 
 
-class Node:
+class MetricsEndpoint:
     """This process's part in its node's page. Close it.
 
     Whoever holds the lock of the folder serves. The system takes the lock from a process that dies, and another rank of
@@ -47,12 +51,12 @@ class Node:
     def __init__(
         self,
         registry: CollectorRegistry,
-        gauges: Mapping[str, str],
+        gauge_merges: Mapping[str, str],
         *,
         session: str,
         address: str,
         port: int,
-        tell: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
         """Start.
 
@@ -64,17 +68,23 @@ class Node:
             port: to listen on; if it is taken, the next that is free.
             tell: is told the URL of the page by whoever serves it.
         """
-        self._registry, self._gauges, self._address, self._port, self._tell = (
+        (
+            self._registry,
+            self._gauge_merges,
+            self._address,
+            self._first_port,
+            self._log,
+        ) = (
             registry,
-            gauges,
+            gauge_merges,
             address,
             port,
-            tell,
+            log,
         )
-        self._identity = process_identity(os.getpid()) or str(os.getpid())
+        self._process_identity = get_process_identity(os.getpid()) or str(os.getpid())
         # Hosts may share a folder for temporary files: a node is a kernel's boot and a PID namespace of it.
         node = hashlib.sha256(
-            " ".join(self._identity.split()[:2]).encode()
+            " ".join(self._process_identity.split()[:2]).encode()
         ).hexdigest()[:8]
         self._folder = (
             Path(tempfile.gettempdir())
@@ -85,26 +95,26 @@ class Node:
             raise PermissionError(
                 errno.EPERM, "belongs to somebody else", str(self._folder)
             )
-        _sweep(self._folder)
-        self._page = self._folder / f"{os.getpid()}-{time.monotonic_ns()}.json"
-        self._lock = (self._folder / "serve.lock").open("w")
+        _remove_abandoned_folders(self._folder)
+        self._page_path = self._folder / f"{os.getpid()}-{time.monotonic_ns()}.json"
+        self._lock_file = (self._folder / "serve.lock").open("w")
         self._server: PageServer | None = None
-        self._told = self._failed = False
-        self._leaving = threading.Lock()
+        self._logged_no_port = self._logged_stale_page = False
+        self._page_lock = threading.Lock()
         self._closing = threading.Event()
         try:
-            self._turn()
+            self._publish_once()
         except OSError:
-            self._lock.close()
+            self._lock_file.close()
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
         self._thread = threading.Thread(
-            target=self._run, name="distrain-metrics", daemon=True
+            target=self._publish_loop, name="distrain-metrics", daemon=True
         )
         self._thread.start()
 
     @property
-    def port(self) -> int | None:
+    def served_port(self) -> int | None:
         """Of the node's page, whoever serves it; None as long as nobody does."""
         try:
             return int(json.loads((self._folder / "serving.json").read_text())["port"])
@@ -113,9 +123,9 @@ class Node:
 
     def flush(self) -> None:
         """Leave this rank's numbers now."""
-        self._leave()
+        self._write_page()
 
-    def close(self, *, linger: float = 0.0, final: bool = False) -> None:
+    def close(self, *, linger_seconds: float = 0.0, final: bool = False) -> None:
         """Stop.
 
         Args:
@@ -124,76 +134,85 @@ class Node:
         """
         self._closing.set()
         self._thread.join()
-        self._leave(gauges=final)
+        self._write_page(with_gauges=final)
         if self._server is not None:
-            self._render()
-            self._server.await_read(linger)
+            self._render_page()
+            self._server.wait_until_read(linger_seconds)
             self._server.close()
             if final:
                 shutil.rmtree(self._folder, ignore_errors=True)
-        self._lock.close()
+        self._lock_file.close()
 
-    def _run(self) -> None:
-        while not self._closing.wait(EVERY):
+    def _publish_loop(self) -> None:
+        while not self._closing.wait(RENDER_INTERVAL_SECONDS):
             try:
-                self._turn()
+                self._publish_once()
             except (
                 Exception
             ) as error:  # no open file left, say: the page is stale until that is over
-                if not self._failed:
-                    self._tell(
+                if not self._logged_stale_page:
+                    self._log(
                         f"warning: the metrics page is not brought up to date: {error!r}"
                     )
-                self._failed = True
+                self._logged_stale_page = True
 
-    def _turn(self) -> None:
+    def _publish_once(self) -> None:
         """Leave this rank's numbers; serve, if nobody does; render what is served."""
-        self._leave()
+        self._write_page()
         if self._server is None:
             with suppress(BlockingIOError):  # another rank serves
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._serve()
+                fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._start_server()
         if self._server is not None:
-            self._render()
+            self._render_page()
 
-    def _leave(self, *, gauges: bool = True) -> None:
+    def _write_page(self, *, with_gauges: bool = True) -> None:
         """Write this rank's page."""
-        with self._leaving:  # the newer of two writes stays
+        with self._page_lock:  # the newer of two writes stays
             families = [
-                f for f in _families(self._registry) if gauges or f["type"] != "gauge"
+                f
+                for f in _collect_families(self._registry)
+                if with_gauges or f["type"] != "gauge"
             ]
-            _write(self._page, {"process": self._identity, "families": families})
+            _try_write_json(
+                self._page_path,
+                {"process": self._process_identity, "families": families},
+            )
 
-    def _render(self) -> None:
+    def _render_page(self) -> None:
         assert self._server is not None
-        pages = dict(_pages(self._folder))
-        self._server.page = generate_latest(_Merged(list(pages.values()), self._gauges))
-        self._fold(
+        pages = dict(_read_pages(self._folder))
+        self._server.page = generate_latest(
+            _MergedCollector(list(pages.values()), self._gauge_merges)
+        )
+        self._merge_dead_pages(
             {
                 path: page
                 for path, page in pages.items()
-                if is_dead_here(page["process"])
+                if is_dead_local_process(page["process"])
             }
         )
 
-    def _fold(self, dead: Mapping[Path, dict[str, Any]]) -> None:
+    def _merge_dead_pages(self, dead_pages: Mapping[Path, dict[str, Any]]) -> None:
         """Make one page of those of the dead, when they are many: each costs time at every rendering."""
-        if len(dead) <= _DEAD_KEPT:
+        if len(dead_pages) <= _MAX_DEAD_PAGES:
             return
-        families = _plain(_Merged(list(dead.values()), self._gauges).collect())
-        replaced = [path.name for path in dead]
-        process = next(iter(dead.values()))["process"]
+        families = _to_families(
+            _MergedCollector(list(dead_pages.values()), self._gauge_merges).collect()
+        )
+        replaced = [path.name for path in dead_pages]
+        process = next(iter(dead_pages.values()))["process"]
         page = {"process": process, "families": families, "replaces": replaced}
         # Killed from here on, the old pages are told from new ones by that list, and do not count twice.
-        if _write(self._folder / f"dead-{time.monotonic_ns()}.json", page):
-            for path in dead:
+        if _try_write_json(self._folder / f"dead-{time.monotonic_ns()}.json", page):
+            for path in dead_pages:
                 path.unlink(missing_ok=True)
 
-    def _serve(self) -> None:
-        taken = self.port
+    def _start_server(self) -> None:
+        taken = self.served_port
         for port in (
-            taken or self._port,
-            *range(self._port, min(65536, self._port + _PORTS_TRIED)),
+            taken or self._first_port,
+            *range(self._first_port, min(65536, self._first_port + _MAX_PORTS_TRIED)),
         ):
             try:
                 self._server = PageServer(self._address, port)
@@ -202,11 +221,11 @@ class Node:
                 if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                     raise
         else:
-            if not self._told:
-                self._tell(
-                    f"no port from {self._port} on is free: metrics are not served until one is (metrics.port)"
+            if not self._logged_no_port:
+                self._log(
+                    f"no port from {self._first_port} on is free: metrics are not served until one is (metrics.port)"
                 )
-            self._told = True
+            self._logged_no_port = True
             return
         port = self._server.port
         try:
@@ -220,16 +239,16 @@ class Node:
         self._server.start()
         if port != taken:
             host = f"[{self._address}]" if ":" in self._address else self._address
-            self._tell(f"metrics at http://{host}:{port}/metrics")
+            self._log(f"metrics at http://{host}:{port}/metrics")
 
 
-class _Merged:
+class _MergedCollector:
     """A collector of what all pages have together."""
 
     def __init__(
-        self, pages: Sequence[dict[str, Any]], gauges: Mapping[str, str]
+        self, pages: Sequence[dict[str, Any]], gauge_merges: Mapping[str, str]
     ) -> None:
-        self._pages, self._gauges = pages, gauges
+        self._pages, self._gauge_merges = pages, gauge_merges
 
     def collect(self) -> Iterator[Metric]:
         """Each family once."""
@@ -238,7 +257,7 @@ class _Merged:
             str, dict[tuple[str, tuple[tuple[str, str], ...]], list[float]]
         ] = {}
         for page in self._pages:
-            dead = is_dead_here(page["process"])
+            dead = is_dead_local_process(page["process"])
             for family in page["families"]:
                 if dead and family["type"] == "gauge":
                     continue
@@ -248,17 +267,19 @@ class _Merged:
                     key = sample, tuple(sorted(labels.items()))
                     values.setdefault(name, {}).setdefault(key, []).append(value)
         for name, metric in families.items():
-            merge = _MERGE[self._gauges[name] if metric.type == "gauge" else "sum"]
+            merge = _MERGE_FUNCTIONS[
+                self._gauge_merges[name] if metric.type == "gauge" else "sum"
+            ]
             for (sample, labels), found in values.get(name, {}).items():
                 metric.add_sample(sample, dict(labels), merge(found))
             yield metric
 
 
-def _families(registry: CollectorRegistry) -> list[Family]:
-    return _plain(registry.collect())
+def _collect_families(registry: CollectorRegistry) -> list[FamilyDict]:
+    return _to_families(registry.collect())
 
 
-def _write(path: Path, page: Mapping[str, Any]) -> bool:
+def _try_write_json(path: Path, page: Mapping[str, Any]) -> bool:
     """Whether a page could be written: a full disk must not end a run, and the page is stale meanwhile."""
     partial = path.with_suffix(f".{threading.get_ident()}")
     try:
@@ -269,7 +290,7 @@ def _write(path: Path, page: Mapping[str, Any]) -> bool:
     return True
 
 
-def _plain(metrics: Iterable[Metric]) -> list[Family]:
+def _to_families(metrics: Iterable[Metric]) -> list[FamilyDict]:
     return [
         {
             "name": metric.name,
@@ -285,7 +306,7 @@ def _plain(metrics: Iterable[Metric]) -> list[Family]:
     ]
 
 
-def _pages(folder: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
+def _read_pages(folder: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
     pages, replaced = {}, set[str]()
     for path in sorted(folder.glob("*.json")):
         if path.name == "serving.json":
@@ -296,11 +317,17 @@ def _pages(folder: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
     return [(path, page) for path, page in pages.items() if path.name not in replaced]
 
 
-def _sweep(own: Path) -> None:
+def _remove_abandoned_folders(own_folder: Path) -> None:
     """Take away what launches left behind that were killed, or end with a resize that nobody followed up."""
-    for folder in own.parent.glob(f"distrain-metrics-{os.getuid()}-*"):
+    for folder in own_folder.parent.glob(f"distrain-metrics-{os.getuid()}-*"):
         with suppress(OSError):
-            if folder == own or time.time() - folder.stat().st_mtime < _ABANDONED:
+            if (
+                folder == own_folder
+                or time.time() - folder.stat().st_mtime < _ABANDONED_AFTER_SECONDS
+            ):
                 continue
-            if all(is_dead_here(page["process"]) for _, page in _pages(folder)):
+            if all(
+                is_dead_local_process(page["process"])
+                for _, page in _read_pages(folder)
+            ):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -61,19 +61,19 @@ class EvalRecord:
 
 
 MetricsRecord = TrainRecord | EvalRecord
-_KINDS: dict[str, type[TrainRecord] | type[EvalRecord]] = {
+_RECORD_TYPES: dict[str, type[TrainRecord] | type[EvalRecord]] = {
     form.kind: form for form in (TrainRecord, EvalRecord)
 }
 
 
-def to_tree(record: MetricsRecord) -> dict[str, Any]:
+def record_to_dict(record: MetricsRecord) -> dict[str, Any]:
     """Return a record as JSON has it, `kind` first."""
     return {"kind": record.kind, **asdict(record)}
 
 
-def from_tree(tree: Mapping[str, Any]) -> MetricsRecord:
+def record_from_dict(tree: Mapping[str, Any]) -> MetricsRecord:
     """Return the record that `to_tree` made a tree of; null stands for a number that JSON lacks."""
-    form = _KINDS[tree["kind"]]
+    form = _RECORD_TYPES[tree["kind"]]
     values: dict[str, Any] = {field.name: tree[field.name] for field in fields(form)}
     values.update(
         {name: float("nan") for name, value in values.items() if value is None}

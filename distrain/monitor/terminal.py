@@ -7,70 +7,70 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from distrain.monitor.consoles import JsonLines
+from distrain.monitor.consoles import JsonConsole
 from distrain.monitor.records import EvalRecord, MetricsRecord
-from distrain.monitor.sinks import Console, PlainLines, line
+from distrain.monitor.sinks import Console, PlainConsole, format_record
 
 
-def person() -> Console:
+def create_console() -> Console:
     """The console for whoever reads this process's output: a terminal, a file, or `distrain submit` elsewhere."""
     if os.environ.get("DISTRAIN_CONSOLE") == "json":
-        return JsonLines(sys.stdout)
-    return Terminal() if sys.stdout.isatty() else PlainLines(sys.stdout)
+        return JsonConsole(sys.stdout)
+    return TerminalConsole() if sys.stdout.isatty() else PlainConsole(sys.stdout)
 
 
-class Terminal:
+class TerminalConsole:
     """A console with a progress bar."""
 
     def __init__(self) -> None:
-        self._rich = RichConsole(highlight=False, soft_wrap=True)
-        self._bar = Progress(
+        self._rich_console = RichConsole(highlight=False, soft_wrap=True)
+        self._progress_bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=None),
             TextColumn(
                 "step {task.completed:.0f}/{task.total:.0f}  {task.fields[numbers]}"
             ),
             TimeRemainingColumn(compact=True),
-            console=self._rich,
+            console=self._rich_console,
             refresh_per_second=4,
             transient=True,
             expand=True,
         )
-        self._task: Any = None
+        self._task_id: Any = None
         self._steps_per_epoch = 1
 
-    def event(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line above the bar."""
-        self._rich.print(text, markup=False)
+        self._rich_console.print(text, markup=False)
 
     def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
         """Show the bar."""
         self._steps_per_epoch = steps_per_epoch
-        if self._task is not None:  # the run goes on after a loss
-            self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(
+        if self._task_id is not None:  # the run goes on after a loss
+            self._progress_bar.remove_task(self._task_id)
+        self._task_id = self._progress_bar.add_task(
             "train",
             total=steps,
             completed=step,
             epoch=step // steps_per_epoch,
             numbers="starting",
         )
-        self._bar.start()
+        self._progress_bar.start()
 
-    def advance(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """Move the bar."""
-        self._bar.update(
-            self._task, completed=step, epoch=(step - 1) // self._steps_per_epoch
+        self._progress_bar.update(
+            self._task_id, completed=step, epoch=(step - 1) // self._steps_per_epoch
         )
 
-    def record(self, record: MetricsRecord) -> None:
+    def log_metrics(self, record: MetricsRecord) -> None:
         """New numbers beside the bar; an evaluation also stays as a line above it."""
         if isinstance(record, EvalRecord):
-            self.event(line(record, int(self._bar.tasks[0].total or 0)))
+            self.log(format_record(record, int(self._progress_bar.tasks[0].total or 0)))
             return
         numbers = f"loss {record.loss:.3f}  {record.images_per_second:.0f} img/s  wait {record.data_wait:.0%}"
-        self._bar.update(self._task, numbers=numbers)
+        self._progress_bar.update(self._task_id, numbers=numbers)
 
     def stop(self) -> None:
         """Take the bar away."""
-        self._bar.stop()
+        self._progress_bar.stop()

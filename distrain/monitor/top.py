@@ -13,33 +13,33 @@ from prometheus_client.parser import text_string_to_metric_families
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 from distrain.monitor.phases import Phase
-from distrain.monitor.prometheus import run_label
+from distrain.monitor.prometheus import to_run_label
 from distrain.monitor.records import MetricsRecord, TrainRecord
 from distrain.monitor.sinks import read_metrics
 from distrain.rundir import files
 
-_BLOCKS = "▁▂▃▄▅▆▇█"
-_POINTS = 512
+_SPARK_BLOCKS = "▁▂▃▄▅▆▇█"
+_MAX_POINTS = 512
 
-Labels = tuple[tuple[str, str], ...]
+LabelPairs = tuple[tuple[str, str], ...]
 
 
 @dataclass
-class View:
+class RunView:
     """What is known of a run: its pages as they were last, and its history."""
 
     run: str
-    samples: dict[tuple[str, Labels], float] = field(default_factory=dict)
-    before: dict[tuple[str, Labels], float] = field(default_factory=dict)
+    samples: dict[tuple[str, LabelPairs], float] = field(default_factory=dict)
+    previous_samples: dict[tuple[str, LabelPairs], float] = field(default_factory=dict)
     """The samples of the look before."""
     history: dict[str, deque[tuple[int, float]]] = field(
-        default_factory=lambda: defaultdict(_points)
+        default_factory=lambda: defaultdict(_create_history)
     )
     """Values by step: loss, images_per_second, top1."""
-    silent: list[str] = field(default_factory=list)
+    silent_pages: list[str] = field(default_factory=list)
     """Pages that do not answer."""
 
-    def value(self, name: str, **labels: str) -> float | None:
+    def get_value(self, name: str, **labels: str) -> float | None:
         """A sample, whatever other labels it has."""
         wanted = set(labels.items())
         for (found, with_labels), value in self.samples.items():
@@ -47,75 +47,77 @@ class View:
                 return value
         return None
 
-    def by(self, name: str, label: str) -> dict[str, float]:
+    def compute_increase(self, name: str, label: str) -> dict[str, float]:
         """What a counter or sum has grown by since the look before, or altogether on the first look."""
         found: dict[str, float] = defaultdict(float)
         for key, value in self.samples.items():
             if key[0] == f"distrain_{name}":
-                before = self.before.get(key, 0.0)
+                before = self.previous_samples.get(key, 0.0)
                 found[dict(key[1])[label]] += value - (
                     before if before <= value else 0.0
                 )  # less: it began anew
         return dict(found)
 
 
-def _points() -> deque[tuple[int, float]]:
-    return deque(maxlen=_POINTS)
+def _create_history() -> deque[tuple[int, float]]:
+    return deque(maxlen=_MAX_POINTS)
 
 
-class Watch:
+class RunWatcher:
     """Looks at a run again and again."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, location: str) -> None:
         """`place`: a run directory (path or URL), or the URL of a metrics page.
 
         Raises:
             UserError: there is no run.
         """
         self._store: Store | None = None
-        if place.startswith(("http://", "https://")):
-            self._pages = [
-                place if place.endswith("/metrics") else f"{place.rstrip('/')}/metrics"
+        if location.startswith(("http://", "https://")):
+            self._page_urls = [
+                location
+                if location.endswith("/metrics")
+                else f"{location.rstrip('/')}/metrics"
             ]
-            self.view = View(place)
+            self.view = RunView(location)
             return
-        self._store, self._pages = Store(place), []
-        if not self._store.exists(files.CONFIG):
+        self._store, self._page_urls = Store(location), []
+        if not self._store.exists(files.CONFIG_FILE):
             raise UserError(
-                f"no run at {self._store.name}: name a run directory, or the URL of a metrics page"
+                f"no run at {self._store.redacted_url}: name a run directory, or the URL of a metrics page"
             )
-        self.view = View(self._store.name)
+        self.view = RunView(self._store.redacted_url)
 
-    def look(self) -> View:
+    def refresh_view(self) -> RunView:
         """Read pages and files once more."""
         view = self.view
         if self._store is not None:
-            self._pages = _targets(self._store)
-            for record in read_metrics(self._store)[-_POINTS:]:
-                self._remember(record)
-        view.before, view.samples, view.silent = view.samples, {}, []
-        for url in self._pages:
+            self._page_urls = _read_targets(self._store)
+            for record in read_metrics(self._store)[-_MAX_POINTS:]:
+                self._append_history(record)
+        view.previous_samples, view.samples, view.silent_pages = view.samples, {}, []
+        for url in self._page_urls:
             try:
                 with urllib.request.urlopen(url, timeout=2.0) as answer:  # noqa: S310 - a page that the user named
-                    _add(
+                    _add_page_samples(
                         view.samples,
                         answer.read().decode(),
-                        run_label(self._store.url) if self._store else None,
+                        to_run_label(self._store.url) if self._store else None,
                     )
             except (OSError, ValueError):
-                view.silent.append(url)
+                view.silent_pages.append(url)
         if self._store is None:
-            step = int(view.value("step") or 0)
+            step = int(view.get_value("step") or 0)
             for name, found in (
-                ("loss", view.value("loss", split="train")),
-                ("images_per_second", view.value("images_per_second")),
-                ("top1", view.value("top1_ratio", split="val")),
+                ("loss", view.get_value("loss", split="train")),
+                ("images_per_second", view.get_value("images_per_second")),
+                ("top1", view.get_value("top1_ratio", split="val")),
             ):
                 if found is not None:
-                    _put(view.history[name], step, found)
+                    _append_point(view.history[name], step, found)
         return view
 
-    def _remember(self, record: MetricsRecord) -> None:
+    def _append_history(self, record: MetricsRecord) -> None:
         if isinstance(record, TrainRecord):
             values = {
                 "loss": record.loss,
@@ -125,18 +127,18 @@ class Watch:
             values = {"top1": record.top1}
         for name, value in values.items():
             if math.isfinite(value):
-                _put(self.view.history[name], record.step, value)
+                _append_point(self.view.history[name], record.step, value)
 
 
-def _put(points: deque[tuple[int, float]], step: int, value: float) -> None:
+def _append_point(points: deque[tuple[int, float]], step: int, value: float) -> None:
     """Append, unless that step is there already."""
     if not points or step > points[-1][0]:
         points.append((step, value))
 
 
-def _targets(store: Store) -> list[str]:
+def _read_targets(store: Store) -> list[str]:
     try:
-        groups = json.loads(store.read(files.TARGETS))
+        groups = json.loads(store.read(files.TARGETS_FILE))
     except (OSError, ValueError):
         return []
     return [
@@ -144,7 +146,9 @@ def _targets(store: Store) -> list[str]:
     ]
 
 
-def _add(samples: dict[tuple[str, Labels], float], page: str, run: str | None) -> None:
+def _add_page_samples(
+    samples: dict[tuple[str, LabelPairs], float], page: str, run: str | None
+) -> None:
     """Take in a page; of one run alone, where it is known: a port may be that of another by now."""
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
@@ -161,7 +165,7 @@ def _add(samples: dict[tuple[str, Labels], float], page: str, run: str | None) -
             )
 
 
-def sparkline(values: Sequence[float], width: int) -> str:
+def draw_sparkline(values: Sequence[float], width: int) -> str:
     """The values as a row of blocks, averaged to at most `width` of them; none for what is not finite."""
     finite = [v for v in values if math.isfinite(v)]
     if not finite:
@@ -173,35 +177,36 @@ def sparkline(values: Sequence[float], width: int) -> str:
     ]
     low, high = min(means), max(means)
     return "".join(
-        _BLOCKS[
+        _SPARK_BLOCKS[
             round(
-                (len(_BLOCKS) - 1) * ((v - low) / (high - low) if high > low else 0.5)
+                (len(_SPARK_BLOCKS) - 1)
+                * ((v - low) / (high - low) if high > low else 0.5)
             )
         ]
         for v in means
     )
 
 
-def warnings(view: View, now: float) -> list[str]:
+def find_problems(view: RunView, now: float) -> list[str]:
     """What is wrong, a sentence each."""
-    found = [f"{url} does not answer" for url in view.silent]
+    found = [f"{url} does not answer" for url in view.silent_pages]
     last, finished = (
-        view.value("last_progress_timestamp_seconds"),
-        view.value("finished"),
+        view.get_value("last_progress_timestamp_seconds"),
+        view.get_value("finished"),
     )
     if last is not None and not finished and now - last > 60:
         found.append(f"no progress for {now - last:.0f} s")
-    if view.value("diverged"):
+    if view.get_value("diverged"):
         found.append("it has diverged: see not-finite-step-*.json in the run directory")
-    if bad := view.value("bad_samples"):
+    if bad := view.get_value("bad_samples"):
         found.append(
-            f"{bad:.0f} bad samples of at most {view.value('bad_samples_limit') or 0:.0f}"
+            f"{bad:.0f} bad samples of at most {view.get_value('bad_samples_limit') or 0:.0f}"
         )
-    have, want = view.value("workers") or 0, view.value("workers_wanted") or 0
+    have, want = view.get_value("workers") or 0, view.get_value("workers_wanted") or 0
     if have < want:
         found.append(f"{have:.0f} of {want:.0f} workers")
     waits, arrivals = (
-        view.by(f"rank_{what}_seconds_total", "rank")
+        view.compute_increase(f"rank_{what}_seconds_total", "rank")
         for what in ("data_wait", "arrival")
     )
     for rank, arrival in arrivals.items():
@@ -221,22 +226,22 @@ def warnings(view: View, now: float) -> list[str]:
     return found
 
 
-def lines(view: View, width: int, now: float | None = None) -> Iterable[str]:
+def render_lines(view: RunView, width: int, now: float | None = None) -> Iterable[str]:
     """The view as text of at most `width` columns."""
-    step, steps = view.value("step"), view.value("steps_planned")
+    step, steps = view.get_value("step"), view.get_value("steps_planned")
     if step is None and view.history["loss"]:
         step = view.history["loss"][-1][0]
     done = f" of {steps:.0f} ({step / steps:.0%})" if step is not None and steps else ""
     yield f"{view.run}  step {step or 0:.0f}{done}"
-    speed = view.value("images_per_second")
-    rate = view.value("learning_rate")
+    speed = view.get_value("images_per_second")
+    rate = view.get_value("learning_rate")
     parts = [f"{speed:,.0f} images/s"] if speed is not None else []
-    if workers := view.value("workers"):
+    if workers := view.get_value("workers"):
         parts.append(f"{workers:.0f} worker{'s' * (workers > 1)}")
-    if restarts := view.value("restarts"):
+    if restarts := view.get_value("restarts"):
         parts.append(f"{restarts:.0f} restart{'s' * (restarts > 1)}")
     parts += [f"rate {rate:.3g}"] if rate is not None else []
-    if (saved := view.value("checkpoint_timestamp_seconds")) is not None:
+    if (saved := view.get_value("checkpoint_timestamp_seconds")) is not None:
         parts.append(f"saved {(now or time.time()) - saved:.0f} s ago")
     yield "  ".join(parts) if parts else "no page answers: from the files alone"
     yield ""
@@ -248,14 +253,14 @@ def lines(view: View, width: int, now: float | None = None) -> Iterable[str]:
     ):
         points = [value for _, value in view.history[name]]
         if points:
-            yield f"{title:<16} {format(points[-1], form):>10}  {sparkline(points, room)}"
-    spent = view.by("phase_seconds_sum", "phase")
+            yield f"{title:<16} {format(points[-1], form):>10}  {draw_sparkline(points, room)}"
+    spent = view.compute_increase("phase_seconds_sum", "phase")
     if whole := sum(spent.values()):
         yield ""
         for phase in Phase:
             if phase in spent:
                 share = spent[phase] / whole
                 yield f"{phase:<16} {share:>10.1%}  {'█' * round(share * room)}".rstrip()
-    if problems := warnings(view, now or time.time()):
+    if problems := find_problems(view, now or time.time()):
         yield ""
         yield from (f"! {problem}"[:width] for problem in problems)

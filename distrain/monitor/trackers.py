@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
-from distrain.monitor.config import Log
+from distrain.monitor.config import LogConfig
 from distrain.monitor.records import MetricsRecord
 from distrain.rundir import files
 
-_EXPERIMENT = "distrain"
+_EXPERIMENT_NAME = "distrain"
 # Seconds for which the end of a run waits for a tracker.
-_LAST = 30.0
+_CLOSE_TIMEOUT_SECONDS = 30.0
 
 
 class Tracker(Protocol):
@@ -27,14 +27,14 @@ class Tracker(Protocol):
 
     name: str
 
-    def write(self, record: MetricsRecord) -> None:
+    def write_record(self, record: MetricsRecord) -> None:
         """Take a record; any exception means that it was not taken, and comes again with the next one."""
 
     def close(self) -> None:
         """No more will come."""
 
 
-class TensorBoard:
+class TensorBoardTracker:
     """Event files in the folder `tensorboard` of a run directory on a disk."""
 
     name = "tensorboard"
@@ -45,12 +45,14 @@ class TensorBoard:
 
         suffix = f".attempt-{attempt:03d}"  # else two attempts within a second would have one file
         self._writer = SummaryWriter(
-            f"{folder}/{files.TENSORBOARD}", purge_step=step + 1, filename_suffix=suffix
+            f"{folder}/{files.TENSORBOARD_DIR}",
+            purge_step=step + 1,
+            filename_suffix=suffix,
         )
 
-    def write(self, record: MetricsRecord) -> None:
+    def write_record(self, record: MetricsRecord) -> None:
         """Append a scalar for each number."""
-        for name, value in _scalars(record):
+        for name, value in _iter_scalars(record):
             self._writer.add_scalar(name, value, record.step)
         self._writer.flush()
 
@@ -59,13 +61,13 @@ class TensorBoard:
         self._writer.close()
 
 
-class MLflow:
+class MLflowTracker:
     """A run on an MLflow tracking server."""
 
     name = "mlflow"
 
     def __init__(
-        self, server: str, store: Store, parameters: Mapping[str, Any]
+        self, server_uri: str, store: Store, run_params: Mapping[str, Any]
     ) -> None:
         """Nothing is asked of the server before the first record.
 
@@ -79,125 +81,127 @@ class MLflow:
         """
         import mlflow.tracking
 
-        self._make_client = mlflow.tracking.MlflowClient
-        self._server, self._store, self._parameters = server, store, parameters
+        self._client_class = mlflow.tracking.MlflowClient
+        self._server_uri, self._store, self._run_params = server_uri, store, run_params
         self._client: Any = None
-        self._run: str | None = None
+        self._run_id: str | None = None
 
-    def write(self, record: MetricsRecord) -> None:
+    def write_record(self, record: MetricsRecord) -> None:
         """Log a metric for each number, as one request."""
         from mlflow.entities import Metric
 
-        if self._run is None:
-            self._run = self._open()
+        if self._run_id is None:
+            self._run_id = self._open_run()
         now = int(1000 * time.time())
         self._client.log_batch(
-            self._run,
-            metrics=[Metric(k, v, now, record.step) for k, v in _scalars(record)],
+            self._run_id,
+            metrics=[Metric(k, v, now, record.step) for k, v in _iter_scalars(record)],
         )
 
     def close(self) -> None:
         """The run at the server is ended as far as this attempt goes; a resume opens it again."""
-        if self._run is not None:
-            self._client.set_terminated(self._run)
+        if self._run_id is not None:
+            self._client.set_terminated(self._run_id)
 
-    def _open(self) -> str:
+    def _open_run(self) -> str:
         """The id of the run at the server."""
         from mlflow.entities import Param
 
-        client = self._client = self._make_client(self._server)
+        client = self._client = self._client_class(self._server_uri)
         try:
-            run = self._store.read(files.MLFLOW).decode()
+            run = self._store.read(files.MLFLOW_FILE).decode()
         except FileNotFoundError:
             pass
         else:
             client.update_run(run, status="RUNNING")
             return run
-        found = client.get_experiment_by_name(_EXPERIMENT)
+        found = client.get_experiment_by_name(_EXPERIMENT_NAME)
         experiment = (
-            found.experiment_id if found else client.create_experiment(_EXPERIMENT)
+            found.experiment_id if found else client.create_experiment(_EXPERIMENT_NAME)
         )
         name = self._store.url.rstrip("/").rpartition("/")[2]
         run = str(client.create_run(experiment, run_name=name).info.run_id)
         self._store.write(
-            files.MLFLOW, run.encode()
+            files.MLFLOW_FILE, run.encode()
         )  # first: what fails from here on must not begin another run
         client.log_batch(
-            run, params=[Param(k, str(v)) for k, v in self._parameters.items()]
+            run, params=[Param(k, str(v)) for k, v in self._run_params.items()]
         )
         return run
 
 
-class Follower:
+class BackgroundTracker:
     """Hands records to a tracker, on a thread of its own. Close it."""
 
-    def __init__(self, tracker: Tracker, tell: Callable[[str], None]) -> None:
+    def __init__(self, tracker: Tracker, warn: Callable[[str], None]) -> None:
         """`tell` gets warnings, on the thread that writes and closes."""
-        self._tracker, self._tell = tracker, tell
-        self._records: queue.SimpleQueue[MetricsRecord | None] = queue.SimpleQueue()
-        self._waiting: list[MetricsRecord] = []
-        self._error: str | None = None
-        self._told = False
+        self._tracker, self._warn = tracker, warn
+        self._record_queue: queue.SimpleQueue[MetricsRecord | None] = (
+            queue.SimpleQueue()
+        )
+        self._unwritten: list[MetricsRecord] = []
+        self._last_error: str | None = None
+        self._has_warned = False
         self._thread = threading.Thread(
-            target=self._run, name=f"distrain-{tracker.name}", daemon=True
+            target=self._write_loop, name=f"distrain-{tracker.name}", daemon=True
         )
         self._thread.start()
 
-    def write(self, record: MetricsRecord) -> None:
+    def write_record(self, record: MetricsRecord) -> None:
         """Pass a record on; returns at once."""
-        self._records.put(record)
-        if self._error is not None and not self._told:
-            self._told = True
-            self._tell(
-                f"warning: {self._tracker.name} takes no records for now: {self._error}"
+        self._record_queue.put(record)
+        if self._last_error is not None and not self._has_warned:
+            self._has_warned = True
+            self._warn(
+                f"warning: {self._tracker.name} takes no records for now: {self._last_error}"
             )
 
     def close(self) -> None:
         """Wait for what is on its way, but not for long, and say what did not arrive."""
-        self._records.put(None)
-        self._thread.join(_LAST)
-        missing = len(self._waiting) + max(0, self._records.qsize() - 1)
+        self._record_queue.put(None)
+        self._thread.join(_CLOSE_TIMEOUT_SECONDS)
+        missing = len(self._unwritten) + max(0, self._record_queue.qsize() - 1)
         if missing or self._thread.is_alive():
-            why = self._error or f"no answer for {_LAST:.0f} s"
-            self._tell(
+            why = self._last_error or f"no answer for {_CLOSE_TIMEOUT_SECONDS:.0f} s"
+            self._warn(
                 f"warning: the last {missing} records did not reach {self._tracker.name}: {why}"
             )
 
-    def _run(self) -> None:
-        while (record := self._records.get()) is not None:
-            self._waiting.append(record)
-            self._pass_on()
-        self._pass_on()
-        if not self._waiting:
-            self._attempt(self._tracker.close)
+    def _write_loop(self) -> None:
+        while (record := self._record_queue.get()) is not None:
+            self._unwritten.append(record)
+            self._write_unwritten()
+        self._write_unwritten()
+        if not self._unwritten:
+            self._try_call(self._tracker.close)
 
-    def _pass_on(self) -> None:
-        while self._waiting and self._attempt(
-            lambda: self._tracker.write(self._waiting[0])
+    def _write_unwritten(self) -> None:
+        while self._unwritten and self._try_call(
+            lambda: self._tracker.write_record(self._unwritten[0])
         ):
-            del self._waiting[0]
+            del self._unwritten[0]
 
-    def _attempt(self, act: Callable[[], None]) -> bool:
+    def _try_call(self, function: Callable[[], None]) -> bool:
         """Whether it went well; libraries of trackers raise errors of many kinds."""
         try:
-            act()
+            function()
         except Exception as error:
-            self._error = (
+            self._last_error = (
                 f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             )
             return False
-        self._error, self._told = None, False
+        self._last_error, self._has_warned = None, False
         return True
 
 
-def followers(
-    log: Log,
+def start_trackers(
+    config: LogConfig,
     store: Store,
-    parameters: Mapping[str, Any],
+    run_params: Mapping[str, Any],
     attempt: int,
     step: int,
-    tell: Callable[[str], None],
-) -> list[Follower]:
+    warn: Callable[[str], None],
+) -> list[BackgroundTracker]:
     """One for each tracker that `log` names.
 
     Args:
@@ -211,13 +215,19 @@ def followers(
     Raises:
         UserError: its package is not installed.
     """
-    found: list[Follower] = []
+    found: list[BackgroundTracker] = []
     try:
-        if log.tensorboard:
-            assert store.local is not None
-            found.append(Follower(TensorBoard(store.local, attempt, step), tell))
-        if log.mlflow is not None:
-            found.append(Follower(MLflow(log.mlflow, store, parameters), tell))
+        if config.tensorboard:
+            assert store.local_path is not None
+            found.append(
+                BackgroundTracker(
+                    TensorBoardTracker(store.local_path, attempt, step), warn
+                )
+            )
+        if config.mlflow is not None:
+            found.append(
+                BackgroundTracker(MLflowTracker(config.mlflow, store, run_params), warn)
+            )
     except ModuleNotFoundError as error:
         raise UserError(
             f"{error.name} is not installed: pip install 'distrain[trackers]'"
@@ -225,7 +235,7 @@ def followers(
     return found
 
 
-def _scalars(record: MetricsRecord) -> Iterator[tuple[str, float]]:
+def _iter_scalars(record: MetricsRecord) -> Iterator[tuple[str, float]]:
     """Name and value of each number of a record that is finite."""
     for key, value in asdict(record).items():
         if key not in ("step", "classes") and math.isfinite(value):

@@ -15,44 +15,44 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distrain.distributed.lanes import Lanes
+from distrain.distributed.lane_pool import LanePool
 from distrain.distributed.world import World
 
 # Elements worked on at a time: 256 KiB of fp32 and 512 KiB of int64 or float64 stay in a core's cache.
-_CHUNK = 1 << 16
+_CHUNK_ELEMENTS = 1 << 16
 # Bytes added up over the ranks at a time: while one bucket travels, the one before it is turned back to floats.
-_BUCKET = 25 << 20
+_BUCKET_BYTES = 25 << 20
 # Bits behind the point of a moment: 1e-9, far below the eps that is added to a variance. At V = 1,024 a mean square may
 # be 8 million.
-_MOMENT_BITS = 30
+_BATCH_STAT_BITS = 30
 
 
 class Totals(NamedTuple):
     """Integer sums over a global batch, each an int64 scalar on the device."""
 
-    valid: Tensor
+    valid_count: Tensor
     """Samples that count."""
-    violations: Tensor
+    violation_count: Tensor
     """Micro-batches whose loss or gradients were not finite, or out of the fixed point's range."""
-    loss: Tensor
+    loss_sum: Tensor
     """Sum of the losses, times 2^loss_shift."""
-    top1: Tensor
+    top1_count: Tensor
     """Valid samples whose highest logit is their label's."""
-    top5: Tensor
+    top5_count: Tensor
     """Valid samples with their label among the five highest logits."""
 
 
-class Accumulator:
+class GradientAccumulator:
     """`begin`, `add` once a micro-batch, `reduce`, `finish`. `add` may be called from several threads."""
 
     def __init__(
         self,
         parameters: Sequence[nn.Parameter],
         *,
-        virtual_workers: int,
-        micro_batch: int,
+        num_virtual_workers: int,
+        micro_batch_size: int,
         fraction_bits: int | None,
-        moments: int = 0,
+        num_batch_stats: int = 0,
     ) -> None:
         """Make room.
 
@@ -65,48 +65,54 @@ class Accumulator:
         """
         self.exact = fraction_bits is not None
         bits = 48 if fraction_bits is None else fraction_bits
-        self.loss_shift = bits - math.ceil(math.log2(virtual_workers * micro_batch))
-        self.scale = 2.0**self.loss_shift if self.exact else 1.0
+        self.loss_shift = bits - math.ceil(
+            math.log2(num_virtual_workers * micro_batch_size)
+        )
+        self.loss_scale = 2.0**self.loss_shift if self.exact else 1.0
         """What the loss sum is multiplied by before backward."""
         # No partial sum can wrap: each of V micro-batches stays below 2^63 / V, and int64 sums wrap silently.
-        self._limit = 2.0**63 / virtual_workers
-        self._virtual_workers = virtual_workers
+        self._max_magnitude = 2.0**63 / num_virtual_workers
+        self._num_virtual_workers = num_virtual_workers
         self._parameters = list(parameters)
         self._device = self._parameters[0].device
         sizes = [p.numel() for p in self._parameters]
         dtype = torch.int64 if self.exact else self._parameters[0].dtype
-        self._flat = torch.zeros(sum(sizes), dtype=dtype, device=self._device)
-        self._sums = torch.split(self._flat, sizes)
-        self._locks = [threading.Lock() for _ in self._parameters]
-        self._empty = [True] * len(self._parameters)
+        self._flat_sums = torch.zeros(sum(sizes), dtype=dtype, device=self._device)
+        self._gradient_sums = torch.split(self._flat_sums, sizes)
+        self._gradient_locks = [threading.Lock() for _ in self._parameters]
+        self._is_empty = [True] * len(self._parameters)
         self._totals_lock = threading.Lock()
         self._totals = torch.zeros(
-            len(Totals._fields) + moments, dtype=torch.int64, device=self._device
+            len(Totals._fields) + num_batch_stats,
+            dtype=torch.int64,
+            device=self._device,
         )
-        self.moments = torch.zeros(moments, dtype=torch.float64, device=self._device)
+        self.mean_batch_stats = torch.zeros(
+            num_batch_stats, dtype=torch.float64, device=self._device
+        )
         """After `reduce`: the mean over the virtual workers of the moments that they told."""
-        self._gradient = torch.zeros(
+        self._flat_gradients = torch.zeros(
             sum(sizes), dtype=self._parameters[0].dtype, device=self._device
         )
         for p, gradient in zip(
-            self._parameters, torch.split(self._gradient, sizes), strict=True
+            self._parameters, torch.split(self._flat_gradients, sizes), strict=True
         ):
             p.grad = gradient.view_as(p)
-        self._arrivals: list[Callable[[], None]] = []
+        self._bucket_waits: list[Callable[[], None]] = []
 
-    def begin(self) -> None:
+    def begin_step(self) -> None:
         """Start a step."""
-        self._empty = [True] * len(self._parameters)
+        self._is_empty = [True] * len(self._parameters)
         self._totals.zero_()
 
-    def add(
+    def add_micro_batch(
         self,
         gradients: Sequence[Tensor],
-        loss: Tensor,
-        valid: Tensor,
-        top1: Tensor,
-        top5: Tensor,
-        moments: Tensor | None = None,
+        loss_sum: Tensor,
+        valid_count: Tensor,
+        top1_count: Tensor,
+        top5_count: Tensor,
+        batch_stats: Tensor | None = None,
     ) -> None:
         """Add a micro-batch.
 
@@ -120,14 +126,20 @@ class Accumulator:
 
         A micro-batch that is not finite or out of range adds zeros and counts as a violation: no rank decides alone.
         """
-        fixed = loss.double().reshape(1) * 2.0**self.loss_shift
-        if moments is not None:
-            fixed = torch.cat([fixed, moments * 2.0**_MOMENT_BITS])
-        sound = (fixed.abs() < self._limit).all() & self._sound(gradients)
+        fixed = loss_sum.double().reshape(1) * 2.0**self.loss_shift
+        if batch_stats is not None:
+            fixed = torch.cat([fixed, batch_stats * 2.0**_BATCH_STAT_BITS])
+        sound = (fixed.abs() < self._max_magnitude).all() & self._is_in_range(gradients)
         # A value that is not a number becomes a different integer on each device: zero it before it is converted.
         terms = torch.where(sound, fixed, 0.0).long()
         counts = torch.stack(
-            [valid.long(), (~sound).long(), terms[0], top1.long(), top5.long()]
+            [
+                valid_count.long(),
+                (~sound).long(),
+                terms[0],
+                top1_count.long(),
+                top5_count.long(),
+            ]
         )
         with self._totals_lock:
             self._totals += torch.cat([counts, terms[1:]])
@@ -138,74 +150,90 @@ class Accumulator:
         elif not sound:
             return
         for i, gradient in enumerate(gradients):
-            with self._locks[i]:
-                self._add_to(i, gradient.detach().reshape(-1))
+            with self._gradient_locks[i]:
+                self._add_gradient(i, gradient.detach().reshape(-1))
 
-    def reduce(self, world: World) -> Totals:
+    def start_all_reduce(self, world: World) -> Totals:
         """End the additions: the integer totals of the global batch. The gradients' sums are on their way."""
-        for i, total in enumerate(self._sums):
-            if self._empty[i]:
+        for i, total in enumerate(self._gradient_sums):
+            if self._is_empty[i]:
                 total.zero_()
         totals = self._totals.clone()
-        arrived = world.add_up(totals)
-        self._arrivals = [world.add_up(bucket) for bucket in self._buckets(self._flat)]
+        arrived = world.all_reduce(totals)
+        self._bucket_waits = [
+            world.all_reduce(bucket)
+            for bucket in self._split_into_buckets(self._flat_sums)
+        ]
         arrived()
         sums = totals[len(Totals._fields) :]
-        self.moments.copy_(sums).div_(2.0**_MOMENT_BITS * self._virtual_workers)
+        self.mean_batch_stats.copy_(sums).div_(
+            2.0**_BATCH_STAT_BITS * self._num_virtual_workers
+        )
         return Totals(*totals[: len(Totals._fields)].unbind())
 
-    def finish(self, totals: Totals, lanes: Lanes) -> None:
+    def write_gradients(self, totals: Totals, lanes: LanePool) -> None:
         """Write the gradient of the mean loss to each parameter's `grad`, piece by piece on all lanes."""
-        valid = totals.valid.clamp(
+        valid = totals.valid_count.clamp(
             min=1
         ).double()  # a step without a valid sample is refused by its totals
 
         @torch.no_grad()
-        def write(pieces: tuple[Tensor, Tensor]) -> None:
-            total, gradient = pieces
-            gradient.copy_(total.double().div_(self.scale).div_(valid))
+        def write_chunk(chunks: tuple[Tensor, Tensor]) -> None:
+            total, gradient = chunks
+            gradient.copy_(total.double().div_(self.loss_scale).div_(valid))
 
-        def arriving() -> Iterator[tuple[Tensor, Tensor]]:
+        def iter_reduced_chunks() -> Iterator[tuple[Tensor, Tensor]]:
             buckets = zip(
-                self._arrivals,
-                self._buckets(self._flat),
-                self._buckets(self._gradient),
+                self._bucket_waits,
+                self._split_into_buckets(self._flat_sums),
+                self._split_into_buckets(self._flat_gradients),
                 strict=True,
             )
             for arrived, total, gradient in buckets:
                 arrived()
-                yield from zip(self._pieces(total), self._pieces(gradient), strict=True)
+                yield from zip(
+                    self._split_into_chunks(total),
+                    self._split_into_chunks(gradient),
+                    strict=True,
+                )
 
-        lanes.run(write, arriving())
+        lanes.for_each(write_chunk, iter_reduced_chunks())
 
-    def _buckets(self, flat: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(flat, _BUCKET // self._flat.element_size())
+    def _split_into_buckets(self, flat: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(flat, _BUCKET_BYTES // self._flat_sums.element_size())
 
-    def _pieces(self, flat: Tensor) -> tuple[Tensor, ...]:
+    def _split_into_chunks(self, flat: Tensor) -> tuple[Tensor, ...]:
         """What is worked on at a time: pieces that stay in a core's cache, all of it on a GPU."""
-        return torch.split(flat, _CHUNK) if flat.device.type == "cpu" else (flat,)
+        return (
+            torch.split(flat, _CHUNK_ELEMENTS) if flat.device.type == "cpu" else (flat,)
+        )
 
-    def _sound(self, gradients: Sequence[Tensor]) -> Tensor:
+    def _is_in_range(self, gradients: Sequence[Tensor]) -> Tensor:
         """Whether all elements are finite and in range: a bool scalar on the device."""
-        limit = self._limit if self.exact else math.inf
+        limit = self._max_magnitude if self.exact else math.inf
         pieces = [
-            piece for g in gradients for piece in self._pieces(g.detach().reshape(-1))
+            piece
+            for g in gradients
+            for piece in self._split_into_chunks(g.detach().reshape(-1))
         ]
         lows, highs = zip(*(torch.aminmax(piece) for piece in pieces), strict=True)
         # NaN is carried along by both, and then no comparison holds.
         return (torch.stack(lows).min() > -limit) & (torch.stack(highs).max() < limit)
 
-    def _add_to(self, i: int, gradient: Tensor) -> None:
-        total, first = self._sums[i], self._empty[i]
-        self._empty[i] = False
+    def _add_gradient(self, i: int, gradient: Tensor) -> None:
+        total, first = self._gradient_sums[i], self._is_empty[i]
+        self._is_empty[i] = False
         if not self.exact or self._device.type != "cpu":
             # copy_ and add_ to int64 truncate
             total.copy_(gradient) if first else total.add_(gradient.to(total.dtype))
             return
         # numpy converts and adds in one pass, a third faster than torch's two.
         sums, values = total.numpy(), gradient.numpy()
-        for start in range(0, len(sums), _CHUNK):
-            part, value = sums[start : start + _CHUNK], values[start : start + _CHUNK]
+        for start in range(0, len(sums), _CHUNK_ELEMENTS):
+            part, value = (
+                sums[start : start + _CHUNK_ELEMENTS],
+                values[start : start + _CHUNK_ELEMENTS],
+            )
             if first:
                 np.copyto(part, value, casting="unsafe")
             else:

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from distrain.fields import result
-from distrain.optim.rule import Group, UpdateRule
+from distrain.fields import result_field
+from distrain.optim.update_rule import ParamGroup, UpdateRule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
 class Adam(UpdateRule, name="adam"):
     """Bias-corrected first and second moments (Kingma and Ba 2015, algorithm 1); decay coupled or decoupled."""
 
-    beta1: float = result(0.9, ge=0, lt=1)
+    beta1: float = result_field(0.9, ge=0, lt=1)
     """Decay of the first moment. [result]"""
-    beta2: float = result(0.999, ge=0, lt=1)
+    beta2: float = result_field(0.999, ge=0, lt=1)
     """Decay of the second moment. [result]"""
-    eps: float = result(1e-8, gt=0)
+    eps: float = result_field(1e-8, gt=0)
     """Added to the root of the second moment. [result]"""
-    decoupled: bool = result(False)
+    decoupled: bool = result_field(False)
     """false: decay is added to the gradient; true: weights shrink by lr times decay (Loshchilov and Hutter 2019).
     [result]"""
 
-    def moments(self) -> tuple[str, ...]:
+    def list_state_tensors(self) -> tuple[str, ...]:
         """The first and the second moment."""
         return ("exp_avg", "exp_avg_sq")
 
-    def scalars(self) -> tuple[str, ...]:
+    def list_state_scalars(self) -> tuple[str, ...]:
         """The steps done."""
         return ("step",)
 
-    def update(self, group: Group, lr: "Tensor", change: float) -> None:
+    def update_group(self, group: ParamGroup, lr: "Tensor", lr_ratio: float) -> None:
         """By torch's fused kernel."""
         from torch.optim.adam import adam
 

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from distrain.fields import result
-from distrain.optim.rule import Group, UpdateRule
-from distrain.optim.sgd import VELOCITY, momentum_step
+from distrain.fields import result_field
+from distrain.optim.sgd import MOMENTUM_BUFFER, apply_momentum_sgd
+from distrain.optim.update_rule import ParamGroup, UpdateRule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,37 +17,46 @@ class LARS(UpdateRule, name="lars"):
     scaled, and the rest is left to SGD, in the paper's form.
     """
 
-    momentum: float = result(0.9, ge=0, lt=1)
+    momentum: float = result_field(0.9, ge=0, lt=1)
     """Share of the velocity that each step keeps. [result]"""
-    weight_decay: float = result(5e-4, ge=0)
+    weight_decay: float = result_field(5e-4, ge=0)
     """Factor of the weights added to the gradient. [result]"""
-    trust: float = result(0.001, gt=0)
+    trust: float = result_field(0.001, gt=0)
     """Norm of a layer's step over the norm of its weights, at a rate of 1. [result]"""
 
-    def moments(self) -> tuple[str, ...]:
+    def list_state_tensors(self) -> tuple[str, ...]:
         """The velocity, if there is one."""
-        return (VELOCITY,) if self.momentum else ()
+        return (MOMENTUM_BUFFER,) if self.momentum else ()
 
-    def transform(self, group: Group) -> None:
+    def transform_gradients(self, group: ParamGroup) -> None:
         """Weight decay and trust ratio, which belong into the gradient before the velocity takes it up."""
         decay = group.weight_decay
         for p, gradient in zip(group.parameters, group.gradients, strict=True):
-            ratio = self._trust(p, gradient, decay) if p.ndim > 1 else None
+            ratio = (
+                self._compute_trust_ratio(p, gradient, decay) if p.ndim > 1 else None
+            )
             if decay:
                 gradient.add_(p, alpha=decay)
             if ratio is not None:
                 gradient.mul_(ratio)
 
-    def update(self, group: Group, lr: "Tensor", change: float) -> None:
+    def update_group(self, group: ParamGroup, lr: "Tensor", lr_ratio: float) -> None:
         """What is left to SGD."""
-        momentum_step(group, lr, momentum=self.momentum / change, weight_decay=0.0)
+        apply_momentum_sgd(
+            group, lr, momentum=self.momentum / lr_ratio, weight_decay=0.0
+        )
 
-    def _trust(self, weight: "Tensor", gradient: "Tensor", decay: float) -> "Tensor":
+    def _compute_trust_ratio(
+        self, weight: "Tensor", gradient: "Tensor", weight_decay: float
+    ) -> "Tensor":
         """trust |w| / (|g| + decay |w|), 1 where a norm is 0: float32 scalar on the device."""
         import torch
 
-        from distrain.optim.optimizer import norm
+        from distrain.optim.optimizer import compute_total_norm
 
-        weights, gradients = norm([weight]), norm([gradient])
-        ratio = self.trust * weights / (gradients + decay * weights)
+        weights, gradients = (
+            compute_total_norm([weight]),
+            compute_total_norm([gradient]),
+        )
+        ratio = self.trust * weights / (gradients + weight_decay * weights)
         return torch.where((weights > 0) & (gradients > 0), ratio, 1.0).float()

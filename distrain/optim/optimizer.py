@@ -9,46 +9,53 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from distrain.optim.rule import Group, UpdateRule, gradients_of
+from distrain.optim.update_rule import ParamGroup, UpdateRule, collect_gradients
 
-_CHUNK = 1 << 17
+_CHUNK_ELEMENTS = 1 << 17
 
 
 class Optimizer:
     """Moves parameters by an update rule; its state tensors exist from the start, named after their parameters."""
 
     def __init__(
-        self, rule: UpdateRule, parameters: Mapping[str, nn.Parameter]
+        self, update_rule: UpdateRule, named_parameters: Mapping[str, nn.Parameter]
     ) -> None:
         """Make the state of `parameters`, which are given by name."""
-        self._rule, self._parameters = rule, dict(parameters)
+        self._update_rule, self._named_parameters = update_rule, dict(named_parameters)
         self._state: dict[Tensor, dict[str, Tensor]] = {
             p: {
                 **{
                     name: torch.zeros_like(p, requires_grad=False)
-                    for name in rule.moments()
+                    for name in update_rule.list_state_tensors()
                 },
-                **{name: torch.zeros((), device=p.device) for name in rule.scalars()},
+                **{
+                    name: torch.zeros((), device=p.device)
+                    for name in update_rule.list_state_scalars()
+                },
             }
-            for p in parameters.values()
+            for p in named_parameters.values()
         }
-        self._groups = list(self._make_groups())
+        self._param_groups = list(self._make_param_groups())
 
-    def _make_groups(self) -> Iterator[Group]:
+    def _make_param_groups(self) -> Iterator[ParamGroup]:
         """The groups of parameters that are moved alike."""
         found: dict[tuple[float, float], list[Tensor]] = {}
-        for name, p in self._parameters.items():
-            rate = self._rule.bias_lr if name.rpartition(".")[2] == "bias" else 1.0
-            found.setdefault((self._rule.decay_of(p), rate), []).append(p)
+        for name, p in self._named_parameters.items():
+            rate = (
+                self._update_rule.bias_lr if name.rpartition(".")[2] == "bias" else 1.0
+            )
+            found.setdefault((self._update_rule.get_weight_decay(p), rate), []).append(
+                p
+            )
         for (decay, rate), members in found.items():
             state = {
                 name: [self._state[p][name] for p in members]
                 for name in self._state[members[0]]
             }
-            yield Group(members, state, decay, rate)
+            yield ParamGroup(members, state, decay, rate)
 
     @torch.no_grad()
-    def step(self, lr: Tensor, change: float = 1.0) -> None:
+    def step(self, lr: Tensor, lr_ratio: float = 1.0) -> None:
         """Move the parameters by their `grad`, which each of them has.
 
         Args:
@@ -56,39 +63,41 @@ class Optimizer:
             change: this step's rate over the last one's.
         """
         self._transform_gradients()
-        for group in self._groups:
-            self._rule.update(group, lr * group.rate, change)
+        for group in self._param_groups:
+            self._update_rule.update_group(group, lr * group.lr_scale, lr_ratio)
 
     def _transform_gradients(self) -> None:
         """Clip them, and do what the rule does to them before it uses them."""
-        if self._rule.clip_norm is not None:
-            gradients = gradients_of(self._parameters.values())
-            whole = norm(gradients)
+        if self._update_rule.clip_norm is not None:
+            gradients = collect_gradients(self._named_parameters.values())
+            whole = compute_total_norm(gradients)
             factor = torch.where(
-                whole > self._rule.clip_norm, self._rule.clip_norm / whole, 1.0
+                whole > self._update_rule.clip_norm,
+                self._update_rule.clip_norm / whole,
+                1.0,
             ).float()
             for gradient in gradients:
                 gradient.mul_(factor)
-        for group in self._groups:
-            self._rule.transform(group)
+        for group in self._param_groups:
+            self._update_rule.transform_gradients(group)
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Every state tensor, by `<parameter>:<name>`."""
         return {
             f"{name}:{key}": t
-            for name, p in self._parameters.items()
+            for name, p in self._named_parameters.items()
             for key, t in self._state[p].items()
         }
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Take over a saved state."""
-        own = self.state()
-        assert own.keys() == state.keys(), own.keys() ^ state.keys()
+        own = self.state_dict()
+        assert own.keys() == state_dict.keys(), own.keys() ^ state_dict.keys()
         for key, tensor in own.items():
-            tensor.copy_(state[key])
+            tensor.copy_(state_dict[key])
 
 
-def norm(tensors: Sequence[Tensor]) -> Tensor:
+def compute_total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The norm of tensors together: float64 scalar on their device.
 
     Squares are summed in float64 over fixed chunks, and these in a fixed order: in float32 the norm of 61 million
@@ -99,15 +108,15 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
     for tensor in tensors:
         flat = tensor.detach().reshape(-1)
         if flat.device.type == "cpu":
-            for chunk in torch.split(flat, _CHUNK):
+            for chunk in torch.split(flat, _CHUNK_ELEMENTS):
                 total = total + chunk.double().square().sum()
         else:
-            total = total + _sum_of_squares(flat)
+            total = total + _sum_squares(flat)
     return total.sqrt()
 
 
-def _sum_of_squares(flat: Tensor) -> Tensor:
+def _sum_squares(flat: Tensor) -> Tensor:
     """Of a tensor of shape (n,), in float64, over rows of `_CHUNK` elements and what is left: float64 scalar."""
-    whole = len(flat) // _CHUNK * _CHUNK
-    sums = flat[:whole].view(-1, _CHUNK).double().square_().sum(1)
+    whole = len(flat) // _CHUNK_ELEMENTS * _CHUNK_ELEMENTS
+    sums = flat[:whole].view(-1, _CHUNK_ELEMENTS).double().square_().sum(1)
     return torch.cat([sums, flat[whole:].double().square_().sum()[None]]).sum()

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from distrain.errors import UserError
-from distrain.fields import Choice, result
+from distrain.fields import Choice, result_field
 
 
 @dataclass(frozen=True)
-class Stall:
+class PlateauState:
     """What a schedule has seen of validation: integers alone, the same on all ranks."""
 
     best: int = -1
@@ -26,15 +26,15 @@ class Stall:
 
 
 @dataclass(frozen=True)
-class Position:
+class SchedulePosition:
     """Where in the run a step is."""
 
     step: int
     """From 0."""
     steps_per_epoch: int
-    fraction: float
+    decay_fraction: float
     """Share of the steps after the warm-up that are done, from 0, below 1."""
-    drops: Sequence[int]
+    drop_steps: Sequence[int]
     """The steps from which on a schedule that follows validation was lower."""
 
 
@@ -43,19 +43,21 @@ class Schedule(Choice):
 
     follows_validation: ClassVar[bool] = False
     """Whether the rate depends on validation, so that there has to be a validation set."""
-    by_factors: ClassVar[bool] = False
+    is_multiplicative: ClassVar[bool] = False
     """Whether the rate changes by factors, so that it is drawn on a logarithmic axis."""
 
-    lr: float = result(gt=0)
+    lr: float = result_field(gt=0)
     """Learning rate after the warm-up, a step on the mean gradient of the global batch. [result]"""
-    warmup_epochs: float = result(0.0, ge=0)
+    warmup_epochs: float = result_field(0.0, ge=0)
     """Epochs in which the rate rises linearly to `lr` (Goyal et al. 2017, section 2.2). [result]"""
 
     @abstractmethod
-    def factor_at(self, at: Position) -> float:
+    def compute_lr_factor(self, position: SchedulePosition) -> float:
         """What `lr` is multiplied by at a step after the warm-up: finite and above 0."""
 
-    def observe(self, before: Stall, done: int, right: int) -> Stall:
+    def update_plateau(
+        self, state: PlateauState, steps_done: int, top1_count: int
+    ) -> PlateauState:
         """What is known after one more evaluation, of a schedule that follows validation.
 
         Args:
@@ -63,10 +65,14 @@ class Schedule(Choice):
             done: steps done so far, at the end of an epoch.
             right: validation samples whose highest logit is their label's.
         """
-        return before
+        return state
 
-    def rate(
-        self, step: int, steps_per_epoch: int, steps: int, drops: Sequence[int] = ()
+    def get_lr(
+        self,
+        step: int,
+        steps_per_epoch: int,
+        total_steps: int,
+        drop_steps: Sequence[int] = (),
     ) -> float:
         """The learning rate of the run's step number `step` (from 0) of `steps`; `drops` are those of its `Stall`.
 
@@ -76,9 +82,9 @@ class Schedule(Choice):
         warmup = round(self.warmup_epochs * steps_per_epoch)
         if step < warmup:
             return self.lr * (step + 1) / warmup
-        fraction = (step - warmup) / max(1, steps - warmup)
-        rate = self.lr * self.factor_at(
-            Position(step, steps_per_epoch, fraction, drops)
+        fraction = (step - warmup) / max(1, total_steps - warmup)
+        rate = self.lr * self.compute_lr_factor(
+            SchedulePosition(step, steps_per_epoch, fraction, drop_steps)
         )
         if not 0 < rate < math.inf:
             raise UserError(
@@ -86,96 +92,101 @@ class Schedule(Choice):
             )
         return rate
 
-    def reason(self) -> str:
+    def explain_drop(self) -> str:
         """Why a schedule that follows validation has lowered the rate."""
         return "validation has stalled"
 
 
-class Constant(Schedule, name="constant"):
+class ConstantSchedule(Schedule, name="constant"):
     """One learning rate for the whole run."""
 
-    def factor_at(self, at: Position) -> float:
+    def compute_lr_factor(self, position: SchedulePosition) -> float:
         """Always 1."""
         return 1.0
 
 
-class Step(Schedule, name="step"):
+class StepSchedule(Schedule, name="step"):
     """A learning rate that drops by a factor at given epochs."""
 
-    by_factors = True
+    is_multiplicative = True
 
-    drop_epochs: tuple[int, ...] = result(strict=False)
+    drop_epochs: tuple[int, ...] = result_field(strict=False)
     """Epochs (from 0, the warm-up counted) at whose start the rate drops. [result]"""
-    factor: float = result(0.1, gt=0, le=1)
+    factor: float = result_field(0.1, gt=0, le=1)
     """What each drop multiplies the rate by. [result]"""
 
-    def factor_at(self, at: Position) -> float:
+    def compute_lr_factor(self, position: SchedulePosition) -> float:
         """A power of the factor."""
         return self.factor ** sum(
-            at.step >= epoch * at.steps_per_epoch for epoch in self.drop_epochs
+            position.step >= epoch * position.steps_per_epoch
+            for epoch in self.drop_epochs
         )
 
 
-class Plateau(Schedule, name="plateau"):
+class PlateauSchedule(Schedule, name="plateau"):
     """A learning rate that drops when the validation error stops improving (Krizhevsky et al. 2012, section 5)."""
 
     follows_validation = True
 
-    patience: int = result(3, ge=1)
+    patience: int = result_field(3, ge=1)
     """Epochs without more right validation samples than ever before, after which the rate drops. [result]"""
-    drops: int = result(3, ge=1)
+    drops: int = result_field(3, ge=1)
     """How often at most. [result]"""
-    factor: float = result(0.1, gt=0, lt=1)
+    factor: float = result_field(0.1, gt=0, lt=1)
     """What each drop multiplies the rate by. [result]"""
 
-    def factor_at(self, at: Position) -> float:
+    def compute_lr_factor(self, position: SchedulePosition) -> float:
         """A power of the factor."""
-        return float(self.factor ** sum(at.step >= drop for drop in at.drops))
+        return float(
+            self.factor ** sum(position.step >= drop for drop in position.drop_steps)
+        )
 
-    def reason(self) -> str:
+    def explain_drop(self) -> str:
         """For how long nothing improved."""
         return f"validation has stalled for {self.patience} epoch{'s' * (self.patience > 1)}"
 
-    def observe(self, before: Stall, done: int, right: int) -> Stall:
+    def update_plateau(
+        self, state: PlateauState, steps_done: int, top1_count: int
+    ) -> PlateauState:
         """Count an epoch, and drop when there were enough of them."""
-        if right > before.best:
-            return Stall(right, 0, before.drops)
-        epochs = before.epochs + 1
-        if epochs < self.patience or len(before.drops) == self.drops:
-            return Stall(before.best, epochs, before.drops)
-        return Stall(before.best, 0, (*before.drops, done))
+        if top1_count > state.best:
+            return PlateauState(top1_count, 0, state.drops)
+        epochs = state.epochs + 1
+        if epochs < self.patience or len(state.drops) == self.drops:
+            return PlateauState(state.best, epochs, state.drops)
+        return PlateauState(state.best, 0, (*state.drops, steps_done))
 
 
-class Polynomial(Schedule, name="polynomial"):
+class PolynomialSchedule(Schedule, name="polynomial"):
     """lr (1 - t)^power, with t from 0 to 1 over the steps after the warm-up."""
 
-    power: float = result(1.0, gt=0)
+    power: float = result_field(1.0, gt=0)
     """1: linear; 2: as LARS's authors trained (You et al. 2017). [result]"""
 
-    def factor_at(self, at: Position) -> float:
+    def compute_lr_factor(self, position: SchedulePosition) -> float:
         """A power of the share that is left."""
-        return float((1 - at.fraction) ** self.power)
+        return float((1 - position.decay_fraction) ** self.power)
 
 
-class Cosine(Schedule, name="cosine"):
+class CosineSchedule(Schedule, name="cosine"):
     """Half a cosine from lr to 0 over the steps after the warm-up (Loshchilov and Hutter 2017)."""
 
-    def factor_at(self, at: Position) -> float:
+    def compute_lr_factor(self, position: SchedulePosition) -> float:
         """From 1 to 0."""
-        return (1 + math.cos(math.pi * at.fraction)) / 2
+        return (1 + math.cos(math.pi * position.decay_fraction)) / 2
 
 
-class Geometric(Schedule, name="geometric"):
+class GeometricSchedule(Schedule, name="geometric"):
     """Equal drops after equal times, over the steps after the warm-up (the best of Krizhevsky's own diary)."""
 
-    by_factors = True
+    is_multiplicative = True
 
-    drops: int = result(3, ge=1)
+    drops: int = result_field(3, ge=1)
     """How often the rate drops: the run has one level more. [result]"""
-    total: float = result(250.0, gt=1)
+    total: float = result_field(250.0, gt=1)
     """lr over the last level's rate. [result]"""
 
-    def factor_at(self, at: Position) -> float:
+    def compute_lr_factor(self, position: SchedulePosition) -> float:
         """A power of the drop."""
-        level = int(at.fraction * (self.drops + 1))
+        level = int(position.decay_fraction * (self.drops + 1))
         return float(self.total ** (-level / self.drops))

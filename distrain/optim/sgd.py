@@ -4,32 +4,32 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from distrain.fields import result
-from distrain.optim.rule import Group, UpdateRule
+from distrain.fields import result_field
+from distrain.optim.update_rule import ParamGroup, UpdateRule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-VELOCITY = "momentum_buffer"
+MOMENTUM_BUFFER = "momentum_buffer"
 
 
 class SGD(UpdateRule, name="sgd"):
     """Momentum SGD with weight decay, in torch's form or the paper's (Sutskever 2013; Krizhevsky 2012)."""
 
-    form: Literal["torch", "paper"] = result("torch")
+    form: Literal["torch", "paper"] = result_field("torch")
     """torch: v <- momentum v + g + decay w; w <- w - lr v. paper: v <- momentum v - lr (g + decay w); w <- w + v
     (Krizhevsky et al. 2012, section 5). They differ where the rate changes: the paper's velocity keeps the old one.
     [result]"""
-    momentum: float = result(0.9, ge=0, lt=1)
+    momentum: float = result_field(0.9, ge=0, lt=1)
     """Share of the velocity that each step keeps. [result]"""
-    nesterov: bool = result(False)
+    nesterov: bool = result_field(False)
     """Look ahead along the velocity (Sutskever et al. 2013, as torch writes it). [result]"""
-    weight_decay: float = result(5e-4, ge=0)
+    weight_decay: float = result_field(5e-4, ge=0)
     """Factor of the weights added to the gradient. [result]"""
 
     @field_validator("nesterov")
     @classmethod
-    def _has_momentum(cls, value: bool, info: ValidationInfo) -> bool:
+    def _check_nesterov(cls, value: bool, info: ValidationInfo) -> bool:
         if value and not info.data.get("momentum"):
             raise ValueError("nesterov needs momentum: raise it, or remove nesterov")
         if value and info.data.get("form") == "paper":
@@ -38,18 +38,18 @@ class SGD(UpdateRule, name="sgd"):
             )
         return value
 
-    def moments(self) -> tuple[str, ...]:
+    def list_state_tensors(self) -> tuple[str, ...]:
         """The velocity, if there is one."""
-        return (VELOCITY,) if self.momentum else ()
+        return (MOMENTUM_BUFFER,) if self.momentum else ()
 
-    def update(self, group: Group, lr: "Tensor", change: float) -> None:
+    def update_group(self, group: ParamGroup, lr: "Tensor", lr_ratio: float) -> None:
         """As the form says.
 
         The paper's velocity contains the rate, torch's does not: to keep the paper's share, momentum is divided by this
         step's rate over the last one's.
         """
-        momentum = self.momentum / change if self.form == "paper" else self.momentum
-        momentum_step(
+        momentum = self.momentum / lr_ratio if self.form == "paper" else self.momentum
+        apply_momentum_sgd(
             group,
             lr,
             momentum=momentum,
@@ -58,8 +58,8 @@ class SGD(UpdateRule, name="sgd"):
         )
 
 
-def momentum_step(
-    group: Group,
+def apply_momentum_sgd(
+    group: ParamGroup,
     lr: "Tensor",
     *,
     momentum: float,
@@ -72,7 +72,7 @@ def momentum_step(
     sgd(
         group.parameters,
         group.gradients,
-        [*group.state[VELOCITY]] if momentum else [],
+        [*group.state[MOMENTUM_BUFFER]] if momentum else [],
         fused=True,
         weight_decay=weight_decay,
         momentum=momentum,

@@ -15,15 +15,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from distrain.data.storage.store import Store
-from distrain.distributed.process import is_dead_here, process_identity
+from distrain.distributed.process import get_process_identity, is_dead_local_process
 from distrain.errors import AttemptError, UserError
 from distrain.rundir import files
 
-RENEWED_EVERY = 10.0
+RENEW_INTERVAL_SECONDS = 10.0
 """Seconds between two renewals of the owner's counter."""
-STILL_FOR = 30.0
+LOST_AFTER_SECONDS = 30.0
 """Seconds for which the counter of a lost owner stands still, by a newcomer's clock."""
-_NOT_FILLED = {
+_EMPTY_RECORD = {
     "session": "",
     "who": "somebody",
     "process": "",
@@ -36,12 +36,12 @@ _NOT_FILLED = {
 class Lease:
     """One attempt's right to the run directory. Close it, or use it in a `with`."""
 
-    def __init__(self, store: Store, number: int, record: dict[str, Any]) -> None:
-        self.number = number
+    def __init__(self, store: Store, attempt: int, record: dict[str, Any]) -> None:
+        self.attempt = attempt
         self._store, self._record = store, record
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._thread = threading.Thread(
-            target=self._renew, name="distrain-lease", daemon=True
+            target=self._renew_loop, name="distrain-lease", daemon=True
         )
         self._thread.start()
 
@@ -51,20 +51,20 @@ class Lease:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(failed=kind is not None)
 
-    def started_from(self, step: int, workers: int) -> None:
+    def record_start(self, step: int, world_size: int) -> None:
         """Note where this attempt goes on from, and with how many: what older ones save beyond it does not count."""
-        self._write(from_step=step, workers=workers)
+        self._write_record(from_step=step, workers=world_size)
 
-    def check(self) -> None:
+    def raise_if_superseded(self) -> None:
         """Ask before anything is written that is not this attempt's own.
 
         Raises:
             AttemptError: a newer attempt has taken over.
         """
-        newest = max(_numbers(self._store), default=0)
-        if newest > self.number:
+        newest = max(_list_attempt_numbers(self._store), default=0)
+        if newest > self.attempt:
             raise AttemptError(
-                f"attempt {self.number} was cut off, and attempt {newest} has taken over {self._store.name}: "
+                f"attempt {self.attempt} was cut off, and attempt {newest} has taken over {self._store.redacted_url}: "
                 "nothing more is written by this one"
             )
 
@@ -73,26 +73,26 @@ class Lease:
         self._closing.set()
         self._thread.join()
         try:
-            self._write(ended=True, failed=failed)
+            self._write_record(ended=True, failed=failed)
         except OSError:
             return  # the next owner waits until the counter has stood still
 
-    def _write(self, **changes: Any) -> None:
+    def _write_record(self, **changes: Any) -> None:
         with self._lock:
             self._record |= changes
             self._store.write(
-                files.attempt(self.number), json.dumps(self._record).encode()
+                files.attempt_path(self.attempt), json.dumps(self._record).encode()
             )
 
-    def _renew(self) -> None:
-        while not self._closing.wait(RENEWED_EVERY):
+    def _renew_loop(self) -> None:
+        while not self._closing.wait(RENEW_INTERVAL_SECONDS):
             try:
-                self._write(counter=self._record["counter"] + 1)
+                self._write_record(counter=self._record["counter"] + 1)
             except OSError:
                 continue  # full or away: tried again; whoever takes over meanwhile is found out by `check`
 
 
-def claim(store: Store, session: str, tell: Callable[[str], None]) -> Lease:
+def acquire_lease(store: Store, session: str, log: Callable[[str], None]) -> Lease:
     """Take the run directory over for a new attempt.
 
     Args:
@@ -105,41 +105,43 @@ def claim(store: Store, session: str, tell: Callable[[str], None]) -> Lease:
         OSError: the directory cannot be written to.
     """
     while True:
-        records = attempts(store)
+        records = read_attempts(store)
         number = max(records, default=0)
         other = (
             number
             and not records[number]["ended"]
             and records[number]["session"] != session
         )
-        if other and not _has_ended(store, number, records[number], tell):
+        if other and not _wait_for_owner_end(store, number, records[number], log):
             continue
         record = {
             "session": session,
-            **_self(),
+            **_describe_process(),
             "from_step": None,
             "counter": 0,
             "ended": False,
         }
         try:
-            store.create(files.attempt(number + 1), json.dumps(record).encode())
+            store.create_exclusive(
+                files.attempt_path(number + 1), json.dumps(record).encode()
+            )
         except FileExistsError:  # somebody else was faster: look who it is
             continue
         return Lease(store, number + 1, record)
 
 
-def attempts(store: Store) -> dict[int, dict[str, Any]]:
+def read_attempts(store: Store) -> dict[int, dict[str, Any]]:
     """The record of each attempt, by number. Raises OSError."""
     records = {}
-    for number in _numbers(store):
+    for number in _list_attempt_numbers(store):
         try:
-            records[number] = json.loads(store.read(files.attempt(number)))
+            records[number] = json.loads(store.read(files.attempt_path(number)))
         except ValueError:  # created, not yet filled
-            records[number] = dict(_NOT_FILLED)
+            records[number] = dict(_EMPTY_RECORD)
     return records
 
 
-def superseded(
+def is_superseded(
     records: Mapping[int, Mapping[str, Any]], attempt: int, step: int
 ) -> bool:
     """Whether what an attempt saved at a step was given up: a later one went on from a step before it."""
@@ -147,7 +149,9 @@ def superseded(
     return any(start is not None and start < step for start in starts)
 
 
-def failures(records: Mapping[int, Mapping[str, Any]], session: str, step: int) -> int:
+def count_failures(
+    records: Mapping[int, Mapping[str, Any]], session: str, step: int
+) -> int:
     """How many attempts of this launch, the newest in a row, started from `step` and failed without a checkpoint."""
     count = 0
     for number in sorted(records, reverse=True):
@@ -159,7 +163,9 @@ def failures(records: Mapping[int, Mapping[str, Any]], session: str, step: int) 
     return count
 
 
-def restarts_and_resizes(records: Mapping[int, Mapping[str, Any]]) -> tuple[int, int]:
+def count_restarts_and_resizes(
+    records: Mapping[int, Mapping[str, Any]],
+) -> tuple[int, int]:
     """How many attempts followed one that failed, and how many had another number of workers than the one before."""
     restarts = resizes = 0
     started = [
@@ -173,55 +179,55 @@ def restarts_and_resizes(records: Mapping[int, Mapping[str, Any]]) -> tuple[int,
     return restarts, resizes
 
 
-def _has_ended(
-    store: Store, number: int, record: Mapping[str, Any], tell: Callable[[str], None]
+def _wait_for_owner_end(
+    store: Store, attempt: int, record: Mapping[str, Any], log: Callable[[str], None]
 ) -> bool:
     """Return True once an attempt's owner is known to be gone, False as soon as it turns out who it is."""
-    if is_dead_here(str(record["process"])):
+    if is_dead_local_process(str(record["process"])):
         return True
-    unknown = record["counter"] == _NOT_FILLED["counter"]
+    unknown = record["counter"] == _EMPTY_RECORD["counter"]
     began, told = time.monotonic(), False
-    while time.monotonic() < began + STILL_FOR:
+    while time.monotonic() < began + LOST_AFTER_SECONDS:
         if (
             not told and time.monotonic() > began + unknown
         ):  # a record is filled at once, as a rule
-            wait = f"waiting {STILL_FOR:.0f} s to see whether it is at work"
-            tell(f"attempt {number} ({record['who']}) did not end: {wait}")
+            wait = f"waiting {LOST_AFTER_SECONDS:.0f} s to see whether it is at work"
+            log(f"attempt {attempt} ({record['who']}) did not end: {wait}")
             told = True
         time.sleep(0.1 if unknown else 0.5)
-        now = attempts(store)
-        if number not in now:  # whoever created it could not fill it
+        now = read_attempts(store)
+        if attempt not in now:  # whoever created it could not fill it
             return False
         if now[max(now)]["ended"]:
             return True
-        if max(now) != number or now[number]["counter"] != record["counter"]:
+        if max(now) != attempt or now[attempt]["counter"] != record["counter"]:
             if unknown:
                 return False
             raise UserError(
-                f"{store.name} is in use by {now[max(now)]['who']} (attempt {max(now)}): "
+                f"{store.redacted_url} is in use by {now[max(now)]['who']} (attempt {max(now)}): "
                 "stop that run first, or choose another run directory, run=..."
             )
     return True
 
 
-def _self() -> dict[str, str]:
+def _describe_process() -> dict[str, str]:
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     return {
-        "who": f"{_user()} on {socket.gethostname()}, process {os.getpid()}, since {now}",
-        "process": process_identity(os.getpid()) or "",
+        "who": f"{_get_user_name()} on {socket.gethostname()}, process {os.getpid()}, since {now}",
+        "process": get_process_identity(os.getpid()) or "",
     }
 
 
-def _user() -> str:
+def _get_user_name() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
         return f"user {os.getuid()}"
 
 
-def _numbers(store: Store) -> list[int]:
+def _list_attempt_numbers(store: Store) -> list[int]:
     return sorted(
         int(match[1])
-        for name in store.list(files.ATTEMPTS)
-        if (match := files.ATTEMPT_NAME.fullmatch(name))
+        for name in store.list_names(files.ATTEMPTS_DIR)
+        if (match := files.ATTEMPT_PATTERN.fullmatch(name))
     )

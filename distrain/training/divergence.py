@@ -5,35 +5,35 @@ from typing import Any
 
 import torch
 
-from distrain.data.loader import MicroBatch, training_requests
+from distrain.data.loader import MicroBatch, iter_training_requests
 from distrain.errors import RunError
-from distrain.monitor.meters import Reading
-from distrain.training.job import Job
-from distrain.training.step import forward
+from distrain.monitor.meters import MeterReading
+from distrain.training.forward_pass import forward
+from distrain.training.job import TrainJob
 
 
 class StepFailed(Exception):  # noqa: N818 - never leaves `train`
     """A step had a loss or gradient that is not finite, or no valid sample: its reading."""
 
 
-def diverged(job: Job, reading: Reading) -> RunError:
+def diagnose_divergence(job: TrainJob, reading: MeterReading) -> RunError:
     """Save the evidence of a failed step. The weights have not moved since, so the step is computed again."""
     step = reading.failed_step
     assert step is not None
-    if job.record:
-        job.telemetry.metrics.set("diverged", int(not reading.no_valid))
-    job.flush_pages()
-    if reading.no_valid:
+    if job.writer:
+        job.telemetry.metrics.set_gauge("diverged", int(not reading.no_valid_samples))
+    job.flush_metrics()
+    if reading.no_valid_samples:
         return RunError(
             f"all samples of step {step + 1} are bad, so it has no gradient: mend the data (distrain pack)"
         )
     config, network, micro_batches = (
         job.config,
-        job.network,
+        job.engine,
         dict[int, dict[str, Any]](),
     )
 
-    def look(batch: MicroBatch) -> None:
+    def measure_micro_batch(batch: MicroBatch) -> None:
         loss = forward(config, network.model, step, batch).loss
         gradients = torch.autograd.grad(loss, list(network.parameters.values()))
         norms = {
@@ -41,27 +41,29 @@ def diverged(job: Job, reading: Reading) -> RunError:
             for name, g in zip(network.parameters, gradients, strict=True)
         }
         micro_batches[batch.virtual_worker] = {
-            "loss": loss.item() / config.micro_batch,
+            "loss": loss.item() / config.micro_batch_size,
             "gradient_norm": math.hypot(*norms.values()),
             "gradient_norms": norms,
-            "sample_ids": batch.ids.tolist(),
+            "sample_ids": batch.sample_ids.tolist(),
         }
 
-    hosted = job.world.hosted(config.virtual_workers)
-    requests = training_requests(job.data.order, range(step, step + 1), hosted)
-    with job.loader(job.data.train, requests) as batches:
-        network.lanes.run(look, batches)
-    for part in job.world.gather(
+    hosted = job.world.local_virtual_workers(config.virtual_workers)
+    requests = iter_training_requests(job.data.order, range(step, step + 1), hosted)
+    with job.open_loader(job.data.train, requests) as batches:
+        network.lanes.for_each(measure_micro_batch, batches)
+    for part in job.world.all_gather_object(
         {str(v): numbers for v, numbers in micro_batches.items()}
     ):
         micro_batches.update({int(v): numbers for v, numbers in part.items()})
     evidence = {
         "step": step + 1,
-        "learning_rate": job.rate(step),
+        "learning_rate": job.get_lr(step),
         "virtual_workers": {str(v): micro_batches[v] for v in sorted(micro_batches)},
     }
     where = (
-        job.record.evidence(step + 1, evidence) if job.record else "the run directory"
+        job.writer.write_evidence(step + 1, evidence)
+        if job.writer
+        else "the run directory"
     )
     worst = max(
         micro_batches.values(),

@@ -8,62 +8,63 @@ import torch
 from torch import Tensor, nn
 
 from distrain.config import Config
-from distrain.data.loader import MicroBatch, Request
+from distrain.data.loader import BatchRequest, MicroBatch
 from distrain.data.order import Cursor
 from distrain.data.shards.dataset import Dataset
-from distrain.distributed.lanes import Lanes
+from distrain.distributed.lane_pool import LanePool
 from distrain.distributed.world import World
 from distrain.errors import UserError
-from distrain.models.layers import trained
-from distrain.rundir.checkpoint import digest
-from distrain.training.datasets import open_loader
-from distrain.training.step import forward, score
+from distrain.models.layers import get_trainable_parameters
+from distrain.rundir.checkpoint import hash_tensors
+from distrain.training.forward_pass import forward, predict_logits
+from distrain.training.run_data import open_loader
 
 
-def fingerprint(
+def hash_sample_computation(
     config: Config,
     world: World,
     dataset: Dataset,
     model: nn.Module,
     scale: float,
-    lanes: Lanes,
+    lanes: LanePool,
 ) -> str:
     """SHA-256 of what this rank makes of fixed inputs: a decoded batch, two micro-batches' gradients, an evaluation.
 
     Shapes, types, memory format and threads are those of training. `model` has its first weights.
     """
-    batch = _first_samples(config, world, dataset)
+    batch = _load_first_samples(config, world, dataset)
     found: dict[str, Tensor] = {"images": batch.images}
-    parameters = list(trained(model).values())
+    parameters = list(get_trainable_parameters(model).values())
 
-    def observe(micro_batch: MicroBatch) -> None:
+    def compute_micro_batch(micro_batch: MicroBatch) -> None:
         v = micro_batch.virtual_worker
         _, loss, found[f"moments {v}"] = forward(config, model, 0, micro_batch)
         for i, gradient in enumerate(torch.autograd.grad(loss * scale, parameters)):
             found[f"gradient {v} {i}"] = gradient
 
-    lanes.run(observe, [batch, replace(batch, virtual_worker=1)])
+    lanes.for_each(compute_micro_batch, [batch, replace(batch, virtual_worker=1)])
     model.eval()
     repeats = -(-config.evaluate.batch // len(batch.images))
     chunk = batch.images.repeat(repeats, 1, 1, 1)[: config.evaluate.batch]
-    lanes.run(
-        lambda images: found.update(evaluation=score(config, model, images)), [chunk]
+    lanes.for_each(
+        lambda images: found.update(evaluation=predict_logits(config, model, images)),
+        [chunk],
     )
     model.train()
-    return digest(found)
+    return hash_tensors(found)
 
 
-def _first_samples(config: Config, world: World, dataset: Dataset) -> MicroBatch:
+def _load_first_samples(config: Config, world: World, dataset: Dataset) -> MicroBatch:
     """A training micro-batch of the lowest sample ids, which lie side by side."""
-    request = Request(Cursor(0, 0), 0, np.arange(config.micro_batch), 0)
+    request = BatchRequest(Cursor(0, 0), 0, np.arange(config.micro_batch_size), 0)
     with open_loader(
         config, world, dataset, dataset.manifest.statistics, [request]
     ) as batches:
         return next(batches)
 
 
-def agree(
-    world: World, facts: dict[str, Any], explaining: dict[str, Any] | None = None
+def check_equal_on_all_ranks(
+    world: World, facts: dict[str, Any], hints: dict[str, Any] | None = None
 ) -> None:
     """Compare what each rank found before the first step.
 
@@ -75,7 +76,7 @@ def agree(
     Raises:
         UserError: naming the first rank that differs from rank 0, and every difference.
     """
-    (first, reasons), *others = world.gather([facts, explaining or {}])
+    (first, reasons), *others = world.all_gather_object([facts, hints or {}])
     for rank, (found, why) in enumerate(others, 1):
         if first != found:
             first, found = {**first, **reasons}, {**found, **why}
@@ -86,6 +87,6 @@ def agree(
         ]
         if differs:
             raise UserError(
-                f"rank {rank} of {world.ranks} does not fit to rank 0, so the weights would depend on the cluster; "
+                f"rank {rank} of {world.world_size} does not fit to rank 0, so the weights would depend on the cluster; "
                 f"use hosts with the same files, versions and kind of processor or GPU:{''.join(differs)}"
             )

@@ -21,14 +21,14 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sets import SetWriter
 
-from distrain.data.decoding.image import encode
+from distrain.data.decoding.image import encode_jpeg
 from distrain.data.shards.stats import PixelMoments
 from distrain.data.storage.store import Store
 
 PLAIN_RAY = """
 import os, sys, time
-from distrain.launch.ray_cluster import HEAD_SETTINGS, _TRAIN_SETTINGS
-os.environ.update(HEAD_SETTINGS | _TRAIN_SETTINGS)
+from distrain.launch.ray_cluster import RAY_HEAD_ENV, _RAY_TRAIN_ENV
+os.environ.update(RAY_HEAD_ENV | _RAY_TRAIN_ENV)
 import ray, ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -65,9 +65,9 @@ def images(folder: Path, rows: int, side: int = 256) -> str:
             .repeat(side // 8, 0)
             .repeat(side // 8, 1)
         )
-        moments.add(pixels)
-        writer.add(encode(pixels, 90), i % 10, f"{i}.jpg")
-    writer.finish(moments.statistics())
+        moments.add_image(pixels)
+        writer.add(encode_jpeg(pixels, 90), i % 10, f"{i}.jpg")
+    writer.finish(moments.to_statistics())
     return str(folder)
 
 
@@ -268,16 +268,18 @@ def saving() -> dict[str, object]:
     import torch
 
     from distrain.models.alexnet import AlexNet
-    from distrain.rundir.checkpoint import Checkpoints
-    from distrain.rundir.lease import claim
+    from distrain.rundir.checkpoint import CheckpointManager
+    from distrain.rundir.lease import acquire_lease
 
     weights = AlexNet().build(1000, seed=0).state_dict()
     moments = {name: torch.randn_like(t) for name, t in weights.items()}
     costs = []
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
-        with claim(store, "bench", print) as lease:
-            checkpoints = Checkpoints(store, lease, keep=2, patience=0, tell=print)
+        with acquire_lease(store, "bench", print) as lease:
+            checkpoints = CheckpointManager(
+                store, lease, keep_latest=2, retry_seconds=0, warn=print
+            )
             for step in range(5):
                 began = time.process_time()
                 checkpoints.save(step, weights, moments, {}, best=None)

@@ -168,7 +168,7 @@ class Teller:
     def __init__(self, numbers: mmap.mmap, inside: "Timed") -> None:
         self._numbers, self._inside = numbers, inside
 
-    def advance(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """So many steps are done."""
         page = [
             thread
@@ -191,7 +191,7 @@ def run(port: int, folder: str) -> None:
     """Train until killed."""
     import torch  # a client is a process of this file, and must not load it
 
-    from distrain.config import parse
+    from distrain.config import parse_config
     from distrain.distributed.world import World
     from distrain.monitor import prometheus
     from distrain.train import train
@@ -203,11 +203,21 @@ def run(port: int, folder: str) -> None:
         return lambda *arguments: function(*arguments) if numbers[SWITCH] else None
 
     inside = Timed()
-    for name in ("waited", "arrived", "step", "record", "keep", "norms"):
+    for name in (
+        "add_data_wait",
+        "pop_mean_arrival_seconds",
+        "count_step",
+        "update_from_record",
+        "snapshot_weights",
+        "record_norms",
+    ):
         setattr(
             prometheus.Metrics, name, inside.timed(getattr(prometheus.Metrics, name))
         )
-    for owner, name in ((prometheus.Node, "_turn"), (prometheus.Metrics, "keep")):
+    for owner, name in (
+        (prometheus.MetricsEndpoint, "_publish_once"),
+        (prometheus.Metrics, "snapshot_weights"),
+    ):
         setattr(owner, name, when_on(getattr(owner, name)))
     tree = {
         "run": f"{folder}/run",
@@ -222,7 +232,9 @@ def run(port: int, folder: str) -> None:
         "checkpoint": {"every": 1_000_000},
         "metrics": {"port": port},
     }
-    train(parse(tree, "bench"), World(torch.device("cpu")), Teller(numbers, inside))
+    train(
+        parse_config(tree, "bench"), World(torch.device("cpu")), Teller(numbers, inside)
+    )
 
 
 class Run:

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from crc32c import crc32c
 
-from distrain.cli.bench import measure, settings
+from distrain.cli.bench import make_bench_config, measure_loader
 from distrain.data.config import Augment
-from distrain.data.decoding.augment import draw
-from distrain.data.decoding.image import jpeg_size
-from distrain.data.order import Cursor, Order
+from distrain.data.decoding.augment import draw_augment_params
+from distrain.data.decoding.image import parse_jpeg_size
+from distrain.data.order import Cursor, SampleOrder
 from distrain.data.shards.dataset import Dataset
-from distrain.data.shards.manifest import MANIFEST, Manifest
+from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.storage.store import Store
 
 ROWS, BATCH = 1_281_167, 128
@@ -42,49 +42,59 @@ def imagenet(store: Store, target: Path) -> Manifest:
     shard = small.shards[0]
     rows = sum(group.rows for group in shard.groups)
     target.mkdir()
-    (target / shard.path).symlink_to(f"{store.local}/{shard.path}")
+    (target / shard.path).symlink_to(f"{store.local_path}/{shard.path}")
     shards, left = [], ROWS
     while left >= rows:
         shards.append(shard)
         left -= rows
     large = replace(small, shards=tuple(shards))
-    (target / MANIFEST).write_text(large.to_json())
+    (target / MANIFEST_FILE).write_text(large.to_json())
     return large
 
 
 def main(shards: str) -> None:
     store = Store(shards)
     manifest = Manifest.load(store)
-    dataset = Dataset(store, manifest, memory=1 << 30, patience=0)
+    dataset = Dataset(store, manifest, memory_bytes=1 << 30, retry_seconds=0)
     files = [
-        row.data.copy() for row in dataset.rows(np.arange(min(1000, manifest.rows)))
+        row.data.copy()
+        for row in dataset.read_rows(np.arange(min(1000, manifest.num_rows)))
     ]
     sizes = np.tile([375, 500], (BATCH, 1))
     with tempfile.TemporaryDirectory() as folder:
         large = imagenet(store, Path(folder) / "imagenet")
-        order = Order(large.group_rows, 0, 8, BATCH, 1024)
-        axes = large.statistics.principal_axes()
-        some = order.ids(Cursor(0, 0), 0)
+        order = SampleOrder(large.rows_per_group, 0, 8, BATCH, 1024)
+        axes = large.statistics.compute_principal_axes()
+        some = order.get_sample_ids(Cursor(0, 0), 0)
         both = {
             window: Augment(short_side=256, window=window)
             for window in ("crop", "random_resized")
         }  # type: ignore[arg-type]
 
         def drawn(window: str, i: int) -> object:
-            return draw(0, Cursor(i, 0), 0, some, sizes, both[window], axes)
+            return draw_augment_params(
+                0, Cursor(i, 0), 0, some, sizes, both[window], axes
+            )
 
         parts = {
-            "order": each(lambda i: order.ids(Cursor(0, i % order.steps), i % 8), 800),
+            "order": each(
+                lambda i: order.get_sample_ids(
+                    Cursor(0, i % order.steps_per_epoch), i % 8
+                ),
+                800,
+            ),
             "draws": each(lambda i: drawn("crop", i), 300),
             "draws, random resized": each(lambda i: drawn("random_resized", i), 300),
             "checksum": each(lambda i: crc32c(files[i % len(files)]), 1000, 1),
-            "header walk": each(lambda i: jpeg_size(files[i % len(files)]), 1000, 1),
+            "header walk": each(
+                lambda i: parse_jpeg_size(files[i % len(files)]), 1000, 1
+            ),
         }
-        config = settings(
+        config = make_bench_config(
             str(Path(folder) / "imagenet"),
             [f"global_batch={BATCH}", "augment.short_side=256"],
         )
-        first = measure(config, BATCH)
+        first = measure_loader(config, BATCH)
     found = {
         "CPU us an image": parts,
         "together": sum(
@@ -92,7 +102,7 @@ def main(shards: str) -> None:
         ),
         "bytes an image": sum(len(f) for f in files) / len(files),
         "seconds to the first batch": first.seconds_to_first_batch,
-        "rows": large.rows,
+        "rows": large.num_rows,
     }
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
 

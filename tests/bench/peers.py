@@ -62,24 +62,26 @@ def measure(batches: Iterator[Any]) -> dict[str, float]:
 
 
 def _distrain(shards: str, *overrides: str) -> Iterator[Any]:
-    from distrain.cli.bench import settings
-    from distrain.data.loader import Loader, training_requests
-    from distrain.data.order import Order
+    from distrain.cli.bench import make_bench_config
+    from distrain.data.loader import Loader, iter_training_requests
+    from distrain.data.order import SampleOrder
     from distrain.data.shards.dataset import Dataset
     from distrain.data.shards.manifest import Manifest
     from distrain.data.storage.store import Store
-    from distrain.distributed.world import local_world
+    from distrain.distributed.world import make_local_world
 
-    config = settings(shards, [f"data.decode_threads={THREADS}", *overrides])
+    config = make_bench_config(shards, [f"data.decode_threads={THREADS}", *overrides])
     store = Store(shards)
-    dataset = Dataset(store, Manifest.load(store), memory=2 << 30, patience=0)
-    order = Order(dataset.manifest.group_rows, 0, 1, BATCH, 1024)
+    dataset = Dataset(
+        store, Manifest.load(store), memory_bytes=2 << 30, retry_seconds=0
+    )
+    order = SampleOrder(dataset.manifest.rows_per_group, 0, 1, BATCH, 1024)
     options: dict[str, Any] = {
-        "batch": BATCH,
-        "device": local_world(config.device).device,
-        "augmented": True,
+        "batch_size": BATCH,
+        "device": make_local_world(config.device).device,
+        "use_augmentation": True,
     }
-    requests = training_requests(order, range(order.steps), range(1))
+    requests = iter_training_requests(order, range(order.steps_per_epoch), range(1))
     with Loader(
         dataset,
         dataset.manifest.statistics,
@@ -87,7 +89,7 @@ def _distrain(shards: str, *overrides: str) -> Iterator[Any]:
         data=config.data,
         augment=config.augment,
         seed=0,
-        run="peers",
+        run_dir="peers",
         **options,
     ) as loader:
         for batch in loader:
@@ -105,11 +107,13 @@ def _bare(shards: str) -> Iterator[Any]:
     from distrain.data.storage.store import Store
 
     store = Store(shards)
-    dataset = Dataset(store, Manifest.load(store), memory=2 << 30, patience=0)
+    dataset = Dataset(
+        store, Manifest.load(store), memory_bytes=2 << 30, retry_seconds=0
+    )
     files = [
         row.data
-        for i in range(dataset.manifest.rows)
-        for row in dataset.rows(np.array([i]))
+        for i in range(dataset.manifest.num_rows)
+        for row in dataset.read_rows(np.array([i]))
     ]
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(files) - BATCH + 1, BATCH):
@@ -332,7 +336,7 @@ def prepare(folder: Path, images: int) -> None:
     from photographs import folder as photographs
 
     from distrain.data.prepare.open import open_source
-    from distrain.data.prepare.pack import Geometry, Treatment, pack
+    from distrain.data.prepare.pack import Geometry, PackOptions, pack_dataset
 
     photos = photographs(folder / "photos", images)
     files = sorted(photos.rglob("*.JPEG"))
@@ -342,10 +346,10 @@ def prepare(folder: Path, images: int) -> None:
         ("raw", "square:256", "raw"),
     ):
         if not (folder / name).exists():
-            pack(
+            pack_dataset(
                 open_source(str(photos)).source,
                 str(folder / name),
-                Treatment(Geometry.parse(geometry), encoding),
+                PackOptions(Geometry.from_text(geometry), encoding),
             )  # type: ignore[arg-type]
     if importlib.util.find_spec("webdataset") and not (folder / "wds").exists():
         import webdataset

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from distrain.config import parse
-from distrain.distributed.lanes import Lanes
+from distrain.config import parse_config
+from distrain.distributed.lane_pool import LanePool
 from distrain.distributed.world import World
 from distrain.losses import CrossEntropy
 from distrain.models.alexnet import AlexNet
-from distrain.models.layers import LocalResponseNorm, micro_step
-from distrain.optim.accumulate import Accumulator
+from distrain.models.layers import LocalResponseNorm, micro_batch_context
+from distrain.optim.accumulate import GradientAccumulator
 from distrain.optim.adam import Adam
 from distrain.optim.lars import LARS
 from distrain.optim.optimizer import Optimizer
@@ -123,15 +123,18 @@ def reduction() -> dict[str, Any]:
     )
     made = Optimizer(SGD(), dict(model.named_parameters()))
     accumulators = {
-        mode: Accumulator(
-            parameters, virtual_workers=4, micro_batch=batch, fraction_bits=bits
+        mode: GradientAccumulator(
+            parameters,
+            num_virtual_workers=4,
+            micro_batch_size=batch,
+            fraction_bits=bits,
         )
         for mode, bits in (("exact", 48), ("fast", None))
     }
     gradients: list[tuple[torch.Tensor, ...]] = []
 
     def compute(scale: float) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        with micro_step(0, 0, 0):
+        with micro_batch_context(0, 0, 0):
             loss = CrossEntropy()(model(images), labels).sum()
         return torch.autograd.grad(loss * scale, parameters), loss.detach()
 
@@ -139,23 +142,25 @@ def reduction() -> dict[str, Any]:
         for _ in range(4):
             gradients[:] = [compute(1.0)[0]]
 
-    def summed(mode: str, lanes: Lanes, only: bool = False) -> Callable[[], object]:
+    def summed(mode: str, lanes: LanePool, only: bool = False) -> Callable[[], object]:
         accumulator, ones = accumulators[mode], torch.tensor(batch, device=DEVICE)
 
         def step() -> None:
-            accumulator.begin()
+            accumulator.begin_step()
             for _ in range(4):
                 computed, loss = (
                     (gradients[0], torch.zeros((), device=DEVICE))
                     if only
-                    else compute(accumulator.scale)
+                    else compute(accumulator.loss_scale)
                 )
-                accumulator.add(computed, loss, ones, ones, ones)
-            accumulator.finish(accumulator.reduce(World(DEVICE)), lanes)
+                accumulator.add_micro_batch(computed, loss, ones, ones, ones)
+            accumulator.write_gradients(
+                accumulator.start_all_reduce(World(DEVICE)), lanes
+            )
 
         return step
 
-    with Lanes(1, 1, DEVICE) as lanes:
+    with LanePool(1, 1, DEVICE) as lanes:
         parts = {
             "forward and backward": bare,
             "exact step": summed("exact", lanes),
@@ -306,7 +311,7 @@ def converge() -> dict[str, Any]:
                 "checkpoint": {"keep": 1},
                 **changes,
             }
-            summary = train(parse(tree, "bench"), World(CPU), _Quiet())
+            summary = train(parse_config(tree, "bench"), World(CPU), _Quiet())
             assert summary.eval is not None
             found[name] = round(summary.eval.top1, 4)
             line = f"{name}: {found[name]:.2%} after {time.monotonic() - began:.0f} s"

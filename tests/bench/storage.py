@@ -32,11 +32,11 @@ sys.path.extend(
 )
 
 from distrain.data.prepare.open import open_source
-from distrain.data.prepare.pack import Geometry, Treatment, pack
+from distrain.data.prepare.pack import Geometry, PackOptions, pack_dataset
 from distrain.data.shards.dataset import Dataset
-from distrain.data.shards.manifest import MANIFEST, Group, Manifest, Shard
+from distrain.data.shards.manifest import MANIFEST_FILE, Manifest, RowGroup, Shard
 from distrain.data.storage.store import Store
-from distrain.distributed.process import available_cores
+from distrain.distributed.process import count_available_cores
 
 _CONNECTIONS = 8
 _ROUNDS = 5
@@ -94,7 +94,10 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 def bench_pack(work: Path) -> None:
     import photographs
 
-    photos, processes = photographs.folder(work / "photos", 4000), available_cores()
+    photos, processes = (
+        photographs.folder(work / "photos", 4000),
+        count_available_cores(),
+    )
     paths = sorted(str(path) for path in photos.rglob("*.JPEG"))
     chunks = [paths[i : i + 32] for i in range(0, len(paths), 32)]
 
@@ -107,11 +110,11 @@ def bench_pack(work: Path) -> None:
     def ours() -> None:
         target = work / "packed"
         shutil.rmtree(target, ignore_errors=True)
-        pack(
+        pack_dataset(
             open_source(str(photos)).source,
             str(target),
-            Treatment(Geometry("square", 256)),
-            processes=processes,
+            PackOptions(Geometry("square", 256)),
+            num_processes=processes,
         )
 
     rounds = [(timed(plain), timed(ours)) for _ in range(_ROUNDS)]
@@ -143,11 +146,11 @@ def bench_stream(work: Path) -> None:
     client = boto3.client("s3", endpoint_url=server.url, config=checksums)
     client.create_bucket(Bucket="data")
     photos = photographs.folder(work / "photos", 4000)
-    pack(
+    pack_dataset(
         open_source(str(photos)).source,
         "s3://data/set",
-        Treatment(Geometry("keep")),
-        processes=available_cores(),
+        PackOptions(Geometry("keep")),
+        num_processes=count_available_cores(),
     )
     # Plain reads of a public object need no signature: the cheapest client there is.
     statement = {
@@ -187,7 +190,7 @@ def bench_stream(work: Path) -> None:
         return len(body.read())
 
     def with_obstore(one: tuple[str, int, int]) -> int:
-        return len(obstore_store.view(*one))
+        return len(obstore_store.read_view(*one))
 
     def plain(get: Callable[[tuple[str, int, int]], int]) -> None:
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
@@ -195,18 +198,22 @@ def bench_stream(work: Path) -> None:
 
     # One reader for all rounds, as in a training: its first rounds pay for memory that it has not had before.
     dataset, fetching = (
-        Dataset(store, manifest, memory=100 << 20, patience=60.0),
+        Dataset(store, manifest, memory_bytes=100 << 20, retry_seconds=60.0),
         ThreadPoolExecutor(_CONNECTIONS),
     )
 
     def ours() -> None:
         """Every row of every group in order, verified, groups fetched ahead as the loader does."""
-        ends, read = np.cumsum(manifest.group_rows), 0
+        ends, read = np.cumsum(manifest.rows_per_group), 0
         for g, end in enumerate(ends.tolist()):
-            dataset.prefetch(([h] for h in range(g, min(g + 16, len(ends)))), fetching)
+            dataset.prefetch_row_groups(
+                ([h] for h in range(g, min(g + 16, len(ends)))), fetching
+            )
             read += sum(
                 len(row.data)
-                for row in dataset.rows(np.arange(end - manifest.group_rows[g], end))
+                for row in dataset.read_rows(
+                    np.arange(end - manifest.rows_per_group[g], end)
+                )
             )
         assert read > 0.9 * total
 
@@ -250,12 +257,12 @@ def peak():  # not getrusage, which keeps the peak of the process that started t
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 store = Store(sys.argv[1])
 manifest = Manifest.load(store)
-dataset = Dataset(store, manifest, memory=1 << 20, patience=0.0)
+dataset = Dataset(store, manifest, memory_bytes=1 << 20, retry_seconds=0.0)
 opened = peak()
-rng, ends = np.random.default_rng(0), np.cumsum(manifest.group_rows)
+rng, ends = np.random.default_rng(0), np.cumsum(manifest.rows_per_group)
 for _ in range(3000):
     g = int(rng.integers(len(ends)))
-    dataset.rows(np.arange(ends[g] - manifest.group_rows[g], ends[g]))
+    dataset.read_rows(np.arange(ends[g] - manifest.rows_per_group[g], ends[g]))
 print(len(ends), opened, peak())
 """
 
@@ -263,7 +270,7 @@ print(len(ends), opened, peak())
 def bench_memory(work: Path) -> None:
     from sets import SetWriter
 
-    from distrain.data.shards.stats import Statistics
+    from distrain.data.shards.stats import ColorStatistics
 
     rng = np.random.default_rng(0)
     for groups in (10, 10_000):
@@ -273,7 +280,7 @@ def bench_memory(work: Path) -> None:
         )
         for i in range(10 * groups):
             writer.add(rng.bytes(20_000), i % 2, f"{i}.jpg")
-        writer.finish(Statistics.of(np.zeros(3), np.eye(3)))
+        writer.finish(ColorStatistics.from_covariance(np.zeros(3), np.eye(3)))
         out = subprocess.run(
             [sys.executable, "-c", _READ, str(place)],
             check=True,
@@ -288,35 +295,35 @@ def bench_memory(work: Path) -> None:
 
 def bench_open(work: Path) -> None:
     groups = tuple(
-        Group(64, 4 + 2_000_000 * i, 2_000_004 + 2_000_000 * i, 0xFFFFFFFF - i)
+        RowGroup(64, 4 + 2_000_000 * i, 2_000_004 + 2_000_000 * i, 0xFFFFFFFF - i)
         for i in range(2)
     )
     import photographs
 
-    small = pack(
+    small = pack_dataset(
         open_source(str(photographs.folder(work / "few", 20))).source,
         str(work / "small"),
-        Treatment(),
+        PackOptions(),
     ).manifest
     shards = tuple(
         Shard(f"shard-{i:05d}.parquet", 4_100_000, groups, "0" * 64, 4_000_004, i)
         for i in range(10_000)
     )
     store = Store(str(work / "many"))
-    store.write(MANIFEST, replace(small, shards=shards).to_json().encode())
+    store.write(MANIFEST_FILE, replace(small, shards=shards).to_json().encode())
     for _ in range(_ROUNDS):
         fresh = Store(str(work / "many"))
         began = time.monotonic()
         manifest = Manifest.load(fresh)
-        Dataset(fresh, manifest, memory=1 << 28, patience=0.0)
+        Dataset(fresh, manifest, memory_bytes=1 << 28, retry_seconds=0.0)
         opened = time.monotonic() - began
         manifest.fingerprint  # noqa: B018 - computed once, for a run's checkpoints
-        hashed, counts = time.monotonic() - began, fresh.counts
+        hashed, counts = time.monotonic() - began, fresh.counters
         tell(
-            f"{len(manifest.shards):,} shards, {manifest.rows:,} rows: open after {opened:.2f} s"
+            f"{len(manifest.shards):,} shards, {manifest.num_rows:,} rows: open after {opened:.2f} s"
         )
         tell(
-            f"  {counts.requests} read of {counts.bytes / 1e6:.1f} MB; fingerprint after {hashed:.2f} s"
+            f"  {counts.num_requests} read of {counts.bytes_read / 1e6:.1f} MB; fingerprint after {hashed:.2f} s"
         )
 
 

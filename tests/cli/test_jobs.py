@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from distrain.config import to_yaml
-from distrain.monitor.consoles import JsonLines
+from distrain.monitor.consoles import JsonConsole
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 TEMPLATES = {
@@ -104,7 +104,7 @@ def test_no_kubectl_is_a_sentence(distrain, recipe, monkeypatch, tmp_path):
 
 def test_logs_of_another_system_are_shown_as_lines(distrain, monkeypatch):
     told = io.StringIO()
-    JsonLines(told).event("hello")
+    JsonConsole(told).log("hello")
     told.write("what something else says\n")
     told.seek(0)
     monkeypatch.setattr(sys, "stdin", told)

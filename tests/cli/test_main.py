@@ -15,7 +15,7 @@ from PIL import Image
 
 from distrain import __version__
 from distrain.config import to_yaml
-from distrain.launch import local, ray_train
+from distrain.launch import local, ray_driver
 from distrain.train import Summary
 
 
@@ -48,14 +48,17 @@ def test_train_takes_every_gpu_by_itself(
     """One rank trains in this process; more of them, and what is asked for, on Ray."""
     called = []
     summary = Summary("finished", 1, 1, 1.0, None, None, "0" * 16, "exact", "runs/x")
-    for name, module in (("here", local), ("ray", ray_train)):
+    for name, module, function in (
+        ("here", local, "train_locally"),
+        ("ray", ray_driver, "train_on_ray"),
+    ):
         monkeypatch.setattr(
             module,
-            "run",
+            function,
             lambda *_, name=name, **__: called.append(name) or (summary, None),
         )
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr("distrain.launch.local.available_cores", lambda: 16)
+    monkeypatch.setattr("distrain.launch.local.count_available_cores", lambda: 16)
     code, _, err = distrain("train", recipe, f"device={device}", *flags)
     assert (code, err) == (0, "")
     asked = bool({"--workers=2", "--workers=1", "--address=auto"} & set(flags))
@@ -85,7 +88,7 @@ def test_idle_gpus_are_one_line(distrain, recipe, monkeypatch):
 
 def test_a_dry_run_shows_what_would_be_used(distrain, recipe, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    monkeypatch.setattr("distrain.launch.local.available_cores", lambda: 16)
+    monkeypatch.setattr("distrain.launch.local.count_available_cores", lambda: 16)
     out = distrain("train", recipe, "--dry-run", "device=auto", "virtual_workers=4")[1]
     assert re.search(r"virtual workers a rank: +1 on 4 ranks", out)
     assert re.search(r"workers: +4, each with a GPU and 2 CPU cores\n", out)

@@ -14,7 +14,7 @@ from narrow import lasting_recipe, narrow_recipe, with_own_models
 
 from distrain.config import Config
 from distrain.distributed.world import World
-from distrain.monitor.sinks import Silent
+from distrain.monitor.sinks import SilentConsole
 from distrain.train import train
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -116,7 +116,7 @@ def recipe(digits: Path, disk: Path) -> Iterator[Config]:
 def wanted(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The weights of that run in one process that nothing disturbs, as they are printed."""
     alone = narrow_recipe(digits, tmp_path_factory.mktemp("alone"), **SHORT)
-    return train(alone, World(torch.device("cpu")), Silent()).weights[:16]
+    return train(alone, World(torch.device("cpu")), SilentConsole()).weights[:16]
 
 
 @pytest.fixture(scope="session")

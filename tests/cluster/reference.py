@@ -4,23 +4,23 @@ import sys
 
 import torch
 
-from distrain.config import load
+from distrain.config import load_config
 from distrain.distributed.world import World
-from distrain.monitor.sinks import Silent
+from distrain.monitor.sinks import SilentConsole
 from distrain.train import train
 
 
-class Paused(Silent):
+class Paused(SilentConsole):
     """Waits after a step until a later one is asked for; ends where nobody asks any more."""
 
     def __init__(self) -> None:
         self._last = 0
 
-    def advance(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """Go on if a step after the last one that was asked for may be made."""
         while step > self._last:
             self._last = int(sys.stdin.readline() or sys.exit())
 
 
 if __name__ == "__main__":
-    train(load(sys.argv[1]), World(torch.device("cpu")), Paused())
+    train(load_config(sys.argv[1]), World(torch.device("cpu")), Paused())

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from distrain.launch import ray_fit
-from distrain.launch.ray_cluster import connected
-from distrain.launch.ray_train import _Driver
+from distrain.launch import ray_trainer
+from distrain.launch.ray_cluster import connect_to_ray
+from distrain.launch.ray_driver import _RayDriver
 
 # What Ray says of itself, in this process, is not ours to change.
 pytestmark = [
@@ -31,26 +31,26 @@ def test_a_rank_on_every_gpu(narrow, console, monkeypatch, tmp_path):
         with open(f"{order['found']}-{rank}.json", "w") as file:
             json.dump([*ray.get_gpu_ids(), cpus, *order["share"]], file)
 
-    monkeypatch.setattr(ray_fit, "run_rank", run_rank)
-    with connected(None, console, cpus=CPUS, gpus=GPUS):
+    monkeypatch.setattr(ray_trainer, "train_loop_per_worker", run_rank)
+    with connect_to_ray(None, console, cpus=CPUS, gpus=GPUS):
         config = narrow(device="auto", virtual_workers=8)
-        driver = _Driver(config, console, None, {}, stop=threading.Event())
-        workers, share = driver._await_room()
+        driver = _RayDriver(config, console, None, {}, stop=threading.Event())
+        workers, share = driver._wait_for_capacity()
         order = {"session": "gpus", "fit": 1, "found": str(tmp_path / "found")}
-        ray_fit.trainer(config, workers, share, order, driver._mailbox).fit()
+        ray_trainer.build_trainer(config, workers, share, order, driver._mailbox).fit()
         told = [json.loads(path.read_text()) for path in tmp_path.glob("found-*.json")]
         assert len({gpu for gpu, *_ in told}) == len(told) == GPUS
         assert [rest for _, *rest in told] == [
             [CPUS // GPUS, 1, GPUS, CPUS // GPUS, 1]
         ] * GPUS
-        driver = _Driver(
+        driver = _RayDriver(
             narrow(device="auto", virtual_workers=1),
             console,
             None,
             {},
             stop=threading.Event(),
         )
-        assert driver._await_room()[0] == 1
+        assert driver._wait_for_capacity()[0] == 1
     idle = [event for event in console.events if "idle" in event]
     assert idle == [
         "2 of 3 GPUs stay idle: virtual_workers = 1 is the most that can share the work (it is fixed for a run)"

@@ -11,7 +11,7 @@ import pytest
 from kube_api import Api
 
 from distrain.errors import UserError
-from distrain.launch.kuberay import Kubectl, manifests
+from distrain.launch.kuberay import Kubectl, build_manifests
 
 TEMPLATE = Path(__file__).parents[2] / "cluster/kuberay/rayjob.yaml"
 pytestmark = pytest.mark.cluster
@@ -65,21 +65,21 @@ def api(serve) -> Api:
 
 
 def test_a_run_is_created_once(api, config):
-    wanted = manifests(config, TEMPLATE)
-    assert Kubectl().name_for(wanted) == wanted.name
-    assert Kubectl().submit(wanted) == ("vision", True)
+    wanted = build_manifests(config, TEMPLATE)
+    assert Kubectl().choose_job_name(wanted) == wanted.job_name
+    assert Kubectl().submit_job(wanted) == ("vision", True)
     job, files = api.objects.values()
-    assert job["spec"] == wanted.job["spec"]
-    assert files["data"] == wanted.files["data"]
+    assert job["spec"] == wanted.ray_job["spec"]
+    assert files["data"] == wanted.config_map["data"]
     owner = {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "name": wanted.name,
+        "name": wanted.job_name,
         "uid": job["metadata"]["uid"],
     }
     assert files["metadata"]["ownerReferences"] == [owner]
-    assert Kubectl().name_for(wanted) == wanted.name
-    assert Kubectl().submit(wanted) == ("vision", False), "at work already"
+    assert Kubectl().choose_job_name(wanted) == wanted.job_name
+    assert Kubectl().submit_job(wanted) == ("vision", False), "at work already"
     assert len(api.objects) == 2
 
 
@@ -87,55 +87,61 @@ def test_a_namespace_of_the_template_or_of_the_command(api, config, tmp_path):
     (tmp_path / "site.yaml").write_text(
         TEMPLATE.read_text().replace("metadata:\n", "metadata:\n  namespace: a\n", 1)
     )
-    assert Kubectl().submit(manifests(config, tmp_path / "site.yaml")) == ("a", True)
-    elsewhere = manifests(config, tmp_path / "site.yaml", namespace="b")
+    assert Kubectl().submit_job(build_manifests(config, tmp_path / "site.yaml")) == (
+        "a",
+        True,
+    )
+    elsewhere = build_manifests(config, tmp_path / "site.yaml", namespace="b")
     assert [document["metadata"]["namespace"] for document in elsewhere] == [
         "b",
         "b",
     ], "the dry run shows it"
-    assert Kubectl().submit(elsewhere) == ("b", True)
-    assert api.names("RayJob") == api.names("ConfigMap") == [elsewhere.name] * 2
+    assert Kubectl().submit_job(elsewhere) == ("b", True)
+    assert api.names("RayJob") == api.names("ConfigMap") == [elsewhere.job_name] * 2
 
 
 def test_a_submission_that_was_killed_between_the_two_is_made_good(api, config):
-    wanted = manifests(config, TEMPLATE)
-    Kubectl().submit(wanted)
+    wanted = build_manifests(config, TEMPLATE)
+    Kubectl().submit_job(wanted)
     (key,) = [key for key, found in api.objects.items() if found["kind"] == "ConfigMap"]
     del api.objects[key]
-    assert Kubectl().submit(wanted) == ("vision", False)
-    assert api.names("ConfigMap") == [wanted.name]
+    assert Kubectl().submit_job(wanted) == ("vision", False)
+    assert api.names("ConfigMap") == [wanted.job_name]
 
 
 def test_a_config_of_a_job_that_was_deleted_is_replaced(api, config):
     """It is there until Kubernetes cleans up, and is not what the new pods should have."""
-    wanted = manifests(config, TEMPLATE)
-    Kubectl().submit(wanted)
+    wanted = build_manifests(config, TEMPLATE)
+    Kubectl().submit_job(wanted)
     (key,) = [key for key, found in api.objects.items() if found["kind"] == "RayJob"]
     api.objects[key]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     with pytest.raises(
         UserError,
         match="is being deleted: submit again when it is gone, or with another --id",
     ):
-        Kubectl().submit(wanted)
+        Kubectl().submit_job(wanted)
     del api.objects[key]
     for found in api.objects.values():
         found["metadata"]["ownerReferences"][0]["uid"] = "before"
         found["data"] = {}
-    assert Kubectl().submit(wanted) == ("vision", True)
+    assert Kubectl().submit_job(wanted) == ("vision", True)
     (files,) = [found for found in api.objects.values() if found["kind"] == "ConfigMap"]
-    assert files["metadata"]["ownerReferences"][0]["uid"] == f"uid-of-{wanted.name}"
-    assert files["data"] == wanted.files["data"]
+    assert files["metadata"]["ownerReferences"][0]["uid"] == f"uid-of-{wanted.job_name}"
+    assert files["data"] == wanted.config_map["data"]
 
 
 def test_a_run_whose_job_has_ended_gets_a_new_one(api, config):
-    wanted = manifests(config, TEMPLATE)
-    Kubectl().submit(wanted)
+    wanted = build_manifests(config, TEMPLATE)
+    Kubectl().submit_job(wanted)
     for found in api.objects.values():
         found["status"] = {"jobDeploymentStatus": "Failed"}
-    name = Kubectl().name_for(wanted)
-    assert name == f"{wanted.name}-2"
-    assert Kubectl().submit(manifests(config, TEMPLATE, job=name)) == ("vision", True)
-    assert api.names("RayJob") == api.names("ConfigMap") == [wanted.name, name]
+    name = Kubectl().choose_job_name(wanted)
+    assert name == f"{wanted.job_name}-2"
+    assert Kubectl().submit_job(build_manifests(config, TEMPLATE, job_name=name)) == (
+        "vision",
+        True,
+    )
+    assert api.names("RayJob") == api.names("ConfigMap") == [wanted.job_name, name]
 
 
 def test_a_field_that_the_cluster_does_not_know_is_a_sentence(api, config, tmp_path):
@@ -145,7 +151,7 @@ def test_a_field_that_the_cluster_does_not_know_is_a_sentence(api, config, tmp_p
     with pytest.raises(
         UserError, match="kubectl failed: .*unknown field 'backOffLimit'"
     ):
-        Kubectl().submit(manifests(config, tmp_path / "site.yaml"))
+        Kubectl().submit_job(build_manifests(config, tmp_path / "site.yaml"))
     assert api.objects == {}
 
 
@@ -154,7 +160,7 @@ def test_a_date_in_the_template_arrives_as_text(api, config, tmp_path):
         "metadata:\n", "metadata:\n  annotations: {since: 2026-11-27}\n", 1
     )
     (tmp_path / "site.yaml").write_text(text)
-    Kubectl().submit(manifests(config, tmp_path / "site.yaml"))
+    Kubectl().submit_job(build_manifests(config, tmp_path / "site.yaml"))
     (job,) = [found for found in api.objects.values() if found["kind"] == "RayJob"]
     assert job["metadata"]["annotations"]["since"].startswith("2026-11-27")
 
@@ -185,7 +191,7 @@ def test_a_plugin_that_asks_a_person_to_log_in_is_heard(api, config, tmp_path, c
     with pytest.raises(
         UserError, match="kubectl failed: Unable to connect to the server: tls:"
     ):
-        Kubectl().name_for(manifests(config, TEMPLATE))
+        Kubectl().choose_job_name(build_manifests(config, TEMPLATE))
     assert capsys.readouterr().err == "open https://login and type ABC\n"
 
 
@@ -209,7 +215,7 @@ def test_what_the_cluster_refuses_is_a_sentence(api, config, refusal, sentence):
         UserError,
         match=f"kubectl failed: .*{sentence}.*: check its context .kubectl config",
     ):
-        Kubectl().submit(manifests(config, TEMPLATE))
+        Kubectl().submit_job(build_manifests(config, TEMPLATE))
 
 
 def test_a_cluster_without_the_operator_is_a_sentence(serve, config):
@@ -218,17 +224,17 @@ def test_a_cluster_without_the_operator_is_a_sentence(serve, config):
         UserError,
         match="knows no RayJobs: install the KubeRay operator, 1.5.1 or newer",
     ):
-        Kubectl().name_for(manifests(config, TEMPLATE))
+        Kubectl().choose_job_name(build_manifests(config, TEMPLATE))
 
 
 def test_a_cluster_that_does_not_answer_is_a_sentence(api, config):
-    wanted = manifests(config, TEMPLATE)
+    wanted = build_manifests(config, TEMPLATE)
     api.close()
     with pytest.raises(
         UserError,
         match="kubectl failed: The connection to the server 127.0.0.1:.* was refused",
     ):
-        Kubectl().name_for(wanted)
+        Kubectl().choose_job_name(wanted)
 
 
 def test_the_command(api, plain_environment, tmp_path):

@@ -12,7 +12,7 @@ import yaml
 from hosts import HEAD, RAY
 from waiting import PATIENCE
 
-from distrain.launch.kuberay import manifests
+from distrain.launch.kuberay import build_manifests
 
 pytestmark = [pytest.mark.cluster, pytest.mark.namespaces]
 ROOT = Path(__file__).parents[2]
@@ -131,13 +131,15 @@ def test_what_kuberay_is_given_runs(distrain, start, hosts, wanted, recipe, tmp_
     alone = recipe.model_copy(
         update={"cluster": recipe.cluster.model_copy(update={"workers": (1, 1)})}
     )
-    found = manifests(alone, ROOT / "cluster/kuberay/rayjob.yaml", job="as-a-rayjob")
+    found = build_manifests(
+        alone, ROOT / "cluster/kuberay/rayjob.yaml", job_name="as-a-rayjob"
+    )
     folder = tmp_path / "pod"
     folder.mkdir()
-    for name, text in found.files["data"].items():
+    for name, text in found.config_map["data"].items():
         (folder / name).write_text(text)
     spec = json.loads(
-        json.dumps(found.job["spec"]).replace("/etc/distrain", str(folder))
+        json.dumps(found.ray_job["spec"]).replace("/etc/distrain", str(folder))
     )
     environment = json.dumps(yaml.safe_load(spec["runtimeEnvYAML"]))
     where = (

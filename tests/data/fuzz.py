@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from photos import encoded, kinds, mutated, picture, write_set
 from test_loader import deliver, requests
 
-from distrain.config import Config, parse
+from distrain.config import Config, parse_config
 
 PIXEL_LIMIT = 2_000_000
 
@@ -28,7 +28,7 @@ def settings() -> Config:
         "augment": {"crop": 64, "short_side": 72},
         "schedule": {"name": "constant", "lr": 1.0},
     }
-    return parse(tree, "fuzz")
+    return parse_config(tree, "fuzz")
 
 
 def images(
@@ -43,12 +43,12 @@ def images(
         batch,
         augmented=False,
     ):
-        for i, sample in enumerate(micro_batch.ids.tolist()):
-            if micro_batch.weights[i]:
+        for i, sample in enumerate(micro_batch.sample_ids.tolist()):
+            if micro_batch.sample_weights[i]:
                 found[sample] = hashlib.sha256(
                     micro_batch.images[i].numpy().tobytes()
                 ).hexdigest()
-        bad.update(micro_batch.bad)
+        bad.update(micro_batch.bad_samples)
     return found, bad
 
 

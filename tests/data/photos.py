@@ -15,10 +15,10 @@ from sets import SetWriter
 
 from distrain.data.shards.dataset import Dataset
 from distrain.data.shards.manifest import Manifest
-from distrain.data.shards.stats import PixelMoments, Statistics
+from distrain.data.shards.stats import ColorStatistics, PixelMoments
 from distrain.data.storage.store import Store
 
-STATISTICS = Statistics.of(
+STATISTICS = ColorStatistics.from_covariance(
     np.array([120.0, 110.0, 100.0]), np.diag([3600.0, 3000.0, 2500.0]) + 800.0
 )
 
@@ -177,11 +177,11 @@ def true_size(data: bytes) -> tuple[int, int]:
 
 def open_set(folder: Path | str, memory: int = 1 << 26) -> Dataset:
     store = Store(str(folder))
-    return Dataset(store, Manifest.load(store), memory=memory, patience=0)
+    return Dataset(store, Manifest.load(store), memory_bytes=memory, retry_seconds=0)
 
 
-def moments(images: Sequence[np.ndarray]) -> Statistics:
+def moments(images: Sequence[np.ndarray]) -> ColorStatistics:
     found = PixelMoments()
     for image in images:
-        found.add(image)
-    return found.statistics()
+        found.add_image(image)
+    return found.to_statistics()

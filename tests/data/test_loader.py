@@ -16,16 +16,21 @@ from photos import STATISTICS, encoded, kinds, open_set, picture, write_set
 from waiting import await_that
 
 import distrain.data.loader
-from distrain.data.decoding.augment import centre, draw
+from distrain.data.decoding.augment import draw_augment_params, make_center_params
 from distrain.data.decoding.dali import DaliDecoder
-from distrain.data.decoding.image import decode, ppm
-from distrain.data.decoding.pil import ReferenceDecoder
-from distrain.data.loader import Loader, Request, evaluation_requests, training_requests
-from distrain.data.order import Cursor, Order
+from distrain.data.decoding.image import decode_rgb, encode_ppm
+from distrain.data.decoding.pil import PilDecoder
+from distrain.data.loader import (
+    BatchRequest,
+    Loader,
+    iter_evaluation_requests,
+    iter_training_requests,
+)
+from distrain.data.order import Cursor, SampleOrder
 from distrain.data.shards.dataset import Dataset
 from distrain.errors import RunError
-from distrain.rundir.checkpoint import digest
-from distrain.training.datasets import order_of
+from distrain.rundir.checkpoint import hash_tensors
+from distrain.training.run_data import build_order
 
 CPU = torch.device("cpu")
 KINDS = kinds()
@@ -39,7 +44,7 @@ def requests(ids, batch, epoch=0, virtual_worker=0):
     for chunk, start in enumerate(range(0, len(ids), batch)):
         part = ids[start : start + batch]
         padding = batch - len(part)
-        yield Request(
+        yield BatchRequest(
             Cursor(epoch, chunk),
             virtual_worker,
             np.append(part, [part[0]] * padding).astype(np.int64),
@@ -48,7 +53,7 @@ def requests(ids, batch, epoch=0, virtual_worker=0):
 
 
 def deliver(config, dataset, requests, batch, augmented=True):
-    options = {"batch": batch, "device": CPU, "augmented": augmented}
+    options = {"batch_size": batch, "device": CPU, "use_augmentation": augmented}
     with Loader(
         dataset, STATISTICS, requests, **loader_sections(config), **options
     ) as loader:
@@ -59,15 +64,15 @@ def by_id(batches):
     """Image and weight of each sample; padding is left out."""
     found = {}
     for batch in batches:
-        for i, sample in enumerate(batch.ids.tolist()):
-            if batch.weights[i] or sample in batch.bad:
+        for i, sample in enumerate(batch.sample_ids.tolist()):
+            if batch.sample_weights[i] or sample in batch.bad_samples:
                 assert sample not in found, "delivered twice"
                 found[sample] = batch.images[i].clone()
     return found
 
 
 def hashed(batches):
-    return digest({str(i): image for i, image in by_id(batches).items()})
+    return hash_tensors({str(i): image for i, image in by_id(batches).items()})
 
 
 def resampled(pixels, start, size, crop):
@@ -86,17 +91,17 @@ def resampled(pixels, start, size, crop):
 
 def wanted(data, draws, i, crop, resize, seed_statistics=STATISTICS):
     """The same transform in numpy, float64; pixels in units of 0 to 255 before normalising, and normalised."""
-    pixels = decode(data, 1 << 31)
-    (top, left), size = draws.start[i], draws.size[i]
+    pixels = decode_rgb(data, 1 << 31)
+    (top, left), size = draws.window_start[i], draws.window_size[i]
     if resize:
-        window = resampled(pixels, draws.start[i], size, crop)
+        window = resampled(pixels, draws.window_start[i], size, crop)
     else:
         window = pixels[
             int(top) : int(top) + crop, int(left) : int(left) + crop
         ].astype(np.float64)
     window = window[:, ::-1] if draws.mirror[i] else window
     return (
-        (window + draws.colour[i] - seed_statistics.mean) / seed_statistics.std
+        (window + draws.color_shift[i] - seed_statistics.mean) / seed_statistics.std
     ).transpose(2, 0, 1)
 
 
@@ -132,14 +137,20 @@ def test_every_kind_of_file_equals_the_definition(
     config = narrow(augment={**augment, "colour": 0.3}, data={"backend": backend})
     sample = list(KINDS).index(kind)
     (batch,) = deliver(config, every_kind, requests([sample], 1, epoch=3), 1)
-    size = np.array([decode(KINDS[kind], 1 << 31).shape[:2]])
-    draws = draw(
-        0, Cursor(3, 0), 0, batch.ids, size, config.augment, STATISTICS.principal_axes()
+    size = np.array([decode_rgb(KINDS[kind], 1 << 31).shape[:2]])
+    draws = draw_augment_params(
+        0,
+        Cursor(3, 0),
+        0,
+        batch.sample_ids,
+        size,
+        config.augment,
+        STATISTICS.compute_principal_axes(),
     )
     off = (
         batch.images[0].numpy() - wanted(KINDS[kind], draws, 0, 64, True)
     ) * STATISTICS.std[:, None, None]
-    assert batch.weights.all()
+    assert batch.sample_weights.all()
     # The result is rounded to bytes. PIL also rounds between the two axes.
     limit, mean = (2.0, 0.26) if backend == "dali" else (4.0, 0.5)
     assert np.abs(off).max() <= limit, np.abs(off).max()
@@ -152,9 +163,11 @@ def test_every_kind_of_file_equals_the_definition(
 def test_a_window_without_resizing_is_exact(
     packed, tmp_path, narrow, encoding, normalise, backend
 ):
-    files = [bytes(row.data) for row in packed.rows(np.arange(40))]
+    files = [bytes(row.data) for row in packed.read_rows(np.arange(40))]
     stored = (
-        [bytes(ppm(decode(f, 1 << 31))) for f in files] if encoding == "raw" else files
+        [bytes(encode_ppm(decode_rgb(f, 1 << 31))) for f in files]
+        if encoding == "raw"
+        else files
     )
     options = {
         "proved": encoding != "unproved",
@@ -167,14 +180,14 @@ def test_a_window_without_resizing_is_exact(
     )
     batches = deliver(config, dataset, requests(range(40), 7, epoch=5), 7)
     sizes = np.tile([80, 72], (40, 1))
-    draws = draw(
+    draws = draw_augment_params(
         0,
         Cursor(5, 0),
         0,
         np.arange(40),
         sizes,
         config.augment,
-        STATISTICS.principal_axes(),
+        STATISTICS.compute_principal_axes(),
     )
     assert set(draws.mirror) == {0, 1}
     found = by_id(batches)
@@ -182,7 +195,7 @@ def test_a_window_without_resizing_is_exact(
         np.testing.assert_allclose(
             found[i].numpy(), wanted(files[i], draws, i, 64, False), atol=5e-6
         )
-    assert [int(n) for b in batches for n in b.labels[b.weights > 0]] == [
+    assert [int(n) for b in batches for n in b.labels[b.sample_weights > 0]] == [
         i % 3 for i in range(40)
     ]
 
@@ -194,10 +207,12 @@ def test_evaluation_takes_the_centre(packed, photographs, narrow):
     ):
         config = narrow(augment=augment, evaluate={"batch": 16})
         batches = deliver(
-            config, dataset, evaluation_requests(40, 16, 0, 1), 16, augmented=False
+            config, dataset, iter_evaluation_requests(40, 16, 0, 1), 16, augmented=False
         )
-        rows = dataset.rows(np.arange(40))
-        draws = centre(np.array([row.size for row in rows]), config.augment)
+        rows = dataset.read_rows(np.arange(40))
+        draws = make_center_params(
+            np.array([row.image_size for row in rows]), config.augment
+        )
         for i, image in by_id(batches).items():
             off = image.numpy() - wanted(bytes(rows[i].data), draws, i, 64, resize)
             assert np.abs(off * STATISTICS.std[:, None, None]).max() <= (
@@ -205,13 +220,13 @@ def test_evaluation_takes_the_centre(packed, photographs, narrow):
             )
         last = batches[-1]
         assert last.images.shape == (16, 3, 64, 64)
-        assert last.weights.tolist() == [1.0] * 8 + [0.0] * 8
+        assert last.sample_weights.tolist() == [1.0] * 8 + [0.0] * 8
         assert not last.images[8:].any()
 
 
 def test_decoding_a_slice_is_as_good_as_decoding_all(photographs, tmp_path, narrow):
     """The two graphs for files that are proved and files that are not."""
-    files = [bytes(row.data) for row in photographs.rows(np.arange(40))]
+    files = [bytes(row.data) for row in photographs.read_rows(np.arange(40))]
     config = narrow(augment=RANDOM_RESIZED)
     slices, whole = (
         by_id(deliver(config, dataset, requests(range(40), 8), 8))
@@ -228,7 +243,7 @@ def test_no_bit_depends_on_anything_else(request, narrow, name):
     """Threads, batch sizes, the order in a batch, read-ahead, memory: a sample's pixels stay the same."""
     dataset = request.getfixturevalue(name)
     augment = {"crop": 64} if name == "packed" else RANDOM_RESIZED
-    n = dataset.manifest.rows
+    n = dataset.manifest.num_rows
     plain = by_id(deliver(narrow(augment=augment), dataset, requests(range(n), n), n))
     assert len(plain) == n
     rng = np.random.default_rng(0)
@@ -243,7 +258,7 @@ def test_no_bit_depends_on_anything_else(request, narrow, name):
         config = narrow(
             augment=augment, data={"decode_threads": threads, "read_ahead": ahead}
         )
-        small = open_set(dataset.store.local, memory=10)
+        small = open_set(dataset.store.local_path, memory=10)
         found = by_id(
             deliver(config, small, requests(rng.permutation(n), batch), batch)
         )
@@ -255,10 +270,10 @@ def test_another_process_gets_the_same_bits(photographs, narrow, plain_environme
     code = f"""
 import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from test_loader import *
-from distrain.config import parse
+from distrain.config import parse_config
 schedule = {{"name": "constant", "lr": 1.0}}
-config = parse({{"data": {{"train": "x"}}, "augment": {RESIZED}, "schedule": schedule}}, "test")
-print(hashed(deliver(config, open_set({photographs.store.local!r}), requests(range(40), 9), 9)))
+config = parse_config({{"data": {{"train": "x"}}, "augment": {RESIZED}, "schedule": schedule}}, "test")
+print(hashed(deliver(config, open_set({photographs.store.local_path!r}), requests(range(40), 9), 9)))
 """
     own = hashed(
         deliver(narrow(augment=RESIZED), photographs, requests(range(40), 40), 40)
@@ -274,9 +289,11 @@ print(hashed(deliver(config, open_set({photographs.store.local!r}), requests(ran
 
 
 def training(config, dataset, steps, hosted=None):
-    order = order_of(config, dataset.manifest.group_rows)
-    wanted = training_requests(order, steps, hosted or range(config.virtual_workers))
-    return deliver(config, dataset, wanted, config.micro_batch)
+    order = build_order(config, dataset.manifest.rows_per_group)
+    wanted = iter_training_requests(
+        order, steps, hosted or range(config.virtual_workers)
+    )
+    return deliver(config, dataset, wanted, config.micro_batch_size)
 
 
 def test_any_step_can_be_the_first(packed, narrow):
@@ -331,19 +348,19 @@ def test_colour_is_one_shift_an_image_and_epoch(packed, narrow):
     assert len({tuple(np.round(s, 4)) for s in shifts}) == 80
     sizes = np.tile([80, 72], (40, 1))
     draws = [
-        draw(
+        draw_augment_params(
             0,
             Cursor(e, 0),
             0,
             np.arange(40),
             sizes,
             narrow().augment,
-            STATISTICS.principal_axes(),
+            STATISTICS.compute_principal_axes(),
         )
         for e in (0, 1)
     ]
     np.testing.assert_allclose(
-        shifts, np.concatenate([d.colour for d in draws]), atol=1e-3
+        shifts, np.concatenate([d.color_shift for d in draws]), atol=1e-3
     )
 
 
@@ -397,7 +414,7 @@ def test_colours_in_variances(packed, narrow):
 def test_a_storage_failure_reaches_the_caller_and_is_no_bad_sample(
     packed, tmp_path, narrow
 ):
-    files = [bytes(row.data) for row in packed.rows(np.arange(40))]
+    files = [bytes(row.data) for row in packed.read_rows(np.arange(40))]
     write_set(tmp_path / "set", files, (80, 72), proved=True)
     path = tmp_path / "set" / "shard-00000.parquet"
     data = bytearray(path.read_bytes())
@@ -412,13 +429,13 @@ def test_a_storage_failure_reaches_the_caller_and_is_no_bad_sample(
 
 
 def endless(dataset, narrow, **changes):
-    order = Order(dataset.manifest.group_rows, 0, 2, 4, 100)
-    options = {"batch": 4, "device": CPU, "augmented": True}
+    order = SampleOrder(dataset.manifest.rows_per_group, 0, 2, 4, 100)
+    options = {"batch_size": 4, "device": CPU, "use_augmentation": True}
     options |= loader_sections(narrow(**changes))
     return Loader(
         dataset,
         STATISTICS,
-        training_requests(order, range(100_000), range(2)),
+        iter_training_requests(order, range(100_000), range(2)),
         **options,
     )
 
@@ -497,9 +514,13 @@ def test_pixels_on_a_gpu_are_copied_before_dali_may_reuse_their_memory(monkeypat
     )
     batch = OnGpu(calls)
     decoder = object.__new__(DaliDecoder)
-    decoder._device, decoder._copies, decoder._source_error = batch.device, batch, None
+    decoder._device, decoder._copy_stream, decoder._source_error = (
+        batch.device,
+        batch,
+        None,
+    )
     decoder._pipeline = SimpleNamespace(run=lambda: (batch,))
-    found = decoder.run()
+    found = decoder.decode_batch()
     batch.memory.zero_()  # as DALI does with a later batch
     assert found.tolist() == list(range(6))
     assert calls == [
@@ -517,14 +538,14 @@ def test_all_cores_of_the_rank_decode_where_nobody_says_how_many(
 ):
     started = []
 
-    class Decoder(ReferenceDecoder):
-        def __init__(self, *arguments, threads, **options):
-            started.append(threads)
-            super().__init__(*arguments, threads=threads, **options)
+    class Decoder(PilDecoder):
+        def __init__(self, *arguments, num_threads, **options):
+            started.append(num_threads)
+            super().__init__(*arguments, num_threads=num_threads, **options)
 
-    monkeypatch.setattr(distrain.data.loader, "ReferenceDecoder", Decoder)
+    monkeypatch.setattr(distrain.data.loader, "PilDecoder", Decoder)
     config = narrow(data={"backend": "torch", "decode_threads": said})
-    options = {"batch": 8, "device": CPU, "augmented": True, "cores": 5}
+    options = {"batch_size": 8, "device": CPU, "use_augmentation": True, "num_cores": 5}
     with Loader(
         packed, STATISTICS, requests(range(8), 8), **loader_sections(config), **options
     ) as loader:
@@ -552,8 +573,8 @@ def test_memory_does_not_grow_over_batches_and_epochs(packed, narrow):
 
 def test_a_dataset_of_various_sizes_knows_them(photographs):
     assert isinstance(photographs, Dataset)
-    assert photographs.manifest.size is None
-    assert [row.size for row in photographs.rows(np.array([0, 39]))] == [
+    assert photographs.manifest.image_size is None
+    assert [row.image_size for row in photographs.read_rows(np.array([0, 39]))] == [
         (70, 400),
         (343, 88),
     ]

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distrain.data.order import Cursor, Order
+from distrain.data.order import Cursor, SampleOrder
 from distrain.distributed.world import World
 from distrain.errors import UserError
-from distrain.philox import Purpose, permutation
+from distrain.philox import Purpose, draw_permutation
 
 
 @st.composite
@@ -17,7 +17,7 @@ def orders(draw):
     groups = draw(st.lists(st.integers(1, 40), min_size=1, max_size=30))
     while sum(groups) < v * b:
         groups.append(40)
-    return Order(
+    return SampleOrder(
         np.array(groups),
         draw(st.integers(0, 2**32 - 1)),
         v,
@@ -28,72 +28,84 @@ def orders(draw):
 
 def epoch_ids(order, epoch):
     """(steps, V, b)"""
-    steps, v = range(order.steps), range(order.virtual_workers)
-    return np.array([[order.ids(Cursor(epoch, t), w) for w in v] for t in steps])
+    steps, v = range(order.steps_per_epoch), range(order.num_virtual_workers)
+    return np.array(
+        [[order.get_sample_ids(Cursor(epoch, t), w) for w in v] for t in steps]
+    )
 
 
 @given(orders(), st.integers(0, 100))
 def test_every_sample_once_but_the_remainder(order, epoch):
     ids = epoch_ids(order, epoch).reshape(-1)
-    left_out = order.left_out(epoch)
-    assert len(left_out) == order.remainder < order.global_batch
+    left_out = order.get_left_out_ids(epoch)
+    assert len(left_out) == order.num_left_out < order.global_batch_size
     assert np.array_equal(
-        np.sort(np.concatenate([ids, left_out])), np.arange(order.rows)
+        np.sort(np.concatenate([ids, left_out])), np.arange(order.num_rows)
     )
 
 
 @given(orders(), st.integers(0, 20))
 def test_any_cursor_at_once_is_the_same(order, epoch):
     whole = epoch_ids(order, epoch)
-    fresh = Order(
-        order.group_rows,
+    fresh = SampleOrder(
+        order.rows_per_group,
         order.seed,
-        order.virtual_workers,
-        order.micro_batch,
+        order.num_virtual_workers,
+        order.micro_batch_size,
         order.block_rows,
     )
-    t, v = order.steps - 1, order.virtual_workers - 1
-    assert np.array_equal(fresh.ids(Cursor(epoch, t), v), whole[t, v])
+    t, v = order.steps_per_epoch - 1, order.num_virtual_workers - 1
+    assert np.array_equal(fresh.get_sample_ids(Cursor(epoch, t), v), whole[t, v])
 
 
 def test_same_global_batches_for_every_world_size():
-    order = Order(np.full(37, 11), 3, 6, 4, 16)
+    order = SampleOrder(np.full(37, 11), 3, 6, 4, 16)
     for ranks in range(1, 7):
-        worlds = [World("cpu", rank=r, ranks=ranks) for r in range(ranks)]
-        for t in range(order.steps):
+        worlds = [World("cpu", rank=r, world_size=ranks) for r in range(ranks)]
+        for t in range(order.steps_per_epoch):
             dealt = np.concatenate(
-                [order.ids(Cursor(1, t), v) for w in worlds for v in w.hosted(6)]
+                [
+                    order.get_sample_ids(Cursor(1, t), v)
+                    for w in worlds
+                    for v in w.local_virtual_workers(6)
+                ]
             )
             assert np.array_equal(
-                dealt, np.concatenate([order.ids(Cursor(1, t), v) for v in range(6)])
+                dealt,
+                np.concatenate(
+                    [order.get_sample_ids(Cursor(1, t), v) for v in range(6)]
+                ),
             )
 
 
 def test_epochs_and_seeds_differ():
-    order = Order(np.full(50, 10), 0, 2, 5, 100)
+    order = SampleOrder(np.full(50, 10), 0, 2, 5, 100)
     one = epoch_ids(order, 0).reshape(-1)
     assert (one == epoch_ids(order, 1).reshape(-1)).mean() < 0.05
     assert (
-        one == epoch_ids(Order(order.group_rows, 1, 2, 5, 100), 0).reshape(-1)
+        one == epoch_ids(SampleOrder(order.rows_per_group, 1, 2, 5, 100), 0).reshape(-1)
     ).mean() < 0.05
 
 
 def test_no_sample_is_left_out_twice_before_all_have_been_once():
-    order = Order(
+    order = SampleOrder(
         np.full(10, 10), 5, 3, 10, 20
     )  # 100 rows, batch 30: 10 left out each epoch
-    assert order.remainder == 10
-    left = np.concatenate([order.left_out(e) for e in range(10)])
+    assert order.num_left_out == 10
+    left = np.concatenate([order.get_left_out_ids(e) for e in range(10)])
     assert np.array_equal(np.sort(left), np.arange(100))
 
 
 def test_a_virtual_worker_reads_groups_one_after_another():
     """While one block is used, only its groups are wanted: a stream is sequential, and its memory bounded."""
-    order = Order(np.full(400, 25), 9, 4, 10, 200)
+    order = SampleOrder(np.full(400, 25), 9, 4, 10, 200)
     groups = [
-        set(order.groups_of(order.ids(Cursor(0, t), 1))) for t in range(order.steps)
+        set(order.find_row_groups(order.get_sample_ids(Cursor(0, t), 1)))
+        for t in range(order.steps_per_epoch)
     ]
-    for block in range(order.steps // 20):  # 20 steps use one block of 200 rows
+    for block in range(
+        order.steps_per_epoch // 20
+    ):  # 20 steps use one block of 200 rows
         inside = set().union(*groups[block * 20 : block * 20 + 20])
         assert len(inside) <= 200 // 25 + 2
         later = set().union(*groups[(block + 1) * 20 :])
@@ -103,8 +115,8 @@ def test_a_virtual_worker_reads_groups_one_after_another():
 
 
 def test_cursor_counts_through_epochs():
-    order = Order(np.full(10, 10), 0, 2, 5, 20)
-    assert [order.cursor(s) for s in (0, 9, 10, 25)] == [
+    order = SampleOrder(np.full(10, 10), 0, 2, 5, 20)
+    assert [order.get_cursor(s) for s in (0, 9, 10, 25)] == [
         Cursor(0, 0),
         Cursor(0, 9),
         Cursor(1, 0),
@@ -116,7 +128,7 @@ def test_too_few_samples():
     with pytest.raises(
         UserError, match="has 9 samples, fewer than one global batch of 10"
     ):
-        Order(np.array([9]), 0, 2, 5, 20)
+        SampleOrder(np.array([9]), 0, 2, 5, 20)
 
 
 def label_correlation(labels):
@@ -129,9 +141,9 @@ def test_mixing_on_a_class_sorted_set():
     """100 classes of 200, sorted by class: the worst case, which pack's own permutation rules out."""
     labels = np.repeat(np.arange(100), 200)
     v, b = 8, 16
-    order = Order(np.full(1000, 20), 0, v, b, 2048)
+    order = SampleOrder(np.full(1000, 20), 0, v, b, 2048)
     ids = epoch_ids(order, 0)
-    packed = permutation(len(labels), 0, Purpose.PACK)
+    packed = draw_permutation(len(labels), 0, Purpose.PACK)
     # As measured: 99 unshuffled; 1.16 ours on groups sorted by class (102 groups are mixed in a block); 0.0 +- 0.1
     # both for a full shuffle and for ours on rows that pack has permuted.
     assert label_correlation(labels) > 90

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import distrain.distributed.numerics
-from distrain.distributed.numerics import environment, numerics
+from distrain.distributed.numerics import collect_environment, set_torch_numerics
 from distrain.errors import UserError
 
 CPU = torch.device("cpu")
@@ -17,7 +17,7 @@ GPU = torch.device("cuda", 3)
 
 def test_numerics_are_set_and_set_back():
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    with numerics(CPU, precision="fp32", exact=True):
+    with set_torch_numerics(CPU, precision="fp32", exact=True):
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.backends.cuda.matmul.allow_tf32
         assert not torch.backends.cudnn.allow_tf32
@@ -26,7 +26,7 @@ def test_numerics_are_set_and_set_back():
         torch.get_num_threads(),
         torch.are_deterministic_algorithms_enabled(),
     )
-    with numerics(CPU, precision="fp32", exact=False):
+    with set_torch_numerics(CPU, precision="fp32", exact=False):
         assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -44,7 +44,7 @@ def test_torchs_compiler_is_told_and_not_loaded_for_that(monkeypatch, loaded):
     if not loaded:
         sys.modules.pop("torch._inductor", None)
     monkeypatch.delenv("TORCHINDUCTOR_DETERMINISTIC", raising=False)
-    with numerics(CPU, precision="fp32", exact=True):
+    with set_torch_numerics(CPU, precision="fp32", exact=True):
         assert os.environ["TORCHINDUCTOR_DETERMINISTIC"] == "1", (
             "for a model that loads it later"
         )
@@ -56,16 +56,16 @@ def test_torchs_compiler_is_told_and_not_loaded_for_that(monkeypatch, loaded):
 def test_a_precision_that_the_device_lacks_is_the_users_to_know():
     with (
         pytest.raises(UserError, match="tf32 exists on NVIDIA GPUs only"),
-        numerics(CPU, precision="tf32", exact=True),
+        set_torch_numerics(CPU, precision="tf32", exact=True),
     ):
         pass
 
 
 def test_the_gpu_is_set_before_anything_is_computed_on_it(monkeypatch, cuda):
     monkeypatch.setattr(
-        distrain.distributed.numerics, "_check_workspace", cuda.noting("product")
+        distrain.distributed.numerics, "_check_cublas_workspace", cuda.noting("product")
     )
-    with numerics(GPU, precision="fp32", exact=True):
+    with set_torch_numerics(GPU, precision="fp32", exact=True):
         pass
     assert cuda.made == [("set_device", GPU), ("product", GPU)]
 
@@ -89,11 +89,11 @@ def test_a_workspace_that_is_set_too_late_is_the_users_to_know(monkeypatch, cuda
     sentence = "set CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment before Python"
     with (
         pytest.raises(UserError, match=sentence),
-        numerics(GPU, precision="fp32", exact=True),
+        set_torch_numerics(GPU, precision="fp32", exact=True),
     ):
         pass
     assert torch.are_deterministic_algorithms_enabled() == before
-    with numerics(GPU, precision="fp32", exact=False):
+    with set_torch_numerics(GPU, precision="fp32", exact=False):
         assert torch.backends.cudnn.benchmark, "fast mode needs no fixed workspace"
 
 
@@ -101,25 +101,29 @@ def test_environment_of_a_gpu_names_what_makes_its_bits(monkeypatch, tmp_path):
     (tmp_path / "version").write_text(
         "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build\n"
     )
-    monkeypatch.setattr(distrain.distributed.numerics, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(
+        distrain.distributed.numerics, "_DRIVER_VERSION_FILE", tmp_path / "version"
+    )
     monkeypatch.setattr(
         torch.cuda, "get_device_name", lambda device: f"card {device.index}"
     )
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    found = environment(GPU)
+    found = collect_environment(GPU)
     assert found["driver"] == "580.159.04"
     assert found["device"] == "card 3"
     assert found["cuda"] == str(torch.version.cuda)
     assert found["NVIDIA_TF32_OVERRIDE"] == "0"
     assert "cudnn" in found
     assert any("nvimgcodec" in name for name in found), "DALI's decoders"
-    assert not {"driver", "cuda", "cudnn"} & environment(CPU).keys()
-    monkeypatch.setattr(distrain.distributed.numerics, "_DRIVER", tmp_path / "none")
-    assert environment(GPU)["driver"] == "unknown"
+    assert not {"driver", "cuda", "cudnn"} & collect_environment(CPU).keys()
+    monkeypatch.setattr(
+        distrain.distributed.numerics, "_DRIVER_VERSION_FILE", tmp_path / "none"
+    )
+    assert collect_environment(GPU)["driver"] == "unknown"
 
 
 def test_environment_names_versions():
-    found = environment(CPU)
+    found = collect_environment(CPU)
     assert (
         found["torch"] == torch.__version__.split("+")[0]
         or found["torch"] == torch.__version__

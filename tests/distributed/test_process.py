@@ -3,7 +3,7 @@ import os
 import pytest
 
 import distrain.distributed.process
-from distrain.distributed.process import available_cores
+from distrain.distributed.process import count_available_cores
 
 
 @pytest.mark.parametrize(
@@ -19,8 +19,10 @@ def test_a_containers_quota_bounds_the_cores(monkeypatch, tmp_path, quota, found
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
     monkeypatch.setattr(
-        distrain.distributed.process, "_CPU_QUOTA", tmp_path / "cpu.max"
+        distrain.distributed.process, "_CPU_QUOTA_FILE", tmp_path / "cpu.max"
     )
-    assert available_cores() == found
-    monkeypatch.setattr(distrain.distributed.process, "_CPU_QUOTA", tmp_path / "none")
-    assert available_cores() == 8
+    assert count_available_cores() == found
+    monkeypatch.setattr(
+        distrain.distributed.process, "_CPU_QUOTA_FILE", tmp_path / "none"
+    )
+    assert count_available_cores() == 8

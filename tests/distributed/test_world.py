@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import distrain.distributed.numerics
 import distrain.distributed.world
-from distrain.distributed.lanes import Lanes, lanes_for
-from distrain.distributed.world import World, joined, local_world
+from distrain.distributed.lane_pool import LanePool, count_lanes
+from distrain.distributed.world import World, make_local_world, open_process_group
 from distrain.errors import AttemptError, LostRankError, UserError
 
 CPU = torch.device("cpu")
@@ -23,7 +23,10 @@ INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 @given(st.integers(1, 64), st.data())
 def test_hosted_deals_floor_or_ceil(v, data):
     ranks = data.draw(st.integers(1, v))
-    dealt = [World(CPU, rank=r, ranks=ranks).hosted(v) for r in range(ranks)]
+    dealt = [
+        World(CPU, rank=r, world_size=ranks).local_virtual_workers(v)
+        for r in range(ranks)
+    ]
     assert [x for part in dealt for x in part] == list(range(v))
     assert {len(part) for part in dealt} <= {v // ranks, -(-v // ranks)}
 
@@ -36,8 +39,8 @@ def test_lanes_do_everything_once(lanes):
         with lock:
             seen.append((i, torch.get_num_threads()))
 
-    with Lanes(lanes, 1, CPU) as pool:
-        pool.run(work, iter(range(100)))
+    with LanePool(lanes, 1, CPU) as pool:
+        pool.for_each(work, iter(range(100)))
     assert sorted(seen) == [(i, 1) for i in range(100)]
 
 
@@ -49,28 +52,28 @@ def test_lanes_raise_the_error_and_stop():
             raise RuntimeError("five")
         done.append(i)
 
-    with Lanes(2, 1, CPU) as pool, pytest.raises(RuntimeError, match="five"):
-        pool.run(work, iter(range(10_000)))
+    with LanePool(2, 1, CPU) as pool, pytest.raises(RuntimeError, match="five"):
+        pool.for_each(work, iter(range(10_000)))
     assert len(done) < 10_000
 
 
 def test_lanes_never_exceed_what_is_hosted():
-    assert lanes_for(World(CPU), 4, 9) == 4
-    assert lanes_for(World(CPU, rank=0, ranks=3), 4, 9) == 1
+    assert count_lanes(World(CPU), 4, 9) == 4
+    assert count_lanes(World(CPU, rank=0, world_size=3), 4, 9) == 1
 
 
 def test_a_missing_gpu_is_the_users_to_know():
     if torch.cuda.is_available():
-        assert local_world("auto").device.type == "cuda"
+        assert make_local_world("auto").device.type == "cuda"
         return
-    assert local_world("auto").device == CPU
+    assert make_local_world("auto").device == CPU
     with pytest.raises(UserError, match="torch finds no GPU"):
-        local_world("cuda")
+        make_local_world("cuda")
 
 
 def test_lanes_on_a_gpu_compute_on_that_of_the_rank(cuda):
-    with Lanes(2, 1, GPU) as lanes:
-        lanes.run(lambda _: None, range(8))
+    with LanePool(2, 1, GPU) as lanes:
+        lanes.for_each(lambda _: None, range(8))
     assert set(cuda.made) == {("set_device", GPU)}
 
 
@@ -79,17 +82,17 @@ def joining(monkeypatch, cuda):
     """Rank 0 of two that have GPUs: what it asks of torch, in order, and its communicator's stand-in."""
 
     class Watch:
-        def __init__(self, group, rank, ranks, on_loss):
-            cuda.made.append(("watch", group, rank, ranks))
-            cuda.lose = on_loss
+        def __init__(self, group, rank, world_size, on_peer_lost):
+            cuda.made.append(("watch", group, rank, world_size))
+            cuda.lose = on_peer_lost
 
-        def leave(self, *, lost, timeout):
-            cuda.made.append(("leave", lost))
+        def leave_ring(self, *, failed, timeout):
+            cuda.made.append(("leave", failed))
 
     class Communicator:
         @staticmethod
         def abort():
-            cuda.made.append(("abort", cuda.world.lost.is_set()))
+            cuda.made.append(("abort", cuda.world.peer_lost.is_set()))
             raise RuntimeError("not in time")
 
     def init(backend, *, device_id, **_):
@@ -104,16 +107,16 @@ def joining(monkeypatch, cuda):
             name, ""
         )  # noted, so that it is as before when the test ends
         monkeypatch.delenv(name)
-    monkeypatch.setattr(distrain.distributed.world, "PeerWatch", Watch)
+    monkeypatch.setattr(distrain.distributed.world, "PeerMonitor", Watch)
     monkeypatch.setattr(
-        distrain.distributed.world, "_communicator", lambda device: Communicator
+        distrain.distributed.world, "_get_nccl_backend", lambda device: Communicator
     )
     monkeypatch.setattr(dist, "init_process_group", init)
     monkeypatch.setattr(dist, "new_group", cuda.noting("new_group", "a gloo group"))
     monkeypatch.setattr(dist, "is_initialized", lambda: "init" in cuda.names)
     monkeypatch.setattr(dist, "destroy_process_group", cuda.noting("destroy"))
-    options = {"timeout": 5.0, "cores": 1, "session": "s"}
-    return lambda: joined(GPU, 0, 2, lambda address: address, **options)
+    options = {"timeout": 5.0, "num_cores": 1, "session": "s"}
+    return lambda: open_process_group(GPU, 0, 2, lambda address: address, **options)
 
 
 def test_gpus_join_by_number_and_leave_in_order(joining, cuda):
@@ -121,7 +124,7 @@ def test_gpus_join_by_number_and_leave_in_order(joining, cuda):
         assert os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "0", (
             "torch's watch would end the process"
         )
-        assert world.wanted == 2
+        assert world.desired_world_size == 2
     assert cuda.names == [
         "set_device",
         "init",
@@ -148,10 +151,10 @@ def test_a_lost_peer_aborts_nccl_and_voids_what_was_reduced(joining, cuda, monke
     monkeypatch.setattr(torch.cuda, "synchronize", cuda.noting("synchronize"))
     with joining() as world:
         cuda.world = world
-        world.settle()
+        world.synchronize()
         cuda.lose()
         with pytest.raises(LostRankError):
-            world.settle()
+            world.synchronize()
     assert cuda.names[4:] == ["synchronize", "abort", "synchronize", "leave", "destroy"]
     assert cuda.made[5] == ("abort", True), (
         "who waits for the GPU must find it out as soon as the abort frees it"

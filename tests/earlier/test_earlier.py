@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distrain.config import load
+from distrain.config import load_config
 from distrain.data.storage.store import Store
 from distrain.distributed.world import World
-from distrain.rundir.checkpoint import digest, load_newest
+from distrain.rundir.checkpoint import hash_tensors, load_newest_checkpoint
 from distrain.train import train
 
 VERSIONS = sorted(
@@ -40,7 +40,7 @@ def test_a_run_of_an_earlier_version_is_resumed_to_the_same_weights(
     """
     shutil.copytree(version, tmp_path, dirs_exist_ok=True)
     places = {"run": "run", "data.train": "packed", "data.val": "indexed"}
-    config = load(
+    config = load_config(
         tmp_path / "recipe.yaml",
         [f"{key}={tmp_path / name}" for key, name in places.items()],
     )
@@ -49,19 +49,19 @@ def test_a_run_of_an_earlier_version_is_resumed_to_the_same_weights(
         World(torch.device("cpu")),
         console,
         must_resume=True,
-        other_hardware=True,
+        accept_other_hardware=True,
     )
 
     expected = json.loads((version / "expected.json").read_text())
     weights = load_file(version / "final.safetensors")
-    loaded, _ = load_newest(Store(str(tmp_path / "run")))
+    loaded, _ = load_newest_checkpoint(Store(str(tmp_path / "run")))
     assert summary.status == "finished"
     assert loaded.step == expected["steps"]
     first = load_file(
         max((version / "run/checkpoints").glob("step-*")) / "model.safetensors"
     )
-    off = apart(loaded.model, weights) / apart(first, weights)
+    off = apart(loaded.model_state_dict, weights) / apart(first, weights)
     assert off < 0.02
     if loaded.state["hardware"] == expected["hardware"]:
         assert loaded.state["plateau"] == expected["plateau"]
-        assert summary.weights == digest(weights)
+        assert summary.weights == hash_tensors(weights)

@@ -46,22 +46,22 @@ def process():
 def named(pid, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: pid)
-        return mailbox.name_of_driver()
+        return mailbox.make_mailbox_name()
 
 
 def test_drivers_of_this_machine_are_signalled_and_waited_for(
     console, names, process, monkeypatch
 ):
     names += ["somebody else's actor", named(process.pid, monkeypatch)]
-    drivers = drain._Drivers(console)
-    assert not drivers.have_ended()
+    drivers = drain._DriverStopper(console)
+    assert not drivers.signal_and_poll()
     assert console.events == [
         f"sent SIGTERM to process {process.pid}: it saves a checkpoint and ends"
     ]
     names.clear()  # Ray forgets a driver before its process ends
-    assert not drivers.have_ended()
+    assert not drivers.signal_and_poll()
     process.stdin.close()
-    await_that(drivers.have_ended, "the process to end", PATIENCE)
+    await_that(drivers.signal_and_poll, "the process to end", PATIENCE)
     assert process.wait() == 143
     assert len(console.events) == 1
 
@@ -69,10 +69,10 @@ def test_drivers_of_this_machine_are_signalled_and_waited_for(
 def test_a_driver_that_comes_meanwhile_is_signalled_too(
     console, names, process, monkeypatch
 ):
-    drivers = drain._Drivers(console)
-    assert drivers.have_ended(), "there is none"
+    drivers = drain._DriverStopper(console)
+    assert drivers.signal_and_poll(), "there is none"
     names.append(named(process.pid, monkeypatch))
-    assert not drivers.have_ended()
+    assert not drivers.signal_and_poll()
     process.stdin.close()
     assert process.wait(PATIENCE) == 143
 
@@ -83,12 +83,12 @@ def test_a_process_of_the_same_number_elsewhere_is_left_alone(
 ):
     with monkeypatch.context() as patch:
         if where == "another machine":
-            patch.setattr(mailbox, "_BOOT", mailbox.Path(__file__))
+            patch.setattr(mailbox, "_BOOT_ID_PATH", mailbox.Path(__file__))
         else:
             patch.setattr(os, "readlink", lambda _: "pid:[1]")
         names.append(named(process.pid, monkeypatch))
-    drivers = drain._Drivers(console)
-    assert drivers.have_ended()
+    drivers = drain._DriverStopper(console)
+    assert drivers.signal_and_poll()
     assert process.poll() is None
 
 
@@ -96,8 +96,8 @@ def test_a_driver_that_has_ended_is_not_signalled(console, names, process, monke
     names.append(named(process.pid, monkeypatch))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    drivers = drain._Drivers(console)
-    assert drivers.have_ended()
+    drivers = drain._DriverStopper(console)
+    assert drivers.signal_and_poll()
     assert console.events == []
 
 
@@ -113,6 +113,6 @@ def test_no_line_for_a_driver_that_ends_just_before_the_signal(
 
     names.append(named(process.pid, monkeypatch))
     monkeypatch.setattr(os, "kill", too_late)
-    drivers = drain._Drivers(console)
-    assert drivers.have_ended()
+    drivers = drain._DriverStopper(console)
+    assert drivers.signal_and_poll()
     assert console.events == []

@@ -6,11 +6,11 @@ import kube
 import pytest
 import yaml
 
-from distrain.config import parse_yaml
+from distrain.config import parse_config_yaml
 from distrain.distributed.config import Cluster
 from distrain.errors import UserError
-from distrain.launch.kuberay import Kubectl, manifests
-from distrain.launch.package import CONFIG
+from distrain.launch.job_request import JOB_CONFIG_NAME
+from distrain.launch.kuberay import Kubectl, build_manifests
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 TEMPLATE = CLUSTER / "kuberay/rayjob.yaml"
@@ -90,7 +90,10 @@ def test_the_check_finds_what_is_wrong():
 
 
 def test_the_manifest_shipped_has_all_that_a_run_is_filled_in_with(config):
-    shipped, filled = read(TEMPLATE)[0]["spec"], manifests(config, TEMPLATE).job["spec"]
+    shipped, filled = (
+        read(TEMPLATE)[0]["spec"],
+        build_manifests(config, TEMPLATE).ray_job["spec"],
+    )
     assert shipped.keys() == filled.keys()
     assert shipped["metadata"].keys() == filled["metadata"].keys(), (
         "a job is found by it"
@@ -104,7 +107,7 @@ def test_the_manifest_shipped_has_all_that_a_run_is_filled_in_with(config):
 
 def test_the_config_shipped_is_one():
     _, files = read(TEMPLATE)
-    parse_yaml(files["data"]["run.yaml"], "it")
+    parse_config_yaml(files["data"]["run.yaml"], "it")
 
 
 @pytest.mark.parametrize("name", ["rayjob.yaml", "raycluster.yaml"])
@@ -145,21 +148,21 @@ def test_pods_are_not_root_have_shared_memory_and_are_drained(name):
 
 
 def test_the_head_notices_lost_nodes_fast():
-    from distrain.launch.ray_cluster import HEAD_SETTINGS
+    from distrain.launch.ray_cluster import RAY_HEAD_ENV
 
     for name in ("rayjob.yaml", "raycluster.yaml"):
         env = pods(read(CLUSTER / "kuberay" / name)[0])["head"]["containers"][0]["env"]
         assert {
             item["name"]: item["value"] for item in env if item["name"] != "HOME"
-        } == HEAD_SETTINGS
+        } == RAY_HEAD_ENV
 
 
 def test_a_run_is_filled_in(config, template):
-    found = manifests(config, template(), must_resume=True)
+    found = build_manifests(config, template(), must_resume=True)
     assert [problem for document in found for problem in kube.problems(document)] == []
-    assert found.name.startswith("my-net-")
-    spec = found.job["spec"]
-    assert spec["jobId"] == found.files["metadata"]["name"] == found.name
+    assert found.job_name.startswith("my-net-")
+    spec = found.ray_job["spec"]
+    assert spec["jobId"] == found.config_map["metadata"]["name"] == found.job_name
     assert (
         spec["entrypoint"]
         == "python -m distrain train /etc/distrain/run.yaml --address auto --resume"
@@ -175,27 +178,31 @@ def test_a_run_is_filled_in(config, template):
         5,
     ], "four GPUs a pod"
     assert spec["rayClusterSpec"]["enableInTreeAutoscaling"] is True
-    sent = parse_yaml(found.files["data"]["run.yaml"], "it")
+    sent = parse_config_yaml(found.config_map["data"]["run.yaml"], "it")
     assert sent.metrics.address == "0.0.0.0", (
         "the loopback of a pod is a page for nobody"
     )
     assert sent == config.model_copy(update={"metrics": sent.metrics})
     volumes = [
         volume
-        for pod in pods(found.job).values()
+        for pod in pods(found.ray_job).values()
         for volume in pod["volumes"]
         if volume["name"] == "run"
     ]
-    assert [volume["configMap"]["name"] for volume in volumes] == [found.name] * 2
-    assert found.job["spec"]["rayClusterSpec"]["headGroupSpec"] != group
-    again = yaml.safe_load_all(found.text())
-    assert list(again) == [found.job, found.files], "the dry run shows what is sent"
+    assert [volume["configMap"]["name"] for volume in volumes] == [found.job_name] * 2
+    assert found.ray_job["spec"]["rayClusterSpec"]["headGroupSpec"] != group
+    again = yaml.safe_load_all(found.to_yaml())
+    assert list(again) == [found.ray_job, found.config_map], (
+        "the dry run shows what is sent"
+    )
 
 
 def test_a_fixed_number_of_workers_needs_no_autoscaler(config, template):
     cluster = config.cluster.model_copy(update={"workers": (4, 4)})
-    found = manifests(config.model_copy(update={"cluster": cluster}), template(gpus=1))
-    spec = found.job["spec"]["rayClusterSpec"]
+    found = build_manifests(
+        config.model_copy(update={"cluster": cluster}), template(gpus=1)
+    )
+    spec = found.ray_job["spec"]["rayClusterSpec"]
     assert spec["enableInTreeAutoscaling"] is False
     assert (
         spec["workerGroupSpecs"][0]["minReplicas"]
@@ -213,26 +220,31 @@ def test_auto_is_a_rank_per_gpu_of_the_most_pods(
 ):
     """The template has at most eight pods; without GPUs one rank trains."""
     auto = config.model_copy(update={"cluster": Cluster(), "virtual_workers": virtual})
-    found = manifests(auto, template(gpus=gpus))
-    (group,) = found.job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    found = build_manifests(auto, template(gpus=gpus))
+    (group,) = found.ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (
         1,
         1,
         pods,
     )
-    assert found.job["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] == (
+    assert found.ray_job["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] == (
         workers != [1, 1]
     )
-    assert yaml.safe_load(found.files["data"][CONFIG])["cluster"]["workers"] == workers
+    assert (
+        yaml.safe_load(found.config_map["data"][JOB_CONFIG_NAME])["cluster"]["workers"]
+        == workers
+    )
 
 
 def test_python_files_go_along(config, template, tmp_path):
     (tmp_path / "nets").mkdir()
     (tmp_path / "nets/deep.py").write_text("A = 1\n")
-    found = manifests(config, template(), [tmp_path / "nets"])
-    assert found.files["data"]["nets.deep.py"] == "A = 1\n"
+    found = build_manifests(config, template(), [tmp_path / "nets"])
+    assert found.config_map["data"]["nets.deep.py"] == "A = 1\n"
     (source,) = [
-        v["configMap"] for v in pods(found.job)["head"]["volumes"] if v["name"] == "run"
+        v["configMap"]
+        for v in pods(found.ray_job)["head"]["volumes"]
+        if v["name"] == "run"
     ]
     assert {item["key"]: item["path"] for item in source["items"]} == {
         "run.yaml": "run.yaml",
@@ -243,22 +255,25 @@ def test_python_files_go_along(config, template, tmp_path):
         UserError,
         match="more than the 1,048,576 of a ConfigMap: put them into the image",
     ):
-        manifests(config, template(), [tmp_path / "nets"])
+        build_manifests(config, template(), [tmp_path / "nets"])
 
 
 @pytest.mark.parametrize("job", ["Upper", "1st", "a_b", "a" * 48, "end-"])
 def test_a_name_that_is_none_is_a_sentence(config, template, job):
     with pytest.raises(UserError, match="is no name of a RayJob: at most 47"):
-        manifests(config, template(), job=job)
+        build_manifests(config, template(), job_name=job)
 
 
 @pytest.mark.parametrize(
     "run", ["s3://b/1st", "s3://b/" + "x" * 80, "s3://b/__", "s3://b/Ä"]
 )
 def test_any_run_has_a_name(config, template, run):
-    found = manifests(config.model_copy(update={"run": run}), template())
-    assert kube.problems(found.job) == []
-    assert manifests(config, template(), job=found.name).name == found.name
+    found = build_manifests(config.model_copy(update={"run": run}), template())
+    assert kube.problems(found.ray_job) == []
+    assert (
+        build_manifests(config, template(), job_name=found.job_name).job_name
+        == found.job_name
+    )
 
 
 @pytest.mark.parametrize(
@@ -281,12 +296,12 @@ def test_any_run_has_a_name(config, template, run):
 )
 def test_a_template_that_is_none_is_a_sentence(config, template, change, sentence):
     with pytest.raises(UserError, match=sentence):
-        manifests(config, template(**change))
+        build_manifests(config, template(**change))
 
 
 def test_no_template_at_all(config, tmp_path):
     with pytest.raises(UserError, match="cannot read the template"):
-        manifests(config, tmp_path / "none.yaml")
+        build_manifests(config, tmp_path / "none.yaml")
 
 
 def test_without_kubectl_there_is_a_sentence(config, monkeypatch, tmp_path):
@@ -295,4 +310,4 @@ def test_without_kubectl_there_is_a_sentence(config, monkeypatch, tmp_path):
         UserError,
         match="there is no kubectl here: install it, or submit from where it is",
     ):
-        Kubectl().name_for(manifests(config, TEMPLATE))
+        Kubectl().choose_job_name(build_manifests(config, TEMPLATE))

@@ -2,8 +2,8 @@ import pytest
 import ray
 
 from distrain.launch import ray_cluster
-from distrain.launch.ray_cluster import call_for, connected
-from distrain.launch.share import Node, Share
+from distrain.launch.allocation import Allocation, ClusterNode
+from distrain.launch.ray_cluster import connect_to_ray, request_workers
 
 FAILED = "RuntimeError: Starting Ray client server failed. See ray_client_server_23000.err for detailed logs."
 ZOMBIE = "psutil.ZombieProcess: PID still exists but it's a zombie (pid=1418)"
@@ -31,7 +31,7 @@ def refused(monkeypatch):
 @pytest.mark.parametrize("kind", [RuntimeError, ConnectionAbortedError])
 def test_a_head_whose_client_server_fails_is_asked_again(console, refused, kind, text):
     asked = refused(kind(f"Initialization failure from server:\n{text}"), 2)
-    ray_cluster._join("ray://head:10001", console, {})
+    ray_cluster._connect_with_retries("ray://head:10001", console, {})
     assert asked == ["ray://head:10001"] * 3
     assert len(console.events) == 2
     assert "GRPC_ENABLE_FORK_SUPPORT=0" in console.events[0]
@@ -41,12 +41,12 @@ def test_a_head_whose_client_server_fails_is_asked_again(console, refused, kind,
 def test_what_fails_for_good_is_raised(console, refused, text, times):
     asked = refused(RuntimeError(text), 100)
     with pytest.raises(RuntimeError, match=text):
-        ray_cluster._join("ray://head:10001", console, {})
+        ray_cluster._connect_with_retries("ray://head:10001", console, {})
     assert len(asked) == times
 
 
 def node(name, cpus, gpus):
-    return Node(
+    return ClusterNode(
         name,
         f"address of {name}",
         {"CPU": 8.0, "GPU": 2.0},
@@ -66,15 +66,15 @@ def asked(monkeypatch):
 
 
 def test_an_autoscaler_is_asked_for_whole_workers(asked):
-    call_for(Share(1, 2, 4, 1), 2, [], [])
-    call_for(Share(1, 2, 1, 0), 0, [node("a", 0.0, 0.0)], [])
+    request_workers(Allocation(1, 2, 4, 1), 2, [], [])
+    request_workers(Allocation(1, 2, 1, 0), 0, [node("a", 0.0, 0.0)], [])
     assert asked == [[{"CPU": 4.0, "GPU": 1.0}] * 2, []]
 
 
 def test_an_autoscaler_is_asked_for_what_others_hold_too(asked):
     """It takes what it is asked for as the size of the whole cluster."""
     nodes = [node("a", 1.0, 2.0), node("b", 6.0, 0.0), node("c", 8.0, 2.0)]
-    call_for(Share(1, 3, 2, 0), 3, nodes, held=["a", "b"])
+    request_workers(Allocation(1, 3, 2, 0), 3, nodes, worker_node_ids=["a", "b"])
     ours, others = (
         {"CPU": 2.0, "GPU": 0.0},
         [{"CPU": 5.0, "GPU": 0.0}, {"CPU": 0.0, "GPU": 2.0}],
@@ -89,6 +89,6 @@ def test_what_is_replaced_in_ray_comes_back(console, monkeypatch):
     )
     monkeypatch.setattr(ray, "nodes", list)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    with connected("auto", console):
+    with connect_to_ray("auto", console):
         assert during != [original]
     assert ray._private.worker.print_to_stdstream is original

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from distrain.config import parse_yaml
+from distrain.config import parse_config_yaml
 from distrain.distributed.config import Cluster
 from distrain.errors import UserError
-from distrain.launch.slurm import script, submit
+from distrain.launch.slurm import render_script, submit_script
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "cluster/slurm/train.sbatch"
@@ -45,7 +45,7 @@ def between(text, begin, end):
 
 def test_a_run_is_filled_in(config, template, tmp_path):
     (tmp_path / "nets").mkdir()
-    text = script(config, template(), [tmp_path / "nets"], must_resume=True)
+    text = render_script(config, template(), [tmp_path / "nets"], must_resume=True)
     assert "#SBATCH --nodes=1-5\n" in text, "four GPUs a node"
     assert "#SBATCH --job-name=mine-" in text
     assert "#SBATCH --gpus-per-node=a100:4\n" in text, "the site's lines stay"
@@ -54,27 +54,27 @@ def test_a_run_is_filled_in(config, template, tmp_path):
     assert f"export PATH={Path(sys.executable).parent}:$PATH" in text
     assert "usage: sbatch" not in text
     assert (
-        parse_yaml(between(text, "<<'END_OF_CONFIG'\n", "END_OF_CONFIG"), "it")
+        parse_config_yaml(between(text, "<<'END_OF_CONFIG'\n", "END_OF_CONFIG"), "it")
         == config
     )
     assert (
         subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode
         == 0
     )
-    assert script(config, template(), [tmp_path / "nets"], must_resume=True) == text, (
-        "the same run, the same script"
-    )
+    assert (
+        render_script(config, template(), [tmp_path / "nets"], must_resume=True) == text
+    ), "the same run, the same script"
 
 
 def test_what_is_submitted_can_be_a_template_again(config, template, tmp_path):
-    text = script(config, template(), job="mine")
+    text = render_script(config, template(), job_name="mine")
     (tmp_path / "again.sbatch").write_text(text)
-    assert script(config, tmp_path / "again.sbatch", job="mine") == text
+    assert render_script(config, tmp_path / "again.sbatch", job_name="mine") == text
 
 
 def test_a_fixed_number_of_nodes(config, template):
     cluster = config.cluster.model_copy(update={"workers": (8, 8)})
-    text = script(
+    text = render_script(
         config.model_copy(update={"cluster": cluster}), template("#SBATCH --nodes=1\n")
     )
     assert text.splitlines()[1] == "#SBATCH --nodes=2", (
@@ -86,7 +86,7 @@ def test_a_fixed_number_of_nodes(config, template):
 def test_with_auto_the_scripts_number_of_nodes_stays(config, template, gpus):
     """The run counts what GPUs Ray shows on them."""
     auto = Cluster()
-    text = script(
+    text = render_script(
         config.model_copy(update={"cluster": auto}),
         template("--nodes=1\n", "--nodes=2-6\n", gpus=gpus),
     )
@@ -113,28 +113,28 @@ def test_with_auto_the_scripts_number_of_nodes_stays(config, template, gpus):
 )
 def test_a_template_that_is_none_is_a_sentence(config, template, change, sentence):
     with pytest.raises(UserError, match=sentence):
-        script(config, template(**change))
+        render_script(config, template(**change))
 
 
 def test_other_mistakes_are_sentences(config, template, tmp_path):
     with pytest.raises(UserError, match="cannot read the template"):
-        script(config, tmp_path / "none")
+        render_script(config, tmp_path / "none")
     with pytest.raises(
         UserError, match="run = runs/mine is a path in a folder of this machine"
     ):
-        script(config.model_copy(update={"run": "runs/mine"}), template())
+        render_script(config.model_copy(update={"run": "runs/mine"}), template())
     with pytest.raises(UserError, match="is no Python file"):
-        script(config, template(), [tmp_path / "weights.bin"])
+        render_script(config, template(), [tmp_path / "weights.bin"])
 
 
 def test_no_slurm_and_one_that_refuses(config, template, tmp_path, monkeypatch):
-    text = script(config, template())
+    text = render_script(config, template())
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
         UserError,
         match=r"there is no Slurm here \(squeue is not in PATH\): submit from a login node",
     ):
-        submit(text)
+        submit_script(text)
     (tmp_path / "squeue").write_text(
         "#!/bin/sh\necho 'slurm_load_jobs error: no controller' >&2\nexit 1\n"
     )
@@ -142,14 +142,14 @@ def test_no_slurm_and_one_that_refuses(config, template, tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match="Slurm refused: slurm_load_jobs error: no controller"
     ):
-        submit(text)
+        submit_script(text)
 
 
 def test_the_head_notices_lost_nodes_fast():
-    from distrain.launch.ray_cluster import HEAD_SETTINGS
+    from distrain.launch.ray_cluster import RAY_HEAD_ENV
 
     words = TEMPLATE.read_text().split()
-    assert {f"{key}={value}" for key, value in HEAD_SETTINGS.items()} <= set(words)
+    assert {f"{key}={value}" for key, value in RAY_HEAD_ENV.items()} <= set(words)
     assert "RAY_AUTH_MODE=token" in words
 
 
@@ -183,17 +183,17 @@ def test_shell_scripts_are_sound(path):
     ],
 )
 def test_gpus_are_understood_in_the_usual_forms(config, template, line):
-    assert "#SBATCH --nodes=1-5\n" in script(config, template(gpus=line))
+    assert "#SBATCH --nodes=1-5\n" in render_script(config, template(gpus=line))
 
 
 @pytest.mark.parametrize("job", ["two words", "a\\1b", "x/y", "%j", "a,b"])
 def test_a_name_that_is_none_is_a_sentence(config, template, job):
     with pytest.raises(UserError, match="is no name of a job: letters, digits"):
-        script(config, template(), job=job)
+        render_script(config, template(), job_name=job)
     run = config.model_copy(update={"run": f"/shared/{job}"})
     assert (
         subprocess.run(
-            ["bash", "-n"], input=script(run, template()), text=True, check=False
+            ["bash", "-n"], input=render_script(run, template()), text=True, check=False
         ).returncode
         == 0
     )

@@ -11,7 +11,7 @@ from distrain.models.layers import (
     Dropout,
     LocalResponseNorm,
     SpatialResponseNorm,
-    micro_step,
+    micro_batch_context,
 )
 
 NETWORKS = [
@@ -26,7 +26,7 @@ NETWORKS = [
 
 
 def parameters(network) -> int:
-    return sum(p.numel() for p in network.outline(1000).parameters())
+    return sum(p.numel() for p in network.build_skeleton(1000).parameters())
 
 
 def test_alexnet_is_torchvisions():
@@ -206,7 +206,7 @@ def test_no_global_generator_inside_a_step(network, monkeypatch):
     for name in ("rand", "randn", "randint", "randperm", "bernoulli", "dropout"):
         monkeypatch.setattr(torch, name, refuse)
     monkeypatch.setattr(torch.nn.functional, "dropout", refuse)
-    with micro_step(0, 0, 0):
+    with micro_batch_context(0, 0, 0):
         model(torch.zeros(2, 3, 64, 64)).sum().backward()
     assert torch.equal(before, torch.get_rng_state())
 
@@ -215,7 +215,7 @@ def test_the_layers_are_those_of_the_names():
     kinds = {type(layer) for layer in AlexNet2012(width=0.05).build(10, seed=0)}
     assert {LocalResponseNorm, SpatialResponseNorm, Dropout} <= kinds
     drops = [
-        layer.layer
+        layer.layer_index
         for layer in AlexNet2012(width=0.05).build(10, seed=0)
         if isinstance(layer, Dropout)
     ]

@@ -8,14 +8,14 @@ import torchvision
 from torch import nn
 
 from distrain.errors import UserError
-from distrain.models.external import imported, try_out
+from distrain.models.external import build_imported_model, run_trial_step
 from distrain.models.layers import (
     AveragePool,
     BatchNorm,
     Dropout,
     LocalResponseNorm,
-    micro_step,
-    trained,
+    get_trainable_parameters,
+    micro_batch_context,
 )
 from distrain.models.model import ImportedModel
 
@@ -23,7 +23,7 @@ from distrain.models.model import ImportedModel
 def model(name, classes=10, **options):
     config = ImportedModel(name=name, options=options)
     found = config.build(classes, seed=0)
-    try_out(found, name, classes, 64)
+    run_trial_step(found, name, classes, 64)
     return found
 
 
@@ -34,7 +34,7 @@ def test_torchvisions_resnet_is_itself_but_for_its_batch_normalisation():
         sum(
             p.numel()
             for p in ImportedModel(name="torchvision:resnet18")
-            .outline(1000)
+            .build_skeleton(1000)
             .parameters()
         )
         == 11_689_512
@@ -43,7 +43,7 @@ def test_torchvisions_resnet_is_itself_but_for_its_batch_normalisation():
     assert sum(isinstance(m, BatchNorm) for m in ours.modules()) == 20
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    with micro_step(0, 0, 0):
+    with micro_batch_context(0, 0, 0):
         torch.testing.assert_close(ours(x), theirs(x))
     theirs.load_state_dict(ours.state_dict())
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
@@ -61,15 +61,20 @@ def test_other_nets_of_torchvision_can_be_trained(name):
 
 def test_each_dropout_has_masks_of_its_own():
     layers = [
-        m.layer for m in model("torchvision:vgg11").modules() if isinstance(m, Dropout)
+        m.layer_index
+        for m in model("torchvision:vgg11").modules()
+        if isinstance(m, Dropout)
     ]
     assert layers == [0, 1]
 
 
 def test_first_weights_are_a_function_of_the_seed_and_leave_the_generator_alone():
     before = torch.get_rng_state()
-    a, b = (imported("own_models:Small", {}, 10, 1).state_dict() for _ in range(2))
-    c = imported("own_models:Small", {}, 10, 2).state_dict()
+    a, b = (
+        build_imported_model("own_models:Small", {}, 10, 1).state_dict()
+        for _ in range(2)
+    )
+    c = build_imported_model("own_models:Small", {}, 10, 2).state_dict()
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not torch.equal(a["conv.weight"], c["conv.weight"])
@@ -99,7 +104,7 @@ def test_a_layer_in_two_places_stays_one():
 
 
 def test_frozen_parameters_are_not_trained():
-    assert set(trained(model("own_models:Frozen"))) == {
+    assert set(get_trainable_parameters(model("own_models:Frozen"))) == {
         "norm.weight",
         "norm.bias",
         "out.weight",
@@ -145,7 +150,7 @@ def test_wrong_shapes_are_named():
     with pytest.raises(
         UserError, match=r"makes \(2, 10\) of two images: it must make logits \(2, 11\)"
     ):
-        try_out(
+        run_trial_step(
             ImportedModel(name="own_models:Small").build(10, 0),
             "own_models:Small",
             11,
@@ -154,7 +159,7 @@ def test_wrong_shapes_are_named():
     with pytest.raises(
         UserError, match=r"cannot take images \(2, 3, 5, 5\): RuntimeError"
     ):
-        try_out(
+        run_trial_step(
             ImportedModel(name="own_models:Small").build(10, 0),
             "own_models:Small",
             10,

@@ -13,10 +13,10 @@ from distrain.models.layers import (
     Dropout,
     LocalResponseNorm,
     SpatialResponseNorm,
-    batch_norms,
-    flat_moments,
-    micro_step,
-    move_all,
+    find_batch_norms,
+    flatten_batch_stats,
+    micro_batch_context,
+    update_all_running_stats,
 )
 
 CPU = torch.device("cpu")
@@ -111,10 +111,10 @@ def test_pool_makes_its_averages_once_and_one_of_evaluation_serves_training():
     layer, x = AveragePool(2, 3), random(2, 3, 7, 13)
     with torch.inference_mode():
         layer(x)
-    kept = dict(layer._averages)
+    kept = dict(layer._averaging_matrices)
     value_and_gradient(layer, x)
     assert len(kept) == 2
-    assert all(layer._averages[key] is matrix for key, matrix in kept.items())
+    assert all(layer._averaging_matrices[key] is matrix for key, matrix in kept.items())
     assert layer(x.float()).dtype == torch.float32
     assert not layer.state_dict()
 
@@ -136,7 +136,7 @@ def norms(features=6, **options):
 def test_batch_norm_equals_torchs_in_training_and_evaluation(affine):
     ours, theirs = norms(affine=affine, eps=1e-3)
     x = 3 + 2 * random(4, 6, 5, 5)
-    with micro_step(0, 0, 0):
+    with micro_batch_context(0, 0, 0):
         found = value_and_gradient(ours, x)
     for a, b in zip(found, value_and_gradient(theirs, x), strict=True):
         torch.testing.assert_close(a, b)
@@ -150,19 +150,19 @@ def test_running_moments_are_those_of_the_global_batch(v):
     model = nn.Sequential(
         BatchNorm(6, momentum=0.25), nn.Conv2d(6, 2, 1), BatchNorm(2)
     ).double()
-    first, second = batch_norms(model)
+    first, second = find_batch_norms(model)
     x = 3 + 2 * random(8, 6, 5, 5)
     told = []
     for i, part in enumerate(x.split(8 // v)):
-        with micro_step(0, 0, i) as now:
+        with micro_batch_context(0, 0, i) as now:
             model(part)
-        told.append(flat_moments([first, second], now, CPU))
+        told.append(flatten_batch_stats([first, second], now, CPU))
     assert not first.running_mean.any()
     assert (first.running_var == 1).all()
     mean = torch.stack(told).mean(0)
-    move_all([first, second], mean, 0 * ONE)
+    update_all_running_stats([first, second], mean, 0 * ONE)
     assert not first.running_mean.any(), "a step that may not move moves nothing"
-    move_all([first, second], mean, ONE)
+    update_all_running_stats([first, second], mean, ONE)
     torch.testing.assert_close(first.running_mean, 0.25 * x.mean((0, 2, 3)))
     torch.testing.assert_close(
         first.running_var, 0.75 + 0.25 * x.var((0, 2, 3), unbiased=False)
@@ -172,11 +172,11 @@ def test_running_moments_are_those_of_the_global_batch(v):
 
 def test_a_channel_that_does_not_vary_keeps_a_variance_of_zero():
     layer = BatchNorm(1, momentum=1.0)
-    with micro_step(0, 0, 0) as now:
+    with micro_batch_context(0, 0, 0) as now:
         layer(torch.full((4, 1, 2, 2), 1000.3))
-    move_all([layer], flat_moments([layer], now, CPU), ONE)
+    update_all_running_stats([layer], flatten_batch_stats([layer], now, CPU), ONE)
     assert 0 <= float(layer.running_var) < 1e-6
-    layer.move(
+    layer.update_running_stats(
         torch.tensor([[0.5], [0.25 - 2**-30]], dtype=torch.float64), ONE
     )  # as the fixed point may round it
     assert float(layer.running_var) == 0
@@ -184,20 +184,20 @@ def test_a_channel_that_does_not_vary_keeps_a_variance_of_zero():
 
 def test_batch_norm_in_bf16():
     ours, _ = norms()
-    with micro_step(0, 0, 0) as now, torch.autocast("cpu", torch.bfloat16):
+    with micro_batch_context(0, 0, 0) as now, torch.autocast("cpu", torch.bfloat16):
         y = ours.float()(random(4, 6, 5, 5, dtype=torch.bfloat16))
     assert y.dtype == torch.bfloat16
-    assert now.moments[ours].dtype == torch.float64
+    assert now.batch_stats[ours].dtype == torch.float64
 
 
 def test_a_batch_norm_used_twice_is_refused():
     layer = BatchNorm(3)
-    with micro_step(0, 0, 0), pytest.raises(UserError, match="used twice"):
+    with micro_batch_context(0, 0, 0), pytest.raises(UserError, match="used twice"):
         layer(layer(torch.randn(2, 3, 4, 4)))
 
 
 def mask(p=0.5, key=(0, 0, 0), layer=0, n=100_000):
-    with micro_step(*key):
+    with micro_batch_context(*key):
         return Dropout(p, layer).train()(torch.ones(n))
 
 
@@ -214,7 +214,7 @@ def test_dropout_mask_is_a_function_of_its_key():
 
 def test_each_use_of_a_dropout_layer_has_its_mask():
     layer, x = Dropout(0.5, 0), torch.ones(10_000)
-    with micro_step(0, 0, 0):
+    with micro_batch_context(0, 0, 0):
         first, second = layer(x), layer(x)
     assert torch.equal(first, mask(n=10_000))
     assert abs(float(((first > 0) == (second > 0)).float().mean()) - 0.5) < 0.03

@@ -6,28 +6,28 @@ import pytest
 from records import eval_record, train_record
 
 from distrain.data.storage.store import Store
-from distrain.monitor.consoles import JsonLines, Logged, replay
-from distrain.monitor.sinks import PlainLines
+from distrain.monitor.consoles import JsonConsole, LogFileConsole, replay_line
+from distrain.monitor.sinks import PlainConsole
 
 RECORDS = [train_record(), eval_record(loss=float("inf"))]
 
 
 def told(console):
-    console.event("hello {x}")
+    console.log("hello {x}")
     console.start(step=0, steps=10, steps_per_epoch=5)
-    console.advance(2)
+    console.set_step(2)
     for record in RECORDS:
-        console.record(record)
+        console.log_metrics(record)
     console.stop()
 
 
 def test_a_replay_looks_the_same():
     here, written, there = io.StringIO(), io.StringIO(), io.StringIO()
-    told(PlainLines(here))
-    told(JsonLines(written))
-    shown = PlainLines(there)
+    told(PlainConsole(here))
+    told(JsonConsole(written))
+    shown = PlainConsole(there)
     for text in written.getvalue().splitlines():
-        replay(text, shown)
+        replay_line(text, shown)
     assert there.getvalue() == here.getvalue()
 
 
@@ -35,7 +35,7 @@ def test_a_replay_looks_the_same():
     "text", ["Traceback", "3", "[1]", '{"other": 1}', "null", "{", ""]
 )
 def test_what_others_write_is_shown_as_it_is(console, text):
-    replay(text, console)
+    replay_line(text, console)
     assert console.events == [text]
 
 
@@ -44,9 +44,9 @@ def test_the_log_has_all_lines_with_their_times(console, tmp_path, where):
     store = Store(str(tmp_path) if where == "disk" else f"memory://log-{tmp_path.name}")
 
     def train():
-        with Logged(console, store) as logged:
-            logged.event("before")
-            assert not store.list(), (
+        with LogFileConsole(console, store) as logged:
+            logged.log("before")
+            assert not store.list_names(), (
                 "nothing is written to a run directory that is not ours yet"
             )
             told(logged)
@@ -54,7 +54,7 @@ def test_the_log_has_all_lines_with_their_times(console, tmp_path, where):
 
     with pytest.raises(RuntimeError):
         train()
-    (name,) = store.list()
+    (name,) = store.list_names()
     lines = store.read(name).decode().splitlines()
     assert [line.partition(" ")[2] for line in lines] == [
         "before",

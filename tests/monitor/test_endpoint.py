@@ -18,19 +18,19 @@ from prometheus_client.parser import text_string_to_metric_families
 from waiting import await_that
 
 import distrain.monitor.endpoint
-from distrain.monitor.endpoint import Node
+from distrain.monitor.endpoint import MetricsEndpoint
 
 RANK = """
 import sys, threading
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 import distrain.monitor.endpoint
-distrain.monitor.endpoint.EVERY = 0.05
-from distrain.monitor.endpoint import Node
+distrain.monitor.endpoint.RENDER_INTERVAL_SECONDS = 0.05
+from distrain.monitor.endpoint import MetricsEndpoint
 registry = CollectorRegistry()
 Counter("work", "Work.", registry=registry).inc(float(sys.argv[2]))
 Gauge("level", "Level.", registry=registry).set(float(sys.argv[2]))
 Histogram("took", "Took.", buckets=(1.0, 10.0), registry=registry).observe(float(sys.argv[2]))
-node = Node(registry, {"level": "sum"}, session=sys.argv[1], address="127.0.0.1", port=int(sys.argv[3]), tell=print)
+node = MetricsEndpoint(registry, {"level": "sum"}, session=sys.argv[1], address="127.0.0.1", port=int(sys.argv[3]), log=print)
 print("ready", flush=True)
 sys.stdin.readline()
 node.close(final=True)
@@ -39,7 +39,7 @@ node.close(final=True)
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch, tmp_path):
-    monkeypatch.setattr(distrain.monitor.endpoint, "EVERY", 0.05)
+    monkeypatch.setattr(distrain.monitor.endpoint, "RENDER_INTERVAL_SECONDS", 0.05)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
@@ -54,13 +54,13 @@ def port():
 def node(port, session="s", registry=None, gauges=None, told=None, **metrics):
     registry = registry or CollectorRegistry()
     tell = (told if told is not None else []).append
-    return Node(
+    return MetricsEndpoint(
         registry,
         gauges or {},
         session=session,
         address="127.0.0.1",
         port=port,
-        tell=tell,
+        log=tell,
         **metrics,
     )
 
@@ -133,13 +133,13 @@ def test_a_port_that_is_taken(port):
     with closing(socket.create_server(("127.0.0.1", port))):
         one, other = node(port, "one", told=told), node(port, "two", told=told)
         try:
-            assert one.port != other.port
-            assert port not in (one.port, other.port)
+            assert one.served_port != other.served_port
+            assert port not in (one.served_port, other.served_port)
             assert told == [
                 f"metrics at http://127.0.0.1:{p}/metrics"
-                for p in (one.port, other.port)
+                for p in (one.served_port, other.served_port)
             ]
-            assert get(one.port)[0] == 200
+            assert get(one.served_port)[0] == 200
         finally:
             one.close(final=True)
             other.close(final=True)
@@ -176,7 +176,7 @@ def test_a_run_that_has_ended_waits_for_one_more_read(port):
     page = node(port, registry=registry)
     await_that(lambda: values(port) is not None and get(port)[0] == 200)
     closing_thread = threading.Thread(
-        target=lambda: page.close(linger=60.0, final=True)
+        target=lambda: page.close(linger_seconds=60.0, final=True)
     )
     closing_thread.start()
     closing_thread.join(0.3)
@@ -189,7 +189,7 @@ def test_a_run_that_has_ended_waits_for_one_more_read(port):
 def test_a_page_that_nobody_reads_is_not_waited_for(port):
     page = node(port)
     began = time.monotonic()
-    page.close(linger=60.0, final=True)
+    page.close(linger_seconds=60.0, final=True)
     assert time.monotonic() - began < 30
 
 
@@ -213,13 +213,13 @@ def test_what_was_left_behind_is_swept(port, tmp_path, monkeypatch):
         [
             sys.executable,
             "-c",
-            "import os; from distrain.distributed.process import process_identity as p; print(p(os.getpid()))",
+            "import os; from distrain.distributed.process import get_process_identity as p; print(p(os.getpid()))",
         ],
         capture_output=True,
         text=True,
         check=True,
     ).stdout.strip()
-    own = distrain.monitor.endpoint.process_identity(os.getpid())
+    own = distrain.monitor.endpoint.get_process_identity(os.getpid())
     for folder, process in ((dead, gone), (living, own)):
         folder.mkdir()
         (folder / "1-1.json").write_text(
@@ -227,7 +227,7 @@ def test_what_was_left_behind_is_swept(port, tmp_path, monkeypatch):
         )
     node(port, "a").close(final=True)
     assert dead.exists()
-    monkeypatch.setattr(distrain.monitor.endpoint, "_ABANDONED", -1.0)
+    monkeypatch.setattr(distrain.monitor.endpoint, "_ABANDONED_AFTER_SECONDS", -1.0)
     node(port, "b").close(final=True)
     assert living.exists()
     assert not dead.exists()
@@ -252,7 +252,7 @@ def test_a_histogram_and_labels_go_through(port):
 
 
 def test_pages_of_many_dead_ranks_become_one(ranks, port, tmp_path, monkeypatch):
-    monkeypatch.setattr(distrain.monitor.endpoint, "_DEAD_KEPT", 2)
+    monkeypatch.setattr(distrain.monitor.endpoint, "_MAX_DEAD_PAGES", 2)
     registry = CollectorRegistry()
     Counter("work", "Work.", registry=registry).inc(1)
     own = node(port, registry=registry, gauges={"level": "sum"})
@@ -277,7 +277,7 @@ def test_pages_that_were_folded_and_not_yet_removed_count_once(
     port, tmp_path, monkeypatch
 ):
     """A rank that is killed between the two leaves both."""
-    monkeypatch.setattr(distrain.monitor.endpoint, "_DEAD_KEPT", 0)
+    monkeypatch.setattr(distrain.monitor.endpoint, "_MAX_DEAD_PAGES", 0)
     monkeypatch.setattr(type(tmp_path), "unlink", lambda *_, **__: None)
     registry = CollectorRegistry()
     Counter("work", "Work.", registry=registry).inc(7)
@@ -293,7 +293,7 @@ def test_pages_that_were_folded_and_not_yet_removed_count_once(
     ]
     for number in range(3):
         dead = {
-            "process": f"{' '.join(own._identity.split()[:2])} {2**22 + 1 + number} 1",
+            "process": f"{' '.join(own._process_identity.split()[:2])} {2**22 + 1 + number} 1",
             "families": families,
         }
         (folder / f"{number}.json").write_text(json.dumps(dead))

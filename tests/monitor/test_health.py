@@ -5,14 +5,19 @@ import time
 import pytest
 
 import distrain.monitor.health
-from distrain.monitor.health import Spikes, Stragglers, Watchdog, group_timeout
+from distrain.monitor.health import (
+    LossSpikeDetector,
+    StragglerDetector,
+    Watchdog,
+    group_timeout,
+)
 
 HANGS = """
 import sys, time
 from distrain.monitor import health
 from distrain.monitor.health import Watchdog
 
-health._REPORTING = 1.0
+health._REPORT_TIMEOUT_SECONDS = 1.0
 
 def report(sentence, stacks):
     print(sentence); print(stacks, flush=True)
@@ -23,7 +28,7 @@ def stuck_here():
     {how}
 
 with Watchdog(float(sys.argv[1]), report) as watchdog:
-    watchdog.at("the test")
+    watchdog.mark_progress("the test")
     stuck_here()
 """
 
@@ -58,7 +63,7 @@ def test_code_that_keeps_the_interpreter_is_ended_as_well():
 def test_progress_keeps_it_alive():
     with Watchdog(0.6, pytest.fail) as watchdog:
         for i in range(12):
-            watchdog.at(f"step {i}", waiting=i % 2 == 0)
+            watchdog.mark_progress(f"step {i}", waiting=i % 2 == 0)
             time.sleep(0.1)  # twice the limit in all
 
 
@@ -67,23 +72,24 @@ def test_a_collective_waits_longer_than_a_rank_that_waits_for_nobody():
 
 
 def test_the_slow_rank_is_named_once_in_a_while(monkeypatch):
-    stragglers = Stragglers()
-    rank, sentence = stragglers.judge([0.1, 0.01, 0.9], [1.0, 1.05, 2.0])
+    stragglers = StragglerDetector()
+    rank, sentence = stragglers.detect_straggler([0.1, 0.01, 0.9], [1.0, 1.05, 2.0])
     assert rank == 2
     assert sentence == (
         "rank 2 is slow: it comes to the reduction after 2.00 s a step, 45% of it waiting for data; "
         "the middle rank after 1.05 s"
     )
-    assert stragglers.judge([0.1, 0.01, 0.9], [1.0, 1.05, 2.0]) == (2, None), (
-        "not at every log step"
-    )
-    assert stragglers.judge([0.0, 0.0, 0.0], [3.0, 1.05, 0.9])[1].startswith(
+    assert stragglers.detect_straggler([0.1, 0.01, 0.9], [1.0, 1.05, 2.0]) == (
+        2,
+        None,
+    ), "not at every log step"
+    assert stragglers.detect_straggler([0.0, 0.0, 0.0], [3.0, 1.05, 0.9])[1].startswith(
         "rank 0 is slow: "
     )
-    monkeypatch.setattr(distrain.monitor.health, "_AGAIN_AFTER", 0.0)
+    monkeypatch.setattr(distrain.monitor.health, "_REPEAT_WARNING_SECONDS", 0.0)
     assert (
         "not for want of data"
-        in stragglers.judge([0.0, 0.0, 0.05], [1.0, 1.05, 2.0])[1]
+        in stragglers.detect_straggler([0.0, 0.0, 0.05], [1.0, 1.05, 2.0])[1]
     )
 
 
@@ -91,24 +97,29 @@ def test_the_slow_rank_is_named_once_in_a_while(monkeypatch):
     "arrivals", [[1.0], [1.0, 1.2], [1.0, 1.0, 1.0], [1.2, 1.0, 1.1], [0.0, 0.0]]
 )
 def test_ranks_that_are_alike_are_not_named(arrivals):
-    assert Stragglers().judge([0.0] * len(arrivals), arrivals) == (None, None)
+    assert StragglerDetector().detect_straggler([0.0] * len(arrivals), arrivals) == (
+        None,
+        None,
+    )
 
 
 def test_of_two_ranks_the_later_one_is_slow():
-    assert Stragglers().judge([0.0, 0.0], [1.0, 1.3])[0] == 1
+    assert StragglerDetector().detect_straggler([0.0, 0.0], [1.0, 1.3])[0] == 1
 
 
 def test_a_loss_that_jumps():
-    spikes = Spikes()
-    assert not any(spikes.judge(7 * 0.95**i) for i in range(60)), "falling is no jump"
+    spikes = LossSpikeDetector()
+    assert not any(spikes.detect_spike(7 * 0.95**i) for i in range(60)), (
+        "falling is no jump"
+    )
     usual = 7 * 0.95**59
-    assert not any(spikes.judge(usual) for _ in range(20))
-    assert spikes.judge(1.3 * usual) is None
-    assert spikes.judge(3 * usual).startswith("the loss jumps: ")
-    assert spikes.judge(usual) is None
+    assert not any(spikes.detect_spike(usual) for _ in range(20))
+    assert spikes.detect_spike(1.3 * usual) is None
+    assert spikes.detect_spike(3 * usual).startswith("the loss jumps: ")
+    assert spikes.detect_spike(usual) is None
 
 
 def test_a_first_loss_is_no_jump():
-    spikes = Spikes()
-    assert spikes.judge(1.0) is None
-    assert spikes.judge(100.0) is None
+    spikes = LossSpikeDetector()
+    assert spikes.detect_spike(1.0) is None
+    assert spikes.detect_spike(100.0) is None

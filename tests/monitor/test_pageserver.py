@@ -103,7 +103,9 @@ def test_a_page_larger_than_a_socket_takes_at_once(server):
 @pytest.mark.parametrize("begun", [b"", b"GET /met"])
 def test_a_crowd_does_not_keep_a_scrape_out(server, monkeypatch, begun):
     """Those that say nothing, or no more, make room long before their time is up, and none has a thread."""
-    monkeypatch.setattr(distrain.monitor.pageserver, "_SECONDS", 3600.0)
+    monkeypatch.setattr(
+        distrain.monitor.pageserver, "_CONNECTION_TIMEOUT_SECONDS", 3600.0
+    )
     threads, crowd = threading.active_count(), []
     try:
         for _ in range(1000):
@@ -140,7 +142,9 @@ def test_clients_that_write_byte_by_byte_are_looked_after_together(server):
             for client in clients:
                 client.send(bytes([byte]))
             time.sleep(0.002)
-        ticks = (time.monotonic() - began) / distrain.monitor.pageserver._TICK
+        ticks = (
+            time.monotonic() - began
+        ) / distrain.monitor.pageserver._POLL_INTERVAL_SECONDS
         assert woken() - before < 5 * ticks + 3 * len(clients), "of 1,270 bytes"
     finally:
         for client in clients:
@@ -148,13 +152,13 @@ def test_clients_that_write_byte_by_byte_are_looked_after_together(server):
 
 
 def test_a_client_that_says_nothing_is_dropped_after_a_while(server, monkeypatch):
-    monkeypatch.setattr(distrain.monitor.pageserver, "_SECONDS", 0.1)
+    monkeypatch.setattr(distrain.monitor.pageserver, "_CONNECTION_TIMEOUT_SECONDS", 0.1)
     assert ask(server, b"GET /met") == b""
 
 
 def test_a_client_that_never_says_anything_is_dropped_too(monkeypatch):
     """The system shows its connection at last, after as long again."""
-    monkeypatch.setattr(distrain.monitor.pageserver, "_SECONDS", 0.1)
+    monkeypatch.setattr(distrain.monitor.pageserver, "_CONNECTION_TIMEOUT_SECONDS", 0.1)
     server = PageServer("127.0.0.1", 0)
     server.start()
     try:
@@ -198,12 +202,12 @@ def test_clients_that_go_away(server):
 def test_a_read_of_the_page_before_does_not_count(server):
     """A scrape that is under way while the last page is rendered has the one before."""
     before = server.page
-    server.was_read(before)
+    server.mark_read(before)
     server.page = b"the last"
-    waiting = threading.Thread(target=server.await_read, args=(60.0,))
+    waiting = threading.Thread(target=server.wait_until_read, args=(60.0,))
     waiting.start()
     time.sleep(0.05)
-    server.was_read(before)
+    server.mark_read(before)
     waiting.join(0.3)
     assert waiting.is_alive()
     assert get(server) == (200, b"the last")

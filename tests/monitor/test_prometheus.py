@@ -17,14 +17,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import distrain.monitor.endpoint
 from distrain.data.shards.manifest import Manifest
-from distrain.data.storage.store import Counts, Store
-from distrain.distributed.numerics import environment
+from distrain.data.storage.store import StorageCounters, Store
+from distrain.distributed.numerics import collect_environment
 from distrain.distributed.world import World
 from distrain.errors import RunError, UserError
 from distrain.monitor.health import Watchdog
-from distrain.monitor.prometheus import GAUGES, HISTOGRAMS, TOTALS, Metrics
+from distrain.monitor.prometheus import COUNTERS, GAUGES, HISTOGRAMS, Metrics
 from distrain.monitor.sinks import read_metrics
-from distrain.rundir.files import QUARANTINE
+from distrain.rundir.files import QUARANTINE_FILE
 from distrain.train import train
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch, tmp_path):
-    monkeypatch.setattr(distrain.monitor.endpoint, "EVERY", 0.05)
+    monkeypatch.setattr(distrain.monitor.endpoint, "RENDER_INTERVAL_SECONDS", 0.05)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
@@ -91,12 +91,12 @@ def last(monkeypatch):
 
 
 def test_names_are_in_base_units_and_labels_are_few():
-    for name in (*GAUGES, *TOTALS, *HISTOGRAMS):
+    for name in (*GAUGES, *COUNTERS, *HISTOGRAMS):
         assert re.fullmatch("[a-z0-9_]+", name), name
         assert not re.search("_(ms|us|kb|mb|percent|total)$", name), name
     labels = {
-        name: family.labels
-        for table in (GAUGES, TOTALS, HISTOGRAMS)
+        name: family.label_names
+        for table in (GAUGES, COUNTERS, HISTOGRAMS)
         for name, family in table.items()
     }
     known = {
@@ -190,7 +190,7 @@ def test_the_gradient_norm_is_that_before_the_gradient_is_changed(
     measured, console, last, tmp_path, monkeypatch
 ):
     """It is taken at the first step alone here, where it does not depend on the optimizer."""
-    monkeypatch.setattr("distrain.monitor.norms.EVERY", 1e9)
+    monkeypatch.setattr("distrain.monitor.norms.NORM_INTERVAL_SECONDS", 1e9)
     norms = []
     for rule in ({"name": "sgd"}, {"name": "sgd", "clip_norm": 1e-6}, {"name": "lars"}):
         config = measured(
@@ -210,9 +210,9 @@ def test_steps_that_are_done_again_count_and_are_told_apart(measured, console, l
     """A run whose newest checkpoint is lost after its metrics file has told of later steps."""
     config = measured(log={"every": 1}, checkpoint={"every": 5, "keep": 9})
     world = World(CPU)
-    console.advance = lambda step: world.stop.set() if step == 11 else None
+    console.set_step = lambda step: world.stop_requested.set() if step == 11 else None
     assert train(config, world, console).step == 12
-    del console.advance
+    del console.set_step
     Store(config.run).remove("checkpoints/step-00000012-attempt-001")
     found = last(config)
     assert train(config, World(CPU), console).status == "finished"
@@ -229,12 +229,12 @@ def test_restarts_and_resizes_are_counted_over_all_launches(measured, console, l
         if step == 7:
             raise OSError(errno.EIO, "a cable is out")
 
-    console.advance = fail
+    console.set_step = fail
     for _ in range(2):
         with pytest.raises(OSError, match="a cable"):
             train(config, World(CPU), console)
-        console.advance = lambda step: fail(step - 5)
-    del console.advance
+        console.set_step = lambda step: fail(step - 5)
+    del console.set_step
     store = Store(config.run)
     record = json.loads(store.read("attempts/001.json"))
     assert record["workers"] == 1
@@ -258,9 +258,9 @@ def test_bad_samples_are_counted(measured, console, tmp_path, damaged_set, last)
 def test_quarantined_samples_are_counted(measured, console, digits, tmp_path, last):
     config = measured()
     fingerprint = Manifest.load(Store(str(digits / "train"))).fingerprint
-    decoder = f"dali {environment(CPU).get('nvidia-dali-cuda130', '')} cpu"
+    decoder = f"dali {collect_environment(CPU).get('nvidia-dali-cuda130', '')} cpu"
     Store(config.run).write(
-        QUARANTINE,
+        QUARANTINE_FILE,
         json.dumps({f"{fingerprint} {decoder}": {"3": "killed it"}}).encode(),
     )
     found = last(config)
@@ -299,14 +299,14 @@ def test_a_divergence_is_told(measured, console, last):
 def test_progress_is_the_watchdogs(narrow):
     metrics = Metrics(narrow().metrics, "runs/test", World(CPU), print)
     with Watchdog(60.0, lambda *_: None) as watchdog:
-        metrics.watch(watchdog)
-        watchdog.at("somewhere")
-        watchdog._since -= 40.0
+        metrics.track_watchdog(watchdog)
+        watchdog.mark_progress("somewhere")
+        watchdog._last_progress -= 40.0
         found = {
             s.name: s.value for family in metrics.collect() for s in family.samples
         }
     assert 39 < time.time() - found["distrain_last_progress_timestamp_seconds"] < 50
-    metrics.close(over=True)
+    metrics.close(final=True)
 
 
 def test_no_page_where_none_is_wanted(narrow, console):
@@ -345,7 +345,7 @@ def test_a_secret_of_the_run_directory_is_in_no_label(narrow, run, label):
     assert {
         s.labels["run"] for family in metrics.collect() for s in family.samples
     } == {label}
-    metrics.close(over=True)
+    metrics.close(final=True)
 
 
 def test_phases_are_told_by_step_also_when_several_are_read_at_once(narrow):
@@ -355,14 +355,14 @@ def test_phases_are_told_by_step_also_when_several_are_read_at_once(narrow):
     )
     metrics._device = torch.device("meta")
     for step in (1, 2, 3):
-        with metrics.phase("forward"):
+        with metrics.time_phase("forward"):
             pass
-        metrics.step(step, 10, again=False)
-    metrics.read()
+        metrics.count_step(step, 10, is_recomputed=False)
+    metrics.record_timings()
     (family,) = metrics._histograms["phase_seconds"].collect()
     (count,) = (s.value for s in family.samples if s.name.endswith("_count"))
     assert count == 3
-    metrics.close(over=True)
+    metrics.close(final=True)
 
 
 class Event:
@@ -392,20 +392,20 @@ def test_on_a_gpu_one_step_of_eleven_is_timed_for_all_and_on_the_ranks_own(
         print,
     )
     for step in range(1, 34):
-        with metrics.arriving():
+        with metrics.time_arrival():
             for _ in range(4):
-                with metrics.phase("forward"):
+                with metrics.time_phase("forward"):
                     pass
-        with metrics.phase("checkpoint"):  # of the host
+        with metrics.time_phase("checkpoint"):  # of the host
             pass
-        metrics.step(step, 10, again=False)
+        metrics.count_step(step, 10, is_recomputed=False)
         if step == 27:
-            metrics.read()
-            assert metrics.arrived() == 0.0, (
+            metrics.record_timings()
+            assert metrics.pop_mean_arrival_seconds() == 0.0, (
                 "two steps of one rank are no reason to call it slow"
             )
     assert Event.made == 3 * 10, "steps 6, 17 and 28"
-    metrics.read()
+    metrics.record_timings()
     (family,) = metrics._histograms["phase_seconds"].collect()
     found = {
         (s.name.rpartition("_")[2], s.labels["phase"]): s.value
@@ -415,12 +415,12 @@ def test_on_a_gpu_one_step_of_eleven_is_timed_for_all_and_on_the_ranks_own(
     assert found["count", "forward"] == found["count", "checkpoint"] == 33
     assert found["sum", "forward"] == pytest.approx(33 * 4 * 0.01)
     assert "arrival" not in {phase for _, phase in found}
-    assert metrics.arrived() == pytest.approx(0.09)
-    assert metrics.arrived() == 0.0, "nothing was timed since"
-    assert metrics._totals[
+    assert metrics.pop_mean_arrival_seconds() == pytest.approx(0.09)
+    assert metrics.pop_mean_arrival_seconds() == 0.0, "nothing was timed since"
+    assert metrics._counters[
         "rank_arrival_seconds", ("0", socket.gethostname())
     ] == pytest.approx(33 * 0.09)
-    metrics.close(over=True)
+    metrics.close(final=True)
 
 
 def test_more_bad_samples_than_allowed_are_on_the_page(
@@ -438,11 +438,11 @@ def test_more_bad_samples_than_allowed_are_on_the_page(
 def test_storage_is_told_as_it_counts(narrow):
     metrics, counts = (
         Metrics(narrow().metrics, "runs/test", World(CPU), print),
-        Counts(),
+        StorageCounters(),
     )
-    metrics.store("train", counts)
-    counts.requests, counts.bytes, counts.retries = 3, 1000, 1
-    counts.errors["timeout"] += 2
+    metrics.track_storage("train", counts)
+    counts.num_requests, counts.bytes_read, counts.num_retries = 3, 1000, 1
+    counts.errors_by_kind["timeout"] += 2
     found = {
         (s.name, *list(s.labels.values())[1:]): s.value
         for family in metrics.collect()
@@ -451,4 +451,4 @@ def test_storage_is_told_as_it_counts(narrow):
     assert found["distrain_store_bytes_total", "train"] == 1000
     assert found["distrain_store_retries_total", "train"] == 1
     assert found["distrain_store_errors_total", "train", "timeout"] == 2
-    metrics.close(over=True)
+    metrics.close(final=True)

@@ -7,7 +7,7 @@ import torch
 
 import distrain.monitor.telemetry
 from distrain.distributed.world import World
-from distrain.monitor.config import Metrics as Page
+from distrain.monitor.config import MetricsConfig as Page
 from distrain.monitor.health import Watchdog
 from distrain.monitor.phases import Phase
 from distrain.monitor.prometheus import Metrics
@@ -33,10 +33,10 @@ def telemetry(clock):
     metrics = Metrics(Page(port=None), "run", World(torch.device("cpu")), print)
     with Watchdog(600.0, lambda *_: None) as watchdog:
         yield SimpleNamespace(
-            it=Telemetry(metrics, watchdog, steps_per_epoch=5, reached=2),
+            it=Telemetry(metrics, watchdog, steps_per_epoch=5, last_logged_step=2),
             watchdog=watchdog,
         )
-    metrics.close(over=True)
+    metrics.close(final=True)
 
 
 @pytest.fixture
@@ -65,28 +65,28 @@ def test_the_time_that_batches_are_waited_for_counts_until_the_next_log_step(
     telemetry, clock, numbers
 ):
     it = telemetry.it
-    it.start(lambda: {"ready": 2})
+    it.start_clock(lambda: {"ready": 2})
     for step in range(2):
-        with it.accumulating():
-            for _ in it.loading(step, slow_batches(clock, 1.0, 2.0)):
+        with it.time_accumulation():
+            for _ in it.time_loading(step, slow_batches(clock, 1.0, 2.0)):
                 clock.now += 10.0  # computing
-    assert it.waited == 6.0
+    assert it.data_wait_seconds == 6.0
     assert numbers("queue_depth", "stage") == {("ready",): 2.0}
     assert numbers("rank_data_wait_seconds", "rank") == {("0",): 6.0}
-    assert it.take_interval() == (46.0, 6.0)
+    assert it.pop_interval() == (46.0, 6.0)
     clock.now += 7.0
-    it.leave_out(3.0)  # an evaluation
-    assert it.take_interval() == (4.0, 0.0)
+    it.exclude_time(3.0)  # an evaluation
+    assert it.pop_interval() == (4.0, 0.0)
 
 
 def test_loading_is_progress(telemetry, clock):
-    next(telemetry.it.loading(6, iter("a")))
+    next(telemetry.it.time_loading(6, iter("a")))
     assert telemetry.watchdog._place == "loading the data of step 7"
 
 
 def test_steps_that_an_earlier_attempt_had_done_are_recomputed(telemetry, numbers):
     for done in (1, 2, 3):
-        telemetry.it.stepped(done)
+        telemetry.it.count_step(done)
     assert numbers("steps") == {(): 3.0}
     assert numbers("steps_recomputed") == {(): 2.0}
     assert numbers("epoch") == {(): 3 / 5}
@@ -95,11 +95,11 @@ def test_steps_that_an_earlier_attempt_had_done_are_recomputed(telemetry, number
 def test_a_slow_rank_and_a_loss_that_jumps_are_counted_and_said(telemetry, numbers):
     it = telemetry.it
     for _ in range(20):
-        assert it.warnings(1.0, [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]) == []
-    slow, jump = it.warnings(3.0, [0.0, 0.9, 0.0], [1.0, 2.0, 1.0])
+        assert it.detect_anomalies(1.0, [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]) == []
+    slow, jump = it.detect_anomalies(3.0, [0.0, 0.9, 0.0], [1.0, 2.0, 1.0])
     assert "rank 1 is slow" in slow
     assert "the loss jumps: 3" in jump
-    assert len(it.warnings(1.0, [0.0, 0.9, 0.0], [1.0, 2.0, 1.0])) == 0, (
+    assert len(it.detect_anomalies(1.0, [0.0, 0.9, 0.0], [1.0, 2.0, 1.0])) == 0, (
         "it was said a moment ago"
     )
     assert numbers("straggler_log_steps", "slow_rank") == {("1",): 2.0}
@@ -108,9 +108,9 @@ def test_a_slow_rank_and_a_loss_that_jumps_are_counted_and_said(telemetry, numbe
 
 def test_each_phase_has_its_label(telemetry):
     for phase in Phase:
-        with telemetry.it.phase(phase):
+        with telemetry.it.time_phase(phase):
             pass
-    telemetry.it.metrics.read()
+    telemetry.it.metrics.record_timings()
     histogram = telemetry.it.metrics._histograms["phase_seconds"]
     counted = {
         s.labels["phase"] for family in histogram.collect() for s in family.samples

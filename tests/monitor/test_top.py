@@ -12,7 +12,7 @@ import torch
 
 from distrain.distributed.world import World
 from distrain.errors import UserError
-from distrain.monitor.top import Watch, lines, sparkline, warnings
+from distrain.monitor.top import RunWatcher, draw_sparkline, find_problems, render_lines
 from distrain.train import train
 
 PAGE = """\
@@ -69,23 +69,23 @@ def page():
 
 
 def test_a_sparkline():
-    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
-    assert sparkline([0, 0, 7, 7], 2) == "▁█"
-    assert sparkline([3.0, 3.0], 5) == "▅▅"
-    assert sparkline([math.nan, math.inf], 5) == ""
-    assert len(sparkline(list(range(1000)), 50)) <= 50
+    assert draw_sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
+    assert draw_sparkline([0, 0, 7, 7], 2) == "▁█"
+    assert draw_sparkline([3.0, 3.0], 5) == "▅▅"
+    assert draw_sparkline([math.nan, math.inf], 5) == ""
+    assert len(draw_sparkline(list(range(1000)), 50)) <= 50
 
 
 def test_a_page_as_it_is_shown(page):
-    watch = Watch(page.url)
-    view = watch.look()
-    text = "\n".join(lines(view, 80, now=1100.0))
+    watch = RunWatcher(page.url)
+    view = watch.refresh_view()
+    text = "\n".join(render_lines(view, 80, now=1100.0))
     assert "step 40 of 400 (10%)" in text
     assert "1,234 images/s  2 workers  2 restarts" in text
     assert "forward               75.0%" in text
     assert "data_wait             25.0%" in text
     assert max(len(line) for line in text.splitlines()) <= 80
-    assert warnings(view, 1100.0) == [
+    assert find_problems(view, 1100.0) == [
         "no progress for 100 s",
         "2 of 3 workers",
         "rank 1 waits for data 45% of its time",
@@ -94,14 +94,17 @@ def test_a_page_as_it_is_shown(page):
 
 
 def test_what_was_spent_since_the_look_before(page):
-    watch = Watch(page.url)
-    watch.look()
+    watch = RunWatcher(page.url)
+    watch.refresh_view()
     page.text = PAGE.replace(
         'phase="forward",run="r"} 30', 'phase="forward",run="r"} 31'
     )
     page.text = page.text.replace('step{run="r"} 40', 'step{run="r"} 50')
-    view = watch.look()
-    assert view.by("phase_seconds_sum", "phase") == {"forward": 1.0, "data_wait": 0.0}
+    view = watch.refresh_view()
+    assert view.compute_increase("phase_seconds_sum", "phase") == {
+        "forward": 1.0,
+        "data_wait": 0.0,
+    }
     assert [step for step, _ in view.history["loss"]] == [40, 50]
 
 
@@ -109,14 +112,16 @@ def test_a_page_that_does_not_answer():
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    assert warnings(Watch(url).look(), 0.0) == [f"{url}/metrics does not answer"]
+    assert find_problems(RunWatcher(url).refresh_view(), 0.0) == [
+        f"{url}/metrics does not answer"
+    ]
 
 
 def test_a_run_directory(narrow, console, digits):
     """Of a run that has ended: its page is gone, its files tell."""
     config = narrow(epochs=2, log={"every": 1}, data={"val": str(digits / "val")})
     train(config, World(torch.device("cpu")), console)
-    text = list(lines(Watch(config.run).look(), 80))
+    text = list(render_lines(RunWatcher(config.run).refresh_view(), 80))
     assert text[0].endswith("step 44")
     assert text[1] == "no page answers: from the files alone"
     (loss,) = [line for line in text if line.startswith("loss")]
@@ -127,7 +132,7 @@ def test_a_run_directory(narrow, console, digits):
 
 def test_no_run_there(tmp_path):
     with pytest.raises(UserError, match="no run at .*name a run directory, or the URL"):
-        Watch(str(tmp_path))
+        RunWatcher(str(tmp_path))
 
 
 def test_a_page_of_another_run_at_the_port_of_an_old_one_is_not_shown(page, tmp_path):
@@ -136,18 +141,18 @@ def test_a_page_of_another_run_at_the_port_of_an_old_one_is_not_shown(page, tmp_
     (tmp_path / "old/targets.json").write_text(
         json.dumps([{"targets": [page.url.removeprefix("http://")], "labels": {}}])
     )
-    assert Watch(str(tmp_path / "old")).look().value("step") is None
+    assert RunWatcher(str(tmp_path / "old")).refresh_view().get_value("step") is None
     (tmp_path / "old").rename(tmp_path / "r")
-    assert Watch(str(tmp_path / "r")).look().value("step") == 40
+    assert RunWatcher(str(tmp_path / "r")).refresh_view().get_value("step") == 40
 
 
 def test_a_counter_that_began_anew_has_no_negative_share(page):
-    watch = Watch(page.url)
-    watch.look()
+    watch = RunWatcher(page.url)
+    watch.refresh_view()
     page.text = PAGE.replace(
         'phase="forward",run="r"} 30.0', 'phase="forward",run="r"} 3.0'
     )
-    assert watch.look().by("phase_seconds_sum", "phase") == {
+    assert watch.refresh_view().compute_increase("phase_seconds_sum", "phase") == {
         "forward": 3.0,
         "data_wait": 0.0,
     }

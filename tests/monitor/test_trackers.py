@@ -12,7 +12,7 @@ from distrain.data.storage.store import Store
 from distrain.distributed.world import World
 from distrain.errors import UserError
 from distrain.monitor.sinks import read_metrics
-from distrain.monitor.trackers import Follower
+from distrain.monitor.trackers import BackgroundTracker
 from distrain.train import train
 
 CPU = torch.device("cpu")
@@ -21,9 +21,9 @@ CPU = torch.device("cpu")
 def twice(config, console):
     """A run whose newest checkpoint is lost after its metrics file has told of later steps, and its resume."""
     world = World(CPU)
-    console.advance = lambda step: world.stop.set() if step == 11 else None
+    console.set_step = lambda step: world.stop_requested.set() if step == 11 else None
     assert train(config, world, console).step == 12
-    del console.advance
+    del console.set_step
     Store(config.run).remove("checkpoints/step-00000012-attempt-001")
     summary = train(config, World(CPU), console)
     assert summary.status == "finished"
@@ -117,7 +117,7 @@ def test_records_that_were_not_taken_come_again_in_order():
         name = "sometimes"
         taken, calls, closed = [], 0, False
 
-        def write(self, record):
+        def write_record(self, record):
             self.calls += 1
             if self.calls in (2, 3):
                 raise ConnectionError("no route")
@@ -127,9 +127,9 @@ def test_records_that_were_not_taken_come_again_in_order():
             self.closed = True
 
     tracker, told = Sometimes(), []
-    follower = Follower(tracker, told.append)
+    follower = BackgroundTracker(tracker, told.append)
     for step in range(6):
-        follower.write(train_record(step=step))
+        follower.write_record(train_record(step=step))
     follower.close()
     assert tracker.taken == list(range(6))
     assert tracker.closed
@@ -137,22 +137,22 @@ def test_records_that_were_not_taken_come_again_in_order():
 
 
 def test_a_tracker_that_hangs_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(distrain.monitor.trackers, "_LAST", 0.2)
+    monkeypatch.setattr(distrain.monitor.trackers, "_CLOSE_TIMEOUT_SECONDS", 0.2)
     release = threading.Event()
 
     class Hangs:
         name = "slow"
 
-        def write(self, record):
+        def write_record(self, record):
             release.wait(60)
 
         def close(self):
             pass
 
     told = []
-    follower = Follower(Hangs(), told.append)
+    follower = BackgroundTracker(Hangs(), told.append)
     for step in range(3):
-        follower.write(train_record(step=step))
+        follower.write_record(train_record(step=step))
     follower.close()
     release.set()
     assert told == ["warning: the last 3 records did not reach slow: no answer for 0 s"]

@@ -9,20 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from distrain.distributed.lanes import Lanes
+from distrain.distributed.lane_pool import LanePool
 from distrain.distributed.world import World
 from distrain.losses import CrossEntropy
 from distrain.models.alexnet import AlexNet
-from distrain.models.layers import micro_step
-from distrain.optim.accumulate import Accumulator
-from distrain.training.step import correct
+from distrain.models.layers import micro_batch_context
+from distrain.optim.accumulate import GradientAccumulator
+from distrain.training.forward_pass import count_correct
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def lanes():
-    with Lanes(2, 1, CPU) as pool:
+    with LanePool(2, 1, CPU) as pool:
         yield pool
 
 
@@ -35,20 +35,22 @@ def accumulate(model, images, labels, weights, v, lanes, order=None, bits=48):
     """One step over V micro-batches."""
     parameters = list(model.parameters())
     b = len(images) // v
-    accumulator = Accumulator(
-        parameters, virtual_workers=v, micro_batch=b, fraction_bits=bits
+    accumulator = GradientAccumulator(
+        parameters, num_virtual_workers=v, micro_batch_size=b, fraction_bits=bits
     )
-    accumulator.begin()
+    accumulator.begin_step()
     for i in order or range(v):
         part = slice(i * b, (i + 1) * b)
-        with micro_step(0, 0, i):
+        with micro_batch_context(0, 0, i):
             logits = model(images[part])
         loss = (CrossEntropy()(logits, labels[part]) * weights[part]).sum()
-        gradients = torch.autograd.grad(loss * accumulator.scale, parameters)
-        hits = [correct(logits, labels[part], weights[part], k) for k in (1, 5)]
-        accumulator.add(gradients, loss.detach(), weights[part].sum(), *hits)
-    totals = accumulator.reduce(World(CPU))
-    accumulator.finish(totals, lanes)
+        gradients = torch.autograd.grad(loss * accumulator.loss_scale, parameters)
+        hits = [count_correct(logits, labels[part], weights[part], k) for k in (1, 5)]
+        accumulator.add_micro_batch(
+            gradients, loss.detach(), weights[part].sum(), *hits
+        )
+    totals = accumulator.start_all_reduce(World(CPU))
+    accumulator.write_gradients(totals, lanes)
     return totals, [p.grad.clone() for p in parameters], accumulator
 
 
@@ -70,11 +72,11 @@ def test_equals_autograd_on_the_whole_global_batch(v, mode, lanes):
     wanted = torch.autograd.grad(loss, list(model.parameters()))
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-    assert (int(totals.valid), int(totals.violations)) == (22, 0)
-    assert int(totals.loss) / 2**accumulator.loss_shift / 22 == pytest.approx(
+    assert (int(totals.valid_count), int(totals.violation_count)) == (22, 0)
+    assert int(totals.loss_sum) / 2**accumulator.loss_shift / 22 == pytest.approx(
         float(loss.detach()), abs=1e-11
     )
-    assert int(totals.top1) == int(
+    assert int(totals.top1_count) == int(
         (model(images[valid]).argmax(1) == labels[valid]).sum()
     )
 
@@ -88,7 +90,7 @@ def in_order():
         torch.randn(16, 3, 64, 64, generator=generator),
         torch.arange(16) % 10,
     )
-    with Lanes(1, 1, CPU) as pool:
+    with LanePool(1, 1, CPU) as pool:
         gradients = partial(accumulate, model, images, labels, torch.ones(16), 8, pool)
         yield gradients, gradients()[1]
 
@@ -125,7 +127,7 @@ def test_a_power_of_two_moves_no_bit():
     images, labels = torch.randn(4, 3, 64, 64), torch.arange(4)
 
     def gradients(scale):
-        with micro_step(0, 0, 0):
+        with micro_batch_context(0, 0, 0):
             loss = CrossEntropy()(model(images), labels).sum()
         return torch.autograd.grad(loss * scale, list(model.parameters()))
 
@@ -135,13 +137,15 @@ def test_a_power_of_two_moves_no_bit():
 
 def filled(value, v=4, bits=48):
     p = nn.Parameter(torch.zeros(5))
-    accumulator = Accumulator([p], virtual_workers=v, micro_batch=2, fraction_bits=bits)
-    accumulator.begin()
+    accumulator = GradientAccumulator(
+        [p], num_virtual_workers=v, micro_batch_size=2, fraction_bits=bits
+    )
+    accumulator.begin_step()
     for i in range(v):
-        gradient = torch.full((5,), 1.0) * accumulator.scale
+        gradient = torch.full((5,), 1.0) * accumulator.loss_scale
         if i == 2:
             gradient[3] = value
-        accumulator.add(
+        accumulator.add_micro_batch(
             [gradient],
             torch.tensor(0.5),
             torch.tensor(2.0),
@@ -156,9 +160,9 @@ def filled(value, v=4, bits=48):
 )
 def test_a_violation_adds_zeros_and_is_counted(value, lanes):
     p, accumulator = filled(value)
-    totals = accumulator.reduce(World(CPU))
-    accumulator.finish(totals, lanes)
-    assert int(totals.violations) == 1
+    totals = accumulator.start_all_reduce(World(CPU))
+    accumulator.write_gradients(totals, lanes)
+    assert int(totals.violation_count) == 1
     assert torch.equal(p.grad, torch.full((5,), 3 / 8))
 
 
@@ -166,53 +170,59 @@ def test_no_sum_can_wrap(lanes):
     """The largest gradients that pass: V of them stay below 2^63."""
     largest = float(np.nextafter(np.float32(2.0**61), np.float32(0)))
     p = nn.Parameter(torch.zeros(1))
-    accumulator = Accumulator([p], virtual_workers=4, micro_batch=2, fraction_bits=48)
+    accumulator = GradientAccumulator(
+        [p], num_virtual_workers=4, micro_batch_size=2, fraction_bits=48
+    )
     for sign in (1, -1):
-        accumulator.begin()
+        accumulator.begin_step()
         for _ in range(4):
-            accumulator.add(
+            accumulator.add_micro_batch(
                 [torch.tensor([sign * largest])],
                 torch.tensor(0.0),
                 torch.tensor(2.0),
                 torch.tensor(0),
                 torch.tensor(0),
             )
-        totals = accumulator.reduce(World(CPU))
-        accumulator.finish(totals, lanes)
-        assert int(totals.violations) == 0
+        totals = accumulator.start_all_reduce(World(CPU))
+        accumulator.write_gradients(totals, lanes)
+        assert int(totals.violation_count) == 0
         assert float(p.grad[0]) == pytest.approx(
-            sign * 4 * largest / accumulator.scale / 8
+            sign * 4 * largest / accumulator.loss_scale / 8
         )
 
 
 def test_a_loss_that_is_not_finite_is_a_violation():
     p = nn.Parameter(torch.zeros(2))
-    accumulator = Accumulator([p], virtual_workers=1, micro_batch=2, fraction_bits=48)
-    accumulator.begin()
+    accumulator = GradientAccumulator(
+        [p], num_virtual_workers=1, micro_batch_size=2, fraction_bits=48
+    )
+    accumulator.begin_step()
     zero = torch.tensor(0)
-    accumulator.add(
+    accumulator.add_micro_batch(
         [torch.zeros(2)], torch.tensor(float("nan")), torch.tensor(2.0), zero, zero
     )
-    assert int(accumulator.reduce(World(CPU)).violations) == 1
+    assert int(accumulator.start_all_reduce(World(CPU)).violation_count) == 1
 
 
 def told(moments, bits=48):
     """The totals of micro-batches that told these moments, in this order; and their mean."""
-    accumulator = Accumulator(
+    accumulator = GradientAccumulator(
         [nn.Parameter(torch.zeros(2))],
-        virtual_workers=len(moments),
-        micro_batch=2,
+        num_virtual_workers=len(moments),
+        micro_batch_size=2,
         fraction_bits=bits,
-        moments=3,
+        num_batch_stats=3,
     )
-    accumulator.begin()
+    accumulator.begin_step()
     zero = torch.tensor(0)
     for values in moments:
         own = torch.tensor(values, dtype=torch.float64)
-        accumulator.add(
+        accumulator.add_micro_batch(
             [torch.zeros(2)], torch.tensor(0.5), torch.tensor(2.0), zero, zero, own
         )
-    return accumulator.reduce(World(CPU)), accumulator.moments.clone()
+    return accumulator.start_all_reduce(
+        World(CPU)
+    ), accumulator.mean_batch_stats.clone()
 
 
 @given(
@@ -226,7 +236,7 @@ def test_moments_are_a_mean_that_does_not_depend_on_order(bits, moments, random)
     """In both modes, to the fixed point's 2^-30."""
     totals, mean = told(moments, bits)
     np.testing.assert_allclose(mean.numpy(), np.mean(moments, 0), atol=2.0**-29)
-    assert int(totals.valid) == 2 * len(moments)
+    assert int(totals.valid_count) == 2 * len(moments)
     shuffled = list(moments)
     random.shuffle(shuffled)
     assert torch.equal(told(shuffled, bits)[1], mean)
@@ -235,15 +245,15 @@ def test_moments_are_a_mean_that_does_not_depend_on_order(bits, moments, random)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 2.0**40])
 def test_moments_that_are_out_of_range_are_a_violation(value):
     totals, mean = told([[1.0, 2.0, 3.0], [1.0, value, 3.0]])
-    assert int(totals.violations) == 1
+    assert int(totals.violation_count) == 1
     assert mean.tolist() == [0.5, 1.0, 1.5], "it adds zeros"
 
 
 def test_begin_forgets_the_step_before(lanes):
     p, accumulator = filled(1.0)
-    accumulator.finish(accumulator.reduce(World(CPU)), lanes)
-    accumulator.begin()
-    totals = accumulator.reduce(World(CPU))
-    accumulator.finish(totals, lanes)
-    assert int(totals.valid) == 0
+    accumulator.write_gradients(accumulator.start_all_reduce(World(CPU)), lanes)
+    accumulator.begin_step()
+    totals = accumulator.start_all_reduce(World(CPU))
+    accumulator.write_gradients(totals, lanes)
+    assert int(totals.valid_count) == 0
     assert not p.grad.any()

@@ -4,7 +4,7 @@ from torch import nn
 
 from distrain.optim.adam import Adam
 from distrain.optim.lars import LARS
-from distrain.optim.optimizer import Optimizer, norm
+from distrain.optim.optimizer import Optimizer, compute_total_norm
 from distrain.optim.sgd import SGD
 
 CASES = {
@@ -56,7 +56,7 @@ def test_a_state_taken_over_goes_on_bit_for_bit(case):
     make, _ = CASES[case]
     ours = parameters()
     optimizer = make(ours)
-    assert all(not t.any() for t in optimizer.state().values()), (
+    assert all(not t.any() for t in optimizer.state_dict().values()), (
         "complete from the start, and zero"
     )
     for step in range(3):
@@ -64,13 +64,13 @@ def test_a_state_taken_over_goes_on_bit_for_bit(case):
         optimizer.step(torch.tensor(0.1))
     copy = {k: nn.Parameter(p.detach().clone()) for k, p in ours.items()}
     second = make(copy)
-    second.load({k: t.clone() for k, t in optimizer.state().items()})
+    second.load_state_dict({k: t.clone() for k, t in optimizer.state_dict().items()})
     for step in range(3, 6):
         for p, o in ((ours, optimizer), (copy, second)):
             set_gradients(p, step)
             o.step(torch.tensor(0.05))
     assert all(torch.equal(ours[k], copy[k]) for k in ours)
-    a, b = optimizer.state(), second.state()
+    a, b = optimizer.state_dict(), second.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -201,4 +201,7 @@ def test_the_gradient_is_clipped_by_its_whole_norm():
 
 def test_a_norm_does_not_round_away():
     """Where float32 stops counting: 2^25 ones."""
-    assert norm([torch.ones(1 << 25), torch.ones(3)]).item() == ((1 << 25) + 3) ** 0.5
+    assert (
+        compute_total_norm([torch.ones(1 << 25), torch.ones(3)]).item()
+        == ((1 << 25) + 3) ** 0.5
+    )

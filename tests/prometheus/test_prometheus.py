@@ -18,7 +18,7 @@ from waiting import await_that
 
 from distrain.config import to_yaml
 from distrain.data.storage.store import Store
-from distrain.monitor.prometheus import GAUGES, HISTOGRAMS, TOTALS
+from distrain.monitor.prometheus import COUNTERS, GAUGES, HISTOGRAMS
 from distrain.monitor.sinks import read_metrics
 
 pytestmark = pytest.mark.prometheus
@@ -121,7 +121,9 @@ def test_every_alert_has_a_unit_test_and_says_what_to_do():
 
 
 def test_queries_name_metrics_that_there_are():
-    names = {f"distrain_{n}" for n in GAUGES} | {f"distrain_{n}_total" for n in TOTALS}
+    names = {f"distrain_{n}" for n in GAUGES} | {
+        f"distrain_{n}_total" for n in COUNTERS
+    }
     names |= {
         f"distrain_{n}_{part}"
         for n in HISTOGRAMS

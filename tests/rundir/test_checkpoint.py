@@ -6,7 +6,13 @@ import torch
 
 from distrain.data.storage.store import Store
 from distrain.errors import AttemptError, RunError
-from distrain.rundir.checkpoint import Checkpoints, best_name, digest, load, load_newest
+from distrain.rundir.checkpoint import (
+    CheckpointManager,
+    hash_tensors,
+    load_checkpoint,
+    load_newest_checkpoint,
+    read_best_name,
+)
 from distrain.rundir.lease import Lease
 
 
@@ -23,13 +29,13 @@ def checkpoints(store, *, attempt=1, keep=2, start=0, patience=0, told=None):
     """Those of an attempt that started from a step."""
     record = {"session": str(attempt), "from_step": start, "counter": 0, "ended": False}
     with Lease(store, attempt, record) as lease:
-        lease.started_from(start, 1)
-        yield Checkpoints(
+        lease.record_start(start, 1)
+        yield CheckpointManager(
             store,
             lease,
-            keep=keep,
-            patience=patience,
-            tell=([] if told is None else told).append,
+            keep_latest=keep,
+            retry_seconds=patience,
+            warn=([] if told is None else told).append,
         )
 
 
@@ -56,16 +62,19 @@ def store(request, tmp_path):
 
 def test_save_load_save(store):
     save(store, 5)
-    loaded, problems = load_newest(store)
+    loaded, problems = load_newest_checkpoint(store)
     assert problems == []
     assert (loaded.step, loaded.state["note"], loaded.name) == (
         5,
         5,
         "step-00000005-attempt-001",
     )
-    assert digest(loaded.model) == digest(tensors(5))
-    assert digest(loaded.optimizer) == digest(tensors(-5))
-    assert all(loaded.model[k].dtype == torch.float32 for k in loaded.model)
+    assert hash_tensors(loaded.model_state_dict) == hash_tensors(tensors(5))
+    assert hash_tensors(loaded.optimizer_state_dict) == hash_tensors(tensors(-5))
+    assert all(
+        loaded.model_state_dict[k].dtype == torch.float32
+        for k in loaded.model_state_dict
+    )
 
 
 def test_any_type_and_shape_is_read_back_by_the_library(store):
@@ -80,7 +89,7 @@ def test_any_type_and_shape_is_read_back_by_the_library(store):
     with checkpoints(store) as found:
         found.save(1, odd, {}, {}, best=None)
         found.wait()
-    loaded = load_newest(store)[0].model
+    loaded = load_newest_checkpoint(store)[0].model_state_dict
     assert loaded.keys() == odd.keys()
     for name, tensor in odd.items():
         assert loaded[name].dtype == tensor.dtype
@@ -93,22 +102,24 @@ def test_a_copy_is_saved_not_what_changes_later(store):
         found.save(1, model, {}, {}, best=None)
         model["a"].zero_()
         found.wait()
-    assert digest(load_newest(store)[0].model) == digest(tensors(1))
+    assert hash_tensors(
+        load_newest_checkpoint(store)[0].model_state_dict
+    ) == hash_tensors(tensors(1))
 
 
 def test_the_newest_and_the_best_are_kept(store):
     for step in range(1, 7):
         save(store, step, best=step == 2)
-    names = [n for n in store.list("checkpoints") if n.startswith("step")]
+    names = [n for n in store.list_names("checkpoints") if n.startswith("step")]
     assert names == [f"step-0000000{s}-attempt-001" for s in (2, 5, 6)]
-    assert best_name(store) == "step-00000002-attempt-001"
-    assert load(store, best_name(store)).step == 2
+    assert read_best_name(store) == "step-00000002-attempt-001"
+    assert load_checkpoint(store, read_best_name(store)).step == 2
 
 
 def test_one_without_a_manifest_does_not_exist(store):
     save(store, 1)
     store.write("checkpoints/step-00000009-attempt-001/model.safetensors", b"half")
-    assert load_newest(store)[0].step == 1
+    assert load_newest_checkpoint(store)[0].step == 1
 
 
 @pytest.mark.parametrize(
@@ -126,9 +137,9 @@ def test_damage_is_named_and_the_one_before_is_used(store, file, fault):
     else:
         data[len(data) // 2] ^= 1
         store.write(path, bytes(data if fault == "flip" else data[:-9]))
-    loaded, problems = load_newest(store)
+    loaded, problems = load_newest_checkpoint(store)
     assert loaded.step == 1
-    assert digest(loaded.model) == digest(tensors(1))
+    assert hash_tensors(loaded.model_state_dict) == hash_tensors(tensors(1))
     if (file, fault) == ("manifest.json", "missing"):
         assert problems == [], "without a manifest it does not exist"
     else:
@@ -141,7 +152,7 @@ def test_nothing_whole_is_an_error_not_a_fresh_start(store):
     save(store, 1)
     store.write("checkpoints/step-00000001-attempt-001/state.json", b"{}")
     with pytest.raises(RunError, match="no checkpoint in .* is whole"):
-        load_newest(store)
+        load_newest_checkpoint(store)
 
 
 def test_damaged_ones_of_an_older_attempt_do_not_push_out_new_ones(store):
@@ -150,13 +161,13 @@ def test_damaged_ones_of_an_older_attempt_do_not_push_out_new_ones(store):
     for step in (90, 100):
         store.write(f"checkpoints/step-{step:08d}-attempt-001/state.json", b"{}")
     save(store, 85, attempt=2, start=80)
-    loaded, problems = load_newest(store)
+    loaded, problems = load_newest_checkpoint(store)
     assert (loaded.step, problems) == (85, []), (
         "what was given up is not even looked at"
     )
     save(store, 90, attempt=2, start=80)
-    assert load_newest(store)[0].name == "step-00000090-attempt-002"
-    assert store.list("checkpoints") == [
+    assert load_newest_checkpoint(store)[0].name == "step-00000090-attempt-002"
+    assert store.list_names("checkpoints") == [
         "step-00000085-attempt-002",
         "step-00000090-attempt-002",
     ]
@@ -181,18 +192,18 @@ def test_a_failed_clean_up_keeps_what_was_saved(tmp_path, monkeypatch):
         in told[0]
     )
     monkeypatch.undo()
-    assert load_newest(store)[0].step == 3
+    assert load_newest_checkpoint(store)[0].step == 3
 
 
 def test_a_broken_pointer_to_the_best_is_no_obstacle(store):
     store.write("checkpoints/best.json", b"")
     save(store, 1)
-    assert best_name(store) is None
-    assert load_newest(store)[0].step == 1
+    assert read_best_name(store) is None
+    assert load_newest_checkpoint(store)[0].step == 1
 
 
 def test_no_checkpoint_at_all(store):
-    assert load_newest(store) == (None, [])
+    assert load_newest_checkpoint(store) == (None, [])
 
 
 def test_another_format_is_refused(store):
@@ -210,7 +221,7 @@ def test_another_format_is_refused(store):
     store.write(f"{folder}/state.json", text)
     store.write(f"{folder}/manifest.json", json.dumps(manifest).encode())
     with pytest.raises(RunError, match="has format 99"):
-        load_newest(store)
+        load_newest_checkpoint(store)
 
 
 def filling(store, monkeypatch, *, refusals):
@@ -237,8 +248,8 @@ def test_a_failed_save_is_told_and_leaves_the_one_before(tmp_path, monkeypatch):
             match=r"could not be saved .*No space left.*The one before is untouched",
         ):
             found.wait()
-    assert store.list("checkpoints") == ["step-00000001-attempt-001"]
-    assert load_newest(store)[0].step == 1
+    assert store.list_names("checkpoints") == ["step-00000001-attempt-001"]
+    assert load_newest_checkpoint(store)[0].step == 1
 
 
 def test_a_save_is_tried_again_until_there_is_room(tmp_path, monkeypatch):
@@ -247,7 +258,7 @@ def test_a_save_is_tried_again_until_there_is_room(tmp_path, monkeypatch):
     with checkpoints(store, patience=60, told=told) as found:
         found.save(2, tensors(2), tensors(3), {}, best=None)
         found.wait()
-    assert load_newest(store)[0].step == 2
+    assert load_newest_checkpoint(store)[0].step == 2
     assert len(told) == 1
     assert "could not be saved yet" in told[0]
 
@@ -264,7 +275,7 @@ def test_what_an_attempt_saves_after_it_was_given_up_does_not_count(store):
     ):
         data = store.read(f"checkpoints/step-00000010-attempt-001/{file}")
         store.write(f"checkpoints/step-00000020-attempt-001/{file}", data)
-    assert load_newest(store)[0].name == "step-00000012-attempt-002"
+    assert load_newest_checkpoint(store)[0].name == "step-00000012-attempt-002"
 
 
 def test_an_attempt_that_was_cut_off_writes_no_manifest_and_removes_nothing(store):
@@ -276,8 +287,8 @@ def test_an_attempt_that_was_cut_off_writes_no_manifest_and_removes_nothing(stor
             AttemptError, match="attempt 1 was cut off, and attempt 2 has taken over"
         ):
             old.wait()
-    assert [n for n in store.list("checkpoints") if "step" in n] == [
+    assert [n for n in store.list_names("checkpoints") if "step" in n] == [
         "step-00000001-attempt-001",
         "step-00000002-attempt-002",
     ]
-    assert best_name(store) is None
+    assert read_best_name(store) is None

@@ -7,31 +7,33 @@ from distrain.rundir import files
 
 ROOT = Path(__file__).parents[2]
 FIXED = (
-    files.CONFIG,
-    files.BEST,
-    files.TENSORBOARD,
-    files.MLFLOW,
-    files.TARGETS,
-    files.BAD_SAMPLES,
-    files.QUARANTINE,
+    files.CONFIG_FILE,
+    files.BEST_FILE,
+    files.TENSORBOARD_DIR,
+    files.MLFLOW_FILE,
+    files.TARGETS_FILE,
+    files.BAD_SAMPLES_FILE,
+    files.QUARANTINE_FILE,
 )
 NUMBERED = (
-    files.log("1"),
-    files.stuck(1, 1),
-    files.not_finite(1),
-    f"{files.CHECKPOINTS}/{files.checkpoint(1, 1)}",
+    files.log_path("1"),
+    files.stacks_path(1, 1),
+    files.not_finite_path(1),
+    f"{files.CHECKPOINTS_DIR}/{files.checkpoint_name(1, 1)}",
 )
 
 
 def test_names_are_read_as_they_are_written():
-    assert files.METRICS_NAME.fullmatch(files.metrics(7))[1] == "007"
+    assert files.METRICS_PATTERN.fullmatch(files.metrics_path(7))[1] == "007"
     assert (
-        files.ATTEMPT_NAME.fullmatch(
-            files.attempt(7).removeprefix(f"{files.ATTEMPTS}/")
+        files.ATTEMPT_PATTERN.fullmatch(
+            files.attempt_path(7).removeprefix(f"{files.ATTEMPTS_DIR}/")
         )[1]
         == "007"
     )
-    assert files.CHECKPOINT_NAME.fullmatch(files.checkpoint(120, 3)).groups() == (
+    assert files.CHECKPOINT_PATTERN.fullmatch(
+        files.checkpoint_name(120, 3)
+    ).groups() == (
         "00000120",
         "003",
     )
@@ -43,14 +45,17 @@ def test_the_readme_says_what_is_in_each():
     )
     rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
     shown = {name.rstrip("/") for row in rows for name in re.findall(r"`(.*?)`", row)}
-    assert shown >= {*FIXED, files.metrics(1), files.attempt(1)}
+    assert shown >= {*FIXED, files.metrics_path(1), files.attempt_path(1)}
     assert shown >= {re.sub(r"(?<=-)\d+", "...", name) for name in NUMBERED}
 
 
 def test_no_other_module_names_them():
     starts = [
-        *(set(FIXED) - {files.TENSORBOARD}),
-        *(re.split(r"\d", name)[0] + "{" for name in (*NUMBERED, files.metrics(1))),
+        *(set(FIXED) - {files.TENSORBOARD_DIR}),
+        *(
+            re.split(r"\d", name)[0] + "{"
+            for name in (*NUMBERED, files.metrics_path(1))
+        ),
     ]
     for path in (ROOT / "distrain").rglob("*.py"):
         for name in starts if path.name != "files.py" else ():

@@ -12,11 +12,11 @@ from distrain.data.storage.store import Store
 from distrain.errors import AttemptError, UserError
 from distrain.rundir.lease import (
     Lease,
-    attempts,
-    claim,
-    failures,
-    restarts_and_resizes,
-    superseded,
+    acquire_lease,
+    count_failures,
+    count_restarts_and_resizes,
+    is_superseded,
+    read_attempts,
 )
 
 
@@ -31,8 +31,8 @@ def store(request, tmp_path):
 @pytest.fixture
 def fast(monkeypatch):
     """A second for what takes half a minute."""
-    monkeypatch.setattr(distrain.rundir.lease, "STILL_FOR", 1.0)
-    monkeypatch.setattr(distrain.rundir.lease, "RENEWED_EVERY", 0.2)
+    monkeypatch.setattr(distrain.rundir.lease, "LOST_AFTER_SECONDS", 1.0)
+    monkeypatch.setattr(distrain.rundir.lease, "RENEW_INTERVAL_SECONDS", 0.2)
 
 
 def record(store, number, **changes):
@@ -43,12 +43,12 @@ def record(store, number, **changes):
 def test_attempts_are_numbered_and_end(store):
     told = []
     for number in (1, 2):
-        with claim(store, "other", told.append) as lease:
-            assert lease.number == number
-            lease.started_from(number * 10, 1)
-            lease.check()
+        with acquire_lease(store, "other", told.append) as lease:
+            assert lease.attempt == number
+            lease.record_start(number * 10, 1)
+            lease.raise_if_superseded()
     assert told == [], "what has ended is not waited for"
-    found = attempts(store)
+    found = read_attempts(store)
     assert [(n, r["from_step"], r["ended"], r["failed"]) for n, r in found.items()] == [
         (1, 10, True, False),
         (2, 20, True, False),
@@ -58,27 +58,27 @@ def test_attempts_are_numbered_and_end(store):
 def test_an_attempt_of_the_same_launch_takes_over_at_once(store):
     told = []
     with (
-        claim(store, "launch", told.append) as old,
-        claim(store, "launch", told.append) as new,
+        acquire_lease(store, "launch", told.append) as old,
+        acquire_lease(store, "launch", told.append) as new,
     ):
-        assert (old.number, new.number) == (1, 2)
+        assert (old.attempt, new.attempt) == (1, 2)
         with pytest.raises(
             AttemptError, match="attempt 1 was cut off, and attempt 2 has taken over"
         ):
-            old.check()
-        new.check()
+            old.raise_if_superseded()
+        new.raise_if_superseded()
     assert told == []
 
 
 def test_a_living_owner_is_named(store, fast):
     told = []
-    with claim(store, "one", told.append):
+    with acquire_lease(store, "one", told.append):
         record_of_another_machine(store)
         with pytest.raises(
             UserError,
             match=r"is in use by .* process \d+.* \(attempt 1\): stop that run first",
         ):
-            claim(store, "two", told.append)
+            acquire_lease(store, "two", told.append)
     assert "waiting" in told[0]
 
 
@@ -87,34 +87,34 @@ def record_of_another_machine(store):
 
 
 def test_an_owner_whose_counter_stands_still_is_gone(store, fast, monkeypatch):
-    monkeypatch.setattr(Lease, "_renew", lambda self: None)
+    monkeypatch.setattr(Lease, "_renew_loop", lambda self: None)
     told = []
-    claim(store, "one", told.append)
+    acquire_lease(store, "one", told.append)
     record_of_another_machine(store)
-    with claim(store, "two", told.append) as lease:
-        assert lease.number == 2
+    with acquire_lease(store, "two", told.append) as lease:
+        assert lease.attempt == 2
     assert len(told) == 1
 
 
 def test_a_dead_process_of_this_machine_is_not_waited_for(tmp_path):
     code = (
-        "import os, sys; from distrain.data.storage.store import Store; from distrain.rundir.lease import claim;"
-        "claim(Store(sys.argv[1]), 'one', print); os._exit(9)"
+        "import os, sys; from distrain.data.storage.store import Store; from distrain.rundir.lease import acquire_lease;"
+        "acquire_lease(Store(sys.argv[1]), 'one', print); os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     told = []
-    with claim(Store(str(tmp_path)), "two", told.append) as lease:
-        assert lease.number == 2
+    with acquire_lease(Store(str(tmp_path)), "two", told.append) as lease:
+        assert lease.attempt == 2
     assert told == []
 
 
 def test_this_process_is_not_taken_for_dead(tmp_path, fast):
     store = Store(str(tmp_path))
     with (
-        claim(store, "one", print),
+        acquire_lease(store, "one", print),
         pytest.raises(UserError, match=f"process {os.getpid()}"),
     ):
-        claim(store, "two", lambda text: None)
+        acquire_lease(store, "two", lambda text: None)
 
 
 def test_of_many_newcomers_each_number_belongs_to_one(tmp_path):
@@ -123,8 +123,8 @@ def test_of_many_newcomers_each_number_belongs_to_one(tmp_path):
 
     def newcomer():
         start.wait()
-        with claim(store, "launch", print) as lease, lock:
-            numbers.append(lease.number)
+        with acquire_lease(store, "launch", print) as lease, lock:
+            numbers.append(lease.attempt)
 
     threads = [threading.Thread(target=newcomer) for _ in range(8)]
     for thread in threads:
@@ -136,18 +136,18 @@ def test_of_many_newcomers_each_number_belongs_to_one(tmp_path):
 
 def test_what_was_created_and_never_filled_is_nobodys(tmp_path, fast):
     store = Store(str(tmp_path))
-    store.create("attempts/001.json", b"")
-    with claim(store, "one", lambda text: None) as lease:
-        assert lease.number == 2
+    store.create_exclusive("attempts/001.json", b"")
+    with acquire_lease(store, "one", lambda text: None) as lease:
+        assert lease.attempt == 2
 
 
 def test_what_could_not_be_filled_and_is_gone_again_is_nobodys(tmp_path):
     store = Store(str(tmp_path))
-    store.create("attempts/001.json", b"")
+    store.create_exclusive("attempts/001.json", b"")
     goer = threading.Timer(0.3, lambda: store.remove("attempts/001.json"))
     goer.start()
-    with claim(store, "one", print) as lease:
-        assert lease.number == 1
+    with acquire_lease(store, "one", print) as lease:
+        assert lease.attempt == 1
     goer.join()
 
 
@@ -157,7 +157,7 @@ def test_what_is_filled_a_moment_after_it_was_created_is_looked_at_again(
 ):
     """An attempt of the same launch is superseded at once, also where it had not been filled at the first look."""
     store, told = Store(str(tmp_path)), []
-    store.create("attempts/001.json", b"")
+    store.create_exclusive("attempts/001.json", b"")
     filled = {
         "session": launch,
         "who": "x",
@@ -173,19 +173,21 @@ def test_what_is_filled_a_moment_after_it_was_created_is_looked_at_again(
     if refused:
         threading.Timer(0.9, lambda: record(store, 1, counter=1)).start()
         with pytest.raises(UserError, match=r"in use by x \(attempt 1\)"):
-            claim(store, "one", told.append)
+            acquire_lease(store, "one", told.append)
     else:
-        with claim(store, "one", told.append) as lease:
-            assert lease.number == 2
+        with acquire_lease(store, "one", told.append) as lease:
+            assert lease.attempt == 2
         assert told == []
     filler.join()
 
 
 def test_superseded():
     records = {1: {"from_step": 0}, 2: {"from_step": 40}, 3: {"from_step": None}}
-    assert not superseded(records, 1, 40)
-    assert superseded(records, 1, 41)
-    assert not superseded(records, 2, 99), "attempt 3 does not know yet where it starts"
+    assert not is_superseded(records, 1, 40)
+    assert is_superseded(records, 1, 41)
+    assert not is_superseded(records, 2, 99), (
+        "attempt 3 does not know yet where it starts"
+    )
 
 
 def test_failures_in_a_row():
@@ -204,10 +206,10 @@ def test_failures_in_a_row():
         3: attempt(10),
         4: {"session": "a", "from_step": 10, "ended": False},
     }
-    assert failures(records, "a", 10) == 3, "one that was killed has not ended"
-    assert failures(records, "a", 20) == 0, "there is a new checkpoint"
-    assert failures(records, "b", 10) == 0, "another launch starts to count anew"
-    assert failures({**records, 5: attempt(10, failed=False)}, "a", 10) == 0, (
+    assert count_failures(records, "a", 10) == 3, "one that was killed has not ended"
+    assert count_failures(records, "a", 20) == 0, "there is a new checkpoint"
+    assert count_failures(records, "b", 10) == 0, "another launch starts to count anew"
+    assert count_failures({**records, 5: attempt(10, failed=False)}, "a", 10) == 0, (
         "one that was asked to end"
     )
 
@@ -229,8 +231,11 @@ def test_restarts_and_resizes():
         attempt(2, ended=False, failed=False),
     )
     del killed["failed"]
-    assert restarts_and_resizes({}) == (0, 0)
-    assert restarts_and_resizes({1: failed}) == (0, 0)
-    assert restarts_and_resizes({1: stopped, 2: attempt(2)}) == (0, 1)
-    assert restarts_and_resizes({1: failed, 2: never_began, 3: attempt(3)}) == (1, 0)
-    assert restarts_and_resizes({1: failed, 2: killed, 3: attempt(2)}) == (2, 1)
+    assert count_restarts_and_resizes({}) == (0, 0)
+    assert count_restarts_and_resizes({1: failed}) == (0, 0)
+    assert count_restarts_and_resizes({1: stopped, 2: attempt(2)}) == (0, 1)
+    assert count_restarts_and_resizes({1: failed, 2: never_began, 3: attempt(3)}) == (
+        1,
+        0,
+    )
+    assert count_restarts_and_resizes({1: failed, 2: killed, 3: attempt(2)}) == (2, 1)

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ceph import KEY, PORT, SECRET, Ceph, installed
 from proxy import Proxy
 
-from distrain.data.storage import objects
+from distrain.data.storage import object_store
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +58,7 @@ def s3(ceph, bucket, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
-    monkeypatch.setitem(objects._CLIENT, "read_timeout", "1s")
+    monkeypatch.setitem(object_store._CLIENT_OPTIONS, "read_timeout", "1s")
     if not ceph.answers():
         ceph.start_gateway()
     yield proxy

@@ -19,15 +19,15 @@ import shapes
 from stores import behaves_as_a_folder
 
 from distrain.data.prepare import pack as pack_module
-from distrain.data.prepare.index import index
+from distrain.data.prepare.index import index_dataset
 from distrain.data.prepare.open import open_source
-from distrain.data.prepare.pack import Geometry, Treatment, pack
+from distrain.data.prepare.pack import Geometry, PackOptions, pack_dataset
 from distrain.data.shards.dataset import Dataset
 from distrain.data.shards.manifest import Manifest
 from distrain.data.storage.store import Store
 from distrain.distributed.world import World
 from distrain.errors import AttemptError, UserError
-from distrain.rundir.lease import claim
+from distrain.rundir.lease import acquire_lease
 from distrain.train import train
 
 pytestmark = pytest.mark.s3
@@ -44,10 +44,10 @@ def known():
 def weights(narrow, tmp_path, known):
     """The weights of the run on local files."""
     if not known:
-        from distrain.monitor.sinks import Silent
+        from distrain.monitor.sinks import SilentConsole
 
         known["weights"] = train(
-            narrow(run=str(tmp_path / "local")), World(CPU), Silent()
+            narrow(run=str(tmp_path / "local")), World(CPU), SilentConsole()
         ).weights
     return known["weights"]
 
@@ -65,7 +65,7 @@ def test_of_several_creators_one_succeeds(s3):
 
     def create(i):
         try:
-            store.create("lease", b"%d" % i)
+            store.create_exclusive("lease", b"%d" % i)
             won.append(i)
         except FileExistsError:
             pass
@@ -86,16 +86,16 @@ def test_data_and_run_directory_in_a_bucket(s3, narrow, console, weights):
         checkpoint={"every": 10},
     )
     world = World(CPU)
-    console.advance = lambda step: world.stop.set() if step == 12 else None
+    console.set_step = lambda step: world.stop_requested.set() if step == 12 else None
     assert train(config, world, console).status == "stopped"
-    del console.advance
+    del console.set_step
     summary = train(config, World(CPU), console)
     assert summary.status == "finished"
     assert summary.weights == weights
     store = Store(config.run)
-    assert "metrics-001.jsonl" in store.list()
-    with claim(store, "another", print) as lease:
-        assert lease.number == 3
+    assert "metrics-001.jsonl" in store.list_names()
+    with acquire_lease(store, "another", print) as lease:
+        assert lease.attempt == 3
 
 
 @pytest.mark.parametrize("kind", ["reset", "end", "flip", "503", "stall"])
@@ -123,7 +123,7 @@ def test_the_server_is_killed_and_comes_back(s3, ceph, narrow, console, weights)
 
     thread = threading.Thread(target=restart)
     thread.start()
-    console.advance = lambda step: gone.set() if step == 5 else None
+    console.set_step = lambda step: gone.set() if step == 5 else None
     assert run(narrow, console).weights == weights
     thread.join()
 
@@ -135,7 +135,7 @@ def test_a_store_that_stays_away_ends_the_attempt(s3, narrow, console):
         if step == 3:
             s3.faults.extend([("503", 0)] * 1000)
 
-    console.advance = advance
+    console.set_step = advance
     with pytest.raises(
         AttemptError,
         match=r"s3://data/train/shard-00000.parquet cannot be read .* tried for 2 s",
@@ -147,7 +147,7 @@ def test_what_is_not_transient_is_said_at_once(
     s3, narrow, console, monkeypatch, bucket, tmp_path
 ):
     store = Store("s3://data/train")
-    for name in store.list():
+    for name in store.list_names():
         Store("s3://data/broken").write(name, store.read(name))
     bucket.delete_object(Bucket="data", Key="broken/shard-00000.parquet")
     with pytest.raises(
@@ -214,7 +214,7 @@ def test_the_cache_is_deleted_under_a_running_job(
     s3, narrow, console, tmp_path, weights
 ):
     cache = tmp_path / "cache"
-    console.advance = lambda step: (
+    console.set_step = lambda step: (
         shutil.rmtree(cache, ignore_errors=True) if step % 5 == 0 else None
     )
     assert run(narrow, console, cache=str(cache)).weights == weights
@@ -288,7 +288,7 @@ def test_log_and_metrics_of_a_job_stay_in_its_bucket(
         check=True,
     ).stdout
     store = Store(run)
-    (log,) = [name for name in store.list() if name.startswith("log-")]
+    (log,) = [name for name in store.list_names() if name.startswith("log-")]
     lines = store.read(log).decode().splitlines()  # each after its time
     assert any(f" weights   {weights[:16]}" in line for line in lines)
     assert (
@@ -296,7 +296,7 @@ def test_log_and_metrics_of_a_job_stay_in_its_bucket(
         == sum('"train"' in line for line in said.splitlines())
         > 0
     )
-    (metrics,) = [name for name in store.list() if "metrics" in name]
+    (metrics,) = [name for name in store.list_names() if "metrics" in name]
     assert store.read(metrics).count(b'"train"') == sum(
         '"train"' in line for line in said.splitlines()
     )
@@ -325,17 +325,17 @@ def sources(tmp_path, s3):
 
 def contents_of(url):
     store = Store(url)
-    return {name: store.read(name) for name in store.list()}
+    return {name: store.read(name) for name in store.list_names()}
 
 
 @pytest.mark.parametrize("shape", ["folder", "archive of archives", "hub"])
 def test_a_pack_between_buckets_through_faults(
     s3, sources, tmp_path, monkeypatch, shape
 ):
-    monkeypatch.setattr(pack_module, "_SHARD_BYTES", 40_000)
+    monkeypatch.setattr(pack_module, "_TARGET_SHARD_BYTES", 40_000)
     local, remote = sources[shape]
-    treatment = Treatment(Geometry("square", 48))
-    pack(open_source(local).source, str(tmp_path / "packed"), treatment)
+    treatment = PackOptions(Geometry("square", 48))
+    pack_dataset(open_source(local).source, str(tmp_path / "packed"), treatment)
     target = f"s3://data/{uuid.uuid4().hex}"
     # The folder's files are no shards: what the proxy breaks are answers to GETs with .parquet in their line.
     s3.faults.extend(
@@ -343,12 +343,14 @@ def test_a_pack_between_buckets_through_faults(
         if shape == "hub"
         else []
     )
-    packed = pack(open_source(remote).source, target, treatment, processes=2)
+    packed = pack_dataset(
+        open_source(remote).source, target, treatment, num_processes=2
+    )
     assert len(packed.manifest.shards) > 2
     assert contents_of(target) == contents_of(str(tmp_path / "packed"))
     assert not s3.faults
     with pytest.raises(UserError, match="holds a data set already"):
-        pack(open_source(remote).source, target, treatment)
+        pack_dataset(open_source(remote).source, target, treatment)
 
 
 def test_a_pack_into_a_bucket_goes_on_after_a_kill(
@@ -358,10 +360,10 @@ def test_a_pack_into_a_bucket_goes_on_after_a_kill(
     code = (
         "import os, signal, sys\nimport distrain.data.prepare.pack as p\n"
         "from distrain.data.prepare.open import open_source\n"
-        "if __name__ == '__main__':\n    p._SHARD_BYTES = 40_000\n    at = int(sys.argv[3])\n"
+        "if __name__ == '__main__':\n    p._TARGET_SHARD_BYTES = 40_000\n    at = int(sys.argv[3])\n"
         "    kill = lambda now: now.done >= at and os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    p.pack(open_source(sys.argv[1]).source, sys.argv[2], p.Treatment(p.Geometry('square', 48)), processes=2,\n"
-        "           progress=kill)\n"
+        "    p.pack_dataset(open_source(sys.argv[1]).source, sys.argv[2], p.PackOptions(p.Geometry('square', 48)), num_processes=2,\n"
+        "           on_progress=kill)\n"
     )
     (tmp_path / "pack.py").write_text(code)
     environment = {
@@ -377,7 +379,7 @@ def test_a_pack_into_a_bucket_goes_on_after_a_kill(
     assert run(local, str(tmp_path / "whole"), 10**9) == 0
     assert run(remote, target, 90) == -signal.SIGKILL
     store = Store(target)
-    notes = store.list(".pack")
+    notes = store.list_names(".pack")
     assert "plan.json" in notes
     assert not store.exists("manifest.json")
     assert run(remote, target, 10**9) == 0
@@ -388,29 +390,33 @@ def test_foreign_objects_are_indexed_and_a_replaced_one_is_said(s3, sources, buc
     """Of the same size, with one byte changed: the ETag says what the size does not."""
     _, remote = sources["hub"]
     s3.faults.extend([("reset", 3000), ("503", 0), ("end", 3000)])
-    indexed = index(*open_source(remote), processes=2)
-    assert indexed.manifest.rows == 120
+    indexed = index_dataset(*open_source(remote), num_processes=2)
+    assert indexed.manifest.num_rows == 120
     assert not s3.faults
     assert all(shard.version for shard in indexed.manifest.shards)
     store = Store(remote)
-    dataset = Dataset(store, Manifest.load(store), memory=1 << 24, patience=5.0)
-    assert len(dataset.rows(np.arange(120))) == 120
+    dataset = Dataset(
+        store, Manifest.load(store), memory_bytes=1 << 24, retry_seconds=5.0
+    )
+    assert len(dataset.read_rows(np.arange(120))) == 120
     path = indexed.manifest.shards[0].path
     data = bytearray(store.read(path))
     data[2000] ^= 1
     store.write(path, bytes(data))
-    fresh = Dataset(store, Manifest.load(store), memory=1 << 24, patience=5.0)
+    fresh = Dataset(
+        store, Manifest.load(store), memory_bytes=1 << 24, retry_seconds=5.0
+    )
     with pytest.raises(
         AttemptError,
         match=f"{path} has ETag .* when its manifest was written: it was replaced",
     ):
-        fresh.rows(np.arange(3))
+        fresh.read_rows(np.arange(3))
 
 
 def test_indexed_objects_train_through_faults(s3, sources, narrow, console, tmp_path):
     local, remote = sources["hub"]
-    index(*open_source(local), str(tmp_path / "here"))
-    index(*open_source(remote), str(tmp_path / "there"))
+    index_dataset(*open_source(local), str(tmp_path / "here"))
+    index_dataset(*open_source(remote), str(tmp_path / "there"))
     shape = {"epochs": 2, "augment": {"crop": 64, "short_side": 72}}
     options = {"memory": "100kB", "patience": 30.0}
     here = narrow(

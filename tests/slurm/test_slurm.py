@@ -18,7 +18,7 @@ from waiting import PATIENCE, await_that
 
 from distrain.config import Config, to_yaml
 from distrain.distributed.world import World
-from distrain.monitor.sinks import Silent
+from distrain.monitor.sinks import SilentConsole
 from distrain.train import train
 
 pytestmark = pytest.mark.slurm
@@ -199,7 +199,7 @@ def test_a_run_on_two_nodes_is_submitted_once(sites, shared, slurm, digits, tmp_
     text = job.end("COMPLETED")
     alone = recipe.model_copy(update={"run": str(tmp_path / "alone")})
     assert (
-        f"weights   {train(alone, World(torch.device('cpu')), Silent()).weights[:16]}"
+        f"weights   {train(alone, World(torch.device('cpu')), SilentConsole()).weights[:16]}"
         in text
     )
     assert "srun: error" not in text

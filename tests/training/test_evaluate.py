@@ -3,11 +3,11 @@ import torch
 from narrow import loader_sections
 from torch import nn
 
-from distrain.data.loader import Loader, evaluation_requests
+from distrain.data.loader import Loader, iter_evaluation_requests
 from distrain.data.shards.dataset import Dataset
 from distrain.data.shards.manifest import Manifest
 from distrain.data.storage.store import Store
-from distrain.distributed.lanes import Lanes
+from distrain.distributed.lane_pool import LanePool
 from distrain.distributed.world import World
 from distrain.training.evaluate import evaluate
 
@@ -31,20 +31,22 @@ class Probe(nn.Module):
 
 def score(config, digits, lanes):
     store = Store(str(digits / "val"))
-    dataset = Dataset(store, Manifest.load(store), memory=1 << 26, patience=0)
+    dataset = Dataset(
+        store, Manifest.load(store), memory_bytes=1 << 26, retry_seconds=0
+    )
     size = config.evaluate.batch
-    requests = list(evaluation_requests(dataset.manifest.rows, size, 0, 1))
+    requests = list(iter_evaluation_requests(dataset.manifest.num_rows, size, 0, 1))
     model = Probe().train()
     with (
-        Lanes(lanes, 1, CPU) as pool,
+        LanePool(lanes, 1, CPU) as pool,
         Loader(
             dataset,
             dataset.manifest.statistics,
             requests,
             **loader_sections(config),
-            batch=size,
+            batch_size=size,
             device=CPU,
-            augmented=False,
+            use_augmentation=False,
         ) as batches,
     ):
         found = evaluate(config, World(CPU), model, batches, pool)
@@ -55,11 +57,11 @@ def score(config, digits, lanes):
 @pytest.mark.parametrize("batch", [1, 50, 128, 359, 400])
 def test_each_image_counts_once(narrow, digits, batch):
     found = score(narrow(evaluate={"batch": batch}), digits, 2)
-    assert found.samples == 359
+    assert found.num_samples == 359
     plain = score(narrow(evaluate={"batch": 359}), digits, 1)
-    assert (found.top1, found.top5) == (plain.top1, plain.top5)
+    assert (found.top1_count, found.top5_count) == (plain.top1_count, plain.top5_count)
     assert found.loss == pytest.approx(plain.loss, rel=1e-5)
-    assert 0 < found.top1 < found.top5 < 359
+    assert 0 < found.top1_count < found.top5_count < 359
 
 
 def test_lanes_change_nothing(narrow, digits):

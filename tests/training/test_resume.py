@@ -10,9 +10,9 @@ import pytest
 import yaml
 from waiting import await_that
 
-from distrain.config import result_fields, to_yaml
+from distrain.config import get_result_fields, to_yaml
 from distrain.errors import UserError
-from distrain.training.resume import check_result
+from distrain.training.resume import check_result_fields
 
 STEPS_PER_EPOCH = 44
 
@@ -190,20 +190,20 @@ def test_a_full_disk_loses_nothing(command, recipe, tmp_path, undisturbed):
 def test_a_field_that_the_checkpoint_does_not_know_counts_as_its_default(narrow):
     """It is younger than the checkpoint: a run whose config leaves it alone is resumed."""
     config = narrow(optimizer={"name": "sgd", "clip_norm": 1.0})
-    saved = result_fields(config)
-    check_result(config, saved)
+    saved = get_result_fields(config)
+    check_result_fields(config, saved)
     young = {
         key: value
         for key, value in saved.items()
         if key not in ("optimizer.momentum", "data.shuffle_rows")
     }
-    check_result(config, young)
+    check_result_fields(config, young)
     del young["optimizer.clip_norm"]
     with pytest.raises(
         UserError, match=r"optimizer\.clip_norm: None in the checkpoint, 1\.0 now"
     ):
-        check_result(config, young)
+        check_result_fields(config, young)
     with pytest.raises(
         UserError, match=r"optimizer\.gone: 3 in the checkpoint, None now"
     ):
-        check_result(config, {**saved, "optimizer.gone": 3})
+        check_result_fields(config, {**saved, "optimizer.gone": 3})

@@ -7,16 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from distrain.data.decoding.graph import Feed, Graph, RefusedError, Source
+from distrain.data.decoding.decoder import (
+    DecodeError,
+    DecodeInput,
+    DecodePlan,
+    InputSource,
+)
 from distrain.errors import AttemptError, UserError
 
 HARDWARE_DECODER_LOAD = 0.0
 """Share of a batch for a GPU's JPEG engine. It is taken by position, and the engine's pixels may differ from those of
 the CUDA decoder: with any share but 0 a sample's pixels might depend on its place."""
-_MACHINE = re.compile(
+_MACHINE_ERROR = re.compile(
     r"(?i)out of memory|bad_alloc|memory allocation|cuda (runtime|driver)"
 )
-_SAMPLE = re.compile(r"Failed to decode sample #(\d+)")
+_SAMPLE_ERROR = re.compile(r"Failed to decode sample #(\d+)")
 
 
 class DaliDecoder:
@@ -28,11 +33,11 @@ class DaliDecoder:
 
     def __init__(
         self,
-        source: Source,
-        graph: Graph,
+        source: InputSource,
+        plan: DecodePlan,
         *,
         device: torch.device,
-        threads: int,
+        num_threads: int,
         read_ahead: int,
     ) -> None:
         """Build the graph. `source` raises StopIteration at its end.
@@ -48,12 +53,12 @@ class DaliDecoder:
             ) from None
         gpu = device.type == "cuda"
         self._device = device
-        self._copies = torch.cuda.Stream(device) if gpu else None  # type: ignore[no-untyped-call]
+        self._copy_stream = torch.cuda.Stream(device) if gpu else None  # type: ignore[no-untyped-call]
         self._source_error: BaseException | None = None
 
-        def inputs() -> list[Any]:
+        def next_inputs() -> list[Any]:
             try:
-                return _inputs(source(), graph)
+                return _make_inputs(source(), plan)
             except StopIteration:
                 raise
             except (
@@ -63,21 +68,21 @@ class DaliDecoder:
                 raise
 
         self._pipeline: Any = Pipeline(
-            batch_size=graph.batch,
-            num_threads=threads,
+            batch_size=plan.batch_size,
+            num_threads=num_threads,
             device_id=(device.index or 0) if gpu else None,
             prefetch_queue_depth=read_ahead,
             exec_dynamic=True,  # the other executor overwrites memory that torch still holds
         )
         with self._pipeline:
-            self._pipeline.set_outputs(_define(inputs, graph, gpu))
+            self._pipeline.set_outputs(_define_pipeline(next_inputs, plan, gpu))
         self._pipeline.build()
 
     def close(self) -> None:
         """Let the graph go, with its threads: it holds on to its source."""
         self._pipeline = None
 
-    def run(self) -> torch.Tensor:
+    def decode_batch(self) -> torch.Tensor:
         """Return the next batch, of the graph's type and shape: on a CPU in DALI's memory, on a GPU in torch's.
 
         Raises:
@@ -94,26 +99,26 @@ class DaliDecoder:
             lines = [
                 line.strip() for line in str(error).splitlines() if line.strip()
             ] or ["no word"]
-            named = _SAMPLE.search(str(error))
+            named = _SAMPLE_ERROR.search(str(error))
             reason = next(
                 (
                     line
                     for line in lines
-                    if _SAMPLE.search(line) or "nvImageCodec" in line
+                    if _SAMPLE_ERROR.search(line) or "nvImageCodec" in line
                 ),
                 lines[0],
             )
-            if _MACHINE.search(str(error)):  # says nothing about the files
+            if _MACHINE_ERROR.search(str(error)):  # says nothing about the files
                 raise AttemptError(f"DALI failed: {reason}") from error
-            raise RefusedError(
+            raise DecodeError(
                 int(named[1]) if named else None, f"DALI: {reason}"
             ) from error
-        if self._copies is None:
+        if self._copy_stream is None:
             tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
             return tensor
-        return self._copied(images, self._copies)
+        return self._copy_to_torch(images, self._copy_stream)
 
-    def _copied(self, images: Any, stream: torch.cuda.Stream) -> torch.Tensor:
+    def _copy_to_torch(self, images: Any, stream: torch.cuda.Stream) -> torch.Tensor:
         """Copy a batch from DALI's memory on the GPU into torch's.
 
         DALI writes later batches over a batch's memory as soon as Python has dropped the batch, in the order of DALI's
@@ -130,16 +135,18 @@ class DaliDecoder:
         return own
 
 
-def _define(inputs: Callable[[], list[Any]], graph: Graph, gpu: bool) -> Any:
+def _define_pipeline(
+    next_inputs: Callable[[], list[Any]], plan: DecodePlan, use_gpu: bool
+) -> Any:
     """The graph's one output."""
     from nvidia.dali import fn, types
 
     window: tuple[
         tuple[Any, int], ...
     ]  # type and dimensions of what says where the window is
-    if not graph.resize:
+    if not plan.resize:
         window = ((types.INT32, 1),)
-    elif graph.raw or graph.whole:
+    elif plan.is_raw or plan.decode_full_image:
         window = ((types.FLOAT, 1), (types.FLOAT, 1))
     else:
         window = (
@@ -148,69 +155,81 @@ def _define(inputs: Callable[[], list[Any]], graph: Graph, gpu: bool) -> Any:
             (types.INT32, 1),
             (types.INT32, 1),
         )
-    after = ((types.INT32, 0), (types.FLOAT, 1)) if graph.normalise else ()
-    kinds = ((types.UINT8, 3 if graph.raw else 1), *window, *after)
+    after = ((types.INT32, 0), (types.FLOAT, 1)) if plan.normalize else ()
+    kinds = ((types.UINT8, 3 if plan.is_raw else 1), *window, *after)
     images, *place = fn.external_source(
-        source=inputs,
+        source=next_inputs,
         num_outputs=len(kinds),
         batch=True,
         no_copy=True,
         dtype=[kind for kind, _ in kinds],
         ndim=[dimensions for _, dimensions in kinds],
-        layout=["HWC" if graph.raw else ""] + [""] * (len(kinds) - 1),
+        layout=["HWC" if plan.is_raw else ""] + [""] * (len(kinds) - 1),
     )
-    device = "mixed" if gpu else "cpu"
+    device = "mixed" if use_gpu else "cpu"
     options: dict[str, Any] = {
         "adjust_orientation": False,
         "device": device,
         "hw_decoder_load": HARDWARE_DECODER_LOAD,
     }
-    cut: dict[str, Any] = {"shape": [graph.crop, graph.crop], "axis_names": "HW"}
-    if graph.raw:
-        images = images.gpu() if gpu else images
-    elif graph.whole:
+    cut: dict[str, Any] = {
+        "shape": [plan.crop_size, plan.crop_size],
+        "axis_names": "HW",
+    }
+    if plan.is_raw:
+        images = images.gpu() if use_gpu else images
+    elif plan.decode_full_image:
         images = fn.decoders.image(images, **options)
-    elif graph.resize:
+    elif plan.resize:
         images = fn.decoders.image_slice(
             images, start=place[2], end=place[3], axis_names="HW", **options
         )
     else:
         images = fn.decoders.image_slice(images, start=place[0], **cut, **options)
-    if graph.resize:
+    if plan.resize:
         images = fn.resize(
-            images, size=[graph.crop, graph.crop], roi_start=place[0], roi_end=place[1]
+            images,
+            size=[plan.crop_size, plan.crop_size],
+            roi_start=place[0],
+            roi_end=place[1],
         )
-    elif graph.raw or graph.whole:
+    elif plan.is_raw or plan.decode_full_image:
         images = fn.slice(images, start=place[0], **cut)
-    if graph.normalise:
+    if plan.normalize:
         mirror, mean = place[-2:]
         images = fn.crop_mirror_normalize(
             images,
             mirror=mirror,
             mean=mean,
-            std=graph.std.tolist(),
+            std=plan.std.tolist(),
             dtype=types.FLOAT,
             output_layout="CHW",
         )
     return images
 
 
-def _inputs(feed: Feed, graph: Graph) -> list[Any]:
+def _make_inputs(decode_input: DecodeInput, plan: DecodePlan) -> list[Any]:
     """What the graph's external source delivers for a batch; the order is that of `_define`."""
-    start, end = feed.draws.start, feed.draws.start + feed.draws.size
+    start, end = (
+        decode_input.augment_params.window_start,
+        decode_input.augment_params.window_start
+        + decode_input.augment_params.window_size,
+    )
     window: list[Any]
-    if not graph.resize:
+    if not plan.resize:
         window = [start.astype(np.int32, order="C")]
-    elif graph.raw or graph.whole:
+    elif plan.is_raw or plan.decode_full_image:
         window = [
             start.astype(np.float32, order="C"),
             end.astype(np.float32, order="C"),
         ]
     else:
         # The antialiasing filter sees so far beyond the window: cut off there, pixels would be up to 8 of 255 off.
-        margin = np.ceil(feed.draws.size / graph.crop) + 1
+        margin = np.ceil(decode_input.augment_params.window_size / plan.crop_size) + 1
         low = np.floor(np.maximum(start - margin, 0)).astype(np.int32, order="C")
-        high = np.ceil(np.minimum(end + margin, feed.sizes)).astype(np.int32, order="C")
+        high = np.ceil(np.minimum(end + margin, decode_input.image_sizes)).astype(
+            np.int32, order="C"
+        )
         window = [
             (start - low).astype(np.float32, order="C"),
             (end - low).astype(np.float32, order="C"),
@@ -218,7 +237,11 @@ def _inputs(feed: Feed, graph: Graph) -> list[Any]:
             high,
         ]
     return [
-        feed.images,
+        decode_input.images,
         *window,
-        *((feed.draws.mirror, feed.mean) if graph.normalise else ()),
+        *(
+            (decode_input.augment_params.mirror, decode_input.mean)
+            if plan.normalize
+            else ()
+        ),
     ]

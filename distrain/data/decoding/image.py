@@ -22,25 +22,25 @@ Image.MAX_IMAGE_PIXELS = None
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _SOF = range(0xC0, 0xC3)  # baseline, extended and progressive: what DALI decodes
 _SOS = 0xDA
-_TABLES = {
+_TABLE_MARKERS = {
     0xC4,
     0xDB,
 }  # Huffman codes and quantisation: without them a decoder may fail in ways of its own
 # What may stand before the scan: frames, tables, restart intervals, application data, comments. DALI's own parser
 # fails on reserved markers, and after a failure of that kind the process may die.
-_BEFORE_SCAN = {*_SOF, *_TABLES, 0xDD, *range(0xE0, 0xF0), 0xFE}
-_TAIL = 64
-_JPEG_SIDE = 65_500  # libjpeg's own limit
+_HEADER_MARKERS = {*_SOF, *_TABLE_MARKERS, 0xDD, *range(0xE0, 0xF0), 0xFE}
+_TAIL_BYTES = 64
+_MAX_JPEG_SIDE = 65_500  # libjpeg's own limit
 # What people keep photographs in. PIL knows more, and one of them starts a PostScript interpreter.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-_ORIENTATION = 0x0112
+_PIL_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_EXIF_ORIENTATION = 0x0112
 
 
 class BadImageError(ValueError):
     """These bytes are not an image that can be trained on; the text is the reason."""
 
 
-def jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
+def parse_jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
     """Height and width of a well-formed JPEG file, from its header; None for anything else.
 
     Well-formed: every marker up to the scan is one that may stand there and has its length inside the file, there is
@@ -48,7 +48,7 @@ def jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
     scan, and the end marker stands in the last 64 bytes (a cut file has none).
     """
     raw = data.data
-    if bytes(raw[:2]) != _SOI or _EOI not in bytes(raw[-_TAIL:]):
+    if bytes(raw[:2]) != _SOI or _EOI not in bytes(raw[-_TAIL_BYTES:]):
         return None
     at, size, tables = 2, None, set[int]()
     while at + 4 <= len(raw) and raw[at] == 0xFF:
@@ -56,8 +56,8 @@ def jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
         if length < 2 or at + 2 + length > len(raw):
             return None
         if marker == _SOS:
-            return size if tables >= _TABLES else None
-        if marker not in _BEFORE_SCAN:
+            return size if tables >= _TABLE_MARKERS else None
+        if marker not in _HEADER_MARKERS:
             return None
         tables.add(marker)
         if marker in _SOF:
@@ -76,7 +76,7 @@ def jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
     return None
 
 
-class File(NamedTuple):
+class ImageFile(NamedTuple):
     """An image file that a decoder may have, and its size in pixels."""
 
     data: NDArray[np.uint8]
@@ -84,36 +84,38 @@ class File(NamedTuple):
     width: int
 
 
-def readable(data: NDArray[np.uint8], pixel_limit: int) -> File:
+def sanitize_file(data: NDArray[np.uint8], pixel_limit: int) -> ImageFile:
     """A file that DALI can be trusted with: these bytes, or PIL's decode of them as binary PPM.
 
     Raises:
         BadImageError: the bytes do not decode, or claim more than `pixel_limit` pixels.
     """
-    size = jpeg_size(data)
+    size = parse_jpeg_size(data)
     if size is None:
-        pixels = decode(bytes(data), pixel_limit)
-        return File(ppm(pixels), *pixels.shape[:2])
+        pixels = decode_rgb(bytes(data), pixel_limit)
+        return ImageFile(encode_ppm(pixels), *pixels.shape[:2])
     if size[0] * size[1] > pixel_limit:
         raise BadImageError(
             f"{size[1]} x {size[0]} pixels are over the limit of {pixel_limit}"
         )
-    return File(data, *size)
+    return ImageFile(data, *size)
 
 
-def ppm(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def encode_ppm(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """RGB of shape (height, width, 3) as a binary PPM file: a header, then the pixels as they are."""
     height, width = pixels.shape[:2]
-    return np.frombuffer(_ppm_header(height, width) + pixels.tobytes(), np.uint8)
+    return np.frombuffer(_make_ppm_header(height, width) + pixels.tobytes(), np.uint8)
 
 
-def ppm_pixels(data: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+def view_ppm_pixels(
+    data: NDArray[np.uint8], height: int, width: int
+) -> NDArray[np.uint8]:
     """The pixels of a PPM file of a known size, a view of shape (height, width, 3).
 
     Raises:
         BadImageError: it is not such a file.
     """
-    header = _ppm_header(height, width)
+    header = _make_ppm_header(height, width)
     if (
         len(data) != len(header) + 3 * height * width
         or bytes(data[: len(header)]) != header
@@ -122,32 +124,34 @@ def ppm_pixels(data: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
     return data[len(header) :].reshape(height, width, 3)
 
 
-def _ppm_header(height: int, width: int) -> bytes:
+def _make_ppm_header(height: int, width: int) -> bytes:
     return b"P6 %d %d 255\n" % (width, height)
 
 
-def decode(data: bytes, pixel_limit: int) -> NDArray[np.uint8]:
+def decode_rgb(data: bytes, pixel_limit: int) -> NDArray[np.uint8]:
     """Decode with PIL to RGB of shape (height, width, 3).
 
     Raises:
         BadImageError: with the reason.
     """
-    return np.asarray(opened(data, pixel_limit))
+    return np.asarray(open_rgb(data, pixel_limit))
 
 
-def opened(data: bytes, pixel_limit: int, *, upright: bool = False) -> Image.Image:
+def open_rgb(
+    data: bytes, pixel_limit: int, *, apply_orientation: bool = False
+) -> Image.Image:
     """Decode with PIL to an RGB image; `upright` applies the EXIF orientation.
 
     Raises:
         BadImageError: with the reason. What claims more than `pixel_limit` pixels is refused by its header alone.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=_PIL_FORMATS) as image:
             if image.width * image.height > pixel_limit:
                 raise BadImageError(
                     f"{image.width} x {image.height} pixels are over the limit of {pixel_limit}"
                 )
-            if upright:
+            if apply_orientation:
                 ImageOps.exif_transpose(image, in_place=True)
             if not image.mode.startswith("I"):
                 return image.convert("RGB")
@@ -170,20 +174,20 @@ def opened(data: bytes, pixel_limit: int, *, upright: bool = False) -> Image.Ima
         raise BadImageError(f"{type(error).__name__}: {error}") from None
 
 
-def software() -> str:
+def describe_codecs() -> str:
     """What decodes and encodes here: other versions may make other bytes."""
     return (
         f"Pillow {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
     )
 
 
-def is_plain(data: bytes) -> bool:
+def is_plain_jpeg(data: bytes) -> bool:
     """Whether a file that decodes is a JPEG of grey or RGB pixels that stand upright."""
-    if jpeg_size(np.frombuffer(data, np.uint8)) is None:
+    if parse_jpeg_size(np.frombuffer(data, np.uint8)) is None:
         return False
     with Image.open(io.BytesIO(data)) as image:
         try:
-            orientation = image.getexif().get(_ORIENTATION, 1)
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
         except (
             Exception
         ):  # PIL raises almost anything on damaged metadata, which then turns nothing
@@ -191,13 +195,15 @@ def is_plain(data: bytes) -> bool:
         return image.mode in ("L", "RGB") and orientation == 1
 
 
-def shorten(image: Image.Image, short_side: int, pixel_limit: int) -> Image.Image:
+def resize_short_side(
+    image: Image.Image, short_side: int, pixel_limit: int
+) -> Image.Image:
     """Resize so that the short side is `short_side` pixels (antialiased).
 
     Raises:
         BadImageError: that would be more than `pixel_limit` pixels.
     """
-    size = _shortened(image, short_side)
+    size = _compute_resized_shape(image, short_side)
     if size[0] * size[1] > pixel_limit:
         raise BadImageError(
             f"resized to {size[0]} x {size[1]} pixels it is over the limit of {pixel_limit}"
@@ -205,12 +211,12 @@ def shorten(image: Image.Image, short_side: int, pixel_limit: int) -> Image.Imag
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
-def square(image: Image.Image, side: int) -> Image.Image:
+def resize_to_square(image: Image.Image, side: int) -> Image.Image:
     """Resize so that the short side is `side` (antialiased), and take the centre square, and nothing else of it.
 
     Within rounding (2 of 255) what cutting the square out of the whole resized image would give.
     """
-    width, height = _shortened(image, side)
+    width, height = _compute_resized_shape(image, side)
     left, top = (width - side) // 2, (height - side) // 2
     if (width, height) == image.size:
         return image.crop((left, top, left + side, top + side))
@@ -224,7 +230,7 @@ def square(image: Image.Image, side: int) -> Image.Image:
     return image.resize((side, side), Image.Resampling.LANCZOS, box=box)
 
 
-def _shortened(image: Image.Image, short_side: int) -> tuple[int, int]:
+def _compute_resized_shape(image: Image.Image, short_side: int) -> tuple[int, int]:
     """Width and height."""
     scale = short_side / min(image.size)
     return max(short_side, round(image.width * scale)), max(
@@ -232,37 +238,45 @@ def _shortened(image: Image.Image, short_side: int) -> tuple[int, int]:
     )
 
 
-def cut(
+def crop_and_resize(
     pixels: NDArray[np.uint8],
-    start: NDArray[np.float64],
-    size: NDArray[np.float64],
-    crop: int,
+    window_start: NDArray[np.float64],
+    window_size: NDArray[np.float64],
+    crop_size: int,
 ) -> NDArray[np.uint8]:
     """A window of an image, resized (bilinear, antialiased) to crop x crop; `start` and `size` in pixels, (y, x)."""
-    (top, left), (height, width) = start, size
-    if (height, width) == (crop, crop) and top == int(top) and left == int(left):
-        return pixels[int(top) : int(top) + crop, int(left) : int(left) + crop]
+    (top, left), (height, width) = window_start, window_size
+    if (
+        (height, width) == (crop_size, crop_size)
+        and top == int(top)
+        and left == int(left)
+    ):
+        return pixels[
+            int(top) : int(top) + crop_size, int(left) : int(left) + crop_size
+        ]
     box = (left, top, left + width, top + height)
     image = Image.fromarray(pixels)
-    return np.asarray(image.resize((crop, crop), Image.Resampling.BILINEAR, box=box))
+    return np.asarray(
+        image.resize((crop_size, crop_size), Image.Resampling.BILINEAR, box=box)
+    )
 
 
-def png(pixels: NDArray[np.uint8]) -> bytes:
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     """Encode RGB of shape (height, width, 3) as PNG."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 
-def encode(pixels: NDArray[np.uint8], quality: int) -> bytes:
+def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
     """Encode RGB of shape (height, width, 3) as baseline JPEG.
 
     Raises:
         BadImageError: a side is longer than JPEG can say.
     """
-    if max(pixels.shape[:2]) > _JPEG_SIDE:
+    if max(pixels.shape[:2]) > _MAX_JPEG_SIDE:
         raise BadImageError(
-            f"{pixels.shape[1]} x {pixels.shape[0]} pixels: a side of a JPEG has at most {_JPEG_SIDE}"
+            f"{pixels.shape[1]} x {pixels.shape[0]} pixels: a side of a JPEG has at most {_MAX_JPEG_SIDE}"
         )
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)

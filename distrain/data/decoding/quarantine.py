@@ -21,48 +21,58 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distrain.data.decoding.augment import Draws
+from distrain.data.decoding.augment import AugmentParams
 from distrain.data.decoding.dali import DaliDecoder
-from distrain.data.decoding.graph import Feed, Graph, RefusedError
-from distrain.data.decoding.image import ppm
+from distrain.data.decoding.decoder import DecodeError, DecodeInput, DecodePlan
+from distrain.data.decoding.image import encode_ppm
 from distrain.data.shards.dataset import Dataset
 from distrain.errors import AttemptError
 
 # DALI 2.4 survives at 8 files a batch what kills it at 64.
-_BATCH = 64
-_EMPTY = -1
+_BATCH_SIZE = 64
+_EMPTY_SLOT = -1
 # How a process dies of what it does itself. Killed from outside, by a person or for want of memory, says nothing.
-_DEADLY = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
+_CRASH_SIGNALS = {
+    signal.SIGSEGV,
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGILL,
+    signal.SIGFPE,
+}
 
 
-class Recorder:
+class InFlightRecorder:
     """Notes which samples are in flight, where another process finds them if this one dies. Close it."""
 
-    def __init__(self, run: str, dataset: Dataset, *, slots: int, batch: int) -> None:
-        folder = _folder(run, dataset)
+    def __init__(
+        self, run_dir: str, dataset: Dataset, *, num_slots: int, batch_size: int
+    ) -> None:
+        folder = _get_record_folder(run_dir, dataset)
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=folder)
         self._path, self._file = Path(name), os.fdopen(descriptor, "r+b")
         fcntl.flock(
             self._file, fcntl.LOCK_EX
         )  # until this process ends, however it ends
-        self._ids = np.memmap(self._path, np.int64, "w+", shape=(slots, batch))
-        self.clear()
+        self._slots = np.memmap(
+            self._path, np.int64, "w+", shape=(num_slots, batch_size)
+        )
+        self.clear_slots()
 
-    def fed(self, ids: NDArray[np.int64]) -> None:
+    def record_fed(self, sample_ids: NDArray[np.int64]) -> None:
         """These samples go to the decoder."""
-        self._ids[self._fed % len(self._ids)] = ids
-        self._fed += 1
+        self._slots[self._num_fed % len(self._slots)] = sample_ids
+        self._num_fed += 1
 
-    def decoded(self) -> None:
+    def record_decoded(self) -> None:
         """The oldest samples are decoded."""
-        self._ids[self._decoded % len(self._ids)] = _EMPTY
-        self._decoded += 1
+        self._slots[self._num_decoded % len(self._slots)] = _EMPTY_SLOT
+        self._num_decoded += 1
 
-    def clear(self) -> None:
+    def clear_slots(self) -> None:
         """Nothing is in flight."""
-        self._ids[:] = _EMPTY
-        self._fed = self._decoded = 0
+        self._slots[:] = _EMPTY_SLOT
+        self._num_fed = self._num_decoded = 0
 
     def close(self) -> None:
         """All went well: leave nothing behind."""
@@ -73,12 +83,12 @@ class Recorder:
 
 
 @contextmanager
-def suspects(run: str, dataset: Dataset) -> Iterator[NDArray[np.int64]]:
+def claim_suspects(run_dir: str, dataset: Dataset) -> Iterator[NDArray[np.int64]]:
     """Samples that were in flight in processes of this run that died on this machine, in ascending order.
 
     Their notes belong to the caller meanwhile, whatever other ranks look for; a block that ends well takes them away.
     """
-    folder, found = _folder(run, dataset), [np.empty(0, np.int64)]
+    folder, found = _get_record_folder(run_dir, dataset), [np.empty(0, np.int64)]
     with ExitStack() as stack:
         paths = []
         for path in sorted(folder.iterdir()) if folder.exists() else ():
@@ -88,7 +98,7 @@ def suspects(run: str, dataset: Dataset) -> Iterator[NDArray[np.int64]]:
                 file = stack.enter_context(path.open("r+b"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 ids = np.frombuffer(file.read(), np.int64)
-                found.append(ids[ids != _EMPTY])
+                found.append(ids[ids != _EMPTY_SLOT])
                 paths.append(path)
         yield np.unique(np.concatenate(found))
         for path in paths:
@@ -97,10 +107,10 @@ def suspects(run: str, dataset: Dataset) -> Iterator[NDArray[np.int64]]:
         folder.rmdir()
 
 
-def judge(
+def decode_one_by_one(
     files: Sequence[NDArray[np.uint8]],
     device: torch.device,
-    told: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[str | None]:
     """Decode files one at a time in a child process: why a file cannot be decoded, or None.
 
@@ -115,10 +125,10 @@ def judge(
     verdicts: list[str | None] = []
     while len(verdicts) < len(files):
         before = len(verdicts)
-        code = _ask(files, verdicts, device, told)
+        code = _decode_in_child(files, verdicts, device, on_progress)
         if len(verdicts) == len(files):
             break
-        if -code not in _DEADLY:
+        if -code not in _CRASH_SIGNALS:
             raise AttemptError(
                 f"the process that decodes files one at a time ended by itself (code {code})"
             )
@@ -129,11 +139,11 @@ def judge(
     return verdicts
 
 
-def _ask(
+def _decode_in_child(
     files: Sequence[NDArray[np.uint8]],
     verdicts: list[str | None],
     device: torch.device,
-    told: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> int:
     """Give a new child the files that have no verdict yet, until it has none left or dies; its exit code."""
     child = subprocess.Popen(  # noqa: S603 - ourselves
@@ -154,7 +164,7 @@ def _ask(
             if not answer:
                 break
             verdicts.append(json.loads(answer))
-            told(len(verdicts))
+            on_progress(len(verdicts))
     finally:
         with suppress(BrokenPipeError):
             child.stdin.close()
@@ -163,52 +173,60 @@ def _ask(
     return code
 
 
-def _folder(run: str, dataset: Dataset) -> Path:
+def _get_record_folder(run_dir: str, dataset: Dataset) -> Path:
     key = hashlib.sha256(
-        f"{os.getuid()} {run} {dataset.manifest.fingerprint}".encode()
+        f"{os.getuid()} {run_dir} {dataset.manifest.fingerprint}".encode()
     ).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"distrain-in-flight-{key}"
 
 
-def _alone(data: NDArray[np.uint8], device: torch.device) -> str | None:
+def _decode_alone(data: NDArray[np.uint8], device: torch.device) -> str | None:
     """Decode a file among blank ones, whole, with all that it takes to kill the decoder."""
-    blank = ppm(np.zeros((1, 1, 3), np.uint8))
-    colour = np.zeros((_BATCH, 3), np.float32)
-    draws = Draws(
-        np.zeros((_BATCH, 2)), np.ones((_BATCH, 2)), np.zeros(_BATCH, np.int32), colour
+    blank = encode_ppm(np.zeros((1, 1, 3), np.uint8))
+    colour = np.zeros((_BATCH_SIZE, 3), np.float32)
+    draws = AugmentParams(
+        np.zeros((_BATCH_SIZE, 2)),
+        np.ones((_BATCH_SIZE, 2)),
+        np.zeros(_BATCH_SIZE, np.int32),
+        colour,
     )
-    feed = Feed(
-        [data] + [blank] * (_BATCH - 1), np.ones((_BATCH, 2), np.int64), draws, colour
+    feed = DecodeInput(
+        [data] + [blank] * (_BATCH_SIZE - 1),
+        np.ones((_BATCH_SIZE, 2), np.int64),
+        draws,
+        colour,
     )
-    graph = Graph(
-        _BATCH,
+    graph = DecodePlan(
+        _BATCH_SIZE,
         1,
-        raw=False,
+        is_raw=False,
         resize=False,
-        whole=True,
-        normalise=False,
+        decode_full_image=True,
+        normalize=False,
         std=np.ones(3, np.float32),
     )
-    decoder = DaliDecoder(lambda: feed, graph, device=device, threads=1, read_ahead=1)
+    decoder = DaliDecoder(
+        lambda: feed, graph, device=device, num_threads=1, read_ahead=1
+    )
     try:
-        decoder.run()
-    except RefusedError as refused:
+        decoder.decode_batch()
+    except DecodeError as refused:
         return str(refused)
     finally:
         decoder.close()
     return None
 
 
-def _child(device: torch.device) -> None:
+def _run_child(device: torch.device) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     while length := sys.stdin.buffer.read(8):
         data = np.frombuffer(
             sys.stdin.buffer.read(int.from_bytes(length, "little")), np.uint8
         )
-        answers.write(json.dumps(_alone(data, device)) + "\n")
+        answers.write(json.dumps(_decode_alone(data, device)) + "\n")
         answers.flush()
 
 
 if __name__ == "__main__":
-    _child(torch.device(sys.argv[1]))
+    _run_child(torch.device(sys.argv[1]))

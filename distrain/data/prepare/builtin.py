@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 from distrain.data.prepare.digits import pack_digits
 
 
-class BuiltIn(NamedTuple):
+class BuiltInDataset(NamedTuple):
     """A data set, and what `--dry-run` says of it before it is packed."""
 
     title: str
-    pack: Callable[[str, str], None]
+    pack_splits: Callable[[str, str], None]
     """Packs the training and the validation set into two URLs. Raises UserError."""
-    classes: int
+    num_classes: int
     group_rows: NDArray[np.int64]
     """Rows of each row group of the training set."""
 
 
-BUILT_IN = {
-    "digits": BuiltIn(
+BUILT_IN_DATASETS = {
+    "digits": BuiltInDataset(
         "scikit-learn's digits", pack_digits, 10, np.array([100] * 14 + [38])
     )
 }

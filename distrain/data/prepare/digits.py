@@ -2,28 +2,28 @@
 
 import numpy as np
 
-from distrain.data.decoding.image import png
-from distrain.data.prepare.pack import Geometry, Treatment, pack
-from distrain.data.prepare.source import Block, Rows, Sample, Source
-from distrain.data.shards.manifest import MANIFEST
+from distrain.data.decoding.image import encode_png
+from distrain.data.prepare.pack import Geometry, PackOptions, pack_dataset
+from distrain.data.prepare.source import Block, BlockRows, ImageSource, Sample
+from distrain.data.shards.manifest import MANIFEST_FILE
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
-_TREATMENT = Treatment(Geometry("square", 72))
+_PACK_OPTIONS = PackOptions(Geometry("square", 72))
 
 
-class _Scans:
+class _DigitReader:
     """Reads scans, PNG files in memory."""
 
-    def __init__(self, files: list[bytes]) -> None:
-        self._files = files
+    def __init__(self, png_files: list[bytes]) -> None:
+        self._png_files = png_files
 
-    def read(self, block: Block) -> Rows:
+    def read_block(self, block: Block) -> BlockRows:
         """The one row of a block."""
-        return [Sample(block.name, block.label, self._files[block.group])]
+        return [Sample(block.name, block.label, self._png_files[block.row_group])]
 
 
-def pack_digits(train: str, val: str) -> None:
+def pack_digits(train_url: str, val_url: str) -> None:
     """Pack the 1,797 digits (8 x 8 grey, enlarged to 72 x 72): every fifth is for validation."""
     try:
         from sklearn.datasets import load_digits
@@ -36,19 +36,21 @@ def pack_digits(train: str, val: str) -> None:
     scans = np.repeat(
         (digits.images * (255 / 16)).round().astype(np.uint8)[..., None], 3, axis=3
     )
-    reader = _Scans([png(scan) for scan in scans])
-    parts: dict[str, list[Block]] = {train: [], val: []}
+    reader = _DigitReader([encode_png(scan) for scan in scans])
+    parts: dict[str, list[Block]] = {train_url: [], val_url: []}
     for i, label in enumerate(digits.target.tolist()):
         name = f"digit-{i:04d}"
-        parts[val if i % 5 == 4 else train].append(
-            Block(name, name, label, None, 0, group=i)
+        parts[val_url if i % 5 == 4 else train_url].append(
+            Block(name, name, label, None, 0, row_group=i)
         )
     for url, blocks in parts.items():
         store = Store(url)
-        if not store.exists(MANIFEST):
+        if not store.exists(MANIFEST_FILE):
             classes = tuple(map(str, digits.target_names))
-            pack(
-                Source(Store("memory://digits"), "digits", classes, blocks, reader),
+            pack_dataset(
+                ImageSource(
+                    Store("memory://digits"), "digits", classes, blocks, reader
+                ),
                 url,
-                _TREATMENT,
+                _PACK_OPTIONS,
             )

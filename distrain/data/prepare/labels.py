@@ -3,21 +3,21 @@
 import io
 import tarfile
 
-from distrain.data.prepare.source import PATIENCE
+from distrain.data.prepare.source import RETRY_SECONDS
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
-_DEVKIT_LIMIT = 64 << 20
-_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
-_META = "meta.mat"
+_MAX_DEVKIT_BYTES = 64 << 20
+_GROUND_TRUTH_FILE = "ILSVRC2012_validation_ground_truth.txt"
+_META_FILE = "meta.mat"
 
 
-def named(classes: tuple[str, ...], url: str) -> tuple[str, ...]:
+def read_class_names(classes: tuple[str, ...], url: str) -> tuple[str, ...]:
     """Names for people, in the order of classes; where two are the same, each with its class behind it."""
     if url.endswith((".tar.gz", ".tgz")):
-        by_class = devkit(url)[1]
+        by_class = read_devkit(url)[1]
     else:
-        found = [line.replace("\t", " ") for line in lines(url) if line.strip()]
+        found = [line.replace("\t", " ") for line in read_lines(url) if line.strip()]
         pairs = [
             line.split(" ", 1) if " " in line else line.split(",", 1) for line in found
         ]
@@ -29,7 +29,7 @@ def named(classes: tuple[str, ...], url: str) -> tuple[str, ...]:
     missing = [name for name in classes if name not in by_class]
     if missing:
         raise UserError(
-            f"{Store(url).name} has no name for {len(missing)} of {len(classes)} classes, {missing[0]} first"
+            f"{Store(url).redacted_url} has no name for {len(missing)} of {len(classes)} classes, {missing[0]} first"
         )
     names = [by_class[name] for name in classes]
     return tuple(
@@ -38,26 +38,28 @@ def named(classes: tuple[str, ...], url: str) -> tuple[str, ...]:
     )
 
 
-def _file(url: str) -> bytes:
+def _read_file(url: str) -> bytes:
     parent, _, last = url.rpartition("/")
     store = Store(parent or ("/" if url.startswith("/") else "."))
     try:
-        return store.read(last, patience=PATIENCE)
+        return store.read(last, retry_seconds=RETRY_SECONDS)
     except FileNotFoundError:
-        raise UserError(f"no file at {Store(url).name}: check the path") from None
-
-
-def lines(url: str) -> list[str]:
-    """The lines of a text file. Raises UserError."""
-    try:
-        return _file(url).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
         raise UserError(
-            f"{Store(url).name} is no text: it must hold a line for each file or class"
+            f"no file at {Store(url).redacted_url}: check the path"
         ) from None
 
 
-def devkit(url: str) -> tuple[list[str], dict[str, str]]:
+def read_lines(url: str) -> list[str]:
+    """The lines of a text file. Raises UserError."""
+    try:
+        return _read_file(url).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{Store(url).redacted_url} is no text: it must hold a line for each file or class"
+        ) from None
+
+
+def read_devkit(url: str) -> tuple[list[str], dict[str, str]]:
     """Synsets of the validation files in their order, and the words of all 1,000, from the devkit of ILSVRC-2012.
 
     Raises:
@@ -71,25 +73,27 @@ def devkit(url: str) -> tuple[list[str], dict[str, str]]:
         ) from None
     found = dict[str, bytes]()
     try:
-        with tarfile.open(fileobj=io.BytesIO(_file(url)), mode="r:gz") as tar:
+        with tarfile.open(fileobj=io.BytesIO(_read_file(url)), mode="r:gz") as tar:
             taken = 0
             for info in tar:
                 taken += info.size
-                if taken > _DEVKIT_LIMIT:
+                if taken > _MAX_DEVKIT_BYTES:
                     raise UserError(
-                        f"{Store(url).name} unpacks to more than {_DEVKIT_LIMIT} bytes: this is no devkit"
+                        f"{Store(url).redacted_url} unpacks to more than {_MAX_DEVKIT_BYTES} bytes: this is no devkit"
                     )
                 last = info.name.rpartition("/")[2]
                 if (
-                    last in (_TRUTH, _META)
+                    last in (_GROUND_TRUTH_FILE, _META_FILE)
                     and (file := tar.extractfile(info)) is not None
                 ):
                     found[last] = file.read()
-        synsets = loadmat(io.BytesIO(found[_META]), squeeze_me=True)["synsets"]
+        synsets = loadmat(io.BytesIO(found[_META_FILE]), squeeze_me=True)["synsets"]
         leaves = [row for row in synsets if int(row["num_children"]) == 0]
         by_id = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
         words = {str(row["WNID"]): str(row["words"]) for row in leaves}
-        truth = [by_id[int(line)] for line in found[_TRUTH].decode().split()]
+        truth = [
+            by_id[int(line)] for line in found[_GROUND_TRUTH_FILE].decode().split()
+        ]
     except (
         tarfile.TarError,
         EOFError,
@@ -106,6 +110,6 @@ def devkit(url: str) -> tuple[list[str], dict[str, str]]:
         ):
             raise
         raise UserError(
-            f"{Store(url).name} is not the devkit of ILSVRC-2012 ({type(error).__name__}: {error})"
+            f"{Store(url).redacted_url} is not the devkit of ILSVRC-2012 ({type(error).__name__}: {error})"
         ) from None
     return truth, words

@@ -2,10 +2,14 @@
 
 from fnmatch import fnmatchcase
 
-from distrain.data.prepare import archive, folder, hub  # noqa: F401 - each registers what it opens
-from distrain.data.prepare.labels import named
-from distrain.data.prepare.source import KINDS, Opened, Wanted
-from distrain.data.storage.backend import Entry
+from distrain.data.prepare import archive, hub_parquet, image_folder  # noqa: F401 - each registers what it opens
+from distrain.data.prepare.labels import read_class_names
+from distrain.data.prepare.source import (
+    OPENERS_BY_EXTENSION,
+    OpenedSource,
+    SourceOptions,
+)
+from distrain.data.storage.backend import DirectoryEntry
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
@@ -13,11 +17,11 @@ from distrain.errors import UserError
 def open_source(
     url: str,
     *,
-    labels: str | None = None,
-    names: str | None = None,
+    labels_url: str | None = None,
+    names_url: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
-) -> Opened:
+) -> OpenedSource:
     """Look at a URL and open what is there.
 
     Args:
@@ -32,39 +36,39 @@ def open_source(
         UserError: nothing to train on is there.
         OSError: it cannot be read.
     """
-    store, files = _look(url)
+    store, files = _find_files(url)
     kind = files[0].name.rpartition(".")[2] if files else ""
-    opener = KINDS.get(
-        kind, KINDS[""]
+    opener = OPENERS_BY_EXTENSION.get(
+        kind, OPENERS_BY_EXTENSION[""]
     )  # a pattern may mean a folder by the files in it that are no archives
-    opened = opener(store, files, Wanted(labels, image_column, label_column))
+    opened = opener(store, files, SourceOptions(labels_url, image_column, label_column))
     source = opened.source
     if not source.blocks:
         first = (
-            f" ({source.refused[0].name}: {source.refused[0].reason})"
-            if source.refused
+            f" ({source.rejects[0].name}: {source.rejects[0].reason})"
+            if source.rejects
             else ""
         )
         raise UserError(
-            f"no images in {store.name}: it must hold one folder of images a class, or shards{first}"
+            f"no images in {store.redacted_url}: it must hold one folder of images a class, or shards{first}"
         )
-    if names is not None:
-        source.classes = named(source.classes, names)
+    if names_url is not None:
+        source.classes = read_class_names(source.classes, names_url)
     if len(source.classes) < 2:
         raise UserError(
-            f"{store.name} holds one class, {source.classes[0]}, so there is nothing to tell apart"
+            f"{store.redacted_url} holds one class, {source.classes[0]}, so there is nothing to tell apart"
         )
     return opened
 
 
-def _endings() -> tuple[str, ...]:
-    return tuple(f".{kind}" for kind in KINDS if kind)
+def _list_extensions() -> tuple[str, ...]:
+    return tuple(f".{kind}" for kind in OPENERS_BY_EXTENSION if kind)
 
 
-def _look(url: str) -> tuple[Store, list[Entry]]:
+def _find_files(url: str) -> tuple[Store, list[DirectoryEntry]]:
     """The store of a URL, and the archives or Parquet files in it that it means; none: it is a folder of folders."""
     parent, _, last = url.rstrip("/").rpartition("/")
-    if "*" in last or last.endswith(_endings()):
+    if "*" in last or last.endswith(_list_extensions()):
         store = Store(parent or ("/" if url.startswith("/") else "."))
         meant = (
             (lambda name: fnmatchcase(name, last))
@@ -72,26 +76,28 @@ def _look(url: str) -> tuple[Store, list[Entry]]:
             else (lambda name: name == last)
         )
         files = [
-            entry for entry in store.entries() if meant(entry.name) and not entry.folder
+            entry
+            for entry in store.list_entries()
+            if meant(entry.name) and not entry.is_folder
         ]
         if (
             not files and "*" not in last and store.exists(last)
         ):  # a server that lists nothing
-            files = [Entry(last, store.size(last), False)]
+            files = [DirectoryEntry(last, store.get_size(last), False)]
         if not files and not store.is_folder(last):
-            raise UserError(f"nothing at {Store(url).name}: check the path")
+            raise UserError(f"nothing at {Store(url).redacted_url}: check the path")
     else:
         store, files = Store(url), []
     if not files:
         store = Store(url)
         if not store.exists():
-            raise UserError(f"no folder at {store.name}: check the path")
-        entries = [entry for entry in store.entries() if not entry.folder]
-        for kind in sorted(_endings()):  # of several in one folder, the first
+            raise UserError(f"no folder at {store.redacted_url}: check the path")
+        entries = [entry for entry in store.list_entries() if not entry.is_folder]
+        for kind in sorted(_list_extensions()):  # of several in one folder, the first
             files = files or [entry for entry in entries if entry.name.endswith(kind)]
     if len({file.name.rpartition(".")[2] for file in files}) > 1:
         raise UserError(
-            f"{Store(url).name} means files of several kinds: take one, such as *.tar"
+            f"{Store(url).redacted_url} means files of several kinds: take one, such as *.tar"
         )
     splits = (
         {file.name.rpartition("/")[2].partition("-")[0] for file in files}
@@ -101,7 +107,7 @@ def _look(url: str) -> tuple[Store, list[Entry]]:
     if len(splits) > 1 and all("-of-" in file.name for file in files):
         some = sorted(splits)[0]
         raise UserError(
-            f"{store.name} holds several splits ({', '.join(sorted(splits))}): take one of them, such as "
-            f"'{store.name}/{some}-*'"
+            f"{store.redacted_url} holds several splits ({', '.join(sorted(splits))}): take one of them, such as "
+            f"'{store.redacted_url}/{some}-*'"
         )
     return store, files

@@ -4,21 +4,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from distrain.data.shards.parquet import Columns
-from distrain.data.storage.backend import Entry
+from distrain.data.shards.parquet import ColumnNames
+from distrain.data.storage.backend import DirectoryEntry
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
-PATIENCE = 60.0
+RETRY_SECONDS = 60.0
 """Seconds for which reading from a source, and writing what is made of it, is tried again."""
-FILE_LIMIT = 256 << 20
+MAX_FILE_BYTES = 256 << 20
 """Bytes of an image file; what claims more is refused before it is read."""
 
 
 class Block(NamedTuple):
     """What one read brings: an image file, or a row group of them."""
 
-    file: str
+    path: str
     """Path in the source's store."""
     name: str
     """How the block is called in a list of what was refused."""
@@ -26,10 +26,10 @@ class Block(NamedTuple):
     """Of an image file; rows of a group bring theirs along."""
     start: int | None
     """First byte; None: the whole file."""
-    size: int
+    num_bytes: int
     """Bytes; 0 where they are not known."""
-    rows: int = 1
-    group: int = 0
+    num_rows: int = 1
+    row_group: int = 0
     """Number of a row group in its file."""
 
 
@@ -41,86 +41,88 @@ class Sample(NamedTuple):
     data: bytes
 
 
-class Refused(NamedTuple):
+class Reject(NamedTuple):
     """Something that is left out, and why."""
 
     name: str
     reason: str
 
 
-Rows: TypeAlias = list[Sample | Refused] | Refused
+BlockRows: TypeAlias = list[Sample | Reject] | Reject
 """The rows of a block, or why it is left out as a whole."""
 
 
-class Progress(NamedTuple):
+class DatasetProgress(NamedTuple):
     """How far it is."""
 
     done: int
     """Images, refused ones included."""
     total: int
-    bytes: int
+    num_bytes: int
     """Of what was read, or made of them, so far."""
 
 
-class Reader(Protocol):
+class BlockReader(Protocol):
     """Reads blocks; it can be sent to another process."""
 
-    def read(self, block: Block) -> Rows:
+    def read_block(self, block: Block) -> BlockRows:
         """The rows of a block. Raises OSError."""
         ...
 
 
 @dataclass
-class Source:
+class ImageSource:
     """A labelled set of images, its blocks in an order that depends on nothing but what is there."""
 
     store: Store
-    kind: str
+    format_name: str
     """For a person."""
     classes: tuple[str, ...]
     """Names by label."""
     blocks: list[Block]
-    reader: Reader
-    refused: list[Refused] = field(default_factory=list)
+    reader: BlockReader
+    rejects: list[Reject] = field(default_factory=list)
     """What a look at the listing alone has refused."""
-    details: Any = None
+    plan_details: Any = None
     """What else the rows depend on, for JSON."""
 
 
-class Opened(NamedTuple):
+class OpenedSource(NamedTuple):
     """A source, and how its Parquet files name their columns, if it is made of such."""
 
-    source: Source
-    columns: Columns | None
+    source: ImageSource
+    columns: ColumnNames | None
 
 
-class Wanted(NamedTuple):
+class SourceOptions(NamedTuple):
     """Options of a source, beside its URL."""
 
-    labels: str | None
+    labels_url: str | None
     """URL of a list of labels, or of the devkit of ILSVRC-2012."""
     image_column: str | None
     label_column: str | None
 
 
-Opener: TypeAlias = Callable[[Store, Sequence[Entry], Wanted], Opened]
+SourceOpener: TypeAlias = Callable[
+    [Store, Sequence[DirectoryEntry], SourceOptions], OpenedSource
+]
 """Opens files of one kind in a store. Raises UserError and OSError."""
-KINDS: dict[str, Opener] = {}
+OPENERS_BY_EXTENSION: dict[str, SourceOpener] = {}
 """Every kind of source, by the ending of its files; that of an empty ending opens a folder that has no such files."""
 
 
-def opens(ending: str) -> Callable[[Opener], Opener]:
+def register_opener(extension: str) -> Callable[[SourceOpener], SourceOpener]:
     """Register a function as what opens files of an ending, written without its dot."""
 
-    def register(opener: Opener) -> Opener:
-        assert ending not in KINDS, f"two functions open .{ending}"
-        KINDS[ending] = opener
+    def add_opener(opener: SourceOpener) -> SourceOpener:
+        assert extension not in OPENERS_BY_EXTENSION, f"two functions open .{extension}"
+        OPENERS_BY_EXTENSION[extension] = opener
         return opener
 
-    return register
+    return add_opener
 
 
-def numbered(count: int, store: Store) -> tuple[str, ...]:
+def name_classes_by_number(count: int, store: Store) -> tuple[str, ...]:
     """Names of classes that have none: their numbers.
 
     Raises:
@@ -128,7 +130,7 @@ def numbered(count: int, store: Store) -> tuple[str, ...]:
     """
     if count > 1 << 20:
         raise UserError(
-            f"{store.name} has a label {count - 1}: labels are numbers from 0, one for each class"
+            f"{store.redacted_url} has a label {count - 1}: labels are numbers from 0, one for each class"
         )
     return tuple(str(i) for i in range(count))
 
@@ -142,20 +144,22 @@ class FileReader:
     def __reduce__(self) -> tuple[type["FileReader"], tuple[str]]:
         return FileReader, (self._url,)
 
-    def read(self, block: Block) -> Rows:
+    def read_block(self, block: Block) -> BlockRows:
         """The one row of a block. Raises OSError."""
         if block.start is None:
-            data = self._store.read(block.file, patience=PATIENCE)
+            data = self._store.read(block.path, retry_seconds=RETRY_SECONDS)
         else:
-            data = self.range(block.file, block.start, block.start + block.size)
+            data = self.read_range(
+                block.path, block.start, block.start + block.num_bytes
+            )
         return [Sample(block.name, block.label, data)]
 
-    def range(self, path: str, start: int, end: int) -> bytes:
+    def read_range(self, path: str, start: int, end: int) -> bytes:
         """Bytes start to end of a file. Raises OSError."""
-        data = self._store.read(path, start, end, patience=PATIENCE)
+        data = self._store.read(path, start, end, retry_seconds=RETRY_SECONDS)
         if len(data) != end - start:
             got = f"{len(data)} of {end - start} bytes"
             raise OSError(
-                f"{self._store.name}/{path} gave {got}: it changed, or its server knows no ranges"
+                f"{self._store.redacted_url}/{path} gave {got}: it changed, or its server knows no ranges"
             )
         return data

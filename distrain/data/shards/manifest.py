@@ -11,16 +11,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from distrain.data.shards.stats import Statistics
+from distrain.data.shards.stats import ColorStatistics
 from distrain.data.storage.retry import is_transient
 from distrain.data.storage.store import Store
 from distrain.errors import AttemptError, UserError
 
-MANIFEST = "manifest.json"
-_FORMAT = "distrain-shards-2"
+MANIFEST_FILE = "manifest.json"
+_FORMAT_VERSION = "distrain-shards-2"
 
 Layout = Literal["distrain", "parquet", "tar"]
-_COLUMNS: dict[str, Any] = {
+_INDEX_DTYPES: dict[str, Any] = {
     "label": np.dtype("<i4"),
     "height": np.dtype("<i4"),
     "width": np.dtype("<i4"),
@@ -46,11 +46,11 @@ class RowIndex:
     bad: Mapping[int, str]
     """Reason by row of what does not decode. Such a row keeps its place and has no weight."""
 
-    def to_tree(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON: each column as its numbers, little-endian (4, 4, 4, 4, 8 and 8 bytes), in base 64."""
         columns = {
             name: base64.b64encode(getattr(self, name).astype(kind).tobytes()).decode()
-            for name, kind in _COLUMNS.items()
+            for name, kind in _INDEX_DTYPES.items()
         }
         return {
             **columns,
@@ -58,11 +58,11 @@ class RowIndex:
         }
 
     @staticmethod
-    def from_tree(tree: Mapping[str, Any]) -> "RowIndex":
+    def from_dict(tree: Mapping[str, Any]) -> "RowIndex":
         """What `to_tree` made."""
         columns = {
             name: np.frombuffer(base64.b64decode(tree[name]), kind)
-            for name, kind in _COLUMNS.items()
+            for name, kind in _INDEX_DTYPES.items()
         }
         return RowIndex(
             **columns, bad={int(row): reason for row, reason in tree["bad"].items()}
@@ -70,7 +70,7 @@ class RowIndex:
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """One row group: bytes start to end of its shard."""
 
     rows: int
@@ -89,7 +89,7 @@ class Shard:
 
     path: str
     bytes: int
-    groups: tuple[Group, ...]
+    groups: tuple[RowGroup, ...]
     sha256: str | None = None
     """Of shards that `pack` wrote."""
     footer_start: int = 0
@@ -99,7 +99,7 @@ class Shard:
     """The ETag of an object that others wrote, where its store has one."""
 
 
-_COLOURS = ("mean", "covariance", "eigenvalues", "eigenvectors")
+_STATISTICS_KEYS = ("mean", "covariance", "eigenvalues", "eigenvectors")
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,39 +109,39 @@ class Manifest:
     shards: tuple[Shard, ...]
     classes: tuple[str, ...]
     """Class names, by label."""
-    size: tuple[int, int] | None
+    image_size: tuple[int, int] | None
     """Height and width of every image in pixels; None: they differ."""
     encoding: Literal["jpeg", "raw"]
     """jpeg: image files, mostly JPEG; raw: binary PPM files of one size, whose pixels are there as they are."""
-    proved: bool
+    verified: bool
     """Every file was decoded whole when it was written or indexed; false: decoding a file whole is its verdict."""
-    statistics: Statistics
+    statistics: ColorStatistics
     layout: Layout = "distrain"
     """distrain: the shards of `pack`; parquet and tar: files of others, read as they are."""
     image_column: str = "image.bytes"
     """Of Parquet files."""
-    at: str | None = None
+    shards_url: str | None = None
     """URL of the shards, where they do not lie beside the manifest."""
 
     @property
-    def groups(self) -> list[tuple[Shard, int]]:
+    def row_groups(self) -> list[tuple[Shard, int]]:
         """Every row group as (shard, place inside it), in the order of sample ids."""
         return [(shard, i) for shard in self.shards for i in range(len(shard.groups))]
 
     @property
-    def group_rows(self) -> NDArray[np.int64]:
+    def rows_per_group(self) -> NDArray[np.int64]:
         """Rows of each row group."""
         return np.array(
             [group.rows for shard in self.shards for group in shard.groups], np.int64
         )
 
     @property
-    def rows(self) -> int:
+    def num_rows(self) -> int:
         """Samples in the data set."""
         return sum(group.rows for shard in self.shards for group in shard.groups)
 
     @property
-    def bad(self) -> dict[int, str]:
+    def bad_samples(self) -> dict[int, str]:
         """Reason by sample id of images that do not decode, as far as the manifest knows."""
         found, first = dict[int, str](), 0
         for shard in self.shards:
@@ -157,35 +157,35 @@ class Manifest:
     def fingerprint(self) -> str:
         """SHA-256 of the content: where the data set lies does not matter."""
         return hashlib.sha256(
-            json.dumps({**self._tree(), "at": None}).encode()
+            json.dumps({**self._to_dict(), "at": None}).encode()
         ).hexdigest()
 
     def to_json(self) -> str:
         """The manifest as it is stored."""
-        return json.dumps(self._tree(), indent=1)
+        return json.dumps(self._to_dict(), indent=1)
 
-    def _tree(self) -> dict[str, Any]:
+    def _to_dict(self) -> dict[str, Any]:
         colours = self.statistics
         return {
-            "format": _FORMAT,
+            "format": _FORMAT_VERSION,
             "layout": self.layout,
-            "at": self.at,
-            "rows": self.rows,
+            "at": self.shards_url,
+            "rows": self.num_rows,
             "classes": self.classes,
-            "size": self.size,
+            "size": self.image_size,
             "encoding": self.encoding,
-            "proved": self.proved,
+            "proved": self.verified,
             "image_column": self.image_column,
             "mean": colours.mean.tolist(),
             "std": colours.std.tolist(),
             "covariance": colours.covariance.tolist(),
             "eigenvalues": colours.eigenvalues.tolist(),
             "eigenvectors": colours.eigenvectors.tolist(),
-            "shards": [shard_tree(shard) for shard in self.shards],
+            "shards": [shard_to_dict(shard) for shard in self.shards],
         }
 
     @staticmethod
-    def load(store: Store, patience: float = 0.0) -> "Manifest":
+    def load(store: Store, retry_seconds: float = 0.0) -> "Manifest":
         """Read the manifest of a data set; `patience` is for how many seconds a store may not answer.
 
         Raises:
@@ -193,65 +193,67 @@ class Manifest:
             AttemptError: the store does not answer.
         """
         try:
-            tree = json.loads(store.read(MANIFEST, patience=patience))
+            tree = json.loads(store.read(MANIFEST_FILE, retry_seconds=retry_seconds))
         except FileNotFoundError:
-            what = f"no {MANIFEST} in it" if store.exists() else "nothing there"
+            what = f"no {MANIFEST_FILE} in it" if store.exists() else "nothing there"
             raise UserError(
-                f"no data set at {store.name} ({what}): check the URL, or make one with distrain pack or index"
+                f"no data set at {store.redacted_url} ({what}): check the URL, or make one with distrain pack or index"
             ) from None
         except OSError as error:
             kind = AttemptError if is_transient(error) else UserError
-            raise kind(f"cannot read the data set at {store.name}: {error}") from None
+            raise kind(
+                f"cannot read the data set at {store.redacted_url}: {error}"
+            ) from None
         except ValueError:
             raise UserError(
-                f"{store.name}/{MANIFEST} is not JSON: pack the data set again"
+                f"{store.redacted_url}/{MANIFEST_FILE} is not JSON: pack the data set again"
             ) from None
         try:
-            if tree["format"] != _FORMAT:
-                raise KeyError(_FORMAT)
-            if not tree.keys() >= set(_COLOURS):
+            if tree["format"] != _FORMAT_VERSION:
+                raise KeyError(_FORMAT_VERSION)
+            if not tree.keys() >= set(_STATISTICS_KEYS):
                 raise UserError(
-                    f"{store.name}/{MANIFEST} has no colour statistics, which normalising and PCA colour need: "
+                    f"{store.redacted_url}/{MANIFEST_FILE} has no colour statistics, which normalising and PCA colour need: "
                     "distrain stats shows those of a data set; pack or index this one again"
                 )
-            colours = (np.array(tree[name]) for name in _COLOURS)
+            colours = (np.array(tree[name]) for name in _STATISTICS_KEYS)
             manifest = Manifest(
-                shards=tuple(read_shard(shard) for shard in tree["shards"]),
+                shards=tuple(shard_from_dict(shard) for shard in tree["shards"]),
                 classes=tuple(tree["classes"]),
-                size=tree["size"] and (tree["size"][0], tree["size"][1]),
+                image_size=tree["size"] and (tree["size"][0], tree["size"][1]),
                 encoding=tree["encoding"],
-                proved=tree["proved"],
-                statistics=Statistics(*colours),
+                verified=tree["proved"],
+                statistics=ColorStatistics(*colours),
                 layout=tree["layout"],
                 image_column=tree["image_column"],
-                at=tree["at"],
+                shards_url=tree["at"],
             )
         except UserError:
             raise
         except (KeyError, TypeError, ValueError):
             raise UserError(
-                f"{store.name}/{MANIFEST} is not a {_FORMAT} manifest: pack the data set again"
+                f"{store.redacted_url}/{MANIFEST_FILE} is not a {_FORMAT_VERSION} manifest: pack the data set again"
             ) from None
-        if manifest.rows == 0:
+        if manifest.num_rows == 0:
             raise UserError(
-                f"the data set at {store.name} is empty: pack one with images in it"
+                f"the data set at {store.redacted_url} is empty: pack one with images in it"
             )
         if len(manifest.classes) < 2:
             raise UserError(
-                f"the data set at {store.name} has one class, so there is nothing to tell apart"
+                f"the data set at {store.redacted_url} has one class, so there is nothing to tell apart"
             )
         return manifest
 
 
-def shard_tree(shard: Shard) -> dict[str, Any]:
+def shard_to_dict(shard: Shard) -> dict[str, Any]:
     """A shard for JSON."""
     tree = {name: value for name, value in vars(shard).items() if value is not None}
-    return {**tree, "groups": [_group_tree(group) for group in shard.groups]}
+    return {**tree, "groups": [_group_to_dict(group) for group in shard.groups]}
 
 
-def _group_tree(group: Group) -> dict[str, Any]:
+def _group_to_dict(group: RowGroup) -> dict[str, Any]:
     if group.index is not None:
-        return {**vars(group), "index": group.index.to_tree()}
+        return {**vars(group), "index": group.index.to_dict()}
     return {
         name: value
         for name, value in vars(group).items()
@@ -259,12 +261,14 @@ def _group_tree(group: Group) -> dict[str, Any]:
     }
 
 
-def read_shard(tree: Mapping[str, Any]) -> Shard:
+def shard_from_dict(tree: Mapping[str, Any]) -> Shard:
     """What `shard_tree` made."""
-    return Shard(**{**tree, "groups": tuple(_group(group) for group in tree["groups"])})
+    return Shard(
+        **{**tree, "groups": tuple(_group_from_dict(group) for group in tree["groups"])}
+    )
 
 
-def _group(tree: Mapping[str, Any]) -> Group:
+def _group_from_dict(tree: Mapping[str, Any]) -> RowGroup:
     if "index" in tree:
-        return Group(**{**tree, "index": RowIndex.from_tree(tree["index"])})
-    return Group(**tree)
+        return RowGroup(**{**tree, "index": RowIndex.from_dict(tree["index"])})
+    return RowGroup(**tree)

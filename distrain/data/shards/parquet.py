@@ -13,23 +13,23 @@ from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
 _MAGIC = b"PAR1"
-_TAIL = 1 << 16
+_TAIL_BYTES = 1 << 16
 
 Footer: TypeAlias = Any  # pq.FileMetaData, which has no types
 
 
-class DamagedError(ValueError):
+class DamagedParquetError(ValueError):
     """These bytes are not what their place in a Parquet file says."""
 
 
-class Piece(NamedTuple):
+class ByteRange(NamedTuple):
     """A byte range of a file, read."""
 
     start: int
     data: bytes | memoryview
 
 
-class Columns(NamedTuple):
+class ColumnNames(NamedTuple):
     """Which columns hold images and labels, as Parquet names them."""
 
     image: str
@@ -37,16 +37,16 @@ class Columns(NamedTuple):
     label: str
 
 
-class Features(NamedTuple):
+class HubFeatures(NamedTuple):
     """What a file says of itself in the hub's metadata."""
 
-    columns: Columns
+    columns: ColumnNames
     classes: tuple[str, ...] | None
     """Names by label, where they are given."""
 
 
 def read_footer(
-    store: Store, path: str, size: int, patience: float
+    store: Store, path: str, file_size: int, retry_seconds: float
 ) -> tuple[int, bytes]:
     """A file's footer: where it starts, and its bytes to the end of the file.
 
@@ -54,18 +54,20 @@ def read_footer(
         OSError: it cannot be read.
         UserError: this is no Parquet file.
     """
-    start = max(0, size - _TAIL)
-    tail = store.read(path, start, size, patience=patience)
+    start = max(0, file_size - _TAIL_BYTES)
+    tail = store.read(path, start, file_size, retry_seconds=retry_seconds)
     if len(tail) < 12 or tail[-4:] != _MAGIC:
         raise UserError(
-            f"{store.name}/{path} is no whole Parquet file: it is cut, or something else"
+            f"{store.redacted_url}/{path} is no whole Parquet file: it is cut, or something else"
         )
     length = int.from_bytes(tail[-8:-4], "little") + 8
-    if length > size:
-        raise UserError(f"{store.name}/{path} has a damaged footer")
+    if length > file_size:
+        raise UserError(f"{store.redacted_url}/{path} has a damaged footer")
     if length > len(tail):
-        tail = store.read(path, size - length, size, patience=patience)
-    return size - length, tail[-length:]
+        tail = store.read(
+            path, file_size - length, file_size, retry_seconds=retry_seconds
+        )
+    return file_size - length, tail[-length:]
 
 
 def parse_footer(data: bytes) -> Footer:
@@ -73,12 +75,12 @@ def parse_footer(data: bytes) -> Footer:
     try:
         return pq.read_metadata(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:
-        raise DamagedError(f"damaged footer: {error}") from None
+        raise DamagedParquetError(f"damaged footer: {error}") from None
 
 
-def chunk(footer: Footer, group: int, column: str) -> tuple[int, int]:
+def find_column_chunk(footer: Footer, group_index: int, column: str) -> tuple[int, int]:
     """The bytes of a file, from and to, that hold a column of a row group."""
-    row_group = footer.row_group(group)
+    row_group = footer.row_group(group_index)
     for i in range(row_group.num_columns):
         found = row_group.column(i)
         if found.path_in_schema == column:
@@ -89,16 +91,16 @@ def chunk(footer: Footer, group: int, column: str) -> tuple[int, int]:
     raise AssertionError(column)
 
 
-def unpacked_bytes(footer: Footer, group: int, column: str) -> int:
+def get_uncompressed_bytes(footer: Footer, group_index: int, column: str) -> int:
     """How many bytes a column of a row group says it unpacks to."""
-    row_group = footer.row_group(group)
+    row_group = footer.row_group(group_index)
     columns = [row_group.column(i) for i in range(row_group.num_columns)]
     return sum(c.total_uncompressed_size for c in columns if c.path_in_schema == column)
 
 
-def has_dictionary(footer: Footer, group: int, column: str) -> bool:
+def has_dictionary(footer: Footer, group_index: int, column: str) -> bool:
     """Whether values of a column of a row group may be stored once and repeated."""
-    row_group = footer.row_group(group)
+    row_group = footer.row_group(group_index)
     columns = [row_group.column(i) for i in range(row_group.num_columns)]
     return any(
         c.path_in_schema == column and c.dictionary_page_offset is not None
@@ -106,25 +108,29 @@ def has_dictionary(footer: Footer, group: int, column: str) -> bool:
     )
 
 
-def read_group(
-    pieces: Sequence[Piece],
-    size: int,
+def read_row_group(
+    ranges: Sequence[ByteRange],
+    file_size: int,
     footer: Footer,
-    number: int,
+    group_index: int,
     columns: Sequence[str],
 ) -> pa.Table:
     """Columns of a row group of a file of `size` bytes, from the pieces that hold them. Raises DamagedError."""
     try:
         # Buffered ahead, it would read what lies between columns too.
         file = pq.ParquetFile(
-            pa.PythonFile(_Window(pieces, size), "r"), metadata=footer, pre_buffer=False
+            pa.PythonFile(_RangeFile(ranges, file_size), "r"),
+            metadata=footer,
+            pre_buffer=False,
         )
-        return file.read_row_group(number, columns=list(columns), use_threads=False)
+        return file.read_row_group(
+            group_index, columns=list(columns), use_threads=False
+        )
     except (pa.ArrowException, OSError) as error:
-        raise DamagedError(f"damaged row group: {error}") from None
+        raise DamagedParquetError(f"damaged row group: {error}") from None
 
 
-def binary(column: pa.ChunkedArray) -> tuple[NDArray[np.uint8], list[int]]:
+def view_binary_column(column: pa.ChunkedArray) -> tuple[NDArray[np.uint8], list[int]]:
     """Values of a column of bytes, or of its field `bytes`: value i is data[offsets[i]:offsets[i + 1]]."""
     array = (
         column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
@@ -142,47 +148,54 @@ def binary(column: pa.ChunkedArray) -> tuple[NDArray[np.uint8], list[int]]:
     )
 
 
-def features(
-    footer: Footer, where: str, image: str | None = None, label: str | None = None
-) -> Features:
+def find_features(
+    footer: Footer,
+    file_name: str,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> HubFeatures:
     """Find the columns of images and labels: those named, those of the hub's metadata, or `image` and `label`.
 
     Raises:
         UserError: there are none, or several.
     """
     schema = footer.schema.to_arrow_schema()
-    told = _hub_features(footer)
-    image = image or _only(told, "Image", "image", where)
-    label = label or _only(told, "ClassLabel", "label", where)
-    missing = [name for name in (image, label) if name not in schema.names]
+    told = _read_hub_features(footer)
+    image_column = image_column or _pick_column(told, "Image", "image", file_name)
+    label_column = label_column or _pick_column(told, "ClassLabel", "label", file_name)
+    missing = [
+        name for name in (image_column, label_column) if name not in schema.names
+    ]
     if missing:
         raise UserError(
-            f"{where} has no column {missing[0]}: name the columns with --image-column and --label-column; "
+            f"{file_name} has no column {missing[0]}: name the columns with --image-column and --label-column; "
             f"it has {', '.join(schema.names)}"
         )
-    if not pa.types.is_integer(schema.field(label).type):
+    if not pa.types.is_integer(schema.field(label_column).type):
         raise UserError(
-            f"column {label} of {where} holds no numbers: labels are integers from 0"
+            f"column {label_column} of {file_name} holds no numbers: labels are integers from 0"
         )
-    kind = schema.field(image).type
+    kind = schema.field(image_column).type
     if pa.types.is_struct(kind) and any(
         kind.field(i).name == "bytes" for i in range(kind.num_fields)
     ):
-        image = f"{image}.bytes"
+        image_column = f"{image_column}.bytes"
     elif not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         raise UserError(
-            f"column {image} of {where} holds no image files: its type is {kind}"
+            f"column {image_column} of {file_name} holds no image files: its type is {kind}"
         )
     names = (
-        told.get(label, {}).get("names") if isinstance(told.get(label), dict) else None
+        told.get(label_column, {}).get("names")
+        if isinstance(told.get(label_column), dict)
+        else None
     )
-    return Features(
-        Columns(image, label),
+    return HubFeatures(
+        ColumnNames(image_column, label_column),
         tuple(map(str, names)) if isinstance(names, list) else None,
     )
 
 
-def _hub_features(footer: Footer) -> dict[str, dict[str, object]]:
+def _read_hub_features(footer: Footer) -> dict[str, dict[str, object]]:
     try:
         found = json.loads(footer.metadata[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):  # none, or not theirs
@@ -190,28 +203,33 @@ def _hub_features(footer: Footer) -> dict[str, dict[str, object]]:
     return found if isinstance(found, dict) else {}
 
 
-def _only(told: dict[str, dict[str, object]], kind: str, usual: str, where: str) -> str:
+def _pick_column(
+    hub_features: dict[str, dict[str, object]],
+    feature_type: str,
+    default: str,
+    file_name: str,
+) -> str:
     """The one column of a kind, or the usual name."""
     found = [
         name
-        for name, feature in told.items()
-        if isinstance(feature, dict) and feature.get("_type") == kind
+        for name, feature in hub_features.items()
+        if isinstance(feature, dict) and feature.get("_type") == feature_type
     ]
-    if len(found) > 1 and usual not in found:
+    if len(found) > 1 and default not in found:
         raise UserError(
-            f"{where} has several columns of {usual}s, {', '.join(found)}: choose with --{usual}-column"
+            f"{file_name} has several columns of {default}s, {', '.join(found)}: choose with --{default}-column"
         )
-    return usual if usual in found or not found else found[0]
+    return default if default in found or not found else found[0]
 
 
-class _Window:
+class _RangeFile:
     """A file of `size` bytes of which only some pieces are there; pyarrow reads it without a copy."""
 
     closed = False
 
-    def __init__(self, pieces: Sequence[Piece], size: int) -> None:
-        self._pieces = [(piece.start, memoryview(piece.data)) for piece in pieces]
-        self._size, self._at = size, 0
+    def __init__(self, ranges: Sequence[ByteRange], size: int) -> None:
+        self._ranges = [(piece.start, memoryview(piece.data)) for piece in ranges]
+        self._size, self._position = size, 0
 
     def readable(self) -> bool:
         return True
@@ -223,18 +241,18 @@ class _Window:
         return False
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def size(self) -> int:
         return self._size
 
     def read(self, n: int) -> memoryview:
-        at, self._at = self._at, self._at + n
-        for start, data in self._pieces:
+        at, self._position = self._position, self._position + n
+        for start, data in self._ranges:
             if start <= at < start + len(data):
                 return data[at - start : at - start + n]
         raise AssertionError("read outside the window")

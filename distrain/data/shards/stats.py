@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-_PAIRS = [(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]
+_CHANNEL_PAIRS = [(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]
 
 
 class PixelMoments:
@@ -24,7 +24,7 @@ class PixelMoments:
         self.products = products or [0] * 6
         """Of RR, GG, BB, RG, RB and GB."""
 
-    def add(self, image: NDArray[np.uint8]) -> None:
+    def add_image(self, image: NDArray[np.uint8]) -> None:
         """Add an RGB image of shape (height, width, 3)."""
         flat = image.reshape(-1, 3)
         # Exact in float64: at most 2^37 pixels of 255^2 each stay below 2^53. A channel at a time is six times faster
@@ -35,13 +35,13 @@ class PixelMoments:
             total + int(channel.sum())
             for total, channel in zip(self.sums, channels, strict=True)
         ]
-        found = (channels[i] @ channels[j] for i, j in _PAIRS)
+        found = (channels[i] @ channels[j] for i, j in _CHANNEL_PAIRS)
         self.products = [
             total + int(product)
             for total, product in zip(self.products, found, strict=True)
         ]
 
-    def merge(self, other: "PixelMoments") -> None:
+    def merge_moments(self, other: "PixelMoments") -> None:
         """Add what another one has seen."""
         self.pixels += other.pixels
         self.sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
@@ -49,18 +49,20 @@ class PixelMoments:
             a + b for a, b in zip(self.products, other.products, strict=True)
         ]
 
-    def statistics(self) -> "Statistics":
+    def to_statistics(self) -> "ColorStatistics":
         """Of all pixels added, in units of 0 to 255."""
         n, covariance = self.pixels, np.empty((3, 3))
-        for (i, j), product in zip(_PAIRS, self.products, strict=True):
+        for (i, j), product in zip(_CHANNEL_PAIRS, self.products, strict=True):
             covariance[i, j] = covariance[j, i] = (
                 n * product - self.sums[i] * self.sums[j]
             ) / (n * n)
-        return Statistics.of(np.array([s / n for s in self.sums]), covariance)
+        return ColorStatistics.from_covariance(
+            np.array([s / n for s in self.sums]), covariance
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class Statistics:
+class ColorStatistics:
     """Colour statistics of a data set, RGB in units of 0 to 255.
 
     Eigenvalues and -vectors are stored with the set, so that every machine colours with the same ones.
@@ -76,13 +78,15 @@ class Statistics:
     """One a column, shape (3, 3), in the order of the eigenvalues."""
 
     @staticmethod
-    def of(mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> "Statistics":
+    def from_covariance(
+        mean: NDArray[np.float64], covariance: NDArray[np.float64]
+    ) -> "ColorStatistics":
         """With the eigenvalues and eigenvectors of a covariance."""
         values, vectors = np.linalg.eigh(covariance)
         values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
         # An axis has no sign of its own: its largest component is made positive.
         signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(3)])
-        return Statistics(mean, covariance, values, vectors * signs)
+        return ColorStatistics(mean, covariance, values, vectors * signs)
 
     @property
     def std(self) -> NDArray[np.float64]:
@@ -90,7 +94,7 @@ class Statistics:
         variance = np.diag(self.covariance)
         return np.where(variance > 0, np.sqrt(variance), 1.0)
 
-    def principal_axes(
+    def compute_principal_axes(
         self, unit: Literal["deviation", "variance"] = "deviation"
     ) -> NDArray[np.float64]:
         """Principal axes of the colours in units of 0 to 255, one a column, shape (3, 3), the largest first.

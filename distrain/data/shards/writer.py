@@ -12,21 +12,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from crc32c import crc32c
 
-from distrain.data.shards.manifest import Group, Shard
+from distrain.data.shards.manifest import RowGroup, Shard
 from distrain.data.shards.parquet import parse_footer
 
-GROUP_ROWS = 100
+MAX_GROUP_ROWS = 100
 """Rows of a row group, which is one ranged read of some megabytes."""
-GROUP_BYTES = 8 << 20
+TARGET_GROUP_BYTES = 8 << 20
 
 
 class ShardWriter:
     """Makes one shard in memory, of rows in the order they come."""
 
-    def __init__(self, classes: Sequence[str], group_rows: int = GROUP_ROWS) -> None:
-        self._group_rows, self._schema = group_rows, _schema(classes)
+    def __init__(
+        self, classes: Sequence[str], max_group_rows: int = MAX_GROUP_ROWS
+    ) -> None:
+        self._max_group_rows, self._schema = max_group_rows, _make_schema(classes)
         self._rows: list[dict[str, Any]] = []
-        self._bytes = 0
+        self._group_bytes = 0
         self._sink = pa.BufferOutputStream()
         # JPEG does not compress, and dictionary and statistics would make reads four times slower.
         options = {
@@ -36,7 +38,9 @@ class ShardWriter:
         }
         self._writer = pq.ParquetWriter(self._sink, self._schema, **options)
 
-    def add(self, data: bytes, label: int, path: str, size: tuple[int, int]) -> None:
+    def add_row(
+        self, data: bytes, label: int, path: str, size: tuple[int, int]
+    ) -> None:
         """Add an image file; `path` says where it came from, `size` is its height and width in pixels."""
         row = {
             "label": label,
@@ -45,24 +49,27 @@ class ShardWriter:
             "crc32c": crc32c(data),
         }
         self._rows.append({"image": {"bytes": data, "path": path}, **row})
-        self._bytes += len(data)
-        if len(self._rows) == self._group_rows or self._bytes >= GROUP_BYTES:
-            self._end_group()
+        self._group_bytes += len(data)
+        if (
+            len(self._rows) == self._max_group_rows
+            or self._group_bytes >= TARGET_GROUP_BYTES
+        ):
+            self._flush_group()
 
-    def finish(self, path: str) -> tuple[Shard, memoryview]:
+    def finish_shard(self, path: str) -> tuple[Shard, memoryview]:
         """The shard, as it is to be written to `path`."""
-        self._end_group()
+        self._flush_group()
         self._writer.close()
         data = memoryview(self._sink.getvalue())
-        return _described(path, data), data
+        return _describe_shard(path, data), data
 
-    def _end_group(self) -> None:
+    def _flush_group(self) -> None:
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
-            self._rows, self._bytes = [], 0
+            self._rows, self._group_bytes = [], 0
 
 
-def _schema(classes: Sequence[str]) -> pa.Schema:
+def _make_schema(classes: Sequence[str]) -> pa.Schema:
     features = {
         "image": {"_type": "Image"},
         "label": {"names": list(classes), "_type": "ClassLabel"},
@@ -83,7 +90,7 @@ def _schema(classes: Sequence[str]) -> pa.Schema:
     )
 
 
-def _described(path: str, data: memoryview) -> Shard:
+def _describe_shard(path: str, data: memoryview) -> Shard:
     length = int.from_bytes(data[-8:-4], "little") + 8
     footer = len(data) - length
     metadata, groups = parse_footer(bytes(data[footer:])), []
@@ -94,6 +101,6 @@ def _described(path: str, data: memoryview) -> Shard:
         end = max(
             column.data_page_offset + column.total_compressed_size for column in columns
         )
-        groups.append(Group(row_group.num_rows, start, end, crc32c(data[start:end])))
+        groups.append(RowGroup(row_group.num_rows, start, end, crc32c(data[start:end])))
     digest = hashlib.sha256(data).hexdigest()
     return Shard(path, len(data), tuple(groups), digest, footer, crc32c(data[footer:]))

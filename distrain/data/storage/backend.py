@@ -4,31 +4,31 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 
-class Entry(NamedTuple):
+class DirectoryEntry(NamedTuple):
     """A line of a listing: a file or a folder."""
 
     name: str
     size: int | None
     """Bytes of a file; None: a folder, or not known."""
-    folder: bool
-    other: bool = False
+    is_folder: bool
+    is_special: bool = False
     """A link that leads nowhere, a pipe, a device: nothing to read."""
 
 
-class Backend(Protocol):
+class StorageBackend(Protocol):
     """A folder. Paths are relative to it, with `/` between parts.
 
     Every method raises OSError, of the kind that a file system would raise, and never with a secret of the URL.
     """
 
-    local: str | None
+    local_path: str | None
     """The folder on this machine's disk, where it is on one."""
 
-    def file_system(self) -> Any:
+    def to_fsspec(self) -> Any:
         """The same as an fsspec file system; `path` is how it names files."""
         ...
 
-    def path(self, path: str) -> str:
+    def resolve_path(self, path: str) -> str:
         """The whole path of a file, as the file system knows it."""
         ...
 
@@ -40,15 +40,15 @@ class Backend(Protocol):
         """Write a file, so that readers see all of it or none."""
         ...
 
-    def create(self, path: str, data: bytes) -> None:
+    def create_exclusive(self, path: str, data: bytes) -> None:
         """Write a file that is not there yet. Raises FileExistsError."""
         ...
 
-    def size(self, path: str) -> int:
+    def get_size(self, path: str) -> int:
         """Bytes of a file."""
         ...
 
-    def version(self, path: str) -> str | None:
+    def get_etag(self, path: str) -> str | None:
         """Return the name of a file's present content (an ETag); None where there are no such names."""
         ...
 
@@ -60,7 +60,7 @@ class Backend(Protocol):
         """Return whether there is a folder of that name."""
         ...
 
-    def entries(self, path: str) -> list[Entry]:
+    def list_entries(self, path: str) -> list[DirectoryEntry]:
         """List a folder, in any order; empty where there is no folder of that name."""
         ...
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-LASTING = (
+PERMANENT_ERRORS = (
     FileNotFoundError,
     PermissionError,
     FileExistsError,
@@ -18,22 +18,22 @@ LASTING = (
 """Errors that stay however long one waits."""
 
 # Seconds between two tries: the first pause, doubled after each, up to the longest.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.1, 5.0
 # Of the system: forked processes would share the numbers of another one, and a step may draw from the global one.
-_RANDOM = random.SystemRandom()
+_SYSTEM_RANDOM = random.SystemRandom()
 
 
 def is_transient(error: OSError) -> bool:
     """Return whether a failure may pass: a full disk or a store that does not answer, not what is forbidden."""
-    return not isinstance(error, LASTING) and error.errno != errno.EROFS
+    return not isinstance(error, PERMANENT_ERRORS) and error.errno != errno.EROFS
 
 
-def retry(
-    act: Callable[[], T],
-    patience: float,
+def call_with_retries(
+    call: Callable[[], T],
+    retry_seconds: float,
     *,
-    transient: Callable[[OSError], bool] = is_transient,
-    again: Callable[[OSError, int], None] = lambda error, failures: None,
+    should_retry: Callable[[OSError], bool] = is_transient,
+    on_retry: Callable[[OSError, int], None] = lambda error, failures: None,
 ) -> T:
     """Call a function, and again if it fails, for a while; return what it returns.
 
@@ -49,17 +49,17 @@ def retry(
     Raises:
         OSError: of the last try.
     """
-    end = time.monotonic() + patience
-    pause = _FIRST_PAUSE
+    end = time.monotonic() + retry_seconds
+    pause = _FIRST_PAUSE_SECONDS
     failures = 0
     while True:
         try:
-            return act()
+            return call()
         except OSError as error:
             left = end - time.monotonic()
-            if left <= 0 or not transient(error):
+            if left <= 0 or not should_retry(error):
                 raise
             failures += 1
-            again(error, failures)
-        time.sleep(min(left, pause * _RANDOM.uniform(0.5, 1.5)))
-        pause = min(2 * pause, _LONGEST_PAUSE)
+            on_retry(error, failures)
+        time.sleep(min(left, pause * _SYSTEM_RANDOM.uniform(0.5, 1.5)))
+        pause = min(2 * pause, _MAX_PAUSE_SECONDS)

@@ -12,31 +12,31 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from distrain.data.storage.backend import Backend, Entry
-from distrain.data.storage.local import LocalFolder
-from distrain.data.storage.objects import SCHEMES, Bucket
-from distrain.data.storage.remote import RemoteFolder
-from distrain.data.storage.retry import retry
-from distrain.data.storage.url import redacted
+from distrain.data.storage.backend import DirectoryEntry, StorageBackend
+from distrain.data.storage.fsspec_storage import FsspecStorage
+from distrain.data.storage.local import LocalStorage
+from distrain.data.storage.object_store import CREDENTIALS_BY_SCHEME, ObjectStorage
+from distrain.data.storage.retry import call_with_retries
+from distrain.data.storage.url import redact_url
 from distrain.errors import UserError
 
 _T = TypeVar("_T")
 
 
 @dataclass
-class Counts:
+class StorageCounters:
     """What reading has cost so far."""
 
-    requests: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
+    num_requests: int = 0
+    bytes_read: int = 0
+    request_seconds: float = 0.0
     """Of all requests together; several run at once."""
-    retries: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
+    num_retries: int = 0
+    errors_by_kind: Counter[str] = field(default_factory=Counter)
     """Failed requests by kind."""
-    hits: int = 0
+    cache_hits: int = 0
     """Ranges that the disk cache had."""
-    evictions: int = 0
+    cache_evictions: int = 0
     """Ranges that the disk cache let go."""
 
 
@@ -50,26 +50,26 @@ class Store:
             UserError: the URL's scheme is unknown, or its package is not installed.
         """
         self.url = url
-        self.name = redacted(url)
+        self.redacted_url = redact_url(url)
         """The URL as it may be shown: without user and password."""
-        self.counts = Counts()
+        self.counters = StorageCounters()
         self._lock = threading.Lock()
-        self.backend = _open(url)
+        self.backend = _open_backend(url)
         """Where the files are, without counts and patience."""
 
     @property
-    def local(self) -> str | None:
+    def local_path(self) -> str | None:
         """The folder on this machine's disk, where it is on one."""
-        return self.backend.local
+        return self.backend.local_path
 
     @property
-    def file_system(self) -> Any:
+    def fsspec_filesystem(self) -> Any:
         """The same as an fsspec file system, for others that want one; `path` is how it names files."""
-        return self.backend.file_system()
+        return self.backend.to_fsspec()
 
-    def path(self, path: str) -> str:
+    def resolve_path(self, path: str) -> str:
         """The whole path of a file, as the file system knows it."""
-        return self.backend.path(path)
+        return self.backend.resolve_path(path)
 
     def read(
         self,
@@ -77,7 +77,7 @@ class Store:
         start: int | None = None,
         end: int | None = None,
         *,
-        patience: float = 0.0,
+        retry_seconds: float = 0.0,
     ) -> bytes:
         """Bytes start to end of a file (all of it by default).
 
@@ -90,54 +90,54 @@ class Store:
         Raises:
             OSError: it cannot be read.
         """
-        return bytes(self.view(path, start, end, patience=patience))
+        return bytes(self.read_view(path, start, end, retry_seconds=retry_seconds))
 
-    def view(
+    def read_view(
         self,
         path: str,
         start: int | None = None,
         end: int | None = None,
         *,
-        patience: float = 0.0,
+        retry_seconds: float = 0.0,
     ) -> bytes | memoryview:
         """The same as `read` without a copy, which costs a third of what bringing the bytes here does."""
 
-        def read() -> bytes | memoryview:
-            with self._counted():
+        def read_once() -> bytes | memoryview:
+            with self._count_request():
                 if start is not None and start == end:
                     return b""  # a range that nobody can ask for
                 return self.backend.read(path, start, end)
 
-        data = self._patiently(read, patience)
+        data = self._call_with_retries(read_once, retry_seconds)
         with self._lock:
-            self.counts.bytes += len(data)
+            self.counters.bytes_read += len(data)
         return data
 
     def write(
-        self, path: str, *parts: bytes | memoryview, patience: float = 0.0
+        self, path: str, *parts: bytes | memoryview, retry_seconds: float = 0.0
     ) -> None:
         """Write a file, its parts one after another, so that readers see all of it or none. Raises OSError.
 
         `patience` is for how many seconds a failure that may pass is tried again.
         """
-        self._patiently(lambda: self.backend.write(path, parts), patience)
+        self._call_with_retries(lambda: self.backend.write(path, parts), retry_seconds)
 
-    def create(self, path: str, data: bytes) -> None:
+    def create_exclusive(self, path: str, data: bytes) -> None:
         """Write a file that is not there yet: of several writers one succeeds (in a bucket, by a conditional put).
 
         Raises:
             FileExistsError: it is there already.
             OSError: it cannot be written.
         """
-        self.backend.create(path, data)
+        self.backend.create_exclusive(path, data)
 
-    def size(self, path: str) -> int:
+    def get_size(self, path: str) -> int:
         """Bytes of a file. Raises OSError."""
-        return self.backend.size(path)
+        return self.backend.get_size(path)
 
-    def version(self, path: str) -> str | None:
+    def get_etag(self, path: str) -> str | None:
         """What the store calls the present content of a file (an ETag), if it calls it anything. Raises OSError."""
-        return self.backend.version(path)
+        return self.backend.get_etag(path)
 
     def exists(self, path: str = "") -> bool:
         """Whether a file or folder is there. Raises OSError where that cannot be known."""
@@ -147,30 +147,30 @@ class Store:
         """Whether there is a folder of that name."""
         return self.backend.is_folder(path)
 
-    def entries(self, path: str = "") -> list[Entry]:
+    def list_entries(self, path: str = "") -> list[DirectoryEntry]:
         """What is in a folder, sorted by name; nothing where the folder is not there. Raises OSError."""
         return sorted(
-            (entry for entry in self.backend.entries(path) if entry.name),
+            (entry for entry in self.backend.list_entries(path) if entry.name),
             key=lambda entry: entry.name,
         )
 
-    def list(self, path: str = "") -> list[str]:
+    def list_names(self, path: str = "") -> list[str]:
         """Names in a folder, sorted; none where the folder is not there."""
-        return [entry.name for entry in self.entries(path)]
+        return [entry.name for entry in self.list_entries(path)]
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that is in it. Raises OSError."""
         self.backend.remove(path)
 
-    def _patiently(self, act: Callable[[], _T], patience: float) -> _T:
-        def again(error: OSError, failures: int) -> None:
+    def _call_with_retries(self, call: Callable[[], _T], retry_seconds: float) -> _T:
+        def count_retry(error: OSError, failures: int) -> None:
             with self._lock:
-                self.counts.retries += 1
+                self.counters.num_retries += 1
 
-        return retry(act, patience, again=again)
+        return call_with_retries(call, retry_seconds, on_retry=count_retry)
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _count_request(self) -> Iterator[None]:
         began, kind = time.monotonic(), None
         try:
             yield
@@ -179,21 +179,21 @@ class Store:
             raise
         finally:
             with self._lock:
-                self.counts.requests += 1
-                self.counts.seconds += time.monotonic() - began
+                self.counters.num_requests += 1
+                self.counters.request_seconds += time.monotonic() - began
                 if kind is not None:
-                    self.counts.errors[kind] += 1
+                    self.counters.errors_by_kind[kind] += 1
 
 
-def _open(url: str) -> Backend:
+def _open_backend(url: str) -> StorageBackend:
     """Choose what reads and writes a URL. Raises UserError."""
     scheme = urlsplit(url).scheme
-    if scheme in SCHEMES:
-        return Bucket(url, scheme)
+    if scheme in CREDENTIALS_BY_SCHEME:
+        return ObjectStorage(url, scheme)
     try:
         files, root = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
-        raise UserError(f"cannot open {redacted(url)}: {error}") from None
+        raise UserError(f"cannot open {redact_url(url)}: {error}") from None
     if isinstance(files, LocalFileSystem):
-        return LocalFolder(str(root))
-    return RemoteFolder(url, files, str(root))
+        return LocalStorage(str(root))
+    return FsspecStorage(url, files, str(root))

@@ -22,7 +22,7 @@ from one_rank import meet_at
 from short_runs import Quiet, config, digits, run
 
 import distrain.train
-from distrain.distributed.world import World, joined
+from distrain.distributed.world import World, open_process_group
 
 DIGITS = "digits"
 WIDTH = 0.05 if DRY else 0.25
@@ -144,7 +144,7 @@ def large(out: Out, weights: Weights) -> None:
         "epochs": 1,
         "log": {"every": 1000},
     }
-    original = distrain.train.micro_step
+    original = distrain.train.forward_backward_step
 
     def waiting(*arguments: Any) -> None:
         original(*arguments)
@@ -161,7 +161,7 @@ def large(out: Out, weights: Weights) -> None:
                 return
             with (
                 out.guarded(f"{family}, {name}"),
-                patch.object(distrain.train, "micro_step", function),
+                patch.object(distrain.train, "forward_backward_step", function),
             ):
                 weights.train(
                     family,
@@ -273,13 +273,13 @@ def rank_here(path: str, rank: int) -> None:
 
     with (
         patch.object(dist, "init_process_group", over_gloo),
-        joined(
+        open_process_group(
             DEVICE,
             rank,
             2,
             meet_at(TMP / "meet"),
             timeout=MOST,
-            cores=1,
+            num_cores=1,
             session="sheet",
         ) as world,
     ):

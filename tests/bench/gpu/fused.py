@@ -98,9 +98,9 @@ def graph(out: Out, case: Case) -> None:
     ones = torch.tensor(float(case.batch), device="cuda")
 
     def whole() -> None:
-        accumulator.add(gradients(), loss, ones, ones, ones)
+        accumulator.add_micro_batch(gradients(), loss, ones, ones, ones)
 
-    accumulator.begin()
+    accumulator.begin_step()
     with torch.cuda.stream(torch.cuda.Stream()):
         for _ in range(3):
             whole()

@@ -14,9 +14,9 @@ from narrow import loader_sections
 from short_runs import config
 
 from distrain.data.decoding import dali
-from distrain.data.loader import Loader, training_requests
-from distrain.data.order import Order
-from distrain.training.datasets import open_sets
+from distrain.data.loader import Loader, iter_training_requests
+from distrain.data.order import SampleOrder
+from distrain.training.run_data import open_datasets
 
 CORES = len(os.sched_getaffinity(0))
 SECONDS = 0.5 if DRY else 1.6
@@ -125,10 +125,14 @@ def measure(case: Reading) -> dict[str, float]:
     }
     augment = {"short_side": 256} if case.set == "as-is" else {}
     c = config(global_batch=case.batch, virtual_workers=1, data=data, augment=augment)
-    dataset, _ = open_sets(c)
-    order = Order(dataset.manifest.group_rows, 0, 1, case.batch, 1024)
-    requests = training_requests(order, range(10**9), range(1))
-    options: dict[str, Any] = {"batch": case.batch, "device": DEVICE, "augmented": True}
+    dataset, _ = open_datasets(c)
+    order = SampleOrder(dataset.manifest.rows_per_group, 0, 1, case.batch, 1024)
+    requests = iter_training_requests(order, range(10**9), range(1))
+    options: dict[str, Any] = {
+        "batch_size": case.batch,
+        "device": DEVICE,
+        "use_augmentation": True,
+    }
     images = 0
     with Loader(
         dataset, dataset.manifest.statistics, requests, **loader_sections(c), **options
@@ -141,7 +145,7 @@ def measure(case: Reading) -> dict[str, float]:
         cpu = time.process_time()
         while time.monotonic() - began < SECONDS:
             for _ in range(max(1, 512 // case.batch)):
-                images += len(next(batches).ids)
+                images += len(next(batches).sample_ids)
         sync()
         wall = time.monotonic() - began
         spent = time.process_time() - cpu

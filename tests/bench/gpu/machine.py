@@ -12,7 +12,7 @@ from common import DRY, Out, main
 from device import DEVICE, elapsed
 from short_runs import digits, run
 
-from distrain.distributed.numerics import environment
+from distrain.distributed.numerics import collect_environment
 
 QUERY = "name,driver_version,memory.total,clocks.max.sm,power.limit,pcie.link.gen.max,pcie.link.width.max"
 COMMANDS = {
@@ -57,7 +57,7 @@ def env(out: Out) -> None:
     with out.guarded("versions"):
         out("versions", **versions())
     with out.guarded("environment"):
-        out("environment", **environment(DEVICE))
+        out("environment", **collect_environment(DEVICE))
     if DRY:
         return
     with out.guarded("ceilings"):

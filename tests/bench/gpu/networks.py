@@ -7,11 +7,11 @@ import torch
 from device import DEVICE
 from torch import Tensor, nn
 
-from distrain.distributed.numerics import numerics
+from distrain.distributed.numerics import set_torch_numerics
 from distrain.losses import CrossEntropy
 from distrain.models.alexnet import AlexNet, AlexNet2012, AlexNetBN
-from distrain.models.layers import micro_step
-from distrain.optim.accumulate import Accumulator
+from distrain.models.layers import micro_batch_context
+from distrain.optim.accumulate import GradientAccumulator
 
 CLASSES = 1000
 NETWORKS: dict[str, AlexNet | AlexNet2012 | AlexNetBN] = {
@@ -36,7 +36,9 @@ class Case(NamedTuple):
 
     def numerics(self) -> AbstractContextManager[None]:
         """Set torch's global numerics to its precision and its mode, inside."""
-        return numerics(DEVICE, precision=self.precision, exact=self.mode == "exact")
+        return set_torch_numerics(
+            DEVICE, precision=self.precision, exact=self.mode == "exact"
+        )
 
 
 class MicroBatch:
@@ -58,7 +60,7 @@ class MicroBatch:
 
     def __call__(self, worker: int = 0) -> list[Tensor]:
         with (
-            micro_step(0, 0, worker),
+            micro_batch_context(0, 0, worker),
             torch.autocast(DEVICE.type, torch.bfloat16, enabled=self._is_bf16),
         ):
             logits = self.model(self._images)
@@ -68,9 +70,12 @@ class MicroBatch:
 
 def make_accumulator(
     parameters: list[nn.Parameter], mode: str, batch: int = 128, workers: int = 8
-) -> Accumulator:
+) -> GradientAccumulator:
     """Make the accumulator of a step of so many virtual workers."""
     bits = 48 if mode == "exact" else None
-    return Accumulator(
-        parameters, virtual_workers=workers, micro_batch=batch, fraction_bits=bits
+    return GradientAccumulator(
+        parameters,
+        num_virtual_workers=workers,
+        micro_batch_size=batch,
+        fraction_bits=bits,
     )

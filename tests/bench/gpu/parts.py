@@ -11,17 +11,17 @@ from networks import CLASSES, NETWORKS, make_accumulator
 from torch import Tensor, nn
 
 from distrain.data.storage.store import Store
-from distrain.distributed.lanes import Lanes
+from distrain.distributed.lane_pool import LanePool
 from distrain.distributed.world import World
-from distrain.models.layers import Dropout, LocalResponseNorm, micro_step
+from distrain.models.layers import Dropout, LocalResponseNorm, micro_batch_context
 from distrain.monitor.meters import Meters
 from distrain.optim.adam import Adam
 from distrain.optim.lars import LARS
 from distrain.optim.optimizer import Optimizer
 from distrain.optim.sgd import SGD
-from distrain.rundir.checkpoint import Checkpoints, digest
-from distrain.rundir.lease import claim
-from distrain.training.step import correct
+from distrain.rundir.checkpoint import CheckpointManager, hash_tensors
+from distrain.rundir.lease import acquire_lease
+from distrain.training.forward_pass import count_correct
 
 BATCH = 4 if DRY else 128
 OPTIMIZERS = {
@@ -49,14 +49,14 @@ def parts(out: Out) -> None:
         part(
             out,
             "correct, top 1 and 5",
-            lambda: [correct(logits, labels, weights, k) for k in (1, 5)],
+            lambda: [count_correct(logits, labels, weights, k) for k in (1, 5)],
             0.1,
         )
     with out.guarded("checkpoint"):
         checkpoint(out, model)
     with out.guarded("digest"):
         began = time.perf_counter()
-        digest(model.state_dict())
+        hash_tensors(model.state_dict())
         out(
             "part",
             part="digest of the weights",
@@ -77,24 +77,28 @@ def sums(out: Out, parameters: list[nn.Parameter], mode: str) -> None:
     accumulator = make_accumulator(parameters, mode)
 
     def first() -> None:
-        accumulator.begin()
-        accumulator.add(gradients, loss, ones, ones, ones)
+        accumulator.begin_step()
+        accumulator.add_micro_batch(gradients, loss, ones, ones, ones)
 
     part(out, f"add, first of a step, {mode}", first)
     first()
     part(
-        out, f"add, {mode}", lambda: accumulator.add(gradients, loss, ones, ones, ones)
+        out,
+        f"add, {mode}",
+        lambda: accumulator.add_micro_batch(gradients, loss, ones, ones, ones),
     )
-    with Lanes(1, 1, DEVICE) as lanes:
+    with LanePool(1, 1, DEVICE) as lanes:
         first()
-        totals = accumulator.reduce(World(DEVICE))
+        totals = accumulator.start_all_reduce(World(DEVICE))
         part(
             out,
             f"reduce and finish, {mode}",
-            lambda: accumulator.finish(accumulator.reduce(World(DEVICE)), lanes),
+            lambda: accumulator.write_gradients(
+                accumulator.start_all_reduce(World(DEVICE)), lanes
+            ),
         )
     meters = Meters(DEVICE, accumulator.loss_shift)
-    part(out, f"meters, {mode}", lambda: meters.add(1, totals), 0.1)
+    part(out, f"meters, {mode}", lambda: meters.add_step(1, totals), 0.1)
 
 
 def optimizers(out: Out, model: nn.Module) -> None:
@@ -119,7 +123,7 @@ def stepping(made: Optimizer, rate: Tensor) -> Callable[[], None]:
 
 def layers(out: Out) -> None:
     """Measure our own layers, forward and backward."""
-    with micro_step(0, 0, 0):
+    with micro_batch_context(0, 0, 0):
         for width in (9216, 4096):
             shape: tuple[int, ...] = (BATCH, width)
             part(
@@ -146,16 +150,16 @@ def checkpoint(out: Out, model: nn.Module) -> None:
     """
     state: dict[str, dict[str, Any]] = {
         "model": model.state_dict(),
-        "optimizer": make_optimizer("adam", model).state(),
+        "optimizer": make_optimizer("adam", model).state_dict(),
     }
     store = Store(str(TMP / "checkpoint"))
-    with claim(store, "sheet", lambda text: out("lease", text=text)) as lease:
-        saves = Checkpoints(
+    with acquire_lease(store, "sheet", lambda text: out("lease", text=text)) as lease:
+        saves = CheckpointManager(
             store,
             lease,
-            keep=1,
-            patience=0.0,
-            tell=lambda text: out("checkpoint", text=text),
+            keep_latest=1,
+            retry_seconds=0.0,
+            warn=lambda text: out("checkpoint", text=text),
         )
         spent = []
         for _ in range(2 if DRY else 6):
@@ -163,7 +167,7 @@ def checkpoint(out: Out, model: nn.Module) -> None:
                 torch.cuda.synchronize()
             began = time.perf_counter()
             for name, tensors in state.items():
-                saves._copied(name, tensors)
+                saves._copy_to_cpu(name, tensors)
             spent.append(round(1000 * (time.perf_counter() - began), 1))
     size = sum(
         tensor.nbytes for tensors in state.values() for tensor in tensors.values()

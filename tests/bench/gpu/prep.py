@@ -14,7 +14,7 @@ from photos import STATISTICS, true_size
 from PIL import Image
 from sets import SetWriter
 
-from distrain.data.decoding.image import encode, ppm, square
+from distrain.data.decoding.image import encode_jpeg, encode_ppm, resize_to_square
 from distrain.data.storage.store import Store
 
 UNIQUE, PACKED, AS_IS, RAW = (64, 512, 128, 64) if DRY else (2048, 16384, 4096, 2048)
@@ -29,8 +29,10 @@ photographs.load_sample_images = lru_cache(
 def make(seed: int) -> tuple[bytes, bytes, bytes]:
     """Return one photograph as it is, packed to 256 x 256 as JPEG of quality 95, and its raw pixels."""
     data = photographs.photograph(seed)
-    pixels = np.asarray(square(Image.open(io.BytesIO(data)).convert("RGB"), SIZE[0]))
-    return data, encode(pixels, 95), bytes(ppm(pixels))
+    pixels = np.asarray(
+        resize_to_square(Image.open(io.BytesIO(data)).convert("RGB"), SIZE[0])
+    )
+    return data, encode_jpeg(pixels, 95), bytes(encode_ppm(pixels))
 
 
 def write(

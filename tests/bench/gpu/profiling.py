@@ -9,11 +9,11 @@ from device import DEVICE, sync
 from networks import CLASSES, Case, MicroBatch, make_accumulator
 from torch.profiler import ProfilerActivity, profile
 
-from distrain.distributed.lanes import Lanes
+from distrain.distributed.lane_pool import LanePool
 from distrain.distributed.world import World
 from distrain.optim.optimizer import Optimizer
 from distrain.optim.sgd import SGD
-from distrain.training.step import correct
+from distrain.training.forward_pass import count_correct
 
 CASES = [  # and virtual workers
     (Case(precision="fp32", batch=16), 8),
@@ -47,15 +47,20 @@ class Step:
         self._labels = torch.zeros(batch, dtype=torch.int64, device=DEVICE)
         self._weights = torch.ones(batch, device=DEVICE)
 
-    def __call__(self, lanes: Lanes) -> None:
-        self._accumulator.begin()
+    def __call__(self, lanes: LanePool) -> None:
+        self._accumulator.begin_step()
         for worker in range(self._workers):
             gradients = self._gradients(worker)
             top1, top5 = (
-                correct(self._logits, self._labels, self._weights, k) for k in (1, 5)
+                count_correct(self._logits, self._labels, self._weights, k)
+                for k in (1, 5)
             )
-            self._accumulator.add(gradients, self._loss, self._ones, top1, top5)
-        self._accumulator.finish(self._accumulator.reduce(World(DEVICE)), lanes)
+            self._accumulator.add_micro_batch(
+                gradients, self._loss, self._ones, top1, top5
+            )
+        self._accumulator.write_gradients(
+            self._accumulator.start_all_reduce(World(DEVICE)), lanes
+        )
         self._optimizer.step(self._rate)
 
 
@@ -71,7 +76,7 @@ def kernels(out: Out) -> None:
 def measure(out: Out, case: Case, workers: int) -> None:
     """Measure a step with the profiler off, then list the kernels of some with it on."""
     step = Step(case, workers)
-    with Lanes(1, 1, DEVICE) as lanes:
+    with LanePool(1, 1, DEVICE) as lanes:
         for _ in range(WARM_UP):
             step(lanes)
         sync()

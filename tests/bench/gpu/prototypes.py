@@ -6,7 +6,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from distrain.models.layers import _hash, _neighbours, _power
+from distrain.models.layers import (
+    _hash_counters,
+    _pow_minus_beta,
+    _sum_neighbor_channels,
+)
 
 BLOCK_SIZE = 4096
 KEYS = (123456789, -987654321)
@@ -150,11 +154,16 @@ def check(device: torch.device) -> dict[str, bool | int | float]:
         torch.equal(out, total.double().div(2.0**38).div(1000).float())
     )
     x = torch.randn(64, 1000, device=device)
-    kept = _hash(torch.arange(x.numel(), dtype=torch.int32, device=device), *KEYS) < 0.0
+    kept = (
+        _hash_counters(torch.arange(x.numel(), dtype=torch.int32, device=device), *KEYS)
+        < 0.0
+    )
     keys = torch.tensor(KEYS, dtype=torch.int32, device=device)
     dropped = x * kept.view(x.shape).float().div_(0.5)
     found["dropout is exact"] = bool(torch.equal(dropout(x, keys, 0.5), dropped))
     x = torch.randn(4, 48, 100, device=device)
-    true = x * _power(_neighbours(x.square(), 2).mul_(2e-5).add_(2.0), 0.75)
+    true = x * _pow_minus_beta(
+        _sum_neighbor_channels(x.square(), 2).mul_(2e-5).add_(2.0), 0.75
+    )
     found["lrn, most off"] = float((lrn(x) - true).abs().max())
     return found

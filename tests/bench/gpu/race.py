@@ -44,7 +44,7 @@ def dali_memory_on_stream(decoder: Any) -> Tensor:
 
 
 MEMORIES: dict[str, Callable[[Any], Tensor]] = {
-    AS_LOADED: DaliDecoder.run,
+    AS_LOADED: DaliDecoder.decode_batch,
     "DALI's own": dali_memory,
 }
 if not DRY:
@@ -66,7 +66,7 @@ def compare(
     out: Out, dataset: Dataset, normalise: str, memory: str, true: Tensor
 ) -> None:
     """Hand batches out in one kind of memory. As the loader has it they must never be wrong."""
-    with patch.object(DaliDecoder, "run", MEMORIES[memory]):
+    with patch.object(DaliDecoder, "decode_batch", MEMORIES[memory]):
         for host, ahead in HOSTS:
             if MEMORIES[memory] is dali_memory_on_stream and host in ("waits", "keeps"):
                 continue
@@ -107,7 +107,11 @@ def checksums(dataset: Dataset, normalise: str, host: str, ahead: int) -> Tensor
     c = config(global_batch=SIZE, virtual_workers=1, data=data)
     found = torch.zeros(BATCHES, dtype=torch.float64, device=DEVICE)
     kept = []
-    options: dict[str, Any] = {"batch": SIZE, "device": DEVICE, "augmented": True}
+    options: dict[str, Any] = {
+        "batch_size": SIZE,
+        "device": DEVICE,
+        "use_augmentation": True,
+    }
     with Loader(
         dataset, STATISTICS, requests(ids, SIZE), **loader_sections(c), **options
     ) as loader:

@@ -59,7 +59,11 @@ def leaks(out: Out) -> None:
     files = [encoded(picture(i, 256, 256)) for i in range(32)]
     dataset = write_set(TMP / "leaks", files, (256, 256), proved=True)
     c = config(global_batch=8, virtual_workers=1, data={"train": "x"})
-    options: dict[str, Any] = {"batch": 8, "device": DEVICE, "augmented": False}
+    options: dict[str, Any] = {
+        "batch_size": 8,
+        "device": DEVICE,
+        "use_augmentation": False,
+    }
     gc.collect()
     gc.disable()
     try:
@@ -118,24 +122,30 @@ def rebuilds(out: Out) -> None:
             ]
             for name in Taken._fields
         },
-        reasons=list(dataset.bad.values())[:2],
+        reasons=list(dataset.bad_samples.values())[:2],
         **failure,
     )
 
 
 def read(dataset: Dataset) -> None:
     """Read the set once, with no memory of the bad files."""
-    dataset.bad.clear()
+    dataset.bad_samples.clear()
     c = config(
         global_batch=4, virtual_workers=1, data={"train": "x"}, augment={"crop": 64}
     )
-    options: dict[str, Any] = {"batch": 4, "device": DEVICE, "augmented": False}
+    options: dict[str, Any] = {
+        "batch_size": 4,
+        "device": DEVICE,
+        "use_augmentation": False,
+    }
     with Loader(
         dataset, STATISTICS, requests(range(64), 4), **loader_sections(c), **options
     ) as loader:
         batches = list(loader)
-        assert loader.rebuilds == 16, loader.rebuilds
-    assert dataset.bad.keys() == set(range(3, 64, 4)), sorted(dataset.bad)
+        assert loader.num_decoder_rebuilds == 16, loader.num_decoder_rebuilds
+    assert dataset.bad_samples.keys() == set(range(3, 64, 4)), sorted(
+        dataset.bad_samples
+    )
     assert all(torch.equal(b.images[0], batches[0].images[0]) for b in batches), (
         "a good image has changed"
     )

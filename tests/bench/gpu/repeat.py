@@ -7,7 +7,7 @@ from common import DRY, Out, main
 from device import DEVICE, bits
 from networks import NETWORKS, Case, MicroBatch
 
-from distrain.models.layers import micro_step
+from distrain.models.layers import micro_batch_context
 
 TIMES, BATCH = (1, 2) if DRY else (100, 32)
 LAYOUTS = ("nchw",) if DRY else ("nchw", "channels_last")
@@ -29,7 +29,7 @@ def repeat(out: Out) -> None:
             first = gradients()
             unequal = 0
             for i in range(TIMES):
-                with torch.no_grad(), micro_step(0, 0, 1):
+                with torch.no_grad(), micro_batch_context(0, 0, 1):
                     gradients.model(torch.zeros(2 + i % 7, 3, 224, 224, device=DEVICE))
                 unequal += any(
                     not torch.equal(a, b)

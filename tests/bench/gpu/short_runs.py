@@ -9,7 +9,7 @@ from typing import Any
 
 from common import DATA, DRY, TMP
 
-from distrain.config import Config, parse
+from distrain.config import Config, parse_config
 from distrain.data.prepare.digits import pack_digits
 from distrain.distributed.world import World
 from distrain.monitor.records import MetricsRecord
@@ -23,7 +23,7 @@ def config(**changes: Any) -> Config:
         "metrics": {"port": None},
         "device": "cpu" if DRY else "cuda",
     }
-    return parse({**tree, **changes}, "sheet")
+    return parse_config({**tree, **changes}, "sheet")
 
 
 def digits() -> Path:
@@ -66,7 +66,7 @@ class Quiet:
         """Stop the run if it is time to."""
         is_late = self._end is not None and time.monotonic() > self._end
         if self._world is not None and (is_late or step == self._stop_at):
-            self._world.stop.set()
+            self._world.stop_requested.set()
 
     def record(self, record: MetricsRecord) -> None:
         """Keep it."""

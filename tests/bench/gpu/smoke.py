@@ -18,7 +18,7 @@ from short_runs import config, digits, run
 from test_loader import by_id, requests
 from torch import Tensor
 
-from distrain.data.decoding.image import ppm
+from distrain.data.decoding.image import encode_ppm
 from distrain.data.loader import Loader
 from distrain.data.shards.dataset import Dataset
 
@@ -113,7 +113,11 @@ def mixed() -> dict[str, Any]:
                 virtual_workers=1,
                 data={"train": "x", "normalise": normalise},
             )
-            options: dict[str, Any] = {"batch": 8, "device": device, "augmented": True}
+            options: dict[str, Any] = {
+                "batch_size": 8,
+                "device": device,
+                "use_augmentation": True,
+            }
             with Loader(
                 dataset,
                 STATISTICS,
@@ -148,7 +152,7 @@ def mixed() -> dict[str, Any]:
 def files(folder: Path) -> Dataset:
     """Write a set of 12 plain JPEGs, raw pixels, and JPEGs that are grey, progressive and 4:4:4."""
     made = [encoded(picture(i, 256, 256)) for i in range(12)]
-    made.append(bytes(ppm(picture(20, 256, 256))))
+    made.append(bytes(encode_ppm(picture(20, 256, 256))))
     made.append(encoded(picture(21, 256, 256), mode="L"))
     made.append(encoded(picture(22, 256, 256), progressive=True))
     made.append(encoded(picture(23, 256, 256), subsampling=0))

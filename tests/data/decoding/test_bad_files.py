@@ -17,9 +17,13 @@ from photos import STATISTICS, encoded, kinds, lying, open_set, picture, write_s
 from test_loader import by_id, deliver, requests, resident
 
 from distrain.data import loader
-from distrain.data.decoding.graph import RefusedError
-from distrain.data.decoding.image import BadImageError, jpeg_size, readable
-from distrain.data.decoding.quarantine import Recorder, judge, suspects
+from distrain.data.decoding.decoder import DecodeError
+from distrain.data.decoding.image import BadImageError, parse_jpeg_size, sanitize_file
+from distrain.data.decoding.quarantine import (
+    InFlightRecorder,
+    claim_suspects,
+    decode_one_by_one,
+)
 from distrain.data.loader import Loader
 from distrain.errors import AttemptError, RunError
 
@@ -32,7 +36,7 @@ def broken_table(data: bytes) -> bytes:
     damaged = bytearray(data)
     table = data.index(b"\xff\xc4") + 5
     damaged[table : table + 16] = b"\xff" * 16
-    assert jpeg_size(np.frombuffer(bytes(damaged), np.uint8)) is not None
+    assert parse_jpeg_size(np.frombuffer(bytes(damaged), np.uint8)) is not None
     return bytes(damaged)
 
 
@@ -73,14 +77,14 @@ def test_refused_files_are_placeholders_and_nothing_is_lost_or_reordered(
     assert [b.cursor.step for b in batches] == list(range(-(-24 // batch)))
     found = by_id(batches)
     assert sorted(found) == list(range(24))
-    reasons = {i: reason for b in batches for i, reason in b.bad.items()}
+    reasons = {i: reason for b in batches for i, reason in b.bad_samples.items()}
     assert reasons.keys() == BAD.keys()
     for i, image in found.items():
         assert torch.equal(image, good[i]) if i not in BAD else not image.any()
     for b in batches:
-        for i, sample in enumerate(b.ids.tolist()):
-            assert not b.weights[i] or sample not in reasons
-    assert dataset.bad == reasons
+        for i, sample in enumerate(b.sample_ids.tolist()):
+            assert not b.sample_weights[i] or sample not in reasons
+    assert dataset.bad_samples == reasons
 
 
 def test_a_decoder_that_refuses_its_placeholder_too_ends_the_attempt(
@@ -89,9 +93,9 @@ def test_a_decoder_that_refuses_its_placeholder_too_ends_the_attempt(
     """Or it would be replaced for ever."""
 
     class Refusing(loader.DaliDecoder):
-        def run(self):
-            super().run()
-            raise RefusedError(0, "never")
+        def decode_batch(self):
+            super().decode_batch()
+            raise DecodeError(0, "never")
 
     monkeypatch.setattr(loader, "DaliDecoder", Refusing)
     with pytest.raises(AttemptError, match="the decoder stopped"):
@@ -113,10 +117,10 @@ def test_a_verdict_does_not_depend_on_the_window(tmp_path, narrow, window):
     dataset = write_set(tmp_path / "set", damaged)
     verdicts = []
     for epoch in range(6):
-        dataset.bad.clear()
+        dataset.bad_samples.clear()
         config = narrow(augment={"crop": 64, "short_side": 72, "window": window})
         deliver(config, dataset, requests(range(24), 6, epoch), 6)
-        verdicts.append(dict(dataset.bad))
+        verdicts.append(dict(dataset.bad_samples))
     assert all(set(v) == {i for i in range(24) if i % 3} for v in verdicts)
 
 
@@ -127,7 +131,7 @@ def test_a_verdict_costs_once(tmp_path, narrow):
     )
     rebuilds = []
     for epoch in range(3):
-        options = {"batch": 6, "device": CPU, "augmented": True}
+        options = {"batch_size": 6, "device": CPU, "use_augmentation": True}
         with Loader(
             dataset,
             STATISTICS,
@@ -136,7 +140,7 @@ def test_a_verdict_costs_once(tmp_path, narrow):
             **options,
         ) as loader:
             assert len(list(loader)) == 4
-            rebuilds.append(loader.rebuilds)
+            rebuilds.append(loader.num_decoder_rebuilds)
     assert rebuilds == [2, 0, 0]
 
 
@@ -167,8 +171,10 @@ def test_a_lying_header_is_refused_before_memory_is_taken(tmp_path, narrow):
         narrow(data={"pixel_limit": 1_000_000}), dataset, requests(range(4), 4), 4
     )
     assert resident() - before < 64 << 20
-    assert batches[0].weights.tolist() == [1, 0, 0, 0]
-    assert all("over the limit of 1000000" in batches[0].bad[i] for i in (1, 2, 3))
+    assert batches[0].sample_weights.tolist() == [1, 0, 0, 0]
+    assert all(
+        "over the limit of 1000000" in batches[0].bad_samples[i] for i in (1, 2, 3)
+    )
 
 
 def test_memory_does_not_grow_over_rebuilds(tmp_path, narrow):
@@ -178,8 +184,8 @@ def test_memory_does_not_grow_over_rebuilds(tmp_path, narrow):
 
     def rebuild(times):
         for _ in range(times // 16):
-            dataset.bad.clear()
-            options = {"batch": 4, "device": CPU, "augmented": True}
+            dataset.bad_samples.clear()
+            options = {"batch_size": 4, "device": CPU, "use_augmentation": True}
             with Loader(
                 dataset,
                 STATISTICS,
@@ -188,7 +194,7 @@ def test_memory_does_not_grow_over_rebuilds(tmp_path, narrow):
                 **options,
             ) as loader:
                 assert len(list(loader)) == 16
-                assert loader.rebuilds == 16
+                assert loader.num_decoder_rebuilds == 16
 
     rebuild(160)
     before = resident()
@@ -197,26 +203,26 @@ def test_memory_does_not_grow_over_rebuilds(tmp_path, narrow):
 
 
 def asked(run, dataset):
-    with suspects(run, dataset) as ids:
+    with claim_suspects(run, dataset) as ids:
         return ids.tolist()
 
 
 def test_what_is_in_flight_is_known_to_the_next_process(tmp_path, narrow):
     dataset, run = write_set(tmp_path / "set", GOOD), str(tmp_path / "run")
-    recorder = Recorder(run, dataset, slots=3, batch=2)
-    recorder.fed(np.array([1, 2]))
-    recorder.fed(np.array([3, 4]))
-    recorder.decoded()
+    recorder = InFlightRecorder(run, dataset, num_slots=3, batch_size=2)
+    recorder.record_fed(np.array([1, 2]))
+    recorder.record_fed(np.array([3, 4]))
+    recorder.record_decoded()
     assert asked(run, dataset) == [], "its process lives"
     recorder._file.close()  # as the kernel does when a process dies
-    with suppress(RuntimeError), suspects(run, dataset) as ids:
+    with suppress(RuntimeError), claim_suspects(run, dataset) as ids:
         assert ids.tolist() == [3, 4]
         assert asked(run, dataset) == [], "another rank has them"
         raise RuntimeError("no verdict")
     assert asked(run, dataset) == [3, 4], "they are there until there is a verdict"
     assert asked(run, dataset) == []
-    recorder = Recorder(run, dataset, slots=3, batch=2)
-    recorder.fed(np.array([5, 6]))
+    recorder = InFlightRecorder(run, dataset, num_slots=3, batch_size=2)
+    recorder.record_fed(np.array([5, 6]))
     folder = recorder._path.parent
     recorder.close()
     assert not folder.exists()
@@ -227,7 +233,7 @@ def test_files_are_judged_alone(tmp_path):
         np.frombuffer(f, np.uint8)
         for f in (GOOD[0], broken_table(GOOD[1]), kinds()["bmp"], GOOD[2])
     ]
-    verdicts = judge(files, CPU)
+    verdicts = decode_one_by_one(files, CPU)
     assert [v is None for v in verdicts] == [True, False, True, True]
     assert "DALI" in verdicts[1]
 
@@ -250,7 +256,10 @@ def test_a_child_that_dies_of_its_first_file_gives_it_away(tmp_path, monkeypatch
         tmp_path,
         '[ -e "$0.died" ] && { echo \'"refused"\'; cat; exit; }; touch "$0.died"; kill -SEGV $$',
     )
-    assert judge(FILES, CPU) == ["the decoder dies of it (SIGSEGV)", "refused"]
+    assert decode_one_by_one(FILES, CPU) == [
+        "the decoder dies of it (SIGSEGV)",
+        "refused",
+    ]
 
 
 def test_a_later_file_is_blamed_only_by_a_child_of_its_own(tmp_path, monkeypatch):
@@ -260,14 +269,14 @@ def test_a_later_file_is_blamed_only_by_a_child_of_its_own(tmp_path, monkeypatch
         tmp_path,
         'echo null; [ -e "$0.died" ] && { cat; exit; }; touch "$0.died"; kill -SEGV $$',
     )
-    assert judge(FILES, CPU) == [None, None]
+    assert decode_one_by_one(FILES, CPU) == [None, None]
 
 
 @pytest.mark.parametrize("end", ["kill -KILL $$", "kill -INT $$", "exit 1", "exit 0"])
 def test_a_child_that_ends_for_another_reason_is_no_verdict(tmp_path, monkeypatch, end):
     stand_in(monkeypatch, tmp_path, end)
     with pytest.raises(AttemptError, match="ended by itself"):
-        judge(FILES, CPU)
+        decode_one_by_one(FILES, CPU)
 
 
 @pytest.mark.parametrize("backend", ["dali", "torch"])
@@ -280,7 +289,7 @@ def test_a_missing_shard_is_no_refusal_whatever_its_folder_is_called(
     config = narrow(augment={"crop": 64, "short_side": 72}, data={"backend": backend})
     with pytest.raises(AttemptError, match="is missing: restore it"):
         deliver(config, dataset, requests(range(24), 6), 6)
-    assert dataset.bad == {}
+    assert dataset.bad_samples == {}
 
 
 CRASHING = """
@@ -289,16 +298,16 @@ import numpy as np
 import distrain.data.decoding.image as decode
 
 def trusting(data, pixel_limit):  # no walk in front of the decoder
-    return decode.File(data, 72, 72)
+    return decode.ImageFile(data, 72, 72)
 
-decode.readable = trusting
+decode.sanitize_file = trusting
 import torch
-from distrain.config import load
-from distrain.monitor.sinks import PlainLines
+from distrain.config import load_config
+from distrain.monitor.sinks import PlainConsole
 from distrain.train import train
 from distrain.distributed.world import World
 
-summary = train(load(sys.argv[1]), World(torch.device("cpu")), PlainLines(sys.stdout))
+summary = train(load_config(sys.argv[1]), World(torch.device("cpu")), PlainConsole(sys.stdout))
 print("weights", summary.weights)
 """
 
@@ -353,7 +362,7 @@ def test_a_file_that_kills_the_decoder_is_found_and_quarantined(
     (tmp_path / "recipe.yaml").write_text(
         to_yaml(config.model_copy(update={"run": str(tmp_path / "other")}))
     )
-    walked = run(CRASHING.replace("decode.readable = trusting", ""))
+    walked = run(CRASHING.replace("decode.sanitize_file = trusting", ""))
     assert walked.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]
 
 
@@ -368,15 +377,15 @@ import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import os, signal
 import numpy as np
 from photos import open_set
-from distrain.config import load
-from distrain.data.decoding.quarantine import Recorder
-recorder = Recorder(load(sys.argv[1]).run, open_set({dataset.store.local!r}), slots=2, batch=4)
-recorder.fed(np.array([7, 8, 9, 10]))
+from distrain.config import load_config
+from distrain.data.decoding.quarantine import InFlightRecorder
+recorder = InFlightRecorder(load_config(sys.argv[1]).run, open_set({dataset.store.local_path!r}), num_slots=2, batch_size=4)
+recorder.record_fed(np.array([7, 8, 9, 10]))
 os.kill(os.getpid(), signal.SIGKILL)
 """
     from distrain.config import to_yaml
     from distrain.distributed.world import World
-    from distrain.training.quarantined import recall
+    from distrain.training.quarantine_sync import sync_quarantine
 
     (tmp_path / "recipe.yaml").write_text(to_yaml(config))
     subprocess.run(
@@ -385,7 +394,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         env=plain_environment,
     )
     told: list[str] = []
-    recall(
+    sync_quarantine(
         config,
         World(CPU),
         [dataset],
@@ -396,16 +405,16 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert "4 files (7: shard-00000.parquet row group 0 row 7; 8: " in told[0]
     assert told[1:-1] == [f"verdict {n} of 4" for n in (1, 2, 3, 4)]
     assert "none is to blame" in told[-1]
-    assert dataset.bad == {}
+    assert dataset.bad_samples == {}
 
 
 def test_readable_agrees_with_the_decoder(tmp_path, narrow):
     """What the walk refuses goes to PIL; what PIL refuses too is bad, with a reason."""
     for name, data in kinds().items():
-        found = readable(np.frombuffer(data, np.uint8), 10_000_000)
+        found = sanitize_file(np.frombuffer(data, np.uint8), 10_000_000)
         assert found.height * found.width > 0, name
     with pytest.raises(BadImageError, match="no image format"):
-        readable(np.frombuffer(b"GIF89a", np.uint8), 10)
+        sanitize_file(np.frombuffer(b"GIF89a", np.uint8), 10)
 
 
 @pytest.mark.parametrize("batch", [64, 256])

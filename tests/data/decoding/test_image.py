@@ -11,13 +11,13 @@ from PIL import Image
 
 from distrain.data.decoding.image import (
     BadImageError,
-    decode,
-    encode,
-    jpeg_size,
-    opened,
-    readable,
-    shorten,
-    square,
+    decode_rgb,
+    encode_jpeg,
+    open_rgb,
+    parse_jpeg_size,
+    resize_short_side,
+    resize_to_square,
+    sanitize_file,
 )
 
 LIMIT = 1_000_000
@@ -34,8 +34,8 @@ def file(kind="JPEG", mode="RGB", **options):
 @pytest.mark.parametrize("progressive", [False, True])
 def test_jpegs_go_to_dali_as_they_are(mode, progressive):
     data = file(mode=mode, progressive=progressive)
-    assert jpeg_size(data) == (40, 60)
-    assert readable(data, LIMIT) == (data, 40, 60)
+    assert parse_jpeg_size(data) == (40, 60)
+    assert sanitize_file(data, LIMIT) == (data, 40, 60)
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_jpegs_go_to_dali_as_they_are(mode, progressive):
 )
 def test_other_formats_become_ppm_with_the_same_pixels(kind, mode):
     data = file(kind, mode)
-    assert jpeg_size(data) is None
-    found = readable(data, LIMIT)
+    assert parse_jpeg_size(data) is None
+    found = sanitize_file(data, LIMIT)
     assert found[1:] == (40, 60)
     ppm = bytes(found.data)
     assert ppm.startswith(b"P6 60 40 255\n")
@@ -65,13 +65,13 @@ def test_other_formats_become_ppm_with_the_same_pixels(kind, mode):
 )
 def test_what_does_not_decode_is_named(data, reason):
     with pytest.raises(BadImageError, match=reason):
-        readable(np.frombuffer(data, np.uint8), LIMIT)
+        sanitize_file(np.frombuffer(data, np.uint8), LIMIT)
 
 
 def test_a_cut_file_is_bad_whatever_the_window():
     cut = file()[: len(file()) // 2]
     with pytest.raises(BadImageError, match="truncated"):
-        readable(cut, LIMIT)
+        sanitize_file(cut, LIMIT)
 
 
 @pytest.mark.parametrize("side", [2000, 20000])
@@ -89,15 +89,15 @@ def test_bombs_are_refused_before_memory_is_taken(side):
     with pytest.raises(
         BadImageError, match=f"{side} x {side} pixels are over the limit"
     ):
-        decode(b"\x89PNG\r\n\x1a\n" + png, LIMIT)
+        decode_rgb(b"\x89PNG\r\n\x1a\n" + png, LIMIT)
 
 
 def test_a_jpeg_over_the_pixel_limit_is_bad():
     with pytest.raises(
         BadImageError, match="60 x 40 pixels are over the limit of 2399"
     ):
-        readable(file(), 2399)
-    assert readable(file(), 2400)[1:] == (40, 60)
+        sanitize_file(file(), 2399)
+    assert sanitize_file(file(), 2400)[1:] == (40, 60)
 
 
 @settings(max_examples=300)
@@ -105,23 +105,23 @@ def test_a_jpeg_over_the_pixel_limit_is_bad():
 def test_the_header_walk_never_fails(place, value):
     data = file().copy()
     data[place % len(data)] = value
-    size = jpeg_size(data)
+    size = parse_jpeg_size(data)
     assert size is None or min(size) >= 1
     with contextlib.suppress(BadImageError):
-        assert readable(data, LIMIT).data.dtype == np.uint8
+        assert sanitize_file(data, LIMIT).data.dtype == np.uint8
 
 
 def test_exif_orientation_when_asked():
     exif = Image.Exif()
     exif[0x0112] = 6
     data = bytes(file(exif=exif))
-    assert decode(data, LIMIT).shape == (40, 60, 3)
-    assert opened(data, LIMIT, upright=True).size == (40, 60)
+    assert decode_rgb(data, LIMIT).shape == (40, 60, 3)
+    assert open_rgb(data, LIMIT, apply_orientation=True).size == (40, 60)
 
 
 def test_square_is_the_centre_of_the_resized():
     image = Image.fromarray(PIXELS)
-    assert np.asarray(square(image, 40)).tolist() == PIXELS[:, 10:50].tolist()
+    assert np.asarray(resize_to_square(image, 40)).tolist() == PIXELS[:, 10:50].tolist()
     for width, height, side in (
         (60, 40, 20),
         (1, 1, 8),
@@ -131,9 +131,9 @@ def test_square_is_the_centre_of_the_resized():
         (97, 31, 30),
     ):
         picture = image.resize((width, height))
-        whole = np.asarray(shorten(picture, side, LIMIT)).astype(int)
+        whole = np.asarray(resize_short_side(picture, side, LIMIT)).astype(int)
         top, left = (whole.shape[0] - side) // 2, (whole.shape[1] - side) // 2
-        found = np.asarray(square(picture, side)).astype(int)
+        found = np.asarray(resize_to_square(picture, side)).astype(int)
         difference = np.abs(found - whole[top : top + side, left : left + side])
         assert difference.max() <= 2
         assert difference.mean() < 0.5
@@ -143,7 +143,7 @@ def test_encode_comes_back_close():
     smooth = np.tile(
         np.linspace(0, 255, 64).astype(np.uint8)[:, None, None], (1, 64, 3)
     )
-    again = decode(encode(smooth, 95), LIMIT)
+    again = decode_rgb(encode_jpeg(smooth, 95), LIMIT)
     assert np.abs(again.astype(int) - smooth).max() <= 3
 
 
@@ -155,9 +155,14 @@ def test_markers_that_may_not_stand_before_the_scan_are_refused(marker):
     """DALI's parser calls them invalid, without the sample's name, and mostly dies of it."""
     whole = bytes(file())
     segment = bytes([0xFF, marker, 0, 4, 0, 0])
-    assert jpeg_size(np.frombuffer(whole[:2] + segment + whole[2:], np.uint8)) is None
+    assert (
+        parse_jpeg_size(np.frombuffer(whole[:2] + segment + whole[2:], np.uint8))
+        is None
+    )
     comment = bytes([0xFF, 0xFE, 0, 4, 0, 0])
-    assert jpeg_size(np.frombuffer(whole[:2] + comment + whole[2:], np.uint8)) == (
+    assert parse_jpeg_size(
+        np.frombuffer(whole[:2] + comment + whole[2:], np.uint8)
+    ) == (
         40,
         60,
     )

@@ -10,14 +10,14 @@ from narrow import loader_sections
 from photos import kinds, picture
 from shapes import CLASSES, SHAPES, folder, hub, images, tar_of, webdataset
 
-from distrain.data.loader import Loader, evaluation_requests
-from distrain.data.prepare.index import colours, index
+from distrain.data.loader import Loader, iter_evaluation_requests
+from distrain.data.prepare.index import compute_color_statistics, index_dataset
 from distrain.data.prepare.open import open_source
-from distrain.data.prepare.pack import REJECTS, Geometry, Treatment, pack
-from distrain.data.prepare.source import Refused
-from distrain.data.prepare.verify import contents, verify
+from distrain.data.prepare.pack import REJECTS_FILE, Geometry, PackOptions, pack_dataset
+from distrain.data.prepare.source import Reject
+from distrain.data.prepare.verify import summarize_dataset, verify_dataset
 from distrain.data.shards.dataset import Dataset
-from distrain.data.shards.manifest import MANIFEST, Manifest
+from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.storage.store import Store
 from distrain.errors import AttemptError, UserError
 
@@ -26,17 +26,19 @@ FOREIGN = ["archive of archives", "webdataset", "hub"]
 
 
 def made(url, to=None, **options):
-    return index(*open_source(url), to and str(to), **options)
+    return index_dataset(*open_source(url), to and str(to), **options)
 
 
 def opened(url, memory=1 << 24, patience=0.0):
     store = Store(str(url))
-    return Dataset(store, Manifest.load(store), memory=memory, patience=patience)
+    return Dataset(
+        store, Manifest.load(store), memory_bytes=memory, retry_seconds=patience
+    )
 
 
 def rows_of(dataset):
-    rows = dataset.rows(np.arange(dataset.manifest.rows))
-    return sorted((row.label, bytes(row.data), row.size) for row in rows)
+    rows = dataset.read_rows(np.arange(dataset.manifest.num_rows))
+    return sorted((row.label, bytes(row.data), row.image_size) for row in rows)
 
 
 @pytest.mark.parametrize("shape", FOREIGN)
@@ -44,18 +46,20 @@ def test_foreign_sets_are_read_as_they_are(tmp_path, shape):
     found = images()
     url = SHAPES[shape](tmp_path, found)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
-    indexed = made(url, tmp_path / "index", processes=2)
+    indexed = made(url, tmp_path / "index", num_processes=2)
     assert indexed.rejects == []
     assert {p: p.stat().st_mtime_ns for p in before} == before
-    assert [p.name for p in (tmp_path / "index").iterdir()] == [MANIFEST]
+    assert [p.name for p in (tmp_path / "index").iterdir()] == [MANIFEST_FILE]
     dataset = opened(tmp_path / "index")
-    assert dataset.manifest.rows == len(found)
+    assert dataset.manifest.num_rows == len(found)
     assert rows_of(dataset) == sorted(
         (im.label, im.data, (40 + int(im.name[-8:-5]), 60)) for im in found
     )
-    assert verify(dataset.store, dataset.manifest) == []
-    assert contents(dataset).classes == dict.fromkeys(dataset.manifest.classes, 20)
-    assert contents(dataset).heights == (40, 49, 59)
+    assert verify_dataset(dataset.store, dataset.manifest) == []
+    assert summarize_dataset(dataset).rows_per_class == dict.fromkeys(
+        dataset.manifest.classes, 20
+    )
+    assert summarize_dataset(dataset).heights == (40, 49, 59)
 
 
 @pytest.mark.parametrize("shape", FOREIGN)
@@ -64,22 +68,22 @@ def test_they_train_on_the_same_pixels_as_packed_ones(narrow, tmp_path, shape):
     found = images(8)
     url = SHAPES[shape](tmp_path, found)
     made(url, tmp_path / "index")
-    pack(
+    pack_dataset(
         open_source(folder(tmp_path, found)).source,
         str(tmp_path / "packed"),
-        Treatment(Geometry("keep")),
+        PackOptions(Geometry("keep")),
     )
     config = narrow(augment={"crop": 64, "short_side": 72})
 
     def seen(place):
         dataset = opened(tmp_path / place)
-        requests = evaluation_requests(dataset.manifest.rows, 8, 0, 1)
+        requests = iter_evaluation_requests(dataset.manifest.num_rows, 8, 0, 1)
         statistics = opened(tmp_path / "packed").manifest.statistics
         options = {
             **loader_sections(config),
-            "batch": 8,
+            "batch_size": 8,
             "device": CPU,
-            "augmented": False,
+            "use_augmentation": False,
         }
         with Loader(dataset, statistics, requests, **options) as loader:
             return sorted(
@@ -96,14 +100,14 @@ def test_they_train_on_the_same_pixels_as_packed_ones(narrow, tmp_path, shape):
 def test_the_manifest_beside_the_files(tmp_path):
     url = webdataset(tmp_path, images(4))
     indexed = made(url)
-    assert indexed.manifest.at is None
+    assert indexed.manifest.shards_url is None
     assert Manifest.load(Store(url)).fingerprint == indexed.manifest.fingerprint
     elsewhere = made(str(Path(url) / "*.tar"), tmp_path / "index")
-    assert elsewhere.manifest.at == url
+    assert elsewhere.manifest.shards_url == url
     assert elsewhere.manifest.fingerprint == indexed.manifest.fingerprint, (
         "where it lies does not matter"
     )
-    with pytest.raises(UserError, match=f"has a {MANIFEST} already: delete it"):
+    with pytest.raises(UserError, match=f"has a {MANIFEST_FILE} already: delete it"):
         made(url)
     shutil.move(url, tmp_path / "moved")
     assert len(rows_of(opened(tmp_path / "moved"))) == 12
@@ -129,28 +133,33 @@ def test_what_does_not_decode_keeps_its_place_and_has_no_weight(narrow, tmp_path
     url, files = bad_set(tmp_path)
     indexed = made(url)
     assert [name for name, _ in indexed.rejects] == ["x.tar/003.jpg", "x.tar/007.jpg"]
-    lines = (tmp_path / "tars" / REJECTS).read_text().splitlines()
+    lines = (tmp_path / "tars" / REJECTS_FILE).read_text().splitlines()
     assert json.loads(lines[0]) == {
         "path": "x.tar/003.jpg",
         "reason": "no image format is recognised",
     }
     dataset = opened(url)
-    assert set(dataset.bad) == {3, 7}
-    assert dataset.manifest.rows == len(files)
-    assert verify(dataset.store, dataset.manifest) == [], (
+    assert set(dataset.bad_samples) == {3, 7}
+    assert dataset.manifest.num_rows == len(files)
+    assert verify_dataset(dataset.store, dataset.manifest) == [], (
         "they are what the manifest says"
     )
     config = narrow(augment={"crop": 64, "short_side": 72})
-    requests = evaluation_requests(len(files), 8, 0, 1)
-    options = {**loader_sections(config), "batch": 8, "device": CPU, "augmented": False}
+    requests = iter_evaluation_requests(len(files), 8, 0, 1)
+    options = {
+        **loader_sections(config),
+        "batch_size": 8,
+        "device": CPU,
+        "use_augmentation": False,
+    }
     with Loader(dataset, dataset.manifest.statistics, requests, **options) as loader:
         assert loader._recorder is not None, (
             "what kills DALI is found: PIL's verdict is not DALI's"
         )
         batches = list(loader)
-    weights = torch.cat([batch.weights for batch in batches])
+    weights = torch.cat([batch.sample_weights for batch in batches])
     assert np.flatnonzero(weights.numpy() == 0).tolist() == [3, 7]
-    assert set().union(*(batch.bad for batch in batches)) == {3, 7}
+    assert set().union(*(batch.bad_samples for batch in batches)) == {3, 7}
 
 
 def test_a_replaced_or_damaged_file_is_said(tmp_path):
@@ -162,10 +171,10 @@ def test_a_replaced_or_damaged_file_is_said(tmp_path):
     data[2000] ^= 1
     first.write_bytes(bytes(data))
     with pytest.raises(AttemptError, match="train-00000-of-00003.parquet is damaged"):
-        opened(url).rows(np.arange(3))
+        opened(url).read_rows(np.arange(3))
     second.write_bytes(second.read_bytes() + b"more")
     manifest = Manifest.load(Store(str(url)))
-    wrong = [tuple(one) for one in verify(Store(str(url)), manifest)]
+    wrong = [tuple(one) for one in verify_dataset(Store(str(url)), manifest)]
     size = manifest.shards[1].bytes
     assert wrong == [
         (f"{first.name} row group 0", "has another CRC-32C"),
@@ -184,7 +193,7 @@ def test_a_damaged_row_group_is_left_out_and_named(tmp_path):
     indexed = made(str(url))
     (refused,) = indexed.rejects
     assert refused.name == f"{first.name} row group 1 of 7 rows"
-    assert indexed.manifest.rows == 53
+    assert indexed.manifest.num_rows == 53
     assert len(rows_of(opened(url))) == 53
 
 
@@ -201,7 +210,7 @@ def test_a_damaged_group_of_one_row_is_left_out_too(tmp_path):
     assert [name for name, _ in indexed.rejects] == [
         f"{first.name} row group 2 of 1 rows"
     ]
-    assert indexed.manifest.rows == len(rows_of(opened(url))) == 14
+    assert indexed.manifest.num_rows == len(rows_of(opened(url))) == 14
 
 
 def test_statistics_are_those_of_all_pixels(tmp_path):
@@ -215,8 +224,8 @@ def test_statistics_are_those_of_all_pixels(tmp_path):
     np.testing.assert_allclose(
         indexed.manifest.statistics.covariance, np.cov(pixels.T, bias=True), rtol=1e-9
     )
-    alone, refused = colours(
-        open_source(str(Path(url) / "*.parquet")).source, processes=2
+    alone, refused = compute_color_statistics(
+        open_source(str(Path(url) / "*.parquet")).source, num_processes=2
     )
     assert refused == []
     np.testing.assert_array_equal(
@@ -228,19 +237,17 @@ def test_statistics_are_those_of_all_pixels(tmp_path):
 
 
 def decoded(data):
-    from distrain.data.decoding.image import decode
+    from distrain.data.decoding.image import decode_rgb
 
-    return decode(data, 1 << 20).reshape(-1, 3)
+    return decode_rgb(data, 1 << 20).reshape(-1, 3)
 
 
 def test_statistics_name_what_they_leave_out(tmp_path):
     found = images(3)
     place = Path(folder(tmp_path, found))
     (place / CLASSES[0] / "bad.jpg").write_bytes(b"x")
-    _, refused = colours(open_source(str(place)).source)
-    assert refused == [
-        Refused(f"{CLASSES[0]}/bad.jpg", "no image format is recognised")
-    ]
+    _, refused = compute_color_statistics(open_source(str(place)).source)
+    assert refused == [Reject(f"{CLASSES[0]}/bad.jpg", "no image format is recognised")]
 
 
 def test_what_cannot_be_indexed(tmp_path, monkeypatch):
@@ -259,9 +266,9 @@ def test_what_cannot_be_indexed(tmp_path, monkeypatch):
         made(url)
     monkeypatch.undo()
     source, columns = open_source(url)
-    source.store.name = "s3://bucket"  # as if the URL had had a password
+    source.store.redacted_url = "s3://bucket"  # as if the URL had had a password
     with pytest.raises(UserError, match="is given with a secret"):
-        index(source, columns, str(tmp_path / "index"))
+        index_dataset(source, columns, str(tmp_path / "index"))
     junk = tar_of([("0.jpg", b"x"), ("0.cls", b"0"), ("1.jpg", b"x"), ("1.cls", b"1")])
     (tmp_path / "junk.tar").write_bytes(junk)
     with pytest.raises(UserError, match="none of the 2 images in .* could be decoded"):
@@ -280,7 +287,9 @@ def test_a_row_is_as_large_as_the_training_decoder_says(tmp_path):
     ]
     (tmp_path / "x.tar").write_bytes(tar_of(members))
     made(str(tmp_path / "x.tar"), tmp_path / "index")
-    assert [row.size for row in opened(tmp_path / "index").rows(np.arange(2))] == [
+    assert [
+        row.image_size for row in opened(tmp_path / "index").read_rows(np.arange(2))
+    ] == [
         (40, 70),
         (40, 60),
     ]

@@ -18,15 +18,15 @@ import pytest
 from photos import bomb, encoded, lying, picture
 from shapes import CLASSES, SHAPES, folder, hub, images, tar_of, tar_of_tars, webdataset
 
-from distrain.data.prepare import hub as hub_module
+from distrain.data.prepare import hub_parquet as hub_module
 from distrain.data.prepare import source as source_module
 from distrain.data.prepare.open import open_source
-from distrain.data.prepare.source import Refused, Sample
+from distrain.data.prepare.source import Reject, Sample
 from distrain.errors import UserError
 
 
 def samples(source):
-    rows = [row for block in source.blocks for row in source.reader.read(block)]
+    rows = [row for block in source.blocks for row in source.reader.read_block(block)]
     return sorted((row.label, row.data) for row in rows if isinstance(row, Sample))
 
 
@@ -35,10 +35,10 @@ def test_every_shape_gives_the_same_images(tmp_path, shape):
     found = images()
     source, columns = open_source(SHAPES[shape](tmp_path, found))
     assert samples(source) == sorted((image.label, image.data) for image in found)
-    assert source.refused == []
+    assert source.rejects == []
     assert source.classes == (("0", "1", "2") if shape == "webdataset" else CLASSES)
     assert (columns is not None) == (shape == "hub")
-    assert sum(block.rows for block in source.blocks) == len(found)
+    assert sum(block.num_rows for block in source.blocks) == len(found)
 
 
 def test_one_file_or_a_pattern(tmp_path):
@@ -49,14 +49,14 @@ def test_one_file_or_a_pattern(tmp_path):
     some = open_source(str(tmp_path / "hub" / "train-0000[12]*")).source
     tars = open_source(str(tmp_path / "wds" / "*-0001.tar")).source
     assert [
-        sum(block.rows for block in source.blocks) for source in (one, some, tars)
+        sum(block.num_rows for block in source.blocks) for source in (one, some, tars)
     ] == [20, 40, 25]
 
 
 def test_a_pattern_that_means_other_files(tmp_path):
     place = Path(folder(tmp_path, images(2)))
     (place / "LICENSE").write_text("free")
-    assert open_source(f"{place}/*").source.kind == "image folder", (
+    assert open_source(f"{place}/*").source.format_name == "image folder", (
         "it means the folder all the same"
     )
     with pytest.raises(UserError, match="no images in"):
@@ -92,13 +92,13 @@ def test_a_folder_names_what_it_leaves_out(tmp_path, monkeypatch):
     (place / "stray.JPG").write_bytes(b"x")
     (place / ".hidden").write_text("x")
     (place / CLASSES[1] / "huge.png").write_bytes(b"x" * 9000)
-    monkeypatch.setattr("distrain.data.prepare.folder.FILE_LIMIT", 8000)
+    monkeypatch.setattr("distrain.data.prepare.image_folder.MAX_FILE_BYTES", 8000)
     source = open_source(str(place)).source
     assert samples(source) == sorted((image.label, image.data) for image in found)
-    assert source.refused == [
-        Refused("stray.JPG", "an image beside the folders of classes"),
-        Refused(f"{CLASSES[0]}/deep", "a folder where an image should be"),
-        Refused(f"{CLASSES[1]}/huge.png", "9000 bytes are over the limit of 8000"),
+    assert source.rejects == [
+        Reject("stray.JPG", "an image beside the folders of classes"),
+        Reject(f"{CLASSES[0]}/deep", "a folder where an image should be"),
+        Reject(f"{CLASSES[1]}/huge.png", "9000 bytes are over the limit of 8000"),
     ]
 
 
@@ -152,13 +152,13 @@ def test_members_that_lead_elsewhere_are_refused_and_counted(tmp_path):
     (tmp_path / "x.tar").write_bytes(hostile(files))
     source = open_source(str(tmp_path / "x.tar")).source
     assert samples(source) == sorted((image.label, image.data) for image in found)
-    assert source.refused == [
-        Refused("x.tar//etc/0001.jpg", "its name leads out of the archive"),
-        Refused("x.tar/a/../../0002.jpg", "its name leads out of the archive"),
-        Refused("x.tar/sym.jpg", "a link"),
-        Refused("x.tar/hard.jpg", "a link"),
-        Refused("x.tar/dev.jpg", "a device, or something else that is no file"),
-        Refused("x.tar/pipe.jpg", "a device, or something else that is no file"),
+    assert source.rejects == [
+        Reject("x.tar//etc/0001.jpg", "its name leads out of the archive"),
+        Reject("x.tar/a/../../0002.jpg", "its name leads out of the archive"),
+        Reject("x.tar/sym.jpg", "a link"),
+        Reject("x.tar/hard.jpg", "a link"),
+        Reject("x.tar/dev.jpg", "a device, or something else that is no file"),
+        Reject("x.tar/pipe.jpg", "a device, or something else that is no file"),
     ]
 
 
@@ -176,7 +176,7 @@ def test_a_sparse_member_is_refused(tmp_path):
 
 
 def test_members_that_claim_too_much_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("distrain.data.prepare.tar.FILE_LIMIT", 8000)
+    monkeypatch.setattr("distrain.data.prepare.tar_members.MAX_FILE_BYTES", 8000)
     found = images(2)
     files = [
         (f"{i}.{kind}", data)
@@ -187,8 +187,8 @@ def test_members_that_claim_too_much_are_refused(tmp_path, monkeypatch):
         tar_of([*files, ("big.jpg", bytes(9000)), ("big.cls", b"0")])
     )
     source = open_source(str(tmp_path / "x.tar")).source
-    assert source.refused == [
-        Refused("x.tar/big.jpg", "9000 bytes are over the limit of 8000")
+    assert source.rejects == [
+        Reject("x.tar/big.jpg", "9000 bytes are over the limit of 8000")
     ]
 
 
@@ -244,14 +244,14 @@ def test_webdataset_samples_without_image_or_label_are_named(tmp_path):
     (tmp_path / "x.tar").write_bytes(tar_of(good + other))
     source = open_source(str(tmp_path / "x.tar")).source
     assert len(source.blocks) == 4, "the three, and h"
-    assert source.refused == [
-        Refused("x.tar/a.jpg", "no label"),
-        Refused("x.tar/b.", "0 images in one sample"),
-        Refused("x.tar/c.jpg", "its .cls holds no label"),
-        Refused("x.tar/d.jpg", "2 images in one sample"),
-        Refused("x.tar/e.jpg", "its .json holds no label"),
-        Refused("x.tar/f.jpg", "its .cls holds no label"),
-        Refused("x.tar/h.jpg", "a second file of one sample and kind"),
+    assert source.rejects == [
+        Reject("x.tar/a.jpg", "no label"),
+        Reject("x.tar/b.", "0 images in one sample"),
+        Reject("x.tar/c.jpg", "its .cls holds no label"),
+        Reject("x.tar/d.jpg", "2 images in one sample"),
+        Reject("x.tar/e.jpg", "its .json holds no label"),
+        Reject("x.tar/f.jpg", "its .cls holds no label"),
+        Reject("x.tar/h.jpg", "a second file of one sample and kind"),
     ]
     (tmp_path / "y.tar").write_bytes(tar_of([("a.txt", b"x")]))
     with pytest.raises(
@@ -312,8 +312,8 @@ def test_headers_that_would_never_end(tmp_path):
     path.write_bytes(tar_of([*members, ("a.jpg", b"x"), ("a.cls", b"0")]))
     source = open_source(str(path)).source
     assert [block.label for block in source.blocks] == [2, 0]
-    assert {reason for _, reason in source.refused} == {"its .json holds no label"}
-    assert len(source.refused) == 4
+    assert {reason for _, reason in source.rejects} == {"its .json holds no label"}
+    assert len(source.rejects) == 4
 
 
 def test_dots_in_a_key_and_empty_members_are_named(tmp_path):
@@ -330,9 +330,9 @@ def test_dots_in_a_key_and_empty_members_are_named(tmp_path):
     assert len(source.blocks) == 4, (
         "a second image with a name of its own takes nothing from f"
     )
-    assert source.refused == [
-        Refused("x.tar/photo.v2.jpg", "more than one dot in its name"),
-        Refused("x.tar/e.jpg", "no bytes"),
+    assert source.rejects == [
+        Reject("x.tar/photo.v2.jpg", "more than one dot in its name"),
+        Reject("x.tar/e.jpg", "no bytes"),
     ]
 
 
@@ -346,15 +346,15 @@ def test_links_to_folders_are_folders(tmp_path):
     source = open_source(str(place)).source
     assert samples(source) == sorted((image.label, image.data) for image in found)
     reason = "a link to nowhere, or a device, where an image should be"
-    assert source.refused == [
-        Refused(f"{CLASSES[0]}/{name}.jpg", reason) for name in ("broken", "pipe")
+    assert source.rejects == [
+        Reject(f"{CLASSES[0]}/{name}.jpg", reason) for name in ("broken", "pipe")
     ]
 
 
 def test_a_named_file_is_no_pattern(tmp_path):
     parquet(tmp_path / "y1.parquet", [0, 1])
     parquet(tmp_path / "y[1].parquet", [0, 1, 1])
-    assert open_source(str(tmp_path / "y[1].parquet")).source.blocks[0].rows == 3
+    assert open_source(str(tmp_path / "y[1].parquet")).source.blocks[0].num_rows == 3
 
 
 # --- labels and names
@@ -380,13 +380,13 @@ def test_a_list_of_synsets_by_file_order(val):
         "".join(f"{CLASSES[image.label]}\n" for _, image in files)
     )
     source = open_source(
-        str(place / "val.tar"), labels=str(place / "labels.txt")
+        str(place / "val.tar"), labels_url=str(place / "labels.txt")
     ).source
     assert samples(source) == sorted((image.label, image.data) for image in found)
     assert source.classes == CLASSES
     (place / "labels.txt").write_text(f"{CLASSES[0]}\n" * 11)
     with pytest.raises(UserError, match="the list has 11 labels for 12 files"):
-        open_source(str(place / "val.tar"), labels=str(place / "labels.txt"))
+        open_source(str(place / "val.tar"), labels_url=str(place / "labels.txt"))
 
 
 def test_a_table_of_files_and_synsets(val):
@@ -399,14 +399,14 @@ def test_a_table_of_files_and_synsets(val):
                 [name.removesuffix(".JPEG"), f"{CLASSES[image.label]} 85 1 499 272"]
             )
     source = open_source(
-        str(place / "val.tar"), labels=str(place / "LOC_val_solution.csv")
+        str(place / "val.tar"), labels_url=str(place / "LOC_val_solution.csv")
     ).source
     left = files[0][1]
     assert samples(source) == sorted(
         (image.label, image.data) for image in found if image is not left
     )
-    assert source.refused == [
-        Refused(f"val.tar/{files[0][0]}", "the list has no label for it")
+    assert source.rejects == [
+        Reject(f"val.tar/{files[0][0]}", "the list has no label for it")
     ]
 
 
@@ -417,10 +417,10 @@ def test_a_list_tells_files_of_one_name_apart(tmp_path):
     )
     (tmp_path / "labels.txt").write_text("a/1.jpg cat\nb/1.jpg dog\n")
     source = open_source(
-        str(tmp_path / "x.tar"), labels=str(tmp_path / "labels.txt")
+        str(tmp_path / "x.tar"), labels_url=str(tmp_path / "labels.txt")
     ).source
     assert samples(source) == [(0, one), (1, two)]
-    assert source.refused == [Refused("x.tar/c/1.jpg", "the list has no label for it")]
+    assert source.rejects == [Reject("x.tar/c/1.jpg", "the list has no label for it")]
 
 
 def devkit(place, files):
@@ -462,14 +462,14 @@ def devkit(place, files):
 def test_the_devkit_gives_labels_and_names(val):
     place, found, files = val
     kit = devkit(place, files)
-    source = open_source(str(place / "val.tar"), labels=kit, names=kit).source
+    source = open_source(str(place / "val.tar"), labels_url=kit, names_url=kit).source
     assert samples(source) == sorted((image.label, image.data) for image in found)
     assert source.classes == (
         "tench, Tinca tinca",
         "goldfish, Carassius auratus",
         "white shark",
     )
-    train = open_source(tar_of_tars(place, found), names=kit).source
+    train = open_source(tar_of_tars(place, found), names_url=kit).source
     assert train.classes == source.classes, "so that they can be used together"
 
 
@@ -480,15 +480,15 @@ def test_what_is_no_devkit(val, monkeypatch):
     with pytest.raises(
         UserError, match="other.tar.gz is not the devkit of ILSVRC-2012"
     ):
-        open_source(str(place / "val.tar"), labels=str(place / "other.tar.gz"))
+        open_source(str(place / "val.tar"), labels_url=str(place / "other.tar.gz"))
     (place / "noise.tar.gz").write_bytes(b"\x1f\x8bnoise")
     with pytest.raises(
         UserError, match="noise.tar.gz is not the devkit of ILSVRC-2012"
     ):
-        open_source(str(place / "val.tar"), labels=str(place / "noise.tar.gz"))
-    monkeypatch.setattr("distrain.data.prepare.labels._DEVKIT_LIMIT", 100)
+        open_source(str(place / "val.tar"), labels_url=str(place / "noise.tar.gz"))
+    monkeypatch.setattr("distrain.data.prepare.labels._MAX_DEVKIT_BYTES", 100)
     with pytest.raises(UserError, match="unpacks to more than 100 bytes"):
-        open_source(str(place / "val.tar"), labels=devkit(place, files))
+        open_source(str(place / "val.tar"), labels_url=devkit(place, files))
 
 
 def test_readable_names(tmp_path):
@@ -497,11 +497,11 @@ def test_readable_names(tmp_path):
     names.write_text(
         "n01484850 crane\nn01440764 tench, Tinca tinca\nn00000001 unused\nn01443537 crane\n"
     )
-    assert open_source(place, names=str(names)).source.classes == (
+    assert open_source(place, names_url=str(names)).source.classes == (
         "tench, Tinca tinca", "crane (n01443537)", "crane (n01484850)",
     )  # fmt: skip
     names.write_text("tench\nwhite shark\nray\n")
-    assert open_source(place, names=str(names)).source.classes == (
+    assert open_source(place, names_url=str(names)).source.classes == (
         "tench",
         "white shark",
         "ray",
@@ -510,9 +510,9 @@ def test_readable_names(tmp_path):
     with pytest.raises(
         UserError, match="has no name for 2 of 3 classes, n01443537 first"
     ):
-        open_source(place, names=str(names))
+        open_source(place, names_url=str(names))
     with pytest.raises(UserError, match="no file at"):
-        open_source(place, names=str(tmp_path / "none.txt"))
+        open_source(place, names_url=str(tmp_path / "none.txt"))
 
 
 # --- Parquet
@@ -564,7 +564,7 @@ def test_parquet_as_others_write_it(tmp_path, compression, kind):
     source, columns = open_source(path)
     assert columns.image == ("image.bytes" if kind is None else "image")
     assert source.classes == ("0", "1", "2")
-    assert [block.rows for block in source.blocks] == [3, 1]
+    assert [block.num_rows for block in source.blocks] == [3, 1]
     assert samples(source) == sorted(
         zip((0, 1, 1, 2), [im.data for im in images(2)][:4], strict=True)
     )
@@ -609,11 +609,11 @@ def test_rows_that_cannot_be_used_are_named(tmp_path):
     )
     source = open_source(path).source
     (block,) = source.blocks
-    assert source.reader.read(block) == [
+    assert source.reader.read_block(block) == [
         Sample("x.parquet row group 0 row 0", 0, data[0]),
-        Refused("x.parquet row group 0 row 1", "label 7 is none of 2 classes"),
-        Refused("x.parquet row group 0 row 2", "no bytes"),
-        Refused("x.parquet row group 0 row 3", "label None is none of 2 classes"),
+        Reject("x.parquet row group 0 row 1", "label 7 is none of 2 classes"),
+        Reject("x.parquet row group 0 row 2", "no bytes"),
+        Reject("x.parquet row group 0 row 3", "label None is none of 2 classes"),
     ]
 
 
@@ -634,15 +634,15 @@ def test_files_of_two_kinds_are_not_mixed(tmp_path):
 
 
 def test_a_row_group_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub_module, "GROUP_LIMIT", 1 << 20)
+    monkeypatch.setattr(hub_module, "MAX_SOURCE_GROUP_BYTES", 1 << 20)
     data = [bytes(3 << 20), b"x", b"x", b"x"]
     path = parquet(
         tmp_path / "x.parquet", data=data, compression="zstd", row_group_size=2
     )
     assert Path(path).stat().st_size < 50_000
     source = open_source(path).source
-    assert [block.group for block in source.blocks] == [1]
-    (refused,) = source.refused
+    assert [block.row_group for block in source.blocks] == [1]
+    (refused,) = source.rejects
     assert refused.name == "x.parquet row group 0"
     assert re.fullmatch(
         "its 2 rows say 31457.. bytes, over the limit of 1048576", refused.reason
@@ -651,7 +651,7 @@ def test_a_row_group_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkey
 
 def test_footers_that_claim_too_much_are_refused_unread(tmp_path, monkeypatch):
     """One image for all rows of a group, which a dictionary holds once; and more rows than any group needs."""
-    monkeypatch.setattr(hub_module, "GROUP_LIMIT", 1 << 20)
+    monkeypatch.setattr(hub_module, "MAX_SOURCE_GROUP_BYTES", 1 << 20)
     same = [bytes(50_000)] * 100
     path = parquet(
         tmp_path / "x.parquet",
@@ -665,7 +665,7 @@ def test_footers_that_claim_too_much_are_refused_unread(tmp_path, monkeypatch):
         match="its 100 rows may repeat [0-9]+ bytes, over the limit of 1048576",
     ):
         open_source(path)
-    monkeypatch.setattr(hub_module, "ROW_LIMIT", 3)
+    monkeypatch.setattr(hub_module, "MAX_SOURCE_GROUP_ROWS", 3)
     path = parquet(tmp_path / "y.parquet", row_group_size=4)
     with pytest.raises(UserError, match="its 4 rows are over the limit of 3"):
         open_source(path)
@@ -680,10 +680,10 @@ def test_damaged_parquet(tmp_path):
     damaged[first.start : first.start + 30] = bytes(30)
     path.write_bytes(bytes(damaged))
     source = open_source(str(path)).source
-    refused = source.reader.read(source.blocks[0])
+    refused = source.reader.read_block(source.blocks[0])
     assert refused.name == "x.parquet row group 0 of 2 rows"
     assert refused.reason.startswith("damaged row group")
-    assert len(source.reader.read(source.blocks[1])) == 2
+    assert len(source.reader.read_block(source.blocks[1])) == 2
     path.write_bytes(whole[:-9])
     with pytest.raises(UserError, match="is no whole Parquet file"):
         open_source(str(path))
@@ -746,7 +746,7 @@ def true_bomb(side: int) -> bytes:
 PACK = (
     "from distrain.data.prepare.pack import *; "
     "opened = distrain.data.prepare.open.open_source(sys.argv[1]); "
-    "p = pack(opened.source, sys.argv[2], Treatment(Geometry('square', 32))); "
+    "p = pack_dataset(opened.source, sys.argv[2], PackOptions(Geometry('square', 32))); "
     "sys.stderr.write(repr(p.rejects))"
 )
 
@@ -767,7 +767,7 @@ def test_bombs_are_refused_before_memory_is_taken(tmp_path):
 
 def test_a_zip_bomb_is_refused_before_memory_is_taken(tmp_path):
     """Half a gigabyte of zeros in half a megabyte, beside good images; the limit is 256 MiB a file."""
-    assert source_module.FILE_LIMIT == 256 << 20
+    assert source_module.MAX_FILE_BYTES == 256 << 20
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as file:
         for image in images(2):
             file.writestr(f"{CLASSES[image.label]}/{image.name}", image.data)

@@ -22,11 +22,17 @@ from PIL import Image
 from shapes import SHAPES, images, tar_of_tars
 from waiting import await_that
 
-from distrain.data.decoding.image import jpeg_size, ppm_pixels
+from distrain.data.decoding.image import parse_jpeg_size, view_ppm_pixels
 from distrain.data.prepare import pack as pack_module
 from distrain.data.prepare.digits import pack_digits
 from distrain.data.prepare.open import open_source
-from distrain.data.prepare.pack import REJECTS, Geometry, Packed, Treatment, pack
+from distrain.data.prepare.pack import (
+    REJECTS_FILE,
+    Geometry,
+    PackOptions,
+    PackResult,
+    pack_dataset,
+)
 from distrain.data.shards.dataset import Dataset
 from distrain.data.shards.manifest import Manifest
 from distrain.data.storage.store import Store
@@ -35,9 +41,11 @@ from distrain.errors import UserError
 SQUARE = Geometry("square", 256)
 
 
-def pack_folder(source, target, geometry=SQUARE, encoding="jpeg", **options) -> Packed:
-    return pack(
-        open_source(source).source, target, Treatment(geometry, encoding), **options
+def pack_folder(
+    source, target, geometry=SQUARE, encoding="jpeg", **options
+) -> PackResult:
+    return pack_dataset(
+        open_source(source).source, target, PackOptions(geometry, encoding), **options
     )
 
 
@@ -98,18 +106,20 @@ def test_a_folder_becomes_shards(folder, tmp_path):
         str(folder),
         str(tmp_path / "dst"),
         geometry=Geometry("square", 24),
-        progress=seen.append,
+        on_progress=seen.append,
     )
     assert packed.rejects == []
     assert [(at.done, at.total) for at in seen] == [(0, 24), (24, 24)]
     store = Store(str(tmp_path / "dst"))
     manifest = Manifest.load(store)
-    assert (manifest.classes, manifest.rows, manifest.size) == (
+    assert (manifest.classes, manifest.num_rows, manifest.image_size) == (
         ("cat", "dog"),
         24,
         (24, 24),
     )
-    found = Dataset(store, manifest, memory=1 << 20, patience=0).rows(np.arange(24))
+    found = Dataset(store, manifest, memory_bytes=1 << 20, retry_seconds=0).read_rows(
+        np.arange(24)
+    )
     pixels = [np.asarray(Image.open(io.BytesIO(bytes(row.data)))) for row in found]
     assert {p.shape for p in pixels} == {(24, 24, 3)}
     for row, p in zip(found, pixels, strict=True):
@@ -137,9 +147,9 @@ def test_rejects_are_named(folder, tmp_path):
     packed = pack_folder(
         str(folder), str(tmp_path / "dst"), geometry=Geometry("square", 24)
     )
-    assert packed.manifest.rows == 24
+    assert packed.manifest.num_rows == 24
     assert packed.rejects == [("dog/zz.jpg", "no image format is recognised")]
-    lines = (tmp_path / "dst" / REJECTS).read_text().splitlines()
+    lines = (tmp_path / "dst" / REJECTS_FILE).read_text().splitlines()
     assert json.loads(lines[0])["path"] == "dog/zz.jpg"
 
 
@@ -172,19 +182,19 @@ def test_every_shape_packs_the_same_with_any_number_of_processes(
     tmp_path, monkeypatch, shape
 ):
     """Several shards, row groups cut between them, and an image that does not decode."""
-    monkeypatch.setattr(pack_module, "_SHARD_BYTES", 5_000)
+    monkeypatch.setattr(pack_module, "_TARGET_SHARD_BYTES", 5_000)
     found = images()
     found[13] = found[13]._replace(data=b"junk")
     url = SHAPES[shape](tmp_path, found)
     results = []
     for name, processes in (("one", 1), ("two", 2), ("three", 3)):
         packed = pack_folder(
-            url, str(tmp_path / name), Geometry("square", 24), processes=processes
+            url, str(tmp_path / name), Geometry("square", 24), num_processes=processes
         )
         results.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
     assert results[0] == results[1] == results[2]
     assert len(packed.manifest.shards) > 2
-    assert packed.manifest.rows == len(found) - 1
+    assert packed.manifest.num_rows == len(found) - 1
     assert [reason for _, reason in packed.rejects] == ["no image format is recognised"]
     _, rows = files_of(tmp_path / "one")
     assert np.bincount([row.label for row in rows]).tolist() == [19, 20, 20]
@@ -201,12 +211,12 @@ from distrain.data.prepare.open import open_source
 
 if __name__ == "__main__":
     url, target, processes, at = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    module._SHARD_BYTES = 40_000
+    module._TARGET_SHARD_BYTES = 40_000
     def progress(now):
         if now.done >= at:
             os.kill(os.getpid(), signal.SIGKILL)
-    treatment = module.Treatment(module.Geometry("square", 48))
-    module.pack(open_source(url).source, target, treatment, processes=processes, progress=progress)
+    treatment = module.PackOptions(module.Geometry("square", 48))
+    module.pack_dataset(open_source(url).source, target, treatment, num_processes=processes, on_progress=progress)
 """
 
 
@@ -270,7 +280,7 @@ def processes_with(mark):
 
 def test_half_a_pack_is_not_taken_for_another(folder, tmp_path, monkeypatch):
     target = str(tmp_path / "dst")
-    monkeypatch.setattr(pack_module, "_SHARD_BYTES", 2_000)
+    monkeypatch.setattr(pack_module, "_TARGET_SHARD_BYTES", 2_000)
 
     class StopError(Exception):
         pass
@@ -280,14 +290,16 @@ def test_half_a_pack_is_not_taken_for_another(folder, tmp_path, monkeypatch):
             raise StopError
 
     with pytest.raises(StopError):
-        pack_folder(str(folder), target, Geometry("square", 24), progress=stop)
+        pack_folder(str(folder), target, Geometry("square", 24), on_progress=stop)
     with pytest.raises(UserError, match="holds the first half of another pack"):
         pack_folder(str(folder), target, Geometry("square", 16))
     (folder / "cat" / "new.png").write_bytes((folder / "cat" / "01.png").read_bytes())
     with pytest.raises(UserError, match="holds the first half of another pack"):
         pack_folder(str(folder), target, Geometry("square", 24))
     (folder / "cat" / "new.png").unlink()
-    assert pack_folder(str(folder), target, Geometry("square", 24)).manifest.rows == 24
+    assert (
+        pack_folder(str(folder), target, Geometry("square", 24)).manifest.num_rows == 24
+    )
     with pytest.raises(UserError, match="holds a data set already"):
         pack_folder(str(folder), target, Geometry("square", 24))
 
@@ -330,9 +342,9 @@ def test_a_name_that_is_no_text(folder, tmp_path):
     path = os.fsencode(folder / "cat") + b"/x\xff.png"
     Path(os.fsdecode(path)).write_bytes((folder / "cat" / "01.png").read_bytes())
     packed = pack_folder(
-        str(folder), str(tmp_path / "dst"), Geometry("square", 24), processes=2
+        str(folder), str(tmp_path / "dst"), Geometry("square", 24), num_processes=2
     )
-    assert packed.manifest.rows == 25
+    assert packed.manifest.num_rows == 25
     names = (
         pq.read_table(tmp_path / "dst" / "shard-00000.parquet")["image"]
         .combine_chunks()
@@ -350,13 +362,18 @@ def test_other_labels_are_another_pack(tmp_path, monkeypatch):
 
     def attempt(column, **options):
         source = open_source(str(tmp_path / "x.parquet"), label_column=column).source
-        return pack(
-            source, str(tmp_path / "dst"), Treatment(Geometry("square", 24)), **options
+        return pack_dataset(
+            source,
+            str(tmp_path / "dst"),
+            PackOptions(Geometry("square", 24)),
+            **options,
         )
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            pack_module, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+            pack_module,
+            "_write_shard",
+            lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         with pytest.raises(KeyboardInterrupt):
             attempt("one")
@@ -366,9 +383,9 @@ def test_other_labels_are_another_pack(tmp_path, monkeypatch):
 
 def test_rejects_of_an_earlier_try_go(folder, tmp_path):
     (tmp_path / "dst").mkdir()
-    (tmp_path / "dst" / REJECTS).write_text("{}")
+    (tmp_path / "dst" / REJECTS_FILE).write_text("{}")
     pack_folder(str(folder), str(tmp_path / "dst"), Geometry("square", 24))
-    assert not (tmp_path / "dst" / REJECTS).exists()
+    assert not (tmp_path / "dst" / REJECTS_FILE).exists()
 
 
 def test_a_pack_that_was_killed_at_its_very_end(folder, tmp_path, monkeypatch):
@@ -383,7 +400,7 @@ def test_a_pack_that_was_killed_at_its_very_end(folder, tmp_path, monkeypatch):
     assert (
         pack_folder(
             str(folder), str(tmp_path / "dst"), Geometry("square", 24)
-        ).manifest.rows
+        ).manifest.num_rows
         == 24
     )
     assert sorted(p.name for p in (tmp_path / "dst").iterdir()) == [
@@ -401,7 +418,7 @@ def test_between_stores_of_other_kinds(folder, tmp_path):
         for path in folder.rglob("*.*"):
             files.pipe_file(f"/src/{path.relative_to(folder)}", path.read_bytes())
         there = pack_folder(
-            "memory://src", "memory://dst", Geometry("square", 24), processes=2
+            "memory://src", "memory://dst", Geometry("square", 24), num_processes=2
         ).manifest
         assert there.fingerprint == here.fingerprint
         assert (
@@ -420,15 +437,18 @@ def test_a_source_over_http_can_only_be_read(folder, tmp_path):
     ).manifest
     with served(tmp_path) as url:
         there = pack_folder(
-            f"{url}/src", str(tmp_path / "again"), Geometry("square", 24), processes=2
+            f"{url}/src",
+            str(tmp_path / "again"),
+            Geometry("square", 24),
+            num_processes=2,
         ).manifest
         assert there.fingerprint == here.fingerprint
         tar_of_tars(tmp_path, images(4))
         source = open_source(f"{url}/ILSVRC2012_img_train.tar").source
         assert (
-            pack(
-                source, str(tmp_path / "tar"), Treatment(Geometry("square", 24))
-            ).manifest.rows
+            pack_dataset(
+                source, str(tmp_path / "tar"), PackOptions(Geometry("square", 24))
+            ).manifest.num_rows
             == 12
         )
         with pytest.raises(OSError, match="can only be read"):
@@ -446,7 +466,7 @@ def test_the_hubs_own_library_shows_images_and_names(kinds_folder, tmp_path):
     found = datasets.load_dataset(
         "parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
     )
-    assert len(found) == packed.manifest.rows == 20
+    assert len(found) == packed.manifest.num_rows == 20
     assert found.features["label"].names == ["a", "b"]
     assert isinstance(found.features["image"], datasets.Image)
     image = found[0]["image"]
@@ -463,7 +483,7 @@ def test_the_hubs_own_library_shows_images_and_names(kinds_folder, tmp_path):
 
 def test_digits_are_whole_and_apart(digits, tmp_path):
     train, val = (Manifest.load(Store(str(digits / part))) for part in ("train", "val"))
-    assert (train.rows, val.rows) == (1438, 359)
+    assert (train.num_rows, val.num_rows) == (1438, 359)
     assert train.classes == val.classes == tuple("0123456789")
     before = Path(digits / "train" / "manifest.json").stat().st_mtime_ns
     pack_digits(str(digits / "train"), str(digits / "val"))
@@ -475,9 +495,9 @@ def test_digits_are_whole_and_apart(digits, tmp_path):
 def files_of(target):
     store = Store(str(target))
     manifest = Manifest.load(store)
-    return manifest, Dataset(store, manifest, memory=1 << 24, patience=0).rows(
-        np.arange(manifest.rows)
-    )
+    return manifest, Dataset(
+        store, manifest, memory_bytes=1 << 24, retry_seconds=0
+    ).read_rows(np.arange(manifest.num_rows))
 
 
 @pytest.fixture
@@ -496,16 +516,16 @@ def test_keep_stores_what_can_be_trained_on_byte_for_byte(kinds_folder, tmp_path
     )
     assert packed.rejects == []
     manifest, rows = files_of(tmp_path / "dst")
-    assert manifest.size is None
-    assert manifest.proved
+    assert manifest.image_size is None
+    assert manifest.verified
     originals = set(kinds(40, 60).values())
     assert sum(bytes(row.data) in originals for row in rows) == 10, (
         "RGB and grey JPEGs that stand upright"
     )
     for row in rows:
-        assert jpeg_size(row.data) == row.size, "all are JPEG now"
+        assert parse_jpeg_size(row.data) == row.image_size, "all are JPEG now"
         assert Image.open(io.BytesIO(bytes(row.data))).mode in ("RGB", "L")
-    assert (60, 40) in [row.size for row in rows], "the rotated one is turned"
+    assert (60, 40) in [row.image_size for row in rows], "the rotated one is turned"
 
 
 def test_short_keeps_the_aspect(kinds_folder, tmp_path):
@@ -513,10 +533,10 @@ def test_short_keeps_the_aspect(kinds_folder, tmp_path):
         str(kinds_folder), str(tmp_path / "dst"), geometry=Geometry("short", 20)
     )
     manifest, rows = files_of(tmp_path / "dst")
-    assert manifest.size is None
-    assert {min(row.size) for row in rows} == {20}
-    assert (20, 30) in [row.size for row in rows]
-    assert (20, 1600) in [row.size for row in rows]
+    assert manifest.image_size is None
+    assert {min(row.image_size) for row in rows} == {20}
+    assert (20, 30) in [row.image_size for row in rows]
+    assert (20, 1600) in [row.image_size for row in rows]
 
 
 def test_raw_pixels_are_ppm_files(kinds_folder, tmp_path):
@@ -525,11 +545,11 @@ def test_raw_pixels_are_ppm_files(kinds_folder, tmp_path):
         str(kinds_folder), str(target), geometry=Geometry("square", 20), encoding="raw"
     )
     manifest, rows = files_of(target)
-    assert (manifest.size, manifest.encoding) == ((20, 20), "raw")
+    assert (manifest.image_size, manifest.encoding) == ((20, 20), "raw")
     for row in rows:
         image = Image.open(io.BytesIO(bytes(row.data)))
         assert image.format == "PPM"
-        view = ppm_pixels(row.data, 20, 20)
+        view = view_ppm_pixels(row.data, 20, 20)
         assert np.array_equal(np.asarray(image), view)
         assert np.shares_memory(view, row.data)
     with pytest.raises(UserError, match="raw pixels need one size"):
@@ -567,12 +587,12 @@ def test_colour_statistics_are_those_of_the_stored_pixels(kinds_folder, tmp_path
     )
     manifest, rows = files_of(tmp_path / "dst")
     pixels = np.concatenate(
-        [ppm_pixels(row.data, 24, 24).reshape(-1, 3) for row in rows]
+        [view_ppm_pixels(row.data, 24, 24).reshape(-1, 3) for row in rows]
     ).astype(np.float64)
     np.testing.assert_allclose(manifest.statistics.mean, pixels.mean(0), rtol=1e-12)
     covariance = np.cov(pixels.T, bias=True)
     np.testing.assert_allclose(manifest.statistics.covariance, covariance, rtol=1e-9)
-    axes = manifest.statistics.principal_axes()
+    axes = manifest.statistics.compute_principal_axes()
     np.testing.assert_allclose(axes @ axes.T, covariance, rtol=1e-9)
     lengths = np.sort(np.linalg.eigvalsh(covariance))[::-1]
     np.testing.assert_allclose((axes**2).sum(0), lengths, rtol=1e-9)
@@ -583,4 +603,4 @@ def test_colour_statistics_are_those_of_the_stored_pixels(kinds_folder, tmp_path
 )
 def test_a_geometry_that_is_none(text):
     with pytest.raises(UserError, match="is none of keep, short:N and square:N"):
-        Geometry.parse(text)
+        Geometry.from_text(text)

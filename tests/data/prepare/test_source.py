@@ -4,11 +4,18 @@ from typing import get_args
 
 import pytest
 
-from distrain.data.config import Data
+from distrain.data.config import DataConfig
 from distrain.data.prepare import source as source_module
-from distrain.data.prepare.builtin import BUILT_IN
+from distrain.data.prepare.builtin import BUILT_IN_DATASETS
 from distrain.data.prepare.open import open_source
-from distrain.data.prepare.source import KINDS, Block, FileReader, Opened, Source, opens
+from distrain.data.prepare.source import (
+    OPENERS_BY_EXTENSION,
+    Block,
+    FileReader,
+    ImageSource,
+    OpenedSource,
+    register_opener,
+)
 from distrain.data.shards.manifest import Manifest
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
@@ -17,14 +24,14 @@ from distrain.errors import UserError
 @pytest.fixture
 def kinds(monkeypatch):
     """A copy of the registry, for a test to add to."""
-    found = dict(KINDS)
-    monkeypatch.setattr(source_module, "KINDS", found)
-    monkeypatch.setattr("distrain.data.prepare.open.KINDS", found)
+    found = dict(OPENERS_BY_EXTENSION)
+    monkeypatch.setattr(source_module, "OPENERS_BY_EXTENSION", found)
+    monkeypatch.setattr("distrain.data.prepare.open.OPENERS_BY_EXTENSION", found)
     return found
 
 
 def test_a_kind_of_ones_own_is_one_function(kinds, tmp_path):
-    @opens("list")
+    @register_opener("list")
     def open_list(store, files, wanted):
         lines = [
             line.split()
@@ -32,8 +39,8 @@ def test_a_kind_of_ones_own_is_one_function(kinds, tmp_path):
             for line in store.read(file.name).decode().splitlines()
         ]
         blocks = [Block(path, path, int(label), None, 0) for label, path in lines]
-        return Opened(
-            Source(store, "list", ("a", "b"), blocks, FileReader(store.url)), None
+        return OpenedSource(
+            ImageSource(store, "list", ("a", "b"), blocks, FileReader(store.url)), None
         )
 
     assert kinds["list"] is open_list
@@ -41,8 +48,8 @@ def test_a_kind_of_ones_own_is_one_function(kinds, tmp_path):
     for url in (str(tmp_path), str(tmp_path / "train.list"), str(tmp_path / "*.list")):
         source = open_source(url).source
         assert (
-            source.kind,
-            [(block.file, block.label) for block in source.blocks],
+            source.format_name,
+            [(block.path, block.label) for block in source.blocks],
         ) == (
             "list",
             [("x.jpg", 0), ("y.jpg", 1)],
@@ -51,7 +58,7 @@ def test_a_kind_of_ones_own_is_one_function(kinds, tmp_path):
 
 def test_two_functions_for_one_ending_are_a_mistake(kinds):
     with pytest.raises(AssertionError, match=r"two functions open \.tar"):
-        opens("tar")(lambda store, files, wanted: None)
+        register_opener("tar")(lambda store, files, wanted: None)
 
 
 def test_what_no_function_opens_is_a_sentence(tmp_path):
@@ -66,20 +73,20 @@ def test_what_no_function_opens_is_a_sentence(tmp_path):
 def test_built_in_sets_are_those_of_the_config():
     (names,) = (
         get_args(kind)
-        for kind in get_args(Data.model_fields["pack"].annotation)
+        for kind in get_args(DataConfig.model_fields["pack"].annotation)
         if get_args(kind)
     )
-    assert set(names) == BUILT_IN.keys()
+    assert set(names) == BUILT_IN_DATASETS.keys()
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", BUILT_IN_DATASETS)
 def test_what_is_said_of_a_built_in_set_before_it_is_packed(name, tmp_path):
-    built_in = BUILT_IN[name]
+    built_in = BUILT_IN_DATASETS[name]
     train, val = str(tmp_path / "train"), str(tmp_path / "val")
-    built_in.pack(train, val)
+    built_in.pack_splits(train, val)
     manifest = Manifest.load(Store(train))
-    assert (len(manifest.classes), manifest.group_rows.tolist()) == (
-        built_in.classes,
+    assert (len(manifest.classes), manifest.rows_per_group.tolist()) == (
+        built_in.num_classes,
         built_in.group_rows.tolist(),
     )
     assert Manifest.load(Store(val)).classes == manifest.classes

@@ -5,8 +5,12 @@ import numpy as np
 import pytest
 from photos import encoded, picture, write_set
 
-from distrain.data.prepare.verify import contents, sheet, verify
-from distrain.data.shards.manifest import MANIFEST, Manifest
+from distrain.data.prepare.verify import (
+    draw_contact_sheet,
+    summarize_dataset,
+    verify_dataset,
+)
+from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.storage.store import Store
 
 
@@ -17,12 +21,14 @@ def dataset(tmp_path):
 
 
 def wrong_with(dataset):
-    return [tuple(w) for w in verify(dataset.store, Manifest.load(dataset.store))]
+    return [
+        tuple(w) for w in verify_dataset(dataset.store, Manifest.load(dataset.store))
+    ]
 
 
 def test_a_whole_set_has_nothing_wrong(dataset):
     seen = []
-    assert verify(dataset.store, dataset.manifest, seen.append) == []
+    assert verify_dataset(dataset.store, dataset.manifest, seen.append) == []
     assert [(at.done, at.total) for at in seen] == [
         (0, 40),
         (16, 40),
@@ -82,12 +88,12 @@ def test_a_row_whose_own_checksum_is_wrong_is_found(dataset, tmp_path):
     data = bytearray(path.read_bytes())
     data[shard.groups[0].start + 500] ^= 1
     path.write_bytes(bytes(data))
-    tree = json.loads((tmp_path / "set" / MANIFEST).read_text())
+    tree = json.loads((tmp_path / "set" / MANIFEST_FILE).read_text())
     entry = tree["shards"][0]
     entry["sha256"] = hashlib.sha256(data).hexdigest()
     group = entry["groups"][0]
     group["crc32c"] = crc32c(bytes(data[group["start"] : group["end"]]))
-    (tmp_path / "set" / MANIFEST).write_text(json.dumps(tree))
+    (tmp_path / "set" / MANIFEST_FILE).write_text(json.dumps(tree))
     assert pq.read_metadata(path).num_rows == 16
     ((where, what),) = wrong_with(dataset)
     assert where.startswith(f"{shard.path} row group 0 row 0")
@@ -95,17 +101,17 @@ def test_a_row_whose_own_checksum_is_wrong_is_found(dataset, tmp_path):
 
 
 def test_contents(dataset):
-    found = contents(dataset)
-    assert found.classes == {"a": 14, "b": 13, "c": 13}
+    found = summarize_dataset(dataset)
+    assert found.rows_per_class == {"a": 14, "b": 13, "c": 13}
     assert (found.heights, found.widths) == ((40, 59, 79), (60, 60, 60))
-    assert 0 < found.bytes[0] <= found.bytes[1] <= found.bytes[2]
+    assert 0 < found.image_bytes[0] <= found.image_bytes[1] <= found.image_bytes[2]
 
 
 def test_the_sheet_shows_samples(tmp_path):
     files = [encoded(np.full((30, 50, 3), i, np.uint8)) for i in range(10)]
     files[3] = b"junk"
     dataset = write_set(tmp_path / "set", files)
-    shown = sheet(dataset, columns=4, rows=3)
+    shown = draw_contact_sheet(dataset, columns=4, rows=3)
     assert shown.shape == (3 * 96, 4 * 96, 3)
     tiles = shown.reshape(3, 96, 4, 96, 3).swapaxes(1, 2).reshape(12, 96 * 96, 3)
     levels = [tuple(tile[0]) for tile in tiles]

@@ -9,12 +9,12 @@ from crc32c import crc32c
 from sets import SetWriter
 
 from distrain.data.shards.dataset import Dataset
-from distrain.data.shards.manifest import MANIFEST, Manifest
-from distrain.data.shards.stats import Statistics
+from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
+from distrain.data.shards.stats import ColorStatistics
 from distrain.data.storage.store import Store
 from distrain.errors import AttemptError, RunError, UserError
 
-STATISTICS = Statistics.of(np.full(3, 100.0), np.eye(3) * 400)
+STATISTICS = ColorStatistics.from_covariance(np.full(3, 100.0), np.eye(3) * 400)
 
 
 def rows(n, seed=0):
@@ -39,7 +39,9 @@ def write(folder, data, classes=("a", "b", "c"), **sizes):
 
 def reader(folder, memory=1 << 20, patience=0.0):
     store = Store(str(folder))
-    return Dataset(store, Manifest.load(store), memory=memory, patience=patience)
+    return Dataset(
+        store, Manifest.load(store), memory_bytes=memory, retry_seconds=patience
+    )
 
 
 @pytest.mark.parametrize("n", [1, 6, 7, 8, 21, 22, 100])
@@ -48,9 +50,9 @@ def test_rows_come_back(tmp_path, n):
     manifest = write(tmp_path, data)
     dataset = reader(tmp_path)
     assert dataset.manifest.fingerprint == manifest.fingerprint
-    assert manifest.rows == n == manifest.group_rows.sum()
+    assert manifest.num_rows == n == manifest.rows_per_group.sum()
     ids = np.random.default_rng(1).permutation(n)
-    found = dataset.rows(ids)
+    found = dataset.read_rows(ids)
     assert [(bytes(row.data), row.label) for row in found] == [data[i] for i in ids]
 
 
@@ -79,10 +81,10 @@ def test_one_read_a_group_and_memory_is_bounded(tmp_path, monkeypatch):
         ),
     )
     for start in range(0, 70, 7):
-        dataset.rows(np.arange(start, start + 7))
-        dataset.rows(np.arange(start, start + 7))
-        assert sum(dataset._bytes(g) for g in dataset._kept) <= 4000
-    assert dataset.groups_read == 10
+        dataset.read_rows(np.arange(start, start + 7))
+        dataset.read_rows(np.arange(start, start + 7))
+        assert sum(dataset._get_group_bytes(g) for g in dataset._cached_groups) <= 4000
+    assert dataset.num_groups_read == 10
     assert len(reads) == 10 + 4  # and one footer a shard
 
 
@@ -90,11 +92,11 @@ def test_rows_are_copied_where_their_groups_do_not_fit(tmp_path):
     data = rows(70)
     write(tmp_path, data)
     dataset = reader(tmp_path, memory=1)
-    found = dataset.rows(np.arange(70))
+    found = dataset.read_rows(np.arange(70))
     assert [bytes(row.data) for row in found] == [file for file, _ in data]
     assert all(row.data.base is None for row in found if len(row.data))
-    assert not dataset._kept
-    kept = reader(tmp_path).rows(np.arange(5))
+    assert not dataset._cached_groups
+    kept = reader(tmp_path).read_rows(np.arange(5))
     assert all(row.data.base is not None for row in kept)
 
 
@@ -110,7 +112,7 @@ def test_a_flipped_byte_is_a_storage_failure(tmp_path, where):
     with pytest.raises(
         RunError, match=r"shard-00000.parquet is damaged: .* read 4 times"
     ):
-        reader(tmp_path).rows(np.arange(3))
+        reader(tmp_path).read_rows(np.arange(3))
 
 
 def test_a_read_that_fails_for_a_while_is_tried_again(tmp_path, monkeypatch):
@@ -129,27 +131,27 @@ def test_a_read_that_fails_for_a_while_is_tried_again(tmp_path, monkeypatch):
         return original(path, start, end)
 
     monkeypatch.setattr(dataset.store.backend, "read", read)
-    assert bytes(dataset.rows(np.array([3]))[0].data) == data[3][0]
-    assert dataset.store.counts.retries == 2
+    assert bytes(dataset.read_rows(np.array([3]))[0].data) == data[3][0]
+    assert dataset.store.counters.num_retries == 2
 
 
 def test_a_missing_shard_is_named(tmp_path):
     write(tmp_path, rows(10))
     (tmp_path / "shard-00000.parquet").unlink()
     with pytest.raises(RunError, match="shard-00000.parquet is missing"):
-        reader(tmp_path, patience=60.0).rows(np.arange(3))
+        reader(tmp_path, patience=60.0).read_rows(np.arange(3))
 
 
 def test_a_label_out_of_range_is_named(tmp_path):
     write(tmp_path, rows(10))
-    tree = json.loads((tmp_path / MANIFEST).read_text())
+    tree = json.loads((tmp_path / MANIFEST_FILE).read_text())
     tree["classes"] = ["a", "b"]
-    (tmp_path / MANIFEST).write_text(json.dumps(tree))
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps(tree))
     with pytest.raises(
         AttemptError,
         match="row group 0 row 2 has label 2, but the manifest names 2 classes",
     ):
-        reader(tmp_path).rows(np.arange(3))
+        reader(tmp_path).read_rows(np.arange(3))
 
 
 def test_what_is_not_a_data_set(tmp_path):
@@ -157,19 +159,19 @@ def test_what_is_not_a_data_set(tmp_path):
         reader(tmp_path / "none")
     with pytest.raises(UserError, match=r"no manifest.json in it"):
         reader(tmp_path)
-    (tmp_path / MANIFEST).write_text("{")
+    (tmp_path / MANIFEST_FILE).write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         reader(tmp_path)
-    (tmp_path / MANIFEST).write_text("[]")
+    (tmp_path / MANIFEST_FILE).write_text("[]")
     with pytest.raises(UserError, match="is not a distrain-shards-2 manifest"):
         reader(tmp_path)
-    (tmp_path / MANIFEST).write_text("{}")
+    (tmp_path / MANIFEST_FILE).write_text("{}")
     with pytest.raises(UserError, match="is not a distrain-shards-2 manifest"):
         reader(tmp_path)
     write(tmp_path / "grey", rows(3))
-    tree = json.loads((tmp_path / "grey" / MANIFEST).read_text())
+    tree = json.loads((tmp_path / "grey" / MANIFEST_FILE).read_text())
     del tree["eigenvalues"]
-    (tmp_path / "grey" / MANIFEST).write_text(json.dumps(tree))
+    (tmp_path / "grey" / MANIFEST_FILE).write_text(json.dumps(tree))
     with pytest.raises(
         UserError,
         match="has no colour statistics, .*distrain stats shows those of a data set",
@@ -185,7 +187,9 @@ def test_what_is_not_a_data_set(tmp_path):
 
 def test_where_a_sample_lies(tmp_path):
     write(tmp_path, rows(50))
-    assert reader(tmp_path).describe(30) == "shard-00001.parquet row group 1 row 2"
+    assert (
+        reader(tmp_path).describe_sample(30) == "shard-00001.parquet row group 1 row 2"
+    )
 
 
 def test_groups_are_fetched_ahead_within_the_memory(tmp_path):
@@ -197,19 +201,21 @@ def test_groups_are_fetched_ahead_within_the_memory(tmp_path):
         for shard in dataset.manifest.shards
         for group in shard.groups
     ]
-    small = Dataset(dataset.store, dataset.manifest, memory=4 * max(sizes), patience=0)
+    small = Dataset(
+        dataset.store, dataset.manifest, memory_bytes=4 * max(sizes), retry_seconds=0
+    )
     with ThreadPoolExecutor(3) as pool:
         for ahead in range(0, 70, 7):
             queued = [
-                small.groups_of(np.arange(i, i + 7))
+                small.find_row_groups(np.arange(i, i + 7))
                 for i in range(ahead, min(ahead + 35, 70), 7)
             ]
-            small.prefetch(queued, pool)
-            assert small._kept_bytes <= 4 * max(sizes)
-            assert [row.label for row in small.rows(np.arange(ahead, ahead + 7))] == [
-                row.label for row in dataset.rows(np.arange(ahead, ahead + 7))
-            ]
-    assert small.groups_read == 10
+            small.prefetch_row_groups(queued, pool)
+            assert small._cached_bytes <= 4 * max(sizes)
+            assert [
+                row.label for row in small.read_rows(np.arange(ahead, ahead + 7))
+            ] == [row.label for row in dataset.read_rows(np.arange(ahead, ahead + 7))]
+    assert small.num_groups_read == 10
 
 
 def test_a_fetch_ahead_that_failed_is_tried_again(tmp_path):
@@ -218,11 +224,11 @@ def test_a_fetch_ahead_that_failed_is_tried_again(tmp_path):
     path = next((tmp_path / "set").glob("*.parquet"))
     path.rename(path.with_suffix(".away"))
     with ThreadPoolExecutor(1) as pool:
-        dataset.prefetch([[0]], pool)
+        dataset.prefetch_row_groups([[0]], pool)
         with pytest.raises(AttemptError, match="is missing"):
-            dataset.rows(np.arange(7))
+            dataset.read_rows(np.arange(7))
         path.with_suffix(".away").rename(path)
-        assert len(dataset.rows(np.arange(7))) == 7
+        assert len(dataset.read_rows(np.arange(7))) == 7
 
 
 def test_what_an_early_end_left_unfetched_is_fetched_when_asked_for(tmp_path):
@@ -230,11 +236,11 @@ def test_what_an_early_end_left_unfetched_is_fetched_when_asked_for(tmp_path):
     dataset, busy = reader(tmp_path / "set"), Event()
     pool = ThreadPoolExecutor(1)
     pool.submit(busy.wait)
-    dataset.prefetch([range(10)], pool)
+    dataset.prefetch_row_groups([range(10)], pool)
     pool.shutdown(wait=False, cancel_futures=True)
     busy.set()
-    assert len(dataset.rows(np.arange(70))) == 70
+    assert len(dataset.read_rows(np.arange(70))) == 70
     with ThreadPoolExecutor(1) as another:
-        dataset.prefetch([range(10)], another)
-    assert dataset.groups_read == 10
-    assert dataset._kept_bytes == sum(dataset._bytes(g) for g in range(10))
+        dataset.prefetch_row_groups([range(10)], another)
+    assert dataset.num_groups_read == 10
+    assert dataset._cached_bytes == sum(dataset._get_group_bytes(g) for g in range(10))

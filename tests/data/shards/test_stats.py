@@ -1,6 +1,6 @@
 import numpy as np
 
-from distrain.data.shards.stats import PixelMoments, Statistics
+from distrain.data.shards.stats import ColorStatistics, PixelMoments
 
 
 def test_moments_equal_numpys_in_any_order():
@@ -11,35 +11,35 @@ def test_moments_equal_numpys_in_any_order():
     ]
     forward, backward = PixelMoments(), PixelMoments()
     for image in images:
-        forward.add(image)
+        forward.add_image(image)
     for image in images[::-1]:
-        backward.add(image)
+        backward.add_image(image)
     pixels = np.concatenate([image.reshape(-1, 3) for image in images]).astype(
         np.float64
     )
-    found = forward.statistics()
+    found = forward.to_statistics()
     np.testing.assert_allclose(found.mean, pixels.mean(0), rtol=1e-12)
     np.testing.assert_allclose(
         found.covariance, np.cov(pixels.T, bias=True), rtol=1e-10
     )
-    assert np.array_equal(found.covariance, backward.statistics().covariance)
+    assert np.array_equal(found.covariance, backward.to_statistics().covariance)
 
 
 def test_principal_axes_rebuild_the_covariance():
     a = np.random.default_rng(1).normal(size=(3, 3))
-    statistics = Statistics.of(np.zeros(3), a @ a.T)
-    axes = statistics.principal_axes()
+    statistics = ColorStatistics.from_covariance(np.zeros(3), a @ a.T)
+    axes = statistics.compute_principal_axes()
     np.testing.assert_allclose(axes @ axes.T, a @ a.T, rtol=1e-10)
     lengths = np.linalg.norm(axes, axis=0)
     assert (np.diff(lengths) <= 0).all()
     assert (axes[np.abs(axes).argmax(0), range(3)] > 0).all()
-    variances = statistics.principal_axes("variance")
+    variances = statistics.compute_principal_axes("variance")
     np.testing.assert_allclose(variances, axes * lengths / 255, rtol=1e-10)
 
 
 def test_a_grey_set_has_no_axis_of_its_own():
     moments = PixelMoments()
-    moments.add(np.full((4, 4, 3), 7, np.uint8))
-    found = moments.statistics()
+    moments.add_image(np.full((4, 4, 3), 7, np.uint8))
+    found = moments.to_statistics()
     assert found.std.tolist() == [1, 1, 1]
-    assert not found.principal_axes().any()
+    assert not found.compute_principal_axes().any()

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from distrain.data.storage import retry as retry_module
-from distrain.data.storage.retry import is_transient, retry
+from distrain.data.storage.retry import call_with_retries, is_transient
 
 
 class Failing:
@@ -32,7 +32,7 @@ def slept(monkeypatch):
 def test_what_may_pass_is_tried_again_and_told_each_time(slept):
     first, second = OSError(errno.ENOSPC, "full"), ConnectionError("away")
     act, told = Failing(first, second), []
-    assert retry(act, 60, again=lambda *what: told.append(what)) == 7
+    assert call_with_retries(act, 60, on_retry=lambda *what: told.append(what)) == 7
     assert told == [(first, 1), (second, 2)]
     assert len(slept) == 2
 
@@ -43,22 +43,22 @@ def test_what_may_pass_is_tried_again_and_told_each_time(slept):
 def test_what_lasts_is_raised_at_once(slept, error):
     act = Failing(error)
     with pytest.raises(type(error)):
-        retry(act, 60)
+        call_with_retries(act, 60)
     assert (act.calls, slept, is_transient(error)) == (1, [], False)
-    assert retry(Failing(error), 60, transient=lambda _: True) == 7
+    assert call_with_retries(Failing(error), 60, should_retry=lambda _: True) == 7
 
 
 def test_other_errors_are_not_its_business(slept):
     act = Failing(ValueError("a mistake"))
     with pytest.raises(ValueError, match="a mistake"):
-        retry(act, 60)
+        call_with_retries(act, 60)
     assert act.calls == 1
 
 
 def test_pauses_double_up_to_five_seconds_and_the_last_try_comes_at_the_end(slept):
     act = Failing(*[OSError("away")] * 100)
     with pytest.raises(OSError, match="away"):
-        retry(act, 60)
+        call_with_retries(act, 60)
     assert sum(slept) == pytest.approx(60)
     assert act.calls == len(slept) + 1
     for i, pause in enumerate(slept[:-1]):
@@ -70,5 +70,5 @@ def test_pauses_double_up_to_five_seconds_and_the_last_try_comes_at_the_end(slep
 def test_without_patience_there_is_one_try(slept):
     act = Failing(OSError("away"))
     with pytest.raises(OSError, match="away"):
-        retry(act, 0)
+        call_with_retries(act, 0)
     assert (act.calls, slept) == (1, [])

@@ -6,7 +6,7 @@ import fsspec
 import pytest
 from stores import behaves_as_a_folder
 
-from distrain.data.storage.backend import Entry
+from distrain.data.storage.backend import DirectoryEntry
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
@@ -34,20 +34,20 @@ def test_a_link_is_what_it_leads_to_and_the_rest_is_nothing_to_read(tmp_path):
     (tmp_path / "in a circle").symlink_to("in a circle")
     os.mkfifo(tmp_path / "pipe")
     store = Store(str(tmp_path))
-    assert store.entries() == [
-        Entry("file", 3, False),
-        Entry("folder", None, True),
-        Entry("in a circle", None, False, other=True),
-        Entry("pipe", None, False, other=True),
-        Entry("to file", 3, False),
-        Entry("to folder", None, True),
-        Entry("to nowhere", None, False, other=True),
+    assert store.list_entries() == [
+        DirectoryEntry("file", 3, False),
+        DirectoryEntry("folder", None, True),
+        DirectoryEntry("in a circle", None, False, is_special=True),
+        DirectoryEntry("pipe", None, False, is_special=True),
+        DirectoryEntry("to file", 3, False),
+        DirectoryEntry("to folder", None, True),
+        DirectoryEntry("to nowhere", None, False, is_special=True),
     ]
     assert not store.exists("to nowhere")
     assert not store.exists("in a circle")
     assert not store.exists("x" * 300)
     store.remove("to folder")
-    assert store.list() == [
+    assert store.list_names() == [
         "file",
         "folder",
         "in a circle",
@@ -93,8 +93,8 @@ def test_paths_and_ranges_that_no_file_has_are_errors_of_the_system(tmp_path):
 @pytest.mark.parametrize("name", ["/", "."])
 def test_the_root_and_the_working_directory(name):
     store = Store(name)
-    assert store.local == os.path.abspath(name)
-    assert store.path("x") == os.path.join(os.path.abspath(name), "x")
+    assert store.local_path == os.path.abspath(name)
+    assert store.resolve_path("x") == os.path.join(os.path.abspath(name), "x")
     assert store.is_folder("")
 
 
@@ -102,12 +102,12 @@ def test_what_can_only_be_read(tmp_path):
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         archive.writestr("a/b.bin", b"hello")
     store = Store(f"zip://::{tmp_path}/set.zip")
-    assert (store.read("a/b.bin"), store.list(), store.list("a")) == (
+    assert (store.read("a/b.bin"), store.list_names(), store.list_names("a")) == (
         b"hello",
         ["a"],
         ["b.bin"],
     )
-    for act in (store.write, store.create):
+    for act in (store.write, store.create_exclusive):
         with pytest.raises(OSError, match="can only be read"):
             act("c", b"")
 
@@ -116,19 +116,19 @@ def test_nothing_half_written_is_left(tmp_path):
     store = Store(str(tmp_path))
     with pytest.raises(TypeError):
         store.write("file", 3)
-    assert store.list() == []
+    assert store.list_names() == []
 
 
-@pytest.mark.parametrize("how", ["write", "create"])
+@pytest.mark.parametrize("how", ["write", "create_exclusive"])
 def test_a_full_disk_keeps_no_name_without_content(tmp_path, full_disk, how):
     store = Store(str(tmp_path))
     with full_disk(3), pytest.raises(OSError, match="too large"):
         getattr(store, how)("file", b"12345")
-    assert store.list() == []
+    assert store.list_names() == []
 
 
 def test_names_hide_secrets():
-    assert Store("memory://user:password@host/x").name == "memory://host/x"
+    assert Store("memory://user:password@host/x").redacted_url == "memory://host/x"
 
 
 def test_unknown_schemes():
@@ -150,9 +150,11 @@ def test_errors_of_clients_hold_no_secret(monkeypatch):
         raise next(failures)
 
     for name in ("cat_file", "info", "ls"):
-        monkeypatch.setattr(store.file_system, name, fail)
+        monkeypatch.setattr(store.fsspec_filesystem, name, fail)
     kinds = [FileNotFoundError, OSError, OSError]
-    for kind, act in zip(kinds, (store.read, store.size, store.entries), strict=True):
+    for kind, act in zip(
+        kinds, (store.read, store.get_size, store.list_entries), strict=True
+    ):
         with pytest.raises(kind) as caught:
             act("x")
         assert "example.invalid" in str(caught.value)

@@ -3,18 +3,18 @@ from dataclasses import asdict
 
 import pytest
 
-from distrain.optim.schedule import Stall
-from distrain.training.state import Best, State
+from distrain.optim.schedule import PlateauState
+from distrain.training.checkpoint_state import BestEval, CheckpointState
 
-STATE = State(
+STATE = CheckpointState(
     cursor={"epoch": 2, "step": 3},
     config={"epochs": 5},
     result={"epochs": 5},
     environment={"torch": "2.14"},
     hardware="ab",
     bad_samples={10: "cut off", 9: "no image"},
-    best=Best(step=40, top1=7, samples=9, val="cd"),
-    plateau=Stall(7, 1, (20, 40)),
+    best=BestEval(step=40, top1=7, samples=9, val="cd"),
+    plateau=PlateauState(7, 1, (20, 40)),
     val="cd",
     reduction="exact",
 )
@@ -22,19 +22,20 @@ STATE = State(
 
 @pytest.mark.parametrize("best", [STATE.best, None])
 def test_a_state_comes_back_from_json(best):
-    state = State(**{**vars(STATE), "best": best})
+    state = CheckpointState(**{**vars(STATE), "best": best})
     header = {"format": 3, "step": 43, "attempt": 1}  # a checkpoint's own
     assert (
-        State.from_tree(json.loads(json.dumps({**header, **state.to_tree()}))) == state
+        CheckpointState.from_dict(json.loads(json.dumps({**header, **state.to_dict()})))
+        == state
     )
 
 
 def test_what_earlier_versions_wrote_is_written_still():
     """Names and forms of state.json: bad samples in order, by text; no best yet is an empty object."""
-    tree = STATE.to_tree()
+    tree = STATE.to_dict()
     assert list(tree["bad_samples"].items()) == [("9", "no image"), ("10", "cut off")]
     assert tree["best"] == {"step": 40, "top1": 7, "samples": 9, "val": "cd"}
-    assert State(**{**vars(STATE), "best": None}).to_tree()["best"] == {}
+    assert CheckpointState(**{**vars(STATE), "best": None}).to_dict()["best"] == {}
     assert (
         tree["plateau"]
         == asdict(STATE.plateau)

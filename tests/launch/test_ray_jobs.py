@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 import pytest
 
 from distrain.errors import RunError, UserError
-from distrain.launch.submit import Job, Jobs, exit_code
+from distrain.launch.ray_jobs import JobInfo, RayJobClient, to_exit_code
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def test_a_cluster_with_an_old_ray_is_refused():
         head("2.40.0") as address,
         pytest.raises(UserError, match=r"runs Ray 2\.40\.0, and distrain needs 2\.60"),
     ):
-        Jobs(address)
+        RayJobClient(address)
 
 
 def test_a_head_that_is_starting_is_waited_for():
@@ -67,7 +67,7 @@ def test_a_head_that_is_starting_is_waited_for():
     thread.start()
     threading.Timer(0.5, started.set).start()
     try:
-        Jobs(f"http://127.0.0.1:{port}")
+        RayJobClient(f"http://127.0.0.1:{port}")
     finally:
         started.set()
         over.set()
@@ -82,10 +82,10 @@ def test_nobody_there_is_a_sentence():
         UserError,
         match=f"no Ray cluster answers at http://127.0.0.1:{port}: check the address",
     ):
-        Jobs(f"127.0.0.1:{port}", patience=0.0)
+        RayJobClient(f"127.0.0.1:{port}", patience=0.0)
     told = []
     with pytest.raises(UserError, match="no Ray cluster answers"):
-        Jobs(f"127.0.0.1:{port}", patience=0.1, tell=told.append)
+        RayJobClient(f"127.0.0.1:{port}", patience=0.1, log=told.append)
     assert told == [f"http://127.0.0.1:{port} does not answer yet: asking for 0 s"]
 
 
@@ -100,9 +100,9 @@ def test_nobody_there_is_a_sentence():
     ],
 )
 def test_a_job_ends_with_the_code_of_its_program(status, code, wanted):
-    assert exit_code(Job("x", status, "run", 0.0, "message", code)) == wanted
+    assert to_exit_code(JobInfo("x", status, "run", 0.0, "message", code)) == wanted
 
 
 def test_a_job_that_never_began_says_why():
     with pytest.raises(RunError, match="job x failed: no room"):
-        exit_code(Job("x", "FAILED", "run", 0.0, "no\nroom", None))
+        to_exit_code(JobInfo("x", "FAILED", "run", 0.0, "no\nroom", None))

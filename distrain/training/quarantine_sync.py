@@ -5,23 +5,23 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
 from distrain.config import Config
-from distrain.data.decoding.image import BadImageError, readable
-from distrain.data.decoding.quarantine import judge, suspects
-from distrain.data.order import Ids
+from distrain.data.decoding.image import BadImageError, sanitize_file
+from distrain.data.decoding.quarantine import claim_suspects, decode_one_by_one
+from distrain.data.order import IntArray
 from distrain.data.shards.dataset import Dataset
 from distrain.data.storage.store import Store
-from distrain.distributed.numerics import environment
+from distrain.distributed.numerics import collect_environment
 from distrain.distributed.world import World
 from distrain.rundir import files
 
 
-def recall(
+def sync_quarantine(
     config: Config,
     world: World,
-    sets: Sequence[Dataset],
+    datasets: Sequence[Dataset],
     store: Store,
-    alarm: Callable[[str], None],
-    told: Callable[[str], None],
+    warn: Callable[[str], None],
+    on_progress: Callable[[str], None],
 ) -> None:
     """Learn on all ranks what attempts before this one found out about files that may kill the decoder.
 
@@ -36,65 +36,73 @@ def recall(
     known: dict[str, dict[str, str]] = {}
     own: dict[str, dict[int, str]] = {}
     # Another version or device may decode what this one dies of.
-    version = environment(world.device)
+    version = collect_environment(world.device)
     decoder = f"{config.data.backend} {version.get('nvidia-dali-cuda130', '')} {world.device.type}"
-    keys = [f"{dataset.manifest.fingerprint} {decoder}" for dataset in sets]
+    keys = [f"{dataset.manifest.fingerprint} {decoder}" for dataset in datasets]
     with ExitStack() as notes:
-        with world.together():
-            if world.lead and store.exists(files.QUARANTINE):
+        with world.raise_on_all_ranks():
+            if world.is_rank_zero and store.exists(files.QUARANTINE_FILE):
                 with suppress(
                     ValueError
                 ):  # a memory: what it no longer says is found out again
-                    known = json.loads(store.read(files.QUARANTINE))
-            for key, dataset in zip(keys, sets, strict=True):
-                own[key] = _judged(config, world, dataset, notes, alarm, told)
+                    known = json.loads(store.read(files.QUARANTINE_FILE))
+            for key, dataset in zip(keys, datasets, strict=True):
+                own[key] = _decode_suspects(
+                    config, world, dataset, notes, warn, on_progress
+                )
         merged: dict[str, dict[str, str]] = {}
         # One collective call, whatever a rank has found: its data may be other data, which `agree` will tell.
-        for found in (found for part in world.gather([known, own]) for found in part):
+        for found in (
+            found for part in world.all_gather_object([known, own]) for found in part
+        ):
             for key, verdicts in found.items():
                 merged.setdefault(key, {}).update(
                     {str(k): reason for k, reason in verdicts.items()}
                 )
         merged = {key: verdicts for key, verdicts in merged.items() if verdicts}
-        for key, dataset in zip(keys, sets, strict=True):
-            dataset.bad.update({int(k): v for k, v in merged.get(key, {}).items()})
-        with world.together():
-            if world.lead and merged != known:
-                store.write(files.QUARANTINE, json.dumps(merged, indent=1).encode())
+        for key, dataset in zip(keys, datasets, strict=True):
+            dataset.bad_samples.update(
+                {int(k): v for k, v in merged.get(key, {}).items()}
+            )
+        with world.raise_on_all_ranks():
+            if world.is_rank_zero and merged != known:
+                store.write(
+                    files.QUARANTINE_FILE, json.dumps(merged, indent=1).encode()
+                )
 
 
-def _judged(
+def _decode_suspects(
     config: Config,
     world: World,
     dataset: Dataset,
-    notes: ExitStack,
-    alarm: Callable[[str], None],
-    told: Callable[[str], None],
+    stack: ExitStack,
+    warn: Callable[[str], None],
+    on_progress: Callable[[str], None],
 ) -> dict[int, str]:
     """Reason by sample id of the files that killed the decoder of a process on this machine."""
-    if dataset.manifest.proved or config.data.backend != "dali":
+    if dataset.manifest.verified or config.data.backend != "dali":
         return {}
-    ids = notes.enter_context(suspects(str(config.run), dataset))
+    ids = stack.enter_context(claim_suspects(str(config.run), dataset))
     if not len(ids):
         return {}
-    alarm(
-        f"an attempt died while it decoded {len(ids)} files ({_names(dataset, ids)}): each is decoded alone now"
+    warn(
+        f"an attempt died while it decoded {len(ids)} files ({_describe_samples(dataset, ids)}): each is decoded alone now"
     )
     files = {}
-    for i, row in zip(ids.tolist(), dataset.rows(ids), strict=True):
+    for i, row in zip(ids.tolist(), dataset.read_rows(ids), strict=True):
         with suppress(BadImageError):  # never gets as far as the decoder
-            files[i] = readable(row.data, config.data.pixel_limit).data
-    verdicts = judge(
+            files[i] = sanitize_file(row.data, config.data.pixel_limit).data
+    verdicts = decode_one_by_one(
         list(files.values()),
         world.device,
-        lambda n: told(f"verdict {n} of {len(files)}"),
+        lambda n: on_progress(f"verdict {n} of {len(files)}"),
     )
     found = {i: verdict for i, verdict in zip(files, verdicts, strict=True) if verdict}
     if not found:
-        alarm("each of them decodes alone: none is to blame")
+        warn("each of them decodes alone: none is to blame")
     return found
 
 
-def _names(dataset: Dataset, ids: Ids) -> str:
-    first = "; ".join(f"{i}: {dataset.describe(i)}" for i in ids[:3])
+def _describe_samples(dataset: Dataset, ids: IntArray) -> str:
+    first = "; ".join(f"{i}: {dataset.describe_sample(i)}" for i in ids[:3])
     return f"{first}; and {len(ids) - 3} more" if len(ids) > 3 else first

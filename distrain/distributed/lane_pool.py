@@ -12,34 +12,38 @@ from distrain.distributed.world import World
 T = TypeVar("T")
 
 
-class Lanes:
+class LanePool:
     """Computes several virtual workers side by side, each on a thread with its own `threads` CPU threads.
 
     A gradient differs between one and two CPU threads, so a virtual worker never shares its work; two lanes of one
     thread are also faster than one of two. On a GPU one lane runs on the calling thread.
     """
 
-    def __init__(self, lanes: int, threads: int, device: torch.device) -> None:
-        self.lanes = lanes
-        inline = device.type == "cuda" and lanes == 1
-        self._pool = (
+    def __init__(
+        self, num_lanes: int, threads_per_lane: int, device: torch.device
+    ) -> None:
+        self.num_lanes = num_lanes
+        inline = device.type == "cuda" and num_lanes == 1
+        self._executor = (
             None
             if inline
-            else ThreadPoolExecutor(lanes, "lane", _prepare, (threads, device))
+            else ThreadPoolExecutor(
+                num_lanes, "lane", _initialize_thread, (threads_per_lane, device)
+            )
         )
 
-    def __enter__(self) -> "Lanes":
+    def __enter__(self) -> "LanePool":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
 
-    def run(self, work: Callable[[T], None], items: Iterable[T]) -> None:
+    def for_each(self, work: Callable[[T], None], items: Iterable[T]) -> None:
         """Call `work` on each item; items are taken one by one. Raises the first error, after all lanes stopped."""
         source, lock, failed = iter(items), threading.Lock(), threading.Event()
 
-        def lane() -> None:
+        def run_lane() -> None:
             while not failed.is_set():
                 with lock:
                     try:
@@ -48,17 +52,19 @@ class Lanes:
                         return
                 work(item)
 
-        def guarded() -> None:
+        def run_guarded_lane() -> None:
             try:
-                lane()
+                run_lane()
             except BaseException:
                 failed.set()
                 raise
 
-        if self._pool is None:
-            lane()
+        if self._executor is None:
+            run_lane()
             return
-        futures = [self._pool.submit(guarded) for _ in range(self.lanes)]
+        futures = [
+            self._executor.submit(run_guarded_lane) for _ in range(self.num_lanes)
+        ]
         try:
             errors = [
                 error for future in futures if (error := future.exception()) is not None
@@ -70,14 +76,19 @@ class Lanes:
             raise errors[0]
 
 
-def _prepare(threads: int, device: torch.device) -> None:
+def _initialize_thread(num_threads: int, device: torch.device) -> None:
     """Set what torch keeps for each thread: the number of CPU threads, and the GPU."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(num_threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
-def lanes_for(world: World, virtual_workers: int, lanes: int | None) -> int:
+def count_lanes(world: World, num_virtual_workers: int, num_lanes: int | None) -> int:
     """Count the virtual workers that a rank computes side by side: `lanes`, or one per core, or 1 on a GPU."""
-    default = 1 if world.device.type == "cuda" else world.cores
-    return max(1, min(lanes or default, len(world.hosted(virtual_workers))))
+    default = 1 if world.device.type == "cuda" else world.num_cores
+    return max(
+        1,
+        min(
+            num_lanes or default, len(world.local_virtual_workers(num_virtual_workers))
+        ),
+    )

@@ -15,33 +15,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distrain.data.storage.retry import retry
+from distrain.data.storage.retry import call_with_retries
 from distrain.errors import RunError, UserError
-from distrain.launch.package import Request
-from distrain.monitor.consoles import replay
+from distrain.launch.job_request import JobRequest
+from distrain.monitor.consoles import replay_line
 from distrain.monitor.sinks import Console
 
-_LEAST_RAY = (2, 60)
-_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_MIN_RAY_VERSION = (2, 60)
+_TERMINAL_STATUSES = ("SUCCEEDED", "FAILED", "STOPPED")
 # Seconds without a line after which the connection that brings them is made anew.
-_SILENT = 60.0
-_RETRY = 2.0
-_REFUSALS = 15
+_LOG_TIMEOUT_SECONDS = 60.0
+_RETRY_SECONDS = 2.0
+_MAX_REFUSALS = 15
 
 
-class Job(NamedTuple):
+class JobInfo(NamedTuple):
     """A job of distrain's on a cluster."""
 
     id: str
     status: str
     run: str
-    started: float
+    start_time: float
     """Unix time."""
     message: str
     exit_code: int | None
 
 
-class Jobs:
+class RayJobClient:
     """The jobs of a cluster."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Jobs:
         address: str,
         *,
         patience: float = 30.0,
-        tell: Callable[[str], None] = lambda _: None,
+        log: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Connect. A head that does not answer yet is asked again for `patience` seconds; `tell` is told of that.
 
@@ -60,22 +60,20 @@ class Jobs:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         self._address = address if "://" in address else f"http://{address}"
 
-        def connect() -> Any:
-            with self._sentences():
-                return _client(self._address)
+        def try_connect() -> Any:
+            with self._translate_errors():
+                return _create_client(self._address)
 
-        def again(_: OSError, failures: int) -> None:
+        def log_first_failure(_: OSError, failures: int) -> None:
             if failures == 1:
-                tell(
-                    f"{self._address} does not answer yet: asking for {patience:.0f} s"
-                )
+                log(f"{self._address} does not answer yet: asking for {patience:.0f} s")
 
         try:
-            self._client = retry(
-                connect,
+            self._client = call_with_retries(
+                try_connect,
                 patience,
-                transient=lambda e: isinstance(e, ConnectionError),
-                again=again,
+                should_retry=lambda e: isinstance(e, ConnectionError),
+                on_retry=log_first_failure,
             )
         except ConnectionError:
             raise UserError(
@@ -83,7 +81,7 @@ class Jobs:
                 "port 8265 as a rule, and the head needs ray[default]"
             ) from None
 
-    def submit(self, request: Request) -> tuple[str, bool]:
+    def submit_job(self, request: JobRequest) -> tuple[str, bool]:
         """Start a job, or find it if it is there already; its id, and whether it was started now.
 
         The same request whose job has ended before gets a new number behind its id.
@@ -91,11 +89,11 @@ class Jobs:
         Raises:
             UserError: the cluster refuses it.
         """
-        with self._sentences():
-            known = {job.id: job for job in self.list()}
+        with self._translate_errors():
+            known = {job.id: job for job in self.list_jobs()}
             wanted = name = request.body["submission_id"]
             number = 1
-            while name in known and known[name].status in _ENDED:
+            while name in known and known[name].status in _TERMINAL_STATUSES:
                 number += 1
                 name = f"{wanted}-{number}"
             if name in known:
@@ -116,60 +114,62 @@ class Jobs:
                 )
         return name, True
 
-    def list(self) -> list[Job]:
+    def list_jobs(self) -> list[JobInfo]:
         """The jobs that distrain submitted, oldest first."""
-        with self._sentences():
+        with self._translate_errors():
             found = [
                 info
                 for info in self._client.list_jobs()
                 if (info.metadata or {}).get("distrain")
             ]
-        return sorted((_job(info) for info in found), key=lambda job: job.started)
+        return sorted(
+            (_to_job_info(info) for info in found), key=lambda job: job.start_time
+        )
 
-    def job(self, name: str) -> Job:
+    def get_job_info(self, job_id: str) -> JobInfo:
         """A job. Raises UserError if there is none of that id."""
-        with self._sentences():
-            return _job(self._client.get_job_info(name))
+        with self._translate_errors():
+            return _to_job_info(self._client.get_job_info(job_id))
 
-    def stop(self, name: str, console: Console) -> Job:
+    def stop_job(self, job_id: str, console: Console) -> JobInfo:
         """Have a job save and end, and wait for that."""
-        job = self.job(name)
-        if job.status not in _ENDED:
-            with self._sentences():
-                self._client.stop_job(name)
-            console.event(f"{name}: asked to save and stop")
-        while (job := self.job(name)).status not in _ENDED:
+        job = self.get_job_info(job_id)
+        if job.status not in _TERMINAL_STATUSES:
+            with self._translate_errors():
+                self._client.stop_job(job_id)
+            console.log(f"{job_id}: asked to save and stop")
+        while (job := self.get_job_info(job_id)).status not in _TERMINAL_STATUSES:
             time.sleep(0.5)
         return job
 
-    def lines(self, name: str) -> Iterator[str]:
+    def read_log_lines(self, job_id: str) -> Iterator[str]:
         """What a job has written so far."""
-        self.job(name)
-        with self._sentences():
-            yield from str(self._client.get_job_logs(name)).splitlines()
+        self.get_job_info(job_id)
+        with self._translate_errors():
+            yield from str(self._client.get_job_logs(job_id)).splitlines()
 
-    def follow(self, name: str, console: Console) -> Job:
+    def follow_job(self, job_id: str, console: Console) -> JobInfo:
         """Show what a job writes until it has ended; a connection that breaks is made anew.
 
         Raises:
             UserError: there is no such job, or not any more.
         """
         seen, rest, lost, refused = 0, "", False, 0
-        self.job(name)
+        self.get_job_info(job_id)
         while True:
             try:
-                job = self.job(name)
+                job = self.get_job_info(job_id)
                 if lost:
-                    console.event("connected again")
+                    console.log("connected again")
                 lost = False
                 skip = seen
-                for text in _tail(self._client, name):
+                for text in _tail_job_log(self._client, job_id):
                     part, skip = text[skip:], max(0, skip - len(text))
                     seen += len(part)
                     *whole, rest = (rest + part).split("\n")
                     for line in whole:
-                        replay(line, console)
-                job = self.job(name)
+                        replay_line(line, console)
+                job = self.get_job_info(job_id)
                 refused = 0
             except (
                 UserError,
@@ -181,23 +181,23 @@ class Jobs:
                 refused += isinstance(
                     error, UserError
                 )  # a head that is coming up again may do so for a while
-                if refused > _REFUSALS:
+                if refused > _MAX_REFUSALS:
                     raise
                 if not lost and not isinstance(error, asyncio.TimeoutError):
-                    console.event(
+                    console.log(
                         "the connection to the cluster is lost: trying again (the job goes on)"
                     )
                     lost = True
-                time.sleep(_RETRY)
+                time.sleep(_RETRY_SECONDS)
                 continue
-            if job.status in _ENDED:
+            if job.status in _TERMINAL_STATUSES:
                 if rest:
-                    replay(rest, console)
+                    replay_line(rest, console)
                 return job
             time.sleep(0.5)
 
     @contextmanager
-    def _sentences(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Ray's errors as sentences; a connection that fails stays a ConnectionError."""
         from ray.exceptions import AuthenticationError
         from requests.exceptions import RequestException
@@ -222,7 +222,7 @@ class Jobs:
             ) from None
 
 
-def _client(address: str) -> Any:
+def _create_client(address: str) -> Any:
     try:
         import ray
         from ray.job_submission import JobSubmissionClient
@@ -234,28 +234,30 @@ def _client(address: str) -> Any:
     for name in ("job.sdk", "dashboard_sdk"):
         logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
 
-    class Client(JobSubmissionClient):  # type: ignore[misc]
+    class ClientWithTimeout(JobSubmissionClient):  # type: ignore[misc]
         def _do_request(self, *arguments: Any, **options: Any) -> Any:
             return super()._do_request(*arguments, **{"timeout": (5, 60), **options})
 
-    client = Client(address)
+    client = ClientWithTimeout(address)
     theirs = str(client._server_ray_version)
-    if tuple(int(part) for part in theirs.split(".")[:2]) < _LEAST_RAY:
+    if tuple(int(part) for part in theirs.split(".")[:2]) < _MIN_RAY_VERSION:
         raise UserError(
-            f"the cluster at {address} runs Ray {theirs}, and distrain needs {'.'.join(map(str, _LEAST_RAY))} or newer "
+            f"the cluster at {address} runs Ray {theirs}, and distrain needs {'.'.join(map(str, _MIN_RAY_VERSION))} or newer "
             f"(here: {ray.__version__}): upgrade the cluster"
         )
     return client
 
 
-def _tail(client: Any, name: str) -> Iterator[str]:
+def _tail_job_log(client: Any, job_id: str) -> Iterator[str]:
     """The log of a job from its begin, as it grows. Raises TimeoutError after a while without a line."""
     loop = asyncio.new_event_loop()
     try:
-        tail = client.tail_job_logs(name)
+        tail = client.tail_job_logs(job_id)
         while True:
             try:
-                yield loop.run_until_complete(asyncio.wait_for(anext(tail), _SILENT))
+                yield loop.run_until_complete(
+                    asyncio.wait_for(anext(tail), _LOG_TIMEOUT_SECONDS)
+                )
             except StopAsyncIteration:
                 return
             except Exception as error:
@@ -268,22 +270,22 @@ def _tail(client: Any, name: str) -> Iterator[str]:
         loop.close()
 
 
-def _job(info: Any) -> Job:
-    metadata = info.metadata or {}
-    status = str(getattr(info.status, "value", info.status))
-    started = (info.start_time or 0) / 1000
-    name = info.submission_id or info.job_id
-    return Job(
+def _to_job_info(details: Any) -> JobInfo:
+    metadata = details.metadata or {}
+    status = str(getattr(details.status, "value", details.status))
+    started = (details.start_time or 0) / 1000
+    name = details.submission_id or details.job_id
+    return JobInfo(
         name,
         status,
         metadata.get("run", ""),
         started,
-        info.message or "",
-        info.driver_exit_code,
+        details.message or "",
+        details.driver_exit_code,
     )
 
 
-def exit_code(job: Job) -> int:
+def to_exit_code(job: JobInfo) -> int:
     """What `distrain train` would have ended with here.
 
     Raises:

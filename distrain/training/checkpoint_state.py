@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from distrain.optim.schedule import Stall
+from distrain.optim.schedule import PlateauState
 
 
 @dataclass(frozen=True)
-class Best:
+class BestEval:
     """The best evaluation of a run so far."""
 
     step: int
@@ -22,7 +22,7 @@ class Best:
 
 
 @dataclass(frozen=True)
-class State:
+class CheckpointState:
     """Where a run stands, and what it may be resumed with."""
 
     cursor: Mapping[str, int]
@@ -36,15 +36,15 @@ class State:
     """Hash of what the hardware computes; None where no bits are promised."""
     bad_samples: Mapping[int, str]
     """Reason by sample id, of the training samples that do not decode."""
-    best: Best | None
-    plateau: Stall
+    best: BestEval | None
+    plateau: PlateauState
     """Validation history of a schedule that follows validation."""
     val: str | None
     """Fingerprint of the validation set."""
     reduction: str
     """exact or fast."""
 
-    def to_tree(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return what JSON holds of it."""
         bad_samples = {
             str(sample): self.bad_samples[sample] for sample in sorted(self.bad_samples)
@@ -56,15 +56,15 @@ class State:
         }
 
     @staticmethod
-    def from_tree(tree: Mapping[str, Any]) -> "State":
+    def from_dict(tree: Mapping[str, Any]) -> "CheckpointState":
         """Return the state that `to_tree` made a tree of."""
-        found = {field.name: tree[field.name] for field in fields(State)}
+        found = {field.name: tree[field.name] for field in fields(CheckpointState)}
         found["bad_samples"] = {
             int(sample): reason for sample, reason in tree["bad_samples"].items()
         }
-        found["best"] = Best(**tree["best"]) if tree["best"] else None
+        found["best"] = BestEval(**tree["best"]) if tree["best"] else None
         plateau = tree["plateau"]
-        found["plateau"] = Stall(
+        found["plateau"] = PlateauState(
             plateau["best"], plateau["epochs"], tuple(plateau["drops"])
         )
-        return State(**found)
+        return CheckpointState(**found)

@@ -9,10 +9,10 @@ import zipfile
 
 import pytest
 
-from distrain.config import load, result_fields, to_yaml
+from distrain.config import get_result_fields, load_config, to_yaml
 from distrain.errors import UserError
-from distrain.launch import package
-from distrain.launch.package import request
+from distrain.launch import job_request
+from distrain.launch.job_request import build_job_request
 
 
 @pytest.fixture
@@ -21,14 +21,14 @@ def config(narrow, tmp_path):
 
 
 def test_the_archive_has_the_source_the_config_and_nothing_else(config, tmp_path):
-    found = request(config)
+    found = build_job_request(config)
     with zipfile.ZipFile(io.BytesIO(found.archive)) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "there")
     assert "run.yaml" in names
     assert {name for name in names if not name.startswith("distrain/")} == {"run.yaml"}
     assert all(name.endswith(".py") for name in names if name != "run.yaml")
-    assert load(tmp_path / "there/run.yaml") == config
+    assert load_config(tmp_path / "there/run.yaml") == config
     code = "import distrain.train, sys; print(distrain.__file__)"
     out = subprocess.run(
         [sys.executable, "-c", code],
@@ -43,17 +43,23 @@ def test_the_archive_has_the_source_the_config_and_nothing_else(config, tmp_path
 
 
 def test_the_same_run_is_the_same_request(config):
-    assert request(config) == request(config)
-    other = request(config.model_copy(update={"seed": 3}))
-    assert other.body["submission_id"] != request(config).body["submission_id"]
-    assert request(config, job="mine").body["submission_id"] == "mine"
-    assert request(config, must_resume=True).body["entrypoint"].endswith(" --resume")
+    assert build_job_request(config) == build_job_request(config)
+    other = build_job_request(config.model_copy(update={"seed": 3}))
+    assert (
+        other.body["submission_id"] != build_job_request(config).body["submission_id"]
+    )
+    assert build_job_request(config, job_id="mine").body["submission_id"] == "mine"
+    assert (
+        build_job_request(config, must_resume=True)
+        .body["entrypoint"]
+        .endswith(" --resume")
+    )
 
 
 def test_the_package_is_named_as_ray_names_it(config, tmp_path):
     from ray._private.runtime_env.packaging import get_uri_for_package
 
-    found = request(config)
+    found = build_job_request(config)
     (tmp_path / "job.zip").write_bytes(found.archive)
     assert found.body["runtime_env"]["working_dir"] == get_uri_for_package(
         tmp_path / "job.zip"
@@ -62,7 +68,7 @@ def test_the_package_is_named_as_ray_names_it(config, tmp_path):
 
 def test_no_variable_of_this_machine_is_sent(config, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    found = request(config)
+    found = build_job_request(config)
     assert b"hunter2" not in found.archive
     assert "hunter2" not in json.dumps(found.body)
     assert set(found.body["runtime_env"]["env_vars"]) == {
@@ -78,16 +84,16 @@ def test_own_files_go_along_and_others_are_refused(config, tmp_path):
     (tmp_path / "nets/wide.py").write_text("x = 1")
     (tmp_path / "nets/.env").write_text("SECRET=hunter2")
     (tmp_path / "one.py").write_text("y = 2")
-    found = request(config, [tmp_path / "nets", tmp_path / "one.py"])
+    found = build_job_request(config, [tmp_path / "nets", tmp_path / "one.py"])
     assert {name for name in found.files if not name.startswith("distrain/")} == {
         "nets/wide.py",
         "one.py",
         "run.yaml",
     }
     with pytest.raises(UserError, match="is no Python file"):
-        request(config, [tmp_path / "nets/.env"])
+        build_job_request(config, [tmp_path / "nets/.env"])
     with pytest.raises(UserError, match="cannot read"):
-        request(config, [tmp_path / "none.py"])
+        build_job_request(config, [tmp_path / "none.py"])
 
 
 @pytest.mark.parametrize("key", ["run", "data.train", "data.val"])
@@ -103,13 +109,13 @@ def test_a_path_of_this_machine_is_refused(narrow, key):
     with pytest.raises(
         UserError, match=f"{key} = .*here is a path in a folder of this machine"
     ):
-        request(config)
+        build_job_request(config)
 
 
 def test_too_much_is_refused(config, monkeypatch):
-    monkeypatch.setattr(package, "_LARGEST", 1000)
+    monkeypatch.setattr(job_request, "_MAX_ARCHIVE_BYTES", 1000)
     with pytest.raises(UserError, match="more than the 1,000 that Ray takes"):
-        request(config)
+        build_job_request(config)
 
 
 def test_a_dry_run_prints_what_would_be_sent_and_needs_no_ray(config, tmp_path):
@@ -127,7 +133,7 @@ def test_a_dry_run_prints_what_would_be_sent_and_needs_no_ray(config, tmp_path):
         "--dry-run",
     ]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = request(config)
+    found = build_job_request(config)
     lines, body = out[: out.index("{")].splitlines(), json.loads(out[out.index("{") :])
     assert body == found.body
     wanted = {
@@ -138,8 +144,10 @@ def test_a_dry_run_prints_what_would_be_sent_and_needs_no_ray(config, tmp_path):
 
 
 def test_the_id_of_a_job_does_not_depend_on_the_order_of_fields(narrow, monkeypatch):
-    config, before = narrow(), package.job_id(narrow())
+    config, before = narrow(), job_request.derive_job_id(narrow())
     monkeypatch.setattr(
-        package, "result_fields", lambda c: dict(reversed(result_fields(c).items()))
+        job_request,
+        "get_result_fields",
+        lambda c: dict(reversed(get_result_fields(c).items())),
     )
-    assert package.job_id(config) == before
+    assert job_request.derive_job_id(config) == before

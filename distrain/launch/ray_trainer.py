@@ -20,15 +20,19 @@ from ray.train.backend import Backend, BackendConfig
 from distrain.config import Config
 from distrain.data.storage.store import Store
 from distrain.errors import LostRankError
-from distrain.launch.ray_cluster import reason_of
-from distrain.launch.share import Share, need
+from distrain.launch.allocation import Allocation, to_ray_resources
+from distrain.launch.ray_cluster import summarize_error
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 
-def trainer(
-    config: Config, workers: int, share: Share, order: Mapping[str, Any], mailbox: Any
+def build_trainer(
+    config: Config,
+    num_workers: int,
+    allocation: Allocation,
+    rank_options: Mapping[str, Any],
+    mailbox: Any,
 ) -> "TorchTrainer":
     """Ready to fit with so many workers.
 
@@ -41,69 +45,71 @@ def trainer(
     """
     from ray.train.torch import TorchTrainer
 
-    resources = {kind: each for kind, each in need(share).items() if each}
+    resources = {
+        kind: each for kind, each in to_ray_resources(allocation).items() if each
+    }
     loop_config = {
-        **order,
+        **rank_options,
         "config": config.model_dump(mode="json"),
         "mailbox": mailbox,
-        "share": share,
+        "share": allocation,
     }
     assert config.run is not None
-    path, file_system = _storage(config.run)
+    path, file_system = _resolve_storage(config.run)
     return TorchTrainer(
-        run_rank,
+        train_loop_per_worker,
         train_loop_config=loop_config,
-        torch_config=_NoGroup(),
+        torch_config=_NullBackendConfig(),
         scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=bool(share.gpus),
+            num_workers=num_workers,
+            use_gpu=bool(allocation.gpus_per_worker),
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
-            name=f"{order['session']}-{order['fit']}",
+            name=f"{rank_options['session']}-{rank_options['fit']}",
             storage_path=path,
             storage_filesystem=file_system,
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),
-            callbacks=[_Losses(mailbox)],
+            callbacks=[_LostRankCallback(mailbox)],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
 
 
-def run_rank(order: dict[str, Any]) -> dict[str, Any]:
+def train_loop_per_worker(rank_options: dict[str, Any]) -> dict[str, Any]:
     """Run `ray_rank.run_rank`, in a worker."""
     from distrain.launch.ray_rank import run_rank as run
 
-    return run(order)
+    return run(rank_options)
 
 
-def _heed_sigterm() -> None:
-    from distrain.launch.ray_rank import heed_sigterm
+def _install_preemption_handler() -> None:
+    from distrain.launch.ray_rank import install_preemption_handler
 
-    heed_sigterm()
+    install_preemption_handler()
 
 
-class _NoBackend(Backend):
+class _NullBackend(Backend):
     """Ray forms no process group: a failure to form one would end the fit. The ranks do it themselves."""
 
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(_heed_sigterm)
+        worker_group.execute(_install_preemption_handler)
 
 
 @dataclass
-class _NoGroup(BackendConfig):
+class _NullBackendConfig(BackendConfig):
     """In place of TorchConfig, which loads torch."""
 
     backend: str = "none"
 
     @property
     def backend_cls(self) -> type[Backend]:
-        return _NoBackend
+        return _NullBackend
 
 
-class _Losses(UserCallback):
+class _LostRankCallback(UserCallback):
     """Runs in Ray's controller: tells the driver why ranks ended."""
 
     def __init__(self, mailbox: Any) -> None:
@@ -122,17 +128,20 @@ class _Losses(UserCallback):
             for rank, error in errors.items()
             if not isinstance(error, LostRankError)
         }
-        self._mailbox.put.remote(
+        self._mailbox.send_message.remote(
             "lost",
-            {rank: reason_of(error) for rank, error in (causes or errors).items()},
+            {
+                rank: summarize_error(error)
+                for rank, error in (causes or errors).items()
+            },
         )
 
 
-def _storage(run: str) -> tuple[str, Any]:
+def _resolve_storage(run: str) -> tuple[str, Any]:
     """Where Ray keeps what it knows of a fit: beside our checkpoints."""
     store = Store(run)
-    if store.local is not None:
-        return f"{store.local}/ray", None
-    return store.path("ray"), pyarrow.fs.PyFileSystem(
-        pyarrow.fs.FSSpecHandler(store.file_system)
+    if store.local_path is not None:
+        return f"{store.local_path}/ray", None
+    return store.resolve_path("ray"), pyarrow.fs.PyFileSystem(
+        pyarrow.fs.FSSpecHandler(store.fsspec_filesystem)
     )

@@ -3,20 +3,20 @@
 import pytest
 import torch
 
-from distrain.config import parse
+from distrain.config import parse_config
 from distrain.errors import UserError
-from distrain.launch.local import ranks_here, this_machine
-from distrain.launch.share import (
-    Node,
-    Share,
-    described,
-    fitting,
-    remark,
-    room,
-    share_of,
-    shortage,
-    workers_of,
+from distrain.launch.allocation import (
+    Allocation,
+    ClusterNode,
+    choose_num_workers,
+    compute_allocation,
+    count_fitting_workers,
+    count_workers_per_node,
+    describe_allocation,
+    describe_idle_gpus,
+    explain_shortage,
 )
+from distrain.launch.local import count_local_ranks, get_local_node
 
 BASE = {
     "data": {"train": "x"},
@@ -26,7 +26,7 @@ BASE = {
 
 
 def config(v=8, device="auto", **cluster):
-    return parse(
+    return parse_config(
         {**BASE, "virtual_workers": v, "device": device, "cluster": cluster}, "test"
     )
 
@@ -34,7 +34,7 @@ def config(v=8, device="auto", **cluster):
 def node(address, cpus, gpus=0.0, *, free=None, draining=False):
     total = {"CPU": float(cpus), "GPU": float(gpus)}
     free = total if free is None else {"CPU": float(free[0]), "GPU": float(free[1])}
-    return Node(address, f"address of {address}", total, free, draining)
+    return ClusterNode(address, f"address of {address}", total, free, draining)
 
 
 def machine(gpus, cpus=16):
@@ -44,38 +44,38 @@ def machine(gpus, cpus=16):
 @pytest.mark.parametrize(
     ("gpus", "v", "wanted", "sentence"),
     [
-        (0, 1, Share(1, 1, 16, 0), None),
-        (0, 8, Share(1, 1, 16, 0), None),
-        (1, 1, Share(1, 1, 16, 1), None),
-        (1, 8, Share(1, 1, 16, 1), None),
+        (0, 1, Allocation(1, 1, 16, 0), None),
+        (0, 8, Allocation(1, 1, 16, 0), None),
+        (1, 1, Allocation(1, 1, 16, 1), None),
+        (1, 8, Allocation(1, 1, 16, 1), None),
         (
             3,
             1,
-            Share(1, 1, 5, 1),
+            Allocation(1, 1, 5, 1),
             "2 of 3 GPUs stay idle: virtual_workers = 1 is the most that can share the work",
         ),
-        (3, 8, Share(1, 3, 5, 1), None),
+        (3, 8, Allocation(1, 3, 5, 1), None),
         (
             8,
             1,
-            Share(1, 1, 2, 1),
+            Allocation(1, 1, 2, 1),
             "7 of 8 GPUs stay idle: virtual_workers = 1 is the most that can share the work",
         ),
-        (8, 8, Share(1, 8, 2, 1), None),
+        (8, 8, Allocation(1, 8, 2, 1), None),
         (
             8,
             4,
-            Share(1, 4, 2, 1),
+            Allocation(1, 4, 2, 1),
             "4 of 8 GPUs stay idle: virtual_workers = 4 is the most that can share the work",
         ),
     ],
 )
 def test_auto_is_every_gpu_and_at_most_v(gpus, v, wanted, sentence):
     settings, nodes = config(v), machine(gpus)
-    found = share_of(settings, nodes)
+    found = compute_allocation(settings, nodes)
     assert found == wanted
-    assert fitting(found, nodes) == found.most
-    said = remark(settings, found, fitting(found, nodes), nodes)
+    assert choose_num_workers(found, nodes) == found.max_workers
+    said = describe_idle_gpus(settings, found, choose_num_workers(found, nodes), nodes)
     assert said is None if sentence is None else said.startswith(sentence), said
 
 
@@ -85,28 +85,28 @@ def test_auto_is_every_gpu_and_at_most_v(gpus, v, wanted, sentence):
         (
             {"device": "cpu"},
             1,
-            Share(1, 1, 16, 0),
+            Allocation(1, 1, 16, 0),
             "training on CPUs, and 1 of 1 GPU stays idle: device is cpu",
         ),
-        ({"device": "cpu"}, 0, Share(1, 1, 16, 0), None),
+        ({"device": "cpu"}, 0, Allocation(1, 1, 16, 0), None),
         (
             {"gpus_per_worker": 0},
             8,
-            Share(1, 1, 16, 0),
+            Allocation(1, 1, 16, 0),
             "training on CPUs, and 8 of 8 GPUs stay idle: cluster.gpus_per_worker is 0",
         ),
         (
             {"workers": 2},
             8,
-            Share(2, 2, 2, 1),
+            Allocation(2, 2, 2, 1),
             "6 of 8 GPUs stay idle: cluster.workers = 2 is asked for, and auto would use all",
         ),
-        ({"device": "cuda"}, 0, Share(1, 1, 1, 1), None),
-        ({"device": "cuda", "workers": [1, 8]}, 8, Share(1, 8, 2, 1), None),
+        ({"device": "cuda"}, 0, Allocation(1, 1, 1, 1), None),
+        ({"device": "cuda", "workers": [1, 8]}, 8, Allocation(1, 8, 2, 1), None),
         (
             {"cpus_per_worker": 3},
             8,
-            Share(1, 8, 3, 1),
+            Allocation(1, 8, 3, 1),
             "3 of 8 GPUs stay idle: each worker asks for 3 CPU cores",
         ),
     ],
@@ -115,9 +115,9 @@ def test_what_is_asked_for_is_taken_and_idle_gpus_are_said(
     changes, gpus, wanted, sentence
 ):
     settings, nodes = config(**changes), machine(gpus)
-    found = share_of(settings, nodes)
+    found = compute_allocation(settings, nodes)
     assert found == wanted
-    said = remark(settings, found, fitting(found, nodes), nodes)
+    said = describe_idle_gpus(settings, found, choose_num_workers(found, nodes), nodes)
     assert said is None if sentence is None else said.startswith(sentence), said
 
 
@@ -126,7 +126,7 @@ def test_a_contradiction_is_refused(device, gpus):
     with pytest.raises(
         UserError, match=f"device is {device}, and cluster.gpus_per_worker is {gpus}"
     ):
-        share_of(config(device=device, gpus_per_worker=gpus), machine(8))
+        compute_allocation(config(device=device, gpus_per_worker=gpus), machine(8))
 
 
 def test_a_cluster_is_counted_as_it_is_now():
@@ -138,41 +138,48 @@ def test_a_cluster_is_counted_as_it_is_now():
         node("b", 8, 4),
         node("c", 16, 8, draining=True),
     ]
-    share = share_of(settings, nodes)
-    assert share == Share(1, 8, 2, 1)
-    assert room(share, nodes, held=[]) == 8
-    assert share_of(settings, nodes[:2]) == Share(1, 4, 4, 1)
-    assert share_of(settings, nodes[:1]) == Share(1, 1, 2, 0)
-    alone = share_of(settings, nodes[:1], gpus=share.gpus)
-    assert alone == Share(1, 1, 1, 1)
+    share = compute_allocation(settings, nodes)
+    assert share == Allocation(1, 8, 2, 1)
+    assert count_fitting_workers(share, nodes, worker_node_ids=[]) == 8
+    assert compute_allocation(settings, nodes[:2]) == Allocation(1, 4, 4, 1)
+    assert compute_allocation(settings, nodes[:1]) == Allocation(1, 1, 2, 0)
+    alone = compute_allocation(
+        settings, nodes[:1], gpus_per_worker=share.gpus_per_worker
+    )
+    assert alone == Allocation(1, 1, 1, 1)
     assert (
-        shortage(alone, nodes[:1])
+        explain_shortage(alone, nodes[:1])
         == "the run asks for 1 GPU (1 worker of 1), and the cluster has 0"
     )
 
 
 def test_cpu_workers_share_the_cores_so_that_the_most_of_them_fit():
     nodes = [node("a", 8), node("b", 8), node("c", 2)]
-    assert share_of(config(workers=1), nodes).cpus == 8
-    assert share_of(config(workers=[1, 2]), nodes).cpus == 8
-    assert share_of(config(workers=[1, 3]), nodes).cpus == 4
-    assert share_of(config(workers=8), nodes).cpus == 2
-    assert share_of(config(v=64, workers=64), nodes).cpus == 1
+    assert compute_allocation(config(workers=1), nodes).cpus_per_worker == 8
+    assert compute_allocation(config(workers=[1, 2]), nodes).cpus_per_worker == 8
+    assert compute_allocation(config(workers=[1, 3]), nodes).cpus_per_worker == 4
+    assert compute_allocation(config(workers=8), nodes).cpus_per_worker == 2
+    assert compute_allocation(config(v=64, workers=64), nodes).cpus_per_worker == 1
 
 
 def test_beside_others_what_nobody_holds_is_shared_out():
     nodes = [node("a", 16, 8, free=(15, 8))]
-    assert room(share_of(config(), nodes), nodes, held=[]) == 7
-    beside = share_of(config(), nodes, beside=True)
-    assert beside == Share(1, 8, 1, 1)
-    assert room(beside, nodes, held=[]) == 8
+    assert (
+        count_fitting_workers(
+            compute_allocation(config(), nodes), nodes, worker_node_ids=[]
+        )
+        == 7
+    )
+    beside = compute_allocation(config(), nodes, only_available=True)
+    assert beside == Allocation(1, 8, 1, 1)
+    assert count_fitting_workers(beside, nodes, worker_node_ids=[]) == 8
 
 
 def test_idle_gpus_are_those_that_nobody_holds():
     nodes = [node("a", 16, 8, free=(4, 2))]
-    share = share_of(config(), nodes, beside=True)
-    assert fitting(share, nodes) == 2
-    assert remark(config(), share, 2, nodes) is None
+    share = compute_allocation(config(), nodes, only_available=True)
+    assert choose_num_workers(share, nodes) == 2
+    assert describe_idle_gpus(config(), share, 2, nodes) is None
 
 
 def test_room_counts_whole_workers_a_node():
@@ -180,12 +187,17 @@ def test_room_counts_whole_workers_a_node():
         node("a", 3.0),
         node("b", 1.0),
         node("c", 0.5),
-        Node("d", "address of d", {}, {}, False),
+        ClusterNode("d", "address of d", {}, {}, False),
     ]
-    assert room(Share(1, 8, 1, 0), nodes, held=[]) == 4
-    assert room(Share(1, 8, 2, 0), nodes, held=[]) == 1
+    assert count_fitting_workers(Allocation(1, 8, 1, 0), nodes, worker_node_ids=[]) == 4
+    assert count_fitting_workers(Allocation(1, 8, 2, 0), nodes, worker_node_ids=[]) == 1
     assert (
-        room(Share(1, 8, 2, 1), [node("a", 16, 4), node("b", 2, 8)], held=[]) == 4 + 1
+        count_fitting_workers(
+            Allocation(1, 8, 2, 1),
+            [node("a", 16, 4), node("b", 2, 8)],
+            worker_node_ids=[],
+        )
+        == 4 + 1
     )
 
 
@@ -195,7 +207,12 @@ def test_our_own_workers_count_and_those_on_a_draining_node_do_not():
         node("b", 8, free=(0, 0), draining=True),
         node("c", 8, free=(1, 0)),
     ]
-    assert room(Share(1, 8, 1, 0), nodes, held=["a", "a", "b"]) == 3
+    assert (
+        count_fitting_workers(
+            Allocation(1, 8, 1, 0), nodes, worker_node_ids=["a", "a", "b"]
+        )
+        == 3
+    )
 
 
 def test_what_is_missing_is_named():
@@ -204,18 +221,18 @@ def test_what_is_missing_is_named():
         node("b", 8, 2, free=(1, 0)),
         node("c", 8, 2, draining=True),
     ]
-    gpus = Share(8, 8, 1, 1)
+    gpus = Allocation(8, 8, 1, 1)
     assert (
-        shortage(gpus, nodes)
+        explain_shortage(gpus, nodes)
         == "the run asks for 8 GPUs (8 workers of 1), and the cluster has 4"
     )
-    cpus = Share(9, 9, 2, 0)
+    cpus = Allocation(9, 9, 2, 0)
     assert (
-        shortage(cpus, nodes)
+        explain_shortage(cpus, nodes)
         == "the run asks for 18 CPUs (9 workers of 2), and the cluster has 16"
     )
     held = "the cluster has room for 4 of at least 9 workers, beside what others hold"
-    assert shortage(Share(9, 9, 1, 0), nodes) == held
+    assert explain_shortage(Allocation(9, 9, 1, 0), nodes) == held
 
 
 @pytest.mark.parametrize(
@@ -229,30 +246,34 @@ def test_what_is_missing_is_named():
     ],
 )
 def test_workers_of_a_kind_of_node(changes, cpus, gpus, found):
-    assert workers_of(config(**changes), cpus, gpus) == found
+    assert count_workers_per_node(config(**changes), cpus, gpus) == found
 
 
 @pytest.mark.parametrize(("gpus", "ranks"), [(0, 1), (1, 1), (3, 3), (8, 8)])
 def test_this_machine(monkeypatch, gpus, ranks):
     """torch counts what CUDA_VISIBLE_DEVICES leaves."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr("distrain.launch.local.available_cores", lambda: 16)
-    assert this_machine().total == {"CPU": 16.0, "GPU": float(gpus)}
-    assert ranks_here(config()) == ranks
-    assert ranks_here(config(device="cpu")) == 1
-    assert ranks_here(config(workers=[1, 2], device="cpu")) == 2
+    monkeypatch.setattr("distrain.launch.local.count_available_cores", lambda: 16)
+    assert get_local_node().total_resources == {"CPU": 16.0, "GPU": float(gpus)}
+    assert count_local_ranks(config()) == ranks
+    assert count_local_ranks(config(device="cpu")) == 1
+    assert count_local_ranks(config(workers=[1, 2], device="cpu")) == 2
 
 
 def test_a_dry_run_describes_it():
     settings, nodes = config(4), machine(8)
-    assert described(settings, share_of(settings, nodes), nodes, cluster=True) == {
+    assert describe_allocation(
+        settings, compute_allocation(settings, nodes), nodes, is_elastic=True
+    ) == {
         "workers": "4, each with a GPU and 2 CPU cores, 1 to 4 as the cluster changes",
         "of": "8 GPUs and 16 CPU cores on 1 node",
         "idle": "4 of 8 GPUs stay idle: virtual_workers = 4 is the most that can share the work "
         "(it is fixed for a run)",
     }
     settings, nodes = config(), machine(0, 1)
-    assert described(settings, share_of(settings, nodes), nodes, cluster=False) == {
+    assert describe_allocation(
+        settings, compute_allocation(settings, nodes), nodes, is_elastic=False
+    ) == {
         "workers": "1, each with no GPU and 1 CPU core",
         "of": "0 GPUs and 1 CPU core on 1 node",
     }

@@ -8,27 +8,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from distrain.fields import Choice, result
+from distrain.fields import Choice, result_field
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class ParamGroup:
     """Parameters with the same decay and the same rate."""
 
     parameters: "list[Tensor]"
     state: "dict[str, list[Tensor]]"
     """By the names that the rule gave, a tensor for each parameter."""
     weight_decay: float
-    rate: float
+    lr_scale: float
     """Over that of the others."""
 
     @property
     def gradients(self) -> "list[Tensor]":
         """The gradient of each parameter, which has one."""
-        return gradients_of(self.parameters)
+        return collect_gradients(self.parameters)
 
 
 class UpdateRule(Choice):
@@ -37,35 +37,35 @@ class UpdateRule(Choice):
     Biases may be treated unlike weights, as Krizhevsky's released source does.
     """
 
-    default = "sgd"
+    default_name = "sgd"
 
-    weight_decay: float = result(0.0, ge=0)
+    weight_decay: float = result_field(0.0, ge=0)
     """Factor of the weights. [result]"""
-    decay_biases: bool = result(True)
+    decay_biases: bool = result_field(True)
     """Whether weight decay acts on biases and on the scales of normalisation, all that has one dimension. [result]"""
-    bias_lr: float = result(1.0, gt=0)
+    bias_lr: float = result_field(1.0, gt=0)
     """Rate of biases over that of weights; the released source has 2. [result]"""
-    clip_norm: float | None = result(None, gt=0)
+    clip_norm: float | None = result_field(None, gt=0)
     """Largest norm of the gradient of all parameters together; null: it is not clipped. [result]"""
 
-    def moments(self) -> tuple[str, ...]:
+    def list_state_tensors(self) -> tuple[str, ...]:
         """Names of the state tensors in the shape of the parameter, zero at first."""
         return ()
 
-    def scalars(self) -> tuple[str, ...]:
+    def list_state_scalars(self) -> tuple[str, ...]:
         """Names of the state tensors of one number for each parameter, zero at first."""
         return ()
 
-    def decay_of(self, parameter: "Tensor") -> float:
+    def get_weight_decay(self, parameter: "Tensor") -> float:
         """The weight decay of a parameter."""
         return self.weight_decay if self.decay_biases or parameter.ndim > 1 else 0.0
 
-    def transform(self, group: Group) -> None:
+    def transform_gradients(self, group: ParamGroup) -> None:
         """Change the gradients of a group in place before they are used, after they were clipped."""
         return
 
     @abstractmethod
-    def update(self, group: Group, lr: "Tensor", change: float) -> None:
+    def update_group(self, group: ParamGroup, lr: "Tensor", lr_ratio: float) -> None:
         """Move the parameters of a group, and its state, in place; `group.weight_decay` is the rule's to apply.
 
         Args:
@@ -75,7 +75,7 @@ class UpdateRule(Choice):
         """
 
 
-def gradients_of(parameters: "Iterable[Tensor]") -> "list[Tensor]":
+def collect_gradients(parameters: "Iterable[Tensor]") -> "list[Tensor]":
     """The gradient of each parameter, which has one."""
     found = []
     for p in parameters:

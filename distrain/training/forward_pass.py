@@ -8,28 +8,34 @@ from torch import Tensor, nn
 from distrain.config import Config
 from distrain.data.loader import MicroBatch
 from distrain.errors import UserError
-from distrain.models.layers import batch_norms, flat_moments, micro_step
+from distrain.models.layers import (
+    find_batch_norms,
+    flatten_batch_stats,
+    micro_batch_context,
+)
 
 
-class Forward(NamedTuple):
+class ForwardOutput(NamedTuple):
     """What a training forward makes of a micro-batch."""
 
     logits: Tensor
     """(b, classes), fp32."""
     loss: Tensor
     """Sum over valid samples."""
-    moments: Tensor
+    batch_stats: Tensor
     """What batch normalisation tells, as `layers.flat_moments` has it."""
 
 
-def forward(config: Config, model: nn.Module, step: int, batch: MicroBatch) -> Forward:
+def forward(
+    config: Config, model: nn.Module, step: int, batch: MicroBatch
+) -> ForwardOutput:
     """Logits and loss of a micro-batch.
 
     Raises:
         UserError: a loss of the user's own does not have one value per sample.
     """
     with (
-        micro_step(config.seed, step, batch.virtual_worker) as now,
+        micro_batch_context(config.seed, step, batch.virtual_worker) as now,
         autocast(config, batch.images.device),
     ):
         logits: Tensor = model(batch.images)
@@ -40,11 +46,13 @@ def forward(config: Config, model: nn.Module, step: int, batch: MicroBatch) -> F
             f"loss {config.loss.name} makes {tuple(losses.shape)} of {len(batch.labels)} samples: it must make one "
             "value per sample, without a reduction"
         )
-    loss = (losses * batch.weights).sum()
-    return Forward(logits, loss, flat_moments(batch_norms(model), now, loss.device))
+    loss = (losses * batch.sample_weights).sum()
+    return ForwardOutput(
+        logits, loss, flatten_batch_stats(find_batch_norms(model), now, loss.device)
+    )
 
 
-def score(config: Config, model: nn.Module, images: Tensor) -> Tensor:
+def predict_logits(config: Config, model: nn.Module, images: Tensor) -> Tensor:
     """Logits (n, classes) in fp32 of a model in evaluation mode."""
     with torch.inference_mode(), autocast(config, images.device):
         logits: Tensor = model(images)
@@ -58,7 +66,7 @@ def autocast(config: Config, device: torch.device) -> torch.autocast:
     )
 
 
-def correct(logits: Tensor, labels: Tensor, weights: Tensor, k: int) -> Tensor:
+def count_correct(logits: Tensor, labels: Tensor, weights: Tensor, k: int) -> Tensor:
     """How many valid samples have their label among the k highest logits: int64 scalar.
 
     A tie goes to the lower class, and a logit that is not a number counts as higher: the count is the same on

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import distrain
-from distrain.config import Config, result_fields, to_yaml
+from distrain.config import Config, get_result_fields, to_yaml
 from distrain.errors import UserError
 
-CONFIG = "run.yaml"
-_LARGEST = 100 << 20
+JOB_CONFIG_NAME = "run.yaml"
+_MAX_ARCHIVE_BYTES = 100 << 20
 # Earliest time that a zip can hold: the same files make the same archive, which Ray then has already.
-_TIME = (1980, 1, 1, 0, 0, 0)
+_ZIP_TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Request:
+class JobRequest:
     """A job as it is sent: the archive, and the rest of the request."""
 
     files: dict[str, bytes]
@@ -28,7 +28,7 @@ class Request:
     body: dict[str, Any]
     """As Ray's job interface takes it."""
 
-    def lines(self) -> list[str]:
+    def format_lines(self) -> list[str]:
         """What is sent, for a person: each file with size and SHA-256, and the request as JSON."""
         listed = [
             f"{len(data):>9,}  {hashlib.sha256(data).hexdigest()}  {name}"
@@ -38,13 +38,13 @@ class Request:
         return [*listed, whole, json.dumps(self.body, indent=2)]
 
 
-def request(
+def build_job_request(
     config: Config,
     files: Sequence[Path] = (),
     *,
-    job: str | None = None,
+    job_id: str | None = None,
     must_resume: bool = False,
-) -> Request:
+) -> JobRequest:
     """The request that starts a run on a Ray cluster.
 
     Args:
@@ -56,12 +56,16 @@ def request(
     Raises:
         UserError: a path is of this machine, a file is no Python file or not there, or it is too much.
     """
-    check_places(config)
-    sent = {**_source(), **own(files), CONFIG: to_yaml(config).encode()}
-    archive = _archive(sent)
-    if len(archive) > _LARGEST:
+    check_shared_paths(config)
+    sent = {
+        **_read_package_source(),
+        **read_user_files(files),
+        JOB_CONFIG_NAME: to_yaml(config).encode(),
+    }
+    archive = _build_archive(sent)
+    if len(archive) > _MAX_ARCHIVE_BYTES:
         raise UserError(
-            f"the files to send are {len(archive):,} bytes, more than the {_LARGEST:,} that Ray takes: "
+            f"the files to send are {len(archive):,} bytes, more than the {_MAX_ARCHIVE_BYTES:,} that Ray takes: "
             "send code alone, and keep data in a bucket"
         )
     # Ray names an archive by its SHA-1; as a name, not for safety.
@@ -69,28 +73,28 @@ def request(
         f"gcs://_ray_pkg_{hashlib.sha1(archive, usedforsecurity=False).hexdigest()}.zip"
     )
     body = {
-        "entrypoint": f"python -m distrain train {CONFIG} --address auto"
+        "entrypoint": f"python -m distrain train {JOB_CONFIG_NAME} --address auto"
         + " --resume" * must_resume,
-        "submission_id": job or job_id(config),
+        "submission_id": job_id or derive_job_id(config),
         "runtime_env": {
             "working_dir": package,
-            "env_vars": variables(config),
+            "env_vars": build_job_env(config),
         },
-        "metadata": metadata(config),
+        "metadata": build_job_metadata(config),
     }
-    return Request(sent, archive, body)
+    return JobRequest(sent, archive, body)
 
 
-def job_id(config: Config) -> str:
+def derive_job_id(config: Config) -> str:
     """The id of a run's job where none is given: the same run has the same."""
     name = str(config.run).rstrip("/").rpartition("/")[2]
     decides = hashlib.sha256(
-        json.dumps([config.run, result_fields(config)], sort_keys=True).encode()
+        json.dumps([config.run, get_result_fields(config)], sort_keys=True).encode()
     ).hexdigest()
     return f"{name}-{decides[:8]}"
 
 
-def variables(config: Config) -> dict[str, str]:
+def build_job_env(config: Config) -> dict[str, str]:
     """The environment of a job."""
     return {
         "DISTRAIN_CONSOLE": "json",
@@ -101,12 +105,12 @@ def variables(config: Config) -> dict[str, str]:
     }
 
 
-def metadata(config: Config) -> dict[str, str]:
+def build_job_metadata(config: Config) -> dict[str, str]:
     """What a job is found by."""
     return {"distrain": distrain.__version__, "run": str(config.run)}
 
 
-def check_places(config: Config) -> None:
+def check_shared_paths(config: Config) -> None:
     """Raises UserError where data or the run directory are named by a path that other machines do not share."""
     places = {
         "run": config.run,
@@ -121,7 +125,7 @@ def check_places(config: Config) -> None:
             )
 
 
-def _source() -> dict[str, bytes]:
+def _read_package_source() -> dict[str, bytes]:
     """distrain as it is installed here, so that the cluster runs the same version."""
     root = Path(distrain.__file__).parent
     return {
@@ -130,7 +134,7 @@ def _source() -> dict[str, bytes]:
     }
 
 
-def own(paths: Sequence[Path]) -> dict[str, bytes]:
+def read_user_files(paths: Sequence[Path]) -> dict[str, bytes]:
     """Python files to send along, by the names they have there.
 
     Raises:
@@ -151,9 +155,11 @@ def own(paths: Sequence[Path]) -> dict[str, bytes]:
     return found
 
 
-def _archive(files: dict[str, bytes]) -> bytes:
+def _build_archive(files: dict[str, bytes]) -> bytes:
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name, _TIME), data, zipfile.ZIP_DEFLATED)
+            archive.writestr(
+                zipfile.ZipInfo(name, _ZIP_TIMESTAMP), data, zipfile.ZIP_DEFLATED
+            )
     return target.getvalue()

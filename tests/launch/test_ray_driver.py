@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from distrain.config import parse
+from distrain.config import parse_config
 from distrain.errors import RunError
-from distrain.launch import ray_train
-from distrain.launch.ray_train import _Driver
-from distrain.launch.share import Node, Share
+from distrain.launch import ray_driver
+from distrain.launch.allocation import Allocation, ClusterNode
+from distrain.launch.ray_driver import _RayDriver
 
 BASE = {
     "data": {"train": "x"},
@@ -21,7 +21,7 @@ BASE = {
 
 def node(name, cpus, gpus):
     has = {"CPU": float(cpus), "GPU": float(gpus)}
-    return Node(name, f"address of {name}", has, has, draining=False)
+    return ClusterNode(name, f"address of {name}", has, has, draining=False)
 
 
 HEAD, A, B = node("head", 0, 0), node("a", 16, 8), node("b", 16, 8)
@@ -32,7 +32,7 @@ def driver(monkeypatch, console):
     """Makes a driver that sees these nodes from these seconds on; `driver.now` is its clock."""
 
     def make(seen, *, gpus=None, **cluster):
-        found = object.__new__(_Driver)
+        found = object.__new__(_RayDriver)
         found.now = 0.0
 
         def look(_):
@@ -43,15 +43,23 @@ def driver(monkeypatch, console):
 
         remote = SimpleNamespace(remote=lambda *_: None)
         monkeypatch.setattr(
-            ray_train, "time", SimpleNamespace(monotonic=lambda: found.now, sleep=sleep)
+            ray_driver,
+            "time",
+            SimpleNamespace(monotonic=lambda: found.now, sleep=sleep),
         )
-        monkeypatch.setattr(ray_train.ray, "get", look)
-        found._config = parse({**BASE, "cluster": cluster}, "test")
-        found._console, found._stop = console, threading.Event()
-        found._mailbox = SimpleNamespace(look=remote, call_for=remote, put=remote)
-        found._share = found._unplaceable = found._called = None
-        found._places, found._remarks, found._gpus = [], set(), gpus
-        found._settles = found._config.cluster.workers == "auto"
+        monkeypatch.setattr(ray_driver.ray, "get", look)
+        found._config = parse_config({**BASE, "cluster": cluster}, "test")
+        found._console, found._stop_event = console, threading.Event()
+        found._mailbox = SimpleNamespace(
+            list_nodes=remote, request_workers=remote, send_message=remote
+        )
+        found._allocation = found._unplaceable_workers = found._requested_at = None
+        found._rank_nodes, found._logged_messages, found._gpus_per_worker = (
+            [],
+            set(),
+            gpus,
+        )
+        found._awaits_stable_cluster = found._config.cluster.workers == "auto"
         return found
 
     return make
@@ -60,19 +68,19 @@ def driver(monkeypatch, console):
 def test_gpus_that_come_up_late_are_waited_for_and_used(driver, console):
     """A head alone, as in a cluster that comes up; then one node after another."""
     found = driver([(0, [HEAD]), (1, [HEAD, A]), (3, [HEAD, A, B])])
-    assert found._await_room() == (16, Share(1, 16, 2, 1))
+    assert found._wait_for_capacity() == (16, Allocation(1, 16, 2, 1))
     assert 6 <= found.now < 7, "three seconds after the last one"
     assert console.events == []
 
 
 def test_a_cluster_without_gpus_has_one_rank(driver):
     found = driver([(0, [node("a", 4, 0), node("b", 4, 0)])])
-    assert found._await_room() == (1, Share(1, 1, 4, 0))
+    assert found._wait_for_capacity() == (1, Allocation(1, 1, 4, 0))
 
 
 def test_a_number_of_workers_starts_at_once(driver):
     found = driver([(0, [HEAD, A])], workers=[2, 4])
-    assert found._await_room() == (4, Share(2, 4, 2, 1))
+    assert found._wait_for_capacity() == (4, Allocation(2, 4, 2, 1))
     assert found.now == 0
 
 
@@ -82,7 +90,7 @@ def test_a_run_on_gpus_waits_for_them_and_starts_at_once_when_they_are_back(
     found = driver(
         [(0, [node("other", 64, 0)]), (100, [node("other", 64, 0), B])], gpus=1
     )
-    assert found._await_room() == (8, Share(1, 8, 2, 1))
+    assert found._wait_for_capacity() == (8, Allocation(1, 8, 2, 1))
     assert 100 <= found.now < 101
     (event,) = console.events
     assert event.startswith(
@@ -93,14 +101,20 @@ def test_a_run_on_gpus_waits_for_them_and_starts_at_once_when_they_are_back(
 def test_it_does_not_wait_for_ever(driver):
     found = driver([(0, [HEAD])], gpus=1, wait=20.0)
     with pytest.raises(RunError, match="the run asks for 1 GPU"):
-        found._await_room()
+        found._wait_for_capacity()
     assert 20 <= found.now < 21
 
 
 def test_groups_that_never_form_end_the_run(driver, monkeypatch):
     """Each loss before a group has formed counts; one after that does not."""
     found = driver([(0, [A])], max_failures=2)
-    found._formed_once, found._unformed, found._causes, found._lost_at, found._group = (
+    (
+        found._formed_since_failure,
+        found._num_failed_starts,
+        found._failure_causes,
+        found._interrupted_at,
+        found._placement_group,
+    ) = (
         True,
         0,
         [],
@@ -110,11 +124,11 @@ def test_groups_that_never_form_end_the_run(driver, monkeypatch):
     told = iter([{0: "killed"}, {0: "no GPU"}, {1: "no GPU"}])
     stopped = threading.Event()
     monkeypatch.setattr(
-        ray_train, "trainer", lambda *_: SimpleNamespace(fit=stopped.wait)
+        ray_driver, "build_trainer", lambda *_: SimpleNamespace(fit=stopped.wait)
     )
-    found._order, found._fits = {}, 0
-    found._deliver = lambda wait: found._lost(next(told))
+    found._rank_options, found._fit_number = {}, 0
+    found._handle_messages = lambda wait: found._on_ranks_lost(next(told))
     sentence = "no worker group could be formed, 2 times in a row; the first cause was: lost rank 0"
     with pytest.raises(RunError, match=sentence):
-        found._fit(1, Share(1, 1, 1, 1))
+        found._run_one_fit(1, Allocation(1, 1, 1, 1))
     stopped.set()

@@ -8,65 +8,65 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distrain.data.decoding.augment import Draws
+from distrain.data.decoding.augment import AugmentParams
 
 
 @dataclass(frozen=True, eq=False)
-class Graph:
+class DecodePlan:
     """What is done to each image of a batch, on whatever device."""
 
-    batch: int
+    batch_size: int
     """Images of a batch."""
-    crop: int
+    crop_size: int
     """Side of the result in pixels."""
-    raw: bool
+    is_raw: bool
     """Images come as pixels of shape (height, width, 3), not as files."""
     resize: bool
     """Windows are resized to the crop; without, they have its size and whole numbers as corners."""
-    whole: bool
+    decode_full_image: bool
     """Decode whole images: whether a file decodes must not depend on the window. Not needed for proved files."""
-    normalise: bool
+    normalize: bool
     """The result is float32 (n, 3, crop, crop), mirrored and normalised; without, uint8 (n, crop, crop, 3)."""
     std: NDArray[np.float32]
     """Standard deviation of each channel, shape (3,)."""
 
 
-class Feed(NamedTuple):
+class DecodeInput(NamedTuple):
     """One batch of n images for the graph."""
 
     images: list[NDArray[np.uint8]]
     """n files that decode, or n images of pixels; they may be views, DALI holds on to them."""
-    sizes: NDArray[np.int64]
+    image_sizes: NDArray[np.int64]
     """Height and width of each image in pixels, shape (n, 2)."""
-    draws: Draws
+    augment_params: AugmentParams
     mean: NDArray[np.float32]
     """Subtracted from every pixel, RGB in units of 0 to 255, shape (n, 3): the colour shift is folded in."""
 
 
-class RefusedError(Exception):
+class DecodeError(Exception):
     """A decoder did not decode the oldest batch that it was fed."""
 
-    def __init__(self, place: int | None, reason: str) -> None:
+    def __init__(self, index: int | None, reason: str) -> None:
         super().__init__(reason)
-        self.place = place
+        self.index = index
         """Which image of the batch; None: not known."""
 
 
 class Decoder(Protocol):
     """Runs a graph over what a source returns, ahead of the caller."""
 
-    def run(self) -> torch.Tensor:
+    def decode_batch(self) -> torch.Tensor:
         """The next batch. Raises StopIteration at the source's end, RefusedError for an image that does not decode."""
 
     def close(self) -> None:
         """Let go of threads and memory."""
 
 
-Source = Callable[[], Feed]
+InputSource = Callable[[], DecodeInput]
 """The next batch to decode; raises StopIteration at the end."""
 
 
-def normalised(
+def normalize_images(
     images: torch.Tensor,
     mirror: NDArray[np.int32],
     mean: NDArray[np.float32],

@@ -7,7 +7,7 @@ import torch
 
 from distrain.errors import UserError
 from distrain.losses import CrossEntropy
-from distrain.training.step import forward
+from distrain.training.forward_pass import forward
 
 
 class Mean(CrossEntropy):
@@ -21,7 +21,7 @@ def test_a_loss_that_reduces_is_refused(narrow):
     config = narrow().model_copy(update={"loss": Mean()})
     images, labels = torch.zeros(4, 3, 64, 64), torch.zeros(4, dtype=torch.int64)
     batch = SimpleNamespace(
-        images=images, labels=labels, weights=torch.ones(4), virtual_worker=0
+        images=images, labels=labels, sample_weights=torch.ones(4), virtual_worker=0
     )
     with pytest.raises(
         UserError, match=r"makes \(\) of 4 samples: it must make one value per sample"
