@@ -1,4 +1,4 @@
-"""How fast data arrives: the loader alone, beside the bare decode of the same bytes in the same run."""
+"""Loader throughput next to a bare decode of the same files, in the same process."""
 
 import statistics
 import time
@@ -24,32 +24,37 @@ from distrain.training.run_data import open_dataset
 
 _NUM_ROUNDS = 5
 _SEED = 0
+# Files of the bare decode, which are held in memory.
 _MAX_DECODE_FILES = 1024
+
+ProcessImages = Callable[[], int]
+"""Process some images; return their number."""
 
 
 class Throughput(NamedTuple):
-    """What one side did: medians over the rounds."""
+    """Throughput of the loader or of a bare decoder: medians over the rounds."""
 
     name: str
     images_per_second: float
     cpu_ms_per_image: float
-    """Milliseconds of CPU time an image, of all threads of this process."""
+    """CPU milliseconds per image, summed over all threads of this process."""
 
 
 class BenchResult(NamedTuple):
-    """A measurement of a data set."""
+    """Measurements of one data set."""
 
     images_per_round: int
-    """Images of a round."""
     batch_size: int
     num_threads: int
+    """Decoding threads of the loader; the bare decode on the CPU uses as many."""
     throughputs: list[Throughput]
     """The loader first."""
     seconds_to_first_batch: float
+    """From opening the data set; includes reading the files for the bare decode."""
 
 
 class BenchConfig(Section):
-    """The sections and fields of a config that a measurement uses."""
+    """Sections and fields of a config that a measurement uses."""
 
     data: DataConfig
     """Samples."""
@@ -58,76 +63,116 @@ class BenchConfig(Section):
     global_batch: int = operation_field(128, ge=1)
     """Samples of one batch. [operation]"""
     device: Literal["auto", "cpu", "cuda"] = operation_field("auto")
-    """auto: a GPU where there is one. [operation]"""
+    """auto: a GPU if there is one. [operation]"""
 
 
 def make_bench_config(url: str, overrides: Sequence[str]) -> BenchConfig:
-    """Make the settings of a measurement: defaults, and what the overrides say.
+    """Build the config of a measurement from defaults and `key.sub=value` overrides.
 
     Raises:
-        UserError: naming every problem at once.
+        UserError: an override is wrong; names every problem at once.
     """
-    return parse_section(
-        BenchConfig, {"data": {"train": url}}, "the settings", overrides
-    )
+    tree = {"data": {"train": url}}
+    return parse_section(BenchConfig, tree, "the config", overrides)
 
 
 def measure_loader(config: BenchConfig, images_per_round: int) -> BenchResult:
-    """Measure the loader on a data set, `images` a round, interleaved with the bare decode of as many of its files.
+    """Measure the loader, interleaved with bare decoders of the same data set's files.
+
+    Args:
+        config: data set, augmentation and device.
+        images_per_round: images that the loader yields in each of five rounds, rounded
+            down to whole batches, at least one.
 
     Raises:
-        UserError: the data does not fit the settings, or a package is missing.
+        UserError: the data does not fit the config, or a package is missing.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     dataset = _open_dataset(config)
     world = make_local_world(config.device)
-    threads = config.data.decode_threads or world.num_cores
-    limits = _make_bare_decoders(config, world.device, threads)
-    batch = config.global_batch
+    num_threads = config.data.decode_threads or world.num_cores
+    bare_decoders = _make_bare_decoders(config, world.device, num_threads)
+    # As one virtual worker, whose micro-batch is the whole global batch.
     order = SampleOrder(
-        dataset.manifest.rows_per_group, _SEED, 1, batch, config.data.shuffle_rows
+        dataset.manifest.rows_per_group,
+        _SEED,
+        1,
+        config.global_batch,
+        config.data.shuffle_rows,
     )
-
-    def generate_requests() -> Iterator[BatchRequest]:
-        for step in count():
-            cursor = order.get_cursor(step)
-            yield BatchRequest(cursor, 0, order.get_sample_ids(cursor, 0), 0)
-
-    batches = max(1, images_per_round // batch)
-    with _create_loader(config, world, dataset, generate_requests()) as loader:
+    num_batches = max(1, images_per_round // config.global_batch)
+    with _create_loader(config, world, dataset, _generate_requests(order)) as loader:
+        # The first batch pays for threads and decoders that start; time it apart.
         next(loader)
-        first = time.monotonic() - began
+        seconds_to_first_batch = time.monotonic() - start_time
 
         def load_batches() -> int:
-            for _ in range(batches):
+            for _ in range(num_batches):
                 next(loader)
+            # Batches are returned while the GPU is still decoding them.
             if world.device.type == "cuda":
                 torch.cuda.synchronize()
-            return batches * batch
+            return num_batches * config.global_batch
 
-        sides: dict[str, Callable[[], int]] = {"loader": load_batches, **limits}
-        measured: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-        for _ in range(_NUM_ROUNDS):
-            for name, side in sides.items():
-                measured[name].append(_measure_throughput(side))
-    rates = [
-        Throughput(
-            name,
-            statistics.median(r for r, _ in found),
-            statistics.median(c for _, c in found),
-        )
-        for name, found in measured.items()
-    ]
-    return BenchResult(batches * batch, batch, threads, rates, first)
+        throughputs = _measure_interleaved({"loader": load_batches, **bare_decoders})
+    return BenchResult(
+        num_batches * config.global_batch,
+        config.global_batch,
+        num_threads,
+        throughputs,
+        seconds_to_first_batch,
+    )
 
 
-def _measure_throughput(process_images: Callable[[], int]) -> tuple[float, float]:
-    """Images a second, and CPU milliseconds an image."""
-    wall, cpu = time.monotonic(), time.process_time()
-    images = process_images()
-    return images / (time.monotonic() - wall), 1000 * (
-        time.process_time() - cpu
-    ) / images
+def format_bench_result(result: BenchResult) -> Iterator[str]:
+    """Yield a measurement as lines of text of at most 80 columns."""
+    yield (
+        f"{result.images_per_round:,} images per round, "
+        f"batches of {result.batch_size}, {result.num_threads} threads, "
+        f"medians of {_NUM_ROUNDS} rounds"
+    )
+    # The bare decode on the CPU is the limit; raw pixels have none.
+    limit = result.throughputs[1] if len(result.throughputs) > 1 else None
+    for throughput in result.throughputs:
+        images_per_second = f"{throughput.images_per_second:8,.0f} images/s"
+        cpu_ms = f"{throughput.cpu_ms_per_image:7.3f} CPU-ms"
+        ratio = ""
+        if limit and throughput is not limit:
+            times = throughput.cpu_ms_per_image / limit.cpu_ms_per_image
+            ratio = f", {times:.2f} x the bare decode"
+        yield f"{throughput.name:<19} {images_per_second} {cpu_ms}{ratio}"
+    yield f"first batch after {result.seconds_to_first_batch:.2f} s"
+
+
+def _generate_requests(order: SampleOrder) -> Iterator[BatchRequest]:
+    """Request batch after batch in training order, without end."""
+    for step in count():
+        cursor = order.get_cursor(step)
+        yield BatchRequest(cursor, 0, order.get_sample_ids(cursor, 0), 0)
+
+
+def _measure_interleaved(workloads: dict[str, ProcessImages]) -> list[Throughput]:
+    """Measure workloads in turns, so that a change in machine load affects all."""
+    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in workloads}
+    for _ in range(_NUM_ROUNDS):
+        for name, process_images in workloads.items():
+            rounds[name].append(_measure_throughput(process_images))
+    throughputs = []
+    for name, measurements in rounds.items():
+        images_per_second = statistics.median(rate for rate, _ in measurements)
+        cpu_ms_per_image = statistics.median(cpu_ms for _, cpu_ms in measurements)
+        throughputs.append(Throughput(name, images_per_second, cpu_ms_per_image))
+    return throughputs
+
+
+def _measure_throughput(process_images: ProcessImages) -> tuple[float, float]:
+    """Return images per second, and CPU milliseconds per image."""
+    wall_start = time.monotonic()
+    cpu_start = time.process_time()
+    num_images = process_images()
+    wall_seconds = time.monotonic() - wall_start
+    cpu_seconds = time.process_time() - cpu_start
+    return num_images / wall_seconds, 1000 * cpu_seconds / num_images
 
 
 def _open_dataset(config: BenchConfig) -> Dataset:
@@ -147,6 +192,7 @@ def _create_loader(
         data=config.data,
         augment=config.augment,
         seed=_SEED,
+        # There is no run: this only names the record of the files in flight.
         run_dir="bench data",
         batch_size=config.global_batch,
         device=world.device,
@@ -157,9 +203,16 @@ def _create_loader(
 
 def _make_bare_decoders(
     config: BenchConfig, device: torch.device, num_threads: int
-) -> dict[str, Callable[[], int]]:
-    """Bare decodes of the set's own JPEG files: libjpeg-turbo, and the GPU's decoder where there is one."""
-    dataset = _open_dataset(config)  # of its own: a data set is read by one thread
+) -> dict[str, ProcessImages]:
+    """Return bare decoders of the data set's JPEG files: libjpeg-turbo, nvJPEG on CUDA.
+
+    Empty if it holds raw pixels or no JPEG files.
+
+    Raises:
+        UserError: simplejpeg is not installed.
+    """
+    # Not the loader's data set: its thread reads that one, and only one thread may.
+    dataset = _open_dataset(config)
     if dataset.manifest.encoding == "raw":
         return {}
     try:
@@ -168,21 +221,23 @@ def _make_bare_decoders(
         raise UserError(
             "the bare decode needs simplejpeg: pip install 'distrain[bench]'"
         ) from None
-    picked = range(
-        0, dataset.manifest.num_rows, -(-dataset.manifest.num_rows // _MAX_DECODE_FILES)
-    )
-    rows = (dataset.read_rows(np.array([i]))[0].data.copy() for i in picked)
-    files: list[NDArray[np.uint8]] = [
-        data for data in rows if parse_jpeg_size(data) is not None
-    ]
+
+    # Read files evenly spread over the data set into memory; copied, because a row
+    # is a view that would keep its whole row group alive.
+    stride = -(-dataset.manifest.num_rows // _MAX_DECODE_FILES)
+    files: list[NDArray[np.uint8]] = []
+    for row_id in range(0, dataset.manifest.num_rows, stride):
+        data = dataset.read_rows(np.array([row_id]))[0].data.copy()
+        if parse_jpeg_size(data) is not None:
+            files.append(data)
     if not files:
         return {}
     pool = ThreadPoolExecutor(num_threads)
 
     def decode_on_cpu() -> int:
-        return sum(
-            1 for _ in pool.map(lambda data: simplejpeg.decode_jpeg(data, "RGB"), files)
-        )
+        images = pool.map(lambda data: simplejpeg.decode_jpeg(data, "RGB"), files)
+        # A list would hold all decoded images at once.
+        return sum(1 for _ in images)
 
     def decode_on_gpu() -> int:
         from torchvision.io import decode_jpeg
@@ -191,7 +246,7 @@ def _make_bare_decoders(
         torch.cuda.synchronize()
         return len(files)
 
-    return {
-        "libjpeg-turbo alone": decode_on_cpu,
-        **({"nvJPEG alone": decode_on_gpu} if device.type == "cuda" else {}),
-    }
+    bare_decoders = {"libjpeg-turbo alone": decode_on_cpu}
+    if device.type == "cuda":
+        bare_decoders["nvJPEG alone"] = decode_on_gpu
+    return bare_decoders

@@ -1,76 +1,49 @@
-"""The commands that make data sets and look at them."""
+"""Commands that prepare and examine data sets."""
 
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distrain.cli.options import (
+    DatasetArgument,
+    Encoding,
+    EncodingOption,
+    GeometryOption,
+    ImageColumnOption,
+    ImagesArgument,
+    LabelColumnOption,
+    LabelsOption,
+    ManifestOption,
+    MaxRejectsOption,
+    NamesOption,
+    PixelLimitOption,
+    ProcessesOption,
+    QualityOption,
+    ShardsArgument,
+    SourceArgument,
+    TargetArgument,
+)
 from distrain.errors import RunError
 
 if TYPE_CHECKING:
     from distrain.data.prepare.source import ImageSource, Reject
+    from distrain.data.shards.manifest import Manifest
     from distrain.data.shards.stats import ColorStatistics
 
-_SOURCE_HELP = "Image folder, .tar or .parquet file, a folder of those, or a pattern with * (path or URL)."
 _MAX_SHOWN_REJECTS = 10
-
-NamesOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE",
-        help="Readable class names: lines of class and name, or a name for each label.",
-    ),
-]
-LabelsOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE",
-        help="For a tar of images alone: a list of labels, or the ILSVRC-2012 devkit.tar.gz.",
-    ),
-]
-ImageColumnOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Parquet column of images.")
-]
-LabelColumnOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Parquet column of labels.")
-]
-MaxRejectsOption = Annotated[
-    int, typer.Option(min=0, help="Images that may be left out with exit code 0.")
-]
-PixelLimitOption = Annotated[
-    int, typer.Option(min=1, help="Pixels of an image; what claims more is left out.")
-]
-ProcessesOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Processes that decode; a core each by default."),
-]
-
-
-class Encoding(str, Enum):
-    """How pixels are stored."""
-
-    JPEG = "jpeg"
-    RAW = "raw"
+# Row groups that `inspect` keeps; it reads each of them once.
+_INSPECT_MEMORY_BYTES = 256 << 20
+_INSPECT_RETRY_SECONDS = 60.0
 
 
 def pack_images(
-    source: Annotated[str, typer.Argument(help=_SOURCE_HELP)],
-    target: Annotated[str, typer.Argument(help="Where the shards go (path or URL).")],
-    geometry: Annotated[
-        str,
-        typer.Option(
-            metavar="keep|short:N|square:N", help="Size of the stored images in pixels."
-        ),
-    ] = "square:256",
-    encoding: Annotated[
-        Encoding,
-        typer.Option(
-            help="raw: pixels (binary PPM), seven times the bytes, nothing to decode."
-        ),
-    ] = Encoding.JPEG,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 95,
+    source: SourceArgument,
+    target: TargetArgument,
+    geometry: GeometryOption = "square:256",
+    encoding: EncodingOption = Encoding.JPEG,
+    quality: QualityOption = 95,
     labels: LabelsOption = None,
     names: NamesOption = None,
     image_column: ImageColumnOption = None,
@@ -79,14 +52,22 @@ def pack_images(
     pixel_limit: PixelLimitOption = 50_000_000,
     processes: ProcessesOption = None,
 ) -> None:
-    """Decode, check, resize and shard images, once for all trainings. Run again after a kill, it goes on."""
+    """Decode, check, resize and shard images for training.
+
+    Resumable: rerun after an interruption.
+    """
     from distrain.cli.progress import ImageProgress
     from distrain.data.prepare.open import open_source
-    from distrain.data.prepare.pack import REJECTS_FILE, Geometry, PackOptions
-    from distrain.data.prepare.pack import pack_dataset as make
+    from distrain.data.prepare.pack import (
+        REJECTS_FILE,
+        Geometry,
+        PackOptions,
+        pack_dataset,
+    )
     from distrain.data.storage.store import Store
 
-    treatment = PackOptions(
+    # Check the options before the source is listed, which may take minutes.
+    options = PackOptions(
         Geometry.from_text(geometry), encoding.value, quality, pixel_limit
     )
     opened = open_source(
@@ -97,41 +78,28 @@ def pack_images(
         label_column=label_column,
     )
     _print_source(opened.source)
+
+    # Pack. Finished shards stay when it is interrupted.
     try:
-        with ImageProgress() as bar:
-            packed = make(
+        with ImageProgress() as progress:
+            result = pack_dataset(
                 opened.source,
                 target,
-                treatment,
-                num_processes=processes or _default_num_processes(),
-                on_progress=bar.update,
+                options,
+                num_processes=processes or _count_cores(),
+                on_progress=progress.update,
             )
     except KeyboardInterrupt:
-        typer.echo("stopped; to go on: run the same command")
+        typer.echo("stopped; run the same command to resume")
         raise SystemExit(130) from None
-    manifest = packed.manifest
-    typer.echo(
-        f"{manifest.num_rows:,} images of {len(manifest.classes)} classes in {len(manifest.shards)} shards"
-    )
-    _check_rejects(
-        packed.rejects, max_rejects, f"{Store(target).redacted_url}/{REJECTS_FILE}"
-    )
+    typer.echo(_format_size(result.manifest, "shard"))
+    rejects_url = f"{Store(target).redacted_url}/{REJECTS_FILE}"
+    _check_rejects(result.rejects, max_rejects, rejects_url)
 
 
 def index_images(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="Parquet or tar files of others: a folder, file or pattern."
-        ),
-    ],
-    to: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Folder for the manifest, where the files' own is read-only.",
-        ),
-    ] = None,
+    source: ShardsArgument,
+    to: ManifestOption = None,
     labels: LabelsOption = None,
     names: NamesOption = None,
     image_column: ImageColumnOption = None,
@@ -140,62 +108,63 @@ def index_images(
     pixel_limit: PixelLimitOption = 50_000_000,
     processes: ProcessesOption = None,
 ) -> None:
-    """Make a manifest for shards of others, which then train as they are, without a copy. Decodes all once."""
+    """Index existing Parquet or WebDataset shards to train on them in place.
+
+    Decodes every image once and writes a manifest; copies nothing.
+    """
     from distrain.cli.progress import ImageProgress
-    from distrain.data.prepare.index import index_dataset as make
+    from distrain.data.prepare.index import index_dataset
     from distrain.data.prepare.open import open_source
     from distrain.data.prepare.pack import REJECTS_FILE
     from distrain.data.storage.store import Store
 
-    found, columns = open_source(
+    image_source, columns = open_source(
         source,
         labels_url=labels,
         names_url=names,
         image_column=image_column,
         label_column=label_column,
     )
-    _print_source(found)
-    with ImageProgress() as bar:
-        processes = processes or _default_num_processes()
-        indexed = make(
-            found,
+    _print_source(image_source)
+    with ImageProgress() as progress:
+        result = index_dataset(
+            image_source,
             columns,
             to,
-            num_processes=processes,
+            num_processes=processes or _count_cores(),
             pixel_limit=pixel_limit,
-            on_progress=bar.update,
+            on_progress=progress.update,
         )
-    manifest, place = (
-        indexed.manifest,
-        Store(to).redacted_url if to else found.store.redacted_url,
-    )
-    typer.echo(
-        f"{manifest.num_rows:,} images of {len(manifest.classes)} classes in {len(manifest.shards)} files"
-    )
-    typer.echo(f"train with data.train={place}")
-    _check_rejects(indexed.rejects, max_rejects, f"{place}/{REJECTS_FILE}")
+
+    # Training opens the manifest, which names the shards if they lie elsewhere.
+    manifest_store = Store(to) if to else image_source.store
+    manifest_url = manifest_store.redacted_url
+    typer.echo(_format_size(result.manifest, "file"))
+    typer.echo(f"train with data.train={manifest_url}")
+    _check_rejects(result.rejects, max_rejects, f"{manifest_url}/{REJECTS_FILE}")
 
 
 def print_color_stats(
-    url: Annotated[
-        str,
-        typer.Argument(
-            help="Data set, packed or indexed; or what pack reads (path or URL)."
-        ),
-    ],
+    url: ImagesArgument,
     labels: LabelsOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
     processes: ProcessesOption = None,
 ) -> None:
-    """Print the colour statistics of a data set; images that have no manifest are read and decoded for it."""
+    """Print the color statistics of a data set.
+
+    Images that are not packed or indexed are read and decoded for it.
+    """
     from distrain.data.prepare.open import open_source
     from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
     from distrain.data.storage.store import Store
 
+    # A manifest holds them. Ask for it first: a data set may be named like an archive.
     if "*" not in url and Store(url).exists(MANIFEST_FILE):
-        _print_statistics(Manifest.load(Store(url)).statistics)
+        _print_color_statistics(Manifest.load(Store(url)).statistics)
         return
+
+    # Without one, compute them from the images.
     from distrain.cli.progress import ImageProgress
     from distrain.data.prepare.index import compute_color_statistics
 
@@ -203,113 +172,128 @@ def print_color_stats(
         url, labels_url=labels, image_column=image_column, label_column=label_column
     )
     _print_source(source)
-    with ImageProgress() as bar:
-        found, refused = compute_color_statistics(
+    with ImageProgress() as progress:
+        statistics, rejects = compute_color_statistics(
             source,
-            num_processes=processes or _default_num_processes(),
-            on_progress=bar.update,
+            num_processes=processes or _count_cores(),
+            on_progress=progress.update,
         )
-    _print_statistics(found)
-    if refused:
-        typer.echo(
-            f"without {len(refused):,} images, {refused[0].name} ({refused[0].reason}) the first"
-        )
+    _print_color_statistics(statistics)
+    if rejects:
+        name, reason = rejects[0]
+        typer.echo(f"rejected {len(rejects):,} images, the first: {name} ({reason})")
 
 
-def verify_images(
-    url: Annotated[
-        str, typer.Argument(help="Data set, packed or indexed (path or URL).")
-    ],
-) -> None:
-    """Read a data set once: sizes, checksums and labels, and that every image decodes."""
+def verify_images(url: DatasetArgument) -> None:
+    """Verify a data set: sizes, checksums, labels, and that every image decodes.
+
+    Reads everything once.
+    """
     from distrain.cli.progress import ImageProgress
-    from distrain.data.prepare.verify import verify_dataset as find_wrong
+    from distrain.data.prepare.verify import verify_dataset
     from distrain.data.shards.manifest import Manifest
     from distrain.data.storage.store import Store
 
     store = Store(url)
     manifest = Manifest.load(store)
-    with ImageProgress() as bar:
-        wrong = find_wrong(store, manifest, bar.update)
-    for where, what in wrong:
-        typer.echo(f"{where}: {what}")
-    known = len(manifest.bad_samples)
-    also = f"; {known} images that the index knows for bad" if known else ""
+    with ImageProgress() as progress:
+        problems = verify_dataset(store, manifest, progress.update)
+
+    # Bad samples that `index` recorded are not problems: they have weight zero.
+    for location, description in problems:
+        typer.echo(f"{location}: {description}")
+    num_bad = len(manifest.bad_samples)
+    known_bad = f"; {_format_count(num_bad, 'known-bad image')}" if num_bad else ""
     typer.echo(
-        f"{manifest.num_rows:,} images in {len(manifest.shards)} shards, {len(wrong)} things wrong{also}"
+        f"{_format_count(manifest.num_rows, 'image')} in "
+        f"{_format_count(len(manifest.shards), 'shard')}: "
+        f"{_format_count(len(problems), 'problem')}{known_bad}"
     )
-    if wrong:
+    if problems:
         raise RunError(
-            f"{store.redacted_url} is not what its manifest says: restore what is named, or make it again"
+            f"{store.redacted_url} does not match its manifest: restore the files "
+            "listed above, or pack or index the data set again"
         )
 
 
 def inspect_dataset(
-    url: Annotated[
-        str, typer.Argument(help="Data set, packed or indexed (path or URL).")
-    ],
+    url: DatasetArgument,
     sheet: Annotated[
         Path | None,
-        typer.Option(help="Write a contact sheet of random samples, a PNG file."),
+        typer.Option(help="Write a contact sheet of random samples to this PNG file."),
     ] = None,
 ) -> None:
-    """Say what is in a data set: classes, sizes, geometry, colours."""
+    """Summarize a data set: classes, image sizes, encoding and colors."""
     from distrain.data.decoding.image import encode_png
-    from distrain.data.prepare.verify import draw_contact_sheet as contact_sheet
-    from distrain.data.prepare.verify import summarize_dataset
+    from distrain.data.prepare.verify import draw_contact_sheet, summarize_dataset
     from distrain.data.shards.dataset import Dataset
     from distrain.data.shards.manifest import Manifest
     from distrain.data.storage.store import Store
 
     store = Store(url)
     manifest = Manifest.load(store)
-    dataset = Dataset(store, manifest, memory_bytes=1 << 28, retry_seconds=60.0)
-    found = summarize_dataset(dataset)
-    typer.echo(
-        f"{manifest.num_rows:,} images of {len(manifest.classes)} classes in {len(manifest.shards)} shards"
+    dataset = Dataset(
+        store,
+        manifest,
+        memory_bytes=_INSPECT_MEMORY_BYTES,
+        retry_seconds=_INSPECT_RETRY_SECONDS,
     )
+    # Read everything before the first line, so that an error is all that is printed.
+    summary = summarize_dataset(dataset)
+    typer.echo(_format_size(manifest, "shard"))
     if manifest.shards_url:
         typer.echo(f"shards       {dataset.store.redacted_url}")
-    typer.echo(
-        f"encoding     {manifest.encoding}, {'proved' if manifest.verified else 'not proved'}"
-    )
-    for name, (least, median, most) in (
-        ("bytes", found.image_bytes),
-        ("height", found.heights),
-        ("width", found.widths),
+    verified = "verified" if manifest.verified else "not verified"
+    typer.echo(f"encoding     {manifest.encoding}, {verified}")
+    for name, (smallest, median, largest) in (
+        ("bytes", summary.image_bytes),
+        ("height", summary.heights),
+        ("width", summary.widths),
     ):
-        typer.echo(f"{name:<12} {least:,} to {most:,}, median {median:,}")
-    _print_statistics(manifest.statistics)
+        typer.echo(f"{name:<12} {smallest:,} to {largest:,}, median {median:,}")
+    _print_color_statistics(manifest.statistics)
     if dataset.bad_samples:
-        typer.echo(
-            f"bad          {len(dataset.bad_samples):,}, which train with no weight"
-        )
+        typer.echo(f"bad samples  {len(dataset.bad_samples):,} (ignored in training)")
     typer.echo(f"fingerprint  {manifest.fingerprint}")
-    for name, rows in found.rows_per_class.items():
-        typer.echo(f"{rows:>12,} {name}")
+    for class_name, num_rows in summary.rows_per_class.items():
+        typer.echo(f"{num_rows:>12,} {class_name}")
     if sheet is not None:
-        sheet.write_bytes(encode_png(contact_sheet(dataset)))
+        sheet.write_bytes(encode_png(draw_contact_sheet(dataset)))
 
 
-def _default_num_processes() -> int:
+def _count_cores() -> int:
     from distrain.distributed.process import count_available_cores
 
     return count_available_cores()
 
 
-def _print_source(source: "ImageSource") -> None:
-    rows = sum(block.num_rows for block in source.blocks)
-    typer.echo(
-        f"{source.format_name}: {rows:,} images of {len(source.classes)} classes in {source.store.redacted_url}"
+def _format_count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _format_size(manifest: "Manifest", shard_noun: str) -> str:
+    return (
+        f"{_format_count(manifest.num_rows, 'image')} of {len(manifest.classes)} "
+        f"classes in {_format_count(len(manifest.shards), shard_noun)}"
     )
 
 
-def _print_statistics(statistics: "ColorStatistics") -> None:
+def _print_source(source: "ImageSource") -> None:
+    num_rows = sum(block.num_rows for block in source.blocks)
+    typer.echo(
+        f"{source.format_name}: {_format_count(num_rows, 'image')} of "
+        f"{len(source.classes)} classes in {source.store.redacted_url}"
+    )
+
+
+def _print_color_statistics(statistics: "ColorStatistics") -> None:
     typer.echo(f"mean         {_format_numbers(statistics.mean)} (RGB, 0 to 255)")
-    typer.echo(f"deviation    {_format_numbers(statistics.std)}")
+    typer.echo(f"std          {_format_numbers(statistics.std)}")
+    # Only the first row of a matrix carries its name.
     for i in range(3):
         title = "covariance" if i == 0 else ""
         typer.echo(f"{title:<12} {_format_numbers(statistics.covariance[i])}")
+    # Eigenvectors are the columns.
     for i in range(3):
         title = "axes" if i == 0 else ""
         axis = " ".join(f"{v:9.5f}" for v in statistics.eigenvectors[:, i])
@@ -321,17 +305,28 @@ def _format_numbers(values: Any) -> str:
 
 
 def _check_rejects(
-    rejects: "Sequence[Reject]", max_rejects: int, rejects_file: str
+    rejects: "Sequence[Reject]", max_rejects: int, rejects_url: str
 ) -> None:
-    """Say what was left out; too much of it is a failure."""
+    """Print what was rejected.
+
+    Args:
+        rejects: images, or other parts of the source.
+        max_rejects: number of rejects up to which the command succeeds.
+        rejects_url: the file that lists all of them.
+
+    Raises:
+        RunError: more than `max_rejects` were rejected.
+    """
     for name, reason in rejects[:_MAX_SHOWN_REJECTS]:
-        typer.echo(f"left out     {name}: {reason}")
+        typer.echo(f"rejected     {name}: {reason}")
     if not rejects:
         return
+    total = f"{len(rejects):,} rejected in total, see {rejects_url}"
     if len(rejects) <= max_rejects:
-        typer.echo(f"{len(rejects):,} left out in all, see {rejects_file}")
+        typer.echo(total)
         return
+    # The data set is written in any case; the exit code asks the user to look at it.
     raise RunError(
-        f"{len(rejects):,} left out in all, see {rejects_file}: the data set is complete without them, and "
-        f"--max-rejects {len(rejects)} accepts that"
+        f"{total}: the data set is complete without them; pass "
+        f"--max-rejects {len(rejects)} to accept that"
     )

@@ -11,23 +11,28 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from distrain.data.prepare.source import DatasetProgress as Done
+    from distrain.data.prepare.source import DatasetProgress
 
 
 class ImageProgress:
-    """A context in which `update` shows images done, images per second, megabytes and the time left."""
+    """Context manager that shows images done, images/s, megabytes and the time left."""
 
     def __init__(self) -> None:
-        """Prepare the bar; it is shown from the first update on."""
+        """Prepare the bar; the first `update` shows it."""
         columns = (
             BarColumn(bar_width=None),
             TextColumn("{task.description}"),
             TimeRemainingColumn(compact=True),
         )
-        console = Console(highlight=False)
         self._progress_bar = Progress(
-            *columns, console=console, refresh_per_second=4, transient=True, expand=True
+            *columns,
+            console=Console(highlight=False),
+            refresh_per_second=4,
+            # Cleared at the end, where the command prints a result instead.
+            transient=True,
+            expand=True,
         )
+        # The number of images is known at the first update only.
         self._task_id = self._progress_bar.add_task("", total=None)
         self._on_terminal = sys.stdout.isatty()
         self._started_at: float | None = None
@@ -43,34 +48,56 @@ class ImageProgress:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._on_terminal:  # elsewhere rich would end with an empty line
+        # Without a terminal, rich would print an empty line here.
+        if self._on_terminal:
             self._progress_bar.stop()
 
-    def update(self, progress: "Done") -> None:
-        """Show what is done by now; the first update is what was done before this process began."""
+    def update(self, progress: "DatasetProgress") -> None:
+        """Show the progress so far.
+
+        The first call must come before any work: what it reports as done was done by
+        an earlier process and does not count towards images/s.
+        """
         if self._started_at is None:
-            self._started_at, self._initial_done = time.monotonic(), progress.done
+            self._started_at = time.monotonic()
+            self._initial_done = progress.done
             if self._on_terminal:
                 self._progress_bar.start()
-        rate = (progress.done - self._initial_done) / max(
-            time.monotonic() - self._started_at, 1e-9
-        )
+        # On the first call, no time has passed.
+        seconds = max(time.monotonic() - self._started_at, 1e-9)
+        images_per_second = (progress.done - self._initial_done) / seconds
         if self._on_terminal:
-            text = f"{progress.done:,}/{progress.total:,} images  {rate:,.0f}/s  {progress.num_bytes / 1e6:,.0f} MB"
-            self._progress_bar.update(
-                self._task_id,
-                total=progress.total,
-                completed=progress.done,
-                description=text,
-            )
-            return
+            self._update_bar(progress, images_per_second)
+        else:
+            self._print_tenth(progress, images_per_second)
+
+    def _update_bar(
+        self, progress: "DatasetProgress", images_per_second: float
+    ) -> None:
+        counts = f"{progress.done:,}/{progress.total:,} images"
+        megabytes = progress.num_bytes / 1e6
+        self._progress_bar.update(
+            self._task_id,
+            total=progress.total,
+            completed=progress.done,
+            description=f"{counts}  {images_per_second:,.0f}/s  {megabytes:,.0f} MB",
+        )
+
+    def _print_tenth(
+        self, progress: "DatasetProgress", images_per_second: float
+    ) -> None:
+        # One line per tenth keeps a log file short, however many images there are.
         tenths = 10 * progress.done // max(progress.total, 1)
-        if tenths > self._printed_tenths:
-            self._printed_tenths = tenths
-            left = timedelta(
-                seconds=round((progress.total - progress.done) / rate if rate else 0)
-            )
-            done = f"{progress.done:,} of {progress.total:,} images"
-            typer.echo(
-                f"{done}  {rate:,.0f}/s  {progress.num_bytes / 1e6:,.1f} MB  {left} left"
-            )
+        if tenths <= self._printed_tenths:
+            return
+        self._printed_tenths = tenths
+        images_left = progress.total - progress.done
+        # All of it may have been done by an earlier process, at no rate of ours.
+        seconds_left = images_left / images_per_second if images_per_second else 0
+        time_left = timedelta(seconds=round(seconds_left))
+        counts = f"{progress.done:,} of {progress.total:,} images"
+        megabytes = progress.num_bytes / 1e6
+        typer.echo(
+            f"{counts}  {images_per_second:,.0f}/s  {megabytes:,.1f} MB  "
+            f"{time_left} left"
+        )

@@ -80,7 +80,7 @@ def test_what_cannot_be_done_is_a_sentence(distrain, recipe, to, monkeypatch):
     code, _, err = distrain("submit", recipe, f"--to={to}", "--dry-run")
     assert code == 2
     assert (
-        f"error: --to {to} needs --template: a copy of {TEMPLATES[to].relative_to(CLUSTER.parent)} of"
+        f"error: --to {to} needs --template: a copy of {TEMPLATES[to].relative_to(CLUSTER.parent)} from"
         in err
     )
     code, _, err = distrain(
@@ -88,7 +88,7 @@ def test_what_cannot_be_done_is_a_sentence(distrain, recipe, to, monkeypatch):
     )
     assert code == 2
     assert (
-        "does not follow: submit without -f, then watch with distrain top s3://bucket/runs/mine"
+        "does not support --follow: submit without it, then watch with distrain top s3://bucket/runs/mine"
         in err
     )
 
@@ -117,7 +117,7 @@ def test_an_image_of_another_version_is_a_sentence(distrain, recipe, monkeypatch
     code, _, err = distrain("train", recipe)
     assert code == 2
     assert (
-        "error: the job was submitted by distrain 0.0.9, and its image has 0.1.0: use an image of 0.0.9"
+        "error: the job was submitted by distrain 0.0.9, but its image has 0.1.0: use an image with 0.0.9"
         in err
     )
 

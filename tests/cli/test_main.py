@@ -90,7 +90,7 @@ def test_a_dry_run_shows_what_would_be_used(distrain, recipe, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr("distrain.launch.local.count_available_cores", lambda: 16)
     out = distrain("train", recipe, "--dry-run", "device=auto", "virtual_workers=4")[1]
-    assert re.search(r"virtual workers a rank: +1 on 4 ranks", out)
+    assert re.search(r"virtual workers per rank: +1 \(4 ranks\)", out)
     assert re.search(r"workers: +4, each with a GPU and 2 CPU cores\n", out)
     assert re.search(r"of: +8 GPUs and 16 CPU cores on 1 node", out)
     assert re.search(
@@ -133,18 +133,18 @@ def test_dry_run_prints_every_derived_number(distrain, recipe, tmp_path):
     assert "global_batch: 96" in out
     for text in (
         "96 = 6 virtual workers x 16",
-        "6 on 1 rank",
+        "6 (1 rank)",
         "1,438 images of 72 x 72, 10 classes",
         "14 = 1 epochs x 14",
-        "94 images, others each time",
-        "reduced in a step:",
+        "94 images, different ones each time",
+        "all-reduce per step:",
         "data in memory:",
         "checkpoint:",
     ):
         assert text in out, text
     assert not (tmp_path / "run").exists()
     code, out, _ = distrain("train", recipe, "--dry-run", "data.memory=1kB")
-    assert "rows are read again" in out
+    assert "rows are read repeatedly" in out
 
 
 def test_dry_run_before_the_data_is_packed(distrain, recipe, tmp_path):
@@ -157,10 +157,10 @@ def test_dry_run_before_the_data_is_packed(distrain, recipe, tmp_path):
     assert "not packed yet" in out
     for name in (
         "steps:",
-        "left out of an epoch:",
+        "left out per epoch:",
         "parameters:",
         "checkpoint:",
-        "reduced in a step:",
+        "all-reduce per step:",
     ):
         told = [
             [text for text in printed.splitlines() if text.startswith(name)]
@@ -214,7 +214,7 @@ def test_pack(distrain, tmp_path):
     first, progress, last = out.splitlines()
     assert first == f"image folder: 2 images of 2 classes in {source}"
     assert re.fullmatch(r"2 of 2 images  [0-9,]+/s  0\.0 MB  0:00:00 left", progress)
-    assert last == "2 images of 2 classes in 1 shards"
+    assert last == "2 images of 2 classes in 1 shard"
     code, _, err = distrain("pack", source, target)
     assert (code, "holds a data set already" in err) == (2, True)
     (tmp_path / "src/a/2.png").write_bytes(b"x")
@@ -222,8 +222,8 @@ def test_pack(distrain, tmp_path):
         "pack", source, str(tmp_path / "second"), "--geometry", "square:8"
     )
     assert code == 1
-    assert "left out     a/2.png: no image format is recognised" in out
-    assert "1 left out in all" in err
+    assert "rejected     a/2.png: no image format is recognised" in out
+    assert "1 rejected in total" in err
     code, out, err = distrain(
         "pack",
         source,
@@ -234,7 +234,7 @@ def test_pack(distrain, tmp_path):
         "1",
     )
     assert (code, err) == (0, "")
-    assert "1 left out in all" in out
+    assert "1 rejected in total" in out
 
 
 def on_a_terminal(command, *arguments, interrupt=None):
@@ -299,13 +299,13 @@ def test_a_pack_shows_a_bar_and_goes_on_after_ctrl_c(
     )
     code, text = on_a_terminal(command, *arguments, interrupt="0/300 images")
     assert code == 130
-    assert "stopped; to go on: run the same command" in text
+    assert "stopped; run the same command to resume" in text
     assert "Traceback" not in text
     code, text = on_a_terminal(command, *arguments)
     assert code == 0
     assert "/300 images" in text
     assert "MB" in text
-    assert "300 images of 2 classes in 1 shards" in text
+    assert "300 images of 2 classes in 1 shard" in text
 
 
 def test_index_and_stats(distrain, tmp_path):
@@ -329,7 +329,7 @@ def test_index_and_stats(distrain, tmp_path):
     assert f"shards       {url}" in out
     code, out, err = distrain("verify", str(tmp_path / "index"))
     assert (code, err) == (0, "")
-    assert out.splitlines()[-1] == "30 images in 3 shards, 0 things wrong"
+    assert out.splitlines()[-1] == "30 images in 3 shards: 0 problems"
 
 
 def test_stats_of_a_set_that_is_named_like_an_archive(distrain, digits, tmp_path):
@@ -343,11 +343,11 @@ def test_stats_of_a_set_that_is_named_like_an_archive(distrain, digits, tmp_path
 def test_verify_and_inspect(distrain, digits, tmp_path):
     code, out, err = distrain("verify", str(digits / "val"))
     assert (code, err) == (0, "")
-    assert out.splitlines()[-1] == "359 images in 1 shards, 0 things wrong"
+    assert out.splitlines()[-1] == "359 images in 1 shard: 0 problems"
     sheet = tmp_path / "sheet.png"
     code, out, err = distrain("inspect", str(digits / "val"), "--sheet", str(sheet))
     assert (code, err) == (0, "")
-    assert "359 images of 10 classes in 1 shards" in out
+    assert "359 images of 10 classes in 1 shard" in out
     assert "height       72 to 72, median 72" in out
     assert sheet.read_bytes().startswith(b"\x89PNG")
     copy = tmp_path / "copy"
@@ -356,7 +356,7 @@ def test_verify_and_inspect(distrain, digits, tmp_path):
     code, out, err = distrain("verify", str(copy))
     assert code == 1
     assert "shard-00000.parquet: has 1 bytes, not" in out
-    assert "is not what its manifest says" in err
+    assert "does not match its manifest" in err
 
 
 def test_lr_draws_the_schedule(distrain, recipe):
@@ -406,11 +406,11 @@ def test_lr_without_the_data_and_into_a_file(distrain, recipe, tmp_path):
     )
     assert image.read_bytes().startswith(b"\x89PNG")
     code, _, err = distrain("lr", recipe, "--images", "3")
-    assert (code, "3 images make no global batch of" in err) == (2, True)
+    assert (code, "--images 3 is less than one global batch" in err) == (2, True)
     code, _, err = distrain("lr", recipe, "--png", str(tmp_path / "rate.txt"))
-    assert (code, "cannot draw into" in err) == (2, True)
+    assert (code, "cannot plot into" in err) == (2, True)
     assert (
-        "when validation stalls"
+        "drops depend on validation"
         in distrain(
             "lr", str(configs / "alexnet2012-paper.yaml"), "--images", "1281167"
         )[1]
@@ -422,7 +422,7 @@ def test_a_dry_run_tries_an_imported_network_out(distrain, recipe):
         "train", recipe, "model={name: 'own_models:Small'}", "--dry-run"
     )
     assert code == 0
-    assert "parameters:              2,490" in out
+    assert "parameters:                2,490" in out
     code, _, err = distrain(
         "train", recipe, "model={name: 'own_models:Noisy'}", "--dry-run"
     )

@@ -258,7 +258,7 @@ def test_the_command(api, plain_environment, tmp_path):
         "KUBECONFIG": str(tmp_path / "kubeconfig"),
         "HOME": str(tmp_path),
     }
-    for did in ("submitted", "is at work already"):
+    for did in ("submitted", "is already queued or running"):
         done = subprocess.run(
             command, capture_output=True, text=True, check=True, env=environment
         )

@@ -58,11 +58,11 @@ def test_ctrl_c_detaches_a_cut_is_survived_stop_saves_and_resume_goes_on(
     (pid,) = hosts.pids("client", "-m distrain submit")
     os.kill(pid, signal.SIGINT)
     text = run.end(130)
-    assert "the job goes on. To come back: distrain logs mine -f" in text
+    assert "the job keeps running; to follow it again: distrain logs mine -f" in text
     assert re.search(r"mine +RUNNING", distrain("jobs").end())
 
     back = distrain("submit", "-f", "--workers=1", "--id=mine", config=paced)
-    back.wait_for("job mine is at work already")
+    back.wait_for("job mine is already queued or running")
     back.wait_for("step ")
     hosts.refuse("client", 8265)
     cut = back.wait_for("the connection to the cluster is lost")
@@ -71,7 +71,7 @@ def test_ctrl_c_detaches_a_cut_is_survived_stop_saves_and_resume_goes_on(
     back.wait_for(r"step \d+/", since=connected)
 
     stopped = distrain("stop", "mine").end()
-    assert f"to go on: distrain resume {paced.run}" in stopped
+    assert f"to resume: distrain resume {paced.run}" in stopped
     text = back.end(143)
     assert "stopped and saved after step" in text
     steps = [int(step) for step in re.findall(r"  step (\d+)/", text)]

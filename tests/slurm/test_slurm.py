@@ -195,7 +195,8 @@ def test_a_run_on_two_nodes_is_submitted_once(sites, shared, slurm, digits, tmp_
     recipe = narrow_recipe(digits, tmp_path / "run", cluster=CLUSTER, **short)
     job = sites.submit(recipe)
     job.wait_for("worker group formed: 2 workers")
-    assert f"Slurm job {job.number} is at work already" in sites.command(recipe)
+    submitted_again = sites.command(recipe)
+    assert f"Slurm job {job.number} is already queued or running" in submitted_again
     text = job.end("COMPLETED")
     alone = recipe.model_copy(update={"run": str(tmp_path / "alone")})
     assert (
@@ -265,4 +266,4 @@ def test_a_lost_node_does_not_end_the_job_and_who_ends_it_finds_it_saved(
         slurm.start_node("n2")
         slurm.wait_until_idle()
     assert "stopped and saved after step" in text
-    assert "to go on: distrain train" not in text, "its config is gone"
+    assert "to resume: distrain train" not in text, "its config is gone"

@@ -1,0 +1,171 @@
+"""Arguments and options of the commands: their names, types and help."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+LOCAL_DASHBOARD_URL = "http://127.0.0.1:8265"
+
+Platform = Literal["ray", "kuberay", "slurm"]
+
+
+class Encoding(str, Enum):
+    """Format of the stored images."""
+
+    JPEG = "jpeg"
+    RAW = "raw"
+
+
+# Config.
+RecipeArgument = Annotated[Path, typer.Argument(help="Recipe (YAML file).")]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="key.sub=value",
+        help="Config overrides, e.g. optimizer.momentum=0.95",
+    ),
+]
+
+# Data sets.
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Folder with one subfolder of images per class, .tar or .parquet file, "
+        "folder of those, or pattern with * (path or URL)."
+    ),
+]
+DatasetArgument = Annotated[
+    str, typer.Argument(help="Packed or indexed data set (path or URL).")
+]
+TargetArgument = Annotated[
+    str, typer.Argument(help="Output folder for the shards (path or URL).")
+]
+ShardsArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Existing Parquet or .tar shards: folder, file or pattern (path or URL)."
+    ),
+]
+ImagesArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Packed or indexed data set, or any source that pack reads (path or URL)."
+    ),
+]
+ManifestOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Folder for the manifest, if that of the shards is read-only.",
+        show_default="the shards' folder",
+    ),
+]
+GeometryOption = Annotated[
+    str,
+    typer.Option(
+        metavar="keep|short:N|square:N",
+        help="Stored size. keep: as is; short:N: short side of N pixels; square:N: "
+        "the center square of that.",
+    ),
+]
+EncodingOption = Annotated[
+    Encoding,
+    typer.Option(
+        help="raw: uncompressed pixels (binary PPM); seven times the bytes, no "
+        "decoding."
+    ),
+]
+QualityOption = Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")]
+NamesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Readable class names: lines of class and name, one name per label, or "
+        "the ILSVRC-2012 devkit.",
+    ),
+]
+LabelsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Labels for a .tar of bare images: a list, or the ILSVRC-2012 devkit "
+        "(.tar.gz).",
+    ),
+]
+ImageColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Parquet column of the images.",
+        show_default="from the metadata",
+    ),
+]
+LabelColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Parquet column of the labels.",
+        show_default="from the metadata",
+    ),
+]
+MaxRejectsOption = Annotated[
+    int, typer.Option(min=0, help="Exit 0 if at most this many images are rejected.")
+]
+PixelLimitOption = Annotated[
+    int, typer.Option(min=1, help="Reject images of more than this many pixels.")
+]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Decoding processes.", show_default="one per core"),
+]
+
+# Jobs.
+AddressOption = Annotated[
+    str,
+    typer.Option(
+        envvar="RAY_API_SERVER_ADDRESS",
+        metavar="URL",
+        help="Dashboard of the Ray cluster's head.",
+    ),
+]
+WorkersOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|MIN-MAX",
+        help="Train on N workers, or elastically on MIN-MAX.",
+        show_default="the config's cluster.workers",
+    ),
+]
+FilesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--with",
+        help="Python file or folder to send along for your own model, loss, optimizer "
+        "or schedule; may be repeated.",
+    ),
+]
+FollowOption = Annotated[
+    bool,
+    typer.Option("--follow", "-f", help="Show the run's progress until it ends."),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be sent; send nothing.")
+]
+PlatformOption = Annotated[Platform, typer.Option(help="Where the job runs.")]
+TemplateOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="DISTRAIN_TEMPLATE",
+        help="Your site's manifest (kuberay) or script (slurm); examples are in "
+        "cluster/.",
+    ),
+]
+NamespaceOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Kubernetes namespace.",
+        show_default="the template's, else the kubeconfig's",
+    ),
+]

@@ -1,0 +1,201 @@
+"""The train command: decide where to train, train there, and print how it ended."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distrain import __version__
+from distrain.cli.options import OverridesArgument, RecipeArgument
+from distrain.errors import UserError
+
+if TYPE_CHECKING:
+    from distrain.config import Config
+    from distrain.monitor.sinks import Console
+    from distrain.train import Summary
+
+_ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Fail if there is no checkpoint (one is resumed automatically if "
+        "present).",
+    ),
+]
+_DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the resolved config and the numbers derived from it; do not train.",
+    ),
+]
+_WorkersOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|N|MIN-MAX",
+        help="Train on N workers, or elastically on MIN-MAX; auto: one per GPU. On "
+        "this machine unless --address is given.",
+        show_default="the recipe's cluster.workers",
+    ),
+]
+_AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Train on this Ray cluster: auto, HOST:PORT or ray://HOST:PORT",
+    ),
+]
+_OtherHardwareOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-other-hardware",
+        help="Resume on hardware that does not reproduce the checkpoint bit for bit.",
+    ),
+]
+
+
+def train(
+    config: RecipeArgument,
+    overrides: OverridesArgument = None,
+    must_resume: _ResumeOption = False,
+    dry_run: _DryRunOption = False,
+    workers: _WorkersOption = None,
+    address: _AddressOption = None,
+    accept_other_hardware: _OtherHardwareOption = False,
+) -> None:
+    """Train on this machine's GPUs or CPU cores, or on a Ray cluster.
+
+    The run directory is runs/RECIPE unless run=... names another. To resume a
+    stopped run from its newest checkpoint, run the same command.
+    """
+    from distrain.config import format_workers_override, load_config
+
+    # Resolve the config: flags count as overrides and come last.
+    _check_submitted_version()
+    settings = load_config(
+        config, [*(overrides or []), *format_workers_override(workers)]
+    )
+    if dry_run:
+        from distrain.cli.dry_run import print_dry_run
+
+        print_dry_run(settings, address)
+        return
+    from distrain.data.storage.store import Store
+    from distrain.monitor.consoles import LogFileConsole
+    from distrain.monitor.terminal import create_console
+
+    # Train, with a copy of the console's lines in the run directory.
+    with LogFileConsole(create_console(), Store(str(settings.run))) as console:
+        summary, signal_number = _train_here_or_on_ray(
+            settings,
+            console,
+            use_ray=address is not None or workers not in (None, "auto"),
+            address=address,
+            must_resume=must_resume,
+            accept_other_hardware=accept_other_hardware,
+        )
+        command = _format_resume_command(config, overrides or [], workers, address)
+        _print_summary(console, summary, command)
+    # As a shell reports a process that died of the signal.
+    if signal_number is not None:
+        raise SystemExit(128 + signal_number)
+
+
+def _check_submitted_version() -> None:
+    """Raise UserError if this job was submitted by another version of distrain."""
+    # Set by `distrain submit`; elsewhere there is nothing to compare with.
+    submitted_by = os.environ.get("DISTRAIN_VERSION", __version__)
+    if submitted_by != __version__:
+        raise UserError(
+            f"the job was submitted by distrain {submitted_by}, but its image has "
+            f"{__version__}: use an image with {submitted_by}, or submit with "
+            f"{__version__}"
+        )
+
+
+def _train_here_or_on_ray(
+    config: "Config",
+    console: "Console",
+    *,
+    use_ray: bool,
+    address: str | None,
+    must_resume: bool,
+    accept_other_hardware: bool,
+) -> "tuple[Summary, int | None]":
+    """Train; return the summary, and the signal that stopped the run early if any.
+
+    Several ranks need Ray even on one machine; a single rank trains in this process.
+    """
+    from distrain.launch.local import count_local_ranks
+
+    if use_ray or count_local_ranks(config) > 1:
+        from distrain.launch.ray_driver import train_on_ray
+
+        return train_on_ray(
+            config,
+            console,
+            address=address,
+            must_resume=must_resume,
+            accept_other_hardware=accept_other_hardware,
+        )
+    from distrain.launch.local import train_locally
+
+    return train_locally(
+        config,
+        console,
+        must_resume=must_resume,
+        accept_other_hardware=accept_other_hardware,
+    )
+
+
+def _format_resume_command(
+    config: Path, overrides: Sequence[str], workers: str | None, address: str | None
+) -> str:
+    """Return the command line that resumes this run, quoted for a shell."""
+    arguments = ["distrain", "train", str(config), *overrides]
+    if workers is not None:
+        arguments.append(f"--workers={workers}")
+    if address is not None:
+        arguments.append(f"--address={address}")
+    return shlex.join(arguments)
+
+
+def _print_summary(console: "Console", summary: "Summary", command: str) -> None:
+    """Print how the run ended, its validation result, weights and run directory.
+
+    Args:
+        console: where the lines go.
+        summary: how the run ended.
+        command: the command line that resumes the run.
+    """
+    # One line on how it ended.
+    if summary.status == "already finished":
+        console.log(
+            f"{summary.run} is finished: all {summary.steps} steps are done. "
+            "To start afresh, name another run directory: run=..."
+        )
+    elif summary.status == "stopped":
+        # A job's recipe is a temporary copy on the cluster, so its command would be
+        # of no use: `distrain logs -f` and `distrain stop` print one instead.
+        is_job = "DISTRAIN_CONSOLE" in os.environ
+        to_resume = "" if is_job else f"; to resume: {command}"
+        console.log(
+            f"stopped and saved after step {summary.step} of {summary.steps}{to_resume}"
+        )
+    else:
+        minutes, seconds = divmod(round(summary.seconds), 60)
+        console.log(f"finished {summary.steps} steps in {minutes} min {seconds:02d} s")
+
+    # The result: the last validation, and a hash to compare runs by.
+    if summary.eval:
+        result = summary.eval
+        # With five classes or fewer, top-5 is always 100 %.
+        top5 = f", top-5 {result.top5:.2%}" if result.classes > 5 else ""
+        console.log(
+            f"validation: top-1 {result.top1:.2%}{top5} of {result.samples:,} images"
+        )
+    console.log(f"weights   {summary.weights[:16]}  ({summary.reduction} reduction)")
+    console.log(f"run       {summary.run}")
