@@ -1,1 +1,1 @@
-"""Numbers of a run: where they are kept and where they are written."""
+"""Progress, metrics and health of a run: measured, logged and published."""

@@ -1,4 +1,4 @@
-"""Consoles beside those that a person looks at: one for another process, one that keeps a log in the run directory."""
+"""Consoles for programs and files: JSON lines for another process, and a log file."""
 
 import json
 import time
@@ -10,53 +10,62 @@ from distrain.monitor.records import MetricsRecord, record_from_dict, record_to_
 from distrain.monitor.sinks import AppendOnlyFile, Console, format_record
 from distrain.rundir import files
 
+# The key that marks a line of JSON as a call of a console.
 _CALL_KEY = "distrain"
 # Seconds between two uploads of a log to a bucket.
 _UPLOAD_INTERVAL_SECONDS = 30.0
 
 
 class JsonConsole:
-    """Writes each call as a line of JSON, for `replay` elsewhere."""
+    """Console that writes each call as a line of JSON, for `replay_line`."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def log(self, text: str) -> None:
-        """A line of text."""
+        """Write a line of text."""
         self._write_call("event", text=text)
 
     def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
-        """Training starts."""
+        """Write that training starts at `step` of `steps`."""
         self._write_call(
             "start", step=step, steps=steps, steps_per_epoch=steps_per_epoch
         )
 
     def set_step(self, step: int) -> None:
-        """Nothing: a line a step would be too many."""
+        """Ignore the step: one line per step would be too many."""
 
     def log_metrics(self, record: MetricsRecord) -> None:
-        """A metrics record."""
+        """Write a metrics record."""
         self._write_call("record", record=record_to_dict(record))
 
     def stop(self) -> None:
-        """Training is over."""
+        """Write that training is over."""
         self._write_call("stop")
 
     def _write_call(self, call: str, **arguments: Any) -> None:
         self._stream.write(json.dumps({_CALL_KEY: call, **arguments}) + "\n")
+        # The reader shows progress live, so no line may wait in a buffer.
         self._stream.flush()
 
 
 def replay_line(text: str, console: Console) -> None:
-    """Do on a console what a line of `JsonLines` says; any other line is an event."""
+    """Repeat on a console the call that a line of `JsonConsole` holds.
+
+    Any other line, such as one of a traceback, is logged as it is.
+    """
     try:
         arguments = json.loads(text)
         call = arguments.pop(_CALL_KEY)
     except (ValueError, KeyError, AttributeError, TypeError):
         console.log(text)
         return
+
+    # The lines have their own words for two calls, "record" and "event"; the other
+    # calls are named as the methods are.
     if call == "record":
         record = record_from_dict(arguments["record"])
+        # Steps are not written, so the position comes from the record.
         console.set_step(record.step)
         console.log_metrics(record)
         return
@@ -67,15 +76,21 @@ def replay_line(text: str, console: Console) -> None:
 
 
 class LogFileConsole:
-    """A console whose lines stay in `log-<time>.txt` of the run directory, from when training has started there."""
+    """Console that shows all on another one and keeps it in the run directory.
+
+    The lines go to `log-<time>.txt` once training has started. Until then they are held
+    in memory, because the run directory may still belong to another attempt.
+    """
 
     def __init__(self, console: Console, store: Store) -> None:
-        self._console, self._num_steps, self._unwritten = console, 0, bytearray()
-        self._file_name, self._store = (
-            files.log_path(time.strftime("%Y%m%d-%H%M%S", time.gmtime())),
-            store,
-        )
+        self._console = console
+        self._store = store
+        timestamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        self._file_name = files.log_path(timestamp)
         self._log_file: AppendOnlyFile | None = None
+        # Lines from before training, for the log file.
+        self._unwritten = bytearray()
+        self._num_steps = 0
         self._last_upload = 0.0
 
     def __enter__(self) -> "LogFileConsole":
@@ -87,22 +102,25 @@ class LogFileConsole:
         error: BaseException | None,
         _: TracebackType | None,
     ) -> None:
+        # Keep the reason in the file: the caller shows it on its own console only.
         if error is not None:
+            text = str(error)
             self._append_line(
-                f"error: {error}" if str(error) else f"ended by {type(error).__name__}"
+                f"error: {text}" if text else f"ended by {type(error).__name__}"
             )
         if self._log_file is not None:
             self._log_file.close()
 
     def log(self, text: str) -> None:
-        """A line of text."""
+        """Show a line of text and keep it."""
         self._console.log(text)
         self._append_line(text)
 
     def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
-        """Training starts: the run directory is ours."""
+        """Open the log file: from now on this attempt owns the run directory."""
         self._console.start(step=step, steps=steps, steps_per_epoch=steps_per_epoch)
         self._num_steps = steps
+        # A run that resumes after the loss of a rank starts again, with the same file.
         if self._log_file is None:
             self._log_file = AppendOnlyFile(
                 self._store, self._file_name, self._console.log
@@ -110,24 +128,26 @@ class LogFileConsole:
             self._log_file.write(bytes(self._unwritten))
 
     def set_step(self, step: int) -> None:
-        """So many steps are done."""
+        """Show the number of steps done; the file does not get it."""
         self._console.set_step(step)
 
     def log_metrics(self, record: MetricsRecord) -> None:
-        """A metrics line."""
+        """Show a metrics record and keep it as a line of text."""
         self._console.log_metrics(record)
         self._append_line(format_record(record, self._num_steps))
 
     def stop(self) -> None:
-        """Training is over."""
+        """Stop the console; the file stays open for lines that follow."""
         self._console.stop()
 
     def _append_line(self, text: str) -> None:
-        data = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n".encode()
+        timestamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line = f"{timestamp} {text}\n".encode()
         if self._log_file is None:
-            self._unwritten += data
+            self._unwritten += line
             return
-        self._log_file.write(data)
+        self._log_file.write(line)
+        # An upload sends the whole file again, so it must not follow every line.
         if time.monotonic() - self._last_upload > _UPLOAD_INTERVAL_SECONDS:
             self._last_upload = time.monotonic()
             self._log_file.upload()

@@ -1,4 +1,4 @@
-"""A watch on a run: a rank that hangs is named and ended; one that is slow, and a loss that jumps, are named."""
+"""Watch over a run: end a rank that hangs, report slow ranks and spikes of the loss."""
 
 import faulthandler
 import os
@@ -10,33 +10,41 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-# A rank that waits for others gets more time than one that waits for nobody, so that the one that hangs is found first.
+# A rank that waits for others gets more time than one that does not, so that the rank
+# that hangs is the first to be reported.
 _WAITING_FACTOR = 1.25
-_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
-# How much later than the middle rank a straggler comes to the reduction.
+# EX_SOFTWARE of sysexits.h.
+_EXIT_CODE = 70
+# A straggler reaches the all-reduce at least so much later than the median rank.
 _STRAGGLER_RATIO = 1.25
+# Seconds before a warning about the same rank is repeated.
 _REPEAT_WARNING_SECONDS = 600.0
-_SPIKE_WINDOW, _SPIKE_RATIO = 20, 2.0
-# Seconds for the last words of a rank that hangs.
+# A loss spike is a loss of at least so many times the median of so many losses before.
+_SPIKE_WINDOW = 20
+_SPIKE_RATIO = 2.0
+# Seconds that a rank that hangs has for its report, before it is ended without one.
 _REPORT_TIMEOUT_SECONDS = 10.0
 
 
 class Watchdog:
-    """Ends the process when `at` is not called for a while. Close it, or use it in a `with`."""
+    """Thread that ends the process if `mark_progress` is not called for a while.
+
+    Use it in a `with`.
+    """
 
     def __init__(self, timeout: float, on_hang: Callable[[str, str], None]) -> None:
         """Start to watch.
 
         Args:
-            limit: seconds without progress.
-            report: gets a sentence on where it hangs and the stacks of all threads; it may hang itself.
+            timeout: seconds without progress after which the process ends.
+            on_hang: gets a sentence that says where the process hangs, and the stacks
+                of all threads. It may hang itself.
         """
-        self._timeout, self._on_hang = timeout, on_hang
-        self._place, self._last_progress, self._current_timeout = (
-            "the start",
-            time.monotonic(),
-            timeout,
-        )
+        self._timeout = timeout
+        self._on_hang = on_hang
+        self._place = "the start"
+        self._last_progress = time.monotonic()
+        self._current_timeout = timeout
         self._closing = threading.Event()
         self._arm_faulthandler(2 * timeout)
         self._thread = threading.Thread(
@@ -48,6 +56,7 @@ class Watchdog:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # First the thread, which would arm the faulthandler again.
         self._closing.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
@@ -58,8 +67,14 @@ class Watchdog:
         return time.monotonic() - self._last_progress
 
     def mark_progress(self, place: str, *, waiting: bool = False) -> None:
-        """Progress was made: what comes now, and whether it waits for other ranks."""
-        self._place, self._last_progress = place, time.monotonic()
+        """Record progress.
+
+        Args:
+            place: what comes now, to name it if it hangs.
+            waiting: it waits for other ranks, which gives it more time.
+        """
+        self._place = place
+        self._last_progress = time.monotonic()
         self._current_timeout = self._timeout * (_WAITING_FACTOR if waiting else 1.0)
 
     def _watch_progress(self) -> None:
@@ -70,95 +85,112 @@ class Watchdog:
                 self._abort_process()
 
     def _arm_faulthandler(self, seconds: float) -> None:
-        """If a call holds the interpreter's lock the watching thread stands still too: then C code ends the process."""
+        """Let C code end the process in `seconds`, unless it is armed again before.
+
+        A call that holds the interpreter's lock also stops the watching thread; only a
+        thread of C code still runs then.
+        """
         faulthandler.dump_traceback_later(seconds, exit=True, file=2)
 
     def _abort_process(self) -> None:
+        # The last resort, if this thread hangs too: later than the report may take.
         self._arm_faulthandler(2 * self._timeout + 1.5 * _REPORT_TIMEOUT_SECONDS)
         sentence = f"no progress for {self._current_timeout:.0f} s in {self._place}"
+        # faulthandler writes to a file descriptor only.
         with tempfile.TemporaryFile() as file:
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)
             stacks = file.read().decode()
+        # Report on another thread: the report may hang for the same reason.
         reporter = threading.Thread(
             target=self._try_to_report, args=(sentence, stacks), daemon=True
         )
         reporter.start()
         reporter.join(_REPORT_TIMEOUT_SECONDS)
-        os._exit(_EXIT_CODE)  # a thread that hangs cannot be ended in any other way
+        # A thread that hangs cannot be ended in any other way.
+        os._exit(_EXIT_CODE)
 
     def _try_to_report(self, sentence: str, stacks: str) -> None:
-        with suppress(Exception):  # what hangs may be what the report needs
+        # The report may need just what is broken.
+        with suppress(Exception):
             self._on_hang(sentence, stacks)
 
 
 def group_timeout(watchdog_timeout: float) -> float:
-    """Seconds after which a collective gives up: after a watchdog of any rank would have spoken."""
+    """Return the seconds after which a collective gives up.
+
+    They are more than any rank's watchdog waits, so that the watchdog of the rank that
+    hangs reports first.
+    """
     return _WAITING_FACTOR * watchdog_timeout + 15.0
 
 
 class StragglerDetector:
-    """Names the rank that the others wait for."""
+    """Detector of the rank that the others wait for."""
 
     def __init__(self) -> None:
+        # Time of the last warning by rank.
         self._last_warned: dict[int, float] = {}
 
     def detect_straggler(
         self, wait_seconds: Sequence[float], arrival_seconds: Sequence[float]
     ) -> tuple[int | None, str | None]:
-        """Look at the last steps.
+        """Find the slow rank of the last steps, if there is one.
 
         Args:
-            waits: seconds per step for which each rank waited for data.
-            arrivals: seconds per step until each rank came to the reduction, waiting included; 0 where no step was
-                timed. How long its backward took says nothing: the others' is as long when they share a slow machine.
+            wait_seconds: seconds per step for which each rank waited for data.
+            arrival_seconds: seconds per step until each rank reached the all-reduce,
+                waiting for data included; 0 if no step was timed. The time of backward
+                says nothing: on a machine that ranks share it is as long for all.
 
         Returns:
-            The slow rank, and a sentence if there was none on it for a while.
+            The slow rank, and a sentence about it unless there was one a while ago.
         """
-        slowest = max(
-            range(len(arrival_seconds)), key=lambda rank: arrival_seconds[rank]
-        )
-        middle = sorted(arrival_seconds)[(len(arrival_seconds) - 1) // 2]
-        if (
-            len(arrival_seconds) == 1
-            or not arrival_seconds[slowest]
-            or arrival_seconds[slowest] < _STRAGGLER_RATIO * middle
-        ):
+        # A straggler is late compared with the median rank (the lower one of two).
+        num_ranks = len(arrival_seconds)
+        slowest = max(range(num_ranks), key=lambda rank: arrival_seconds[rank])
+        arrival = arrival_seconds[slowest]
+        median = sorted(arrival_seconds)[(num_ranks - 1) // 2]
+        if num_ranks == 1 or not arrival or arrival < _STRAGGLER_RATIO * median:
             return None, None
+
+        # Warn about the same rank once in a while only.
         now = time.monotonic()
-        if (
-            now - self._last_warned.get(slowest, -_REPEAT_WARNING_SECONDS)
-            < _REPEAT_WARNING_SECONDS
-        ):
+        last_warned = self._last_warned.get(slowest, -_REPEAT_WARNING_SECONDS)
+        if now - last_warned < _REPEAT_WARNING_SECONDS:
             return slowest, None
         self._last_warned[slowest] = now
-        share = min(1.0, wait_seconds[slowest] / arrival_seconds[slowest])
-        why = (
-            f"{share:.0%} of it waiting for data"
-            if share > 0.1
-            else "not for want of data"
-        )
+
+        waiting_ratio = min(1.0, wait_seconds[slowest] / arrival)
+        cause = "not because it waits for data"
+        if waiting_ratio > 0.1:
+            cause = f"{waiting_ratio:.0%} of it waiting for data"
         return slowest, (
-            f"rank {slowest} is slow: it comes to the reduction after {arrival_seconds[slowest]:.2f} s a step, "
-            f"{why}; the middle rank after {middle:.2f} s"
+            f"rank {slowest} is slow: it reaches the all-reduce after {arrival:.2f} s "
+            f"per step, {cause}; the median rank after {median:.2f} s"
         )
 
 
 class LossSpikeDetector:
-    """Names a loss that jumps."""
+    """Detector of a loss that jumps."""
 
     def __init__(self) -> None:
         self._recent_losses: deque[float] = deque(maxlen=_SPIKE_WINDOW)
 
     def detect_spike(self, loss: float) -> str | None:
-        """Look at the mean loss since the last log step; a sentence if it is twice the median of those before."""
-        usual = (
-            statistics.median(self._recent_losses)
-            if len(self._recent_losses) == _SPIKE_WINDOW
-            else None
-        )
+        """Compare a loss with those before, and add it to them.
+
+        Args:
+            loss: mean since the last log step.
+
+        Returns:
+            A sentence, if the loss is at least twice the median of the last 20; None
+            otherwise, and while there are fewer of them.
+        """
+        median = None
+        if len(self._recent_losses) == _SPIKE_WINDOW:
+            median = statistics.median(self._recent_losses)
         self._recent_losses.append(loss)
-        if usual is None or loss < _SPIKE_RATIO * usual:
+        if median is None or loss < _SPIKE_RATIO * median:
             return None
-        return f"the loss jumps: {loss:.4g}, and {usual:.4g} was usual"
+        return f"loss spike: {loss:.4g} (recent median {median:.4g})"

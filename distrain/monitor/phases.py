@@ -1,10 +1,13 @@
-"""The phases of a training step, timed one by one."""
+"""Phases of a training step, each of which is timed."""
 
 from enum import Enum
 
 
 class Phase(str, Enum):
-    """A part of a step, in the order of a step; the value is the label `phase` of `distrain_phase_seconds`."""
+    """Phase of a step, in the order of a step.
+
+    The value is the label `phase` of the metric `distrain_phase_seconds`.
+    """
 
     DATA_WAIT = "data_wait"
     TRANSFER = "transfer"
@@ -14,4 +17,5 @@ class Phase(str, Enum):
     OPTIMIZER = "optimizer"
     CHECKPOINT = "checkpoint"
 
-    __str__ = str.__str__  # the value, as StrEnum of Python 3.11 has it
+    # Print the value, as StrEnum does, which came with Python 3.11.
+    __str__ = str.__str__

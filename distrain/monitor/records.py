@@ -1,4 +1,7 @@
-"""Metrics records: one per log step and one per evaluation, each a line of JSON in `metrics-<attempt>.jsonl`."""
+"""Metrics records: one per log step and one per evaluation.
+
+Each is a line of JSON in `metrics-<attempt>.jsonl`, with the fields below as its keys.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -7,51 +10,51 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class TrainRecord:
-    """Training since the last log step, of all ranks."""
+    """Training since the last log step, over all ranks."""
 
     kind: ClassVar[str] = "train"
     split: ClassVar[str] = "train"
-    """The label of its metrics."""
+    """Label `split` of the metrics that it sets."""
 
     step: int
     """Steps of the run that are done."""
     epoch: int
-    """Epoch of the last of them, from 0."""
+    """Epoch of the last of these steps, from 0."""
     loss: float
     """Mean over valid samples."""
     top1: float
-    """Share of valid samples whose highest logit is their label's."""
+    """Fraction of valid samples whose highest logit is their label's."""
     top5: float
-    """Share of valid samples with their label among the five highest logits."""
+    """Fraction of valid samples with their label among the five highest logits."""
     lr: float
     """Learning rate of the last step."""
     seconds: float
     """Time since the last log step, without evaluations."""
     images_per_second: float
     data_wait: float
-    """Share of that time in which this rank waited for data, from 0 to 1."""
+    """Fraction of that time in which this rank waited for data, from 0 to 1."""
     bad_samples: int
-    """Distinct training samples that do not decode, of the whole run so far."""
+    """Distinct training samples that could not be decoded, over the run so far."""
 
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """An evaluation on the validation set."""
+    """Evaluation on the validation set."""
 
     kind: ClassVar[str] = "eval"
     split: ClassVar[str] = "val"
-    """The label of its metrics."""
+    """Label `split` of the metrics that it sets."""
 
     step: int
     """Steps of the run that are done."""
     epoch: int
-    """Epoch of the last of them, from 0."""
+    """Epoch of the last of these steps, from 0."""
     loss: float
-    """Mean over samples; NaN where one of them is not finite."""
+    """Mean over samples; NaN if the loss of any sample is not finite."""
     top1: float
-    """Share of samples whose highest logit is their label's."""
+    """Fraction of samples whose highest logit is their label's."""
     top5: float
-    """Share of samples with their label among the five highest logits."""
+    """Fraction of samples with their label among the five highest logits."""
     top1_count: int
     top5_count: int
     samples: int
@@ -62,20 +65,26 @@ class EvalRecord:
 
 MetricsRecord = TrainRecord | EvalRecord
 _RECORD_TYPES: dict[str, type[TrainRecord] | type[EvalRecord]] = {
-    form.kind: form for form in (TrainRecord, EvalRecord)
+    record_type.kind: record_type for record_type in (TrainRecord, EvalRecord)
 }
 
 
 def record_to_dict(record: MetricsRecord) -> dict[str, Any]:
-    """Return a record as JSON has it, `kind` first."""
+    """Return a record as a dict for JSON, `kind` first."""
     return {"kind": record.kind, **asdict(record)}
 
 
 def record_from_dict(tree: Mapping[str, Any]) -> MetricsRecord:
-    """Return the record that `to_tree` made a tree of; null stands for a number that JSON lacks."""
-    form = _RECORD_TYPES[tree["kind"]]
-    values: dict[str, Any] = {field.name: tree[field.name] for field in fields(form)}
-    values.update(
-        {name: float("nan") for name, value in values.items() if value is None}
-    )
-    return form(**values)
+    """Return the record that `record_to_dict` turned into `tree`.
+
+    JSON has no NaN and no infinity: null becomes NaN.
+
+    Raises:
+        KeyError: the kind is unknown, or a field is missing.
+    """
+    record_type = _RECORD_TYPES[tree["kind"]]
+    values: dict[str, Any] = {}
+    for field in fields(record_type):
+        value = tree[field.name]
+        values[field.name] = float("nan") if value is None else value
+    return record_type(**values)

@@ -1,4 +1,4 @@
-"""Telemetry of the training loop: progress, the time per phase, slow ranks and jumps of the loss."""
+"""Telemetry of the training loop: progress, time per phase, slow ranks, loss spikes."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Telemetry:
-    """The clocks of a training loop, on each rank: between the loop, its watchdog and its metrics."""
+    """Clocks and counts of a rank's training loop, for its watchdog and its metrics."""
 
     def __init__(
         self,
@@ -25,10 +25,11 @@ class Telemetry:
         """Start.
 
         Args:
-            metrics: what is counted, for the metrics page.
-            watchdog: ends a rank that makes no progress.
+            metrics: gets the counts and times, for the metrics page.
+            watchdog: ends the rank if it makes no progress.
             steps_per_epoch: of the run.
-            reached: the highest step that an earlier attempt has logged; steps up to it count as recomputed.
+            last_logged_step: the highest step that an earlier attempt has logged; steps
+                up to it count as recomputed.
         """
         self.metrics = metrics
         self._watchdog = watchdog
@@ -36,13 +37,17 @@ class Telemetry:
         self._last_logged_step = last_logged_step
         self._straggler_detector = StragglerDetector()
         self._spike_detector = LossSpikeDetector()
-        self._data_wait_seconds = (
-            0.0  # seconds that lanes waited for data since the last log step
-        )
-        self._interval_start = time.monotonic()  # the clock at the last log step
+        # Both since the last log step.
+        self._data_wait_seconds = 0.0
+        self._interval_start = time.monotonic()
 
     def mark_progress(self, place: str, *, waiting: bool = False) -> None:
-        """Tell the watchdog of progress: what comes now, and whether it waits for other ranks."""
+        """Report progress to the watchdog.
+
+        Args:
+            place: what comes now.
+            waiting: it waits for other ranks.
+        """
         self._watchdog.mark_progress(place, waiting=waiting)
 
     def time_phase(self, phase: Phase) -> AbstractContextManager[None]:
@@ -50,39 +55,52 @@ class Telemetry:
         return self.metrics.time_phase(phase)
 
     def start_clock(self, queue_depths: Callable[[], Mapping[str, int]]) -> None:
-        """Start the clock of the first log step; `depths` gives the lengths of the loader's queues by stage."""
+        """Start the clock of the first log step.
+
+        Args:
+            queue_depths: returns the lengths of the loader's queues by stage.
+        """
         self.metrics.track_queues(queue_depths)
         self._interval_start = time.monotonic()
 
     @contextmanager
     def time_accumulation(self) -> Iterator[None]:
-        """Time the block as this rank's part of a step before the reduction."""
-        before = self._data_wait_seconds
+        """Time the block as this rank's work in a step before the all-reduce."""
+        wait_before = self._data_wait_seconds
         with self.metrics.time_arrival():
             yield
-        self.metrics.add_data_wait(self._data_wait_seconds - before)
+        self.metrics.add_data_wait(self._data_wait_seconds - wait_before)
 
     def time_loading(self, step: int, batches: Iterator[T]) -> Iterator[T]:
         """Yield the same micro-batches, and count the time spent waiting for them.
 
-        `Lanes.run` takes them under a lock: one thread at a time is here.
+        Args:
+            step: number of the step, from 0.
+            batches: the micro-batches of the step.
         """
+        # The lane pool takes micro-batches under a lock: one thread at a time is here,
+        # and the sum below needs no lock of its own.
         while True:
-            asked = time.monotonic()
+            wait_start = time.monotonic()
             self.mark_progress(f"loading the data of step {step + 1}")
             batch = next(batches, None)
-            self._data_wait_seconds += time.monotonic() - asked
+            self._data_wait_seconds += time.monotonic() - wait_start
             if batch is None:
                 return
             yield batch
 
     def count_samples(self, num_samples: int, num_bad: int) -> None:
-        """Count the samples of a micro-batch, and those of them that did not decode."""
+        """Count the samples of a micro-batch.
+
+        Args:
+            num_samples: all of them.
+            num_bad: those that could not be decoded.
+        """
         self.metrics.increment_counter("samples", num_samples - num_bad, outcome="good")
         self.metrics.increment_counter("samples", num_bad, outcome="bad")
 
     def count_step(self, steps_done: int) -> None:
-        """Count a step: so many of the run are done."""
+        """Count a step, after which `steps_done` steps of the run are done."""
         self.metrics.count_step(
             steps_done,
             self._steps_per_epoch,
@@ -91,18 +109,24 @@ class Telemetry:
 
     @property
     def data_wait_seconds(self) -> float:
-        """Seconds for which this rank's lanes waited for data since the last log step."""
+        """Seconds for which this rank waited for data since the last log step."""
         return self._data_wait_seconds
 
     def pop_interval(self) -> tuple[float, float]:
-        """Return the seconds since the last log step, and those of them spent waiting for data; start anew."""
+        """Return the seconds since the last log step, and start anew.
+
+        Returns:
+            All of these seconds, and those of them spent waiting for data.
+        """
         now = time.monotonic()
-        seconds, waited = now - self._interval_start, self._data_wait_seconds
-        self._interval_start, self._data_wait_seconds = now, 0.0
-        return seconds, waited
+        seconds = now - self._interval_start
+        data_wait_seconds = self._data_wait_seconds
+        self._interval_start = now
+        self._data_wait_seconds = 0.0
+        return seconds, data_wait_seconds
 
     def exclude_time(self, seconds: float) -> None:
-        """Leave time out of the speed of training: an evaluation took it."""
+        """Exclude time from the speed of training: that of an evaluation."""
         self._interval_start += seconds
 
     def detect_anomalies(
@@ -111,18 +135,23 @@ class Telemetry:
         wait_seconds: Sequence[float],
         arrival_seconds: Sequence[float],
     ) -> list[str]:
-        """Count a rank that is slow and a loss that jumps, and return what to say of them.
+        """Count a slow rank and a loss spike, and return a sentence about each.
 
         Args:
             loss: mean since the last log step.
-            waits: seconds per step for which each rank waited for data.
-            arrivals: seconds per step until each rank came to the reduction, as `Metrics.arrived` has them.
+            wait_seconds: seconds per step for which each rank waited for data.
+            arrival_seconds: seconds per step until each rank reached the all-reduce, as
+                `Metrics.pop_mean_arrival_seconds` returns them.
         """
-        rank, slow = self._straggler_detector.detect_straggler(
+        slow_rank, slow_sentence = self._straggler_detector.detect_straggler(
             wait_seconds, arrival_seconds
         )
-        if rank is not None:
-            self.metrics.increment_counter("straggler_log_steps", slow_rank=str(rank))
-        jump = self._spike_detector.detect_spike(loss)
-        self.metrics.increment_counter("loss_spikes", int(jump is not None))
-        return [sentence for sentence in (slow, jump) if sentence is not None]
+        # Count a slow rank at each log step, even if it is not reported again.
+        if slow_rank is not None:
+            self.metrics.increment_counter(
+                "straggler_log_steps", slow_rank=str(slow_rank)
+            )
+        spike_sentence = self._spike_detector.detect_spike(loss)
+        self.metrics.increment_counter("loss_spikes", int(spike_sentence is not None))
+        sentences = (slow_sentence, spike_sentence)
+        return [sentence for sentence in sentences if sentence is not None]

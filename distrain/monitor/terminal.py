@@ -1,4 +1,4 @@
-"""What a person sees on a terminal: a progress bar, with the lines that stay above it."""
+"""Console for a terminal: a progress bar, with lines that stay above it."""
 
 import os
 import sys
@@ -13,14 +13,18 @@ from distrain.monitor.sinks import Console, PlainConsole, format_record
 
 
 def create_console() -> Console:
-    """The console for whoever reads this process's output: a terminal, a file, or `distrain submit` elsewhere."""
+    """Return the console that fits the reader of this process's output.
+
+    That is a terminal, a file or pipe, or `distrain submit` on another machine, which
+    sets DISTRAIN_CONSOLE=json.
+    """
     if os.environ.get("DISTRAIN_CONSOLE") == "json":
         return JsonConsole(sys.stdout)
     return TerminalConsole() if sys.stdout.isatty() else PlainConsole(sys.stdout)
 
 
 class TerminalConsole:
-    """A console with a progress bar."""
+    """Console with a progress bar."""
 
     def __init__(self) -> None:
         self._rich_console = RichConsole(highlight=False, soft_wrap=True)
@@ -41,12 +45,14 @@ class TerminalConsole:
 
     def log(self, text: str) -> None:
         """Print a line above the bar."""
+        # Messages may hold brackets, which rich would take for markup.
         self._rich_console.print(text, markup=False)
 
     def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
         """Show the bar."""
         self._steps_per_epoch = steps_per_epoch
-        if self._task_id is not None:  # the run goes on after a loss
+        # A run that resumes after the loss of a rank starts again: replace its bar.
+        if self._task_id is not None:
             self._progress_bar.remove_task(self._task_id)
         self._task_id = self._progress_bar.add_task(
             "train",
@@ -58,19 +64,21 @@ class TerminalConsole:
         self._progress_bar.start()
 
     def set_step(self, step: int) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         self._progress_bar.update(
             self._task_id, completed=step, epoch=(step - 1) // self._steps_per_epoch
         )
 
     def log_metrics(self, record: MetricsRecord) -> None:
-        """New numbers beside the bar; an evaluation also stays as a line above it."""
+        """Show numbers of training beside the bar, and of an evaluation above it."""
         if isinstance(record, EvalRecord):
-            self.log(format_record(record, int(self._progress_bar.tasks[0].total or 0)))
+            steps = int(self._progress_bar.tasks[0].total or 0)
+            self.log(format_record(record, steps))
             return
-        numbers = f"loss {record.loss:.3f}  {record.images_per_second:.0f} img/s  wait {record.data_wait:.0%}"
+        speed = f"{record.images_per_second:.0f} img/s"
+        numbers = f"loss {record.loss:.3f}  {speed}  wait {record.data_wait:.0%}"
         self._progress_bar.update(self._task_id, numbers=numbers)
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._progress_bar.stop()

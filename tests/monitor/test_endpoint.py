@@ -323,9 +323,9 @@ def test_a_page_goes_on_after_something_has_failed(port):
     registry.register(sometimes)
     own = node(port, registry=registry, gauges={"level": "sum"}, told=told)
     sometimes.fails = True
-    await_that(lambda: any("is not brought up to date" in text for text in told))
+    await_that(lambda: any("is not updated" in text for text in told))
     sometimes.fails = False
     level.set(3)
     await_that(lambda: values(port).get(("level",)) == 3)
-    assert sum("is not brought up to date" in text for text in told) == 1
+    assert sum("is not updated" in text for text in told) == 1
     own.close(final=True)

@@ -76,8 +76,8 @@ def test_the_slow_rank_is_named_once_in_a_while(monkeypatch):
     rank, sentence = stragglers.detect_straggler([0.1, 0.01, 0.9], [1.0, 1.05, 2.0])
     assert rank == 2
     assert sentence == (
-        "rank 2 is slow: it comes to the reduction after 2.00 s a step, 45% of it waiting for data; "
-        "the middle rank after 1.05 s"
+        "rank 2 is slow: it reaches the all-reduce after 2.00 s per step, "
+        "45% of it waiting for data; the median rank after 1.05 s"
     )
     assert stragglers.detect_straggler([0.1, 0.01, 0.9], [1.0, 1.05, 2.0]) == (
         2,
@@ -88,7 +88,7 @@ def test_the_slow_rank_is_named_once_in_a_while(monkeypatch):
     )
     monkeypatch.setattr(distrain.monitor.health, "_REPEAT_WARNING_SECONDS", 0.0)
     assert (
-        "not for want of data"
+        "not because it waits for data"
         in stragglers.detect_straggler([0.0, 0.0, 0.05], [1.0, 1.05, 2.0])[1]
     )
 
@@ -115,7 +115,7 @@ def test_a_loss_that_jumps():
     usual = 7 * 0.95**59
     assert not any(spikes.detect_spike(usual) for _ in range(20))
     assert spikes.detect_spike(1.3 * usual) is None
-    assert spikes.detect_spike(3 * usual).startswith("the loss jumps: ")
+    assert spikes.detect_spike(3 * usual).startswith("loss spike: ")
     assert spikes.detect_spike(usual) is None
 
 

@@ -22,7 +22,8 @@ from distrain.distributed.numerics import collect_environment
 from distrain.distributed.world import World
 from distrain.errors import RunError, UserError
 from distrain.monitor.health import Watchdog
-from distrain.monitor.prometheus import COUNTERS, GAUGES, HISTOGRAMS, Metrics
+from distrain.monitor.metric_specs import COUNTERS, GAUGES, HISTOGRAMS
+from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import read_metrics
 from distrain.rundir.files import QUARANTINE_FILE
 from distrain.train import train

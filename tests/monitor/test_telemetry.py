@@ -98,7 +98,7 @@ def test_a_slow_rank_and_a_loss_that_jumps_are_counted_and_said(telemetry, numbe
         assert it.detect_anomalies(1.0, [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]) == []
     slow, jump = it.detect_anomalies(3.0, [0.0, 0.9, 0.0], [1.0, 2.0, 1.0])
     assert "rank 1 is slow" in slow
-    assert "the loss jumps: 3" in jump
+    assert "loss spike: 3" in jump
     assert len(it.detect_anomalies(1.0, [0.0, 0.9, 0.0], [1.0, 2.0, 1.0])) == 0, (
         "it was said a moment ago"
     )

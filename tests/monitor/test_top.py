@@ -89,7 +89,7 @@ def test_a_page_as_it_is_shown(page):
         "no progress for 100 s",
         "2 of 3 workers",
         "rank 1 waits for data 45% of its time",
-        "rank 1 comes 100% later to each step than the middle one",
+        "rank 1 reaches the all-reduce 100% later than the median rank",
     ]
 
 
@@ -123,7 +123,9 @@ def test_a_run_directory(narrow, console, digits):
     train(config, World(torch.device("cpu")), console)
     text = list(render_lines(RunWatcher(config.run).refresh_view(), 80))
     assert text[0].endswith("step 44")
-    assert text[1] == "no page answers: from the files alone"
+    assert text[1] == (
+        "no metrics page answers: all numbers are from the run directory"
+    )
     (loss,) = [line for line in text if line.startswith("loss")]
     assert len(loss.split()[2]) >= 22
     assert any(line.startswith("validation top-1") for line in text)
@@ -131,7 +133,7 @@ def test_a_run_directory(narrow, console, digits):
 
 
 def test_no_run_there(tmp_path):
-    with pytest.raises(UserError, match="no run at .*name a run directory, or the URL"):
+    with pytest.raises(UserError, match="is not a run directory: give one, or the URL"):
         RunWatcher(str(tmp_path))
 
 

@@ -18,7 +18,7 @@ from waiting import await_that
 
 from distrain.config import to_yaml
 from distrain.data.storage.store import Store
-from distrain.monitor.prometheus import COUNTERS, GAUGES, HISTOGRAMS
+from distrain.monitor.metric_specs import COUNTERS, GAUGES, HISTOGRAMS
 from distrain.monitor.sinks import read_metrics
 
 pytestmark = pytest.mark.prometheus
