@@ -1,1 +1,1 @@
-"""From what people have to data sets."""
+"""Data set preparation: open images in any layout as a source, pack, index, verify."""

@@ -1,7 +1,8 @@
-"""Tar archives as a source of images: those of ILSVRC-2012, others with a list of labels, and WebDataset shards."""
+"""Tar archives as a source: ILSVRC-2012's, others with a list of labels, WebDataset."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import PurePosixPath
 
 from distrain.data.prepare.labels import read_devkit, read_lines
@@ -26,31 +27,42 @@ from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
 _NUM_THREADS = 16
+# First cells of a header line in a list of labels, in lowercase.
+_HEADER_CELLS = ("imageid", "filename", "file")
 
 
 @register_opener("tar")
 def open_tars(
     store: Store, files: Sequence[DirectoryEntry], options: SourceOptions
 ) -> OpenedSource:
-    """Open tar archives; the first file in the first archive decides how. Raises UserError and OSError."""
+    """Open tar archives, in the layout that the first file of the first one shows.
+
+    Raises UserError and OSError.
+    """
     return OpenedSource(_open_by_layout(store, files, options.labels_url), None)
 
 
 def _open_by_layout(
     store: Store, files: Sequence[DirectoryEntry], labels_url: str | None
 ) -> ImageSource:
+    # An archive of archives has one inner archive per class.
     first = files[0].name
     if find_first_member_name(store, first).endswith(".tar"):
         if len(files) > 1:
             raise UserError(
-                f"{store.redacted_url}: {first} is an archive of archives: name it alone"
+                f"{store.redacted_url}: {first} is an archive of archives, which "
+                "cannot be combined with other files: pass its path alone"
             )
         return _open_tar_of_tars(store, first)
+
+    # Without a list of labels, the archives themselves must hold labels.
     if labels_url is None:
         return open_webdataset(store, files)
+
     if len(files) > 1:
         raise UserError(
-            f"--labels goes with one archive, and {store.redacted_url} has {len(files)}: name it"
+            f"--labels needs a single archive, and {store.redacted_url} has "
+            f"{len(files)}: pass the path of one"
         )
     if labels_url.endswith((".tar.gz", ".tgz")):
         truth, synsets = read_devkit(labels_url)
@@ -59,104 +71,128 @@ def _open_by_layout(
 
 
 def _open_tar_of_tars(store: Store, path: str) -> ImageSource:
-    """`ILSVRC2012_img_train.tar`: an archive of one archive a class, named after its synset.
+    """Open an archive of one archive per class, such as `ILSVRC2012_img_train.tar`.
+
+    Classes are the names of the inner archives: synsets, in ILSVRC-2012.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the archive cannot be read.
         UserError: it is damaged.
     """
-    outer, refused = list[TarMember](), list[Reject]()
+    # List the inner archives: labels follow the order of their names.
+    class_archives: list[TarMember] = []
+    rejects: list[Reject] = []
     for member in iter_members(store, path):
-        if isinstance(member, Reject) or not member.name.endswith(".tar"):
-            refused.append(
-                Reject(
-                    f"{path}/{member.name}",
-                    getattr(member, "reason", "no archive of a class"),
-                )
-            )
+        if isinstance(member, Reject):
+            rejects.append(Reject(f"{path}/{member.name}", member.reason))
+        elif not member.name.endswith(".tar"):
+            rejects.append(Reject(f"{path}/{member.name}", "not a .tar of a class"))
         else:
-            outer.append(member)
-    outer.sort(key=lambda member: member.name)
-    classes = [PurePosixPath(member.name).stem for member in outer]
+            class_archives.append(member)
+    class_archives.sort(key=lambda member: member.name)
+    classes = [PurePosixPath(member.name).stem for member in class_archives]
 
-    def list_class_archive(label: int) -> list[Block | Reject]:
-        at = outer[label]
-        place, found = f"{path}/{at.name}", list[Block | Reject]()
-        for member in iter_members(store, path, at.start, at.start + at.num_bytes):
-            if isinstance(member, Reject):
-                found.append(Reject(f"{place}/{member.name}", member.reason))
-            else:
-                block = to_block(path, member, label)
-                found.append(block._replace(name=f"{place}/{member.name}"))
-        return found
-
+    # Walk them in threads, but keep their order.
+    list_archive = partial(_list_class_archive, store, path)
+    blocks: list[Block | Reject] = []
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        blocks = [
-            block
-            for found in pool.map(list_class_archive, range(len(outer)))
-            for block in found
-        ]
-    return build_tar_source(store, "archive of archives", classes, blocks, refused)
+        labels = range(len(class_archives))
+        for class_blocks in pool.map(list_archive, class_archives, labels):
+            blocks.extend(class_blocks)
+    return build_tar_source(store, "archive of archives", classes, blocks, rejects)
+
+
+def _list_class_archive(
+    store: Store, path: str, archive: TarMember, label: int
+) -> list[Block | Reject]:
+    """List the images of an inner archive as byte ranges of the outer one."""
+    blocks: list[Block | Reject] = []
+    end = archive.start + archive.num_bytes
+    for member in iter_members(store, path, archive.start, end):
+        name = f"{path}/{archive.name}/{member.name}"
+        if isinstance(member, Reject):
+            blocks.append(Reject(name, member.reason))
+        else:
+            blocks.append(to_block(path, member, label)._replace(name=name))
+    return blocks
 
 
 def _open_labeled_tar(
     store: Store, path: str, label_lines: Sequence[str], classes: Sequence[str] | None
 ) -> ImageSource:
-    """`ILSVRC2012_img_val.tar`: an archive of images whose labels are in a list.
+    """Open an archive of images with a list of labels: `ILSVRC2012_img_val.tar`, say.
 
     Args:
         store: where the archive is.
         path: the archive.
-        labels: a synset for each file in the order of file names, or lines of file name and synset.
+        label_lines: one synset per file in the order of file names, or lines of file
+            name and synset.
         classes: all synsets; by default those of the list.
 
     Raises:
-        OSError: it cannot be read.
-        UserError: list and archive do not go together.
+        OSError: the archive cannot be read.
+        UserError: the list is of labels alone, and not one per file.
     """
-    found = list(iter_members(store, path))
-    files = sorted(
-        (one for one in found if isinstance(one, TarMember)),
-        key=lambda member: member.name,
-    )
-    refused = [
-        Reject(f"{path}/{one.name}", one.reason)
-        for one in found
-        if isinstance(one, Reject)
-    ]
-    pairs = [line.replace(",", " ").split() for line in label_lines if line.strip()]
-    if pairs and pairs[0][0].lower() in (
-        "imageid",
-        "filename",
-        "file",
-    ):  # a table's head
-        pairs = pairs[1:]
-    if all(len(pair) == 1 for pair in pairs):
-        if len(pairs) != len(files):
+    # List the files of the archive by name, the order that a list of labels follows.
+    files: list[TarMember] = []
+    rejects: list[Reject] = []
+    for member in iter_members(store, path):
+        if isinstance(member, Reject):
+            rejects.append(Reject(f"{path}/{member.name}", member.reason))
+        else:
+            files.append(member)
+    files.sort(key=lambda member: member.name)
+
+    # Match the list with the files, then number the classes.
+    class_by_file = _match_labels(files, label_lines, f"{store.redacted_url}/{path}")
+    if classes is None:
+        classes = sorted(set(class_by_file.values()))
+    label_by_class = {name: label for label, name in enumerate(classes)}
+
+    blocks: list[Block | Reject] = []
+    for file in files:
+        label = label_by_class.get(class_by_file.get(file.name, ""))
+        if label is None:
+            name = f"{path}/{file.name}"
+            blocks.append(Reject(name, "the list has no label for it"))
+        else:
+            blocks.append(to_block(path, file, label))
+    return build_tar_source(store, "labeled archive", classes, blocks, rejects)
+
+
+def _match_labels(
+    files: Sequence[TarMember], label_lines: Sequence[str], location: str
+) -> dict[str, str]:
+    """Return the class of each file for which the list has exactly one.
+
+    Raises:
+        UserError: the list has labels alone, and not one per file.
+    """
+    # Split the lines, which are separated by spaces or commas, and skip a header.
+    rows = [line.replace(",", " ").split() for line in label_lines if line.strip()]
+    if rows and rows[0][0].lower() in _HEADER_CELLS:
+        rows = rows[1:]
+
+    # Labels alone are in the order of files.
+    if all(len(row) == 1 for row in rows):
+        if len(rows) != len(files):
             raise UserError(
-                f"the list has {len(pairs)} labels for {len(files)} files in {store.redacted_url}/{path}"
+                f"the list has {len(rows)} labels for {len(files)} files in "
+                f"{location}: it must have one per file"
             )
-        by_name = {file.name: pair[0] for file, pair in zip(files, pairs, strict=True)}
-    else:
-        known = {pair[0]: pair[1] for pair in pairs if len(pair) > 1}
-        stems: dict[str, set[str]] = {}
-        for name, label in known.items():
-            stems.setdefault(PurePosixPath(name).stem, set()).add(label)
-        by_name = {}
-        for file in files:
-            label_of = (
-                {known[file.name]}
-                if file.name in known
-                else stems.get(PurePosixPath(file.name).stem, set())
-            )
-            if len(label_of) == 1:
-                by_name[file.name] = next(iter(label_of))
-    classes = sorted(set(by_name.values())) if classes is None else classes
-    number = {name: i for i, name in enumerate(classes)}
-    blocks = [
-        to_block(path, file, number[by_name[file.name]])
-        if by_name.get(file.name) in number
-        else Reject(f"{path}/{file.name}", "the list has no label for it")
-        for file in files
-    ]
-    return build_tar_source(store, "labelled archive", classes, blocks, refused)
+        return {file.name: row[0] for file, row in zip(files, rows, strict=True)}
+
+    # Lines of file and label: match whole names first. A list may also leave out
+    # folders and extensions, as long as the files of that stem have one label.
+    class_by_name = {row[0]: row[1] for row in rows if len(row) > 1}
+    classes_by_stem: dict[str, set[str]] = {}
+    for name, class_name in class_by_name.items():
+        classes_by_stem.setdefault(PurePosixPath(name).stem, set()).add(class_name)
+    class_by_file: dict[str, str] = {}
+    for file in files:
+        stem_classes = classes_by_stem.get(PurePosixPath(file.name).stem, set())
+        if file.name in class_by_name:
+            class_by_file[file.name] = class_by_name[file.name]
+        elif len(stem_classes) == 1:
+            (class_by_file[file.name],) = stem_classes
+    return class_by_file

@@ -10,7 +10,7 @@ from distrain.data.prepare.digits import pack_digits
 
 
 class BuiltInDataset(NamedTuple):
-    """A data set, and what `--dry-run` says of it before it is packed."""
+    """Data set, with the sizes that `--dry-run` shows before it is packed."""
 
     title: str
     pack_splits: Callable[[str, str], None]
@@ -20,9 +20,11 @@ class BuiltInDataset(NamedTuple):
     """Rows of each row group of the training set."""
 
 
+# 1,438 training rows, in row groups of at most 100.
+_DIGITS_GROUP_ROWS = np.array([100] * 14 + [38])
 BUILT_IN_DATASETS = {
     "digits": BuiltInDataset(
-        "scikit-learn's digits", pack_digits, 10, np.array([100] * 14 + [38])
+        "scikit-learn's digits", pack_digits, 10, _DIGITS_GROUP_ROWS
     )
 }
-"""By name; `data.config.Data.pack` has the same names."""
+"""Data sets by name; `data.config.DataConfig.pack` has the same names."""

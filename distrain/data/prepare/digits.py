@@ -1,4 +1,4 @@
-"""scikit-learn's scanned digits as a data set: what the quickstart trains on, with nothing to download."""
+"""scikit-learn's scanned digits, for the quickstart: a data set without a download."""
 
 import numpy as np
 
@@ -13,44 +13,49 @@ _PACK_OPTIONS = PackOptions(Geometry("square", 72))
 
 
 class _DigitReader:
-    """Reads scans, PNG files in memory."""
+    """Reader of scans, which are PNG files in memory."""
 
     def __init__(self, png_files: list[bytes]) -> None:
         self._png_files = png_files
 
     def read_block(self, block: Block) -> BlockRows:
-        """The one row of a block."""
+        """Return the only row of a block."""
         return [Sample(block.name, block.label, self._png_files[block.row_group])]
 
 
 def pack_digits(train_url: str, val_url: str) -> None:
-    """Pack the 1,797 digits (8 x 8 grey, enlarged to 72 x 72): every fifth is for validation."""
+    """Pack the 1,797 digits (8 x 8 gray, enlarged to 72 x 72) into two data sets.
+
+    Every fifth digit is for validation. A set that exists already is left as it is.
+
+    Raises:
+        UserError: scikit-learn is not installed.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise UserError(
-            "the digits come with scikit-learn: pip install 'distrain[quickstart]'"
+            "the digits data set comes with scikit-learn, which is not installed: "
+            "pip install 'distrain[quickstart]'"
         ) from None
+
+    # Scale the gray levels from 0..16 to 0..255; scans: (1797, 8, 8, 3)
     digits = load_digits()
-    # scans: (1797, 8, 8, 3), 0 to 255
-    scans = np.repeat(
-        (digits.images * (255 / 16)).round().astype(np.uint8)[..., None], 3, axis=3
-    )
+    gray = (digits.images * (255 / 16)).round().astype(np.uint8)
+    scans = np.repeat(gray[..., None], 3, axis=3)
     reader = _DigitReader([encode_png(scan) for scan in scans])
-    parts: dict[str, list[Block]] = {train_url: [], val_url: []}
+
+    # Split: `row_group` is the index of a scan in the reader.
+    blocks_by_url: dict[str, list[Block]] = {train_url: [], val_url: []}
     for i, label in enumerate(digits.target.tolist()):
         name = f"digit-{i:04d}"
-        parts[val_url if i % 5 == 4 else train_url].append(
-            Block(name, name, label, None, 0, row_group=i)
-        )
-    for url, blocks in parts.items():
-        store = Store(url)
-        if not store.exists(MANIFEST_FILE):
-            classes = tuple(map(str, digits.target_names))
-            pack_dataset(
-                ImageSource(
-                    Store("memory://digits"), "digits", classes, blocks, reader
-                ),
-                url,
-                _PACK_OPTIONS,
-            )
+        block = Block(name, name, label, None, 0, row_group=i)
+        blocks_by_url[val_url if i % 5 == 4 else train_url].append(block)
+
+    # memory:// keeps pack in this process, the only one that has the scans.
+    source_store = Store("memory://digits")
+    classes = tuple(map(str, digits.target_names))
+    for url, blocks in blocks_by_url.items():
+        if not Store(url).exists(MANIFEST_FILE):
+            source = ImageSource(source_store, "digits", classes, blocks, reader)
+            pack_dataset(source, url, _PACK_OPTIONS)

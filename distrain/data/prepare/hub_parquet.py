@@ -1,9 +1,12 @@
-"""Parquet files in the hub's layout as a source of images: `image: struct<bytes, path>` or bytes, `label: int`."""
+"""Parquet files in the hub's layout as a source.
+
+Columns are `image` (struct<bytes, path>, or bytes) and `label` (int).
+"""
 
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from distrain.data.prepare.source import (
@@ -39,15 +42,16 @@ from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
 MAX_SOURCE_GROUP_BYTES = 1 << 30
-"""Bytes that the images of a row group may unpack to; what claims more is refused before it is read."""
+"""Bytes that a column of a row group may unpack to; one that claims more is rejected
+before it is read."""
 MAX_SOURCE_GROUP_ROWS = 1 << 20
-"""Rows of a row group."""
+"""Rows that a row group may have."""
 _NUM_THREADS = 16
 _MAX_CACHED_FOOTERS = 8
 
 
 class RowGroupReader:
-    """Reads row groups."""
+    """Reader of blocks that are one row group each."""
 
     def __init__(
         self,
@@ -56,105 +60,115 @@ class RowGroupReader:
         num_classes: int,
         file_bytes: dict[str, int],
     ) -> None:
-        """`sizes`: bytes of each file."""
+        """Create a reader.
+
+        Args:
+            url: folder of the files.
+            columns: columns of images and labels.
+            num_classes: a row with a label from here on is rejected.
+            file_bytes: size of each file.
+        """
         self._init_args = (url, columns, num_classes, file_bytes)
-        self._store, self.columns, self._num_classes, self._file_bytes = (
-            Store(url),
-            columns,
-            num_classes,
-            file_bytes,
-        )
+        self._store = Store(url)
+        self.columns = columns
+        self._num_classes = num_classes
+        self._file_bytes = file_bytes
         self._footers: OrderedDict[str, Footer] = OrderedDict()
         self._lock = threading.Lock()
 
+    # Stores, locks and footers stay in their process: another one opens its own.
     def __reduce__(
         self,
     ) -> tuple[type["RowGroupReader"], tuple[str, ColumnNames, int, dict[str, int]]]:
         return RowGroupReader, self._init_args
 
     def get_footer(self, path: str) -> Footer:
-        """A file's footer. Raises OSError."""
-        footer = self._footers.get(path)  # several threads ask
-        if footer is None:
-            try:
-                footer = parse_footer(
-                    read_footer(
-                        self._store, path, self._file_bytes[path], RETRY_SECONDS
-                    )[1]
-                )
-            except (DamagedParquetError, UserError) as error:
-                raise OSError(
-                    f"{self._store.redacted_url}/{path} changed meanwhile: {error}"
-                ) from None
-            with self._lock:
-                self._footers[path] = footer
-                if len(self._footers) > _MAX_CACHED_FOOTERS:
-                    self._footers.popitem(last=False)
+        """Return a file's footer, read on first use. Raises OSError."""
+        # Several threads call this. Two may read the same footer, which is harmless.
+        footer = self._footers.get(path)
+        if footer is not None:
+            return footer
+        size = self._file_bytes[path]
+        try:
+            _, data = read_footer(self._store, path, size, RETRY_SECONDS)
+            footer = parse_footer(data)
+        except (DamagedParquetError, UserError) as error:
+            # It was whole when the source was opened.
+            raise OSError(
+                f"{self._store.redacted_url}/{path} changed since it was opened: "
+                f"{error}"
+            ) from None
+        with self._lock:
+            self._footers[path] = footer
+            # Row groups are read in a random order of files, and a parsed footer is
+            # large: keep a few, evict the oldest.
+            if len(self._footers) > _MAX_CACHED_FOOTERS:
+                self._footers.popitem(last=False)
         return footer
 
     def read_block(self, block: Block) -> BlockRows:
-        """The rows of a group. Raises OSError."""
-        pieces = [self.read_column(block, column) for column in self.columns]
-        return self.parse_rows(block, pieces)
+        """Read the rows of a row group. Raises OSError."""
+        ranges = [self.read_column(block, column) for column in self.columns]
+        return self.parse_rows(block, ranges)
 
     def read_column(self, block: Block, column: str) -> ByteRange:
-        """The bytes of a column of a group. Raises OSError."""
-        start, end = find_column_chunk(
-            self.get_footer(block.path), block.row_group, column
-        )
-        return ByteRange(
-            start, self._store.read(block.path, start, end, retry_seconds=RETRY_SECONDS)
-        )
+        """Read the bytes of one column of a row group. Raises OSError."""
+        footer = self.get_footer(block.path)
+        start, end = find_column_chunk(footer, block.row_group, column)
+        data = self._store.read(block.path, start, end, retry_seconds=RETRY_SECONDS)
+        return ByteRange(start, data)
 
     def parse_rows(self, block: Block, pieces: Sequence[ByteRange]) -> BlockRows:
-        """The rows of a group whose columns were read; a damaged group is refused whole."""
-        footer, size = self.get_footer(block.path), self._file_bytes[block.path]
+        """Parse the rows of a row group whose columns were read.
+
+        A damaged row group is rejected as a whole.
+        """
+        # Parse the columns, and check them against the footer.
+        footer = self.get_footer(block.path)
+        size = self._file_bytes[block.path]
+        group_name = f"{block.name} of {block.num_rows} rows"
         try:
             table = read_row_group(pieces, size, footer, block.row_group, self.columns)
         except DamagedParquetError as error:
-            return Reject(f"{block.name} of {block.num_rows} rows", str(error))
+            return Reject(group_name, str(error))
         if table.num_rows != block.num_rows:
-            return Reject(
-                f"{block.name} of {block.num_rows} rows",
-                f"damaged row group: it has {table.num_rows} rows",
-            )
-        data, offsets = view_binary_column(
-            table.column(self.columns.image.partition(".")[0])
-        )
+            reason = f"damaged row group: it has {table.num_rows} rows"
+            return Reject(group_name, reason)
+
+        # Check each row before its bytes are copied out of the column.
+        image_field = self.columns.image.partition(".")[0]
+        data, offsets = view_binary_column(table.column(image_field))
         labels = table.column(self.columns.label).to_pylist()
         rows: list[Sample | Reject] = []
         for i, label in enumerate(labels):
             name = f"{block.name} row {i}"
-            length = offsets[i + 1] - offsets[i]
-            if not length:
-                rows.append(Reject(name, "no bytes"))
-            elif length > MAX_FILE_BYTES:
-                rows.append(
-                    Reject(
-                        name, f"{length} bytes are over the limit of {MAX_FILE_BYTES}"
-                    )
-                )
-            elif label is None or not 0 <= label < self._num_classes:
-                rows.append(
-                    Reject(
-                        name, f"label {label} is none of {self._num_classes} classes"
-                    )
-                )
+            start = offsets[i]
+            end = offsets[i + 1]
+            problem = self._find_row_problem(end - start, label)
+            if problem is None:
+                rows.append(Sample(name, label, bytes(data[start:end])))
             else:
-                rows.append(
-                    Sample(name, label, bytes(data[offsets[i] : offsets[i + 1]]))
-                )
+                rows.append(Reject(name, problem))
         return rows
+
+    def _find_row_problem(self, num_bytes: int, label: int | None) -> str | None:
+        if not num_bytes:
+            return "no bytes"
+        if num_bytes > MAX_FILE_BYTES:
+            return f"{num_bytes} bytes are over the limit of {MAX_FILE_BYTES}"
+        if label is None or not 0 <= label < self._num_classes:
+            return f"label {label} is not one of {self._num_classes} classes"
+        return None
 
 
 @register_opener("parquet")
 def open_parquet(
     store: Store, files: Sequence[DirectoryEntry], options: SourceOptions
 ) -> OpenedSource:
-    """Hub Parquet as a source.
+    """Open Parquet files in the hub's layout; each row group is a block.
 
     Raises:
-        UserError: the files do not hold labelled images, or not all of one kind.
+        UserError: the files do not hold labeled images, or not all of one kind.
         OSError: they cannot be read.
     """
     sizes = {
@@ -162,76 +176,41 @@ def open_parquet(
         for file in files
     }
 
+    # Read all footers in threads: one or two requests per file.
+    def read_file_footer(name: str) -> bytes:
+        _, data = read_footer(store, name, sizes[name], RETRY_SECONDS)
+        return data
+
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        raw = list(
-            pool.map(
-                lambda name: read_footer(store, name, sizes[name], RETRY_SECONDS)[1],
-                sizes,
-            )
-        )
-    footers = [
-        _parse_file_footer(store, name, data)
-        for name, data in zip(sizes, raw, strict=True)
-    ]
-    expected: HubFeatures | None = None
-    blocks, refused = list[Block](), list[Reject]()
-    for name, footer in zip(sizes, footers, strict=True):
-        here = find_features(
-            footer,
-            f"{store.redacted_url}/{name}",
-            options.image_column,
-            options.label_column,
-        )
-        expected = expected or here
-        if here != expected:
-            first = next(iter(sizes))
-            raise UserError(
-                f"{store.redacted_url}: {name} has other columns or class names than {first}: take one kind"
-            )
-        for g in range(footer.num_row_groups):
-            block = Block(
-                name, f"{name} row group {g}", -1, 0, 0, footer.row_group(g).num_rows, g
-            )
-            reason = _explain_oversize(footer, block, expected.columns, sizes[name])
-            if reason is not None:
-                refused.append(Reject(block.name, reason))
-            elif block.num_rows:
-                start, end = find_column_chunk(footer, g, expected.columns.image)
-                blocks.append(block._replace(start=start, num_bytes=end - start))
-    assert expected is not None
-    classes = expected.classes or _name_classes_from_labels(
-        store, sizes, footers, expected.columns.label, blocks
-    )
-    reader = RowGroupReader(store.url, expected.columns, len(classes), sizes)
-    details = [expected.columns, [zlib.crc32(data) for data in raw]]
-    return OpenedSource(
-        ImageSource(store, "Parquet", classes, blocks, reader, refused, details),
-        expected.columns,
-    )
+        footer_data = dict(zip(sizes, pool.map(read_file_footer, sizes), strict=True))
+    footers = {
+        name: _parse_file_footer(store, name, data)
+        for name, data in footer_data.items()
+    }
 
+    # List the row groups, which depend on footers alone.
+    features = _find_common_features(store, footers, options)
+    columns = features.columns
+    blocks: list[Block] = []
+    rejects: list[Reject] = []
+    for name, footer in footers.items():
+        for block in _list_row_groups(name, footer, columns, sizes[name]):
+            if isinstance(block, Reject):
+                rejects.append(block)
+            else:
+                blocks.append(block)
 
-def _explain_oversize(
-    footer: Footer, block: Block, columns: ColumnNames, file_bytes: int
-) -> str | None:
-    """Why a row group is not read: what its footer says of it is beyond limits, or beyond its file."""
-    if not 0 <= block.num_rows <= MAX_SOURCE_GROUP_ROWS:
-        return (
-            f"its {block.num_rows} rows are over the limit of {MAX_SOURCE_GROUP_ROWS}"
-        )
-    for column in columns:
-        start, end = find_column_chunk(footer, block.row_group, column)
-        if not 0 <= start <= end <= file_bytes:
-            return f"its column {column} lies outside the file"
-        claimed = get_uncompressed_bytes(footer, block.row_group, column)
-        if not 0 <= claimed <= MAX_SOURCE_GROUP_BYTES:
-            return f"its {block.num_rows} rows say {claimed} bytes, over the limit of {MAX_SOURCE_GROUP_BYTES}"
-        if (
-            column == columns.image
-            and has_dictionary(footer, block.row_group, column)
-            and block.num_rows * claimed > MAX_SOURCE_GROUP_BYTES
-        ):
-            return f"its {block.num_rows} rows may repeat {claimed} bytes, over the limit of {MAX_SOURCE_GROUP_BYTES}"
-    return None
+    # Without class names in the metadata, the labels must be read to count them.
+    classes = features.classes
+    if not classes:
+        count = 1 + _find_max_label(store, sizes, footers, columns.label, blocks)
+        classes = name_classes_by_number(count, store)
+
+    reader = RowGroupReader(store.url, columns, len(classes), sizes)
+    # A file with other contents, or other columns, makes another plan.
+    details = [columns, [zlib.crc32(data) for data in footer_data.values()]]
+    source = ImageSource(store, "Parquet", classes, blocks, reader, rejects, details)
+    return OpenedSource(source, columns)
 
 
 def _parse_file_footer(store: Store, name: str, data: bytes) -> Footer:
@@ -239,46 +218,117 @@ def _parse_file_footer(store: Store, name: str, data: bytes) -> Footer:
         return parse_footer(data)
     except DamagedParquetError as error:
         raise UserError(
-            f"{store.redacted_url}/{name} cannot be read ({error}): fetch it again"
+            f"{store.redacted_url}/{name} cannot be read ({error}): download it again"
         ) from None
 
 
-def _name_classes_from_labels(
+def _find_common_features(
+    store: Store, footers: Mapping[str, Footer], options: SourceOptions
+) -> HubFeatures:
+    """Return the columns and classes of the files. Raises UserError if they differ."""
+    common: HubFeatures | None = None
+    for name, footer in footers.items():
+        features = find_features(
+            footer,
+            f"{store.redacted_url}/{name}",
+            options.image_column,
+            options.label_column,
+        )
+        common = common or features
+        if features != common:
+            raise UserError(
+                f"{store.redacted_url}: {name} has other columns or class names than "
+                f"{next(iter(footers))}: take files of one kind"
+            )
+    assert common is not None
+    return common
+
+
+def _list_row_groups(
+    name: str, footer: Footer, columns: ColumnNames, file_bytes: int
+) -> list[Block | Reject]:
+    """Return the row groups of a file as blocks, or why they are not read."""
+    blocks: list[Block | Reject] = []
+    for g in range(footer.num_row_groups):
+        num_rows = footer.row_group(g).num_rows
+        block_name = f"{name} row group {g}"
+        reason = _explain_oversize(footer, g, num_rows, columns, file_bytes)
+        if reason is not None:
+            blocks.append(Reject(block_name, reason))
+        elif num_rows:
+            start, end = find_column_chunk(footer, g, columns.image)
+            blocks.append(Block(name, block_name, -1, start, end - start, num_rows, g))
+    return blocks
+
+
+def _explain_oversize(
+    footer: Footer,
+    row_group: int,
+    num_rows: int,
+    columns: ColumnNames,
+    file_bytes: int,
+) -> str | None:
+    """Return why a row group must not be read, or None.
+
+    Its footer claims more than the limits allow, or bytes outside the file.
+    """
+    limit = MAX_SOURCE_GROUP_BYTES
+    if not 0 <= num_rows <= MAX_SOURCE_GROUP_ROWS:
+        return f"its {num_rows} rows are over the limit of {MAX_SOURCE_GROUP_ROWS}"
+    for column in columns:
+        start, end = find_column_chunk(footer, row_group, column)
+        if not 0 <= start <= end <= file_bytes:
+            return f"its column {column} lies outside the file"
+        claimed = get_uncompressed_bytes(footer, row_group, column)
+        if not 0 <= claimed <= limit:
+            return (
+                f"its {num_rows} rows claim {claimed} bytes, over the limit of {limit}"
+            )
+        # A dictionary stores an image once, and every row may repeat it.
+        is_image_dictionary = column == columns.image and has_dictionary(
+            footer, row_group, column
+        )
+        if is_image_dictionary and num_rows * claimed > limit:
+            return (
+                f"its {num_rows} rows may each repeat {claimed} bytes, over the limit "
+                f"of {limit}"
+            )
+    return None
+
+
+def _find_max_label(
     store: Store,
-    file_bytes: dict[str, int],
-    footers: Sequence[Footer],
+    file_bytes: Mapping[str, int],
+    footers: Mapping[str, Footer],
     label_column: str,
     blocks: Sequence[Block],
-) -> tuple[str, ...]:
-    """Names for labels that have none: their numbers. The columns of labels are read for it."""
-
-    read: dict[str, set[int]] = {name: set() for name in file_bytes}
+) -> int:
+    """Read the labels of all blocks, and return the largest; -1 if there are none."""
+    # Only row groups that are blocks: the others are not safe to read.
+    row_groups: dict[str, list[int]] = {name: [] for name in footers}
     for block in blocks:
-        read[block.path].add(block.row_group)
+        row_groups[block.path].append(block.row_group)
 
-    def find_max_label(file: tuple[str, Footer]) -> int:
-        name, footer = file
-        most = -1
-        for g in range(footer.num_row_groups):
-            if g not in read[name]:
-                continue
+    def find_max_of_file(name: str) -> int:
+        max_label = -1
+        footer = footers[name]
+        for g in row_groups[name]:
             start, end = find_column_chunk(footer, g, label_column)
-            piece = ByteRange(
-                start, store.read(name, start, end, retry_seconds=RETRY_SECONDS)
-            )
+            data = store.read(name, start, end, retry_seconds=RETRY_SECONDS)
+            ranges = [ByteRange(start, data)]
             try:
-                labels = read_row_group(
-                    [piece], file_bytes[name], footer, g, [label_column]
-                ).column(label_column)
+                table = read_row_group(
+                    ranges, file_bytes[name], footer, g, [label_column]
+                )
             except DamagedParquetError as error:
                 raise UserError(
-                    f"{store.redacted_url}/{name} has labels that cannot be read ({error}): fetch it again"
+                    f"{store.redacted_url}/{name} has labels that cannot be read "
+                    f"({error}): download it again"
                 ) from None
-            most = max(
-                [most, *(label for label in labels.to_pylist() if label is not None)]
-            )
-        return most
+            labels = table.column(label_column).to_pylist()
+            known_labels = [label for label in labels if label is not None]
+            max_label = max([max_label, *known_labels])
+        return max_label
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        count = 1 + max(pool.map(find_max_label, zip(file_bytes, footers, strict=True)))
-    return name_classes_by_number(count, store)
+        return max(pool.map(find_max_of_file, footers))

@@ -1,4 +1,4 @@
-"""A folder of folders of images as a source."""
+"""Folder of one folder of images per class, as a source."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,8 @@ from distrain.data.storage.backend import DirectoryEntry
 from distrain.data.storage.store import Store
 
 _NUM_THREADS = 16
-# Endings of what is an image, so that one beside the folders is refused by name; others are notes, lists, licences.
+# An image outside the class folders is rejected by name; any other file there is taken
+# for a note, a list or a license and ignored.
 _IMAGE_EXTENSIONS = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"}
 
 
@@ -25,48 +26,47 @@ _IMAGE_EXTENSIONS = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", 
 def open_image_folder(
     store: Store, files: Sequence[DirectoryEntry], options: SourceOptions
 ) -> OpenedSource:
-    """A folder of one folder of images per class. Raises OSError."""
-    classes, refused, blocks = list[str](), list[Reject](), list[Block]()
+    """Open a folder of one folder of images per class. Raises OSError."""
+    classes: list[str] = []
+    rejects: list[Reject] = []
+    blocks: list[Block] = []
+
+    # The top level: folders are classes, images there belong to none.
     for entry in store.list_entries():
         if entry.is_folder and not entry.name.startswith("."):
             classes.append(entry.name)
         elif entry.name.rpartition(".")[2].lower() in _IMAGE_EXTENSIONS:
-            refused.append(Reject(entry.name, "an image beside the folders of classes"))
+            rejects.append(Reject(entry.name, "an image outside the class folders"))
+
+    # The class folders, listed in threads: each listing of a bucket is a request.
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        for label, (name, entries) in enumerate(
-            zip(classes, pool.map(store.list_entries, classes), strict=True)
-        ):
+        listings = pool.map(store.list_entries, classes)
+        for label, (name, entries) in enumerate(zip(classes, listings, strict=True)):
             for entry in entries:
-                path = f"{name}/{entry.name}"
-                shown = path.encode(
-                    "utf-8", "backslashreplace"
-                ).decode()  # a name need not be text
                 if entry.name.startswith("."):
                     continue
-                if entry.is_folder or entry.is_special:
-                    what = (
-                        "a folder"
-                        if entry.is_folder
-                        else "a link to nowhere, or a device,"
-                    )
-                    refused.append(Reject(shown, f"{what} where an image should be"))
-                elif (entry.size or 0) > MAX_FILE_BYTES:
-                    refused.append(
-                        Reject(
-                            shown,
-                            f"{entry.size} bytes are over the limit of {MAX_FILE_BYTES}",
-                        )
-                    )
+                block = _check_entry(entry, f"{name}/{entry.name}", label)
+                if isinstance(block, Reject):
+                    rejects.append(block)
                 else:
-                    blocks.append(Block(path, shown, label, None, entry.size or 0))
-    return OpenedSource(
-        ImageSource(
-            store,
-            "image folder",
-            tuple(classes),
-            blocks,
-            FileReader(store.url),
-            refused,
-        ),
-        None,
-    )
+                    blocks.append(block)
+
+    reader = FileReader(store.url)
+    source = ImageSource(store, "image folder", tuple(classes), blocks, reader, rejects)
+    return OpenedSource(source, None)
+
+
+def _check_entry(entry: DirectoryEntry, path: str, label: int) -> Block | Reject:
+    """Return the block of an entry of a class folder, or why it cannot be an image."""
+    # A file name may be any bytes, and rejects are written as UTF-8.
+    display_name = path.encode("utf-8", "backslashreplace").decode()
+    if entry.is_folder:
+        return Reject(display_name, "a folder where an image should be")
+    if entry.is_special:
+        reason = "a broken link or a device where an image should be"
+        return Reject(display_name, reason)
+    size = entry.size or 0
+    if size > MAX_FILE_BYTES:
+        reason = f"{size} bytes are over the limit of {MAX_FILE_BYTES}"
+        return Reject(display_name, reason)
+    return Block(path, display_name, label, None, size)

@@ -1,8 +1,9 @@
-"""Finds out what a URL holds, an image folder, archives, hub Parquet or WebDataset, and opens it as a source."""
+"""Open a URL as a source: an image folder, archives, hub Parquet or WebDataset."""
 
 from fnmatch import fnmatchcase
 
-from distrain.data.prepare import archive, hub_parquet, image_folder  # noqa: F401 - each registers what it opens
+# Each of these modules registers the kind of source that it opens.
+from distrain.data.prepare import archive, hub_parquet, image_folder  # noqa: F401
 from distrain.data.prepare.labels import read_class_names
 from distrain.data.prepare.source import (
     OPENERS_BY_EXTENSION,
@@ -22,92 +23,121 @@ def open_source(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> OpenedSource:
-    """Look at a URL and open what is there.
+    """Find out what a URL holds, and open it.
 
     Args:
-        url: a folder of folders, a .tar or .parquet file, a folder of those, or a pattern with `*` for some of them.
-        labels: for an archive of images without labels, a list of them (a label for each file in the order of names, or
-            lines of file and label) or the devkit of ILSVRC-2012 (a .tar.gz).
-        names: names for people: a file with lines of class and name, or of a name for each label; or that devkit.
-        image_column: of Parquet files, where their metadata leaves it open.
-        label_column: the same.
+        url: a folder of one folder of images per class, a .tar or .parquet file, a
+            folder of those, or a pattern with `*` for some of them.
+        labels_url: labels for an archive of images without labels: a list (one label
+            per file in the order of names, or lines of file and label), or the devkit
+            of ILSVRC-2012 (a .tar.gz).
+        names_url: readable class names: a file with lines of class and name or with
+            one name per label, or that devkit.
+        image_column: image column of Parquet files whose metadata does not name it.
+        label_column: label column of such files.
 
     Raises:
-        UserError: nothing to train on is there.
+        UserError: the URL holds nothing to train on.
         OSError: it cannot be read.
     """
+    # Files of a kind without an opener are opened as the folder they lie in: a pattern
+    # may match the files beside the class folders.
     store, files = _find_files(url)
-    kind = files[0].name.rpartition(".")[2] if files else ""
-    opener = OPENERS_BY_EXTENSION.get(
-        kind, OPENERS_BY_EXTENSION[""]
-    )  # a pattern may mean a folder by the files in it that are no archives
+    extension = _get_extension(files[0]) if files else ""
+    opener = OPENERS_BY_EXTENSION.get(extension, OPENERS_BY_EXTENSION[""])
     opened = opener(store, files, SourceOptions(labels_url, image_column, label_column))
+
     source = opened.source
     if not source.blocks:
-        first = (
-            f" ({source.rejects[0].name}: {source.rejects[0].reason})"
-            if source.rejects
-            else ""
-        )
+        example = ""
+        if source.rejects:
+            example = f" ({source.rejects[0].name}: {source.rejects[0].reason})"
         raise UserError(
-            f"no images in {store.redacted_url}: it must hold one folder of images a class, or shards{first}"
+            f"no images in {store.redacted_url}: it must hold one folder of images "
+            f"per class, or shards{example}"
         )
     if names_url is not None:
         source.classes = read_class_names(source.classes, names_url)
     if len(source.classes) < 2:
         raise UserError(
-            f"{store.redacted_url} holds one class, {source.classes[0]}, so there is nothing to tell apart"
+            f"{store.redacted_url} holds one class, {source.classes[0]}: training "
+            "needs at least two"
         )
     return opened
 
 
+def _get_extension(file: DirectoryEntry) -> str:
+    return file.name.rpartition(".")[2]
+
+
 def _list_extensions() -> tuple[str, ...]:
-    return tuple(f".{kind}" for kind in OPENERS_BY_EXTENSION if kind)
+    return tuple(f".{extension}" for extension in OPENERS_BY_EXTENSION if extension)
 
 
 def _find_files(url: str) -> tuple[Store, list[DirectoryEntry]]:
-    """The store of a URL, and the archives or Parquet files in it that it means; none: it is a folder of folders."""
+    """Return the store of a URL and the archives or Parquet files that the URL means.
+
+    No files mean a folder of class folders.
+    """
     parent, _, last = url.rstrip("/").rpartition("/")
+    files: list[DirectoryEntry] = []
     if "*" in last or last.endswith(_list_extensions()):
         store = Store(parent or ("/" if url.startswith("/") else "."))
-        meant = (
-            (lambda name: fnmatchcase(name, last))
-            if "*" in last
-            else (lambda name: name == last)
-        )
-        files = [
-            entry
-            for entry in store.list_entries()
-            if meant(entry.name) and not entry.is_folder
-        ]
-        if (
-            not files and "*" not in last and store.exists(last)
-        ):  # a server that lists nothing
-            files = [DirectoryEntry(last, store.get_size(last), False)]
+        files = _match_files(store, last)
         if not files and not store.is_folder(last):
             raise UserError(f"nothing at {Store(url).redacted_url}: check the path")
-    else:
-        store, files = Store(url), []
+
+    # The URL is a folder, perhaps with a name such as photos.tar.
     if not files:
         store = Store(url)
         if not store.exists():
             raise UserError(f"no folder at {store.redacted_url}: check the path")
-        entries = [entry for entry in store.list_entries() if not entry.is_folder]
-        for kind in sorted(_list_extensions()):  # of several in one folder, the first
-            files = files or [entry for entry in entries if entry.name.endswith(kind)]
-    if len({file.name.rpartition(".")[2] for file in files}) > 1:
-        raise UserError(
-            f"{Store(url).redacted_url} means files of several kinds: take one, such as *.tar"
-        )
-    splits = (
-        {file.name.rpartition("/")[2].partition("-")[0] for file in files}
-        if len(files) > 1
-        else set()
-    )
-    if len(splits) > 1 and all("-of-" in file.name for file in files):
-        some = sorted(splits)[0]
-        raise UserError(
-            f"{store.redacted_url} holds several splits ({', '.join(sorted(splits))}): take one of them, such as "
-            f"'{store.redacted_url}/{some}-*'"
-        )
+        files = _list_shards(store)
+
+    _check_one_set(files, url, store)
     return store, files
+
+
+def _match_files(store: Store, pattern: str) -> list[DirectoryEntry]:
+    """Return the files of a folder with a name, or matching a pattern with `*`."""
+    is_pattern = "*" in pattern
+    files = []
+    for entry in store.list_entries():
+        # A name may contain brackets, which are special in a pattern only.
+        name = entry.name
+        matches = fnmatchcase(name, pattern) if is_pattern else name == pattern
+        if matches and not entry.is_folder:
+            files.append(entry)
+    # Some HTTP servers do not list folders: ask for the file itself.
+    if not files and not is_pattern and store.exists(pattern):
+        files = [DirectoryEntry(pattern, store.get_size(pattern), False)]
+    return files
+
+
+def _list_shards(store: Store) -> list[DirectoryEntry]:
+    """Return the archives or Parquet files of a folder; of several kinds, the first."""
+    entries = [entry for entry in store.list_entries() if not entry.is_folder]
+    for extension in sorted(_list_extensions()):
+        files = [entry for entry in entries if entry.name.endswith(extension)]
+        if files:
+            return files
+    return []
+
+
+def _check_one_set(files: list[DirectoryEntry], url: str, store: Store) -> None:
+    """Raise UserError if files are of several kinds or of several splits."""
+    if len({_get_extension(file) for file in files}) > 1:
+        raise UserError(
+            f"{Store(url).redacted_url} matches files of several kinds: take one kind, "
+            "such as *.tar"
+        )
+    # The hub names its files like train-00000-of-00005.parquet.
+    if len(files) < 2 or not all("-of-" in file.name for file in files):
+        return
+    names = [file.name.rpartition("/")[2] for file in files]
+    splits = sorted({name.partition("-")[0] for name in names})
+    if len(splits) > 1:
+        raise UserError(
+            f"{store.redacted_url} holds several splits ({', '.join(splits)}): take "
+            f"one of them, such as '{store.redacted_url}/{splits[0]}-*'"
+        )

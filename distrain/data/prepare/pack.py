@@ -1,12 +1,13 @@
-"""Prepare once, train many times: decode every image, prove it, resize it and write shards.
+"""Pack a source: decode, check and resize every image once, and write shards.
 
-The rows of a source are put in one random order and cut into shards, so that what a shard holds is a function of the
-source and the settings alone. A shard that is written leaves a note, and a pack that was killed goes on from its notes.
+The rows of a source are put in one random order and cut into shards, so that the
+contents of a shard depend on the source and the options alone. Each finished shard
+leaves a note (see `pack_notes`), from which an interrupted pack resumes.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Literal, NamedTuple
@@ -23,27 +24,29 @@ from distrain.data.decoding.image import (
     resize_short_side,
     resize_to_square,
 )
+from distrain.data.prepare.pack_notes import (
+    ShardNote,
+    claim_target,
+    format_shard_name,
+    remove_notes,
+    write_note,
+)
 from distrain.data.prepare.process_pool import (
+    ProcessPool,
     group_into_tasks,
     open_process_pool,
     prefetch_blocks,
 )
+from distrain.data.prepare.shard_plan import RowRange, assign_rows_to_shards
 from distrain.data.prepare.source import (
     RETRY_SECONDS,
-    Block,
     BlockReader,
     DatasetProgress,
     ImageSource,
     Reject,
     Sample,
 )
-from distrain.data.shards.manifest import (
-    MANIFEST_FILE,
-    Manifest,
-    Shard,
-    shard_from_dict,
-    shard_to_dict,
-)
+from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.shards.stats import PixelMoments
 from distrain.data.shards.writer import ShardWriter
 from distrain.data.storage.store import Store
@@ -52,29 +55,28 @@ from distrain.philox import Purpose, draw_permutation
 
 REJECTS_FILE = "rejects.jsonl"
 DEFAULT_PIXEL_LIMIT = 50_000_000
-"""Pixels of an image; what claims more is refused before memory is taken."""
-_NOTES_FOLDER = ".pack"
-_PLAN_FILE = f"{_NOTES_FOLDER}/plan.json"
+"""Pixels per image; one that claims more is rejected before memory is allocated."""
 _TARGET_SHARD_BYTES = 128 << 20
-# Of a kept image, where its source does not say.
-_TYPICAL_IMAGE_BYTES = 1 << 17
 
 
+# The fields of Geometry and PackOptions are keys of a pack's plan: renaming one would
+# make every unfinished pack look like another one.
 @dataclass(frozen=True)
 class Geometry:
-    """The size at which images are stored."""
+    """Size at which images are stored."""
 
     kind: Literal["keep", "short", "square"]
-    """keep: as they are; short: the short side is `side`; square: that, then the centre square."""
+    """keep: as they are; short: resized to a short side of `side`; square: resized to
+    that, then cut to the center square."""
     side: int = 0
-    """Pixels."""
+    """Length in pixels."""
 
     @staticmethod
     def from_text(text: str) -> "Geometry":
-        """Read keep, short:N or square:N.
+        """Parse keep, short:N or square:N.
 
         Raises:
-            UserError: it is none of them.
+            UserError: the text is something else.
         """
         kind, _, side = text.partition(":")
         if text == "keep":
@@ -82,69 +84,53 @@ class Geometry:
         if kind in ("short", "square") and side.isdecimal() and int(side) > 0:
             return Geometry("short" if kind == "short" else "square", int(side))
         raise UserError(
-            f"geometry {text} is none of keep, short:N and square:N, with N in pixels"
+            f"geometry {text} is not valid: use keep, short:N or square:N, "
+            "with N in pixels"
         )
 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What is done to images."""
+    """Options of how images are stored."""
 
     geometry: Geometry = Geometry("square", 256)
     encoding: Literal["jpeg", "raw"] = "jpeg"
-    """jpeg, or raw pixels (binary PPM, seven times the bytes), which need one size for all images."""
+    """jpeg, or raw pixels (binary PPM, seven times the bytes; square geometry only)."""
     quality: int = 95
-    """Of the JPEG, 1 to 100."""
+    """JPEG quality, 1 to 100."""
     pixel_limit: int = DEFAULT_PIXEL_LIMIT
 
 
 class PackResult(NamedTuple):
-    """What a pack did."""
+    """Result of a pack."""
 
     manifest: Manifest
     rejects: list[Reject]
-    """Each image, or part of the source, that was left out."""
-
-
-class _RowRange(NamedTuple):
-    """Rows of a block that belong to a shard."""
-
-    block: Block
-    start: int
-    end: int
+    """Every image, or part of the source, that was left out."""
 
 
 class _PackTask(NamedTuple):
-    """What a process is given at a time."""
+    """Unit of work of a process."""
 
     shard_number: int
-    row_ranges: list[_RowRange]
+    row_ranges: list[RowRange]
     is_last_of_shard: bool
-    """Of its shard."""
     options: PackOptions
 
 
 class _StoredImage(NamedTuple):
-    """An image as it is stored."""
+    """Image file as it is stored."""
 
     data: bytes
     label: int
     name: str
     image_size: tuple[int, int]
+    """Height and width in pixels."""
 
 
 class _PreparedRows(NamedTuple):
     rows: list[_StoredImage | Reject]
     moments: PixelMoments
-
-
-class _ShardNote(NamedTuple):
-    """What is left of a shard when it is written."""
-
-    shard: Shard | None
-    """None: all of its images were refused."""
-    moments: PixelMoments
-    rejects: list[Reject]
 
 
 def pack_dataset(
@@ -155,78 +141,80 @@ def pack_dataset(
     num_processes: int = 1,
     on_progress: Callable[[DatasetProgress], None] = lambda progress: None,
 ) -> PackResult:
-    """Write the images of a source as shards, each decoded once, turned upright, made RGB, resized and encoded.
+    """Decode each image once, turn it upright, convert it to RGB, resize and store it.
 
-    The same source makes the same bytes. A JPEG whose geometry is kept and that is upright and grey or RGB already
-    keeps its bytes. Where a pack of the same source was killed, its finished shards stay and the rest is made.
+    The same source gives the same bytes. With geometry keep, an upright gray or RGB
+    JPEG keeps its bytes. If an earlier pack of the same source with the same options
+    was interrupted, its finished shards stay and only the others are made.
 
     Args:
-        source: what to pack.
-        target: URL or path of the shards; must not hold a data set yet, nor the half of another one.
-        treatment: what is done to images.
-        processes: how many decode at once.
-        progress: called after every few images.
+        source: the images.
+        target_url: URL or path of the shards; it must not hold a data set, nor an
+            unfinished pack of another one.
+        options: how images are stored.
+        num_processes: number of decoding processes.
+        on_progress: called after every few images.
 
     Raises:
-        UserError: raw without a square, none of the images decodes, or the target is taken.
+        UserError: raw encoding without a square geometry, none of the images decodes,
+            or the target is taken.
         RunError: a process was killed.
         OSError: source or target fail for longer than a minute.
     """
+    # Plan the shards and claim the target before any image is read.
     store = Store(target_url)
     _check_packable(source, store, options)
-    shards = _assign_rows_to_shards(source.blocks, options)
-    notes = _claim_target(store, _encode_plan(source, options), len(shards))
-    total = sum(block.num_rows for block in source.blocks)
-    at = DatasetProgress(
-        sum(p.end - p.start for k in notes for p in shards[k]), total, 0
+    shards = assign_rows_to_shards(
+        source.blocks, _TARGET_SHARD_BYTES, _estimate_image_bytes(options)
     )
-    on_progress(at)
+    notes = claim_target(store, _encode_plan(source, options), len(shards))
+
+    # Count the rows of finished shards as done.
+    rows_done = sum(rows.num_rows for number in notes for rows in shards[number])
+    rows_total = sum(block.num_rows for block in source.blocks)
+    progress = DatasetProgress(rows_done, rows_total, 0)
+    on_progress(progress)
+
+    # Prepare the shards in processes, and write them in a thread of this one.
     with (
         open_process_pool(num_processes, source.reader, source.store.url) as pool,
         ThreadPoolExecutor(1) as writer,
     ):
-        writing: tuple[int, Future[_ShardNote]] | None = None
-        made = _PreparedRows([], PixelMoments())
-        for task, part in pool.map_tasks(
-            _prepare_rows, _iter_tasks(shards, notes, options)
-        ):
-            made.rows.extend(part.rows)
-            made.moments.merge_moments(part.moments)
-            rows = sum(piece.end - piece.start for piece in task.row_ranges)
-            size = sum(
-                len(row.data) for row in part.rows if isinstance(row, _StoredImage)
+        tasks = _iter_tasks(shards, set(notes), options)
+        pending: tuple[int, Future[ShardNote]] | None = None
+        for number, prepared in _prepare_shards(pool, tasks, progress, on_progress):
+            # Write this shard while the next one is prepared, but wait for the one
+            # before: each takes about 128 MiB of memory.
+            if pending is not None:
+                notes[pending[0]] = pending[1].result()
+            future = writer.submit(
+                _write_shard, store, source.classes, number, prepared
             )
-            at = DatasetProgress(at.done + rows, total, at.num_bytes + size)
-            on_progress(at)
-            if (
-                task.is_last_of_shard
-            ):  # written beside the next one, and never more than one
-                if writing is not None:
-                    notes[writing[0]] = writing[1].result()
-                writing = (
-                    task.shard_number,
-                    writer.submit(
-                        _write_shard, store, source.classes, task.shard_number, made
-                    ),
-                )
-                made = _PreparedRows([], PixelMoments())
-        if writing is not None:
-            notes[writing[0]] = writing[1].result()
-    return _finish_pack(store, source, options, [notes[k] for k in range(len(shards))])
+            pending = (number, future)
+        if pending is not None:
+            notes[pending[0]] = pending[1].result()
+
+    ordered_notes = [notes[number] for number in range(len(shards))]
+    return _finish_pack(store, source, options, ordered_notes)
 
 
 def _check_packable(source: ImageSource, store: Store, options: PackOptions) -> None:
-    """Raises UserError where images of many sizes are to be raw, or shards would lie among the images."""
+    """Raise UserError if options do not fit, or the target overlaps the source."""
     if options.encoding == "raw" and options.geometry.kind != "square":
         raise UserError(
-            "raw pixels need one size for all images: pack them with --geometry square:N"
+            "raw pixels need one size for all images: pack them with "
+            "--geometry square:N"
         )
-    here, there = _get_location(store), _get_location(source.store)
-    if here == there or (
-        source.blocks[0].start is None and here.startswith(f"{there}/")
-    ):
+    # A folder inside an image folder would be read as a class by the next pack.
+    # Archives (blocks with a start) have no such folders.
+    source_location = _get_location(source.store)
+    target_location = _get_location(store)
+    is_image_folder = source.blocks[0].start is None
+    is_inside_source = target_location.startswith(f"{source_location}/")
+    if target_location == source_location or (is_image_folder and is_inside_source):
         raise UserError(
-            f"{store.redacted_url} is where the images are: choose another place for the shards"
+            f"{store.redacted_url} is where the images are: choose another place for "
+            "the shards"
         )
 
 
@@ -234,212 +222,168 @@ def _get_location(store: Store) -> str:
     return store.local_path or store.url.rstrip("/")
 
 
-def _assign_rows_to_shards(
-    blocks: Sequence[Block], options: PackOptions
-) -> list[list[_RowRange]]:
-    """The pieces of each shard: blocks in a random order, joined to a line of rows, cut where a shard is full."""
-    geometry, side = options.geometry, options.geometry.side
-    stored = side * side * (3.0 if options.encoding == "raw" else 0.5)
-    shards, room = list[list[_RowRange]](), 0.0
-    for i in draw_permutation(len(blocks), 0, Purpose.PACK).tolist():
-        block, first = blocks[i], 0
-        each = (
-            stored
-            if geometry.kind != "keep"
-            else block.num_bytes / block.num_rows or _TYPICAL_IMAGE_BYTES
-        )
-        while first < block.num_rows:
-            if room < each:
-                shards.append([])
-                room = float(_TARGET_SHARD_BYTES)
-            rows = min(block.num_rows - first, max(1, int(room / each)))
-            shards[-1].append(_RowRange(block, first, first + rows))
-            room -= rows * each
-            first += rows
-    return shards
-
-
-def _iter_tasks(
-    shards: Sequence[Sequence[_RowRange]],
-    finished: Mapping[int, object],
-    options: PackOptions,
-) -> Iterator[_PackTask]:
-    """The work on shards that are not done."""
-    for k, pieces in enumerate(shards):
-        if k not in finished:
-            parts = list(
-                group_into_tasks(
-                    pieces,
-                    lambda piece: (piece.end - piece.start, piece.block.num_bytes),
-                )
-            )
-            for part in parts:
-                yield _PackTask(
-                    k, part, is_last_of_shard=part is parts[-1], options=options
-                )
-
-
-# --- in the processes
-
-
-def _prepare_rows(reader: BlockReader, task: _PackTask) -> _PreparedRows:
-    rows, moments = list[_StoredImage | Reject](), PixelMoments()
-    read = prefetch_blocks(reader, [piece.block for piece in task.row_ranges])
-    for piece, (_, found) in zip(task.row_ranges, read, strict=True):
-        if isinstance(found, Reject):
-            rows.extend([found] if piece.start == 0 else [])  # said once
-            continue
-        rows.extend(
-            row
-            if isinstance(row, Reject)
-            else _prepare_image(row, task.options, moments)
-            for row in found[piece.start : piece.end]
-        )
-    return _PreparedRows(rows, moments)
-
-
-def _prepare_image(
-    sample: Sample, options: PackOptions, moments: PixelMoments
-) -> _StoredImage | Reject:
-    """An image as it will be stored; its pixels are added to the moments."""
-    geometry, limit = options.geometry, options.pixel_limit
-    try:
-        image = open_rgb(sample.data, limit, apply_orientation=True)
-        if geometry.kind == "short":
-            image = resize_short_side(image, geometry.side, limit)
-        elif geometry.kind == "square":
-            image = resize_to_square(image, geometry.side)
-        pixels = np.asarray(image)
-        if options.encoding == "raw":
-            data = bytes(encode_ppm(pixels))
-        elif geometry.kind == "keep" and is_plain_jpeg(sample.data):
-            data = sample.data
-        else:
-            data = encode_jpeg(pixels, options.quality)
-    except BadImageError as bad:
-        return Reject(sample.name, str(bad))
-    moments.add_image(pixels)
-    return _StoredImage(data, sample.label, sample.name, (image.height, image.width))
-
-
-# --- the target, and how far it is
-
-
 def _encode_plan(source: ImageSource, options: PackOptions) -> bytes:
-    """All that the shards depend on."""
+    """Encode everything that the shards depend on as JSON."""
     digest = hashlib.sha256()
     for block in source.blocks:
         digest.update(json.dumps(block).encode())
-    how = {
+    plan = {
         **asdict(options),
         "details": source.plan_details,
         "classes": source.classes,
         "blocks": digest.hexdigest(),
         "software": describe_codecs(),
     }
-    return json.dumps(how, indent=1).encode()
+    return json.dumps(plan, indent=1).encode()
 
 
-def _claim_target(store: Store, plan: bytes, num_shards: int) -> dict[int, _ShardNote]:
-    """Take the target for this pack; notes of what a pack of the same plan has finished there.
+def _estimate_image_bytes(options: PackOptions) -> float | None:
+    """Estimate the bytes of a resized image; None: images keep their size."""
+    if options.geometry.kind == "keep":
+        return None
+    # Three bytes per raw pixel, and half a byte per pixel of a JPEG.
+    side = options.geometry.side
+    return side * side * (3.0 if options.encoding == "raw" else 0.5)
 
-    Raises:
-        UserError: something else is there.
-    """
-    begun = (
-        store.read(_PLAN_FILE, retry_seconds=RETRY_SECONDS)
-        if store.exists(_PLAN_FILE)
-        else None
-    )
-    if store.exists(MANIFEST_FILE) and begun != plan:
-        raise UserError(
-            f"{store.redacted_url} holds a data set already: choose another place, or delete it"
+
+def _iter_tasks(
+    shards: Sequence[Sequence[RowRange]],
+    finished: Collection[int],
+    options: PackOptions,
+) -> Iterator[_PackTask]:
+    """Yield the tasks of each unfinished shard, shard by shard."""
+    for number, row_ranges in enumerate(shards):
+        if number in finished:
+            continue
+        groups = list(
+            group_into_tasks(
+                row_ranges, lambda rows: (rows.num_rows, rows.block.num_bytes)
+            )
         )
-    if begun is None:
-        store.write(_PLAN_FILE, plan, retry_seconds=RETRY_SECONDS)
-        return {}
-    if begun != plan:
-        raise UserError(
-            f"{store.redacted_url} holds the first half of another pack, of other images, options or versions: choose another "
-            "place, or delete it"
+        for i, group in enumerate(groups, 1):
+            yield _PackTask(number, group, i == len(groups), options)
+
+
+def _prepare_shards(
+    pool: ProcessPool,
+    tasks: Iterator[_PackTask],
+    progress: DatasetProgress,
+    on_progress: Callable[[DatasetProgress], None],
+) -> Iterator[tuple[int, _PreparedRows]]:
+    """Yield the number and the rows of each shard, prepared by the processes."""
+    prepared = _PreparedRows([], PixelMoments())
+    for task, task_result in pool.map_tasks(_prepare_rows, tasks):
+        prepared.rows.extend(task_result.rows)
+        prepared.moments.merge_moments(task_result.moments)
+
+        # Report progress after each task.
+        num_rows = sum(rows.num_rows for rows in task.row_ranges)
+        images = [row for row in task_result.rows if isinstance(row, _StoredImage)]
+        progress = progress._replace(
+            done=progress.done + num_rows,
+            num_bytes=progress.num_bytes + sum(len(image.data) for image in images),
         )
-    for name in store.list_names():
-        if name.endswith(
-            ".partial"
-        ):  # of a file that was being written when its process was killed
-            store.remove(name)
-    there = set(store.list_names(_NOTES_FOLDER))
-    names = {
-        k: f"{_NOTES_FOLDER}/{_format_shard_name(k)}.json"
-        for k in range(num_shards)
-        if f"{_format_shard_name(k)}.json" in there
-    }
-    return {
-        k: _parse_note(store.read(name, retry_seconds=RETRY_SECONDS))
-        for k, name in names.items()
-    }
+        on_progress(progress)
+
+        if task.is_last_of_shard:
+            yield task.shard_number, prepared
+            prepared = _PreparedRows([], PixelMoments())
 
 
-def _format_shard_name(shard_number: int) -> str:
-    return f"shard-{shard_number:05d}"
+# --- run in the processes
+
+
+def _prepare_rows(reader: BlockReader, task: _PackTask) -> _PreparedRows:
+    rows: list[_StoredImage | Reject] = []
+    moments = PixelMoments()
+    blocks_read = prefetch_blocks(reader, [rows.block for rows in task.row_ranges])
+    for row_range, (_, block_rows) in zip(task.row_ranges, blocks_read, strict=True):
+        if isinstance(block_rows, Reject):
+            # A block may be cut between shards: list it once, with its first row.
+            if row_range.start == 0:
+                rows.append(block_rows)
+            continue
+        for row in block_rows[row_range.start : row_range.end]:
+            if isinstance(row, Sample):
+                rows.append(_prepare_image(row, task.options, moments))
+            else:
+                rows.append(row)
+    return _PreparedRows(rows, moments)
+
+
+def _prepare_image(
+    sample: Sample, options: PackOptions, moments: PixelMoments
+) -> _StoredImage | Reject:
+    """Decode, resize and encode an image, and add its stored pixels to the moments."""
+    geometry = options.geometry
+    pixel_limit = options.pixel_limit
+    try:
+        image = open_rgb(sample.data, pixel_limit, apply_orientation=True)
+        if geometry.kind == "short":
+            image = resize_short_side(image, geometry.side, pixel_limit)
+        elif geometry.kind == "square":
+            image = resize_to_square(image, geometry.side)
+        pixels = np.asarray(image)
+        # An upright gray or RGB JPEG keeps its bytes: encoding it again loses quality.
+        if options.encoding == "raw":
+            data = bytes(encode_ppm(pixels))
+        elif geometry.kind == "keep" and is_plain_jpeg(sample.data):
+            data = sample.data
+        else:
+            data = encode_jpeg(pixels, options.quality)
+    except BadImageError as error:
+        return Reject(sample.name, str(error))
+    moments.add_image(pixels)
+    return _StoredImage(data, sample.label, sample.name, (image.height, image.width))
+
+
+# --- write the target
 
 
 def _write_shard(
     store: Store, classes: Sequence[str], shard_number: int, prepared: _PreparedRows
-) -> _ShardNote:
-    """Write a shard and then its note. Rows of blocks are mixed once more."""
-    writer, rejects = (
-        ShardWriter(classes),
-        [row for row in prepared.rows if isinstance(row, Reject)],
-    )
-    for i in draw_permutation(
-        len(prepared.rows), 0, Purpose.PACK, b=1 + shard_number
-    ).tolist():
+) -> ShardNote:
+    """Write a shard and then its note; return the note."""
+    # Shuffle the rows, since those of one block still follow each other.
+    writer = ShardWriter(classes)
+    order = draw_permutation(len(prepared.rows), 0, Purpose.PACK, b=1 + shard_number)
+    for i in order.tolist():
         row = prepared.rows[i]
         if isinstance(row, _StoredImage):
             writer.add_row(row.data, row.label, row.name, row.image_size)
+
+    # Write no file for a shard without an image.
+    rejects = [row for row in prepared.rows if isinstance(row, Reject)]
     shard = None
     if len(rejects) < len(prepared.rows):
-        shard, data = writer.finish_shard(f"{_format_shard_name(shard_number)}.parquet")
+        shard, data = writer.finish_shard(f"{format_shard_name(shard_number)}.parquet")
         store.write(shard.path, data, retry_seconds=RETRY_SECONDS)
-    note = _ShardNote(shard, prepared.moments, rejects)
-    tree = {
-        "shard": shard and shard_to_dict(shard),
-        "moments": vars(prepared.moments),
-        "rejects": rejects,
-    }
-    store.write(
-        f"{_NOTES_FOLDER}/{_format_shard_name(shard_number)}.json",
-        json.dumps(tree).encode(),
-        retry_seconds=RETRY_SECONDS,
-    )
+
+    # The note comes last: it says that the shard is complete.
+    note = ShardNote(shard, prepared.moments, rejects)
+    write_note(store, shard_number, note)
     return note
 
 
-def _parse_note(data: bytes) -> _ShardNote:
-    tree = json.loads(data)
-    shard = tree["shard"] and shard_from_dict(tree["shard"])
-    return _ShardNote(
-        shard,
-        PixelMoments(**tree["moments"]),
-        [Reject(*one) for one in tree["rejects"]],
-    )
-
-
 def _finish_pack(
-    store: Store, source: ImageSource, options: PackOptions, notes: Sequence[_ShardNote]
+    store: Store, source: ImageSource, options: PackOptions, notes: Sequence[ShardNote]
 ) -> PackResult:
-    """Write the table of rejects and the manifest; the notes go last."""
-    moments, rejects = PixelMoments(), list(source.rejects)
+    """Write the list of rejects and the manifest, then remove the notes."""
+    moments = PixelMoments()
+    rejects = list(source.rejects)
     for note in notes:
         moments.merge_moments(note.moments)
         rejects.extend(note.rejects)
     write_rejects(store, rejects)
     if not moments.pixels:
-        store.remove(_NOTES_FOLDER)
+        remove_notes(store)
         raise UserError(
-            f"none of the {len(source.blocks)} images could be decoded: see {store.redacted_url}/{REJECTS_FILE}"
+            f"none of the {len(source.blocks)} images could be decoded: see "
+            f"{store.redacted_url}/{REJECTS_FILE}"
         )
+
+    # The manifest makes the shards a data set. Only then are the notes removed, so
+    # that a pack that is killed in between can finish again.
     side = options.geometry.side
     manifest = Manifest(
         shards=tuple(note.shard for note in notes if note.shard is not None),
@@ -450,17 +394,18 @@ def _finish_pack(
         statistics=moments.to_statistics(),
     )
     store.write(MANIFEST_FILE, manifest.to_json().encode(), retry_seconds=RETRY_SECONDS)
-    store.remove(_NOTES_FOLDER)
+    remove_notes(store)
     return PackResult(manifest, rejects)
 
 
 def write_rejects(store: Store, rejects: Sequence[Reject]) -> None:
-    """Write what was left out, a line of JSON each; no file where nothing was."""
+    """Write the list of rejects, one JSON object per line; no file if it is empty."""
     if rejects:
         lines = "".join(
             json.dumps({"path": name, "reason": reason}) + "\n"
             for name, reason in rejects
         )
         store.write(REJECTS_FILE, lines.encode(), retry_seconds=RETRY_SECONDS)
-    elif store.exists(REJECTS_FILE):  # of an earlier try
+    # A list that an earlier attempt left would be wrong now.
+    elif store.exists(REJECTS_FILE):
         store.remove(REJECTS_FILE)

@@ -1,7 +1,7 @@
-"""Work on the blocks of a source, in processes, one for each core: what is done is handed back in its order.
+"""Run work on the blocks of a source in processes; results come in order of the tasks.
 
-Processes and not threads, since decoding in Python holds its interpreter for a quarter of the time. Each reads ahead of
-what it decodes, so that a store that is far away does not leave it idle.
+Processes and not threads, since decoding holds the GIL for a quarter of its time. Each
+process reads ahead of what it decodes, so that a distant store does not leave it idle.
 """
 
 import multiprocessing
@@ -22,8 +22,9 @@ from distrain.errors import RunError
 
 _BLAS_THREADS_VARIABLE = "OPENBLAS_NUM_THREADS"
 _PREFETCH_BLOCKS = 8
-_MAX_TASK_ROWS, _MAX_TASK_BYTES = 32, 16 << 20
-# Tasks in flight for each process: one that it works on, one that waits.
+_MAX_TASK_ROWS = 32
+_MAX_TASK_BYTES = 16 << 20
+# Tasks in flight per process: one that it works on, one that waits.
 _TASKS_PER_PROCESS = 2
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -33,29 +34,34 @@ _R = TypeVar("_R")
 def open_process_pool(
     num_processes: int, reader: BlockReader, url: str
 ) -> Iterator["ProcessPool"]:
-    """Processes that have the reader; with a count of 1, or where only this process can see the source, this one."""
+    """Start a pool whose processes have the reader, and stop it on leaving the context.
+
+    With `num_processes` 1, work runs in this process.
+    """
+    # A memory:// store exists in this process only.
     if num_processes == 1 or urlsplit(url).scheme == "memory":
         yield ProcessPool(None, 1, reader)
         return
-    before = os.environ.get(_BLAS_THREADS_VARIABLE)
-    os.environ[_BLAS_THREADS_VARIABLE] = (
-        "1"  # read when numpy is loaded: a team of threads in each process would only spin
-    )
-    pool = ProcessPoolExecutor(
+
+    # Each process already has a core for itself, so the threads that BLAS would start
+    # in it could only spin. Set in the parent, since numpy reads it on import.
+    previous_threads = os.environ.get(_BLAS_THREADS_VARIABLE)
+    os.environ[_BLAS_THREADS_VARIABLE] = "1"
+    executor = ProcessPoolExecutor(
         num_processes, multiprocessing.get_context("spawn"), _init_process, (reader,)
     )
     try:
-        yield ProcessPool(pool, num_processes, reader)
+        yield ProcessPool(executor, num_processes, reader)
     finally:
-        pool.shutdown(cancel_futures=True)
-        if before is None:
+        executor.shutdown(cancel_futures=True)
+        if previous_threads is None:
             del os.environ[_BLAS_THREADS_VARIABLE]
         else:
-            os.environ[_BLAS_THREADS_VARIABLE] = before
+            os.environ[_BLAS_THREADS_VARIABLE] = previous_threads
 
 
 class ProcessPool:
-    """Runs functions of (reader, task)."""
+    """Pool that runs functions of (reader, task)."""
 
     def __init__(
         self,
@@ -63,16 +69,16 @@ class ProcessPool:
         num_processes: int,
         reader: BlockReader,
     ) -> None:
-        self._executor, self._max_in_flight, self._reader = (
-            executor,
-            _TASKS_PER_PROCESS * num_processes + 1,
-            reader,
-        )
+        self._executor = executor
+        self._max_in_flight = _TASKS_PER_PROCESS * num_processes + 1
+        self._reader = reader
 
     def map_tasks(
         self, function: Callable[[BlockReader, _T], _R], tasks: Iterable[_T]
     ) -> Iterator[tuple[_T, _R]]:
-        """Each task with what the function makes of it, in the order of tasks; few are in flight at once.
+        """Yield each task with the function's result, in the order of tasks.
+
+        Only a few tasks are in flight at once.
 
         Raises:
             RunError: a process was killed.
@@ -81,34 +87,38 @@ class ProcessPool:
             for task in tasks:
                 yield task, function(self._reader, task)
             return
-        flying: deque[tuple[_T, Future[_R]]] = deque()
+        in_flight: deque[tuple[_T, Future[_R]]] = deque()
         try:
+            # Submit ahead, but bounded: a result waits in memory until it is yielded.
             for task in tasks:
-                flying.append((task, self._submit_task(function, task)))
-                if len(flying) > self._max_in_flight:
-                    task, future = flying.popleft()
-                    yield task, future.result()
-            while flying:
-                task, future = flying.popleft()
-                yield task, future.result()
+                in_flight.append((task, self._submit_task(function, task)))
+                if len(in_flight) > self._max_in_flight:
+                    oldest_task, future = in_flight.popleft()
+                    yield oldest_task, future.result()
+            while in_flight:
+                oldest_task, future = in_flight.popleft()
+                yield oldest_task, future.result()
         except BrokenProcessPool:
             raise RunError(
-                "a process that decodes images was killed, perhaps for want of memory: run the same command to go on"
+                "a process that decodes images was killed, perhaps for lack of memory: "
+                "run the same command again (a pack resumes from its finished shards)"
             ) from None
 
     def _submit_task(
         self, function: Callable[[BlockReader, _T], _R], task: _T
     ) -> Future[_R]:
-        """Hand a task to a process, which may have to be started for it."""
+        """Submit a task, which may start a process for it."""
         assert self._executor is not None
-        # A process inherits what is blocked: a Ctrl-C is for the parent alone, also while the others still import.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Ctrl-C is for the parent alone. A new process inherits the signal mask, so it
+        # is protected from its first instruction on, also while it still imports.
+        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return self._executor.submit(_run_task, function, task)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
+# The reader of a pool's process; empty in the parent.
 _process_readers: list[BlockReader] = []
 
 
@@ -116,10 +126,14 @@ def _init_process(reader: BlockReader) -> None:
     _process_readers.append(reader)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    # The pool's own processes wait for ever where their parent is killed.
-    threading.Thread(
-        target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True
-    ).start()
+    parent_sentinel = parent.sentinel
+
+    # A pool's process waits forever for tasks if its parent is killed.
+    def exit_with_parent() -> None:
+        wait([parent_sentinel])
+        os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def _run_task(function: Callable[[BlockReader, Any], Any], task: Any) -> Any:
@@ -129,29 +143,41 @@ def _run_task(function: Callable[[BlockReader, Any], Any], task: Any) -> Any:
 def group_into_tasks(
     items: Iterable[_T], count_rows_and_bytes: Callable[[_T], tuple[int, int]]
 ) -> Iterator[list[_T]]:
-    """Items as tasks, each of some dozens of rows and some megabytes, or one item; `weigh` says rows and bytes."""
-    part, rows, size = list[_T](), 0, 0
+    """Group consecutive items into tasks of at most 32 rows and 16 MiB, or of one item.
+
+    Args:
+        items: what to group.
+        count_rows_and_bytes: returns the rows and the bytes of an item.
+    """
+    group: list[_T] = []
+    num_rows = 0
+    num_bytes = 0
     for item in items:
-        more = count_rows_and_bytes(item)
-        if part and (
-            rows + more[0] > _MAX_TASK_ROWS or size + more[1] > _MAX_TASK_BYTES
-        ):
-            yield part
-            part, rows, size = [], 0, 0
-        part.append(item)
-        rows += more[0]
-        size += more[1]
-    if part:
-        yield part
+        item_rows, item_bytes = count_rows_and_bytes(item)
+        is_full = (
+            num_rows + item_rows > _MAX_TASK_ROWS
+            or num_bytes + item_bytes > _MAX_TASK_BYTES
+        )
+        if group and is_full:
+            yield group
+            group = []
+            num_rows = 0
+            num_bytes = 0
+        group.append(item)
+        num_rows += item_rows
+        num_bytes += item_bytes
+    if group:
+        yield group
 
 
 def prefetch_blocks(
     reader: BlockReader, blocks: Sequence[Block]
 ) -> Iterator[tuple[Block, BlockRows]]:
-    """The rows of blocks, read ahead."""
+    """Yield each block with its rows, read ahead by a few threads."""
     with ThreadPoolExecutor(_PREFETCH_BLOCKS) as pool:
-        coming: deque[Future[BlockRows]] = deque()
+        reads: deque[Future[BlockRows]] = deque()
         for i, block in enumerate(blocks):
-            while len(coming) < _PREFETCH_BLOCKS and i + len(coming) < len(blocks):
-                coming.append(pool.submit(reader.read_block, blocks[i + len(coming)]))
-            yield block, coming.popleft().result()
+            # Keep the reads of this block and of the next seven in flight.
+            while len(reads) < _PREFETCH_BLOCKS and i + len(reads) < len(blocks):
+                reads.append(pool.submit(reader.read_block, blocks[i + len(reads)]))
+            yield block, reads.popleft().result()

@@ -1,4 +1,4 @@
-"""What images come from: a list of blocks that can be read in any order, whatever holds them."""
+"""Sources of images: a list of blocks that can be read in any order, in any layout."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,31 +10,32 @@ from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
 RETRY_SECONDS = 60.0
-"""Seconds for which reading from a source, and writing what is made of it, is tried again."""
+"""Seconds for which reads from a source and writes of the result are retried."""
 MAX_FILE_BYTES = 256 << 20
-"""Bytes of an image file; what claims more is refused before it is read."""
+"""Largest image file in bytes; one that claims more is rejected before it is read."""
+_MAX_CLASSES = 1 << 20
 
 
 class Block(NamedTuple):
-    """What one read brings: an image file, or a row group of them."""
+    """Unit of reading: one image file, or one row group of image files."""
 
     path: str
     """Path in the source's store."""
     name: str
-    """How the block is called in a list of what was refused."""
+    """Display name, for the list of rejects."""
     label: int
-    """Of an image file; rows of a group bring theirs along."""
+    """Label of an image file; -1 for a row group, whose rows have their own labels."""
     start: int | None
-    """First byte; None: the whole file."""
+    """First byte in the file; None: the block is the whole file."""
     num_bytes: int
-    """Bytes; 0 where they are not known."""
+    """Size in bytes; 0 if unknown."""
     num_rows: int = 1
     row_group: int = 0
-    """Number of a row group in its file."""
+    """Index of the row group in its file."""
 
 
 class Sample(NamedTuple):
-    """An image file and its label."""
+    """Image file and its label."""
 
     name: str
     label: int
@@ -42,60 +43,60 @@ class Sample(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """Something that is left out, and why."""
+    """Image, or part of a source, that is left out, and the reason."""
 
     name: str
     reason: str
 
 
 BlockRows: TypeAlias = list[Sample | Reject] | Reject
-"""The rows of a block, or why it is left out as a whole."""
+"""Rows of a block, or the reason why the whole block is left out."""
 
 
 class DatasetProgress(NamedTuple):
-    """How far it is."""
+    """Progress of one pass over a data set."""
 
     done: int
-    """Images, refused ones included."""
+    """Images processed so far, rejects included."""
     total: int
     num_bytes: int
-    """Of what was read, or made of them, so far."""
+    """Bytes read (index, verify) or encoded (pack) so far by this process."""
 
 
 class BlockReader(Protocol):
-    """Reads blocks; it can be sent to another process."""
+    """Reader of blocks; it can be sent to another process."""
 
     def read_block(self, block: Block) -> BlockRows:
-        """The rows of a block. Raises OSError."""
+        """Read the rows of a block. Raises OSError."""
         ...
 
 
 @dataclass
 class ImageSource:
-    """A labelled set of images, its blocks in an order that depends on nothing but what is there."""
+    """Labeled set of images; the order of its blocks depends on its contents alone."""
 
     store: Store
     format_name: str
-    """For a person."""
+    """Name of the layout, for messages."""
     classes: tuple[str, ...]
-    """Names by label."""
+    """Class names by label."""
     blocks: list[Block]
     reader: BlockReader
     rejects: list[Reject] = field(default_factory=list)
-    """What a look at the listing alone has refused."""
+    """Files and row groups that were rejected without reading their images."""
     plan_details: Any = None
-    """What else the rows depend on, for JSON."""
+    """JSON value of everything else that the rows depend on."""
 
 
 class OpenedSource(NamedTuple):
-    """A source, and how its Parquet files name their columns, if it is made of such."""
+    """Source, and the column names of its Parquet files (None for other layouts)."""
 
     source: ImageSource
     columns: ColumnNames | None
 
 
 class SourceOptions(NamedTuple):
-    """Options of a source, beside its URL."""
+    """Options of a source, besides its URL."""
 
     labels_url: str | None
     """URL of a list of labels, or of the devkit of ILSVRC-2012."""
@@ -106,13 +107,13 @@ class SourceOptions(NamedTuple):
 SourceOpener: TypeAlias = Callable[
     [Store, Sequence[DirectoryEntry], SourceOptions], OpenedSource
 ]
-"""Opens files of one kind in a store. Raises UserError and OSError."""
+"""Function that opens files of one kind in a store. Raises UserError and OSError."""
 OPENERS_BY_EXTENSION: dict[str, SourceOpener] = {}
-"""Every kind of source, by the ending of its files; that of an empty ending opens a folder that has no such files."""
+"""Opener of each file extension; the empty one opens a folder without such files."""
 
 
 def register_opener(extension: str) -> Callable[[SourceOpener], SourceOpener]:
-    """Register a function as what opens files of an ending, written without its dot."""
+    """Register the decorated function for files of an extension (without its dot)."""
 
     def add_opener(opener: SourceOpener) -> SourceOpener:
         assert extension not in OPENERS_BY_EXTENSION, f"two functions open .{extension}"
@@ -123,43 +124,48 @@ def register_opener(extension: str) -> Callable[[SourceOpener], SourceOpener]:
 
 
 def name_classes_by_number(count: int, store: Store) -> tuple[str, ...]:
-    """Names of classes that have none: their numbers.
+    """Return "0", "1", ... as the names of `count` classes that have no names.
 
     Raises:
-        UserError: there are far too many.
+        UserError: there are more than a million classes.
     """
-    if count > 1 << 20:
+    # One stray label would otherwise make a tuple of billions of names.
+    if count > _MAX_CLASSES:
         raise UserError(
-            f"{store.redacted_url} has a label {count - 1}: labels are numbers from 0, one for each class"
+            f"{store.redacted_url} has the label {count - 1}, which is too large: "
+            "labels are numbers from 0, one per class"
         )
     return tuple(str(i) for i in range(count))
 
 
 class FileReader:
-    """Reads blocks that are a file, or a range of one."""
+    """Reader of blocks that are one image file each, or a byte range of a file."""
 
     def __init__(self, url: str) -> None:
-        self._url, self._store = url, Store(url)
+        self._url = url
+        self._store = Store(url)
 
+    # A store holds locks and connections, so each process opens one for itself.
     def __reduce__(self) -> tuple[type["FileReader"], tuple[str]]:
         return FileReader, (self._url,)
 
     def read_block(self, block: Block) -> BlockRows:
-        """The one row of a block. Raises OSError."""
+        """Read the only row of a block. Raises OSError."""
         if block.start is None:
             data = self._store.read(block.path, retry_seconds=RETRY_SECONDS)
         else:
-            data = self.read_range(
-                block.path, block.start, block.start + block.num_bytes
-            )
+            end = block.start + block.num_bytes
+            data = self.read_range(block.path, block.start, end)
         return [Sample(block.name, block.label, data)]
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
-        """Bytes start to end of a file. Raises OSError."""
+        """Read bytes start to end of a file. Raises OSError."""
         data = self._store.read(path, start, end, retry_seconds=RETRY_SECONDS)
+        # A server that ignores ranges sends the whole file; a shrunken file is short.
         if len(data) != end - start:
-            got = f"{len(data)} of {end - start} bytes"
             raise OSError(
-                f"{self._store.redacted_url}/{path} gave {got}: it changed, or its server knows no ranges"
+                f"{self._store.redacted_url}/{path} returned {len(data)} of "
+                f"{end - start} bytes: it changed, or its server does not support "
+                "range requests"
             )
         return data

@@ -1,8 +1,9 @@
-"""The files of a tar archive, and where their bytes lie in it.
+"""List the files of a tar archive with the byte ranges of their contents.
 
-Nothing is unpacked: a walk over the headers finds where each member's bytes lie, and reads are ranges of the archive.
-Names of members are labels for a person and never paths to write to. Still, those that a person would not
-expect (absolute, with `..`, links, devices, sparse files) are refused.
+Nothing is unpacked: a walk over the headers finds the byte range of each member, and
+reads are ranges of the archive. Names of members are only displayed, never used as
+paths to write to. Still, members that a user would not expect (absolute names, names
+with `..`, links, devices, sparse files) are rejected.
 """
 
 import tarfile
@@ -22,7 +23,7 @@ from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
 LABEL_EXTENSIONS = {"cls", "json"}
-"""Endings of members that may be a label: their text is read along."""
+"""Extensions of members that may be a label; their text is read during the walk."""
 _TAR_BLOCK_BYTES = 512
 _COMPRESSION_MAGIC = {
     b"\x1f\x8b": "gzip",
@@ -30,34 +31,42 @@ _COMPRESSION_MAGIC = {
     b"\xfd7zXZ": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
 }
-# A header is read by itself where that costs a system call, with all behind it where it costs a request.
-_LOCAL_READ_BYTES, _REMOTE_READ_BYTES = 4 << 10, 8 << 20
-# No header, nor a long name or extension of one, is larger.
+# On a disk, where a read is a system call, a header is read by itself; on a remote
+# store, where it is a request, together with what follows.
+_LOCAL_READ_BYTES = 4 << 10
+_REMOTE_READ_BYTES = 8 << 20
+# Limit of a header, and of a long name or an extension of one.
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_LABEL_BYTES = 1 << 16
-# What tarfile raises on damaged or hostile headers.
+# Exceptions of tarfile on damaged or hostile headers.
 _TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)
 
 
 class TarMember(NamedTuple):
-    """A file in an archive, and where its bytes lie."""
+    """File in an archive, and the byte range of its content."""
 
     name: str
     start: int
     num_bytes: int
     label_data: bytes = b""
-    """Its content, where it may be a label."""
+    """Content of the file, if it may be a label."""
 
 
 class _BufferedRangeFile:
-    """Bytes start to end of a file, for tarfile, with reading ahead."""
+    """Bytes start to end of a file as a file object for tarfile, with read-ahead."""
 
     def __init__(self, store: Store, path: str, start: int, end: int) -> None:
-        self._store, self._path, self._start, self._end = store, path, start, end
+        self._store = store
+        self._path = path
+        self._start = start
+        self._end = end
         self._read_ahead_bytes = (
             _REMOTE_READ_BYTES if store.local_path is None else _LOCAL_READ_BYTES
         )
-        self._position, self._buffer, self._buffer_start = start, b"", start
+        # Positions are offsets in the whole file; `tell` is relative to the start.
+        self._position = start
+        self._buffer = b""
+        self._buffer_start = start
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self._position = offset + (self._start, self._position, self._end)[whence]
@@ -68,110 +77,114 @@ class _BufferedRangeFile:
 
     def read(self, n: int = -1) -> bytes:
         n = max(0, min(n if n >= 0 else self._end, self._end - self._position))
+        # tarfile would allocate whatever a hostile header claims.
         if n > _MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {n} bytes")
-        at = self._position - self._buffer_start
-        if not 0 <= at <= at + n <= len(self._buffer):
+        offset = self._position - self._buffer_start
+        if not 0 <= offset <= offset + n <= len(self._buffer):
             end = min(self._position + max(n, self._read_ahead_bytes), self._end)
-            self._buffer, self._buffer_start, at = (
-                self._store.read(
-                    self._path, self._position, end, retry_seconds=RETRY_SECONDS
-                ),
-                self._position,
-                0,
+            self._buffer = self._store.read(
+                self._path, self._position, end, retry_seconds=RETRY_SECONDS
             )
+            self._buffer_start = self._position
+            offset = 0
         self._position += n
-        return self._buffer[at : at + n]
+        return self._buffer[offset : offset + n]
 
 
 def iter_members(
     store: Store, path: str, start: int = 0, end: int | None = None
 ) -> Iterator[TarMember | Reject]:
-    """The files of an archive that is bytes start to end of a file.
+    """Yield the files of an archive that is bytes start to end of a file.
 
     Raises:
-        OSError: it cannot be read.
-        UserError: it is no tar, compressed, or damaged.
+        OSError: the file cannot be read.
+        UserError: it is not a tar archive, is compressed, or is damaged.
     """
     end = store.get_size(path) if end is None else end
-    where, file = (
-        f"{store.redacted_url}/{path}",
-        _BufferedRangeFile(store, path, start, end),
-    )
+    location = f"{store.redacted_url}/{path}"
+    file = _BufferedRangeFile(store, path, start, end)
+    tar = _open_tar(file, location)
     try:
-        tar = tarfile.open(fileobj=file, mode="r:", errorlevel=2)  # type: ignore[call-overload] # noqa: SIM115
-    except _TAR_ERRORS as error:
-        file.seek(0)
-        first = file.read(6)
-        packed = next(
-            (
-                name
-                for magic, name in _COMPRESSION_MAGIC.items()
-                if first.startswith(magic)
-            ),
-            None,
-        )
-        how = f"is compressed ({packed}): unpack it to a plain tar, so that it can be read in any order"
-        raise UserError(
-            f"{where} {how if packed else f'is no tar archive ({error})'}"
-        ) from None
-    try:
-        at = -1
+        previous_offset = -1
         while (info := _read_next_header(tar)) is not None:
-            tar.members.clear()  # or a million of them would be kept
-            if info.size < 0 or tar.offset <= at:
+            # tarfile keeps every member it has read, which may be millions.
+            tar.members.clear()  # type: ignore[attr-defined]
+            # A negative size leads back to an earlier header: the walk would not end.
+            if info.size < 0 or tar.offset <= previous_offset:
                 raise tarfile.ReadError(f"{info.name} has {info.size} bytes")
-            at = tar.offset
-            found = _check_member(info, start)
-            if isinstance(found, TarMember) and found.start + found.num_bytes > end:
-                raise tarfile.ReadError(f"it ends inside {found.name}")
-            if (
-                isinstance(found, TarMember)
-                and found.num_bytes <= _MAX_LABEL_BYTES
-                and get_extension(found.name) in LABEL_EXTENSIONS
-            ):
-                file.seek(info.offset_data)
-                found = found._replace(label_data=file.read(info.size))
-            if found is not None:
-                yield found
-        file.seek(tar.offset)
-        mark = file.read(_TAR_BLOCK_BYTES)
-        if len(mark) < _TAR_BLOCK_BYTES or any(
-            mark
-        ):  # tarfile takes a damaged header, or none, for the end
-            raise tarfile.ReadError(f"no header at byte {tar.offset}")
-        while more := file.read(_MAX_HEADER_BYTES):
-            if more.strip(b"\0"):
-                raise tarfile.ReadError(
-                    f"there is data after its end at byte {tar.offset}"
-                )
+            previous_offset = tar.offset
+
+            member = _check_member(info, start)
+            if isinstance(member, TarMember):
+                if member.start + member.num_bytes > end:
+                    raise tarfile.ReadError(f"it ends inside {member.name}")
+                if _may_be_label(member):
+                    file.seek(info.offset_data)
+                    member = member._replace(label_data=file.read(info.size))
+            if member is not None:
+                yield member
+        _check_end(tar, file)
     except tarfile.TarError as error:
         raise UserError(
-            f"{where} is cut or damaged ({error}): fetch it again"
+            f"{location} is truncated or damaged ({error}): download it again"
         ) from None
 
 
-def get_extension(name: str) -> str:
-    """Return the part of a file's name after its first dot, in lower case."""
-    return name.rpartition("/")[2].partition(".")[2].lower()
+def _open_tar(file: _BufferedRangeFile, location: str) -> tarfile.TarFile:
+    """Read the first header. Raises UserError if the file is not a plain tar."""
+    try:
+        return tarfile.open(fileobj=file, mode="r:", errorlevel=2)  # type: ignore[call-overload, no-any-return]
+    except _TAR_ERRORS as error:
+        file.seek(0)
+        first_bytes = file.read(6)
+        for magic, compression in _COMPRESSION_MAGIC.items():
+            if first_bytes.startswith(magic):
+                raise UserError(
+                    f"{location} is compressed ({compression}): unpack it to a plain "
+                    "tar archive, so that it can be read in any order"
+                ) from None
+        raise UserError(f"{location} is not a tar archive ({error})") from None
 
 
 def _read_next_header(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """The next member. Raises TarError, whatever tarfile says of what it cannot read."""
+    """Read the next header; None at the end. Raises TarError only, unlike tarfile."""
     try:
         return tar.next()
     except (ValueError, OverflowError, RecursionError) as error:
         raise tarfile.ReadError(f"{type(error).__name__}: {error}") from None
 
 
+def _check_end(tar: tarfile.TarFile, file: _BufferedRangeFile) -> None:
+    """Raise ReadError unless the archive has an end mark and only zeros follow it."""
+    # tarfile takes a damaged or missing header for the end of the archive.
+    file.seek(tar.offset)
+    end_mark = file.read(_TAR_BLOCK_BYTES)
+    if len(end_mark) < _TAR_BLOCK_BYTES or any(end_mark):
+        raise tarfile.ReadError(f"no header at byte {tar.offset}")
+    # Images in a second, appended archive would be lost silently.
+    while padding := file.read(_MAX_HEADER_BYTES):
+        if padding.strip(b"\0"):
+            raise tarfile.ReadError(f"there is data after its end at byte {tar.offset}")
+
+
+def get_extension(name: str) -> str:
+    """Return the part of a file name after its first dot, in lowercase."""
+    return name.rpartition("/")[2].partition(".")[2].lower()
+
+
+def _may_be_label(member: TarMember) -> bool:
+    is_label_file = get_extension(member.name) in LABEL_EXTENSIONS
+    return is_label_file and member.num_bytes <= _MAX_LABEL_BYTES
+
+
 def _check_member(
     info: tarfile.TarInfo, archive_start: int
 ) -> TarMember | Reject | None:
-    """A member as a file that may be read; None: a folder."""
-    name, path = (
-        info.name.encode("utf-8", "backslashreplace").decode(),
-        PurePosixPath(info.name),
-    )
+    """Return a member as a readable file, or why it is not one; None for a folder."""
+    # A name may be any bytes, and rejects are written as UTF-8.
+    name = info.name.encode("utf-8", "backslashreplace").decode()
+    path = PurePosixPath(info.name)
     if info.isdir():
         return None
     if path.is_absolute() or ".." in path.parts:
@@ -179,34 +192,33 @@ def _check_member(
     if info.issym() or info.islnk():
         return Reject(name, "a link")
     if not info.isreg():
-        return Reject(name, "a device, or something else that is no file")
+        return Reject(name, "a device or another special file")
+    # The bytes of a sparse file are not one range of the archive.
     if info.sparse is not None:
         return Reject(name, "a sparse file")
     return TarMember(name, archive_start + info.offset_data, info.size)
 
 
 def to_block(path: str, member: TarMember, label: int) -> Block | Reject:
-    """Make a member an image of a source, or say why it cannot be one."""
+    """Return a member as a block, or why it cannot be an image."""
     name = f"{path}/{member.name}"
     if not member.num_bytes:
         return Reject(name, "no bytes")
     if member.num_bytes > MAX_FILE_BYTES:
-        return Reject(
-            name, f"{member.num_bytes} bytes are over the limit of {MAX_FILE_BYTES}"
-        )
+        reason = f"{member.num_bytes} bytes are over the limit of {MAX_FILE_BYTES}"
+        return Reject(name, reason)
     return Block(path, name, label, member.start, member.num_bytes)
 
 
 def find_first_member_name(store: Store, path: str) -> str:
-    """The name of the first file in an archive, or nothing. Raises OSError and UserError."""
-    return next(
-        (
-            member.name
-            for member in iter_members(store, path)
-            if isinstance(member, TarMember)
-        ),
-        "",
-    )
+    """Return the name of the first file in an archive, or "" if there is none.
+
+    Raises OSError and UserError.
+    """
+    for member in iter_members(store, path):
+        if isinstance(member, TarMember):
+            return member.name
+    return ""
 
 
 def build_tar_source(
@@ -216,12 +228,18 @@ def build_tar_source(
     blocks_and_rejects: Sequence[Block | Reject],
     rejects: Sequence[Reject] = (),
 ) -> ImageSource:
-    """A source of what was found in archives."""
-    blocks = [one for one in blocks_and_rejects if isinstance(one, Block)]
-    left_out = [
-        *rejects,
-        *(one for one in blocks_and_rejects if isinstance(one, Reject)),
-    ]
+    """Build a source from the blocks of archives, and move their rejects to its list.
+
+    Args:
+        store: where the archives are.
+        format_name: name of the layout, for messages.
+        classes: class names by label.
+        blocks_and_rejects: blocks, with the members that cannot be one.
+        rejects: further rejects, listed first.
+    """
+    blocks = [item for item in blocks_and_rejects if isinstance(item, Block)]
+    bad_members = [item for item in blocks_and_rejects if isinstance(item, Reject)]
+    reader = FileReader(store.url)
     return ImageSource(
-        store, format_name, tuple(classes), blocks, FileReader(store.url), left_out
+        store, format_name, tuple(classes), blocks, reader, [*rejects, *bad_members]
     )

@@ -1,4 +1,4 @@
-"""Looks at a data set: is every byte what the manifest says, does every image decode, what is in it."""
+"""Verify a data set against its manifest, and summarize what it holds."""
 
 import hashlib
 from collections import Counter
@@ -20,17 +20,19 @@ from distrain.data.shards.dataset import (
     parse_row_group,
 )
 from distrain.data.shards.manifest import Manifest, Shard
-from distrain.data.shards.parquet import DamagedParquetError, parse_footer
+from distrain.data.shards.parquet import DamagedParquetError, Footer, parse_footer
 from distrain.data.storage.store import Store
 from distrain.distributed.process import count_available_cores
 from distrain.philox import Purpose, draw_permutation
 
+# Above the default limit of pack and index: what they accepted must decode here.
 _MAX_PIXELS = 1 << 28
 _TILE_SIDE = 96
+_BAD_TILE_COLOR = (200, 0, 0)
 
 
 class DatasetProblem(NamedTuple):
-    """Something that is not as it should be."""
+    """Difference between a data set and its manifest, or an image that is bad."""
 
     location: str
     description: str
@@ -41,27 +43,30 @@ def verify_dataset(
     manifest: Manifest,
     on_progress: Callable[[DatasetProgress], None] = lambda progress: None,
 ) -> list[DatasetProblem]:
-    """Read everything once: sizes and SHA-256 of shards, CRC-32C of groups and rows, labels, each image whole.
+    """Read everything once, decode every image, and return the problems.
+
+    Checks the size and SHA-256 of shards, the CRC-32C of row groups and rows, labels,
+    and image sizes.
 
     Args:
         store: where the manifest is.
         manifest: what the shards should hold.
-        progress: called after every shard.
+        on_progress: called after every shard.
     """
-    wrong: list[DatasetProblem] = []
+    problems: list[DatasetProblem] = []
     store = open_shard_store(manifest, store)
     with ThreadPoolExecutor(count_available_cores()) as pool:
-        at = DatasetProgress(0, manifest.num_rows, 0)
-        on_progress(at)
+        progress = DatasetProgress(0, manifest.num_rows, 0)
+        on_progress(progress)
         for shard in manifest.shards:
-            wrong.extend(_verify_shard(store, manifest, shard, pool))
-            at = DatasetProgress(
-                at.done + sum(group.rows for group in shard.groups),
-                at.total,
-                at.num_bytes + shard.bytes,
+            problems.extend(_verify_shard(store, manifest, shard, pool))
+            progress = DatasetProgress(
+                progress.done + sum(group.rows for group in shard.groups),
+                progress.total,
+                progress.num_bytes + shard.bytes,
             )
-            on_progress(at)
-    return wrong
+            on_progress(progress)
+    return problems
 
 
 def _verify_shard(
@@ -72,24 +77,22 @@ def _verify_shard(
         if size != shard.bytes:
             yield DatasetProblem(shard.path, f"has {size} bytes, not {shard.bytes}")
             return
-        if (
-            shard.sha256 is None
-        ):  # of others: what was indexed of it is read, and nothing else
+        # An indexed file has no SHA-256, and perhaps other content between the
+        # indexed ranges: read the ranges alone.
+        if shard.sha256 is None:
             read = partial(store.read, shard.path, retry_seconds=RETRY_SECONDS)
             yield from _verify_groups(read, manifest, shard, pool)
             return
         data = store.read(shard.path, retry_seconds=RETRY_SECONDS)
+    except FileNotFoundError:
+        yield DatasetProblem(shard.path, "is missing")
+        return
     except OSError as error:
-        yield DatasetProblem(
-            shard.path,
-            "is missing"
-            if isinstance(error, FileNotFoundError)
-            else f"cannot be read: {error}",
-        )
+        yield DatasetProblem(shard.path, f"cannot be read: {error}")
         return
     if hashlib.sha256(data).hexdigest() != shard.sha256:
-        yield DatasetProblem(shard.path, "has another SHA-256")
-    yield from _verify_groups(lambda a, b: data[a:b], manifest, shard, pool)
+        yield DatasetProblem(shard.path, "does not match its SHA-256")
+    yield from _verify_groups(lambda start, end: data[start:end], manifest, shard, pool)
 
 
 def _verify_groups(
@@ -98,96 +101,111 @@ def _verify_groups(
     shard: Shard,
     pool: ThreadPoolExecutor,
 ) -> Iterator[DatasetProblem]:
+    # Only Parquet files have a footer; without it, no row group can be parsed.
     footer = None
     if shard.footer_start:
         data = read_range(shard.footer_start, shard.bytes)
         if crc32c(data) != shard.footer_crc32c:
-            yield DatasetProblem(
-                shard.path, "has a damaged footer, so its rows cannot be looked at"
-            )
+            description = "has a damaged footer, so its rows cannot be checked"
+            yield DatasetProblem(shard.path, description)
             return
         footer = parse_footer(data)
     for number, group in enumerate(shard.groups):
-        where, data = (
-            f"{shard.path} row group {number}",
-            read_range(group.start, group.end),
-        )
-        if crc32c(data) != group.crc32c:
-            yield DatasetProblem(where, "has another CRC-32C")
-            continue
-        try:
-            table = parse_row_group(
-                manifest, shard, number, data, footer, include_metadata=True
-            )
-        except DamagedParquetError as error:
-            yield DatasetProblem(where, str(error))
-            continue
-        if len(table.labels) != group.rows:
-            yield DatasetProblem(
-                where, f"has {len(table.labels)} rows, not {group.rows}"
-            )
-        known = group.index.bad if group.index is not None else {}
-        rows = [i for i in range(len(table.labels)) if i not in known]
-        for i, what in zip(
-            rows, pool.map(partial(_verify_row, manifest, table), rows), strict=True
-        ):
-            if what:
-                yield DatasetProblem(
-                    f"{where} row {i}"
-                    + (f" ({table.names[i]})" if table.names else ""),
-                    what,
-                )
+        data = read_range(group.start, group.end)
+        yield from _verify_group(manifest, shard, number, data, footer, pool)
 
 
-def _verify_row(manifest: Manifest, table: LoadedRowGroup, row: int) -> str | None:
-    data, label = (
-        bytes(table.data[table.starts[row] : table.ends[row]]),
-        table.labels[row],
-    )
-    if crc32c(data) != table.crc32c[row]:
-        return "has another CRC-32C"
-    if not 0 <= label < len(manifest.classes):
-        return f"has label {label} of {len(manifest.classes)} classes"
+def _verify_group(
+    manifest: Manifest,
+    shard: Shard,
+    number: int,
+    data: bytes,
+    footer: Footer | None,
+    pool: ThreadPoolExecutor,
+) -> Iterator[DatasetProblem]:
+    # The row group as a whole: a damaged one is one problem, not one per row.
+    location = f"{shard.path} row group {number}"
+    group = shard.groups[number]
+    if crc32c(data) != group.crc32c:
+        yield DatasetProblem(location, "does not match its CRC-32C")
+        return
     try:
-        found = decode_rgb(data, _MAX_PIXELS).shape[:2]
+        table = parse_row_group(
+            manifest, shard, number, data, footer, include_metadata=True
+        )
+    except DamagedParquetError as error:
+        yield DatasetProblem(location, str(error))
+        return
+    num_rows = len(table.labels)
+    if num_rows != group.rows:
+        yield DatasetProblem(location, f"has {num_rows} rows, not {group.rows}")
+
+    # Each row, decoded in threads, except for those that index found to be bad.
+    known_bad = group.index.bad if group.index is not None else {}
+    rows = [i for i in range(num_rows) if i not in known_bad]
+    problems = pool.map(partial(_find_row_problem, manifest, table), rows)
+    for i, problem in zip(rows, problems, strict=True):
+        if problem is not None:
+            name = f" ({table.names[i]})" if table.names else ""
+            yield DatasetProblem(f"{location} row {i}{name}", problem)
+
+
+def _find_row_problem(
+    manifest: Manifest, table: LoadedRowGroup, row: int
+) -> str | None:
+    data = bytes(table.data[table.starts[row] : table.ends[row]])
+    label = table.labels[row]
+    num_classes = len(manifest.classes)
+    if crc32c(data) != table.crc32c[row]:
+        return "does not match its CRC-32C"
+    if not 0 <= label < num_classes:
+        return f"has label {label}, but there are {num_classes} classes"
+    try:
+        height, width = decode_rgb(data, _MAX_PIXELS).shape[:2]
     except BadImageError as error:
         return f"does not decode: {error}"
-    wanted = manifest.image_size or table.image_sizes[row]
-    return (
-        None
-        if found == wanted
-        else f"is {found[1]} x {found[0]} pixels, not {wanted[1]} x {wanted[0]}"
-    )
+    # The manifest has a size if all images have the same one.
+    expected = manifest.image_size or table.image_sizes[row]
+    if (height, width) != expected:
+        return f"is {width} x {height} pixels, not {expected[1]} x {expected[0]}"
+    return None
 
 
 class DatasetSummary(NamedTuple):
-    """What is in a data set."""
+    """Counts and sizes of the images of a data set."""
 
     rows_per_class: dict[str, int]
-    """Rows of each class."""
+    """Number of rows by class name."""
     image_bytes: tuple[int, int, int]
-    """Of an image file: least, median, most."""
+    """Minimum, median and maximum size of an image file."""
     heights: tuple[int, int, int]
+    """Minimum, median and maximum in pixels."""
     widths: tuple[int, int, int]
+    """Minimum, median and maximum in pixels."""
 
 
 def summarize_dataset(dataset: Dataset) -> DatasetSummary:
-    """Read every row once."""
-    labels, sizes, lengths = Counter[int](), list[tuple[int, int]](), list[int]()
-    starts = np.cumsum(dataset.manifest.rows_per_group)
-    for end, rows in zip(
-        starts.tolist(), dataset.manifest.rows_per_group.tolist(), strict=True
-    ):
-        for row in dataset.read_rows(np.arange(end - rows, end)):
-            labels[row.label] += 1
-            sizes.append(row.image_size)
-            lengths.append(len(row.data))
-    height_width = np.array(sizes)
+    """Read every row once, and count classes and sizes."""
+    rows_per_label = Counter[int]()
+    image_sizes: list[tuple[int, int]] = []
+    file_sizes: list[int] = []
+    # One row group at a time, so that memory stays bounded.
+    group_rows = dataset.manifest.rows_per_group
+    group_ends = np.cumsum(group_rows)
+    for end, num_rows in zip(group_ends.tolist(), group_rows.tolist(), strict=True):
+        for row in dataset.read_rows(np.arange(end - num_rows, end)):
+            rows_per_label[row.label] += 1
+            image_sizes.append(row.image_size)
+            file_sizes.append(len(row.data))
+
+    # image_sizes: (rows, 2), height and width
+    sizes = np.array(image_sizes)
+    classes = dataset.manifest.classes
     return DatasetSummary(
-        {name: labels[i] for i, name in enumerate(dataset.manifest.classes)},
-        _find_min_median_max(np.array(lengths)),
-        _find_min_median_max(height_width[:, 0]),
-        _find_min_median_max(height_width[:, 1]),
+        {name: rows_per_label[label] for label, name in enumerate(classes)},
+        _find_min_median_max(np.array(file_sizes)),
+        _find_min_median_max(sizes[:, 0]),
+        _find_min_median_max(sizes[:, 1]),
     )
 
 
@@ -198,24 +216,31 @@ def _find_min_median_max(values: NDArray[np.int64]) -> tuple[int, int, int]:
 def draw_contact_sheet(
     dataset: Dataset, columns: int = 8, rows: int = 8, seed: int = 0
 ) -> NDArray[np.uint8]:
-    """A contact sheet of random samples, each cut to its centre square: RGB of shape (rows * 96, columns * 96, 3).
+    """Draw a contact sheet of random samples, each cropped to its center square.
 
     A sample that does not decode is a red tile.
+
+    Returns:
+        RGB of shape (rows * 96, columns * 96, 3).
     """
-    picked = draw_permutation(dataset.manifest.num_rows, seed, Purpose.PACK)[
-        : columns * rows
-    ]
-    tiles = np.full((columns * rows, _TILE_SIDE, _TILE_SIDE, 3), 255, np.uint8)
-    for tile, row in zip(tiles, dataset.read_rows(picked), strict=False):
+    num_tiles = columns * rows
+    order = draw_permutation(dataset.manifest.num_rows, seed, Purpose.PACK)
+    samples = dataset.read_rows(order[:num_tiles])
+
+    # White tiles are left if the data set has fewer samples than the sheet.
+    tiles = np.full((num_tiles, _TILE_SIDE, _TILE_SIDE, 3), 255, np.uint8)
+    for tile, sample in zip(tiles, samples, strict=False):
         try:
-            pixels = decode_rgb(bytes(row.data), _MAX_PIXELS)
+            pixels = decode_rgb(bytes(sample.data), _MAX_PIXELS)
         except BadImageError:
-            tile[:] = (200, 0, 0)
+            tile[:] = _BAD_TILE_COLOR
             continue
-        height_width = np.array(pixels.shape[:2], np.float64)
-        side = height_width.min()
-        tile[:] = crop_and_resize(
-            pixels, (height_width - side) / 2, np.array([side, side]), _TILE_SIDE
-        )
+        size = np.array(pixels.shape[:2], np.float64)
+        side = size.min()
+        window_start = (size - side) / 2
+        window_size = np.array([side, side])
+        tile[:] = crop_and_resize(pixels, window_start, window_size, _TILE_SIDE)
+
+    # tiles: (rows * columns, 96, 96, 3) -> sheet: (rows * 96, columns * 96, 3)
     grid = tiles.reshape(rows, columns, _TILE_SIDE, _TILE_SIDE, 3).swapaxes(1, 2)
     return grid.reshape(rows * _TILE_SIDE, columns * _TILE_SIDE, 3)

@@ -1,4 +1,4 @@
-"""WebDataset shards as a source of images: tar archives in which neighbours of one name are a sample."""
+"""WebDataset shards as a source: tar archives whose adjacent members form a sample."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -25,58 +25,79 @@ from distrain.errors import UserError
 _IMAGE_EXTENSIONS = {"jpg", "jpeg", "png", "webp"}
 _JSON_LABEL_KEYS = ("label", "cls")
 _NUM_THREADS = 16
+# Exceptions of a label file that is text of some other kind, or hostile JSON.
+_LABEL_ERRORS = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    StopIteration,
+    AttributeError,
+)
 
 
 def open_webdataset(store: Store, files: Sequence[DirectoryEntry]) -> ImageSource:
-    """WebDataset shards: members of one name and several endings, one after another, are a sample.
+    """Open WebDataset shards: adjacent members with one key and several extensions.
 
-    Images end in .jpg, .jpeg, .png or .webp, labels in .cls (a number) or .json (a number under `label` or `cls`).
+    Images are .jpg, .jpeg, .png or .webp files; labels are .cls files (a number) or
+    .json files (a number under `label` or `cls`).
 
     Raises:
-        OSError: they cannot be read.
-        UserError: one is damaged, or no shard holds labelled images.
+        OSError: the shards cannot be read.
+        UserError: one is damaged, or none holds labeled images.
     """
+    # Walk the archives in threads, but keep their order.
+    samples: list[Block | Reject] = []
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        found = [
-            one
-            for ones in pool.map(
-                lambda file: list(_iter_samples(store, file.name)), files
-            )
-            for one in ones
-        ]
-    labels = [one.label for one in found if isinstance(one, Block)]
+        for shard_samples in pool.map(
+            lambda file: list(_iter_samples(store, file.name)), files
+        ):
+            samples.extend(shard_samples)
+
+    labels = [sample.label for sample in samples if isinstance(sample, Block)]
     if not labels:
-        reasons = "; ".join(
-            f"{one.name}: {one.reason}" for one in found[:1] if isinstance(one, Reject)
-        )
+        # Without a block, all samples are rejects: show the first one.
+        example = ""
+        if samples and isinstance(samples[0], Reject):
+            example = f" ({samples[0].name}: {samples[0].reason})"
         raise UserError(
-            f"{store.redacted_url} holds no labelled images as WebDataset writes them, such as 0001.jpg beside 0001.cls"
-            + (f" ({reasons})" if reasons else "")
+            f"{store.redacted_url} holds no labeled images in the WebDataset layout, "
+            f"such as 0001.jpg beside 0001.cls{example}"
         )
-    return build_tar_source(
-        store, "WebDataset", name_classes_by_number(max(labels) + 1, store), found
-    )
+    classes = name_classes_by_number(max(labels) + 1, store)
+    return build_tar_source(store, "WebDataset", classes, samples)
 
 
 def _iter_samples(store: Store, path: str) -> Iterator[Block | Reject]:
-    key, parts, odd = "", dict[str, TarMember](), list[TarMember]()
+    """Yield the samples of one shard: members that follow each other with one key."""
+    key = ""
+    members_by_extension: dict[str, TarMember] = {}
+    multi_dot_images: list[TarMember] = []
     for member in iter_members(store, path):
         if isinstance(member, Reject):
             yield Reject(f"{path}/{member.name}", member.reason)
             continue
-        ending = get_extension(member.name)
-        if (here := member.name[: len(member.name) - len(ending)]) != key:
-            yield from _assemble_sample(path, key, parts, odd)
-            key, parts, odd = here, {}, []
-        if ending in parts:
-            yield Reject(
-                f"{path}/{member.name}", "a second file of one sample and kind"
+
+        # Another key starts another sample.
+        extension = get_extension(member.name)
+        member_key = member.name[: len(member.name) - len(extension)]
+        if member_key != key:
+            yield from _assemble_sample(
+                path, key, members_by_extension, multi_dot_images
             )
-        elif ending in _IMAGE_EXTENSIONS | LABEL_EXTENSIONS:
-            parts[ending] = member
-        elif ending.rpartition(".")[2] in _IMAGE_EXTENSIONS:
-            odd.append(member)
-    yield from _assemble_sample(path, key, parts, odd)
+            key = member_key
+            members_by_extension = {}
+            multi_dot_images = []
+
+        # Collect the members of this sample; other extensions are ignored.
+        if extension in members_by_extension:
+            reason = "a second file of one sample with the same extension"
+            yield Reject(f"{path}/{member.name}", reason)
+        elif extension in _IMAGE_EXTENSIONS | LABEL_EXTENSIONS:
+            members_by_extension[extension] = member
+        elif extension.rpartition(".")[2] in _IMAGE_EXTENSIONS:
+            multi_dot_images.append(member)
+    yield from _assemble_sample(path, key, members_by_extension, multi_dot_images)
 
 
 def _assemble_sample(
@@ -85,53 +106,55 @@ def _assemble_sample(
     members_by_extension: dict[str, TarMember],
     multi_dot_images: Sequence[TarMember],
 ) -> Iterator[Block | Reject]:
-    """At most one block, of the parts of a sample by their endings."""
+    """Yield at most one block from the members of a sample, and its rejects."""
     images = [
-        members_by_extension[kind]
-        for kind in members_by_extension
-        if kind in _IMAGE_EXTENSIONS
+        member
+        for extension, member in members_by_extension.items()
+        if extension in _IMAGE_EXTENSIONS
     ]
-    if not images:  # such as photo.v2.jpg: WebDataset's key ends at the first dot
-        yield from (
-            Reject(f"{path}/{member.name}", "more than one dot in its name")
-            for member in multi_dot_images
-        )
-    name = f"{path}/{images[0].name if images else key}"
+    # WebDataset's key ends at the first dot, so photo.v2.jpg has no usable extension.
+    if not images:
+        for member in multi_dot_images:
+            yield Reject(f"{path}/{member.name}", "more than one dot in its name")
     if not members_by_extension:
         return
+
+    # A sample has one image and one label.
+    name = f"{path}/{images[0].name if images else key}"
     if len(images) != 1:
         yield Reject(name, f"{len(images)} images in one sample")
         return
     label = _parse_label(members_by_extension)
-    yield (
-        label._replace(name=name)
-        if isinstance(label, Reject)
-        else to_block(path, images[0], label)
-    )
+    if isinstance(label, Reject):
+        yield label._replace(name=name)
+    else:
+        yield to_block(path, images[0], label)
 
 
 def _parse_label(members_by_extension: dict[str, TarMember]) -> int | Reject:
-    for kind in ("cls", "json"):
-        if kind not in members_by_extension:
+    """Parse the label of a sample, from its .cls file if there is one."""
+    for extension in ("cls", "json"):
+        if extension not in members_by_extension:
             continue
+        data = members_by_extension[extension].label_data
         try:
-            if kind == "cls":
-                return _check_label_range(int(members_by_extension[kind].label_data))
-            tree = json.loads(members_by_extension[kind].label_data)
-            label = next(tree[name] for name in _JSON_LABEL_KEYS if name in tree)
-            if int(label) != float(label):
-                raise ValueError(label)
-            return _check_label_range(int(label))
-        except (
-            ValueError,
-            TypeError,
-            OverflowError,
-            RecursionError,
-            StopIteration,
-            AttributeError,
-        ):
-            return Reject("", f"its .{kind} holds no label")
+            return _parse_cls(data) if extension == "cls" else _parse_json(data)
+        except _LABEL_ERRORS:
+            return Reject("", f"its .{extension} holds no label")
     return Reject("", "no label")
+
+
+def _parse_cls(data: bytes) -> int:
+    return _check_label_range(int(data))
+
+
+def _parse_json(data: bytes) -> int:
+    tree = json.loads(data)
+    label = next(tree[key] for key in _JSON_LABEL_KEYS if key in tree)
+    # int() would round 3.7 to a label.
+    if int(label) != float(label):
+        raise ValueError(label)
+    return _check_label_range(int(label))
 
 
 def _check_label_range(label: int) -> int:

@@ -177,7 +177,7 @@ def test_a_replaced_or_damaged_file_is_said(tmp_path):
     wrong = [tuple(one) for one in verify_dataset(Store(str(url)), manifest)]
     size = manifest.shards[1].bytes
     assert wrong == [
-        (f"{first.name} row group 0", "has another CRC-32C"),
+        (f"{first.name} row group 0", "does not match its CRC-32C"),
         (second.name, f"has {size + 4} bytes, not {size}"),
     ]
 
@@ -267,7 +267,7 @@ def test_what_cannot_be_indexed(tmp_path, monkeypatch):
     monkeypatch.undo()
     source, columns = open_source(url)
     source.store.redacted_url = "s3://bucket"  # as if the URL had had a password
-    with pytest.raises(UserError, match="is given with a secret"):
+    with pytest.raises(UserError, match="contains a secret"):
         index_dataset(source, columns, str(tmp_path / "index"))
     junk = tar_of([("0.jpg", b"x"), ("0.cls", b"0"), ("1.jpg", b"x"), ("1.cls", b"1")])
     (tmp_path / "junk.tar").write_bytes(junk)

@@ -291,10 +291,10 @@ def test_half_a_pack_is_not_taken_for_another(folder, tmp_path, monkeypatch):
 
     with pytest.raises(StopError):
         pack_folder(str(folder), target, Geometry("square", 24), on_progress=stop)
-    with pytest.raises(UserError, match="holds the first half of another pack"):
+    with pytest.raises(UserError, match="holds an unfinished pack of other images"):
         pack_folder(str(folder), target, Geometry("square", 16))
     (folder / "cat" / "new.png").write_bytes((folder / "cat" / "01.png").read_bytes())
-    with pytest.raises(UserError, match="holds the first half of another pack"):
+    with pytest.raises(UserError, match="holds an unfinished pack of other images"):
         pack_folder(str(folder), target, Geometry("square", 24))
     (folder / "cat" / "new.png").unlink()
     assert (
@@ -377,7 +377,7 @@ def test_other_labels_are_another_pack(tmp_path, monkeypatch):
         )
         with pytest.raises(KeyboardInterrupt):
             attempt("one")
-    with pytest.raises(UserError, match="holds the first half of another pack"):
+    with pytest.raises(UserError, match="holds an unfinished pack of other images"):
         attempt("two")
 
 
@@ -602,5 +602,5 @@ def test_colour_statistics_are_those_of_the_stored_pixels(kinds_folder, tmp_path
     "text", ["square", "square:0", "short:-1", "keep:3", "wide:9", ""]
 )
 def test_a_geometry_that_is_none(text):
-    with pytest.raises(UserError, match="is none of keep, short:N and square:N"):
+    with pytest.raises(UserError, match="is not valid: use keep, short:N or square:N"):
         Geometry.from_text(text)

@@ -44,11 +44,11 @@ def test_a_flipped_byte_is_found(dataset, tmp_path, place):
     data = bytearray(path.read_bytes())
     data[shard.groups[1].start + 100 if place == "group" else -20] ^= 1
     path.write_bytes(bytes(data))
-    where = {"group": (f"{shard.path} row group 1", "has another CRC-32C")}
+    where = {"group": (f"{shard.path} row group 1", "does not match its CRC-32C")}
     last = where.get(
-        place, (shard.path, "has a damaged footer, so its rows cannot be looked at")
+        place, (shard.path, "has a damaged footer, so its rows cannot be checked")
     )
-    assert wrong_with(dataset) == [(shard.path, "has another SHA-256"), last]
+    assert wrong_with(dataset) == [(shard.path, "does not match its SHA-256"), last]
 
 
 def test_what_is_missing_or_cut_is_found(dataset, tmp_path):
@@ -97,7 +97,7 @@ def test_a_row_whose_own_checksum_is_wrong_is_found(dataset, tmp_path):
     assert pq.read_metadata(path).num_rows == 16
     ((where, what),) = wrong_with(dataset)
     assert where.startswith(f"{shard.path} row group 0 row 0")
-    assert what == "has another CRC-32C"
+    assert what == "does not match its CRC-32C"
 
 
 def test_contents(dataset):
