@@ -654,7 +654,7 @@ def test_an_empty_set_and_one_class(narrow, console, tmp_path, damaged_set):
     with pytest.raises(UserError, match="is empty"):
         run(narrow(data={"train": str(tmp_path / "empty")}), console)
     damaged_set(tmp_path / "one", bad=set(), classes=1)
-    with pytest.raises(UserError, match="has one class"):
+    with pytest.raises(UserError, match="has fewer than two classes"):
         run(narrow(data={"train": str(tmp_path / "one")}), console)
 
 

@@ -179,7 +179,7 @@ def test_dry_run_before_the_data_is_packed(distrain, recipe, tmp_path):
         ),
         (["epochs=ten"], "epochs: input should be a valid integer, not 'ten'"),
         (["virtual_workers=5"], "5 does not divide global_batch = 64: use 4"),
-        (["data.train=/nowhere"], "no data set at /nowhere (nothing there)"),
+        (["data.train=/nowhere"], "no data set at /nowhere (it does not exist)"),
         (["data.train=nope://x"], "cannot open nope://x"),
         (["global_batch=4096"], "fewer than one global batch of 4096"),
         (["run=/proc/none"], "the run directory /proc/none cannot be written to"),

@@ -138,7 +138,7 @@ def test_a_store_that_stays_away_ends_the_attempt(s3, narrow, console):
     console.set_step = advance
     with pytest.raises(
         AttemptError,
-        match=r"s3://data/train/shard-00000.parquet cannot be read .* tried for 2 s",
+        match=r"s3://data/train/shard-00000.parquet cannot be read .* retried for 2 s",
     ):
         train(config, World(CPU), console)
 
@@ -156,13 +156,14 @@ def test_what_is_not_transient_is_said_at_once(
         run(narrow, console, train="s3://data/broken")
     Store("s3://data/broken").write("shard-00000.parquet", bytes(100))
     with pytest.raises(
-        AttemptError, match="has 100 bytes, and [0-9]+ when its manifest was written"
+        AttemptError,
+        match="has 100 bytes, but had [0-9]+ when its manifest was written",
     ):
         run(narrow, console, train="s3://data/broken", patience=0.0)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(
         UserError,
-        match=r"the store refuses s3://data/train/manifest.*AWS_ACCESS_KEY_ID",
+        match=r"the store denies access to s3://data/train/manifest.*AWS_ACCESS_KEY_ID",
     ) as refused:
         run(narrow, console)
     assert "wrong" not in str(refused.value)
@@ -441,7 +442,8 @@ def test_a_source_that_may_not_be_read_is_said_at_once(s3, sources, monkeypatch)
     _, remote = sources["hub"]
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(
-        PermissionError, match="the store refuses s3://data/.*AWS_ACCESS_KEY_ID"
+        PermissionError,
+        match="the store denies access to s3://data/.*AWS_ACCESS_KEY_ID",
     ) as refused:
         open_source(remote)
     assert "wrong" not in str(refused.value)

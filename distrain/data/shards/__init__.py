@@ -1,1 +1,1 @@
-"""A data set as it is stored and read."""
+"""A data set as it is stored and read: manifest, shards, row groups."""

@@ -1,53 +1,48 @@
-"""Reads shards, those of `pack` and those that others wrote, row group by row group, by sample id.
+"""Reads shards by sample id, one row group at a time.
 
-The manifest holds the byte range and CRC-32C of every row group, so one ranged read brings one group, verified.
+The shards are those of `pack`, or Parquet and tar files that others wrote. The manifest
+holds the byte range and CRC-32C of every row group, so one ranged read brings one
+group, verified.
 """
 
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from typing import NamedTuple
 
 import numpy as np
-from crc32c import crc32c
 from numpy.typing import NDArray
 
-from distrain.data.shards.manifest import Manifest, Shard
+from distrain.data.shards.manifest import Manifest, RowGroup, RowIndex, Shard
 from distrain.data.shards.parquet import (
     ByteRange,
     DamagedParquetError,
     Footer,
-    parse_footer,
     read_row_group,
     view_binary_column,
 )
+from distrain.data.shards.reader import ShardReader
 from distrain.data.storage.cache import DiskCache
 from distrain.data.storage.store import Store
 from distrain.errors import AttemptError
 
-# As they lie in their files: parsed, they take thirteen times the memory, and parsing takes a tenth of a millisecond.
-_FOOTER_CACHE_BYTES = 16 << 20
-_ROW_COLUMNS, _EXTRA_COLUMNS = (
-    ["image.bytes", "label", "height", "width"],
-    ["crc32c", "image.path"],
-)
-_MAX_DAMAGED_READS = 4
+_ROW_COLUMNS = ["image.bytes", "label", "height", "width"]
+_EXTRA_COLUMNS = ["crc32c", "image.path"]
 
 
 class Row(NamedTuple):
     """One sample, for the loader."""
 
     data: NDArray[np.uint8]
-    """The image file, a view on the row group's buffer where that is kept."""
+    """The image file; a view on the row group's buffer if that is cached."""
     label: int
     image_size: tuple[int, int]
-    """Height and width in pixels, as they were written."""
+    """Height and width in pixels, as recorded when it was packed or indexed."""
 
 
 class LoadedRowGroup(NamedTuple):
-    """A row group in memory: row i's file is data[starts[i]:ends[i]]."""
+    """A row group in memory: row i's image file is data[starts[i]:ends[i]]."""
 
     data: NDArray[np.uint8]
     starts: list[int]
@@ -55,9 +50,9 @@ class LoadedRowGroup(NamedTuple):
     labels: list[int]
     image_sizes: list[tuple[int, int]]
     crc32c: list[int]
-    """Of each file, where asked for."""
+    """CRC-32C of each image file; may be empty if not asked for."""
     names: list[str]
-    """Where each file came from, where asked for and known."""
+    """Source of each image file; empty if not asked for or not known."""
 
 
 def parse_row_group(
@@ -69,77 +64,121 @@ def parse_row_group(
     *,
     include_metadata: bool,
 ) -> LoadedRowGroup:
-    """A row group from the bytes that the manifest says are its own.
+    """Parse a row group from the bytes that the manifest gives for it.
 
     Args:
-        manifest: of the set.
-        shard: it is of this shard.
-        number: its place in there.
-        data: bytes `start` to `end` of the shard.
-        footer: of the shard, where that is Parquet.
-        whole: with checksums and names.
+        manifest: manifest of the data set.
+        shard: the shard that holds the group.
+        group_index: the group's index in the shard.
+        data: the group's bytes, `start` to `end` of the shard.
+        footer: footer of the shard, if that is Parquet.
+        include_metadata: whether checksums and names are wanted.
 
     Raises:
-        DamagedError: they are no such group, although their checksum may be right.
+        DamagedParquetError: they are not such a group, although their checksum may be
+            right.
     """
     group = shard.groups[group_index]
-    if (index := group.index) is not None:
-        values, starts, ends = (
-            np.frombuffer(data, np.uint8),
-            index.start.tolist(),
-            (index.start + index.size).tolist(),
-        )
-        if manifest.layout == "parquet":
-            column = manifest.image_column
-            table = read_row_group(
-                [ByteRange(group.start, data)],
-                shard.bytes,
-                footer,
-                group.number,
-                [column],
-            )
-            values, offsets = view_binary_column(table.column(0))
-            starts, ends = offsets[:-1], offsets[1:]
-        sizes = list(zip(index.height.tolist(), index.width.tolist(), strict=True))
-        return LoadedRowGroup(
-            values, starts, ends, index.label.tolist(), sizes, index.crc32c.tolist(), []
-        )
-    columns = _ROW_COLUMNS + _EXTRA_COLUMNS if include_metadata else _ROW_COLUMNS
+    if group.index is not None:
+        return _parse_indexed_group(manifest, shard, group, group.index, data, footer)
+    return _parse_packed_group(shard, group_index, data, footer, include_metadata)
+
+
+def _parse_packed_group(
+    shard: Shard,
+    group_index: int,
+    data: bytes | memoryview,
+    footer: Footer | None,
+    include_metadata: bool,
+) -> LoadedRowGroup:
+    """Parse a group that `pack` wrote: all of it is in the shard."""
+    group = shard.groups[group_index]
+    columns = list(_ROW_COLUMNS)
+    if include_metadata:
+        columns += _EXTRA_COLUMNS
     table = read_row_group(
-        [ByteRange(group.start, data)], shard.bytes, footer, group_index, columns
+        ranges=[ByteRange(group.start, data)],
+        file_size=shard.bytes,
+        footer=footer,
+        group_index=group_index,
+        columns=columns,
     )
     values, offsets = view_binary_column(table.column("image"))
-    sizes = list(
-        zip(
-            table.column("height").to_pylist(),
-            table.column("width").to_pylist(),
-            strict=True,
-        )
-    )
+    heights = table.column("height").to_pylist()
+    widths = table.column("width").to_pylist()
+    checksums = []
+    names = []
+    if include_metadata:
+        checksums = table.column("crc32c").to_pylist()
+        images = table.column("image").combine_chunks()
+        names = images.field("path").to_pylist()
     return LoadedRowGroup(
-        values,
-        offsets[:-1],
-        offsets[1:],
-        table.column("label").to_pylist(),
-        sizes,
-        table.column("crc32c").to_pylist() if include_metadata else [],
-        table.column("image").combine_chunks().field("path").to_pylist()
-        if include_metadata
-        else [],
+        data=values,
+        starts=offsets[:-1],
+        ends=offsets[1:],
+        labels=table.column("label").to_pylist(),
+        image_sizes=list(zip(heights, widths, strict=True)),
+        crc32c=checksums,
+        names=names,
+    )
+
+
+def _parse_indexed_group(
+    manifest: Manifest,
+    shard: Shard,
+    group: RowGroup,
+    index: RowIndex,
+    data: bytes | memoryview,
+    footer: Footer | None,
+) -> LoadedRowGroup:
+    """Parse a group that others wrote: all but the image files is in the index."""
+    if manifest.layout == "parquet":
+        table = read_row_group(
+            ranges=[ByteRange(group.start, data)],
+            file_size=shard.bytes,
+            footer=footer,
+            group_index=group.number,
+            columns=[manifest.image_column],
+        )
+        values, offsets = view_binary_column(table.column(0))
+        starts = offsets[:-1]
+        ends = offsets[1:]
+    else:
+        # In a tar, image files lie between headers, so the index has their positions.
+        values = np.frombuffer(data, np.uint8)
+        starts = index.start.tolist()
+        ends = (index.start + index.size).tolist()
+    heights = index.height.tolist()
+    widths = index.width.tolist()
+    return LoadedRowGroup(
+        data=values,
+        starts=starts,
+        ends=ends,
+        labels=index.label.tolist(),
+        image_sizes=list(zip(heights, widths, strict=True)),
+        crc32c=index.crc32c.tolist(),
+        names=[],
     )
 
 
 def open_shard_store(manifest: Manifest, store: Store) -> Store:
-    """Where the shards of a manifest lie that was found in a store."""
-    return (
-        store
-        if manifest.shards_url in (None, store.url)
-        else Store(manifest.shards_url)
-    )
+    """Return the store of a manifest's shards.
+
+    Args:
+        manifest: says whether the shards are elsewhere.
+        store: where the manifest was read.
+    """
+    if manifest.shards_url in (None, store.url):
+        return store
+    return Store(manifest.shards_url)
 
 
 class Dataset:
-    """Reads rows by sample id, keeping at most `memory` bytes of row groups. One thread reads rows at a time."""
+    """Rows by sample id, with at most `memory_bytes` of row groups cached in memory.
+
+    Only one thread may read rows. Below, `group` is the index of a row group in the
+    whole data set, in the order of sample ids, and `group_index` the one in its shard.
+    """
 
     def __init__(
         self,
@@ -150,249 +189,194 @@ class Dataset:
         retry_seconds: float,
         disk_cache: DiskCache | None = None,
     ) -> None:
-        """Open a set.
+        """Open a data set.
 
         Args:
-            store: where the manifest is, and the shards, unless it says another place.
-            manifest: what they hold.
-            memory: bytes of row groups that are kept, those on their way included.
-            patience: seconds for which a read that fails is tried again.
-            cache: keeps ranges on this machine's disk.
+            store: where the manifest is, and the shards unless it gives their URL.
+            manifest: manifest of the data set.
+            memory_bytes: limit of the cached row groups, counting those that are being
+                fetched.
+            retry_seconds: seconds for which a read that fails is retried.
+            disk_cache: keeps ranges on this machine's disk.
         """
-        self.store, self.manifest = open_shard_store(manifest, store), manifest
-        self._memory_bytes, self._retry_seconds, self._disk_cache = (
-            memory_bytes,
-            retry_seconds,
-            disk_cache,
-        )
+        self.store = open_shard_store(manifest, store)
+        self.manifest = manifest
+        self._memory_bytes = memory_bytes
+        self._reader = ShardReader(self.store, manifest, retry_seconds, disk_cache)
         self._row_groups = manifest.row_groups
-        rows = manifest.rows_per_group
-        self._group_starts = np.cumsum(rows) - rows
-        self._cached_groups: OrderedDict[int, Future[LoadedRowGroup]] = (
-            OrderedDict()
-        )  # fetched, or on their way
+
+        # First sample id of each row group.
+        rows_per_group = manifest.rows_per_group
+        self._group_starts = np.cumsum(rows_per_group) - rows_per_group
+
+        # Groups that are fetched or being fetched, the least recently used first.
+        self._cached_groups: OrderedDict[int, Future[LoadedRowGroup]] = OrderedDict()
         self._cached_bytes = 0
-        self._footer_cache: OrderedDict[str, bytes] = OrderedDict()
-        self._footer_cache_bytes = 0
-        self._lock = threading.Lock()  # footers and counts
+        # Guards the count, which the threads that fetch update.
+        self._lock = threading.Lock()
         self.bad_samples = manifest.bad_samples
-        """Verdicts so far: reason by sample id of files that do not decode. A memory, so that each costs once."""
+        """Reason by sample id of files found not to decode, so each is tried once."""
         self.num_groups_read = 0
-        """Row groups fetched so far, those fetched again included."""
+        """Row groups fetched so far, counting a group each time it is fetched."""
 
     def find_row_groups(self, sample_ids: NDArray[np.int64]) -> list[int]:
-        """The row groups that hold samples, ascending."""
-        groups: list[int] = np.unique(
-            np.searchsorted(self._group_starts, sample_ids, side="right") - 1
-        ).tolist()
+        """Return the row groups that hold samples, ascending."""
+        group_of_each = self._find_group_of_each(sample_ids)
+        groups: list[int] = np.unique(group_of_each).tolist()
         return groups
 
     def prefetch_row_groups(
         self, upcoming_groups: Iterable[Sequence[int]], executor: Executor
     ) -> None:
-        """Start to fetch the row groups of micro-batches to come, in their order, as far as the memory has room.
+        """Start to fetch the row groups of upcoming micro-batches, as far as they fit.
 
-        What an earlier one of them needs never goes for a later one.
+        A group that an earlier micro-batch needs is never evicted for a later one.
+
+        Args:
+            upcoming_groups: the groups of each micro-batch, in the order of use.
+            executor: runs the fetches.
         """
-        earlier: set[int] = set()
+        needed_groups: set[int] = set()
         for groups in upcoming_groups:
-            earlier.update(groups)
-            for g in groups:
-                self._evict_if_cancelled(g)
-                if g not in self._cached_groups:
-                    if not self._evict_until_fits(
-                        self._get_group_bytes(g), spared=earlier
-                    ):
-                        return
-                    self._cached_groups[g] = executor.submit(self._fetch_row_group, g)
-                    self._cached_bytes += self._get_group_bytes(g)
+            needed_groups.update(groups)
+            for group in groups:
+                self._evict_if_cancelled(group)
+                if group in self._cached_groups:
+                    continue
+                num_bytes = self._get_group_bytes(group)
+                # Stop at the first that does not fit: those after it are needed later.
+                if not self._evict_until_fits(num_bytes, spared=needed_groups):
+                    return
+                future = executor.submit(self._fetch_row_group, group)
+                self._cached_groups[group] = future
+                self._cached_bytes += num_bytes
 
     def read_rows(self, sample_ids: NDArray[np.int64]) -> list[Row]:
-        """The rows of sample ids, in their order.
+        """Return the rows of sample ids, in their order.
 
         Raises:
-            AttemptError: a row group cannot be read, or its checksum is wrong, however often; or a label is not one of
-                the manifest's classes.
+            AttemptError: a row group cannot be read, its checksum is wrong in every
+                read, or a label is not one of the manifest's classes.
         """
-        groups = np.searchsorted(self._group_starts, sample_ids, side="right") - 1
-        needed = np.unique(groups)
-        size = sum(self._get_group_bytes(g) for g in needed)
+        group_of_each = self._find_group_of_each(sample_ids)
+        groups = np.unique(group_of_each)
+        # A view keeps its whole group alive: copy if these groups together exceed the
+        # memory limit.
+        num_bytes = sum(self._get_group_bytes(group) for group in groups)
+        must_copy = num_bytes > self._memory_bytes
+
+        # Read group by group, and put each row where its sample id stands.
         rows: list[Row | None] = [None] * len(sample_ids)
-        for g in needed:
-            table = self._get_row_group(int(g))
-            for place in np.flatnonzero(groups == g):
-                i = int(sample_ids[place] - self._group_starts[g])
-                data = table.data[table.starts[i] : table.ends[i]]
-                # A view keeps its whole group alive: copy where these groups do not fit the memory together.
-                rows[place] = Row(
-                    data.copy() if size > self._memory_bytes else data,
-                    table.labels[i],
-                    table.image_sizes[i],
-                )
+        for group in groups:
+            loaded = self._get_row_group(int(group))
+            for position in np.flatnonzero(group_of_each == group):
+                i = int(sample_ids[position] - self._group_starts[group])
+                start = loaded.starts[i]
+                end = loaded.ends[i]
+                data = loaded.data[start:end]
+                if must_copy:
+                    data = data.copy()
+                rows[position] = Row(data, loaded.labels[i], loaded.image_sizes[i])
         return [row for row in rows if row is not None]
 
     def describe_sample(self, sample_id: int) -> str:
-        """Where a sample lies, for a person."""
-        g = int(np.searchsorted(self._group_starts, sample_id, side="right")) - 1
-        shard, number = self._row_groups[g]
-        return (
-            f"{shard.path} row group {number} row {sample_id - self._group_starts[g]}"
-        )
+        """Return shard, row group and row of a sample, for messages."""
+        next_group = np.searchsorted(self._group_starts, sample_id, side="right")
+        group = int(next_group) - 1
+        shard, group_index = self._row_groups[group]
+        row = sample_id - self._group_starts[group]
+        return f"{shard.path} row group {group_index} row {row}"
 
-    def _get_group_bytes(self, g: int) -> int:
-        shard, number = self._row_groups[g]
-        return shard.groups[number].end - shard.groups[number].start
+    def _find_group_of_each(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self._group_starts, sample_ids, side="right") - 1
+
+    def _get_group_bytes(self, group: int) -> int:
+        shard, group_index = self._row_groups[group]
+        byte_range = shard.groups[group_index]
+        return byte_range.end - byte_range.start
 
     def _evict_until_fits(self, num_bytes: int, spared: Container[int] = ()) -> bool:
-        """Let groups go that were wanted longest ago, but for those spared; whether `size` bytes fit then."""
+        """Evict least recently used groups, except `spared`; return whether it fits."""
+        # Evict nothing for a group that cannot fit at all.
         if num_bytes > self._memory_bytes:
             return False
-        for old in list(self._cached_groups):
+        for group in list(self._cached_groups):
             if self._cached_bytes + num_bytes <= self._memory_bytes:
                 break
-            if old not in spared:
-                self._evict_group(old)
+            if group not in spared:
+                self._evict_group(group)
         return self._cached_bytes + num_bytes <= self._memory_bytes
 
-    def _evict_group(self, g: int) -> None:
-        self._cached_groups.pop(g).cancel()
-        self._cached_bytes -= self._get_group_bytes(g)
+    def _evict_group(self, group: int) -> None:
+        self._cached_groups.pop(group).cancel()
+        self._cached_bytes -= self._get_group_bytes(group)
 
-    def _evict_if_cancelled(self, g: int) -> None:
-        """A loader that was closed early leaves what it had no time to fetch."""
-        if g in self._cached_groups and self._cached_groups[g].cancelled():
-            self._evict_group(g)
+    def _evict_if_cancelled(self, group: int) -> None:
+        # A loader that is closed early cancels the fetches that have not started.
+        future = self._cached_groups.get(group)
+        if future is not None and future.cancelled():
+            self._evict_group(group)
 
-    def _get_row_group(self, g: int) -> LoadedRowGroup:
-        self._evict_if_cancelled(g)
-        if g in self._cached_groups:
-            self._cached_groups.move_to_end(g)
+    def _get_row_group(self, group: int) -> LoadedRowGroup:
+        """Return a row group, from the cache or fetched on this thread."""
+        self._evict_if_cancelled(group)
+        if group in self._cached_groups:
+            self._cached_groups.move_to_end(group)
             try:
-                return self._cached_groups[g].result()
-            except BaseException:  # whoever asks again tries again
-                self._evict_group(g)
+                return self._cached_groups[group].result()
+            except BaseException:
+                # Evict the failed fetch, so that the next call starts another one.
+                self._evict_group(group)
                 raise
-        fits, table = (
-            self._evict_until_fits(self._get_group_bytes(g)),
-            self._fetch_row_group(g),
-        )
+        # Evict before the fetch, so that memory stays within the limit.
+        num_bytes = self._get_group_bytes(group)
+        fits = self._evict_until_fits(num_bytes)
+        loaded = self._fetch_row_group(group)
         if fits:
-            self._cached_groups[g] = Future()
-            self._cached_groups[g].set_result(table)
-            self._cached_bytes += self._get_group_bytes(g)
-        return table
+            future = Future[LoadedRowGroup]()
+            future.set_result(loaded)
+            self._cached_groups[group] = future
+            self._cached_bytes += num_bytes
+        return loaded
 
-    def _fetch_row_group(self, g: int) -> LoadedRowGroup:
-        shard, number = self._row_groups[g]
-        group = shard.groups[number]
-        footer = self._get_footer(shard) if shard.footer_start else None
-        data = self._read_range(shard, group.start, group.end, group.crc32c)
+    def _fetch_row_group(self, group: int) -> LoadedRowGroup:
+        """Read, parse and check a row group. Threads of the executor run this too."""
+        # Read the verified bytes. Tar shards have no footer.
+        shard, group_index = self._row_groups[group]
+        byte_range = shard.groups[group_index]
+        footer = self._reader.read_footer(shard) if shard.footer_start else None
+        data = self._reader.read_range(
+            shard, byte_range.start, byte_range.end, byte_range.crc32c
+        )
         with self._lock:
             self.num_groups_read += 1
+
+        # Parse them. The checksum is right, so an error here was made by the writer.
+        group_name = f"{self.store.redacted_url}/{shard.path} row group {group_index}"
         try:
-            table = parse_row_group(
-                self.manifest, shard, number, data, footer, include_metadata=False
+            loaded = parse_row_group(
+                self.manifest,
+                shard,
+                group_index,
+                data,
+                footer,
+                include_metadata=False,
             )
-        except DamagedParquetError as error:  # although its checksum is right
+        except DamagedParquetError as error:
             raise AttemptError(
-                f"{self._describe_row_group(shard, number)} cannot be read: {error}"
+                f"{group_name} cannot be read although its checksum is right "
+                f"({error}): pack or index the data set again"
             ) from None
-        labels = np.array(table.labels)
-        wrong = np.flatnonzero((labels < 0) | (labels >= len(self.manifest.classes)))
-        if len(wrong):
+
+        # Check the labels: one out of range would only fail later, in the loss.
+        labels = np.array(loaded.labels)
+        num_classes = len(self.manifest.classes)
+        is_wrong = (labels < 0) | (labels >= num_classes)
+        wrong_rows = np.flatnonzero(is_wrong)
+        if len(wrong_rows):
+            row = wrong_rows[0]
             raise AttemptError(
-                f"{self._describe_row_group(shard, number)} row {wrong[0]} has label {labels[wrong[0]]}, "
-                f"but the manifest names {len(self.manifest.classes)} classes: pack the data set again"
+                f"{group_name} row {row} has label {labels[row]}, but the manifest "
+                f"names {num_classes} classes: pack the data set again"
             )
-        return table
-
-    def _describe_row_group(self, shard: Shard, number: int) -> str:
-        return f"{self.store.redacted_url}/{shard.path} row group {number}"
-
-    def _get_footer(self, shard: Shard) -> Footer:
-        with self._lock:
-            data = self._footer_cache.get(shard.path)
-        if data is None:
-            data = bytes(
-                self._read_range(
-                    shard, shard.footer_start, shard.bytes, shard.footer_crc32c
-                )
-            )
-            with self._lock:
-                if shard.path not in self._footer_cache:
-                    self._footer_cache[shard.path] = data
-                    self._footer_cache_bytes += len(data)
-                while self._footer_cache_bytes > _FOOTER_CACHE_BYTES:
-                    self._footer_cache_bytes -= len(
-                        self._footer_cache.popitem(last=False)[1]
-                    )
-        return parse_footer(data)
-
-    def _read_range(
-        self, shard: Shard, start: int, end: int, checksum: int
-    ) -> bytes | memoryview:
-        """A verified range, from the disk cache where that has it."""
-        if self._disk_cache is None:
-            return self._read_from_store(shard, start, end, checksum)
-        key = DiskCache.make_key(
-            self.manifest.fingerprint, shard.path, start, end, checksum
-        )
-        kept = self._disk_cache.get_range(key, checksum)
-        if kept is not None:
-            return kept
-        data = self._read_from_store(shard, start, end, checksum)
-        self._disk_cache.put_range(key, data)
-        return data
-
-    def _read_from_store(
-        self, shard: Shard, start: int, end: int, checksum: int
-    ) -> bytes | memoryview:
-        """A verified range. A failure is never taken for a bad sample: it is tried again, then ends the attempt."""
-        where, patient_until = (
-            f"{self.store.redacted_url}/{shard.path}",
-            time.monotonic() + self._retry_seconds,
-        )
-        for _ in range(_MAX_DAMAGED_READS):
-            try:
-                data = self.store.read_view(
-                    shard.path,
-                    start,
-                    end,
-                    retry_seconds=patient_until - time.monotonic(),
-                )
-            except FileNotFoundError:
-                raise AttemptError(
-                    f"{where} is missing: restore it, or pack the data set again"
-                ) from None
-            except PermissionError as error:
-                raise AttemptError(
-                    f"{where} may not be read ({error}): check its permissions"
-                ) from None
-            except OSError as error:
-                raise AttemptError(
-                    self._explain_replacement(shard)
-                    or f"{where} cannot be read ({error}), tried for {self._retry_seconds:.0f} s: mend the storage, "
-                    "then run the same command to go on"
-                ) from error
-            if len(data) == end - start and crc32c(data) == checksum:
-                return data
-        raise AttemptError(
-            self._explain_replacement(shard)
-            or f"{where} is damaged: bytes {start} to {end} do not have the manifest's checksum, read "
-            f"{_MAX_DAMAGED_READS} times: restore the shard, or pack the data set again; then run the same command"
-        )
-
-    def _explain_replacement(self, shard: Shard) -> str | None:
-        """What to say if a shard has another size, or another ETag, than when its manifest was written."""
-        where = f"{self.store.redacted_url}/{shard.path}"
-        remedy = "it was replaced or cut; restore it, or pack the data set again"
-        try:
-            size = self.store.get_size(shard.path)
-            version = None if shard.version is None else self.store.get_etag(shard.path)
-        except OSError:
-            return None
-        if size != shard.bytes:
-            return f"{where} has {size} bytes, and {shard.bytes} when its manifest was written: {remedy}"
-        if version is not None and version != shard.version:
-            return f"{where} has ETag {version}, and {shard.version} when its manifest was written: {remedy}"
-        return None
+        return loaded

@@ -1,4 +1,4 @@
-"""The manifest of a data set: its shards, with range and checksum of every row group, its classes and colours."""
+"""Manifest of a data set: shards, row groups with checksums, classes and colors."""
 
 import base64
 import hashlib
@@ -20,6 +20,7 @@ MANIFEST_FILE = "manifest.json"
 _FORMAT_VERSION = "distrain-shards-2"
 
 Layout = Literal["distrain", "parquet", "tar"]
+# Little-endian on every machine: these are the types as they are stored.
 _INDEX_DTYPES: dict[str, Any] = {
     "label": np.dtype("<i4"),
     "height": np.dtype("<i4"),
@@ -32,41 +33,44 @@ _INDEX_DTYPES: dict[str, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class RowIndex:
-    """What `distrain index` found out about each row of a group that others wrote."""
+    """Rows of a group that others wrote, as `distrain index` found them."""
 
     label: NDArray[np.int32]
     height: NDArray[np.int32]
     width: NDArray[np.int32]
     crc32c: NDArray[np.uint32]
-    """Of the image file."""
+    """CRC-32C of the image file."""
     start: NDArray[np.int64]
-    """Where the image file lies, from the group's first byte on; in a tar."""
+    """Offset of the image file from the group's first byte; used in a tar."""
     size: NDArray[np.int64]
     """Bytes of the image file."""
     bad: Mapping[int, str]
-    """Reason by row of what does not decode. Such a row keeps its place and has no weight."""
+    """Reason by row of images that do not decode. Such a row keeps its sample id, and
+    has weight zero."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: each column as its numbers, little-endian (4, 4, 4, 4, 8 and 8 bytes), in base 64."""
-        columns = {
-            name: base64.b64encode(getattr(self, name).astype(kind).tobytes()).decode()
-            for name, kind in _INDEX_DTYPES.items()
-        }
-        return {
-            **columns,
-            "bad": {str(row): reason for row, reason in self.bad.items()},
-        }
+        """Return a dict for JSON.
+
+        Each column is its numbers, little-endian (4, 4, 4, 4, 8 and 8 bytes each), in
+        base 64.
+        """
+        columns = {}
+        for name, dtype in _INDEX_DTYPES.items():
+            data = getattr(self, name).astype(dtype).tobytes()
+            columns[name] = base64.b64encode(data).decode()
+        # As strings, because JSON has no integer keys.
+        bad = {str(row): reason for row, reason in self.bad.items()}
+        return {**columns, "bad": bad}
 
     @staticmethod
     def from_dict(tree: Mapping[str, Any]) -> "RowIndex":
-        """What `to_tree` made."""
-        columns = {
-            name: np.frombuffer(base64.b64decode(tree[name]), kind)
-            for name, kind in _INDEX_DTYPES.items()
-        }
-        return RowIndex(
-            **columns, bad={int(row): reason for row, reason in tree["bad"].items()}
-        )
+        """Return the index from the dict that `to_dict` makes."""
+        columns = {}
+        for name, dtype in _INDEX_DTYPES.items():
+            data = base64.b64decode(tree[name])
+            columns[name] = np.frombuffer(data, dtype)
+        bad = {int(row): reason for row, reason in tree["bad"].items()}
+        return RowIndex(**columns, bad=bad)
 
 
 @dataclass(frozen=True)
@@ -78,25 +82,25 @@ class RowGroup:
     end: int
     crc32c: int
     index: RowIndex | None = None
-    """Its rows, where the shard itself does not say what they are."""
+    """Description of its rows, if the shard itself does not have one."""
     number: int = -1
-    """Of the row group in a Parquet file."""
+    """Index of the row group in a Parquet file that others wrote."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file."""
+    """One file of a data set."""
 
     path: str
     bytes: int
     groups: tuple[RowGroup, ...]
     sha256: str | None = None
-    """Of shards that `pack` wrote."""
+    """SHA-256 of the file, if `pack` wrote it."""
     footer_start: int = 0
-    """Of a Parquet file."""
+    """Offset of the footer in a Parquet file; 0 in a tar."""
     footer_crc32c: int = 0
     version: str | None = None
-    """The ETag of an object that others wrote, where its store has one."""
+    """ETag of an object that others wrote, if its store has ETags."""
 
 
 _STATISTICS_KEYS = ("mean", "covariance", "eigenvalues", "eigenvectors")
@@ -104,68 +108,79 @@ _STATISTICS_KEYS = ("mean", "covariance", "eigenvalues", "eigenvectors")
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """What a data set is."""
+    """Description of a data set."""
 
     shards: tuple[Shard, ...]
     classes: tuple[str, ...]
     """Class names, by label."""
     image_size: tuple[int, int] | None
-    """Height and width of every image in pixels; None: they differ."""
+    """Height and width of every image in pixels; None if they differ."""
     encoding: Literal["jpeg", "raw"]
-    """jpeg: image files, mostly JPEG; raw: binary PPM files of one size, whose pixels are there as they are."""
+    """jpeg: image files, mostly JPEG; raw: binary PPM files of one size, whose pixels
+    are stored as they are."""
     verified: bool
-    """Every file was decoded whole when it was written or indexed; false: decoding a file whole is its verdict."""
+    """True if every file was decoded whole when it was packed or indexed; if false,
+    training must decode whole files to validate them."""
     statistics: ColorStatistics
     layout: Layout = "distrain"
-    """distrain: the shards of `pack`; parquet and tar: files of others, read as they are."""
+    """distrain: shards of `pack`; parquet and tar: files of others, read in place."""
     image_column: str = "image.bytes"
-    """Of Parquet files."""
+    """Column of the images in Parquet files."""
     shards_url: str | None = None
-    """URL of the shards, where they do not lie beside the manifest."""
+    """URL of the shards; None if they are beside the manifest."""
 
     @property
     def row_groups(self) -> list[tuple[Shard, int]]:
-        """Every row group as (shard, place inside it), in the order of sample ids."""
-        return [(shard, i) for shard in self.shards for i in range(len(shard.groups))]
+        """Every row group as (shard, index in it), in the order of sample ids."""
+        row_groups = list[tuple[Shard, int]]()
+        for shard in self.shards:
+            row_groups.extend((shard, i) for i in range(len(shard.groups)))
+        return row_groups
 
     @property
     def rows_per_group(self) -> NDArray[np.int64]:
-        """Rows of each row group."""
-        return np.array(
-            [group.rows for shard in self.shards for group in shard.groups], np.int64
-        )
+        """Number of rows of each row group, in the order of sample ids."""
+        rows = [group.rows for group in self._list_groups()]
+        return np.array(rows, np.int64)
 
     @property
     def num_rows(self) -> int:
-        """Samples in the data set."""
-        return sum(group.rows for shard in self.shards for group in shard.groups)
+        """Number of samples in the data set."""
+        return sum(group.rows for group in self._list_groups())
 
     @property
     def bad_samples(self) -> dict[int, str]:
-        """Reason by sample id of images that do not decode, as far as the manifest knows."""
-        found, first = dict[int, str](), 0
-        for shard in self.shards:
-            for group in shard.groups:
-                if group.index is not None:
-                    found.update(
-                        {first + row: reason for row, reason in group.index.bad.items()}
-                    )
-                first += group.rows
-        return found
+        """Reason by sample id of images that `distrain index` found not to decode."""
+        bad_samples = dict[int, str]()
+        first_id = 0
+        for group in self._list_groups():
+            if group.index is not None:
+                for row, reason in group.index.bad.items():
+                    bad_samples[first_id + row] = reason
+            # A bad row keeps its sample id, so all rows count.
+            first_id += group.rows
+        return bad_samples
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the content: where the data set lies does not matter."""
-        return hashlib.sha256(
-            json.dumps({**self._to_dict(), "at": None}).encode()
-        ).hexdigest()
+        """SHA-256 of the content; the location of the data set does not matter."""
+        tree = {**self._to_dict(), "at": None}
+        text = json.dumps(tree)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _list_groups(self) -> list[RowGroup]:
+        groups = list[RowGroup]()
+        for shard in self.shards:
+            groups.extend(shard.groups)
+        return groups
 
     def to_json(self) -> str:
-        """The manifest as it is stored."""
+        """Return the manifest as it is stored."""
         return json.dumps(self._to_dict(), indent=1)
 
     def _to_dict(self) -> dict[str, Any]:
-        colours = self.statistics
+        # The fingerprint is a hash of this: another order of keys would change it.
+        statistics = self.statistics
         return {
             "format": _FORMAT_VERSION,
             "layout": self.layout,
@@ -176,99 +191,126 @@ class Manifest:
             "encoding": self.encoding,
             "proved": self.verified,
             "image_column": self.image_column,
-            "mean": colours.mean.tolist(),
-            "std": colours.std.tolist(),
-            "covariance": colours.covariance.tolist(),
-            "eigenvalues": colours.eigenvalues.tolist(),
-            "eigenvectors": colours.eigenvectors.tolist(),
+            "mean": statistics.mean.tolist(),
+            "std": statistics.std.tolist(),
+            "covariance": statistics.covariance.tolist(),
+            "eigenvalues": statistics.eigenvalues.tolist(),
+            "eigenvectors": statistics.eigenvectors.tolist(),
             "shards": [shard_to_dict(shard) for shard in self.shards],
         }
 
     @staticmethod
     def load(store: Store, retry_seconds: float = 0.0) -> "Manifest":
-        """Read the manifest of a data set; `patience` is for how many seconds a store may not answer.
+        """Read the manifest of a data set.
+
+        Args:
+            store: the data set.
+            retry_seconds: seconds for which a store that does not answer is retried.
 
         Raises:
-            UserError: there is none, it is not one, or it holds nothing to learn from.
+            UserError: the manifest is missing or invalid, or the data set has no
+                images or fewer than two classes.
             AttemptError: the store does not answer.
         """
-        try:
-            tree = json.loads(store.read(MANIFEST_FILE, retry_seconds=retry_seconds))
-        except FileNotFoundError:
-            what = f"no {MANIFEST_FILE} in it" if store.exists() else "nothing there"
-            raise UserError(
-                f"no data set at {store.redacted_url} ({what}): check the URL, or make one with distrain pack or index"
-            ) from None
-        except OSError as error:
-            kind = AttemptError if is_transient(error) else UserError
-            raise kind(
-                f"cannot read the data set at {store.redacted_url}: {error}"
-            ) from None
-        except ValueError:
-            raise UserError(
-                f"{store.redacted_url}/{MANIFEST_FILE} is not JSON: pack the data set again"
-            ) from None
-        try:
-            if tree["format"] != _FORMAT_VERSION:
-                raise KeyError(_FORMAT_VERSION)
-            if not tree.keys() >= set(_STATISTICS_KEYS):
-                raise UserError(
-                    f"{store.redacted_url}/{MANIFEST_FILE} has no colour statistics, which normalising and PCA colour need: "
-                    "distrain stats shows those of a data set; pack or index this one again"
-                )
-            colours = (np.array(tree[name]) for name in _STATISTICS_KEYS)
-            manifest = Manifest(
-                shards=tuple(shard_from_dict(shard) for shard in tree["shards"]),
-                classes=tuple(tree["classes"]),
-                image_size=tree["size"] and (tree["size"][0], tree["size"][1]),
-                encoding=tree["encoding"],
-                verified=tree["proved"],
-                statistics=ColorStatistics(*colours),
-                layout=tree["layout"],
-                image_column=tree["image_column"],
-                shards_url=tree["at"],
-            )
-        except UserError:
-            raise
-        except (KeyError, TypeError, ValueError):
-            raise UserError(
-                f"{store.redacted_url}/{MANIFEST_FILE} is not a {_FORMAT_VERSION} manifest: pack the data set again"
-            ) from None
+        tree = _read_manifest_file(store, retry_seconds)
+        manifest = _manifest_from_dict(tree, f"{store.redacted_url}/{MANIFEST_FILE}")
         if manifest.num_rows == 0:
             raise UserError(
-                f"the data set at {store.redacted_url} is empty: pack one with images in it"
+                f"the data set at {store.redacted_url} is empty: "
+                "pack one with images in it"
             )
         if len(manifest.classes) < 2:
             raise UserError(
-                f"the data set at {store.redacted_url} has one class, so there is nothing to tell apart"
+                f"the data set at {store.redacted_url} has fewer than two classes, "
+                "so there is nothing to classify: pack one with at least two"
             )
         return manifest
 
 
+def _read_manifest_file(store: Store, retry_seconds: float) -> Any:
+    """Read the manifest of a data set as JSON. Raises UserError and AttemptError."""
+    try:
+        return json.loads(store.read(MANIFEST_FILE, retry_seconds=retry_seconds))
+    except FileNotFoundError:
+        reason = f"it has no {MANIFEST_FILE}" if store.exists() else "it does not exist"
+        raise UserError(
+            f"no data set at {store.redacted_url} ({reason}): "
+            "check the URL, or make one with distrain pack or index"
+        ) from None
+    except OSError as error:
+        # Another attempt may succeed after a transient error, but not after another.
+        error_class = AttemptError if is_transient(error) else UserError
+        raise error_class(
+            f"cannot read the data set at {store.redacted_url}: {error}"
+        ) from None
+    except ValueError:
+        raise UserError(
+            f"{store.redacted_url}/{MANIFEST_FILE} is not JSON: pack the data set again"
+        ) from None
+
+
+def _manifest_from_dict(tree: Any, manifest_url: str) -> Manifest:
+    """Return the manifest from the dict that was read as JSON. Raises UserError."""
+    invalid = UserError(
+        f"{manifest_url} is not a {_FORMAT_VERSION} manifest: pack the data set again"
+    )
+    if not isinstance(tree, dict):
+        raise invalid
+    if tree.get("format") != _FORMAT_VERSION:
+        raise invalid
+    # Checked apart from the other keys, for a message that says what needs them.
+    if not tree.keys() >= set(_STATISTICS_KEYS):
+        raise UserError(
+            f"{manifest_url} has no color statistics, which normalization and "
+            "PCA color augmentation need: pack or index the data set again "
+            "(distrain stats prints the statistics of a data set)"
+        )
+    try:
+        size = tree["size"]
+        statistics = (np.array(tree[name]) for name in _STATISTICS_KEYS)
+        return Manifest(
+            shards=tuple(shard_from_dict(shard) for shard in tree["shards"]),
+            classes=tuple(tree["classes"]),
+            image_size=size and (size[0], size[1]),
+            encoding=tree["encoding"],
+            verified=tree["proved"],
+            statistics=ColorStatistics(*statistics),
+            layout=tree["layout"],
+            image_column=tree["image_column"],
+            shards_url=tree["at"],
+        )
+    except (KeyError, TypeError, ValueError):
+        raise invalid from None
+
+
 def shard_to_dict(shard: Shard) -> dict[str, Any]:
-    """A shard for JSON."""
+    """Return a dict of a shard for JSON."""
+    # Leave out keys that do not apply: the SHA-256 or the ETag.
     tree = {name: value for name, value in vars(shard).items() if value is not None}
-    return {**tree, "groups": [_group_to_dict(group) for group in shard.groups]}
+    tree["groups"] = [_group_to_dict(group) for group in shard.groups]
+    return tree
 
 
 def _group_to_dict(group: RowGroup) -> dict[str, Any]:
+    tree = dict(vars(group))
     if group.index is not None:
-        return {**vars(group), "index": group.index.to_dict()}
-    return {
-        name: value
-        for name, value in vars(group).items()
-        if name not in ("index", "number")
-    }
+        tree["index"] = group.index.to_dict()
+    else:
+        # Groups of `pack` have neither.
+        del tree["index"]
+        del tree["number"]
+    return tree
 
 
 def shard_from_dict(tree: Mapping[str, Any]) -> Shard:
-    """What `shard_tree` made."""
-    return Shard(
-        **{**tree, "groups": tuple(_group_from_dict(group) for group in tree["groups"])}
-    )
+    """Return the shard from the dict that `shard_to_dict` makes."""
+    groups = tuple(_group_from_dict(group) for group in tree["groups"])
+    fields = {**tree, "groups": groups}
+    return Shard(**fields)
 
 
 def _group_from_dict(tree: Mapping[str, Any]) -> RowGroup:
-    if "index" in tree:
-        return RowGroup(**{**tree, "index": RowIndex.from_dict(tree["index"])})
-    return RowGroup(**tree)
+    fields = dict(tree)
+    if "index" in fields:
+        fields["index"] = RowIndex.from_dict(fields["index"])
+    return RowGroup(**fields)

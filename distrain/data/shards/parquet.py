@@ -1,4 +1,4 @@
-"""Parquet by byte ranges: where a column of a row group lies in its file, and the group read from such ranges."""
+"""Parquet by byte ranges: find and read parts of a file without all of it."""
 
 import json
 from collections.abc import Sequence
@@ -13,99 +13,119 @@ from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
 _MAGIC = b"PAR1"
+# Most footers are shorter, so that one read brings a whole one.
 _TAIL_BYTES = 1 << 16
 
-Footer: TypeAlias = Any  # pq.FileMetaData, which has no types
+# A pq.FileMetaData; pyarrow has no types.
+Footer: TypeAlias = Any
 
 
 class DamagedParquetError(ValueError):
-    """These bytes are not what their place in a Parquet file says."""
+    """Bytes are not what their position in a Parquet file says."""
 
 
 class ByteRange(NamedTuple):
-    """A byte range of a file, read."""
+    """A byte range of a file, read into memory."""
 
     start: int
     data: bytes | memoryview
 
 
 class ColumnNames(NamedTuple):
-    """Which columns hold images and labels, as Parquet names them."""
+    """Names of the columns of images and labels, as in Parquet's schema."""
 
     image: str
-    """Of bytes: `image.bytes` in the hub's layout."""
+    """Column of bytes: `image.bytes` in the hub's layout."""
     label: str
 
 
 class HubFeatures(NamedTuple):
-    """What a file says of itself in the hub's metadata."""
+    """Columns and classes of a file, partly from the hub's metadata in it."""
 
     columns: ColumnNames
     classes: tuple[str, ...] | None
-    """Names by label, where they are given."""
+    """Names by label, if the file has them."""
 
 
 def read_footer(
-    store: Store, path: str, file_size: int, retry_seconds: float
+    store: Store,
+    path: str,
+    file_size: int,
+    retry_seconds: float,
 ) -> tuple[int, bytes]:
-    """A file's footer: where it starts, and its bytes to the end of the file.
+    """Read a file's footer.
+
+    Returns:
+        Offset of the footer, and its bytes to the end of the file.
 
     Raises:
-        OSError: it cannot be read.
-        UserError: this is no Parquet file.
+        OSError: the file cannot be read.
+        UserError: it is not a Parquet file.
     """
+    # Read the end of the file; 12 bytes are two magic numbers and the footer's length.
     start = max(0, file_size - _TAIL_BYTES)
     tail = store.read(path, start, file_size, retry_seconds=retry_seconds)
-    if len(tail) < 12 or tail[-4:] != _MAGIC:
+    is_complete = len(tail) >= 12 and tail[-4:] == _MAGIC
+    if not is_complete:
         raise UserError(
-            f"{store.redacted_url}/{path} is no whole Parquet file: it is cut, or something else"
+            f"{store.redacted_url}/{path} is not a complete Parquet file: "
+            "it is truncated or has another format; fetch it again"
         )
-    length = int.from_bytes(tail[-8:-4], "little") + 8
-    if length > file_size:
-        raise UserError(f"{store.redacted_url}/{path} has a damaged footer")
-    if length > len(tail):
-        tail = store.read(
-            path, file_size - length, file_size, retry_seconds=retry_seconds
+
+    # Read the footer itself, if it is longer than that.
+    footer_length = int.from_bytes(tail[-8:-4], "little") + 8
+    footer_start = file_size - footer_length
+    if footer_start < 0:
+        raise UserError(
+            f"{store.redacted_url}/{path} has a damaged footer: fetch the file again"
         )
-    return file_size - length, tail[-length:]
+    if footer_length > len(tail):
+        tail = store.read(path, footer_start, file_size, retry_seconds=retry_seconds)
+    return footer_start, tail[-footer_length:]
 
 
 def parse_footer(data: bytes) -> Footer:
-    """Read a footer; what stands before it in a file is not looked at. Raises DamagedError."""
+    """Parse a footer; bytes of the file before it are ignored.
+
+    Raises:
+        DamagedParquetError: it is not a footer.
+    """
     try:
         return pq.read_metadata(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:
         raise DamagedParquetError(f"damaged footer: {error}") from None
 
 
-def find_column_chunk(footer: Footer, group_index: int, column: str) -> tuple[int, int]:
-    """The bytes of a file, from and to, that hold a column of a row group."""
+def _list_column_chunks(footer: Footer, group_index: int, column: str) -> list[Any]:
     row_group = footer.row_group(group_index)
-    for i in range(row_group.num_columns):
-        found = row_group.column(i)
-        if found.path_in_schema == column:
-            start = found.data_page_offset
-            if found.dictionary_page_offset:
-                start = min(start, found.dictionary_page_offset)
-            return start, start + found.total_compressed_size
-    raise AssertionError(column)
+    columns = [row_group.column(i) for i in range(row_group.num_columns)]
+    return [chunk for chunk in columns if chunk.path_in_schema == column]
+
+
+def find_column_chunk(footer: Footer, group_index: int, column: str) -> tuple[int, int]:
+    """Return start and end of the bytes that hold a column of a row group."""
+    chunks = _list_column_chunks(footer, group_index, column)
+    if not chunks:
+        raise AssertionError(column)
+    chunk = chunks[0]
+    start = chunk.data_page_offset
+    # The dictionary, if there is one, comes before the data. Offset 0 means that there
+    # is none: a file begins with its magic number.
+    if chunk.dictionary_page_offset:
+        start = min(start, chunk.dictionary_page_offset)
+    return start, start + chunk.total_compressed_size
 
 
 def get_uncompressed_bytes(footer: Footer, group_index: int, column: str) -> int:
-    """How many bytes a column of a row group says it unpacks to."""
-    row_group = footer.row_group(group_index)
-    columns = [row_group.column(i) for i in range(row_group.num_columns)]
-    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema == column)
+    """Return the size of a column of a row group after decompression, as it claims."""
+    chunks = _list_column_chunks(footer, group_index, column)
+    return sum(chunk.total_uncompressed_size for chunk in chunks)
 
 
 def has_dictionary(footer: Footer, group_index: int, column: str) -> bool:
-    """Whether values of a column of a row group may be stored once and repeated."""
-    row_group = footer.row_group(group_index)
-    columns = [row_group.column(i) for i in range(row_group.num_columns)]
-    return any(
-        c.path_in_schema == column and c.dictionary_page_offset is not None
-        for c in columns
-    )
+    """Return whether a column of a row group may store a value once and repeat it."""
+    chunks = _list_column_chunks(footer, group_index, column)
+    return any(chunk.dictionary_page_offset is not None for chunk in chunks)
 
 
 def read_row_group(
@@ -115,14 +135,22 @@ def read_row_group(
     group_index: int,
     columns: Sequence[str],
 ) -> pa.Table:
-    """Columns of a row group of a file of `size` bytes, from the pieces that hold them. Raises DamagedError."""
+    """Read columns of a row group from byte ranges of its file.
+
+    Args:
+        ranges: ranges that together hold the columns.
+        file_size: bytes of the whole file.
+        footer: footer of the file.
+        group_index: index of the row group in the file.
+        columns: names of the columns.
+
+    Raises:
+        DamagedParquetError: the bytes are not such columns.
+    """
     try:
-        # Buffered ahead, it would read what lies between columns too.
-        file = pq.ParquetFile(
-            pa.PythonFile(_RangeFile(ranges, file_size), "r"),
-            metadata=footer,
-            pre_buffer=False,
-        )
+        # With pre_buffer, pyarrow would also read what lies between the columns.
+        source = pa.PythonFile(_RangeFile(ranges, file_size), "r")
+        file = pq.ParquetFile(source, metadata=footer, pre_buffer=False)
         return file.read_row_group(
             group_index, columns=list(columns), use_threads=False
         )
@@ -131,21 +159,27 @@ def read_row_group(
 
 
 def view_binary_column(column: pa.ChunkedArray) -> tuple[NDArray[np.uint8], list[int]]:
-    """Values of a column of bytes, or of its field `bytes`: value i is data[offsets[i]:offsets[i + 1]]."""
-    array = (
-        column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    )  # which copies even one
+    """Return the bytes and the offsets of a column of bytes, or of its field `bytes`.
+
+    Value i is data[offsets[i]:offsets[i + 1]].
+    """
+    # combine_chunks copies even a single chunk.
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if pa.types.is_struct(array.type):
         array = array.field("bytes")
+    # Strings have the same buffers; anything else must be cast for 32-bit offsets.
     if array.type not in (pa.binary(), pa.string()):
         array = array.cast(pa.binary())
-    _, offsets, values = array.buffers()
-    return (
-        np.frombuffer(values, np.uint8) if values else np.empty(0, np.uint8),
-        np.frombuffer(offsets, np.int32)[
-            array.offset : array.offset + len(array) + 1
-        ].tolist(),
-    )
+
+    # View Arrow's buffers without a copy. The array may be a slice of the offsets.
+    _, offset_buffer, value_buffer = array.buffers()
+    data = np.empty(0, np.uint8)
+    if value_buffer:
+        data = np.frombuffer(value_buffer, np.uint8)
+    all_offsets = np.frombuffer(offset_buffer, np.int32)
+    end = array.offset + len(array) + 1
+    offsets = all_offsets[array.offset : end]
+    return data, offsets.tolist()
 
 
 def find_features(
@@ -154,53 +188,58 @@ def find_features(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> HubFeatures:
-    """Find the columns of images and labels: those named, those of the hub's metadata, or `image` and `label`.
+    """Find the columns of images and labels, and the class names.
+
+    The columns are those given, else those in the hub's metadata, else `image` and
+    `label`.
+
+    Args:
+        footer: footer of the file.
+        file_name: name of the file, for messages.
+        image_column: column of images, if the user names one.
+        label_column: column of labels, if the user names one.
 
     Raises:
-        UserError: there are none, or several.
+        UserError: a column is missing or has a wrong type, or several are possible.
     """
+    # Choose the columns.
     schema = footer.schema.to_arrow_schema()
-    told = _read_hub_features(footer)
-    image_column = image_column or _pick_column(told, "Image", "image", file_name)
-    label_column = label_column or _pick_column(told, "ClassLabel", "label", file_name)
-    missing = [
-        name for name in (image_column, label_column) if name not in schema.names
-    ]
-    if missing:
+    hub_features = _read_hub_features(footer)
+    if not image_column:
+        image_column = _pick_column(hub_features, "Image", "image", file_name)
+    if not label_column:
+        label_column = _pick_column(hub_features, "ClassLabel", "label", file_name)
+
+    # Check that they exist, and their types.
+    for column in (image_column, label_column):
+        if column not in schema.names:
+            raise UserError(
+                f"{file_name} has no column {column}: name the columns with "
+                "--image-column and --label-column; "
+                f"it has {', '.join(schema.names)}"
+            )
+    label_type = schema.field(label_column).type
+    if not pa.types.is_integer(label_type):
         raise UserError(
-            f"{file_name} has no column {missing[0]}: name the columns with --image-column and --label-column; "
-            f"it has {', '.join(schema.names)}"
+            f"column {label_column} of {file_name} does not hold integers: "
+            "labels must be integers from 0"
         )
-    if not pa.types.is_integer(schema.field(label_column).type):
-        raise UserError(
-            f"column {label_column} of {file_name} holds no numbers: labels are integers from 0"
-        )
-    kind = schema.field(image_column).type
-    if pa.types.is_struct(kind) and any(
-        kind.field(i).name == "bytes" for i in range(kind.num_fields)
-    ):
-        image_column = f"{image_column}.bytes"
-    elif not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise UserError(
-            f"column {image_column} of {file_name} holds no image files: its type is {kind}"
-        )
-    names = (
-        told.get(label_column, {}).get("names")
-        if isinstance(told.get(label_column), dict)
-        else None
-    )
-    return HubFeatures(
-        ColumnNames(image_column, label_column),
-        tuple(map(str, names)) if isinstance(names, list) else None,
-    )
+    image_type = schema.field(image_column).type
+    image_path = _find_bytes_path(image_column, image_type, file_name)
+
+    columns = ColumnNames(image_path, label_column)
+    return HubFeatures(columns, _find_class_names(hub_features, label_column))
 
 
 def _read_hub_features(footer: Footer) -> dict[str, dict[str, object]]:
+    # Any file may have this key, so the values are checked where they are used.
     try:
-        found = json.loads(footer.metadata[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):  # none, or not theirs
+        tree = json.loads(footer.metadata[b"huggingface"])
+        features = tree["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        # The file has no metadata of the hub, or something else under its key.
         return {}
-    return found if isinstance(found, dict) else {}
+    return features if isinstance(features, dict) else {}
 
 
 def _pick_column(
@@ -209,27 +248,61 @@ def _pick_column(
     default: str,
     file_name: str,
 ) -> str:
-    """The one column of a kind, or the usual name."""
-    found = [
+    """Return the column of a type, or the default name if there is none."""
+    columns = [
         name
         for name, feature in hub_features.items()
         if isinstance(feature, dict) and feature.get("_type") == feature_type
     ]
-    if len(found) > 1 and default not in found:
+    if default in columns or not columns:
+        return default
+    if len(columns) > 1:
         raise UserError(
-            f"{file_name} has several columns of {default}s, {', '.join(found)}: choose with --{default}-column"
+            f"{file_name} has several columns of {default}s, {', '.join(columns)}: "
+            f"choose one with --{default}-column"
         )
-    return default if default in found or not found else found[0]
+    return columns[0]
+
+
+def _find_bytes_path(column: str, column_type: Any, file_name: str) -> str:
+    """Return the Parquet path of the image files in a column."""
+    if pa.types.is_binary(column_type):
+        return column
+    if pa.types.is_large_binary(column_type):
+        return column
+    if pa.types.is_struct(column_type):
+        fields = [column_type.field(i) for i in range(column_type.num_fields)]
+        if any(field.name == "bytes" for field in fields):
+            return f"{column}.bytes"
+    raise UserError(
+        f"column {column} of {file_name} does not hold image files: "
+        f"its type is {column_type}; choose another with --image-column"
+    )
+
+
+def _find_class_names(
+    hub_features: dict[str, dict[str, object]], label_column: str
+) -> tuple[str, ...] | None:
+    """Return the class names in the hub's metadata, if it has any."""
+    label_feature = hub_features.get(label_column)
+    if not isinstance(label_feature, dict):
+        return None
+    names = label_feature.get("names")
+    return tuple(map(str, names)) if isinstance(names, list) else None
 
 
 class _RangeFile:
-    """A file of `size` bytes of which only some pieces are there; pyarrow reads it without a copy."""
+    """A file of which only some byte ranges are in memory.
+
+    pyarrow reads it without a copy. The methods are those of a file that it calls.
+    """
 
     closed = False
 
     def __init__(self, ranges: Sequence[ByteRange], size: int) -> None:
-        self._ranges = [(piece.start, memoryview(piece.data)) for piece in ranges]
-        self._size, self._position = size, 0
+        self._ranges = [(part.start, memoryview(part.data)) for part in ranges]
+        self._size = size
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -241,7 +314,9 @@ class _RangeFile:
         return False
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        self._position = offset + (0, self._position, self._size)[whence]
+        # In the order of os.SEEK_SET, os.SEEK_CUR and os.SEEK_END.
+        origins = (0, self._position, self._size)
+        self._position = offset + origins[whence]
         return self._position
 
     def tell(self) -> int:
@@ -251,11 +326,13 @@ class _RangeFile:
         return self._size
 
     def read(self, n: int) -> memoryview:
-        at, self._position = self._position, self._position + n
-        for start, data in self._ranges:
-            if start <= at < start + len(data):
-                return data[at - start : at - start + n]
-        raise AssertionError("read outside the window")
+        start = self._position
+        self._position += n
+        for range_start, data in self._ranges:
+            offset = start - range_start
+            if 0 <= offset < len(data):
+                return data[offset : offset + n]
+        raise AssertionError("read outside the byte ranges")
 
     def close(self) -> None:
         self.closed = True

@@ -1,6 +1,7 @@
-"""Writes shards: Parquet files in the Hugging Face hub's layout, row groups of some megabytes.
+"""Writes shards: Parquet files in the Hugging Face hub's layout.
 
-A row is `image: struct<bytes, path>`, `label: int64`, `height`, `width`: int32, `crc32c`: uint32 (of the bytes).
+Row groups have some megabytes. A row is `image: struct<bytes, path>`, `label: int64`,
+`height`, `width`: int32, `crc32c`: uint32 (of the bytes).
 """
 
 import hashlib
@@ -16,48 +17,69 @@ from distrain.data.shards.manifest import RowGroup, Shard
 from distrain.data.shards.parquet import parse_footer
 
 MAX_GROUP_ROWS = 100
-"""Rows of a row group, which is one ranged read of some megabytes."""
+"""Maximum rows of a row group, which is one ranged read of some megabytes."""
 TARGET_GROUP_BYTES = 8 << 20
+"""Bytes of image files after which a row group ends."""
 
 
 class ShardWriter:
-    """Makes one shard in memory, of rows in the order they come."""
+    """One shard, written in memory, with rows in the order they are added."""
 
     def __init__(
         self, classes: Sequence[str], max_group_rows: int = MAX_GROUP_ROWS
     ) -> None:
-        self._max_group_rows, self._schema = max_group_rows, _make_schema(classes)
+        self._max_group_rows = max_group_rows
+        self._schema = _make_schema(classes)
+        # Rows of the row group that is not written yet, and bytes of their image files.
         self._rows: list[dict[str, Any]] = []
         self._group_bytes = 0
         self._sink = pa.BufferOutputStream()
-        # JPEG does not compress, and dictionary and statistics would make reads four times slower.
-        options = {
-            "compression": "none",
-            "use_dictionary": False,
-            "write_statistics": False,
-        }
-        self._writer = pq.ParquetWriter(self._sink, self._schema, **options)
+        # JPEG does not compress, and dictionary and statistics would make reads four
+        # times slower.
+        self._writer = pq.ParquetWriter(
+            self._sink,
+            self._schema,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=False,
+        )
 
     def add_row(
-        self, data: bytes, label: int, path: str, size: tuple[int, int]
+        self,
+        data: bytes,
+        label: int,
+        path: str,
+        size: tuple[int, int],
     ) -> None:
-        """Add an image file; `path` says where it came from, `size` is its height and width in pixels."""
-        row = {
-            "label": label,
-            "height": size[0],
-            "width": size[1],
-            "crc32c": crc32c(data),
-        }
-        self._rows.append({"image": {"bytes": data, "path": path}, **row})
+        """Add an image file.
+
+        Args:
+            data: content of the file.
+            label: index of its class.
+            path: source of the file.
+            size: height and width in pixels.
+        """
+        height, width = size
+        self._rows.append(
+            {
+                "image": {"bytes": data, "path": path},
+                "label": label,
+                "height": height,
+                "width": width,
+                "crc32c": crc32c(data),
+            }
+        )
         self._group_bytes += len(data)
-        if (
-            len(self._rows) == self._max_group_rows
-            or self._group_bytes >= TARGET_GROUP_BYTES
-        ):
+        is_full = len(self._rows) == self._max_group_rows
+        if is_full or self._group_bytes >= TARGET_GROUP_BYTES:
             self._flush_group()
 
     def finish_shard(self, path: str) -> tuple[Shard, memoryview]:
-        """The shard, as it is to be written to `path`."""
+        """Return the manifest's entry and the bytes of the shard.
+
+        Args:
+            path: where the shard is to be written, relative to the data set.
+        """
         self._flush_group()
         self._writer.close()
         data = memoryview(self._sink.getvalue())
@@ -65,8 +87,10 @@ class ShardWriter:
 
     def _flush_group(self) -> None:
         if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
-            self._rows, self._group_bytes = [], 0
+            table = pa.Table.from_pylist(self._rows, self._schema)
+            self._writer.write_table(table)
+            self._rows = []
+            self._group_bytes = 0
 
 
 def _make_schema(classes: Sequence[str]) -> pa.Schema:
@@ -77,30 +101,47 @@ def _make_schema(classes: Sequence[str]) -> pa.Schema:
         "width": {"dtype": "int32", "_type": "Value"},
         "crc32c": {"dtype": "uint32", "_type": "Value"},
     }
+    image_fields = [
+        pa.field("bytes", pa.binary()),
+        pa.field("path", pa.string()),
+    ]
     fields = [
-        pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        pa.field("image", pa.struct(image_fields)),
         pa.field("label", pa.int64()),
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),
         pa.field("crc32c", pa.uint32()),
     ]
-    # The hub's own library reads the features from this key, and then shows images and named labels.
-    return pa.schema(
-        fields, metadata={"huggingface": json.dumps({"info": {"features": features}})}
-    )
+    # The Hugging Face library reads the features from this key, and then shows images
+    # and named labels.
+    info = {"info": {"features": features}}
+    return pa.schema(fields, metadata={"huggingface": json.dumps(info)})
 
 
 def _describe_shard(path: str, data: memoryview) -> Shard:
-    length = int.from_bytes(data[-8:-4], "little") + 8
-    footer = len(data) - length
-    metadata, groups = parse_footer(bytes(data[footer:])), []
+    """Build the manifest's entry: byte ranges and checksums of the row groups."""
+    # A Parquet file ends with its footer, the footer's length, and a magic number.
+    footer_length = int.from_bytes(data[-8:-4], "little") + 8
+    footer_start = len(data) - footer_length
+    footer = data[footer_start:]
+    metadata = parse_footer(bytes(footer))
+
+    groups = []
     for g in range(metadata.num_row_groups):
         row_group = metadata.row_group(g)
         columns = [row_group.column(c) for c in range(row_group.num_columns)]
+        # The data page is the first of a column here: there is no dictionary page.
         start = min(column.data_page_offset for column in columns)
         end = max(
             column.data_page_offset + column.total_compressed_size for column in columns
         )
-        groups.append(RowGroup(row_group.num_rows, start, end, crc32c(data[start:end])))
-    digest = hashlib.sha256(data).hexdigest()
-    return Shard(path, len(data), tuple(groups), digest, footer, crc32c(data[footer:]))
+        checksum = crc32c(data[start:end])
+        groups.append(RowGroup(row_group.num_rows, start, end, checksum))
+    return Shard(
+        path=path,
+        bytes=len(data),
+        groups=tuple(groups),
+        sha256=hashlib.sha256(data).hexdigest(),
+        footer_start=footer_start,
+        footer_crc32c=crc32c(footer),
+    )

@@ -1,1 +1,1 @@
-"""Files and objects: read, written, cached."""
+"""Access to files and objects: reads, writes, retries and a disk cache."""

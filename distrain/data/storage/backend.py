@@ -1,39 +1,43 @@
-"""The interface behind `Store`: a folder on this machine, a bucket, or any file system of fsspec's."""
+"""Interface of what `Store` reads and writes: a local folder, a bucket, or fsspec."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 
 class DirectoryEntry(NamedTuple):
-    """A line of a listing: a file or a folder."""
+    """One file or folder in a listing."""
 
     name: str
     size: int | None
-    """Bytes of a file; None: a folder, or not known."""
+    """Bytes of a file; None for a folder, or if the size is not known."""
     is_folder: bool
     is_special: bool = False
-    """A link that leads nowhere, a pipe, a device: nothing to read."""
+    """True for what cannot be read: a broken link, a pipe, a device."""
 
 
 class StorageBackend(Protocol):
     """A folder. Paths are relative to it, with `/` between parts.
 
-    Every method raises OSError, of the kind that a file system would raise, and never with a secret of the URL.
+    Every method raises OSError, of the subclass that a file system would raise, and
+    never with a secret of the URL in the message.
     """
 
     local_path: str | None
-    """The folder on this machine's disk, where it is on one."""
+    """Path of the folder on this machine's disk; None if it is elsewhere."""
 
     def to_fsspec(self) -> Any:
-        """The same as an fsspec file system; `path` is how it names files."""
+        """Return an fsspec file system for the same files.
+
+        `resolve_path` gives the paths that it takes.
+        """
         ...
 
     def resolve_path(self, path: str) -> str:
-        """The whole path of a file, as the file system knows it."""
+        """Return the full path of a file, as the file system knows it."""
         ...
 
     def read(self, path: str, start: int | None, end: int | None) -> bytes | memoryview:
-        """Bytes start to end of a file; None: from its beginning, to its end."""
+        """Return bytes start to end of a file; None means its beginning or its end."""
         ...
 
     def write(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
@@ -41,29 +45,29 @@ class StorageBackend(Protocol):
         ...
 
     def create_exclusive(self, path: str, data: bytes) -> None:
-        """Write a file that is not there yet. Raises FileExistsError."""
+        """Write a file that does not exist yet. Raises FileExistsError."""
         ...
 
     def get_size(self, path: str) -> int:
-        """Bytes of a file."""
+        """Return the size of a file in bytes."""
         ...
 
     def get_etag(self, path: str) -> str | None:
-        """Return the name of a file's present content (an ETag); None where there are no such names."""
+        """Return the ETag of a file's present content; None if there are no ETags."""
         ...
 
     def exists(self, path: str) -> bool:
-        """Return whether a file or folder exists. One that may not be looked at counts as absent."""
+        """Return whether a file or folder exists; one that is forbidden does not."""
         ...
 
     def is_folder(self, path: str) -> bool:
-        """Return whether there is a folder of that name."""
+        """Return whether a folder of that name exists."""
         ...
 
     def list_entries(self, path: str) -> list[DirectoryEntry]:
-        """List a folder, in any order; empty where there is no folder of that name."""
+        """List a folder, in any order; empty if the folder does not exist."""
         ...
 
     def remove(self, path: str) -> None:
-        """Remove a file, or a folder with all that is in it."""
+        """Remove a file, or a folder with everything in it."""
         ...

@@ -1,8 +1,10 @@
-"""A bounded cache of byte ranges on this machine's disk, shared by all processes that use its folder.
+"""Bounded cache of byte ranges on this machine's disk.
 
-An entry is a file of its own: written aside and renamed, so that it is whole or not there, and held against its
-checksum at every read. The least recently used go first. Whoever still reads an entry that is let go keeps reading it:
-an open file outlives its name. A folder that is full, damaged or deleted costs reads from the store, never a run.
+All processes that use the same folder share it. Each entry is one file: it is written
+under another name and then renamed, so that it is complete or absent, and its checksum
+is verified at every read. The least recently used entries are evicted first. A process
+that is still reading an evicted entry can finish: an open file outlives its name.
+A folder that is full, damaged or deleted costs reads from the store, never a run.
 """
 
 import fcntl
@@ -19,41 +21,47 @@ from distrain.data.storage.store import StorageCounters
 _RANGE_SUFFIX = ".range"
 _PARTIAL_SUFFIX = ".partial"
 _LOCK_FILE = "lock"
-# The share of the limit that a process adds before it looks at the folder's size again.
+# A process checks the folder's size each time it has added this fraction of the limit.
 _CHECKS_PER_LIMIT = 64
 
 
 class DiskCache:
-    """Ranges by key. Never raises an error of the disk: what does not work is counted as an error."""
+    """Byte ranges by key. Disk errors are counted, never raised."""
 
     def __init__(
         self, folder: str, limit_bytes: int, counters: StorageCounters
     ) -> None:
-        """Open the folder, and clear away what processes that were killed have left half written."""
-        self._folder, self._limit_bytes, self._counters = (
-            Path(folder).expanduser(),
-            limit_bytes,
-            counters,
-        )
-        self._lock, self._unchecked_bytes = (
-            threading.Lock(),
-            limit_bytes,
-        )  # a look at the first one
-        with suppress(OSError):
-            for partial in self._folder.glob(f"*{_PARTIAL_SUFFIX}"):
-                with partial.open("rb") as file, suppress(OSError):
-                    fcntl.flock(
-                        file, fcntl.LOCK_EX | fcntl.LOCK_NB
-                    )  # held by its writer while that lives
-                    partial.unlink(missing_ok=True)
+        """Open the folder, and remove partial files that killed processes left there.
+
+        Args:
+            folder: where the entries are; it need not exist.
+            limit_bytes: maximum size of all entries together.
+            counters: where hits, evictions and errors are counted.
+        """
+        self._folder = Path(folder).expanduser()
+        self._limit_bytes = limit_bytes
+        self._counters = counters
+        self._lock = threading.Lock()
+        # Starts at the limit, so that the first put checks the folder's size.
+        self._unchecked_bytes = limit_bytes
+        self._remove_abandoned_files()
 
     @staticmethod
     def make_key(*parts: object) -> str:
-        """A key for a range of a file of a version of a data set."""
-        return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
+        """Return the key of a byte range.
+
+        Args:
+            parts: what identifies the range: the version of the data set, the file and
+                the offsets.
+        """
+        text = "\n".join(map(str, parts))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def get_range(self, key: str, checksum: int) -> bytes | None:
-        """The range, where it is there and its CRC-32C is right; a damaged one is removed."""
+        """Return a range, or None if it is not cached.
+
+        A range whose CRC-32C is not `checksum` is damaged: it is removed and counted.
+        """
         path = self._folder / f"{key}{_RANGE_SUFFIX}"
         try:
             data = path.read_bytes()
@@ -61,6 +69,7 @@ class DiskCache:
                 path.unlink(missing_ok=True)
                 self._count_error("damaged cache entry")
                 return None
+            # The modification time is the time of last use: eviction sorts by it.
             os.utime(path)
         except FileNotFoundError:
             return None
@@ -72,22 +81,21 @@ class DiskCache:
         return data
 
     def put_range(self, key: str, data: bytes | memoryview) -> None:
-        """Keep a range, if there is room for it on the disk."""
+        """Cache a range, if the disk has room for it."""
         if len(data) > self._limit_bytes:
             return
-        partial = (
-            self._folder
-            / f"{key}.{os.getpid()}.{threading.get_ident()}{_PARTIAL_SUFFIX}"
-        )
+        writer_id = f"{os.getpid()}.{threading.get_ident()}"
+        partial = self._folder / f"{key}.{writer_id}{_PARTIAL_SUFFIX}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with self._lock:
-                self._unchecked_bytes += len(data)
-                look = self._unchecked_bytes > self._limit_bytes // _CHECKS_PER_LIMIT
-                self._unchecked_bytes = 0 if look else self._unchecked_bytes
-            if look:
-                self._evict_ranges(len(data) + self._limit_bytes // _CHECKS_PER_LIMIT)
+            # Scanning the folder takes long, so evict only after many bytes were added,
+            # and then enough for the bytes that will be added without a check.
+            unchecked_limit = self._limit_bytes // _CHECKS_PER_LIMIT
+            if self._is_check_due(len(data), unchecked_limit):
+                self._evict_ranges(len(data) + unchecked_limit)
             with partial.open("xb") as file:
+                # Locked while it is written: a process that starts meanwhile removes
+                # the partial files that are not.
                 fcntl.flock(file, fcntl.LOCK_EX)
                 file.write(data)
                 file.flush()
@@ -97,22 +105,42 @@ class DiskCache:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
 
+    def _remove_abandoned_files(self) -> None:
+        with suppress(OSError):
+            for partial in self._folder.glob(f"*{_PARTIAL_SUFFIX}"):
+                with partial.open("rb") as file, suppress(OSError):
+                    # Fails while the writer is alive, since that holds the lock.
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    partial.unlink(missing_ok=True)
+
+    def _is_check_due(self, added_bytes: int, unchecked_limit: int) -> bool:
+        with self._lock:
+            self._unchecked_bytes += added_bytes
+            is_due = self._unchecked_bytes > unchecked_limit
+            if is_due:
+                self._unchecked_bytes = 0
+        return is_due
+
     def _evict_ranges(self, needed_bytes: int) -> None:
-        """Let the least recently used entries go until `size` bytes fit; one process at a time."""
+        """Evict least recently used entries until `needed_bytes` more fit."""
+        # One process at a time: two that scan together would evict, and count, the same
+        # entries.
         with (self._folder / _LOCK_FILE).open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             entries = []
             for entry in os.scandir(self._folder):
+                if not entry.name.endswith(_RANGE_SUFFIX):
+                    continue
+                # Another process may remove a damaged entry during the scan.
                 with suppress(FileNotFoundError):
-                    if entry.name.endswith(_RANGE_SUFFIX):
-                        status = entry.stat()
-                        entries.append((status.st_mtime_ns, status.st_size, entry.path))
-            used = sum(size for _, size, _ in entries)
-            for _, freed, path in sorted(entries):
-                if used + needed_bytes <= self._limit_bytes:
+                    status = entry.stat()
+                    entries.append((status.st_mtime_ns, status.st_size, entry.path))
+            used_bytes = sum(size for _, size, _ in entries)
+            for _, size, path in sorted(entries):
+                if used_bytes + needed_bytes <= self._limit_bytes:
                     return
                 Path(path).unlink(missing_ok=True)
-                used -= freed
+                used_bytes -= size
                 with self._lock:
                     self._counters.cache_evictions += 1
 

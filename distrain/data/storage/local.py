@@ -14,14 +14,14 @@ from distrain.data.storage.backend import DirectoryEntry
 from distrain.data.storage.retry import is_transient
 
 _MAX_OFFSET = (1 << 63) - 1
-# Names under which nothing can be: a link in a circle, a name that is too long.
+# A path with one of these errors cannot name a file: a circular link, a name too long.
 _ABSENT_ERRNOS = (errno.ELOOP, errno.ENAMETOOLONG)
-# Bytes of a large file that the kernel's cache holds while it is written.
+# Bytes of a large file in the kernel's page cache while it is written.
 _WRITE_CHUNK_BYTES = 8 << 20
 
 
 class LocalStorage:
-    """Files by the system's own calls."""
+    """Files through the operating system's calls."""
 
     def __init__(self, root: str) -> None:
         """Take an absolute path; the folder need not exist."""
@@ -29,36 +29,42 @@ class LocalStorage:
         self.local_path: str | None = self._root or "/"
 
     def to_fsspec(self) -> Any:
-        """fsspec's for this machine."""
+        """Return fsspec's file system for this machine."""
         return LocalFileSystem()
 
     def resolve_path(self, path: str) -> str:
-        """The absolute path."""
-        whole = f"{self._root}/{path}" if path else self._root or "/"
-        if "\0" in whole:
-            raise OSError(errno.EINVAL, "a path with a NUL in it", whole)
-        return whole
+        """Return the absolute path of a file."""
+        full_path = self._root or "/"
+        if path:
+            full_path = f"{self._root}/{path}"
+        # The system's calls would raise ValueError, but callers handle OSError.
+        if "\0" in full_path:
+            raise OSError(errno.EINVAL, "the path contains a NUL character", full_path)
+        return full_path
 
     def read(self, path: str, start: int | None, end: int | None) -> bytes:
-        """Bytes start to end."""
+        """Return bytes start to end of a file."""
         start = start or 0
-        if max(start, end or 0) > _MAX_OFFSET:
-            raise OSError(
-                errno.EINVAL,
-                f"no file has a byte {max(start, end or 0)}",
-                self.resolve_path(path),
-            )
-        with open(self.resolve_path(path), "rb", buffering=0) as file:
+        full_path = self.resolve_path(path)
+        # The system's calls would raise OverflowError, but callers handle OSError.
+        max_offset = max(start, end or 0)
+        if max_offset > _MAX_OFFSET:
+            message = f"byte {max_offset} is beyond the largest possible file"
+            raise OSError(errno.EINVAL, message, full_path)
+        with open(full_path, "rb", buffering=0) as file:
             if start:
                 file.seek(start)
             if end is None:
                 return file.readall()
-            # As much as is there: a buffer is made for all that is asked.
-            return _read_all(file, min(end, os.fstat(file.fileno()).st_size) - start)
+            # Ask for no more than the file has: Python allocates all that is asked for.
+            file_size = os.fstat(file.fileno()).st_size
+            num_bytes = min(end, file_size) - start
+            return _read_all(file, num_bytes)
 
     def write(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
-        """Write a file beside its place, and move it there."""
+        """Write a file under a temporary name beside its own, then rename it."""
         target = self.resolve_path(path)
+        # A random name, because several processes may write the same file at once.
         partial = f"{target}.{secrets.token_hex(4)}.partial"
         _write_new_file(partial, parts)
         try:
@@ -68,20 +74,24 @@ class LocalStorage:
             raise
 
     def create_exclusive(self, path: str, data: bytes) -> None:
-        """Write a file that is not there yet."""
+        """Write a file that does not exist yet. Raises FileExistsError."""
         _write_new_file(self.resolve_path(path), [data])
 
     def get_size(self, path: str) -> int:
-        """Bytes of a file."""
+        """Return the size of a file in bytes."""
         return os.stat(self.resolve_path(path)).st_size
 
     def get_etag(self, path: str) -> str | None:
-        """None: a file system has no name for a content."""
+        """Return None: a file system has no ETags. Raises OSError if it is missing."""
         self.get_size(path)
         return None
 
     def exists(self, path: str) -> bool:
-        """Return whether a file or folder exists and may be looked at."""
+        """Return whether a file or folder exists and its metadata can be read.
+
+        Raises:
+            OSError: the answer cannot be known, for instance after an I/O error.
+        """
         try:
             os.stat(self.resolve_path(path))
         except OSError as error:
@@ -91,48 +101,52 @@ class LocalStorage:
         return True
 
     def is_folder(self, path: str) -> bool:
-        """Return whether there is a folder of that name."""
+        """Return whether a folder of that name exists."""
         return os.path.isdir(self.resolve_path(path))
 
     def list_entries(self, path: str) -> list[DirectoryEntry]:
-        """List a folder; a link is listed as its target."""
+        """List a folder, with links as their targets; empty if it does not exist."""
         try:
-            with os.scandir(self.resolve_path(path)) as listed:
-                return [
-                    entry
-                    for found in listed
-                    if (entry := _stat_entry(found)) is not None
-                ]
+            with os.scandir(self.resolve_path(path)) as dir_entries:
+                entries = [_stat_entry(dir_entry) for dir_entry in dir_entries]
         except (FileNotFoundError, NotADirectoryError):
             return []
+        return [entry for entry in entries if entry is not None]
 
     def remove(self, path: str) -> None:
-        """Remove a file, or a folder with all that is in it."""
+        """Remove a file, or a folder with everything in it."""
         target = self.resolve_path(path)
-        if os.path.isdir(target) and not os.path.islink(target):
+        # Of a link to a folder, remove the link alone.
+        is_link = os.path.islink(target)
+        if os.path.isdir(target) and not is_link:
             shutil.rmtree(target)
         else:
             os.unlink(target)
 
 
 def _stat_entry(dir_entry: "os.DirEntry[str]") -> DirectoryEntry | None:
-    """Look at one entry; None: it was removed meanwhile."""
+    """Describe one entry; None if it was removed meanwhile."""
+    name = dir_entry.name
     try:
         if dir_entry.is_dir():
-            return DirectoryEntry(dir_entry.name, None, True)
+            return DirectoryEntry(name, None, True)
         if dir_entry.is_file():
-            return DirectoryEntry(dir_entry.name, dir_entry.stat().st_size, False)
+            size = dir_entry.stat().st_size
+            return DirectoryEntry(name, size, False)
+        # Raises FileNotFoundError if it was removed; a broken link itself is found.
         dir_entry.stat(follow_symlinks=False)
     except FileNotFoundError:
         return None
-    except OSError:  # a link in a circle, or to where nobody may look
+    except OSError:
+        # A circular link, or one to a target whose metadata cannot be read.
         if not dir_entry.is_symlink():
             raise
-    return DirectoryEntry(dir_entry.name, None, False, is_special=True)
+    return DirectoryEntry(name, None, False, is_special=True)
 
 
 def _read_all(file: io.FileIO, size: int) -> bytes:
-    """So many bytes: one call reads 2 GiB at most."""
+    """Read `size` bytes, or up to the end of the file."""
+    # In a loop, because one call reads at most 2 GiB.
     parts = list[bytes]()
     while size > 0 and (data := file.read(size)):
         parts.append(data)
@@ -147,26 +161,36 @@ def _write_new_file(path: str, parts: Sequence[bytes | memoryview]) -> None:
             for part in parts:
                 view = memoryview(part)
                 for start in range(0, len(view), _WRITE_CHUNK_BYTES):
-                    _write_all(file, view[start : start + _WRITE_CHUNK_BYTES])
+                    end = start + _WRITE_CHUNK_BYTES
+                    _write_all(file, view[start:end])
+                    # A small part may stay in the page cache: it takes little room.
                     if len(view) > _WRITE_CHUNK_BYTES:
                         _drop_page_cache(file)
+            # Before a caller renames the file: the new name must have its content
+            # even after a power failure.
             os.fsync(file.fileno())
         except BaseException:
-            os.unlink(path)  # a disk that is full takes names without content
+            # A full disk still creates names, whose content is then missing.
+            os.unlink(path)
             raise
 
 
 def _write_all(file: io.FileIO, view: memoryview) -> None:
+    # An unbuffered write may take only some of the bytes.
     while view:
-        view = view[file.write(view) :]
+        num_written = file.write(view)
+        view = view[num_written:]
 
 
 def _drop_page_cache(file: io.FileIO) -> None:
-    """Have the kernel write what it caches of a file, and forget it: a checkpoint must not push the data set out.
+    """Flush a file's pages in the kernel's cache to disk, and drop them.
 
-    It also saves most of the CPU time: half a gigabyte into cache pages that are used again and again takes 0.13 s,
-    into new ones 1.1 s.
+    Otherwise a checkpoint would evict the data set from that cache. It also saves most
+    of the CPU time: half a gigabyte through pages that are reused takes 0.13 s, through
+    new ones 1.1 s.
     """
     if hasattr(os, "posix_fadvise"):
-        os.fdatasync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        descriptor = file.fileno()
+        # Only pages that are on the disk already can be dropped.
+        os.fdatasync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

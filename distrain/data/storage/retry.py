@@ -1,4 +1,4 @@
-"""Retries of what may fail for a while: a store that does not answer, a disk that is full."""
+"""Retries of transient failures: a store that does not answer, a disk that is full."""
 
 import errno
 import random
@@ -15,16 +15,22 @@ PERMANENT_ERRORS = (
     NotADirectoryError,
     IsADirectoryError,
 )
-"""Errors that stay however long one waits."""
+"""Errors that no waiting resolves."""
 
-# Seconds between two tries: the first pause, doubled after each, up to the longest.
-_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.1, 5.0
-# Of the system: forked processes would share the numbers of another one, and a step may draw from the global one.
+# The pause before a retry starts at the first, and doubles up to the maximum.
+_FIRST_PAUSE_SECONDS = 0.1
+_MAX_PAUSE_SECONDS = 5.0
+# The system's generator: forked processes would inherit the state of any other one and
+# pause alike, and drawing from the global one could change what a training step draws.
 _SYSTEM_RANDOM = random.SystemRandom()
 
 
 def is_transient(error: OSError) -> bool:
-    """Return whether a failure may pass: a full disk or a store that does not answer, not what is forbidden."""
+    """Return whether an error is transient.
+
+    A full disk or a store that does not answer is; a missing, forbidden or read-only
+    file is not.
+    """
     return not isinstance(error, PERMANENT_ERRORS) and error.errno != errno.EROFS
 
 
@@ -35,19 +41,20 @@ def call_with_retries(
     should_retry: Callable[[OSError], bool] = is_transient,
     on_retry: Callable[[OSError, int], None] = lambda error, failures: None,
 ) -> T:
-    """Call a function, and again if it fails, for a while; return what it returns.
+    """Call a function, retry it while it fails, and return its result.
 
-    Pauses grow from 0.1 to 5 s. Each is drawn between half and one and a half of that, so that the ranks do not all
-    ask a store that is in trouble at once.
+    The pauses grow from 0.1 to 5 s. Each is drawn between half and one and a half of
+    that, so that the ranks do not all request at once from a store in trouble.
 
     Args:
-        act: the function; what it raises besides OSError is raised at once.
-        patience: seconds until the last try.
-        transient: whether an error may pass; one that may not is raised at once.
-        again: is called before each pause, with the error and the number of failures so far.
+        call: the function; what it raises besides OSError is raised at once.
+        retry_seconds: seconds after which a failure is no longer retried.
+        should_retry: whether an error is retried; any other is raised at once.
+        on_retry: called before each pause, with the error and the number of failures
+            so far.
 
     Raises:
-        OSError: of the last try.
+        OSError: the last attempt failed.
     """
     end = time.monotonic() + retry_seconds
     pause = _FIRST_PAUSE_SECONDS
@@ -56,10 +63,11 @@ def call_with_retries(
         try:
             return call()
         except OSError as error:
-            left = end - time.monotonic()
-            if left <= 0 or not should_retry(error):
+            seconds_left = end - time.monotonic()
+            if seconds_left <= 0 or not should_retry(error):
                 raise
             failures += 1
             on_retry(error, failures)
-        time.sleep(min(left, pause * _SYSTEM_RANDOM.uniform(0.5, 1.5)))
+        # Cut to the time left, so that the last try comes at its end.
+        time.sleep(min(seconds_left, pause * _SYSTEM_RANDOM.uniform(0.5, 1.5)))
         pause = min(2 * pause, _MAX_PAUSE_SECONDS)

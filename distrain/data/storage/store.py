@@ -1,4 +1,4 @@
-"""Files on any fsspec URL or in a bucket: whole or ranged reads, atomic writes, all of it counted."""
+"""Files at any fsspec URL or in a bucket: ranged reads, atomic writes, counters."""
 
 import threading
 import time
@@ -25,23 +25,26 @@ _T = TypeVar("_T")
 
 @dataclass
 class StorageCounters:
-    """What reading has cost so far."""
+    """Cost of the reads so far."""
 
     num_requests: int = 0
     bytes_read: int = 0
     request_seconds: float = 0.0
-    """Of all requests together; several run at once."""
+    """Summed over all requests, of which several run at once."""
     num_retries: int = 0
     errors_by_kind: Counter[str] = field(default_factory=Counter)
     """Failed requests by kind."""
     cache_hits: int = 0
-    """Ranges that the disk cache had."""
+    """Ranges read from the disk cache."""
     cache_evictions: int = 0
-    """Ranges that the disk cache let go."""
+    """Ranges evicted from the disk cache."""
 
 
 class Store:
-    """A folder on a file system or in a bucket. Paths are relative to it, with `/` between parts."""
+    """A folder on a file system or in a bucket.
+
+    Paths are relative to it, with `/` between parts.
+    """
 
     def __init__(self, url: str) -> None:
         """Open a folder, which need not exist.
@@ -51,24 +54,28 @@ class Store:
         """
         self.url = url
         self.redacted_url = redact_url(url)
-        """The URL as it may be shown: without user and password."""
+        """The URL for messages: without user, password and query."""
         self.counters = StorageCounters()
+        # Guards the counters: several threads read from one store.
         self._lock = threading.Lock()
         self.backend = _open_backend(url)
-        """Where the files are, without counts and patience."""
+        """Direct access to the files, without counters and retries."""
 
     @property
     def local_path(self) -> str | None:
-        """The folder on this machine's disk, where it is on one."""
+        """Path of the folder on this machine's disk; None if it is elsewhere."""
         return self.backend.local_path
 
     @property
     def fsspec_filesystem(self) -> Any:
-        """The same as an fsspec file system, for others that want one; `path` is how it names files."""
+        """Fsspec file system for the same files, for libraries that take one.
+
+        `resolve_path` gives the paths that it takes.
+        """
         return self.backend.to_fsspec()
 
     def resolve_path(self, path: str) -> str:
-        """The whole path of a file, as the file system knows it."""
+        """Return the full path of a file, as the file system knows it."""
         return self.backend.resolve_path(path)
 
     def read(
@@ -79,18 +86,19 @@ class Store:
         *,
         retry_seconds: float = 0.0,
     ) -> bytes:
-        """Bytes start to end of a file (all of it by default).
+        """Return bytes start to end of a file, by default all of it.
 
         Args:
             path: the file.
-            start: first byte.
-            end: behind the last byte.
-            patience: seconds for which a failure that may pass is tried again.
+            start: offset of the first byte.
+            end: offset after the last byte.
+            retry_seconds: seconds for which a transient failure is retried.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: the file cannot be read.
         """
-        return bytes(self.read_view(path, start, end, retry_seconds=retry_seconds))
+        data = self.read_view(path, start, end, retry_seconds=retry_seconds)
+        return bytes(data)
 
     def read_view(
         self,
@@ -100,12 +108,16 @@ class Store:
         *,
         retry_seconds: float = 0.0,
     ) -> bytes | memoryview:
-        """The same as `read` without a copy, which costs a third of what bringing the bytes here does."""
+        """Return the same as `read`, without a copy.
+
+        The copy would cost a third of what it costs to bring the bytes here.
+        """
 
         def read_once() -> bytes | memoryview:
             with self._count_request():
+                # No HTTP request can ask for an empty range.
                 if start is not None and start == end:
-                    return b""  # a range that nobody can ask for
+                    return b""
                 return self.backend.read(path, start, end)
 
         data = self._call_with_retries(read_once, retry_seconds)
@@ -114,52 +126,72 @@ class Store:
         return data
 
     def write(
-        self, path: str, *parts: bytes | memoryview, retry_seconds: float = 0.0
+        self,
+        path: str,
+        *parts: bytes | memoryview,
+        retry_seconds: float = 0.0,
     ) -> None:
-        """Write a file, its parts one after another, so that readers see all of it or none. Raises OSError.
+        """Write a file from its parts in order, so that readers see all of it or none.
 
-        `patience` is for how many seconds a failure that may pass is tried again.
-        """
-        self._call_with_retries(lambda: self.backend.write(path, parts), retry_seconds)
-
-    def create_exclusive(self, path: str, data: bytes) -> None:
-        """Write a file that is not there yet: of several writers one succeeds (in a bucket, by a conditional put).
+        Args:
+            path: the file.
+            parts: its content.
+            retry_seconds: seconds for which a transient failure is retried.
 
         Raises:
-            FileExistsError: it is there already.
+            OSError: the file cannot be written.
+        """
+
+        def write_once() -> None:
+            self.backend.write(path, parts)
+
+        self._call_with_retries(write_once, retry_seconds)
+
+    def create_exclusive(self, path: str, data: bytes) -> None:
+        """Write a file that does not exist yet.
+
+        Of several writers, one succeeds (in a bucket, by a conditional put).
+
+        Raises:
+            FileExistsError: the file exists.
             OSError: it cannot be written.
         """
+        # Not retried here: if only the answer to a put was lost, a second would find
+        # the file of the first, and the writer would take it for another's.
         self.backend.create_exclusive(path, data)
 
     def get_size(self, path: str) -> int:
-        """Bytes of a file. Raises OSError."""
+        """Return the size of a file in bytes. Raises OSError."""
         return self.backend.get_size(path)
 
     def get_etag(self, path: str) -> str | None:
-        """What the store calls the present content of a file (an ETag), if it calls it anything. Raises OSError."""
+        """Return the ETag of a file's present content, if the store has one.
+
+        Raises OSError.
+        """
         return self.backend.get_etag(path)
 
     def exists(self, path: str = "") -> bool:
-        """Whether a file or folder is there. Raises OSError where that cannot be known."""
+        """Return whether a file or folder exists. Raises OSError if it is unknown."""
         return self.backend.exists(path)
 
     def is_folder(self, path: str) -> bool:
-        """Whether there is a folder of that name."""
+        """Return whether a folder of that name exists."""
         return self.backend.is_folder(path)
 
     def list_entries(self, path: str = "") -> list[DirectoryEntry]:
-        """What is in a folder, sorted by name; nothing where the folder is not there. Raises OSError."""
-        return sorted(
-            (entry for entry in self.backend.list_entries(path) if entry.name),
-            key=lambda entry: entry.name,
-        )
+        """List a folder, sorted by name; empty if it does not exist. Raises OSError."""
+        # Object stores may list the folder itself, as an entry without a name.
+        entries = self.backend.list_entries(path)
+        named_entries = [entry for entry in entries if entry.name]
+        return sorted(named_entries, key=lambda entry: entry.name)
 
     def list_names(self, path: str = "") -> list[str]:
-        """Names in a folder, sorted; none where the folder is not there."""
+        """List the names in a folder, sorted; empty if it does not exist."""
         return [entry.name for entry in self.list_entries(path)]
 
     def remove(self, path: str) -> None:
-        """Remove a file, or a folder with all that is in it. Raises OSError."""
+        """Remove a file, or a folder with everything in it. Raises OSError."""
         self.backend.remove(path)
 
     def _call_with_retries(self, call: Callable[[], _T], retry_seconds: float) -> _T:
@@ -171,29 +203,31 @@ class Store:
 
     @contextmanager
     def _count_request(self) -> Iterator[None]:
-        began, kind = time.monotonic(), None
+        start_time = time.monotonic()
+        error_kind = None
         try:
             yield
         except OSError as error:
-            kind = type(error).__name__
+            error_kind = type(error).__name__
             raise
         finally:
             with self._lock:
                 self.counters.num_requests += 1
-                self.counters.request_seconds += time.monotonic() - began
-                if kind is not None:
-                    self.counters.errors_by_kind[kind] += 1
+                self.counters.request_seconds += time.monotonic() - start_time
+                if error_kind is not None:
+                    self.counters.errors_by_kind[error_kind] += 1
 
 
 def _open_backend(url: str) -> StorageBackend:
-    """Choose what reads and writes a URL. Raises UserError."""
+    """Open the backend for a URL's scheme. Raises UserError."""
+    # Buckets first: fsspec would need another package for each of them.
     scheme = urlsplit(url).scheme
     if scheme in CREDENTIALS_BY_SCHEME:
         return ObjectStorage(url, scheme)
     try:
-        files, root = fsspec.core.url_to_fs(url)
+        filesystem, root = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
         raise UserError(f"cannot open {redact_url(url)}: {error}") from None
-    if isinstance(files, LocalFileSystem):
+    if isinstance(filesystem, LocalFileSystem):
         return LocalStorage(str(root))
-    return FsspecStorage(url, files, str(root))
+    return FsspecStorage(url, filesystem, str(root))

@@ -9,22 +9,30 @@ _SECRET_PARAMETER = re.compile(
 
 
 def forbid_url_secrets(url: str | None) -> str | None:
-    """Refuse a URL with a password or a signature: it would be saved with the config, and shown."""
-    for part in url.split("::") if url is not None and "://" in url else ():
-        parts = urlsplit(part)
-        if parts.password is not None or _SECRET_PARAMETER.search(parts.query):
+    """Return a URL unchanged, or raise ValueError if it holds a secret.
+
+    A password or a signature would be saved with the config, and displayed.
+    """
+    if url is None or "://" not in url:
+        return url
+    # fsspec chains URLs with "::", as in zip://::https://host/file.zip.
+    for part in url.split("::"):
+        parsed = urlsplit(part)
+        if parsed.password is not None or _SECRET_PARAMETER.search(parsed.query):
             raise ValueError(
-                "the URL holds a secret, which would be saved and shown: "
+                "the URL holds a secret, which would be saved and displayed: "
                 "give credentials in the environment, a profile or a role"
             )
     return url
 
 
 def redact_url(url: str) -> str:
-    """A URL, or a chain of them, without user, password and query."""
+    """Return a URL, or a chain of them, without user, password and query."""
     shown = []
     for part in url.split("::"):
-        pieces = urlsplit(part)
-        secret = pieces._replace(netloc=pieces.netloc.rpartition("@")[2], query="")
-        shown.append(urlunsplit(secret) if "://" in part else part)
+        parsed = urlsplit(part)
+        host = parsed.netloc.rpartition("@")[2]
+        redacted = urlunsplit(parsed._replace(netloc=host, query=""))
+        # A path without a scheme stays as it is: "?" and "@" are legal in file names.
+        shown.append(redacted if "://" in part else part)
     return "::".join(shown)

@@ -580,10 +580,11 @@ def test_columns_by_the_hubs_metadata_or_by_name(tmp_path):
         UserError, match="has no column photo: .*it has image, other, label"
     ):
         open_source(path, image_column="photo")
-    with pytest.raises(UserError, match="column other of .* holds no numbers"):
+    with pytest.raises(UserError, match="column other of .* does not hold integers"):
         open_source(path, label_column="other")
     with pytest.raises(
-        UserError, match="column label of .* holds no image files: its type is int64"
+        UserError,
+        match="column label of .* does not hold image files: its type is int64",
     ):
         open_source(path, image_column="label")
     two = {
@@ -685,7 +686,7 @@ def test_damaged_parquet(tmp_path):
     assert refused.reason.startswith("damaged row group")
     assert len(source.reader.read_block(source.blocks[1])) == 2
     path.write_bytes(whole[:-9])
-    with pytest.raises(UserError, match="is no whole Parquet file"):
+    with pytest.raises(UserError, match="is not a complete Parquet file"):
         open_source(str(path))
     path.write_bytes(whole[:-60] + bytes(52) + whole[-8:])
     with pytest.raises(UserError, match="cannot be read .damaged footer"):

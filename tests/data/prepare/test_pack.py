@@ -451,7 +451,7 @@ def test_a_source_over_http_can_only_be_read(folder, tmp_path):
             ).manifest.num_rows
             == 12
         )
-        with pytest.raises(OSError, match="can only be read"):
+        with pytest.raises(OSError, match="is read-only"):
             pack_folder(str(folder), f"{url}/new", Geometry("square", 24))
 
 

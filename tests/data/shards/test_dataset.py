@@ -155,9 +155,9 @@ def test_a_label_out_of_range_is_named(tmp_path):
 
 
 def test_what_is_not_a_data_set(tmp_path):
-    with pytest.raises(UserError, match="nothing there"):
+    with pytest.raises(UserError, match="it does not exist"):
         reader(tmp_path / "none")
-    with pytest.raises(UserError, match=r"no manifest.json in it"):
+    with pytest.raises(UserError, match=r"it has no manifest.json"):
         reader(tmp_path)
     (tmp_path / MANIFEST_FILE).write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
@@ -174,14 +174,14 @@ def test_what_is_not_a_data_set(tmp_path):
     (tmp_path / "grey" / MANIFEST_FILE).write_text(json.dumps(tree))
     with pytest.raises(
         UserError,
-        match="has no colour statistics, .*distrain stats shows those of a data set",
+        match="has no color statistics, .*distrain stats prints the statistics of a data set",
     ):
         reader(tmp_path / "grey")
     write(tmp_path / "empty", [])
     with pytest.raises(UserError, match="is empty"):
         reader(tmp_path / "empty")
     write(tmp_path / "one", rows(1), classes=("a",))
-    with pytest.raises(UserError, match="has one class"):
+    with pytest.raises(UserError, match="has fewer than two classes"):
         reader(tmp_path / "one")
 
 

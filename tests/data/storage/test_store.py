@@ -108,7 +108,7 @@ def test_what_can_only_be_read(tmp_path):
         ["b.bin"],
     )
     for act in (store.write, store.create_exclusive):
-        with pytest.raises(OSError, match="can only be read"):
+        with pytest.raises(OSError, match="is read-only"):
             act("c", b"")
 
 
