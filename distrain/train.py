@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from distrain.config import Config
-from distrain.data.loader import MicroBatch, iter_training_requests
+from distrain.data.batch import MicroBatch, iter_training_requests
 from distrain.distributed.numerics import set_torch_numerics
 from distrain.distributed.world import World
 from distrain.errors import AttemptError, RunError, UserError

@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distrain.config import Config, parse_config
+from distrain.data.batch import BatchRequest, MicroBatch, PendingBatch
 from distrain.data.decoding.decoder import DecodePlan
-from distrain.data.loader import BatchRequest, Loader, MicroBatch
 from distrain.data.order import Cursor
 from distrain.distributed.lane_pool import LanePool
 from distrain.distributed.world import World
@@ -134,17 +134,8 @@ def micro_batch(settings: Config, size: int, *, bad: bool = False) -> MicroBatch
     draws = SimpleNamespace(mirror=np.zeros(size, np.int32))
     feed = SimpleNamespace(augment_params=draws, mean=np.zeros((size, 3), np.float32))
     blank = {0} if bad else set()
-    done = SimpleNamespace(
-        request=request,
-        labels=labels,
-        sample_weights=weights,
-        decode_input=feed,
-        bad_samples={},
-        blank_indices=blank,
-    )
-    loader = object.__new__(Loader)
-    loader._device, loader._decode_plan = CUDA, graph
-    return loader._make_micro_batch(pixels, done)
+    pending = PendingBatch(request, labels, weights, {}, feed, blank)
+    return pending.to_micro_batch(pixels, graph, CUDA)
 
 
 def step(settings: Config, model: nn.Module, batches: list[MicroBatch]) -> None:

@@ -156,7 +156,8 @@ def test_bf16_trains_and_keeps_the_promise(twenty):
 def test_five_steps_equal_torch_on_the_same_batches(narrow, console, digits):
     """The whole path at full width against torchvision's model in a plain torch loop: the same batches, autograd on the
     global batch, torch's own SGD."""
-    from distrain.data.loader import Loader, iter_training_requests
+    from distrain.data.batch import iter_training_requests
+    from distrain.data.loader import Loader
     from distrain.data.shards.dataset import Dataset
     from distrain.data.shards.manifest import Manifest
     from distrain.training.run_data import build_order
@@ -508,7 +509,7 @@ def test_bad_samples_are_named_and_their_list_is_no_input(
     ]
     assert [entry["id"] for entry in listed] == [3, 17, 30]
     assert listed[1]["where"] == "shard-00000.parquet row group 2 row 1"
-    assert "no image format" in listed[1]["reason"]
+    assert "image format is not recognized" in listed[1]["reason"]
     assert sum("bad sample 17" in e for e in console.events) == 1
 
     world = World(CPU)

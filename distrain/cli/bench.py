@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distrain.data.batch import BatchRequest
 from distrain.data.config import Augment, DataConfig
 from distrain.data.decoding.image import parse_jpeg_size
-from distrain.data.loader import BatchRequest, Loader
+from distrain.data.loader import Loader
 from distrain.data.order import SampleOrder
 from distrain.data.shards.dataset import Dataset
 from distrain.distributed.world import World, make_local_world

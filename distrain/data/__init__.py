@@ -1,1 +1,1 @@
-"""Samples: their order, draws, storage, decoding and delivery."""
+"""Samples: their order, storage, decoding, augmentation and loading."""

@@ -1,1 +1,1 @@
-"""Ranks, and how they compute the same."""
+"""Ranks: their process group and collectives, compute threads and numerics."""

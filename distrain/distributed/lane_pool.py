@@ -1,4 +1,4 @@
-"""Virtual workers side by side: the threads of a rank that compute them."""
+"""Lanes: the threads of a rank that compute virtual workers side by side."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -13,24 +13,23 @@ T = TypeVar("T")
 
 
 class LanePool:
-    """Computes several virtual workers side by side, each on a thread with its own `threads` CPU threads.
+    """Pool of lanes; each lane is a thread with `threads_per_lane` CPU threads.
 
-    A gradient differs between one and two CPU threads, so a virtual worker never shares its work; two lanes of one
-    thread are also faster than one of two. On a GPU one lane runs on the calling thread.
+    A gradient's bits depend on the number of CPU threads (one or two), so a virtual
+    worker is never split over lanes; two lanes of one thread are also faster than one
+    lane of two. On a GPU, a single lane runs on the calling thread.
     """
 
     def __init__(
         self, num_lanes: int, threads_per_lane: int, device: torch.device
     ) -> None:
         self.num_lanes = num_lanes
-        inline = device.type == "cuda" and num_lanes == 1
-        self._executor = (
-            None
-            if inline
-            else ThreadPoolExecutor(
+        self._executor: ThreadPoolExecutor | None = None
+        runs_inline = device.type == "cuda" and num_lanes == 1
+        if not runs_inline:
+            self._executor = ThreadPoolExecutor(
                 num_lanes, "lane", _initialize_thread, (threads_per_lane, device)
             )
-        )
 
     def __enter__(self) -> "LanePool":
         return self
@@ -40,8 +39,14 @@ class LanePool:
             self._executor.shutdown(cancel_futures=True)
 
     def for_each(self, work: Callable[[T], None], items: Iterable[T]) -> None:
-        """Call `work` on each item; items are taken one by one. Raises the first error, after all lanes stopped."""
-        source, lock, failed = iter(items), threading.Lock(), threading.Event()
+        """Call `work` on each item; every lane takes the next item when it is free.
+
+        Raises the first error, after all lanes have stopped.
+        """
+        source = iter(items)
+        # An iterator may not be advanced by two threads at once.
+        lock = threading.Lock()
+        failed = threading.Event()
 
         def run_lane() -> None:
             while not failed.is_set():
@@ -56,39 +61,47 @@ class LanePool:
             try:
                 run_lane()
             except BaseException:
+                # Stop the other lanes at their next item.
                 failed.set()
                 raise
 
         if self._executor is None:
             run_lane()
             return
+
+        # Run one loop per lane, and wait for all of them.
         futures = [
             self._executor.submit(run_guarded_lane) for _ in range(self.num_lanes)
         ]
         try:
-            errors = [
-                error for future in futures if (error := future.exception()) is not None
-            ]
-        except BaseException:  # interrupted: the lanes must not go on by themselves
+            exceptions = [future.exception() for future in futures]
+        except BaseException:
+            # Interrupted while waiting: without this the lanes would keep computing.
             failed.set()
             raise
-        if errors:
-            raise errors[0]
+        for error in exceptions:
+            if error is not None:
+                raise error
 
 
 def _initialize_thread(num_threads: int, device: torch.device) -> None:
-    """Set what torch keeps for each thread: the number of CPU threads, and the GPU."""
+    """Set torch's per-thread state: the number of CPU threads, and the GPU."""
     torch.set_num_threads(num_threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
 def count_lanes(world: World, num_virtual_workers: int, num_lanes: int | None) -> int:
-    """Count the virtual workers that a rank computes side by side: `lanes`, or one per core, or 1 on a GPU."""
+    """Return how many virtual workers a rank computes side by side.
+
+    Args:
+        world: this rank.
+        num_virtual_workers: V, of the whole run.
+        num_lanes: the number asked for; None: one per core, or 1 on a GPU.
+
+    Returns:
+        At least 1, at most the virtual workers of this rank.
+    """
     default = 1 if world.device.type == "cuda" else world.num_cores
-    return max(
-        1,
-        min(
-            num_lanes or default, len(world.local_virtual_workers(num_virtual_workers))
-        ),
-    )
+    num_local = len(world.local_virtual_workers(num_virtual_workers))
+    return max(1, min(num_lanes or default, num_local))

@@ -1,7 +1,8 @@
-"""Notices on every rank, at once, that another rank is gone, while the GPUs reduce.
+"""Monitor that notices a lost rank at once, while the GPUs all-reduce.
 
-A lost peer ends a gloo collective within a fraction of a second. A collective of NCCL it leaves waiting on the GPU, and
-with it the host, as soon as that waits for the device. So a thread of each rank waits for a gloo message beside it.
+When a peer is lost, a gloo collective fails within a fraction of a second. An NCCL
+collective keeps waiting on the GPU, and blocks the host as soon as the host waits for
+the device. So a thread of each rank waits for a gloo message beside the collective.
 """
 
 import threading
@@ -12,14 +13,16 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-_STATUS_LEAVING, _STATUS_LOST = 0, 1
+_STATUS_LEAVING = 0
+_STATUS_LOST = 1
 _NO_TIMEOUT = timedelta(days=3650)
 
 
 class PeerMonitor:
-    """A ring in which each rank waits for a message from the rank before it, which comes when that one leaves.
+    """Ring in which each rank waits for a message from the previous rank.
 
-    A connection that closes without the message means that the rank is gone. The news travels on along the ring.
+    A rank sends its message when it leaves. If the connection closes without one, the
+    previous rank is lost. That news is passed on along the ring.
     """
 
     def __init__(
@@ -32,29 +35,29 @@ class PeerMonitor:
         """Start to watch.
 
         Args:
-            group: a gloo group of all ranks, of which nobody else makes use.
-            rank: this one, 0 to ranks - 1.
-            ranks: how many there are, at least 2.
-            on_loss: called once if a rank is lost, on a thread of the watch, or if this one gives up.
+            group: a gloo group of all ranks, used by nothing else.
+            rank: this rank, 0 to world_size - 1.
+            world_size: number of ranks, at least 2.
+            on_peer_lost: called once if a rank is lost, on the monitor's thread, or if
+                this rank fails.
         """
-        self._group, self._previous_rank, self._next_rank = (
-            group,
-            (rank - 1) % world_size,
-            (rank + 1) % world_size,
-        )
+        self._group = group
+        self._previous_rank = (rank - 1) % world_size
+        self._next_rank = (rank + 1) % world_size
         self._on_peer_lost = on_peer_lost
-        self._lock, self._has_notified = threading.Lock(), False
+        self._lock = threading.Lock()
+        self._has_notified = False
         self._thread = threading.Thread(
             target=self._wait_for_message, name="distrain-peers", daemon=True
         )
         self._thread.start()
 
     def leave_ring(self, *, failed: bool, timeout: float) -> None:
-        """Tell the next rank that this one leaves, and wait until the one before leaves too.
+        """Announce to the next rank that this one leaves; wait for the previous rank.
 
         Args:
-            lost: this rank gives up, and so should all.
-            timeout: seconds to wait.
+            failed: this rank failed, so all others should stop too; do not wait.
+            timeout: seconds to wait for the previous rank to leave.
         """
         if failed:
             self._declare_lost()
@@ -63,29 +66,31 @@ class PeerMonitor:
             self._thread.join(timeout)
 
     def _wait_for_message(self) -> None:
-        word = torch.tensor([_STATUS_LOST])
-        with suppress(
-            RuntimeError
-        ):  # the connection is closed: the word stays what it is
-            work = dist.irecv(word, self._previous_rank, group=self._group)
+        status = torch.tensor([_STATUS_LOST])
+        # A closed connection raises: the status then stays "lost".
+        with suppress(RuntimeError):
+            work = dist.irecv(status, self._previous_rank, group=self._group)
             assert work is not None
-            work.wait(
-                _NO_TIMEOUT
-            )  # the group's own time-out is for ranks that are expected
-        if int(word) == _STATUS_LOST:
+            # The group's own timeout is for ranks that should answer soon. This message
+            # comes at the end of the run.
+            work.wait(_NO_TIMEOUT)
+        if int(status) == _STATUS_LOST:
             self._declare_lost()
 
     def _declare_lost(self) -> None:
         if self._claim_notification():
-            self._on_peer_lost()  # before the news: a send may wait for a host that is cut off
+            # Before the message: sending may block if the next rank's host is cut off.
+            self._on_peer_lost()
             self._send_status(_STATUS_LOST)
 
     def _claim_notification(self) -> bool:
-        """Whether this rank has said nothing to the next one before: it says one word."""
+        """Return True to the first caller only: a rank sends one message in all."""
         with self._lock:
-            first, self._has_notified = not self._has_notified, True
-        return first
+            is_first = not self._has_notified
+            self._has_notified = True
+        return is_first
 
     def _send_status(self, status: int) -> None:
-        with suppress(RuntimeError):  # it is the next rank that is gone
+        # An error means that the next rank is the lost one.
+        with suppress(RuntimeError):
             dist.send(torch.tensor([status]), self._next_rank, group=self._group)

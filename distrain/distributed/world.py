@@ -1,4 +1,4 @@
-"""What a rank has to know of the others and of its device: collectives, cores."""
+"""World: a rank, its device, and the collectives over all ranks."""
 
 import json
 import os
@@ -20,13 +20,16 @@ from distrain.distributed.peer_monitor import PeerMonitor
 from distrain.distributed.process import count_available_cores
 from distrain.errors import AttemptError, LostRankError, RunError, UserError
 
+# Linux's request for the IPv4 address of a network interface, from <linux/sockios.h>.
+_SIOCGIFADDR = 0x8915
+
 
 @dataclass(frozen=True)
 class World:
-    """A rank among `ranks`, and the device it computes on.
+    """A rank among `world_size` ranks, and the device it computes on.
 
-    What ranks decide together they decide from integers that were added up over all of them. Every collective raises
-    LostRankError where another rank is gone.
+    What the ranks decide together they decide from integers that are summed over all
+    of them. Every collective raises LostRankError if another rank is lost.
     """
 
     device: torch.device
@@ -35,33 +38,39 @@ class World:
     num_cores: int = field(default_factory=count_available_cores)
     """CPU cores of this rank."""
     stop_requested: threading.Event = field(default_factory=threading.Event)
-    """Set from outside, on any rank, to end the run at the next step, with a checkpoint."""
+    """Set from outside, on any rank, to end the run after a step, with a checkpoint."""
     session: str = field(default_factory=lambda: secrets.token_hex(8))
-    """Names the launch: attempts of one launch follow each other without waiting."""
+    """Id of the launch: attempts of one launch follow each other without waiting."""
     node_address: str = "127.0.0.1"
-    """This host's, that others can reach."""
+    """Address of this node that other ranks can reach."""
     on_checkpoint: Callable[[int, str | None], None] = lambda step, name: None
-    """Called on all ranks with the step of a checkpoint that is whole; the lead knows its name too."""
+    """Called on all ranks with the step of each complete checkpoint, and with its name
+    on rank 0, None on the others."""
     desired_world_size: int = 1
-    """Ranks that the run would like to have."""
+    """Number of ranks that the run would like to have."""
     peer_lost: threading.Event = field(default_factory=threading.Event)
-    """Set when another rank is gone, so that the collectives of this rank's GPU were aborted."""
+    """Set when another rank is lost, and the collectives of this rank's GPU are
+    therefore aborted."""
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is the rank that tells and writes."""
+        """True on rank 0, which logs and writes checkpoints."""
         return self.rank == 0
 
     def local_virtual_workers(self, num_virtual_workers: int) -> range:
-        """The virtual workers that this rank computes: floor or ceil of V / ranks of them, one after another."""
-        first, last = (
-            i * num_virtual_workers // self.world_size
-            for i in (self.rank, self.rank + 1)
-        )
-        return range(first, last)
+        """Return the virtual workers of this rank, consecutive numbers.
+
+        Each rank has floor or ceil of num_virtual_workers / world_size of them.
+        """
+        first = self.rank * num_virtual_workers // self.world_size
+        end = (self.rank + 1) * num_virtual_workers // self.world_size
+        return range(first, end)
 
     def all_reduce(self, tensor: Tensor) -> Callable[[], None]:
-        """Start to add a tensor up over all ranks, in place; call what is returned to wait for it."""
+        """Start to sum a tensor over all ranks, in place; return a function that waits.
+
+        On a GPU that function makes the current stream wait, not the host.
+        """
         if self.world_size == 1:
             return lambda: None
         with _translate_peer_errors():
@@ -74,98 +83,111 @@ class World:
         return wait
 
     def all_reduce_ints(self, values: Sequence[int]) -> list[int]:
-        """Integers added up over all ranks."""
+        """Return the sums of int64 values over all ranks."""
         tensor = torch.tensor(values, dtype=torch.int64)
         self.all_reduce(tensor)()
-        found: list[int] = tensor.tolist()
-        return found
+        sums: list[int] = tensor.tolist()
+        return sums
 
     def broadcast(self, tensor: Tensor) -> None:
-        """Overwrite a tensor with the lead's."""
+        """Overwrite a tensor with rank 0's."""
         if self.world_size > 1:
             with _translate_peer_errors():
                 dist.broadcast(tensor, 0)
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """What each rank passed, a tree of plain values, by rank and on all ranks."""
+        """Return the values that all ranks passed, by rank, on every rank.
+
+        A value is a tree of what JSON knows.
+        """
         if self.world_size == 1:
             return [value]
-        data = torch.frombuffer(
-            bytearray(json.dumps(value).encode()), dtype=torch.uint8
-        )
+        encoded = bytearray(json.dumps(value).encode())
+        data = torch.frombuffer(encoded, dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
         with _translate_peer_errors():
+            # all_gather needs tensors of one shape: gather the sizes first, then the
+            # values, padded to the longest.
             dist.all_gather(sizes, torch.tensor([len(data)]))
             longest = max(int(size) for size in sizes)
             padded = torch.cat([data, data.new_zeros(longest - len(data))])
-            parts = [torch.zeros_like(padded) for _ in sizes]
-            dist.all_gather(parts, padded)
+            gathered = [torch.zeros_like(padded) for _ in sizes]
+            dist.all_gather(gathered, padded)
         return [
-            json.loads(bytes(part[: int(size)].tolist()))
-            for part, size in zip(parts, sizes, strict=True)
+            json.loads(bytes(row[: int(size)].tolist()))
+            for row, size in zip(gathered, sizes, strict=True)
         ]
 
     def synchronize(self) -> None:
-        """Wait until this rank's device has done what it was asked.
+        """Synchronize with this rank's device.
 
         Raises:
-            LostRankError: another rank is gone, so that what the device has reduced is void.
+            LostRankError: another rank is lost, so the results of all-reduces on the
+                device are invalid.
         """
         try:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-        except (
-            RuntimeError
-        ) as error:  # a lost GPU's memory may be what the reduction was reading
+        except RuntimeError as error:
+            # The all-reduce may have been reading the memory of a GPU that is lost.
             if self.peer_lost.is_set():
-                raise LostRankError(
-                    f"another rank is gone: {_strip_source_location(str(error))}"
-                ) from error
+                detail = _strip_source_location(str(error))
+                raise LostRankError(f"another rank was lost: {detail}") from error
             raise
+        # An aborted all-reduce returns as if it were complete: check after the wait.
         if self.peer_lost.is_set():
             raise LostRankError(
-                "another rank is gone: the reduction on the GPU was aborted"
+                "another rank was lost: the all-reduce on the GPU was aborted"
             )
 
     @contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
-        """A block that fails on all ranks, with the same sentence, if it fails for a reason to be told on one.
+        """Raise a UserError or RunError on every rank if the block raises it on one.
+
+        A collective: all ranks must enter the block. Other exceptions, LostRankError
+        among them, are raised on their own rank only.
 
         Raises:
             UserError or RunError: that of the lowest rank which raised one.
         """
-        own: UserError | RunError | None = None
+        own_error: UserError | RunError | None = None
         try:
             yield
         except LostRankError:
+            # A collective with the lost rank would only fail, or wait for it.
             raise
         except (UserError, RunError) as error:
-            own = error
+            own_error = error
         if self.world_size == 1:
-            if own is not None:
-                raise own
+            if own_error is not None:
+                raise own_error
             return
-        for problem in self.all_gather_object(own and [type(own).__name__, str(own)]):
-            if problem is not None:
-                kind, text = problem
-                raise {"UserError": UserError, "RunError": RunError}.get(
-                    kind, AttemptError
-                )(text) from own
+
+        report = own_error and [type(own_error).__name__, str(own_error)]
+        error_types = {"UserError": UserError, "RunError": RunError}
+        for rank_report in self.all_gather_object(report):
+            if rank_report is not None:
+                name, message = rank_report
+                raise error_types.get(name, AttemptError)(message) from own_error
 
 
 @contextmanager
 def _translate_peer_errors() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # all of torch.distributed's errors are
+    except RuntimeError as error:
+        # All errors of torch.distributed are RuntimeErrors.
+        detail = _strip_source_location(str(error))
         raise LostRankError(
-            f"another rank is gone or silent: {_strip_source_location(str(error))}"
+            f"another rank was lost or does not respond: {detail}"
         ) from error
 
 
 def _strip_source_location(message: str) -> str:
-    """The first sentence of an error of torch.distributed's, without the source line that it begins with."""
-    return re.sub(r"^\[[^]]*\] *", "", message.splitlines()[0]).split(". ")[0]
+    """Return an error's first sentence, without torch's "[file:line]" before it."""
+    first_line = message.splitlines()[0]
+    without_location = re.sub(r"^\[[^]]*\] *", "", first_line)
+    return without_location.split(". ")[0]
 
 
 @contextmanager
@@ -182,59 +204,79 @@ def open_process_group(
     on_checkpoint: Callable[[int, str | None], None] = lambda step, name: None,
     desired_world_size: int | None = None,
 ) -> Iterator[World]:
-    """A world of several processes, whose process group ends with the block.
+    """Form a world of several processes; its process group ends with the block.
 
     Args:
-        device: what this rank computes on.
-        rank: 0 to ranks - 1.
-        ranks: how many there are.
-        meet: returns to every rank what rank 0 passed to it.
-        address: this host's, that the other ranks can reach.
-        timeout: seconds after which a rank that does not come to a collective counts as lost.
-        cores: CPU cores that this rank may use.
-        session, saved: as in World.
-        wanted: ranks that the run would like to have; None: as many as there are.
+        device: the device of this rank.
+        rank: 0 to world_size - 1.
+        world_size: number of ranks.
+        broadcast_string: returns on every rank the string that rank 0 passed to it.
+        node_address: address of this node that the other ranks can reach.
+        timeout: seconds after which a rank that is missing from a collective counts
+            as lost.
+        num_cores: CPU cores that this rank may use.
+        session, on_checkpoint: as in World.
+        desired_world_size: ranks that the run would like to have; None: world_size.
 
     Raises:
         LostRankError: the ranks cannot reach each other.
     """
-    limit = timedelta(seconds=timeout)
-    about: dict[str, Any] = {
-        "session": session,
-        "node_address": node_address,
-        "on_checkpoint": on_checkpoint,
-        "desired_world_size": desired_world_size or world_size,
-    }
-    world = World(device, rank, world_size, num_cores, **about)
+    world = World(
+        device,
+        rank,
+        world_size,
+        num_cores,
+        session=session,
+        node_address=node_address,
+        on_checkpoint=on_checkpoint,
+        desired_world_size=desired_world_size or world_size,
+    )
     if world_size == 1:
         yield world
         return
-    watch, ended = None, False
+
+    monitor: PeerMonitor | None = None
+    failed = True
     try:
-        store = _connect_tcp_store(
-            rank, world_size, broadcast_string, node_address, limit
-        )
-        options: dict[str, Any] = {
-            "store": store,
-            "rank": rank,
-            "world_size": world_size,
-            "timeout": limit,
-        }
-        if device.type == "cuda":
-            watch = _init_gpu_process_group(world, options)
-        else:
-            with _translate_peer_errors():
-                dist.init_process_group("gloo", **options)
+        monitor = _join_process_group(world, broadcast_string, timeout)
         yield world
-        ended = True
+        failed = False
     finally:
+        # The ring before the group: destroying the group closes the connections of
+        # this rank, which the next rank would take for a loss.
         try:
-            if watch is not None:
-                watch.leave_ring(failed=not ended, timeout=timeout)
+            if monitor is not None:
+                monitor.leave_ring(failed=failed, timeout=timeout)
         finally:
             if dist.is_initialized():
-                with suppress(RuntimeError):  # what broke it was raised already
+                # The error that broke the group has been raised already.
+                with suppress(RuntimeError):
                     dist.destroy_process_group()
+
+
+def _join_process_group(
+    world: World, broadcast_string: Callable[[str], str], timeout: float
+) -> PeerMonitor | None:
+    """Join torch's process group; on GPUs also start to watch the other ranks."""
+    timeout_delta = timedelta(seconds=timeout)
+    store = _connect_tcp_store(
+        world.rank,
+        world.world_size,
+        broadcast_string,
+        world.node_address,
+        timeout_delta,
+    )
+    options: dict[str, Any] = {
+        "store": store,
+        "rank": world.rank,
+        "world_size": world.world_size,
+        "timeout": timeout_delta,
+    }
+    if world.device.type == "cuda":
+        return _init_gpu_process_group(world, options)
+    with _translate_peer_errors():
+        dist.init_process_group("gloo", **options)
+    return None
 
 
 def _connect_tcp_store(
@@ -244,84 +286,100 @@ def _connect_tcp_store(
     node_address: str,
     timeout: timedelta,
 ) -> Any:
-    """Connect to the store over which the ranks of a process group find each other; rank 0 serves it.
+    """Connect to the store over which the ranks find each other; rank 0 serves it.
 
     Raises:
-        LostRankError: it cannot be reached.
+        LostRankError: the store cannot be reached.
     """
-    name = find_network_interface(node_address)
+    interface = find_network_interface(node_address)
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        if (
-            name is not None
-        ):  # or gloo takes the address of the host's name, which may be 127.0.1.1
-            os.environ.setdefault(variable, name)
+        # Without it gloo uses the address that the host name resolves to, which may be
+        # 127.0.1.1.
+        if interface is not None:
+            os.environ.setdefault(variable, interface)
+
     with _translate_peer_errors():
-        # Rank 0 listens on a port that the system picks, so none can be taken.
-        listening = (node_address, 0, world_size, True, timeout, False)
-        store = dist.TCPStore(*listening) if rank == 0 else None  # type: ignore[attr-defined]
-        host, _, port = broadcast_string(
-            f"{node_address} {store.port}" if store else ""
-        ).partition(" ")
-        return store or dist.TCPStore(host, int(port), world_size, False, timeout)  # type: ignore[attr-defined]
+        store = None
+        own_endpoint = ""
+        if rank == 0:
+            # Port 0: the system picks a free port, so none can be taken already. Not
+            # waiting for the other ranks: they do not know the port yet.
+            store = dist.TCPStore(node_address, 0, world_size, True, timeout, False)  # type: ignore[attr-defined]
+            own_endpoint = f"{node_address} {store.port}"
+        host, _, port = broadcast_string(own_endpoint).partition(" ")
+        if store is not None:
+            return store
+        return dist.TCPStore(host, int(port), world_size, False, timeout)  # type: ignore[attr-defined]
 
 
 def _init_gpu_process_group(world: World, options: dict[str, Any]) -> PeerMonitor:
-    """Form the process group of a world of GPUs: NCCL for tensors on them, gloo for those on the CPU.
+    """Form the process group of a world of GPUs, and start to watch the other ranks.
 
-    With `device_id` NCCL connects here, and not in the first step. torch's own handling of NCCL's errors would end the
-    process: it is off, and our watch aborts the communicator as soon as a peer is gone, and sets `world.lost`.
+    NCCL serves tensors on GPUs, gloo those on the CPU.
 
     Raises:
         AttemptError: the GPUs cannot be connected.
     """
+    # torch's own handling of NCCL errors would end the process. The monitor replaces
+    # it: it sets `world.peer_lost` and aborts the communicator once a peer is lost.
     for variable in ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_DUMP_ON_TIMEOUT"):
         os.environ.setdefault(variable, "0")
+
     torch.cuda.set_device(world.device)
     try:
+        # With `device_id` NCCL connects here, and not in the first step.
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=world.device, **options)
         group: Any = dist.new_group(backend="gloo", timeout=options["timeout"])
     except RuntimeError as error:
+        detail = _strip_source_location(str(error))
         raise AttemptError(
-            f"the ranks' GPUs could not be connected: {_strip_source_location(str(error))}"
+            f"the ranks' GPUs could not be connected: {detail}"
         ) from error
     communicator = _get_nccl_backend(world.device)
 
     def abort_communicator() -> None:
-        world.peer_lost.set()  # first: who waits for the device must not take what it then has for a sum
-        with suppress(
-            RuntimeError
-        ):  # it does not end in time: whoever waits is ended by the watchdog
+        # Before the abort, which frees a thread that waits for the device: that thread
+        # must not take the memory's content for a sum.
+        world.peer_lost.set()
+        # An abort that times out raises. The run's watchdog then ends this process.
+        with suppress(RuntimeError):
             communicator.abort()
 
     return PeerMonitor(group, world.rank, world.world_size, abort_communicator)
 
 
 def _get_nccl_backend(device: torch.device) -> Any:
-    """NCCL's part of the process group. What torch's own abort of a whole group uses has no public name."""
+    """Return the NCCL part of the process group.
+
+    torch's own abort of a whole group uses the same method; it has no public name.
+    """
     group: Any = dist.group.WORLD
     return group._get_backend(device)
 
 
 def find_network_interface(address: str) -> str | None:
-    """The network interface of this host that has an IPv4 address; None where that cannot be found out."""
+    """Return the name of the network interface of this host with an IPv4 address.
+
+    None if no interface has the address, or the system does not list its interfaces.
+    """
     if not hasattr(socket, "if_nameindex"):
         return None
+    # fcntl does not exist on Windows.
     import fcntl
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
-            with suppress(OSError):  # an interface without an address
+            # The ioctl fails on an interface without an address.
+            with suppress(OSError):
                 request = name.encode()[:15].ljust(256, b"\0")
-                found = fcntl.ioctl(probe.fileno(), 0x8915, request)[
-                    20:24
-                ]  # SIOCGIFADDR
-                if socket.inet_ntoa(found) == address:
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+                if socket.inet_ntoa(answer[20:24]) == address:
                     return name
     return None
 
 
 def make_local_world(device: str) -> World:
-    """A world of one process, on a GPU where there is one.
+    """Create a world of one process, on a GPU if there is one.
 
     Args:
         device: auto, cpu or cuda.
@@ -329,11 +387,11 @@ def make_local_world(device: str) -> World:
     Raises:
         UserError: `device` is cuda, and there is no GPU.
     """
-    gpu = torch.cuda.is_available()
-    if device == "cuda" and not gpu:
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
         raise UserError(
             "device is cuda, but torch finds no GPU here: use device=auto or device=cpu"
         )
-    return World(
-        torch.device("cuda", 0) if gpu and device != "cpu" else torch.device("cpu")
-    )
+    if has_gpu and device != "cpu":
+        return World(torch.device("cuda", 0))
+    return World(torch.device("cpu"))

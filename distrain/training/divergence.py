@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from distrain.data.loader import MicroBatch, iter_training_requests
+from distrain.data.batch import MicroBatch, iter_training_requests
 from distrain.errors import RunError
 from distrain.monitor.meters import MeterReading
 from distrain.training.forward_pass import forward

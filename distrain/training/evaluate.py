@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distrain.config import Config
-from distrain.data.loader import MicroBatch
+from distrain.data.batch import MicroBatch
 from distrain.distributed.lane_pool import LanePool
 from distrain.distributed.world import World
 from distrain.training.forward_pass import count_correct, predict_logits

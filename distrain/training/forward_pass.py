@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distrain.config import Config
-from distrain.data.loader import MicroBatch
+from distrain.data.batch import MicroBatch
 from distrain.errors import UserError
 from distrain.models.layers import (
     find_batch_norms,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distrain.config import Config
-from distrain.data.loader import BatchRequest, MicroBatch
+from distrain.data.batch import BatchRequest, MicroBatch
 from distrain.data.order import Cursor
 from distrain.data.shards.dataset import Dataset
 from distrain.distributed.lane_pool import LanePool

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from distrain.config import Config
-from distrain.data.loader import BatchRequest, Loader
+from distrain.data.batch import BatchRequest
+from distrain.data.loader import Loader
 from distrain.data.shards.dataset import Dataset
 from distrain.distributed.lane_pool import LanePool
 from distrain.distributed.world import World

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from distrain.config import Config
+from distrain.data.batch import BatchRequest
 from distrain.data.config import Augment
 from distrain.data.config import DataConfig as DataSection
-from distrain.data.loader import BatchRequest, Loader
+from distrain.data.loader import Loader
 from distrain.data.order import IntArray, SampleOrder
 from distrain.data.prepare.builtin import BUILT_IN_DATASETS
 from distrain.data.shards.dataset import Dataset, open_shard_store

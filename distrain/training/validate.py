@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 
-from distrain.data.loader import MicroBatch, iter_evaluation_requests
+from distrain.data.batch import MicroBatch, iter_evaluation_requests
 from distrain.data.shards.dataset import Dataset
 from distrain.errors import RunError
 from distrain.monitor.records import EvalRecord

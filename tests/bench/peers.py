@@ -63,7 +63,8 @@ def measure(batches: Iterator[Any]) -> dict[str, float]:
 
 def _distrain(shards: str, *overrides: str) -> Iterator[Any]:
     from distrain.cli.bench import make_bench_config
-    from distrain.data.loader import Loader, iter_training_requests
+    from distrain.data.batch import iter_training_requests
+    from distrain.data.loader import Loader
     from distrain.data.order import SampleOrder
     from distrain.data.shards.dataset import Dataset
     from distrain.data.shards.manifest import Manifest

@@ -222,7 +222,7 @@ def test_pack(distrain, tmp_path):
         "pack", source, str(tmp_path / "second"), "--geometry", "square:8"
     )
     assert code == 1
-    assert "rejected     a/2.png: no image format is recognised" in out
+    assert "rejected     a/2.png: the image format is not recognized" in out
     assert "1 rejected in total" in err
     code, out, err = distrain(
         "pack",

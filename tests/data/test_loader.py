@@ -16,16 +16,16 @@ from photos import STATISTICS, encoded, kinds, open_set, picture, write_set
 from waiting import await_that
 
 import distrain.data.loader
+from distrain.data.batch import (
+    BatchRequest,
+    iter_evaluation_requests,
+    iter_training_requests,
+)
 from distrain.data.decoding.augment import draw_augment_params, make_center_params
 from distrain.data.decoding.dali import DaliDecoder
 from distrain.data.decoding.image import decode_rgb, encode_ppm
 from distrain.data.decoding.pil import PilDecoder
-from distrain.data.loader import (
-    BatchRequest,
-    Loader,
-    iter_evaluation_requests,
-    iter_training_requests,
-)
+from distrain.data.loader import Loader
 from distrain.data.order import Cursor, SampleOrder
 from distrain.data.shards.dataset import Dataset
 from distrain.errors import RunError

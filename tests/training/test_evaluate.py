@@ -3,7 +3,8 @@ import torch
 from narrow import loader_sections
 from torch import nn
 
-from distrain.data.loader import Loader, iter_evaluation_requests
+from distrain.data.batch import iter_evaluation_requests
+from distrain.data.loader import Loader
 from distrain.data.shards.dataset import Dataset
 from distrain.data.shards.manifest import Manifest
 from distrain.data.storage.store import Store

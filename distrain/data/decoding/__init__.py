@@ -1,1 +1,1 @@
-"""From image files to pixels and crops."""
+"""Image files decoded to pixels, cropped and augmented."""

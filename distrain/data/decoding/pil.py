@@ -1,4 +1,4 @@
-"""The same as the DALI graph in PIL and numpy: for machines without DALI, and to check it against."""
+"""Decoder in PIL and numpy: for machines without DALI, and to check DALI against."""
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,11 +17,15 @@ from distrain.data.decoding.decoder import (
 )
 from distrain.data.decoding.image import BadImageError, crop_and_resize, decode_rgb
 
-_NO_PIXEL_LIMIT = 1 << 31  # what is fed was held against data.pixel_limit before
+# Files were checked against data.pixel_limit before they are fed.
+_NO_PIXEL_LIMIT = 1 << 31
+
+_PendingImages = list[Future[NDArray[np.uint8]]]
+"""Cropped images of one batch, each being decoded."""
 
 
 class PilDecoder:
-    """Has the interface of `dali.Decoder`, and decodes on `threads` threads of the CPU, whatever the device."""
+    """Drop-in replacement for DaliDecoder; decodes on CPU threads for any device."""
 
     def __init__(
         self,
@@ -32,63 +36,57 @@ class PilDecoder:
         num_threads: int,
         read_ahead: int,
     ) -> None:
-        self._source, self._plan, self._device, self._read_ahead = (
-            source,
-            plan,
-            device,
-            read_ahead,
-        )
+        self._source = source
+        self._plan = plan
+        self._device = device
+        self._read_ahead = read_ahead
         self._pool = ThreadPoolExecutor(num_threads, "distrain-decode")
-        self._queued_batches: deque[
-            tuple[DecodeInput, list[Future[NDArray[np.uint8]]]]
-        ] = deque()
+        self._queued_batches: deque[tuple[DecodeInput, _PendingImages]] = deque()
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._pool.shutdown(cancel_futures=True)
 
     def decode_batch(self) -> torch.Tensor:
-        """The next batch; its type and shape are the graph's.
+        """Return the next batch, of the plan's dtype and shape.
 
         Raises:
             StopIteration: the source has ended.
-            RefusedError: an image does not decode.
+            DecodeError: an image does not decode.
         """
+        # Keep `read_ahead` batches in the pool. A source that has ended leaves those
+        # that are queued.
         with suppress(StopIteration):
             while len(self._queued_batches) < self._read_ahead:
-                feed = self._source()
-                windows = zip(
-                    feed.images,
-                    feed.augment_params.window_start,
-                    feed.augment_params.window_size,
-                    strict=True,
-                )
-                self._queued_batches.append(
-                    (
-                        feed,
-                        [
-                            self._pool.submit(self._decode_window, *one)
-                            for one in windows
-                        ],
-                    )
-                )
+                decode_input = self._source()
+                self._queued_batches.append((decode_input, self._submit(decode_input)))
         if not self._queued_batches:
             raise StopIteration
-        feed, works = self._queued_batches.popleft()
-        pixels = np.empty(
-            (len(works), self._plan.crop_size, self._plan.crop_size, 3), np.uint8
-        )
-        for i, work in enumerate(works):
+
+        # Wait for the oldest.
+        decode_input, pending_images = self._queued_batches.popleft()
+        crop_size = self._plan.crop_size
+        pixels = np.empty((len(pending_images), crop_size, crop_size, 3), np.uint8)
+        for i, pending_image in enumerate(pending_images):
             try:
-                pixels[i] = work.result()
+                pixels[i] = pending_image.result()
             except BadImageError as error:
                 raise DecodeError(i, str(error)) from None
+
         images = torch.from_numpy(pixels).to(self._device)
         if not self._plan.normalize:
             return images
-        return normalize_images(
-            images, feed.augment_params.mirror, feed.mean, self._plan.std
+        mirror = decode_input.augment_params.mirror
+        return normalize_images(images, mirror, decode_input.mean, self._plan.std)
+
+    def _submit(self, decode_input: DecodeInput) -> _PendingImages:
+        windows = zip(
+            decode_input.images,
+            decode_input.augment_params.window_start,
+            decode_input.augment_params.window_size,
+            strict=True,
         )
+        return [self._pool.submit(self._decode_window, *window) for window in windows]
 
     def _decode_window(
         self,
@@ -96,9 +94,6 @@ class PilDecoder:
         window_start: NDArray[np.float64],
         window_size: NDArray[np.float64],
     ) -> NDArray[np.uint8]:
-        return crop_and_resize(
-            image if self._plan.is_raw else decode_rgb(bytes(image), _NO_PIXEL_LIMIT),
-            window_start,
-            window_size,
-            self._plan.crop_size,
-        )
+        if not self._plan.is_raw:
+            image = decode_rgb(bytes(image), _NO_PIXEL_LIMIT)
+        return crop_and_resize(image, window_start, window_size, self._plan.crop_size)

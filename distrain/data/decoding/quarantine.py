@@ -1,8 +1,10 @@
-"""Files that may kill the decoder, which is C++ on bytes that nobody has proved: found after the crash, one by one.
+"""Quarantine: find the files that crash the decoder, after the crash.
 
-Each loader of files that were not proved notes on this machine's disk which samples are in flight. If its process dies,
-the next attempt finds the note, decodes those suspects one at a time in a child process, and quarantines what kills it.
-The verdict is a function of the bytes: whoever asks again gets the same one.
+The decoder is C++, and the files may be unverified. Each loader of unverified files
+records on this machine's disk which samples are in flight. If its process dies, the
+next attempt reads the record, decodes those suspects one at a time in a child process,
+and quarantines the ones that crash it. The verdict is a function of the bytes: every
+attempt that repeats this gets the same one.
 """
 
 import fcntl
@@ -28,10 +30,11 @@ from distrain.data.decoding.image import encode_ppm
 from distrain.data.shards.dataset import Dataset
 from distrain.errors import AttemptError
 
-# DALI 2.4 survives at 8 files a batch what kills it at 64.
+# Files that crash DALI 2.4 in a batch of 64 do not in a batch of 8.
 _BATCH_SIZE = 64
 _EMPTY_SLOT = -1
-# How a process dies of what it does itself. Killed from outside, by a person or for want of memory, says nothing.
+# Signals of a crash. Others, such as SIGKILL from an operator or the kernel's
+# out-of-memory killer, say nothing about the file.
 _CRASH_SIGNALS = {
     signal.SIGSEGV,
     signal.SIGABRT,
@@ -42,67 +45,79 @@ _CRASH_SIGNALS = {
 
 
 class InFlightRecorder:
-    """Notes which samples are in flight, where another process finds them if this one dies. Close it."""
+    """Record of the samples in flight, readable by others after this process dies.
+
+    Close it when all went well.
+    """
 
     def __init__(
         self, run_dir: str, dataset: Dataset, *, num_slots: int, batch_size: int
     ) -> None:
         folder = _get_record_folder(run_dir, dataset)
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=folder)
-        self._path, self._file = Path(name), os.fdopen(descriptor, "r+b")
-        fcntl.flock(
-            self._file, fcntl.LOCK_EX
-        )  # until this process ends, however it ends
+        descriptor, path = tempfile.mkstemp(dir=folder)
+        self._path = Path(path)
+        self._file = os.fdopen(descriptor, "r+b")
+        # The kernel drops the lock when this process ends, however it ends.
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        # A shared mapping: what is stored in it survives a crash of this process.
         self._slots = np.memmap(
             self._path, np.int64, "w+", shape=(num_slots, batch_size)
         )
         self.clear_slots()
 
     def record_fed(self, sample_ids: NDArray[np.int64]) -> None:
-        """These samples go to the decoder."""
+        """Record that a batch was fed to the decoder."""
         self._slots[self._num_fed % len(self._slots)] = sample_ids
         self._num_fed += 1
 
     def record_decoded(self) -> None:
-        """The oldest samples are decoded."""
+        """Record that the oldest batch in flight was decoded."""
         self._slots[self._num_decoded % len(self._slots)] = _EMPTY_SLOT
         self._num_decoded += 1
 
     def clear_slots(self) -> None:
-        """Nothing is in flight."""
+        """Record that no batch is in flight."""
         self._slots[:] = _EMPTY_SLOT
-        self._num_fed = self._num_decoded = 0
+        self._num_fed = 0
+        self._num_decoded = 0
 
     def close(self) -> None:
-        """All went well: leave nothing behind."""
+        """Delete the record."""
         self._path.unlink(missing_ok=True)
         self._file.close()
-        with suppress(OSError):  # another loader notes there, or has removed it
+        # Another loader has a record in the folder, or has removed the folder.
+        with suppress(OSError):
             self._path.parent.rmdir()
 
 
 @contextmanager
 def claim_suspects(run_dir: str, dataset: Dataset) -> Iterator[NDArray[np.int64]]:
-    """Samples that were in flight in processes of this run that died on this machine, in ascending order.
+    """Claim the samples that were in flight in dead processes of this run.
 
-    Their notes belong to the caller meanwhile, whatever other ranks look for; a block that ends well takes them away.
+    Only processes of this machine count. Yields the sample ids, ascending. During the
+    block the records are locked against other ranks; if it does not raise, they are
+    deleted.
     """
-    folder, found = _get_record_folder(run_dir, dataset), [np.empty(0, np.int64)]
+    folder = _get_record_folder(run_dir, dataset)
+    claimed_ids = [np.empty(0, np.int64)]
+    claimed_paths = []
     with ExitStack() as stack:
-        paths = []
-        for path in sorted(folder.iterdir()) if folder.exists() else ():
-            with suppress(
-                OSError
-            ):  # its process lives, another rank has it, or it is gone meanwhile
+        record_paths = sorted(folder.iterdir()) if folder.exists() else []
+        for path in record_paths:
+            # Its process is alive, another rank has claimed it, or it was deleted.
+            with suppress(OSError):
                 file = stack.enter_context(path.open("r+b"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 ids = np.frombuffer(file.read(), np.int64)
-                found.append(ids[ids != _EMPTY_SLOT])
-                paths.append(path)
-        yield np.unique(np.concatenate(found))
-        for path in paths:
+                claimed_ids.append(ids[ids != _EMPTY_SLOT])
+                claimed_paths.append(path)
+
+        yield np.unique(np.concatenate(claimed_ids))
+        # Delete before the locks are released, or another rank could claim them again.
+        for path in claimed_paths:
             path.unlink(missing_ok=True)
+    # Fails if other records are in the folder.
     with suppress(OSError):
         folder.rmdir()
 
@@ -110,32 +125,38 @@ def claim_suspects(run_dir: str, dataset: Dataset) -> Iterator[NDArray[np.int64]
 def decode_one_by_one(
     files: Sequence[NDArray[np.uint8]],
     device: torch.device,
-    on_progress: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda num_verdicts: None,
 ) -> list[str | None]:
-    """Decode files one at a time in a child process: why a file cannot be decoded, or None.
+    """Decode files one at a time in a child process.
 
     Args:
-        files: what the decoder would get.
-        device: where it decodes.
-        told: called with the number of verdicts so far.
+        files: the files as the decoder would get them.
+        device: where to decode.
+        on_progress: called with the number of verdicts so far.
+
+    Returns:
+        For each file the reason why it cannot be decoded, or None.
 
     Raises:
-        AttemptError: the child ended for another reason than a file.
+        AttemptError: the child ended for a reason other than a file.
     """
     verdicts: list[str | None] = []
     while len(verdicts) < len(files):
-        before = len(verdicts)
-        code = _decode_in_child(files, verdicts, device, on_progress)
+        num_before = len(verdicts)
+        exit_code = _decode_in_child(files, verdicts, device, on_progress)
         if len(verdicts) == len(files):
             break
-        if -code not in _CRASH_SIGNALS:
+        # A process that a signal ends has the exit code -signal.
+        if -exit_code not in _CRASH_SIGNALS:
             raise AttemptError(
-                f"the process that decodes files one at a time ended by itself (code {code})"
+                "the child process that decodes files one at a time ended unexpectedly "
+                f"(exit code {exit_code})"
             )
-        if (
-            len(verdicts) == before
-        ):  # the first file that a new child was given: no other can be to blame
-            verdicts.append(f"the decoder dies of it ({signal.Signals(-code).name})")
+        # Blame a file only if it was the first one of a new child. A later one may
+        # crash in memory that an earlier file corrupted: a new child starts with it.
+        if len(verdicts) == num_before:
+            signal_name = signal.Signals(-exit_code).name
+            verdicts.append(f"crashes the decoder ({signal_name})")
     return verdicts
 
 
@@ -145,18 +166,23 @@ def _decode_in_child(
     device: torch.device,
     on_progress: Callable[[int], None],
 ) -> int:
-    """Give a new child the files that have no verdict yet, until it has none left or dies; its exit code."""
+    """Feed a new child the files that have no verdict yet, until it ends.
+
+    Appends to `verdicts`. Returns the child's exit code.
+    """
     child = subprocess.Popen(  # noqa: S603 - ourselves
         [sys.executable, "-m", "distrain.data.decoding.quarantine", str(device)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C is not for it
+        # Ctrl-C in the terminal must not end the child.
+        start_new_session=True,
     )
     assert child.stdin is not None
     assert child.stdout is not None
     try:
         for data in files[len(verdicts) :]:
+            # A dead child breaks the pipe; its empty answer ends the loop below.
             with suppress(BrokenPipeError):
                 child.stdin.write(len(data).to_bytes(8, "little") + bytes(data))
                 child.stdin.flush()
@@ -166,64 +192,70 @@ def _decode_in_child(
             verdicts.append(json.loads(answer))
             on_progress(len(verdicts))
     finally:
+        # The end of its input ends the child.
         with suppress(BrokenPipeError):
             child.stdin.close()
         child.stdout.close()
-        code = child.wait()
-    return code
+        exit_code = child.wait()
+    return exit_code
 
 
 def _get_record_folder(run_dir: str, dataset: Dataset) -> Path:
-    key = hashlib.sha256(
-        f"{os.getuid()} {run_dir} {dataset.manifest.fingerprint}".encode()
-    ).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"distrain-in-flight-{key}"
+    key = f"{os.getuid()} {run_dir} {dataset.manifest.fingerprint}"
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"distrain-in-flight-{digest}"
 
 
 def _decode_alone(data: NDArray[np.uint8], device: torch.device) -> str | None:
-    """Decode a file among blank ones, whole, with all that it takes to kill the decoder."""
-    blank = encode_ppm(np.zeros((1, 1, 3), np.uint8))
-    colour = np.zeros((_BATCH_SIZE, 3), np.float32)
-    draws = AugmentParams(
-        np.zeros((_BATCH_SIZE, 2)),
-        np.ones((_BATCH_SIZE, 2)),
-        np.zeros(_BATCH_SIZE, np.int32),
-        colour,
+    """Decode a whole file among blank ones; return the reason if it fails.
+
+    The batch is as large as it must be for the decoder to crash.
+    """
+    # One file, blank images in the rest of the batch, and a window of one pixel each.
+    blank_file = encode_ppm(np.zeros((1, 1, 3), np.uint8))
+    no_color = np.zeros((_BATCH_SIZE, 3), np.float32)
+    augment_params = AugmentParams(
+        window_start=np.zeros((_BATCH_SIZE, 2)),
+        window_size=np.ones((_BATCH_SIZE, 2)),
+        mirror=np.zeros(_BATCH_SIZE, np.int32),
+        color_shift=no_color,
     )
-    feed = DecodeInput(
-        [data] + [blank] * (_BATCH_SIZE - 1),
-        np.ones((_BATCH_SIZE, 2), np.int64),
-        draws,
-        colour,
+    decode_input = DecodeInput(
+        images=[data] + [blank_file] * (_BATCH_SIZE - 1),
+        image_sizes=np.ones((_BATCH_SIZE, 2), np.int64),
+        augment_params=augment_params,
+        mean=no_color,
     )
-    graph = DecodePlan(
-        _BATCH_SIZE,
-        1,
+    plan = DecodePlan(
+        batch_size=_BATCH_SIZE,
+        crop_size=1,
         is_raw=False,
         resize=False,
         decode_full_image=True,
         normalize=False,
         std=np.ones(3, np.float32),
     )
+
     decoder = DaliDecoder(
-        lambda: feed, graph, device=device, num_threads=1, read_ahead=1
+        lambda: decode_input, plan, device=device, num_threads=1, read_ahead=1
     )
     try:
         decoder.decode_batch()
-    except DecodeError as refused:
-        return str(refused)
+    except DecodeError as error:
+        return str(error)
     finally:
         decoder.close()
     return None
 
 
 def _run_child(device: torch.device) -> None:
+    """Answer each file on stdin (8 bytes of length, then content) with a JSON line."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    # Send what libraries print to stderr: only answers belong on stdout.
+    os.dup2(2, 1)
     while length := sys.stdin.buffer.read(8):
-        data = np.frombuffer(
-            sys.stdin.buffer.read(int.from_bytes(length, "little")), np.uint8
-        )
+        content = sys.stdin.buffer.read(int.from_bytes(length, "little"))
+        data = np.frombuffer(content, np.uint8)
         answers.write(json.dumps(_decode_alone(data, device)) + "\n")
         answers.flush()
 

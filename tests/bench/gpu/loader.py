@@ -13,8 +13,9 @@ from device import DEVICE, sync
 from narrow import loader_sections
 from short_runs import config
 
+from distrain.data.batch import iter_training_requests
 from distrain.data.decoding import dali
-from distrain.data.loader import Loader, iter_training_requests
+from distrain.data.loader import Loader
 from distrain.data.order import SampleOrder
 from distrain.training.run_data import open_datasets
 

@@ -56,9 +56,9 @@ def test_other_formats_become_ppm_with_the_same_pixels(kind, mode):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "no image format"),
-        (b"\xff", "no image format"),
-        (b"<html>not found</html>", "no image format"),
+        (b"", "image format is not recognized"),
+        (b"\xff", "image format is not recognized"),
+        (b"<html>not found</html>", "image format is not recognized"),
         (bytes(file()[:400]), "OSError"),
         (bytes(file()[:-2]), "OSError|truncated"),
     ],

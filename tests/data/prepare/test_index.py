@@ -10,7 +10,8 @@ from narrow import loader_sections
 from photos import kinds, picture
 from shapes import CLASSES, SHAPES, folder, hub, images, tar_of, webdataset
 
-from distrain.data.loader import Loader, iter_evaluation_requests
+from distrain.data.batch import iter_evaluation_requests
+from distrain.data.loader import Loader
 from distrain.data.prepare.index import compute_color_statistics, index_dataset
 from distrain.data.prepare.open import open_source
 from distrain.data.prepare.pack import REJECTS_FILE, Geometry, PackOptions, pack_dataset
@@ -136,7 +137,7 @@ def test_what_does_not_decode_keeps_its_place_and_has_no_weight(narrow, tmp_path
     lines = (tmp_path / "tars" / REJECTS_FILE).read_text().splitlines()
     assert json.loads(lines[0]) == {
         "path": "x.tar/003.jpg",
-        "reason": "no image format is recognised",
+        "reason": "the image format is not recognized",
     }
     dataset = opened(url)
     assert set(dataset.bad_samples) == {3, 7}
@@ -247,7 +248,9 @@ def test_statistics_name_what_they_leave_out(tmp_path):
     place = Path(folder(tmp_path, found))
     (place / CLASSES[0] / "bad.jpg").write_bytes(b"x")
     _, refused = compute_color_statistics(open_source(str(place)).source)
-    assert refused == [Reject(f"{CLASSES[0]}/bad.jpg", "no image format is recognised")]
+    assert refused == [
+        Reject(f"{CLASSES[0]}/bad.jpg", "the image format is not recognized")
+    ]
 
 
 def test_what_cannot_be_indexed(tmp_path, monkeypatch):

@@ -148,7 +148,7 @@ def test_rejects_are_named(folder, tmp_path):
         str(folder), str(tmp_path / "dst"), geometry=Geometry("square", 24)
     )
     assert packed.manifest.num_rows == 24
-    assert packed.rejects == [("dog/zz.jpg", "no image format is recognised")]
+    assert packed.rejects == [("dog/zz.jpg", "the image format is not recognized")]
     lines = (tmp_path / "dst" / REJECTS_FILE).read_text().splitlines()
     assert json.loads(lines[0])["path"] == "dog/zz.jpg"
 
@@ -195,7 +195,9 @@ def test_every_shape_packs_the_same_with_any_number_of_processes(
     assert results[0] == results[1] == results[2]
     assert len(packed.manifest.shards) > 2
     assert packed.manifest.num_rows == len(found) - 1
-    assert [reason for _, reason in packed.rejects] == ["no image format is recognised"]
+    assert [reason for _, reason in packed.rejects] == [
+        "the image format is not recognized"
+    ]
     _, rows = files_of(tmp_path / "one")
     assert np.bincount([row.label for row in rows]).tolist() == [19, 20, 20]
     labels = [row.label for row in rows]
@@ -322,11 +324,11 @@ def test_images_that_cannot_be_stored_are_named(folder, tmp_path):
     assert sorted(short.rejects) == [
         (
             "cat/long.png",
-            "resized to 4480000 x 256 pixels it is over the limit of 50000000",
+            "resized to 4480000 x 256 pixels, the image is over the limit of 50000000",
         ),
         (
             "cat/strip.png",
-            "resized to 256000000 x 256 pixels it is over the limit of 50000000",
+            "resized to 256000000 x 256 pixels, the image is over the limit of 50000000",
         ),
         ("cat/thin.png", reason.format(76_800, 256)),
     ]

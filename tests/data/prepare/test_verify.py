@@ -69,7 +69,7 @@ def test_images_that_do_not_decode_or_have_another_size_are_found(tmp_path):
     assert wrong_with(dataset) == [
         (
             "shard-00000.parquet row group 0 row 2 (2.jpg)",
-            "does not decode: no image format is recognised",
+            "does not decode: the image format is not recognized",
         ),
         (
             "shard-00000.parquet row group 0 row 4 (4.jpg)",
