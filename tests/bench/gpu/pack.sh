@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# Makes .gpu in the root of the repository: what goes to a GPU machine beside a copy of the working tree. Such a machine
-# has Python 3.12, its own torch 2.11 for CUDA 13, and no package registry; it takes 64 MiB in all.
-#   bash tests/bench/gpu/pack.sh    minutes the first time (xz on one core), then a second: $CACHE keeps the archive
-# There, in the root of the copy: bash .gpu/sheet.sh SECONDS [GROUP,...]
+# Create .gpu in the root of the repository: the files that a GPU machine needs in
+# addition to a copy of the working tree. Such a machine has Python 3.12, torch 2.11 for
+# CUDA 13 and no package registry, and accepts 64 MiB in total.
+#   bash tests/bench/gpu/pack.sh
+# The first run takes minutes (xz on one core), later runs a second: $CACHE keeps the
+# archive. Then, on the GPU machine, in the root of the copy:
+#   bash .gpu/sheet.sh SECONDS [GROUP,...]
 #
-# The archive holds DALI and nvImageCodec with the machine code of sm_90 (H100, H200) alone, nvJPEG, and the small
-# packages that such a machine lacks. Without Ray, nvCOMP, the codecs of JPEG 2000 and TIFF, and headers.
+# The archive holds DALI and nvImageCodec with machine code for sm_90 (H100, H200) only,
+# nvJPEG, and the small packages that such a machine lacks. It leaves out Ray, nvCOMP,
+# the codecs for JPEG 2000 and TIFF, and headers.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 repo=$(git -C "$here" rev-parse --show-toplevel)
@@ -16,7 +20,8 @@ pins=(nvidia-dali-cuda130==2.4.0 nvidia-nvimgcodec-cu13==0.9.0.20 nvidia-nvjpeg=
       crc32c==2.9.post0 optree==0.20.0 astunparse==1.6.3 gast==0.7.0 nvtx==0.2.17 makefun==1.16.0 libcst==1.9.0
       simplejpeg==1.9.0)
 
-# Another pin, or another way to slim, makes another archive.
+# The name of the archive depends on the pins and on slim.py, so that a change rebuilds
+# it.
 key=$(printf '%s\n' "${pins[@]}" | cat - "$here/slim.py" | sha256sum | cut -c1-12)
 archive=$cache/site-$key.tar.xz
 if [ ! -e "$archive" ]; then
@@ -32,14 +37,17 @@ if [ ! -e "$archive" ]; then
   mv "$archive.partial" "$archive"
 fi
 
+# Put the scripts, the archive and the commit into .gpu.
 rm -rf "$repo/.gpu"
 mkdir "$repo/.gpu"
 cp "$here"/*.py "$here/sheet.sh" "$repo/.gpu/"
 cp "$archive" "$repo/.gpu/site.tar.xz"
 git -C "$repo" describe --always --abbrev=40 --exclude='*' --dirty >"$repo/.gpu/commit"
 
+# Fail if .gpu and the working tree together exceed 64 MiB.
 part=$(du -sb "$repo/.gpu" | cut -f1)
-# A file that was deleted and not committed yet is listed, and is no error.
+# git also lists files whose deletion is not committed yet: du fails on them, which is
+# not an error.
 tree=$(cd "$repo" && { git ls-files -z -co --exclude-standard | xargs -0 du -cb 2>/dev/null || true; } | tail -n 1 | cut -f1)
 echo "part $((part >> 10)) KiB + tree $((tree >> 10)) KiB = $(((part + tree) >> 10)) of 65536 KiB"
 [ $((part + tree)) -lt $((64 << 20)) ]

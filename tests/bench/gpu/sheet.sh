@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
-# Runs the sheet, in the root of the repository; results go to $OUT (default: this folder).
-#   bash .gpu/sheet.sh SECONDS [GROUP,...]      on a GPU machine, with what pack.sh made
-#   SHEET_DEVICE=cpu OUT=$(mktemp -d) bash tests/bench/gpu/sheet.sh 300      a dry run: tiny sizes, no GPU
-# $PYTHON is the interpreter (default: python3), $SHEET_SITE a folder of packages that goes before its own.
+# Run the GPU run sheet, in the root of the repository. Results go to $OUT (default: the
+# current folder).
+#   On a GPU machine, with what pack.sh made:
+#     bash .gpu/sheet.sh SECONDS [GROUP,...]
+#   A dry run, at tiny sizes and without a GPU:
+#     SHEET_DEVICE=cpu OUT=$(mktemp -d) bash tests/bench/gpu/sheet.sh 300
+# $PYTHON is the interpreter (default: python3). $SHEET_SITE is a folder of packages
+# that take precedence over the interpreter's.
 set -uo pipefail
 [ -e pyproject.toml ] || { echo "run it in the root of the repository" >&2; exit 2; }
-unset PYTHONDONTWRITEBYTECODE # or every process would compile torch again
+# Without byte code on disk, every process would compile torch again.
+unset PYTHONDONTWRITEBYTECODE
 export OUT=${OUT:-.} PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 OPENBLAS_NUM_THREADS=1
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
@@ -14,8 +19,10 @@ folder=/tmp
 if [ "${SHEET_DEVICE:-}" = cpu ]; then
   folder=$(mktemp -d)
   trap 'rm -rf "$folder"' EXIT
-  export OMP_NUM_THREADS=1 # checks that run side by side would take the cores from each other
-else # read the libraries from the disk while the archive is unpacked
+  # Checks that run side by side would compete for the cores.
+  export OMP_NUM_THREADS=1
+else
+  # Read the libraries from disk into the page cache while the archive is unpacked.
   ("$python" -c 'import torch; torch.zeros(1).cuda(); import torchvision, pyarrow, sklearn.datasets' >/dev/null 2>&1 &)
 fi
 if [ -z "$site" ] && [ -e "$here/site.tar.xz" ]; then
