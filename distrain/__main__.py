@@ -1,4 +1,4 @@
-"""`python -m distrain` is the command `distrain`."""
+"""Run the `distrain` command as `python -m distrain`."""
 
 from distrain.cli.main import main
 

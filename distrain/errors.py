@@ -1,17 +1,27 @@
-"""The ways in which a run ends with one sentence instead of a traceback."""
+"""Errors that end a run with one sentence instead of a traceback."""
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one sentence with cause and remedy. The command line exits with 2."""
+    """Mistake that the user can fix: one sentence with its cause and remedy.
+
+    The command line exits with code 2.
+    """
 
 
 class RunError(RuntimeError):
-    """The run cannot go on (damaged data, diverged loss): cause and remedy. All ranks agree on it. Exit code 1."""
+    """The run cannot continue, for example because of damaged data or a diverged loss.
+
+    The message names the cause and the remedy. All ranks raise it together, and the
+    command line exits with code 1.
+    """
 
 
 class AttemptError(RunError):
-    """This attempt cannot go on, and the next one may: failed storage, a lost rank. On a cluster it is tried again."""
+    """This attempt cannot continue, but the next one may: failed storage, a lost rank.
+
+    On a cluster the run is retried.
+    """
 
 
 class LostRankError(AttemptError):
-    """Another rank is gone or silent: a symptom, whose cause is there."""
+    """Another rank is gone or silent: a symptom, whose cause is on that rank."""

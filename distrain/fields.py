@@ -1,4 +1,4 @@
-"""What the sections of a config are made of: fields that decide the weights or do not, and choices by name."""
+"""Building blocks of a config's sections: marked fields, and choices by name."""
 
 import importlib
 import inspect
@@ -11,65 +11,82 @@ from pydantic_core import PydanticCustomError
 
 
 def result_field(default: Any = ..., **limits: Any) -> Any:
-    """A field that decides the weights."""
+    """Declare a field that decides the weights: a resume may not change it."""
     return Field(default, json_schema_extra={"decides": "result"}, **limits)
 
 
 def operation_field(default: Any = ..., **limits: Any) -> Any:
-    """A field that does not decide the weights."""
+    """Declare a field that does not decide the weights: it may change at any time."""
     return Field(default, json_schema_extra={"decides": "operation"}, **limits)
 
 
 class Section(BaseModel):
-    """A part of the tree: frozen, strict about types, no unknown keys."""
+    """Section of a config: frozen, strict about types, without unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
+        # No conversions: `seed: "1"` and `seed: true` are mistakes, not numbers.
         strict=True,
         allow_inf_nan=False,
         validate_default=True,
+        # The docstring below a field becomes its description.
         use_attribute_docstrings=True,
     )
 
 
 class Choice(Section):
-    """A section that has several forms, of which a config names one.
+    """Section that has several implementations, of which a config names one.
 
-    A direct subclass is a kind of choice, such as the loss. Classes below it are its forms: `class L1(Loss, name="l1")`
-    is known by that name as soon as it is imported, any other by `package.module:Class`. What a form has to do stands
-    in the abstract methods of its kind, so that none is forgotten. Reading a config loads no torch: forms import it in
-    their methods.
+    A direct subclass is a kind of choice, such as `Loss`; classes below it are its
+    implementations. `class L1(Loss, name="l1")` is known by that name as soon as its
+    module is imported; any other class is named as `package.module:Class`. The abstract
+    methods of a kind are what each implementation must provide. Reading a config loads
+    no torch: implementations import it inside their methods.
     """
 
     default_name: ClassVar[str | None] = None
-    """The form of a config that names none; None: it must name one."""
+    """Implementation used where a config names none; None: the config must name one."""
     import_syntax: ClassVar[str] = "package.module:Class"
-    """How a form is named that is not known by a name of its own."""
+    """Syntax, for messages, of an implementation that has no registered name."""
     registry: ClassVar[dict[str, type["Choice"]]]
-    """By name; each kind has its own."""
+    """Implementations by registered name; each kind has its own registry."""
     config_name: ClassVar[str]
-    """What a config calls this form."""
+    """Name of this implementation in a config."""
 
     name: str = result_field()
-    """Which form. [result]"""
+    """Implementation to use. [result]"""
 
     @classmethod
-    def __pydantic_init_subclass__(cls, *, name: str | None = None, **_: Any) -> None:
+    def __pydantic_init_subclass__(
+        cls,
+        *,
+        name: str | None = None,
+        **_: Any,
+    ) -> None:
+        # A direct subclass is a kind: it gets a registry of its own.
         if Choice in cls.__bases__:
             cls.registry = {}
         cls.config_name = name or f"{cls.__module__}:{cls.__qualname__}"
-        if name is not None:
-            before = cls.registry.get(
-                name, cls
-            )  # the same class once more, if its module is imported again
-            place = cls.__module__, cls.__qualname__
-            assert (before.__module__, before.__qualname__) == place, (
-                f"two forms are named {name}"
-            )
-            cls.registry[name] = cls
+        if name is None:
+            return
+        # A module that is imported again defines the same class again: that is allowed.
+        registered = cls.registry.get(name, cls)
+        is_same_class = (
+            registered.__module__ == cls.__module__
+            and registered.__qualname__ == cls.__qualname__
+        )
+        assert is_same_class, f"two classes are registered as {name}"
+        cls.registry[name] = cls
 
-    def __init_subclass__(cls, *, name: str | None = None, **_: Any) -> None:
+    # Python passes the keywords of a class statement here too: `name` ends here, since
+    # pydantic's own hook would not take it.
+    def __init_subclass__(
+        cls,
+        *,
+        name: str | None = None,
+        **_: Any,
+    ) -> None:
         super().__init_subclass__()
 
     @model_validator(mode="before")
@@ -78,96 +95,117 @@ class Choice(Section):
         if not isinstance(value, dict):
             return value
         name = value.get("name", cls.config_name)
-        if name != cls.config_name and (
-            ":" not in str(name) or ":" not in cls.config_name
-        ):
-            raise ValueError(f"name is {cls.config_name}, not {name!r}: leave it out")
+        # Two different import paths are fine: one class may be reachable by several,
+        # and ImportedModel stands for every callable.
+        are_import_paths = ":" in str(name) and ":" in cls.config_name
+        if name != cls.config_name and not are_import_paths:
+            raise ValueError(f"name must be {cls.config_name}, not {name!r}: remove it")
+        # Other ranks import the class by its name, but a class of the main script or of
+        # a function exists in this process only.
         if str(name).startswith("__main__:") or "<locals>" in str(name):
             raise ValueError(
-                f"{name} cannot be imported by other processes: define it at the top of a module"
+                f"{name} cannot be imported by other processes: "
+                "define it at the top level of a module"
             )
         return {**value, "name": name}
 
     @classmethod
     def parse_choice(cls, value: Any) -> Any:
-        """Make the form that a tree of plain values names, for a BeforeValidator.
+        """Build the implementation that a tree of plain values names.
+
+        Meant for a pydantic `BeforeValidator`. An instance of the kind is returned as
+        it is.
 
         Raises:
-            PydanticCustomError: there is no such form.
-            ValidationError: its fields are not as they should be.
+            PydanticCustomError: the value is not a section, or names no implementation.
+            ValidationError: a field of the implementation is not valid.
         """
         if isinstance(value, cls):
             return value
         if not isinstance(value, dict):
             raise PydanticCustomError(
-                "no_section", "must be a section, not {found}", {"found": repr(value)}
+                "no_section",
+                "must be a section, not {value}",
+                {"value": repr(value)},
             )
         name = value.get("name", cls.default_name)
-        form = cls.find_class(name)
-        return form.model_validate(
-            {**value, "name": name if ":" in form.config_name else form.config_name}
-        )
+        chosen = cls.find_class(name)
+        # A class with a registered name goes by that, even if the config has its import
+        # path; a class without keeps the path that the config names it by.
+        if ":" not in chosen.config_name:
+            name = chosen.config_name
+        return chosen.model_validate({**value, "name": name})
 
     @classmethod
     def find_class(cls, name: Any) -> type["Choice"]:
-        """Find a form by its name. Raises PydanticCustomError."""
+        """Return the implementation of a name. Raises PydanticCustomError."""
         if isinstance(name, str) and ":" in name:
             return cls._find_external_class(name)
         if isinstance(name, str) and name in cls.registry:
             return cls.registry[name]
         known = ", ".join([*sorted(cls.registry), cls.import_syntax])
-        found = {"known": known, "found": repr(name)}
         raise PydanticCustomError(
-            "no_choice", "must be one of {known}, not {found}", found
+            "no_choice",
+            "must be one of {known}, not {name}",
+            {"known": known, "name": repr(name)},
         )
 
     @classmethod
     def list_classes(cls) -> list[type[BaseModel]]:
-        """Every form that is known, each once."""
+        """List every registered implementation, each once."""
         return list(dict.fromkeys(cls.registry.values()))
 
     @classmethod
     def _find_external_class(cls, name: str) -> type["Choice"]:
         try:
-            found = import_attribute(name)
+            imported = import_attribute(name)
         except ValueError as error:
-            raise PydanticCustomError(
-                "no_choice", "{found} {why}", {"found": name, "why": str(error)}
-            ) from None
-        if not isinstance(found, type) or not issubclass(found, cls):
-            why = f"is no {cls.__name__}: name a subclass of {cls.__module__}.{cls.__name__}"
-            raise PydanticCustomError(
-                "no_choice", "{found} {why}", {"found": name, "why": why}
+            raise _make_choice_error(name, str(error)) from None
+        # Refuse what is not an implementation of this kind.
+        if not isinstance(imported, type) or not issubclass(imported, cls):
+            base = f"{cls.__module__}.{cls.__name__}"
+            raise _make_choice_error(name, f"is not a subclass of {base}: make it one")
+        # Refuse an incomplete one here, where the missing methods can be named.
+        if inspect.isabstract(imported):
+            missing = ", ".join(sorted(imported.__abstractmethods__))
+            raise _make_choice_error(
+                name,
+                f"does not implement {missing}: {cls.__name__} requires it",
             )
-        if inspect.isabstract(found):
-            why = f"lacks {', '.join(sorted(found.__abstractmethods__))}: write what {cls.__name__} asks for"
-            raise PydanticCustomError(
-                "no_choice", "{found} {why}", {"found": name, "why": why}
-            )
-        return found
+        return imported
+
+
+def _make_choice_error(name: str, reason: str) -> PydanticCustomError:
+    return PydanticCustomError(
+        "no_choice",
+        "{name} {reason}",
+        {"name": name, "reason": reason},
+    )
 
 
 def import_attribute(name: str) -> Any:
     """Import `package.module:attribute`; the working directory is searched too.
 
     Raises:
-        ValueError: it cannot be imported; the text goes on after the name.
+        ValueError: it cannot be imported; the message follows the name in a sentence.
     """
     module, _, attribute = name.partition(":")
+    # The command `distrain` does not have the working directory in its path. It goes
+    # last, so that no file there hides an installed package.
     if os.getcwd() not in sys.path:
-        sys.path.append(
-            os.getcwd()
-        )  # last, so that no file there hides an installed package
+        sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"cannot be imported ({format_error(error)}): install its package on every host, or start in its folder"
+            f"cannot be imported ({format_error(error)}): "
+            "install its package on every node, or start distrain in its folder"
         ) from None
-    except Exception as error:  # the user's module is run
+    # Importing runs the user's module, which may raise anything.
+    except Exception as error:
         raise ValueError(f"cannot be imported: {format_error(error)}") from error
 
 
 def format_error(error: Exception) -> str:
-    """An error of code that is not ours, on one line."""
+    """Format an error of external code on one line: its class and its text."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

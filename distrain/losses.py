@@ -1,6 +1,7 @@
-"""Losses on logits and integer labels, one value per sample: the caller sums over valid samples and divides once.
+"""Losses on logits and integer labels, one value per sample.
 
-A loss of your own is a subclass of `Loss`, named `package.module:Class` in the recipe.
+The caller sums them over the valid samples and divides once. A loss of your own is a
+subclass of `Loss`, named `package.module:Class` in the recipe.
 """
 
 from abc import abstractmethod
@@ -14,51 +15,83 @@ from distrain.fields import Choice, result_field
 if TYPE_CHECKING:
     from torch import Tensor
 
+# torch is imported inside the methods: reading a config must not load it.
+
 
 class Loss(Choice):
-    """What is minimised."""
+    """Loss that training minimizes."""
 
     default_name = "cross_entropy"
 
     @abstractmethod
-    def __call__(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
-        """The loss of each sample: logits (n, classes) and labels int64 (n,) to (n,)."""
+    def __call__(
+        self,
+        logits: "Tensor",
+        labels: "Tensor",
+    ) -> "Tensor":
+        """Compute the loss of each sample.
+
+        Args:
+            logits: float of shape (n, classes).
+            labels: int64 of shape (n,), from 0 to classes - 1.
+
+        Returns:
+            float of shape (n,).
+        """
 
     def check_num_classes(self, num_classes: int) -> None:
-        """Refuse what cannot be computed of so many classes. Raises UserError."""
+        """Refuse a number of classes that the loss is not defined for.
+
+        Raises:
+            UserError: the loss cannot be computed for this number of classes.
+        """
 
 
 class CrossEntropy(Loss, name="cross_entropy"):
-    """-log softmax of the label's logit, averaged over the valid samples of the global batch."""
+    """Cross-entropy: -log softmax(logits)[label]."""
 
     label_smoothing: float = result_field(0.0, ge=0, lt=1)
-    """Share of the target that is spread over all classes alike (Szegedy et al. 2016, section 7). [result]"""
+    """Fraction of the target that is spread evenly over all classes, at least 0 and
+    below 1 (Szegedy et al. 2016, section 7); 0: no smoothing. [result]"""
 
-    def __call__(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
-        """-log softmax(logits)[label], or of the smoothed target."""
+    def __call__(
+        self,
+        logits: "Tensor",
+        labels: "Tensor",
+    ) -> "Tensor":
+        """Compute the cross-entropy with the label, or with the smoothed target."""
         import torch.nn.functional as F
 
         return F.cross_entropy(
-            logits, labels, reduction="none", label_smoothing=self.label_smoothing
+            logits,
+            labels,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
         )
 
 
 class Hinge(Loss, name="hinge"):
-    """A margin between the label's score and the others'."""
+    """Hinge loss: a margin between the label's score and those of other classes."""
 
     form: Literal["weston_watkins", "crammer_singer", "binary"] = result_field(
         "weston_watkins"
     )
-    """weston_watkins: the sum over all other classes (the multi-class SVM of lectures); crammer_singer: the worst other
-    class alone; binary: max(0, margin - y s) with y = 1 or -1. [result]"""
+    """weston_watkins: sum over all other classes (the multi-class SVM of lectures);
+    crammer_singer: the worst other class alone; binary: max(0, margin - y s) with y = 1
+    or -1. [result]"""
     margin: float = result_field(1.0, gt=0)
-    """By how much the label's score must be above. [result]"""
+    """Amount by which the label's score must exceed the others, above 0. [result]"""
     one_vs_rest: bool = result_field(False)
-    """For the binary form with more than two classes: the sum over one binary problem a class. [result]"""
+    """Use the binary form with more than two classes: one binary problem per class,
+    summed. [result]"""
 
     @field_validator("one_vs_rest")
     @classmethod
-    def _check_one_vs_rest(cls, value: bool, info: ValidationInfo) -> bool:
+    def _check_one_vs_rest(
+        cls,
+        value: bool,
+        info: ValidationInfo,
+    ) -> bool:
         if value and info.data.get("form") != "binary":
             raise ValueError(
                 "one_vs_rest belongs to form = binary: remove it, or set that form"
@@ -66,47 +99,83 @@ class Hinge(Loss, name="hinge"):
         return value
 
     def check_num_classes(self, num_classes: int) -> None:
-        """Refuse the two-class hinge of more classes."""
+        """Refuse the binary form for more than two classes, unless `one_vs_rest`."""
         if self.form == "binary" and num_classes > 2 and not self.one_vs_rest:
             raise UserError(
-                f"loss.form = binary is for two classes, and the data set has {num_classes}: set loss.one_vs_rest = true, "
+                "loss.form = binary is for two classes, and the data set has "
+                f"{num_classes}: set loss.one_vs_rest = true, "
                 "or loss.form = weston_watkins"
             )
 
-    def __call__(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
-        """Weston and Watkins 1999, Crammer and Singer 2001, or binary."""
+    def __call__(
+        self,
+        logits: "Tensor",
+        labels: "Tensor",
+    ) -> "Tensor":
+        """Compute the hinge loss of `form`.
+
+        Weston and Watkins 1999, Crammer and Singer 2001, or binary.
+        """
         if self.form == "binary":
             return self._compute_binary(logits, labels)
         import torch.nn.functional as F
 
-        # max(0, score - label's score + margin) of each other class, 0 at the label: (n, classes)
-        above = (logits - logits.gather(1, labels[:, None]) + self.margin).clamp(min=0)
-        others = above.masked_fill(F.one_hot(labels, logits.shape[1]).bool(), 0)
-        return others.sum(1) if self.form == "weston_watkins" else others.amax(1)
+        # (n, classes): max(0, score - label's score + margin), but 0 at the label.
+        label_scores = logits.gather(1, labels[:, None])
+        violations = (logits - label_scores + self.margin).clamp(min=0)
+        is_label = F.one_hot(labels, logits.shape[1]).bool()
+        violations = violations.masked_fill(is_label, 0)
+        if self.form == "weston_watkins":
+            return violations.sum(1)
+        # amax, not max: it shares the gradient between equal classes, so that the
+        # result does not depend on which of them a device finds first.
+        return violations.amax(1)
 
-    def _compute_binary(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
-        """max(0, margin - y s): s is the difference of two logits, or there is one problem per class, summed."""
+    def _compute_binary(
+        self,
+        logits: "Tensor",
+        labels: "Tensor",
+    ) -> "Tensor":
+        """Compute max(0, margin - y s), with the sign y of the label.
+
+        For two classes s is the difference of their logits; for more there is one
+        problem per class, with its logit as s, and the losses are summed.
+        """
         import torch.nn.functional as F
 
         if logits.shape[1] == 2:
             sign = (2 * labels - 1).to(logits.dtype)
-            return (self.margin - sign * (logits[:, 1] - logits[:, 0])).clamp(min=0)
-        signs = 2 * F.one_hot(labels, logits.shape[1]).to(logits.dtype) - 1
+            score = logits[:, 1] - logits[:, 0]
+            return (self.margin - sign * score).clamp(min=0)
+        one_hot = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+        signs = 2 * one_hot - 1
         return (self.margin - signs * logits).clamp(min=0).sum(1)
 
 
 class Distance(Loss):
-    """A distance between outputs and the one-hot vector of the label, averaged over classes."""
+    """Distance of outputs from the label's one-hot vector, averaged over classes."""
 
     outputs: Literal["softmax", "logits"] = result_field("softmax")
-    """What is compared with the one-hot vector. [result]"""
+    """Values compared with the one-hot vector: class probabilities, or the logits as
+    they are. [result]"""
 
     @abstractmethod
-    def compute_distance(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
-        """The distance of each pair of elements: two of (n, classes) to (n, classes)."""
+    def compute_distance(
+        self,
+        outputs: "Tensor",
+        one_hot: "Tensor",
+    ) -> "Tensor":
+        """Compute the distance of each pair of elements.
 
-    def __call__(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
-        """The mean over classes of the distances."""
+        Both arguments and the result have shape (n, classes).
+        """
+
+    def __call__(
+        self,
+        logits: "Tensor",
+        labels: "Tensor",
+    ) -> "Tensor":
+        """Compute the mean of the distances over classes."""
         import torch.nn.functional as F
 
         one_hot = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
@@ -117,8 +186,12 @@ class Distance(Loss):
 class L1(Distance, name="l1"):
     """Mean absolute error."""
 
-    def compute_distance(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
-        """|x|."""
+    def compute_distance(
+        self,
+        outputs: "Tensor",
+        one_hot: "Tensor",
+    ) -> "Tensor":
+        """Compute |x| of the difference x."""
         import torch.nn.functional as F
 
         return F.l1_loss(outputs, one_hot, reduction="none")
@@ -127,21 +200,33 @@ class L1(Distance, name="l1"):
 class L2(Distance, name="l2"):
     """Mean squared error."""
 
-    def compute_distance(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
-        """x^2."""
+    def compute_distance(
+        self,
+        outputs: "Tensor",
+        one_hot: "Tensor",
+    ) -> "Tensor":
+        """Compute x^2 of the difference x."""
         import torch.nn.functional as F
 
         return F.mse_loss(outputs, one_hot, reduction="none")
 
 
 class SmoothL1(Distance, name="smooth_l1"):
-    """x^2 / (2 threshold) where |x| is below it, else |x| - threshold / 2 (Girshick 2015)."""
+    """x^2 / (2 threshold) where |x| < threshold, else |x| - threshold / 2.
+
+    Girshick 2015.
+    """
 
     threshold: float = result_field(1.0, gt=0)
-    """Where quadratic becomes linear: beta. [result]"""
+    """Difference, above 0, at which the loss turns from quadratic to linear: torch's
+    beta. [result]"""
 
-    def compute_distance(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
-        """Quadratic where it is small, linear where it is large."""
+    def compute_distance(
+        self,
+        outputs: "Tensor",
+        one_hot: "Tensor",
+    ) -> "Tensor":
+        """Compute the smooth L1 loss of the difference."""
         import torch.nn.functional as F
 
         return F.smooth_l1_loss(outputs, one_hot, reduction="none", beta=self.threshold)
@@ -151,10 +236,15 @@ class Huber(Distance, name="huber"):
     """Smooth L1 times its threshold (Huber 1964)."""
 
     threshold: float = result_field(1.0, gt=0)
-    """Where quadratic becomes linear: delta. [result]"""
+    """Difference, above 0, at which the loss turns from quadratic to linear: torch's
+    delta. [result]"""
 
-    def compute_distance(self, outputs: "Tensor", one_hot: "Tensor") -> "Tensor":
-        """Quadratic where it is small, linear where it is large."""
+    def compute_distance(
+        self,
+        outputs: "Tensor",
+        one_hot: "Tensor",
+    ) -> "Tensor":
+        """Compute the Huber loss of the difference."""
         import torch.nn.functional as F
 
         return F.huber_loss(outputs, one_hot, reduction="none", delta=self.threshold)

@@ -114,7 +114,7 @@ def test_all_problems_at_once():
     assert "seed: input should be a valid integer, not True" in text
     assert "virtual_workers: 4 does not divide global_batch = 10: use 5" in text
     assert "model: alexnet needs augment.crop of at least 63 pixels, not 20" in text
-    assert "reduction: exact needs threads = 1" in text
+    assert "reduction: exact mode needs threads = 1" in text
     assert "schedule.lr: input should be greater than 0" in text
 
 
@@ -178,7 +178,7 @@ def test_what_is_not_a_config(tmp_path):
         load_config(tmp_path / "none.yaml")
     bad = tmp_path / "bad.yaml"
     bad.write_text("a: [1")
-    with pytest.raises(UserError, match="is not YAML"):
+    with pytest.raises(UserError, match="is not valid YAML"):
         load_config(bad)
     bad.write_text("- 1\n")
     with pytest.raises(UserError, match="must hold a mapping"):
@@ -262,7 +262,7 @@ def test_overrides_leave_the_tree_alone():
 
 def test_plateau_wants_a_validation_set():
     schedule = {"name": "plateau", "lr": 0.1}
-    assert "plateau watches the validation error: set data.val" in problems(
+    assert "plateau follows the validation error: set data.val" in problems(
         {**LEAST, "schedule": schedule}
     )
     parse_config({"data": {"train": "a", "val": "b"}, "schedule": schedule}, "test")

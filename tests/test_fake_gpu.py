@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import (
 )
 
 from distrain.config import load_config
-from distrain.models.layers import AveragePool, _LocalResponseNormFunction
+from distrain.models.layers import AveragePool
+from distrain.models.response_norm import _LocalResponseNormFunction
 from distrain.optim.lars import LARS
 from distrain.optim.optimizer import Optimizer
 from distrain.rundir.checkpoint import CheckpointManager

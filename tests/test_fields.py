@@ -207,13 +207,13 @@ def test_forms_of_ones_own_train_as_distrains_do(own, command, digits):
             "loss",
             "own:Half",
             "class Half(Loss): pass",
-            "loss.name: own:Half lacks __call__: write what Loss asks for",
+            "loss.name: own:Half does not implement __call__: Loss requires it",
         ),
         (
             "loss",
             "own:Other",
             "class Other: pass",
-            "own:Other is no Loss: name a subclass of distrain.losses.Loss",
+            "own:Other is not a subclass of distrain.losses.Loss: make it one",
         ),
         ("loss", "own:none", "", "own:none cannot be imported (AttributeError: "),
         (
@@ -232,7 +232,7 @@ def test_forms_of_ones_own_train_as_distrains_do(own, command, digits):
             "optimizer",
             "own:Loss",
             "",
-            "own:Loss is no UpdateRule: name a subclass of distrain.optim.update_rule.UpdateRule",
+            "own:Loss is not a subclass of distrain.optim.update_rule.UpdateRule: make it one",
         ),
     ],
 )
@@ -254,7 +254,7 @@ def test_fields_of_a_form_of_ones_own_are_checked(own):
 
 
 def test_two_forms_of_one_name_are_a_mistake_of_ours():
-    with pytest.raises(AssertionError, match="two forms are named l1"):
+    with pytest.raises(AssertionError, match="two classes are registered as l1"):
 
         class Again(L1, name="l1"):
             """Once more."""
@@ -314,7 +314,7 @@ def test_a_form_that_no_other_process_can_import_is_refused():
 
 
 def test_a_form_is_not_called_by_anothers_name():
-    with pytest.raises(ValueError, match="name is hinge, not 'l1': leave it out"):
+    with pytest.raises(ValueError, match="name must be hinge, not 'l1': remove it"):
         Hinge(name="l1")
 
 

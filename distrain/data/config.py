@@ -1,4 +1,4 @@
-"""Sections of a config: where samples come from, and what is done to them."""
+"""Config sections of the data sets and of the augmentation."""
 
 from typing import Literal
 
@@ -9,41 +9,52 @@ from distrain.fields import Section, operation_field, result_field
 
 
 class DataConfig(Section):
-    """Where samples come from and how they travel."""
+    """Data sets, and how their samples are read and decoded."""
 
     train: str = operation_field()
-    """URL (any fsspec scheme) or path of the packed training set. [operation]"""
-    val: str | None = operation_field(None)
-    """URL or path of the packed validation set; null: no evaluation. [operation]"""
-    pack: Literal["digits"] | None = operation_field(None)
-    """Built-in source that is packed into `train` and `val` on first use: scikit-learn's scanned digits. [operation]"""
-    fingerprint: str | None = result_field(None)
-    """SHA-256 of the training set's manifest; null: filled in when the run starts. [result]"""
-    shuffle_rows: int = result_field(1024, ge=1)
-    """Rows of one shuffled block of a virtual worker's stream; it holds about that many in memory. [result]"""
-    backend: Literal["dali", "torch"] = result_field("dali")
-    """dali: NVIDIA DALI; torch: PIL and torch, a plain reference for machines without DALI. [result]"""
-    normalise: Literal["loader", "device"] = result_field("loader")
-    """Where pixels become normalised floats: in the decoder's graph, or on the device from bytes. [result]"""
-    pixel_limit: int = result_field(50_000_000, ge=1)
-    """Pixels; an image that claims more is a bad sample. [result]"""
-    memory: ByteSize = operation_field(ByteSize(2 << 30), gt=0)
-    """Bytes of row groups that one rank keeps; beyond it rows are read again. Accepts 512MiB, 2GiB. [operation]"""
-    connections: int = operation_field(8, ge=1)
-    """Row groups fetched at once, ahead of the step. [operation]"""
-    cache: str | None = operation_field(None)
-    """Folder on this machine's disk where row groups are kept for later epochs, shared by all ranks; null: none.
+    """URL (any fsspec scheme) or path of the training set, packed or indexed.
     [operation]"""
+    val: str | None = operation_field(None)
+    """URL or path of the validation set, packed or indexed; null: no evaluation.
+    [operation]"""
+    pack: Literal["digits"] | None = operation_field(None)
+    """Built-in source that is packed into `train` and `val` on first use; digits:
+    scikit-learn's scanned digits; null: the data sets must exist. [operation]"""
+    fingerprint: str | None = result_field(None)
+    """SHA-256 of the training set's manifest; null: filled in when the run starts, so
+    that a resume on other data is refused. [result]"""
+    shuffle_rows: int = result_field(1024, ge=1)
+    """Rows per shuffled block of a virtual worker's stream; each virtual worker holds
+    about that many in memory. [result]"""
+    backend: Literal["dali", "torch"] = result_field("dali")
+    """Decoder of images. dali: NVIDIA DALI; torch: PIL and torch, a plain reference for
+    machines without DALI. [result]"""
+    normalise: Literal["loader", "device"] = result_field("loader")
+    """Place where pixels become normalized floats: in the decoder (loader), or from
+    bytes on the device that computes (device). [result]"""
+    pixel_limit: int = result_field(50_000_000, ge=1)
+    """Pixels; an image that claims more is a bad sample, so that a damaged header
+    cannot take all memory. [result]"""
+    memory: ByteSize = operation_field(ByteSize(2 << 30), gt=0)
+    """Bytes of row groups that one rank keeps in memory, a number or a text such as
+    512MiB or 2GiB; beyond them rows are read again. [operation]"""
+    connections: int = operation_field(8, ge=1)
+    """Row groups that are fetched at once, ahead of the step. [operation]"""
+    cache: str | None = operation_field(None)
+    """Folder on this machine's disk that keeps row groups for later epochs, shared by
+    all ranks on the machine; null: none. [operation]"""
     cache_bytes: ByteSize = operation_field(ByteSize(64 << 30), gt=0)
-    """Bytes that the cache may hold. [operation]"""
+    """Bytes that `cache` may hold, a number or a text such as 64GiB. [operation]"""
     decode_threads: int | None = operation_field(None, ge=1)
-    """Threads that decode images; null: as many as the rank has CPU cores. [operation]"""
+    """Threads that decode images; null: one per CPU core of the rank. [operation]"""
     read_ahead: int = operation_field(2, ge=1)
-    """Micro-batches decoded ahead of the step. [operation]"""
+    """Micro-batches that are decoded ahead of the step. [operation]"""
     patience: float = operation_field(60.0, ge=0)
-    """Seconds for which a read that fails is tried again before the attempt ends. [operation]"""
+    """Seconds for which a failed read is retried before the attempt ends.
+    [operation]"""
     max_bad_samples: int = operation_field(100, ge=0)
-    """Distinct samples that may turn out undecodable before the run stops. [operation]"""
+    """Distinct samples that may turn out not to decode before the run stops; 0: the
+    first one stops it. [operation]"""
 
     @field_validator("train", "val")
     @classmethod
@@ -52,35 +63,49 @@ class DataConfig(Section):
 
 
 class Augment(Section):
-    """What is done to a training image, per sample and epoch (Krizhevsky et al. 2012, section 4.1)."""
+    """Augmentation of training images (Krizhevsky et al. 2012, section 4.1).
+
+    It is drawn per sample and epoch.
+    """
 
     crop: int = result_field(224, ge=1)
-    """Side of the square image that the network sees, in pixels. [result]"""
+    """Side of the square image that the network takes, in pixels. [result]"""
     short_side: int | None = result_field(None, ge=1)
-    """Pixels that the short side is resized to before the crop; null: images are used as they are stored. [result]"""
+    """Pixels that the short side is resized to before the crop, at least `crop`; null:
+    images are used as they are stored. [result]"""
     window: Literal["crop", "random_resized", "centre"] = result_field("crop")
-    """crop: at a random place; random_resized: 8 to 100 % of the area, sides 3:4 to 4:3, resized (Szegedy et al. 2015);
-    centre: always there, as in evaluation. [result]"""
+    """Window that is cut out. crop: at a random place; random_resized: 8 to 100 % of
+    the area, sides 3:4 to 4:3, resized (Szegedy et al. 2015); centre: always the
+    center, as in evaluation. [result]"""
     mirror: bool = result_field(True)
-    """Flip half of the images left to right. [result]"""
+    """Flip half of the images left to right, at random. [result]"""
     colour: float = result_field(0.1, ge=0)
-    """Standard deviation of the random numbers of the PCA colour shift; 0: none. [result]"""
+    """Standard deviation of the random numbers of the PCA color shift; 0: no shift. The
+    default is that of Krizhevsky et al. 2012. [result]"""
     colour_unit: Literal["deviation", "variance"] = result_field("deviation")
-    """What they multiply along each principal axis of the training set's colours. deviation: the standard deviation,
-    the root of the eigenvalue, as in the released source of 2012; variance: the eigenvalue itself, of colours from 0
-    to 1, as the paper's formula reads and most code since has it. On photographs the first is twice as strong.
-    [result]"""
+    """Quantity that these numbers multiply along each principal axis of the training
+    set's colors. deviation: the standard deviation, that is, the root of the
+    eigenvalue, as in the released source of 2012; variance: the eigenvalue itself, of
+    colors from 0 to 1, as the paper's formula reads and as most code since has it. On
+    photographs the first is twice as strong. [result]"""
     draws: Literal["sample", "chunk"] = result_field("sample")
-    """sample: window and mirror are drawn for each sample; chunk: once for 32 that follow each other in a virtual
-    worker, as in the released source of 2012. Colours are drawn for each sample. [result]"""
+    """sample: window and mirror are drawn for each sample; chunk: once for 32 samples
+    that follow each other in a virtual worker, as in the released source of 2012.
+    Colors are drawn for each sample. [result]"""
     scale: float | None = result_field(None, gt=0)
-    """What pixels (0 to 255), less their mean, are divided by, in evaluation too; null: the training set's standard
-    deviation of each channel. The paper of 2012 has 1, its source 1.1. [result]"""
+    """Divisor of the pixels (0 to 255) after their mean is subtracted, above 0, in
+    evaluation too; null: the training set's standard deviation of each channel. The
+    paper of 2012 has 1, its source 1.1. [result]"""
 
-    # On a single field, so that it is reported together with all other problems.
+    # Checks one field against another, but hangs on a single field, so that it is
+    # reported together with all other problems.
     @field_validator("short_side")
     @classmethod
-    def _check_crop_fits(cls, value: int | None, info: ValidationInfo) -> int | None:
+    def _check_crop_fits(
+        cls,
+        value: int | None,
+        info: ValidationInfo,
+    ) -> int | None:
         crop = info.data.get("crop")
         if value is not None and crop is not None and value < crop:
             raise ValueError(f"{value} is less than augment.crop = {crop}: raise it")

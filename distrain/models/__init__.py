@@ -1,1 +1,1 @@
-"""Networks, and the layers that they are made of."""
+"""Networks and the layers that they are built from."""

@@ -1,4 +1,7 @@
-"""AlexNet: torchvision's single tower, the two towers of 2012, and these with batch normalisation."""
+"""AlexNet: torchvision's single tower, and the two towers of 2012.
+
+The two towers come with response normalization or with batch normalization.
+"""
 
 import math
 from collections import OrderedDict
@@ -14,14 +17,19 @@ if TYPE_CHECKING:
 
     _NamedLayer = tuple[str, nn.Module]
 
+# torch is imported inside the methods: reading a config must not load it.
+
 
 class AlexNet(BuiltInModel, name="alexnet"):
-    """One tower without response normalisation, as torchvision has it (Krizhevsky 2014): the same state dict."""
+    """Single tower without response normalization, as in torchvision (Krizhevsky 2014).
+
+    Its state dict has torchvision's keys and shapes.
+    """
 
     min_crop = 63
 
     def build_layers(self, num_classes: int) -> "nn.Module":
-        """Images (n, 3, h, w) to logits (n, classes)."""
+        """Build the layers: images (n, 3, h, w) to logits (n, classes)."""
         from torch import nn
 
         from distrain.models.layers import AveragePool, Dropout
@@ -46,6 +54,7 @@ class AlexNet(BuiltInModel, name="alexnet"):
         )
         classifier = nn.Sequential(
             Dropout(self.dropout, 0),
+            # 36 places of the 6 x 6 average pool.
             nn.Linear(c4 * 36, hidden),
             nn.ReLU(inplace=True),
             Dropout(self.dropout, 1),
@@ -53,18 +62,21 @@ class AlexNet(BuiltInModel, name="alexnet"):
             nn.ReLU(inplace=True),
             nn.Linear(hidden, num_classes),
         )
-        parts = {
+        # Named as in torchvision, for the keys of the state dict.
+        layers = {
             "features": features,
             "avgpool": AveragePool(6, 6),
             "flat": nn.Flatten(),
             "classifier": classifier,
         }
-        return nn.Sequential(OrderedDict(parts))
+        return nn.Sequential(OrderedDict(layers))
 
     def initialize_weights(
-        self, model: "nn.Module", generator: "torch.Generator"
+        self,
+        model: "nn.Module",
+        generator: "torch.Generator",
     ) -> None:
-        """torch's default: every weight and bias uniform in +-1 / sqrt(fan in)."""
+        """Draw weights and biases as torch does: uniform in +-1 / sqrt(fan in)."""
         for layer in _find_weight_layers(model).values():
             bound = 1 / math.sqrt(layer.weight[0].numel())
             layer.weight.uniform_(-bound, bound, generator=generator)
@@ -72,128 +84,153 @@ class AlexNet(BuiltInModel, name="alexnet"):
 
 
 class AlexNet2012(BuiltInModel, name="alexnet2012"):
-    """The two towers of 2012. The paper and the released source differ; each difference is a choice.
+    """Two towers of 2012.
 
-    Grouped convolutions: 60,965,224 parameters at 1,000 classes. As in the released source (layers-145), the last
-    filters and pooling windows hang over the right and bottom edge (224 pixels act as 227), and dropout stands on the
-    outputs of the two hidden layers. Biases begin at 1 in conv2, conv4, conv5 and the hidden layers, at 0 elsewhere.
+    Where the paper and the released source differ, a field chooses. The towers are
+    grouped convolutions: 60,965,224 parameters at 1,000 classes. As in the released
+    source (layers-145), the last filters and pooling windows reach beyond the right
+    and bottom edge (224 pixels act as 227), and dropout acts on the outputs of the two
+    hidden layers. Biases begin at 1 in conv2, conv4, conv5 and the hidden layers, at 0
+    elsewhere.
     """
 
     min_crop = 36
 
     layers: Literal["source", "paper"] = result_field("source")
-    """source: layer 1 is normalised before its ReLU, and layer 2 twice, over channels and over places; paper: ReLU,
-    normalisation over channels, pooling in both. [result]"""
+    """source: layer 1 is normalized before its ReLU, and layer 2 twice, over channels
+    and over places; paper: ReLU, normalization over channels, pooling in both.
+    [result]"""
     lrn: Literal["source", "paper"] = result_field("source")
-    """What alpha = 1e-4 multiplies: the mean of the five squares (source, and torch) or their sum (paper's formula).
-    [result]"""
+    """Quantity that alpha = 1e-4 multiplies: the mean of the five squares (source, and
+    torch) or their sum (the paper's formula). [result]"""
     init: Literal["source", "paper"] = result_field("source")
-    """Standard deviation of the first weights: 0.01, in conv3 to conv5 0.03 (source), or 0.01 everywhere (paper).
-    [result]"""
+    """Standard deviation of the first weights: 0.01, but 0.03 in conv3 to conv5
+    (source), or 0.01 everywhere (paper). [result]"""
 
     def build_layers(self, num_classes: int) -> "nn.Module":
-        """Images (n, 3, h, w) to logits (n, classes)."""
-        from distrain.models.layers import LocalResponseNorm, SpatialResponseNorm
+        """Build the layers: images (n, 3, h, w) to logits (n, classes)."""
+        from distrain.models.response_norm import (
+            LocalResponseNorm,
+            SpatialResponseNorm,
+        )
 
         def make_channel_norm(number: int) -> "_NamedLayer":
-            # The paper's alpha multiplies the sum of the five squares, the source's their mean.
+            # LocalResponseNorm divides alpha by the five channels, as the source does;
+            # the paper's alpha multiplies the sum of the five squares.
             alpha = 1e-4 if self.lrn == "source" else 5 * 1e-4
-            return f"norm{number}", LocalResponseNorm(
-                5, alpha=alpha, beta=0.75, k=2.0, groups=2
-            )
+            norm = LocalResponseNorm(5, alpha=alpha, beta=0.75, k=2.0, groups=2)
+            return f"norm{number}", norm
 
+        # Layers 1 and 2, where source and paper differ.
         if self.layers == "source":
-            first = [make_channel_norm(1), _make_pool(1), _make_relu(1)]
-            second = [
+            after_conv1 = [make_channel_norm(1), _make_pool(1), _make_relu(1)]
+            after_conv2 = [
                 _make_relu(2),
                 make_channel_norm(2),
                 ("places2", SpatialResponseNorm()),
                 _make_pool(2),
             ]
         else:
-            first, second = (
-                [_make_relu(i), make_channel_norm(i), _make_pool(i)] for i in (1, 2)
-            )
-        after = [
-            first,
-            second,
+            after_conv1 = [_make_relu(1), make_channel_norm(1), _make_pool(1)]
+            after_conv2 = [_make_relu(2), make_channel_norm(2), _make_pool(2)]
+        # All others, which are the same in both.
+        after_convolutions = [
+            after_conv1,
+            after_conv2,
             [_make_relu(3)],
             [_make_relu(4)],
             [_make_relu(5), _make_pool(5)],
         ]
-        hidden = [[_make_relu(6)], [_make_relu(7)]]
-        return _build_two_towers(self, num_classes, after, hidden)
+        after_hidden = [[_make_relu(6)], [_make_relu(7)]]
+        return _build_two_towers(self, num_classes, after_convolutions, after_hidden)
 
     def initialize_weights(
-        self, model: "nn.Module", generator: "torch.Generator"
+        self,
+        model: "nn.Module",
+        generator: "torch.Generator",
     ) -> None:
-        """Normal numbers of standard deviation 0.01, and in conv3 to conv5 0.03 (`init: source`)."""
+        """Draw normal weights, and set the biases to 0 or 1."""
         for name, layer in _find_weight_layers(model).items():
-            wide = self.init == "source" and name in ("conv3", "conv4", "conv5")
-            layer.weight.normal_(0, 0.03 if wide else 0.01, generator=generator)
-            _get_bias(layer).fill_(
-                1.0 if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0
-            )
+            is_wide = self.init == "source" and name in ("conv3", "conv4", "conv5")
+            layer.weight.normal_(0, 0.03 if is_wide else 0.01, generator=generator)
+            has_bias_one = name in ("conv2", "conv4", "conv5", "fc6", "fc7")
+            _get_bias(layer).fill_(1.0 if has_bias_one else 0.0)
 
 
 class AlexNetBN(BuiltInModel, name="alexnet_bn"):
-    """The two towers with batch normalisation in place of response normalisation."""
+    """Two towers with batch normalization in place of response normalization."""
 
     min_crop = 36
 
     place: Literal["before_relu", "after_pool"] = result_field("before_relu")
-    """before_relu: convolution, normalisation, ReLU, pooling (Ioffe and Szegedy 2015; Simon et al. 2016). after_pool:
-    convolution, ReLU, pooling, normalisation, not after conv5 (the authors of LARS). [result]"""
+    """before_relu: convolution, normalization, ReLU, pooling (Ioffe and Szegedy 2015;
+    Simon et al. 2016). after_pool: convolution, ReLU, pooling, normalization, except
+    after conv5 (the authors of LARS). [result]"""
     hidden: bool = result_field(False)
-    """Whether the two hidden fully connected layers are normalised too, before their ReLU. [result]"""
+    """Normalize the two hidden fully connected layers too, before their ReLU.
+    [result]"""
     affine: bool = result_field(True)
-    """Whether what is normalised is scaled and shifted, as learned. [result]"""
+    """Learn a scale and a shift of the normalized values. [result]"""
     eps: float = result_field(1e-5, gt=0)
-    """Added to the variance. [result]"""
+    """Added to the variance, above 0; torch's default. [result]"""
     running: float = result_field(0.1, gt=0, le=1)
-    """What each step takes of the new moments into those that evaluation uses. [result]"""
+    """Momentum of the running statistics that evaluation uses, as in torch: the weight
+    of each step's batch statistics, above 0 and at most 1; torch's default. [result]"""
     init: Literal["he", "gaussian"] = result_field("he")
-    """First weights. he: N(0, 2 / fan in), biases 0 (He et al. 2015). gaussian: N(0, 0.01), 0.005 in the hidden fully
-    connected layers, biases 0.01 and there 0.1 (the authors of LARS). [result]"""
+    """First weights. he: N(0, 2 / fan in), biases 0 (He et al. 2015). gaussian:
+    standard deviation 0.01, and 0.005 in the hidden fully connected layers; biases
+    0.01, and 0.1 in those layers (the authors of LARS). [result]"""
 
     def build_layers(self, num_classes: int) -> "nn.Module":
-        """Images (n, 3, h, w) to logits (n, classes)."""
+        """Build the layers: images (n, 3, h, w) to logits (n, classes)."""
         from distrain.models.layers import BatchNorm
 
         c1, c2, c3, hidden = _scale_all_channels(self)
+        # Features of the layers 1 to 5 (convolutions) and 6 and 7 (hidden).
+        features = {1: c1, 2: c2, 3: c3, 4: c3, 5: c2, 6: hidden, 7: hidden}
 
         def make_norm(number: int) -> "_NamedLayer":
-            features = {1: c1, 2: c2, 3: c3, 4: c3, 5: c2, 6: hidden, 7: hidden}[number]
-            return f"norm{number}", BatchNorm(
-                features, eps=self.eps, momentum=self.running, affine=self.affine
+            norm = BatchNorm(
+                features[number],
+                eps=self.eps,
+                momentum=self.running,
+                affine=self.affine,
             )
+            return f"norm{number}", norm
 
-        pools = {i: [_make_pool(i)] if i in (1, 2, 5) else [] for i in range(1, 6)}
-        if self.place == "before_relu":
-            after = [[make_norm(i), _make_relu(i), *pools[i]] for i in range(1, 6)]
-        else:
-            after = [
-                [_make_relu(i), *pools[i], *([make_norm(i)] if i < 5 else [])]
-                for i in range(1, 6)
-            ]
-        dense = [
-            [*([make_norm(i)] if self.hidden else []), _make_relu(i)] for i in (6, 7)
-        ]
-        return _build_two_towers(self, num_classes, after, dense)
+        after_convolutions = []
+        for i in range(1, 6):
+            pool = [_make_pool(i)] if i in (1, 2, 5) else []
+            if self.place == "before_relu":
+                after_convolutions.append([make_norm(i), _make_relu(i), *pool])
+            else:
+                # The authors of LARS do not normalize after conv5.
+                norm = [make_norm(i)] if i < 5 else []
+                after_convolutions.append([_make_relu(i), *pool, *norm])
+        after_hidden = []
+        for i in (6, 7):
+            norm = [make_norm(i)] if self.hidden else []
+            after_hidden.append([*norm, _make_relu(i)])
+        return _build_two_towers(self, num_classes, after_convolutions, after_hidden)
 
     def initialize_weights(
-        self, model: "nn.Module", generator: "torch.Generator"
+        self,
+        model: "nn.Module",
+        generator: "torch.Generator",
     ) -> None:
-        """He's, or the Gaussian of the authors of LARS; see `init`."""
+        """Draw the weights of `init`, and reset the batch normalization."""
         from distrain.models.layers import find_batch_norms
 
         for name, layer in _find_weight_layers(model).items():
             if self.init == "he":
-                deviation, bias = math.sqrt(2 / layer.weight[0].numel()), 0.0
+                deviation = math.sqrt(2 / layer.weight[0].numel())
+                bias = 0.0
+            elif name in ("fc6", "fc7"):
+                deviation = 0.005
+                bias = 0.1
             else:
-                deviation, bias = (
-                    (0.005, 0.1) if name in ("fc6", "fc7") else (0.01, 0.01)
-                )
+                deviation = 0.01
+                bias = 0.01
             layer.weight.normal_(0, deviation, generator=generator)
             _get_bias(layer).fill_(bias)
         for norm in find_batch_norms(model):
@@ -206,12 +243,20 @@ def _build_two_towers(
     after_convolutions: "Sequence[Sequence[_NamedLayer]]",
     after_hidden: "Sequence[Sequence[_NamedLayer]]",
 ) -> "nn.Sequential":
-    """The layers of 2012: `after` has what follows each convolution, `hidden` what follows each hidden layer."""
+    """Build the network of 2012 from its convolutions and the layers between them.
+
+    Args:
+        config: the network's settings, for its width and dropout.
+        num_classes: number of logits.
+        after_convolutions: layers that follow each of the five convolutions.
+        after_hidden: layers that follow each of the two hidden layers.
+    """
     from torch import nn
 
     from distrain.models.layers import AveragePool, Dropout, PadToStride
 
     c1, c2, c3, units = _scale_all_channels(config)
+    # The groups are the two towers; from conv2 to conv5 only conv3 sees both.
     convolutions = [
         nn.Conv2d(3, c1, 11, stride=4),
         nn.Conv2d(c1, c2, 5, padding=2, groups=2),
@@ -219,26 +264,25 @@ def _build_two_towers(
         nn.Conv2d(c3, c3, 3, padding=1, groups=2),
         nn.Conv2d(c3, c2, 3, padding=1, groups=2),
     ]
+    # The convolutions, each with what follows it.
     layers: list[_NamedLayer] = [("edge", PadToStride(11, 4))]
-    for i, (convolution, followers) in enumerate(
-        zip(convolutions, after_convolutions, strict=True), 1
-    ):
-        layers += [(f"conv{i}", convolution), *followers]
+    for i, convolution in enumerate(convolutions):
+        layers.append((f"conv{i + 1}", convolution))
+        layers += after_convolutions[i]
+    # The fully connected layers, over the 36 places of the pooled image.
     layers += [("avgpool", AveragePool(6, 6)), ("flat", nn.Flatten())]
-    for i, (inputs, followers) in enumerate(
-        zip((c2 * 36, units), after_hidden, strict=True), 6
-    ):
-        layers += [
-            (f"fc{i}", nn.Linear(inputs, units)),
-            *followers,
-            (f"drop{i}", Dropout(config.dropout, i - 6)),
-        ]
-    return nn.Sequential(OrderedDict([*layers, ("fc8", nn.Linear(units, num_classes))]))
+    for i, num_inputs in enumerate((c2 * 36, units)):
+        layers.append((f"fc{i + 6}", nn.Linear(num_inputs, units)))
+        layers += after_hidden[i]
+        layers.append((f"drop{i + 6}", Dropout(config.dropout, i)))
+    layers.append(("fc8", nn.Linear(units, num_classes)))
+    return nn.Sequential(OrderedDict(layers))
 
 
 def _make_pool(number: int) -> "_NamedLayer":
     from torch import nn
 
+    # ceil_mode: the last window reaches beyond the edge, as in the released source.
     return f"pool{number}", nn.MaxPool2d(3, stride=2, ceil_mode=True)
 
 
@@ -249,7 +293,10 @@ def _make_relu(number: int) -> "_NamedLayer":
 
 
 def _find_weight_layers(model: "nn.Module") -> "dict[str, nn.Conv2d | nn.Linear]":
-    """The layers that have weights and a bias."""
+    """Return the convolutions and linear layers, by name, in the model's order.
+
+    The first weights are drawn in this order, so it decides them.
+    """
     from torch import nn
 
     return {
@@ -260,6 +307,7 @@ def _find_weight_layers(model: "nn.Module") -> "dict[str, nn.Conv2d | nn.Linear]
 
 
 def _get_bias(layer: "nn.Conv2d | nn.Linear") -> "torch.Tensor":
+    # torch's type allows layers without a bias; those of AlexNet all have one.
     assert layer.bias is not None
     return layer.bias
 

@@ -1,4 +1,4 @@
-"""What a network of a config is: its settings, and how it is made."""
+"""Base classes of the networks that a config can name."""
 
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,119 +13,140 @@ if TYPE_CHECKING:
 
 
 class Model(Choice):
-    """A network."""
+    """Settings of a network, and how to build it."""
 
     default_name = "alexnet"
     import_syntax = "torchvision:NAME, package.module:callable"
     min_crop: ClassVar[int] = 1
-    """The least side of an image in pixels that it can take, where it is known without building the network."""
+    """Smallest side of an image in pixels that the network can take, where it is known
+    without building the network."""
 
     @abstractmethod
     def build_skeleton(self, num_classes: int) -> "nn.Module":
-        """The network to look at, without memory for weights (on torch's meta device) where that can be had."""
+        """Build the network for inspection only.
+
+        It has no memory for weights (torch's meta device) where that is possible.
+        """
 
     @abstractmethod
     def build(self, num_classes: int, seed: int) -> "nn.Module":
-        """The network with its first weights, a pure function of (config, classes, seed), on the CPU.
+        """Build the network with its first weights, on the CPU.
+
+        The weights are a pure function of (config, number of classes, seed).
 
         Raises:
-            UserError: a model that is imported cannot be, or not be trained exactly.
+            UserError: an imported network cannot be built or cannot be trained exactly.
         """
 
     def check_crop(self, crop: int) -> None:
-        """Raises ValueError where images of that side in pixels are too small for it."""
+        """Raise ValueError if images of this side, in pixels, are too small."""
         if crop < self.min_crop:
             raise ValueError(
-                f"{self.name} needs augment.crop of at least {self.min_crop} pixels, not {crop}"
+                f"{self.name} needs augment.crop of at least {self.min_crop} pixels, "
+                f"not {crop}"
             )
 
-    def check_trainable(self, model: "nn.Module", num_classes: int, crop: int) -> None:
-        """Try out whether it can be trained exactly. Raises UserError."""
+    def check_trainable(
+        self,
+        model: "nn.Module",
+        num_classes: int,
+        crop: int,
+    ) -> None:
+        """Test whether the built network can be trained exactly. Raises UserError."""
 
     @classmethod
     def list_classes(cls) -> list[type[BaseModel]]:
-        """Every form, that of others' networks among them."""
+        """List every registered network, and the class of imported ones."""
         return [*super().list_classes(), ImportedModel]
 
     @classmethod
     def _find_external_class(cls, name: str) -> type[Choice]:
-        """A callable that makes a network is no form of its own."""
+        # The name is that of a callable, not of a subclass: one class stands for all.
         return ImportedModel
 
 
 class BuiltInModel(Model):
-    """A network of distrain's own."""
+    """Network that comes with distrain."""
 
     width: float = result_field(1.0, gt=0)
-    """Factor on all channel and hidden unit counts, each rounded to a multiple of 8. [result]"""
+    """Factor on all numbers of channels and hidden units, above 0; each is rounded to a
+    multiple of 8, and at least 8. [result]"""
     dropout: float = result_field(0.5, ge=0, lt=1)
-    """Probability that a unit of the two hidden fully connected layers is dropped. [result]"""
+    """Probability that a unit of the two hidden fully connected layers is dropped, at
+    least 0 and below 1. The default is that of Krizhevsky et al. 2012. [result]"""
 
     @abstractmethod
     def build_layers(self, num_classes: int) -> "nn.Module":
-        """Its layers."""
+        """Build the layers, on torch's default device."""
 
     @abstractmethod
     def initialize_weights(
-        self, model: "nn.Module", generator: "torch.Generator"
+        self,
+        model: "nn.Module",
+        generator: "torch.Generator",
     ) -> None:
-        """Give its layers their first weights, in place."""
+        """Draw the first weights of the layers, in place."""
 
     def build_skeleton(self, num_classes: int) -> "nn.Module":
-        """Without memory for weights."""
+        """Build the network without memory for weights."""
         import torch
 
         with torch.device("meta"):
             return self.build_layers(num_classes)
 
     def build(self, num_classes: int, seed: int) -> "nn.Module":
-        """With its first weights."""
+        """Build the network with its first weights."""
         import torch
 
         from distrain.philox import Purpose, derive_seed
 
         model = self.build_skeleton(num_classes)
-        # Not `to_empty`: for tensors without memory that loads torch's symbolic shapes, which takes half a second.
-        room = {
+        # Allocate the weights. Not by `to_empty`: for tensors without memory that loads
+        # torch's symbolic shapes, which takes half a second.
+        tensors = {
             name: torch.empty(tensor.shape, dtype=tensor.dtype)
             for name, tensor in model.state_dict().items()
         }
-        model.load_state_dict(room, assign=True)
+        model.load_state_dict(tensors, assign=True)
+        # Draw them from a generator of their own, so that nothing else changes them.
+        generator = torch.Generator().manual_seed(derive_seed(seed, Purpose.WEIGHTS))
         with torch.no_grad():
-            self.initialize_weights(
-                model,
-                torch.Generator().manual_seed(derive_seed(seed, Purpose.WEIGHTS)),
-            )
+            self.initialize_weights(model, generator)
         return model
 
     def scale_channels(self, channels: int) -> int:
-        """Channels or units at this width."""
+        """Scale a number of channels or units by `width`."""
         return max(8, 8 * round(channels * self.width / 8))
 
 
 class ImportedModel(Model):
-    """A network of torchvision's, or the user's own."""
+    """Network of torchvision, or of the user."""
 
     name: str = result_field(pattern=r"^[^:]+:[^:]+$")
-    """torchvision:NAME, or package.module:callable, which is called with the number of classes and returns an
-    nn.Module from images (n, 3, crop, crop) to logits (n, classes). [result]"""
+    """torchvision:NAME, or package.module:callable, which is called with the number of
+    classes and returns an nn.Module from images (n, 3, crop, crop) to logits (n,
+    classes). [result]"""
     options: dict[str, Any] = result_field({})
     """Further keyword arguments of the callable. [result]"""
 
     def build_skeleton(self, num_classes: int) -> "nn.Module":
-        """With weights: what others make takes memory."""
+        """Build the network with weights: its code decides where they are."""
         return self.build(num_classes, 0)
 
     def build(self, num_classes: int, seed: int) -> "nn.Module":
-        """Call the callable, under a seed."""
+        """Call the callable, with torch's generator seeded."""
         from distrain.models.external import build_imported_model
         from distrain.philox import Purpose, derive_seed
 
-        return build_imported_model(
-            self.name, self.options, num_classes, derive_seed(seed, Purpose.WEIGHTS)
-        )
+        weights_seed = derive_seed(seed, Purpose.WEIGHTS)
+        return build_imported_model(self.name, self.options, num_classes, weights_seed)
 
-    def check_trainable(self, model: "nn.Module", num_classes: int, crop: int) -> None:
+    def check_trainable(
+        self,
+        model: "nn.Module",
+        num_classes: int,
+        crop: int,
+    ) -> None:
         """Run a training forward and backward."""
         from distrain.models.external import run_trial_step
 

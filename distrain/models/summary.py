@@ -1,4 +1,4 @@
-"""What a network is made of, layer by layer: shapes, parameters and multiply-accumulates."""
+"""Summary of a network, layer by layer: shapes, parameters and multiply-accumulates."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -8,99 +8,139 @@ from torch import Tensor, nn
 
 
 class LayerSummary(NamedTuple):
-    """A layer that has no layers inside."""
+    """Summary of a layer that contains no other layers."""
 
     name: str
     kind: str
     output_shape: tuple[int, ...]
-    """Of its output for one image."""
+    """Shape of the output for one image."""
     num_parameters: int
     num_macs: int
-    """Multiply-accumulates of its forward for one image; those of convolutions and linear layers are counted."""
+    """Multiply-accumulates of a forward of one image; those of convolutions and linear
+    layers are counted."""
 
 
 def format_layer_table(model: nn.Module, side: int) -> Iterator[str]:
-    """The layers of a network as text of at most 80 columns; see `layers`."""
-    found = summarize_layers(model, side)
-    whole = sum(p.numel() for p in model.parameters())
-    if others := whole - sum(layer.num_parameters for layer in found):
-        found.append(LayerSummary("(others)", "parameters", (), others, 0))
-    macs = max(1, sum(layer.num_macs for layer in found))
-    names = min(14, max(5, *(len(layer.name) for layer in found)))
-    kinds = min(19, max(4, *(len(layer.kind) for layer in found)))
-    yield f"{'layer':<{names}} {'kind':<{kinds}} {'output':>11} {'parameters':>11}     % {'10^6 MACs':>9}     %"
-    for name, kind, shape, parameters, count in found:
-        short = (
-            name
-            if len(name) <= names
-            else "\N{HORIZONTAL ELLIPSIS}" + name[1 - names :]
+    """Format the layers of a network as lines of at most 80 columns.
+
+    `side` is that of a square image in pixels; see `summarize_layers`.
+    """
+    layers = summarize_layers(model, side)
+    # Parameters outside of the layers, such as a class token, get a line of their own,
+    # so that the lines add up to the total.
+    total_parameters = sum(p.numel() for p in model.parameters())
+    num_others = total_parameters - sum(layer.num_parameters for layer in layers)
+    if num_others:
+        layers.append(LayerSummary("(others)", "parameters", (), num_others, 0))
+    # At least 1, to divide by.
+    total_macs = max(1, sum(layer.num_macs for layer in layers))
+
+    # Columns are as wide as their longest entry, up to what 80 columns allow.
+    name_width = min(14, max(5, *(len(layer.name) for layer in layers)))
+    kind_width = min(19, max(4, *(len(layer.kind) for layer in layers)))
+    yield (
+        f"{'layer':<{name_width}} {'kind':<{kind_width}} {'output':>11} "
+        f"{'parameters':>11}     % {'10^6 MACs':>9}     %"
+    )
+    for layer in layers:
+        name = _shorten_name(layer.name, name_width)
+        kind = layer.kind[:kind_width]
+        shape = "x".join(str(size) for size in layer.output_shape)
+        parameter_share = _format_share(layer.num_parameters, total_parameters)
+        mac_share = _format_share(layer.num_macs, total_macs)
+        millions = f"{layer.num_macs / 1e6:,.2f}" if layer.num_macs else "-"
+        yield (
+            f"{name:<{name_width}} {kind:<{kind_width}} {shape:>11} "
+            f"{layer.num_parameters:>11,} {parameter_share} {millions:>9} {mac_share}"
         )
-        size = "x".join(str(n) for n in shape)
-        share, part = (
-            f"{n / of:>5.1%}" if n else f"{'-':>5}"
-            for n, of in ((parameters, whole), (count, macs))
-        )
-        millions = f"{count / 1e6:>9,.2f}" if count else f"{'-':>9}"
-        yield f"{short:<{names}} {kind[:kinds]:<{kinds}} {size:>11} {parameters:>11,} {share} {millions} {part}"
-    yield f"{whole:,} parameters, {macs / 1e6:,.2f} million multiply-accumulates (MACs) at {side} x {side}"
+    yield (
+        f"{total_parameters:,} parameters, {total_macs / 1e6:,.2f} million "
+        f"multiply-accumulates (MACs) at {side} x {side}"
+    )
+
+
+def _shorten_name(name: str, width: int) -> str:
+    # The end of a name says more than its beginning: `features.0.conv1`.
+    if len(name) <= width:
+        return name
+    return "\N{HORIZONTAL ELLIPSIS}" + name[1 - width :]
+
+
+def _format_share(count: int, total: int) -> str:
+    return f"{count / total:>5.1%}" if count else f"{'-':>5}"
 
 
 def summarize_layers(model: nn.Module, side: int) -> list[LayerSummary]:
-    """The layers of a network in the order in which an image of `side` x `side` pixels passes them."""
-    found: list[LayerSummary] = []
-    hooks = [
-        layer.register_forward_hook(_make_summary_hook(name, found))
-        for name, layer in model.named_modules()
-        if not any(True for _ in layer.children())
-    ]
+    """Summarize the layers of a network, in the order in which an image passes them.
+
+    The network may be on the meta device. It runs an evaluation forward of one image of
+    `side` x `side` pixels, and is left as it was.
+    """
+    summaries: list[LayerSummary] = []
+    hooks = []
+    for name, layer in model.named_modules():
+        # A layer that contains others is covered by them.
+        has_children = next(layer.children(), None) is not None
+        if not has_children:
+            hook = layer.register_forward_hook(_make_summary_hook(name, summaries))
+            hooks.append(hook)
     device = next(model.parameters()).device
-    training = model.training
+    was_training = model.training
+    # Evaluation: a training forward would need the keys of a micro-batch.
     try:
         with torch.no_grad():
             model.eval()(torch.zeros(1, 3, side, side, device=device))
     finally:
-        model.train(training)
+        model.train(was_training)
         for hook in hooks:
             hook.remove()
-    return found
+    return summaries
 
 
 def _make_summary_hook(
-    name: str, summaries: list[LayerSummary]
+    name: str,
+    summaries: list[LayerSummary],
 ) -> Callable[[nn.Module, Any, Tensor], None]:
-    """A hook that adds a layer to those that were found."""
+    """Make a forward hook that appends a layer's summary to a list."""
 
-    def record_layer(layer: nn.Module, _: Any, output: Tensor) -> None:
-        shape = tuple(output.shape[1:])
-        again = any(earlier.name == name for earlier in summaries)
-        parameters = 0 if again else sum(p.numel() for p in layer.parameters())
-        summaries.append(
-            LayerSummary(
-                name,
-                _describe_layer_kind(layer),
-                shape,
-                parameters,
-                _count_macs(layer, output),
-            )
+    def record_layer(
+        layer: nn.Module,
+        _: Any,
+        output: Tensor,
+    ) -> None:
+        # A layer that is used several times has one line per use; its parameters count
+        # once.
+        is_seen = any(earlier.name == name for earlier in summaries)
+        num_parameters = 0
+        if not is_seen:
+            num_parameters = sum(p.numel() for p in layer.parameters())
+        summary = LayerSummary(
+            name=name,
+            kind=_describe_layer_kind(layer),
+            output_shape=tuple(output.shape[1:]),
+            num_parameters=num_parameters,
+            num_macs=_count_macs(layer, output),
         )
+        summaries.append(summary)
 
     return record_layer
 
 
 def _describe_layer_kind(layer: nn.Module) -> str:
-    """The class, with what tells layers of one class apart."""
+    """Describe a layer by its class, and by kernel, stride and groups."""
     name = type(layer).__name__
     if isinstance(layer, nn.Conv2d):
-        size = "x".join(str(k) for k in layer.kernel_size)
+        kernel = "x".join(str(side) for side in layer.kernel_size)
         stride = f"/{layer.stride[0]}" if layer.stride[0] > 1 else ""
         groups = f" in {layer.groups}" if layer.groups > 1 else ""
-        return f"{name} {size}{stride}{groups}"
+        return f"{name} {kernel}{stride}{groups}"
     if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
         return f"{name} {layer.kernel_size}/{layer.stride}"
     return name
 
 
 def _count_macs(layer: nn.Module, output: Tensor) -> int:
+    # Each element of the output is a sum of as many products as a filter has weights.
     if isinstance(layer, nn.Conv2d):
         return output[0].numel() * layer.weight[0].numel()
     if isinstance(layer, nn.Linear):

@@ -1,4 +1,4 @@
-"""Sections of a config: what is told of a run, and to whom."""
+"""Config sections of logging and of the Prometheus endpoint."""
 
 from pydantic import field_validator
 
@@ -7,14 +7,17 @@ from distrain.fields import Section, operation_field
 
 
 class LogConfig(Section):
-    """What is told of the run."""
+    """Logging of metrics."""
 
     every: int = operation_field(10, ge=1)
-    """Steps between metrics lines; numbers stay on the device in between. [operation]"""
+    """Steps between metrics lines; in between the numbers stay on the device, so that
+    logging does not wait for it at every step. [operation]"""
     tensorboard: bool = operation_field(False)
-    """Write TensorBoard's event files too, in `tensorboard` of the run directory. [operation]"""
+    """Write TensorBoard event files too, in `tensorboard` of the run directory, which
+    must be on a disk. [operation]"""
     mlflow: str | None = operation_field(None)
-    """URI of an MLflow tracking server that is told too; null: none. Credentials are in the environment. [operation]"""
+    """URI of an MLflow tracking server that metrics are sent to as well; null: none.
+    Credentials are taken from the environment. [operation]"""
 
     @field_validator("mlflow")
     @classmethod
@@ -23,12 +26,17 @@ class LogConfig(Section):
 
 
 class MetricsConfig(Section):
-    """What Prometheus may read of the run: one page a node, for all ranks of it."""
+    """Prometheus metrics of the run: one page per node, for all ranks on it."""
 
     port: int | None = operation_field(9477, ge=1, le=65535)
-    """Port of the page; if it is taken, the next that is free; null: there is none. [operation]"""
+    """Port of the page, from 1 to 65535; if it is taken, the next free one is used;
+    null: no page. [operation]"""
+    # Nothing protects the page, so the default does not leave this machine.
     address: str = operation_field("127.0.0.1")
-    """Address that the page is served on; on a cluster that of the nodes, or 0.0.0.0 behind a fence. [operation]"""
-    linger: float = operation_field(15.0, ge=0)
-    """Seconds for which a run that has ended waits for its page to be read once more, if it was read before.
+    """Address that the page is served on. The default is visible on this machine only;
+    on a cluster use the address of the nodes, or 0.0.0.0 behind a firewall.
     [operation]"""
+    linger: float = operation_field(15.0, ge=0)
+    """Seconds for which a run that has ended waits for its page to be read once more,
+    if it was read before. The default is the scrape interval of
+    cluster/prometheus/prometheus.yml. [operation]"""

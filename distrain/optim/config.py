@@ -1,4 +1,4 @@
-"""Section of a config: how gradients are added up."""
+"""Config section of gradient reduction."""
 
 from typing import Literal
 
@@ -6,9 +6,12 @@ from distrain.fields import Section, result_field
 
 
 class Reduction(Section):
-    """How the gradients of the virtual workers are added up."""
+    """Summation of the gradients of all virtual workers."""
 
     mode: Literal["exact", "fast"] = result_field("exact")
-    """exact: fixed-point integers, the same bits in any order; fast: fp32, equal to rounding. [result]"""
+    """exact: fixed-point integers, the same bits in any order of summation; fast: fp32,
+    equal up to rounding. [result]"""
     fraction_bits: int = result_field(48, ge=16, le=60)
-    """Bits behind the point of the 64-bit fixed-point gradient of the mean loss. [result]"""
+    """Fractional bits of the 64-bit fixed-point gradient of the mean loss, from 16 to
+    60; exact mode only. More bits resolve smaller gradients, fewer leave room for
+    larger ones. [result]"""

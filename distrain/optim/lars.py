@@ -1,4 +1,4 @@
-"""LARS: momentum SGD whose rate is scaled layer by layer."""
+"""LARS: momentum SGD whose learning rate is scaled layer by layer."""
 
 from typing import TYPE_CHECKING
 
@@ -11,52 +11,69 @@ if TYPE_CHECKING:
 
 
 class LARS(UpdateRule, name="lars"):
-    """v <- momentum v + lr ratio (g + weight_decay w); w <- w - v (You, Gitman and Ginsburg 2017, algorithm 1).
+    """LARS (You, Gitman and Ginsburg 2017, algorithm 1).
 
-    The ratio is each weight tensor's own; biases, and whatever else has one dimension, move as in SGD. Gradients are
-    scaled, and the rest is left to SGD, in the paper's form.
+    v <- momentum v + lr ratio (g + weight_decay w); w <- w - v. Each weight tensor has
+    its own ratio; biases and all other one-dimensional parameters are updated as in
+    SGD. Only the gradients are scaled here: the rest is SGD in the paper's form.
     """
 
     momentum: float = result_field(0.9, ge=0, lt=1)
-    """Share of the velocity that each step keeps. [result]"""
+    """Fraction of the velocity that each step keeps, at least 0 and below 1.
+    [result]"""
     weight_decay: float = result_field(5e-4, ge=0)
-    """Factor of the weights added to the gradient. [result]"""
+    """Factor of the weights that is added to the gradient. [result]"""
     trust: float = result_field(0.001, gt=0)
-    """Norm of a layer's step over the norm of its weights, at a rate of 1. [result]"""
+    """Trust coefficient: norm of a layer's step over the norm of its weights, at a
+    learning rate of 1. [result]"""
 
     def list_state_tensors(self) -> tuple[str, ...]:
-        """The velocity, if there is one."""
+        """Name the velocity; without momentum there is none."""
         return (MOMENTUM_BUFFER,) if self.momentum else ()
 
     def transform_gradients(self, group: ParamGroup) -> None:
-        """Weight decay and trust ratio, which belong into the gradient before the velocity takes it up."""
+        """Apply weight decay and trust ratio, before the velocity accumulates them."""
         decay = group.weight_decay
         for p, gradient in zip(group.parameters, group.gradients, strict=True):
-            ratio = (
-                self._compute_trust_ratio(p, gradient, decay) if p.ndim > 1 else None
-            )
+            # The ratio is that of the plain gradient: compute it before the decay is
+            # added in place.
+            ratio = None
+            if p.ndim > 1:
+                ratio = self._compute_trust_ratio(p, gradient, decay)
             if decay:
                 gradient.add_(p, alpha=decay)
             if ratio is not None:
                 gradient.mul_(ratio)
 
-    def update_group(self, group: ParamGroup, lr: "Tensor", lr_ratio: float) -> None:
-        """What is left to SGD."""
-        apply_momentum_sgd(
-            group, lr, momentum=self.momentum / lr_ratio, weight_decay=0.0
-        )
+    def update_group(
+        self,
+        group: ParamGroup,
+        lr: "Tensor",
+        lr_ratio: float,
+    ) -> None:
+        """Update as SGD in the paper's form, with the decay applied already."""
+        # As in SGD.update_group: the velocity of the paper contains the learning rate.
+        momentum = self.momentum / lr_ratio
+        apply_momentum_sgd(group, lr, momentum=momentum, weight_decay=0.0)
 
     def _compute_trust_ratio(
-        self, weight: "Tensor", gradient: "Tensor", weight_decay: float
+        self,
+        weight: "Tensor",
+        gradient: "Tensor",
+        weight_decay: float,
     ) -> "Tensor":
-        """trust |w| / (|g| + decay |w|), 1 where a norm is 0: float32 scalar on the device."""
+        """Compute trust |w| / (|g| + weight_decay |w|), or 1 if a norm is 0.
+
+        Returns:
+            float32 scalar on the device.
+        """
         import torch
 
         from distrain.optim.optimizer import compute_total_norm
 
-        weights, gradients = (
-            compute_total_norm([weight]),
-            compute_total_norm([gradient]),
-        )
-        ratio = self.trust * weights / (gradients + weight_decay * weights)
-        return torch.where((weights > 0) & (gradients > 0), ratio, 1.0).float()
+        weight_norm = compute_total_norm([weight])
+        gradient_norm = compute_total_norm([gradient])
+        ratio = self.trust * weight_norm / (gradient_norm + weight_decay * weight_norm)
+        # Selected on the device: an `if` would wait for the GPU, once per layer.
+        is_defined = (weight_norm > 0) & (gradient_norm > 0)
+        return torch.where(is_defined, ratio, 1.0).float()

@@ -1,7 +1,9 @@
-"""What all optimizers share: groups, clipping, a complete state from the first step, a rate on the device.
+"""Optimizer with the parts that all update rules share.
 
-The arithmetic is that of torch's fused optimizers, by the functions under its optimizer classes: those load torch's
-compiler when they are made, which takes a second and more.
+These are parameter groups, clipping, a state that is complete from the first step, and
+a learning rate on the device. The arithmetic is that of torch's fused optimizers, by
+the functions below its optimizer classes: making one of those classes loads torch's
+compiler, which takes a second and more.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,112 +13,132 @@ from torch import Tensor, nn
 
 from distrain.optim.update_rule import ParamGroup, UpdateRule, collect_gradients
 
+# Elements per partial sum of a norm. It decides the rounding, and so the result.
 _CHUNK_ELEMENTS = 1 << 17
 
 
 class Optimizer:
-    """Moves parameters by an update rule; its state tensors exist from the start, named after their parameters."""
+    """Optimizer that updates parameters by an update rule.
+
+    Its state tensors exist from the start and are named after their parameters, so that
+    a checkpoint before the first step has the same names as any other.
+    """
 
     def __init__(
-        self, update_rule: UpdateRule, named_parameters: Mapping[str, nn.Parameter]
+        self,
+        update_rule: UpdateRule,
+        named_parameters: Mapping[str, nn.Parameter],
     ) -> None:
-        """Make the state of `parameters`, which are given by name."""
-        self._update_rule, self._named_parameters = update_rule, dict(named_parameters)
+        """Allocate the state of the parameters, which are given by name."""
+        self._update_rule = update_rule
+        self._named_parameters = dict(named_parameters)
         self._state: dict[Tensor, dict[str, Tensor]] = {
-            p: {
-                **{
-                    name: torch.zeros_like(p, requires_grad=False)
-                    for name in update_rule.list_state_tensors()
-                },
-                **{
-                    name: torch.zeros((), device=p.device)
-                    for name in update_rule.list_state_scalars()
-                },
-            }
-            for p in named_parameters.values()
+            p: self._make_state(p) for p in named_parameters.values()
         }
         self._param_groups = list(self._make_param_groups())
 
+    def _make_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Allocate the state tensors of a parameter, all zero, by name."""
+        state = {}
+        for name in self._update_rule.list_state_tensors():
+            state[name] = torch.zeros_like(parameter, requires_grad=False)
+        for name in self._update_rule.list_state_scalars():
+            state[name] = torch.zeros((), device=parameter.device)
+        return state
+
     def _make_param_groups(self) -> Iterator[ParamGroup]:
-        """The groups of parameters that are moved alike."""
-        found: dict[tuple[float, float], list[Tensor]] = {}
+        """Group the parameters that have the same weight decay and learning rate."""
+        groups: dict[tuple[float, float], list[Tensor]] = {}
         for name, p in self._named_parameters.items():
-            rate = (
-                self._update_rule.bias_lr if name.rpartition(".")[2] == "bias" else 1.0
-            )
-            found.setdefault((self._update_rule.get_weight_decay(p), rate), []).append(
-                p
-            )
-        for (decay, rate), members in found.items():
+            is_bias = name.rpartition(".")[2] == "bias"
+            lr_scale = self._update_rule.bias_lr if is_bias else 1.0
+            weight_decay = self._update_rule.get_weight_decay(p)
+            groups.setdefault((weight_decay, lr_scale), []).append(p)
+        for (weight_decay, lr_scale), parameters in groups.items():
+            # All parameters have the same state names: take those of the first.
             state = {
-                name: [self._state[p][name] for p in members]
-                for name in self._state[members[0]]
+                name: [self._state[p][name] for p in parameters]
+                for name in self._state[parameters[0]]
             }
-            yield ParamGroup(members, state, decay, rate)
+            yield ParamGroup(parameters, state, weight_decay, lr_scale)
 
     @torch.no_grad()
     def step(self, lr: Tensor, lr_ratio: float = 1.0) -> None:
-        """Move the parameters by their `grad`, which each of them has.
+        """Update the parameters by their `grad`, which each of them must have.
 
         Args:
-            lr: float32 scalar on the device; 0 leaves the weights alone.
-            change: this step's rate over the last one's.
+            lr: learning rate, a float32 scalar on the device; 0 leaves the weights as
+                they are.
+            lr_ratio: this step's learning rate over the last step's.
         """
         self._transform_gradients()
         for group in self._param_groups:
             self._update_rule.update_group(group, lr * group.lr_scale, lr_ratio)
 
     def _transform_gradients(self) -> None:
-        """Clip them, and do what the rule does to them before it uses them."""
-        if self._update_rule.clip_norm is not None:
+        """Clip the gradients, and apply the rule's own transform, in place."""
+        clip_norm = self._update_rule.clip_norm
+        if clip_norm is not None:
             gradients = collect_gradients(self._named_parameters.values())
-            whole = compute_total_norm(gradients)
-            factor = torch.where(
-                whole > self._update_rule.clip_norm,
-                self._update_rule.clip_norm / whole,
-                1.0,
-            ).float()
+            total_norm = compute_total_norm(gradients)
+            # Selected on the device: an `if` would wait for the GPU.
+            is_above = total_norm > clip_norm
+            factor = torch.where(is_above, clip_norm / total_norm, 1.0).float()
             for gradient in gradients:
                 gradient.mul_(factor)
         for group in self._param_groups:
             self._update_rule.transform_gradients(group)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every state tensor, by `<parameter>:<name>`."""
-        return {
-            f"{name}:{key}": t
-            for name, p in self._named_parameters.items()
-            for key, t in self._state[p].items()
-        }
+        """Return every state tensor by `<parameter>:<name>`; the tensors are shared."""
+        tensors = {}
+        for parameter_name, p in self._named_parameters.items():
+            for name, tensor in self._state[p].items():
+                tensors[f"{parameter_name}:{name}"] = tensor
+        return tensors
 
-    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Take over a saved state."""
-        own = self.state_dict()
-        assert own.keys() == state_dict.keys(), own.keys() ^ state_dict.keys()
-        for key, tensor in own.items():
-            tensor.copy_(state_dict[key])
+    def load_state_dict(
+        self,
+        state_dict: Mapping[str, Tensor],
+    ) -> None:
+        """Copy a saved state into the state tensors."""
+        tensors = self.state_dict()
+        # A missing name would leave a tensor at zero: training would continue, wrongly.
+        assert tensors.keys() == state_dict.keys(), tensors.keys() ^ state_dict.keys()
+        for name, tensor in tensors.items():
+            tensor.copy_(state_dict[name])
 
 
 def compute_total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The norm of tensors together: float64 scalar on their device.
+    """Compute the norm of tensors together.
 
-    Squares are summed in float64 over fixed chunks, and these in a fixed order: in float32 the norm of 61 million
-    numbers was 0.15 % off, and another one for another number of threads. On a CPU chunk after chunk stays in a core's
-    cache; on a GPU the chunks of a tensor are the rows of one view, since each further kernel costs a launch.
+    Squares are summed in float64 over fixed chunks, and the sums of the chunks in a
+    fixed order: in float32 the norm of 61 million numbers was 0.15 % off, and differed
+    between numbers of threads.
+
+    Returns:
+        float64 scalar on the device of the tensors.
     """
     total = torch.zeros((), dtype=torch.float64, device=tensors[0].device)
     for tensor in tensors:
         flat = tensor.detach().reshape(-1)
         if flat.device.type == "cpu":
+            # One chunk after the other stays in a core's cache.
             for chunk in torch.split(flat, _CHUNK_ELEMENTS):
                 total = total + chunk.double().square().sum()
         else:
+            # All chunks at once: each further kernel would cost a launch.
             total = total + _sum_squares(flat)
     return total.sqrt()
 
 
 def _sum_squares(flat: Tensor) -> Tensor:
-    """Of a tensor of shape (n,), in float64, over rows of `_CHUNK` elements and what is left: float64 scalar."""
-    whole = len(flat) // _CHUNK_ELEMENTS * _CHUNK_ELEMENTS
-    sums = flat[:whole].view(-1, _CHUNK_ELEMENTS).double().square_().sum(1)
-    return torch.cat([sums, flat[whole:].double().square_().sum()[None]]).sum()
+    """Sum the squares of a tensor of shape (n,), in float64: a scalar on its device.
+
+    Whole chunks are the rows of one view; the elements after them are summed apart.
+    """
+    num_chunked = len(flat) // _CHUNK_ELEMENTS * _CHUNK_ELEMENTS
+    chunks = flat[:num_chunked].view(-1, _CHUNK_ELEMENTS)
+    chunk_sums = chunks.double().square_().sum(1)
+    rest_sum = flat[num_chunked:].double().square_().sum()
+    return torch.cat([chunk_sums, rest_sum[None]]).sum()

@@ -10,26 +10,34 @@ from distrain.optim.update_rule import ParamGroup, UpdateRule
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Part of the tensor names in checkpoints, as torch names it.
 MOMENTUM_BUFFER = "momentum_buffer"
 
 
 class SGD(UpdateRule, name="sgd"):
-    """Momentum SGD with weight decay, in torch's form or the paper's (Sutskever 2013; Krizhevsky 2012)."""
+    """Momentum SGD with weight decay (Sutskever 2013; Krizhevsky et al. 2012)."""
 
     form: Literal["torch", "paper"] = result_field("torch")
-    """torch: v <- momentum v + g + decay w; w <- w - lr v. paper: v <- momentum v - lr (g + decay w); w <- w + v
-    (Krizhevsky et al. 2012, section 5). They differ where the rate changes: the paper's velocity keeps the old one.
-    [result]"""
+    """torch: v <- momentum v + g + decay w; w <- w - lr v. paper: v <- momentum v - lr
+    (g + decay w); w <- w + v (Krizhevsky et al. 2012, section 5). They differ where the
+    learning rate changes: the paper's velocity keeps the old rate. [result]"""
     momentum: float = result_field(0.9, ge=0, lt=1)
-    """Share of the velocity that each step keeps. [result]"""
+    """Fraction of the velocity that each step keeps, at least 0 and below 1. The
+    default is that of Krizhevsky et al. 2012. [result]"""
     nesterov: bool = result_field(False)
-    """Look ahead along the velocity (Sutskever et al. 2013, as torch writes it). [result]"""
+    """Use Nesterov momentum, in torch's formulation (Sutskever et al. 2013).
+    [result]"""
     weight_decay: float = result_field(5e-4, ge=0)
-    """Factor of the weights added to the gradient. [result]"""
+    """Factor of the weights that is added to the gradient. The default is that of
+    Krizhevsky et al. 2012. [result]"""
 
     @field_validator("nesterov")
     @classmethod
-    def _check_nesterov(cls, value: bool, info: ValidationInfo) -> bool:
+    def _check_nesterov(
+        cls,
+        value: bool,
+        info: ValidationInfo,
+    ) -> bool:
         if value and not info.data.get("momentum"):
             raise ValueError("nesterov needs momentum: raise it, or remove nesterov")
         if value and info.data.get("form") == "paper":
@@ -39,15 +47,19 @@ class SGD(UpdateRule, name="sgd"):
         return value
 
     def list_state_tensors(self) -> tuple[str, ...]:
-        """The velocity, if there is one."""
+        """Name the velocity; without momentum there is none."""
         return (MOMENTUM_BUFFER,) if self.momentum else ()
 
-    def update_group(self, group: ParamGroup, lr: "Tensor", lr_ratio: float) -> None:
-        """As the form says.
-
-        The paper's velocity contains the rate, torch's does not: to keep the paper's share, momentum is divided by this
-        step's rate over the last one's.
-        """
+    def update_group(
+        self,
+        group: ParamGroup,
+        lr: "Tensor",
+        lr_ratio: float,
+    ) -> None:
+        """Update in the form that the config names."""
+        # The paper's velocity contains the learning rate, torch's does not. To compute
+        # the paper's with torch's kernel, momentum is divided by this step's rate over
+        # the last one's.
         momentum = self.momentum / lr_ratio if self.form == "paper" else self.momentum
         apply_momentum_sgd(
             group,
@@ -66,12 +78,17 @@ def apply_momentum_sgd(
     weight_decay: float,
     nesterov: bool = False,
 ) -> None:
-    """v <- momentum v + g + weight_decay w; w <- w - lr v, by torch's fused kernel."""
+    """Apply v <- momentum v + g + weight_decay w; w <- w - lr v, in place.
+
+    By torch's fused kernel.
+    """
     from torch.optim.sgd import sgd
 
+    # The function, not the class: making torch's optimizer loads its compiler.
     sgd(
         group.parameters,
         group.gradients,
+        # A new list, which mypy accepts as the list[Tensor | None] that torch declares.
         [*group.state[MOMENTUM_BUFFER]] if momentum else [],
         fused=True,
         weight_decay=weight_decay,

@@ -1,6 +1,7 @@
-"""What an optimizer of a config is: its settings, and how it moves parameters.
+"""Base class of the optimizers that a config can name.
 
-An optimizer of your own is a subclass of `UpdateRule`, named `package.module:Class` in the recipe.
+An optimizer of your own is a subclass of `UpdateRule`, named `package.module:Class` in
+the recipe.
 """
 
 from abc import abstractmethod
@@ -14,25 +15,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Identity, not equality, compares groups: comparing tensors gives tensors.
 @dataclass(frozen=True, eq=False)
 class ParamGroup:
-    """Parameters with the same decay and the same rate."""
+    """Parameters with the same weight decay and the same learning rate."""
 
     parameters: "list[Tensor]"
     state: "dict[str, list[Tensor]]"
-    """By the names that the rule gave, a tensor for each parameter."""
+    """State tensors by the rule's names for them, in the order of the parameters."""
     weight_decay: float
     lr_scale: float
-    """Over that of the others."""
+    """Multiplier on the learning rate."""
 
     @property
     def gradients(self) -> "list[Tensor]":
-        """The gradient of each parameter, which has one."""
+        """Gradients of the parameters, in their order; each parameter must have one."""
         return collect_gradients(self.parameters)
 
 
 class UpdateRule(Choice):
-    """Moves parameters by their gradients.
+    """Settings of an optimizer, and the rule by which it updates parameters.
 
     Biases may be treated unlike weights, as Krizhevsky's released source does.
     """
@@ -40,45 +42,56 @@ class UpdateRule(Choice):
     default_name = "sgd"
 
     weight_decay: float = result_field(0.0, ge=0)
-    """Factor of the weights. [result]"""
+    """Weight decay: factor of the weights; 0: none. [result]"""
     decay_biases: bool = result_field(True)
-    """Whether weight decay acts on biases and on the scales of normalisation, all that has one dimension. [result]"""
+    """Apply weight decay to biases and to the scales of normalization too, that is, to
+    every one-dimensional parameter. [result]"""
     bias_lr: float = result_field(1.0, gt=0)
-    """Rate of biases over that of weights; the released source has 2. [result]"""
+    """Learning rate of biases over that of weights; the released source of 2012 has 2.
+    [result]"""
     clip_norm: float | None = result_field(None, gt=0)
-    """Largest norm of the gradient of all parameters together; null: it is not clipped. [result]"""
+    """Maximum norm of the gradient of all parameters together; null: no clipping.
+    [result]"""
 
     def list_state_tensors(self) -> tuple[str, ...]:
-        """Names of the state tensors in the shape of the parameter, zero at first."""
+        """Name the state tensors that have the parameter's shape, zero at first."""
         return ()
 
     def list_state_scalars(self) -> tuple[str, ...]:
-        """Names of the state tensors of one number for each parameter, zero at first."""
+        """Name the state tensors of one number per parameter, zero at first."""
         return ()
 
     def get_weight_decay(self, parameter: "Tensor") -> float:
-        """The weight decay of a parameter."""
+        """Return the weight decay of a parameter."""
         return self.weight_decay if self.decay_biases or parameter.ndim > 1 else 0.0
 
     def transform_gradients(self, group: ParamGroup) -> None:
-        """Change the gradients of a group in place before they are used, after they were clipped."""
+        """Transform the gradients of a group in place, after clipping."""
         return
 
     @abstractmethod
-    def update_group(self, group: ParamGroup, lr: "Tensor", lr_ratio: float) -> None:
-        """Move the parameters of a group, and its state, in place; `group.weight_decay` is the rule's to apply.
+    def update_group(
+        self,
+        group: ParamGroup,
+        lr: "Tensor",
+        lr_ratio: float,
+    ) -> None:
+        """Update the parameters of a group and their state, in place.
+
+        The rule has to apply `group.weight_decay` itself.
 
         Args:
-            group: what to move.
-            lr: the group's rate, a float32 scalar on the device; 0 where the weights have to stay.
-            change: this step's rate over the last one's.
+            group: the parameters to update.
+            lr: the group's learning rate, a float32 scalar on the device; 0 if the
+                weights must stay as they are.
+            lr_ratio: this step's learning rate over the last step's.
         """
 
 
 def collect_gradients(parameters: "Iterable[Tensor]") -> "list[Tensor]":
-    """The gradient of each parameter, which has one."""
-    found = []
+    """Return the gradient of each parameter; each must have one."""
+    gradients = []
     for p in parameters:
         assert p.grad is not None
-        found.append(p.grad)
-    return found
+        gradients.append(p.grad)
+    return gradients

@@ -20,7 +20,8 @@ from distrain.distributed.lane_pool import LanePool
 from distrain.distributed.world import World
 from distrain.losses import CrossEntropy
 from distrain.models.alexnet import AlexNet
-from distrain.models.layers import LocalResponseNorm, micro_batch_context
+from distrain.models.layers import micro_batch_context
+from distrain.models.response_norm import LocalResponseNorm
 from distrain.optim.accumulate import GradientAccumulator
 from distrain.optim.adam import Adam
 from distrain.optim.lars import LARS

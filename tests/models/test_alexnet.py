@@ -6,13 +6,8 @@ import torchvision
 from torch import nn
 
 from distrain.models.alexnet import AlexNet, AlexNet2012, AlexNetBN
-from distrain.models.layers import (
-    BatchNorm,
-    Dropout,
-    LocalResponseNorm,
-    SpatialResponseNorm,
-    micro_batch_context,
-)
+from distrain.models.layers import BatchNorm, Dropout, micro_batch_context
+from distrain.models.response_norm import LocalResponseNorm, SpatialResponseNorm
 
 NETWORKS = [
     AlexNet(width=0.05),

@@ -13,11 +13,11 @@ from distrain.models.layers import (
     AveragePool,
     BatchNorm,
     Dropout,
-    LocalResponseNorm,
     get_trainable_parameters,
     micro_batch_context,
 )
 from distrain.models.model import ImportedModel
+from distrain.models.response_norm import LocalResponseNorm
 
 
 def model(name, classes=10, **options):
@@ -117,16 +117,16 @@ def test_frozen_parameters_are_not_trained():
     [
         (
             "torchvision:resnet51",
-            "torchvision has no classifier 'resnet51': it has .*resnet50",
+            "torchvision has no classifier 'resnet51': choose one of .*resnet50",
         ),
         (
             "no.such.package:net",
-            "cannot be imported .*install its package on every host",
+            "cannot be imported .*install its package on every node",
         ),
         ("own_models:Missing", "cannot be imported .*Missing"),
-        ("own_models:NOT_CALLABLE", "is a int: name a class or function"),
+        ("own_models:NOT_CALLABLE", "is of type int: name a class or function"),
         ("own_models:tower", "returned a str: it must return an nn.Module"),
-        ("own_models:broken", "cannot be made: ZeroDivisionError: no 10"),
+        ("own_models:broken", "cannot be built: ZeroDivisionError: no 10"),
         ("own_models:Noisy", "draws from a global random generator"),
         ("own_models:Skipping", "draws from a global random generator"),
         ("torchvision:swin_t", "draws from a global random generator"),
@@ -138,7 +138,7 @@ def test_frozen_parameters_are_not_trained():
         ),
         ("own_models:TwiceNormed", "used twice in one forward"),
         ("torch.nn:Identity", "has no parameter to train"),
-        ("torch.nn:Flatten", "cannot be made|has no parameter"),
+        ("torch.nn:Flatten", "cannot be built|has no parameter"),
     ],
 )
 def test_what_is_refused(name, sentence):
@@ -148,7 +148,8 @@ def test_what_is_refused(name, sentence):
 
 def test_wrong_shapes_are_named():
     with pytest.raises(
-        UserError, match=r"makes \(2, 10\) of two images: it must make logits \(2, 11\)"
+        UserError,
+        match=r"returned \(2, 10\) for two images: it must return logits \(2, 11\)",
     ):
         run_trial_step(
             ImportedModel(name="own_models:Small").build(10, 0),

@@ -11,13 +11,12 @@ from distrain.models.layers import (
     AveragePool,
     BatchNorm,
     Dropout,
-    LocalResponseNorm,
-    SpatialResponseNorm,
     find_batch_norms,
     flatten_batch_stats,
     micro_batch_context,
     update_all_running_stats,
 )
+from distrain.models.response_norm import LocalResponseNorm, SpatialResponseNorm
 
 CPU = torch.device("cpu")
 ONE = torch.ones(())

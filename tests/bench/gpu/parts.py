@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from distrain.data.storage.store import Store
 from distrain.distributed.lane_pool import LanePool
 from distrain.distributed.world import World
-from distrain.models.layers import Dropout, LocalResponseNorm, micro_batch_context
+from distrain.models.layers import Dropout, micro_batch_context
+from distrain.models.response_norm import LocalResponseNorm
 from distrain.monitor.meters import Meters
 from distrain.optim.adam import Adam
 from distrain.optim.lars import LARS

@@ -6,11 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from distrain.models.layers import (
-    _hash_counters,
-    _pow_minus_beta,
-    _sum_neighbor_channels,
-)
+from distrain.models.layers import _hash_counters
+from distrain.models.response_norm import _pow_minus_beta, _sum_neighbor_channels
 
 BLOCK_SIZE = 4096
 KEYS = (123456789, -987654321)
