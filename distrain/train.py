@@ -1,9 +1,22 @@
-"""The training function: `train(config, world, console)`. It knows nothing of Ray or of the command line."""
+"""Train a run: `train(config, world, console)`, and the training loop, `fit`.
+
+The loop is data-parallel over *virtual workers*. A global batch is cut into a fixed
+number of micro-batches, one per virtual worker, and the virtual workers are spread over
+as many ranks as there are. So the arithmetic of a step does not depend on the cluster.
+Each step has four parts:
+
+    accumulate_gradients    load, forward, backward: this rank's virtual workers
+    reduce_gradients        all-reduce, over all ranks
+    update_weights          optimizer, running statistics of batch norm
+    finish_step             log, evaluate, save a checkpoint, where due
+
+Nothing in this file knows about Ray or the command line.
+"""
 
 import errno
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,10 +29,9 @@ from distrain.config import Config
 from distrain.data.batch import MicroBatch, iter_training_requests
 from distrain.distributed.numerics import set_torch_numerics
 from distrain.distributed.world import World
-from distrain.errors import AttemptError, RunError, UserError
+from distrain.errors import AttemptError
 from distrain.models.layers import update_all_running_stats
 from distrain.monitor.phases import Phase
-from distrain.monitor.prometheus import Metrics
 from distrain.monitor.records import (
     EvalRecord,
     TrainRecord,
@@ -34,33 +46,35 @@ from distrain.training.divergence import StepFailed, diagnose_divergence
 from distrain.training.forward_pass import count_correct, forward
 from distrain.training.job import TrainJob
 from distrain.training.setup import build_job
-from distrain.training.train_metrics import log_train_metrics
+from distrain.training.train_metrics import log_train_metrics, open_metrics
 from distrain.training.validate import validate
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended."""
+    """Outcome of a run."""
 
     status: str
-    """finished, stopped (go on with the same command), or already finished."""
+    """finished, stopped (run the same command to resume), or already finished."""
     step: int
+    """Steps done."""
     steps: int
+    """Steps of the whole run."""
     seconds: float
-    """Of this attempt, from the call to the last checkpoint."""
+    """Duration of this attempt, from the call to the last checkpoint."""
     train: TrainRecord | None
-    """The last one."""
+    """Record of the last log step."""
     eval: EvalRecord | None
-    """The last one."""
+    """Record of the last evaluation."""
     weights: str
-    """SHA-256 over all parameters."""
+    """SHA-256 of all parameters and running statistics."""
     reduction: str
-    """exact, or fast: then the weights are equal to rounding only."""
+    """exact, or fast: then the weights are reproducible up to rounding only."""
     run: str
-    """The run directory without credentials, for messages."""
+    """Run directory without credentials, for messages."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values, for another process."""
+        """Return plain values, which can be sent to another process."""
         records = {
             name: record and record_to_dict(record)
             for name, record in (("train", self.train), ("eval", self.eval))
@@ -69,7 +83,7 @@ class Summary:
 
     @staticmethod
     def from_dict(tree: Mapping[str, Any]) -> "Summary":
-        """Return the summary that `to_tree` made a tree of."""
+        """Rebuild a summary from what `to_dict` returned."""
         records = {
             name: tree[name] and record_from_dict(tree[name])
             for name in ("train", "eval")
@@ -85,67 +99,71 @@ def train(
     must_resume: bool = False,
     accept_other_hardware: bool = False,
 ) -> Summary:
-    """Train, from the newest whole checkpoint of the run directory if it has one. Called on every rank.
+    """Train a run to its end; resume from its newest whole checkpoint if it has one.
+
+    Every rank calls this function.
 
     Args:
         config: the run.
         world: this rank and the others.
-        console: what a person sees: the lead's, and of another rank what the lead cannot know.
-        must_resume: it is a mistake if there is no checkpoint.
-        accept_other_hardware: go on where the hardware computes other bits than before.
+        console: where progress is printed; other ranks than 0 use it only for what
+            rank 0 cannot see (a hang, a file that crashed their decoder).
+        must_resume: fail if there is no checkpoint.
+        accept_other_hardware: resume even if this hardware does not reproduce the
+            checkpoint's bits.
 
     Raises:
-        UserError: config, data, ranks or run directory do not fit.
-        RunError: too many bad samples, a loss that is not finite, no checkpoint that is whole.
-        AttemptError: damaged data, failed storage, a lost rank, another attempt that has taken over.
+        UserError: config, data, ranks or run directory do not fit together.
+        RunError: too many bad samples, a loss that is not finite, no whole checkpoint.
+        AttemptError: damaged data, failed storage, a lost rank, or a newer attempt
+            that has taken over the run directory.
     """
-    began = time.monotonic()
-    alarm, console = console.log, console if world.is_rank_zero else SilentConsole()
-    try:
-        with ExitStack() as stack:
-            metrics = stack.enter_context(open_metrics(config, world, alarm))
-            exact = config.reduction.mode == "exact"
-            stack.enter_context(
-                set_torch_numerics(
-                    world.device, precision=config.precision, exact=exact
-                )
-            )
-            job = build_job(
-                config,
-                world,
-                console,
-                alarm,
-                metrics,
-                stack,
-                must_resume=must_resume,
-                accept_other_hardware=accept_other_hardware,
-            )
-            status = (
-                "already finished"
-                if job.progress.step == job.total_steps
-                else train_remaining_steps(job, stack)
-            )
-            metrics.finish_run(stopped=status == "stopped")
-            job.flush_metrics()
-            return summarize_run(job, status, time.monotonic() - began)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise AttemptError(
-                f"no space left ({error}): free some, then run the same command to go on"
-            ) from error
-        raise
+    start_time = time.monotonic()
+    # Rank 0 prints the progress of all. Every rank warns of what only it can see.
+    warn = console.log
+    if not world.is_rank_zero:
+        console = SilentConsole()
+    with explain_full_disk(), ExitStack() as stack:
+        # Build everything, and restore the newest checkpoint.
+        metrics = stack.enter_context(open_metrics(config, world, warn))
+        exact = config.reduction.mode == "exact"
+        numerics = set_torch_numerics(
+            world.device, precision=config.precision, exact=exact
+        )
+        stack.enter_context(numerics)
+        job = build_job(
+            config,
+            world,
+            console,
+            warn,
+            metrics,
+            stack,
+            must_resume=must_resume,
+            accept_other_hardware=accept_other_hardware,
+        )
+
+        # Train the steps that are left, if any.
+        status = "already finished"
+        if job.progress.step != job.total_steps:
+            status = train_remaining_steps(job, stack)
+
+        # Report the outcome.
+        metrics.finish_run(stopped=status == "stopped")
+        job.flush_metrics()
+        return summarize_run(job, status, time.monotonic() - start_time)
 
 
 def train_remaining_steps(job: TrainJob, stack: ExitStack) -> str:
-    """Train the steps that are left; how it ended: finished, or stopped.
+    """Train the steps that are left; return "finished" or "stopped".
 
     Raises:
         RunError: training diverged.
     """
-    # What is there now lives on. A full collection that looks through it stops all threads for 0.1 s, those of other
-    # ranks wait for this one, and so does who reads the metrics.
+    # Freeze long-lived objects: a full garbage collection over them stops all threads
+    # for 0.1 s. It makes this rank a straggler, and delays readers of its metrics.
     gc.freeze()
     stack.callback(gc.unfreeze)
+
     job.console.start(
         step=job.progress.step,
         steps=job.total_steps,
@@ -154,105 +172,48 @@ def train_remaining_steps(job: TrainJob, stack: ExitStack) -> str:
     stack.callback(job.console.stop)
     try:
         return fit(job)
-    except StepFailed as failed:
-        raise diagnose_divergence(job, failed.args[0]) from None
-
-
-def summarize_run(job: TrainJob, status: str, seconds: float) -> Summary:
-    """Summarize a run that has ended."""
-    step, last, last_eval = (
-        job.progress.step,
-        job.progress.last_train_record,
-        job.progress.last_eval_record,
-    )
-    if job.writer:
-        # Fall back on earlier attempts. One that was killed may have logged steps after the checkpoint: skip those.
-        records = [
-            record for record in read_metrics(job.writer.store) if record.step <= step
-        ]
-        last = last or next(
-            (r for r in reversed(records) if isinstance(r, TrainRecord)), None
-        )
-        last_eval = last_eval or next(
-            (r for r in reversed(records) if isinstance(r, EvalRecord)), None
-        )
-    return Summary(
-        status=status,
-        step=step,
-        steps=job.total_steps,
-        seconds=seconds,
-        train=last,
-        eval=last_eval,
-        weights=hash_tensors(job.engine.model.state_dict()),
-        reduction=job.config.reduction.mode,
-        run=job.run_dir,
-    )
-
-
-@contextmanager
-def open_metrics(
-    config: Config, world: World, warn: Callable[[str], None]
-) -> Iterator[Metrics]:
-    """The metrics of this rank, and their page until the run has ended.
-
-    Raises:
-        UserError: the page cannot be served at the address.
-    """
-    with world.raise_on_all_ranks():
-        try:
-            metrics = Metrics(config.metrics, str(config.run), world, warn)
-        except OSError as error:
-            raise UserError(
-                f"metrics cannot be served at {config.metrics.address}: {error}; "
-                "choose metrics.address, or metrics.port=null"
-            ) from None
-    if world.is_rank_zero:
-        metrics.set_gauge("stall_limit_seconds", config.cluster.stall)
-        metrics.set_gauge("bad_samples_limit", config.data.max_bad_samples)
-    over = True
-    try:
-        yield metrics
-    except AttemptError:
-        over = False  # another attempt of this launch may follow
-        raise
-    except (UserError, RunError):
-        raise
-    except BaseException:  # somebody wants it to end now
-        metrics.finish_run(stopped=True)
-        raise
-    finally:
-        metrics.close(final=over)
+    except StepFailed as failure:
+        raise diagnose_divergence(job, failure.args[0]) from None
 
 
 def fit(job: TrainJob) -> str:
-    """Train until the last step is done, or somebody asks to stop; how it ended."""
-    world, telemetry, progress = job.world, job.telemetry, job.progress
-    hosted = world.local_virtual_workers(job.config.virtual_workers)
-    steps = range(progress.step, job.total_steps)
-    with job.open_loader(
-        job.data.train, iter_training_requests(job.data.order, steps, hosted)
-    ) as batches:
-        telemetry.start_clock(batches.get_queue_depths)
+    """Run the training loop to the last step, or until a stop is requested.
+
+    Returns:
+        "finished" or "stopped".
+    """
+    virtual_workers = job.world.local_virtual_workers(job.config.virtual_workers)
+    steps = range(job.progress.step, job.total_steps)
+    requests = iter_training_requests(job.data.order, steps, virtual_workers)
+    with job.open_loader(job.data.train, requests) as batches:
+        job.telemetry.start_clock(batches.get_queue_depths)
         for step in steps:
-            accumulate_gradients(
-                job, step, islice(batches, len(hosted))
-            )  # forward and backward of this rank's virtual workers
-            totals = reduce_gradients(
-                job, step
-            )  # all_reduce: what follows is the same on all ranks
-            update_weights(
-                job, step, totals
-            )  # nothing moves after a step that was not finite
-            if finish_step(job, step + 1):  # log, evaluate, save; true: asked to stop
+            # Forward and backward of this rank's virtual workers, a micro-batch each.
+            accumulate_gradients(job, step, islice(batches, len(virtual_workers)))
+
+            # All-reduce: from here to the end of the step, all ranks compute the same.
+            totals = reduce_gradients(job, step)
+
+            # Once a step has failed, this leaves the weights as they are.
+            update_weights(job, step, totals)
+
+            # Log, evaluate, save. True: a stop was requested, on any rank.
+            if finish_step(job, step + 1):
                 break
+
+    # The last checkpoint may still be on its way to storage.
     wait_for_checkpoint(job)
-    return "finished" if progress.step == job.total_steps else "stopped"
+    return "finished" if job.progress.step == job.total_steps else "stopped"
 
 
 def accumulate_gradients(
     job: TrainJob, step: int, batches: Iterator[MicroBatch]
 ) -> None:
-    """Add up the gradients of the virtual workers that this rank hosts, on as many threads as there are lanes."""
+    """Sum up the gradients of this rank's virtual workers, several at a time.
+
+    A lane is a thread that computes one virtual worker after another. In exact mode,
+    the sums are integers, so it does not matter which lane is done first.
+    """
     with job.telemetry.time_accumulation():
         job.engine.accumulator.begin_step()
         job.engine.lanes.for_each(
@@ -262,31 +223,51 @@ def accumulate_gradients(
 
 
 def forward_backward_step(job: TrainJob, step: int, batch: MicroBatch) -> None:
-    """Forward and backward of one virtual worker, on whichever thread runs it."""
-    telemetry, network = job.telemetry, job.engine
+    """Compute loss and gradients of one micro-batch, and add them to the accumulator.
+
+    Runs on the thread of a lane, beside other micro-batches of the step.
+    """
+    engine = job.engine
+    telemetry = job.telemetry
     telemetry.mark_progress(f"step {step + 1}, virtual worker {batch.virtual_worker}")
+
+    # Compute this cached property now: if `data.normalise` is "device", it normalizes
+    # the images there, which should be timed as transfer and not as forward.
     with telemetry.time_phase(Phase.TRANSFER):
-        batch.images  # noqa: B018 - a cached property: normalised here, where the config says on the device
+        batch.images  # noqa: B018
+
     with telemetry.time_phase(Phase.FORWARD):
-        logits, loss, moments = forward(job.config, network.model, step, batch)
+        logits, loss, batch_stats = forward(job.config, engine.model, step, batch)
+
+    # autograd.grad instead of backward(): all lanes share the parameters, and their
+    # `.grad` belongs to the reduced gradient.
     with telemetry.time_phase(Phase.BACKWARD):
-        # autograd.grad, not backward: lanes share the weights, and `.grad` belongs to the reduced gradient.
-        scaled = loss * network.accumulator.loss_scale
-        gradients = torch.autograd.grad(scaled, list(network.parameters.values()))
+        scaled_loss = loss * engine.accumulator.loss_scale
+        gradients = torch.autograd.grad(scaled_loss, list(engine.parameters.values()))
+
     with telemetry.time_phase(Phase.REDUCTION):
         logits = logits.detach()
-        top1, top5 = (
-            count_correct(logits, batch.labels, batch.sample_weights, k) for k in (1, 5)
+        top1_count = count_correct(logits, batch.labels, batch.sample_weights, 1)
+        top5_count = count_correct(logits, batch.labels, batch.sample_weights, 5)
+        engine.accumulator.add_micro_batch(
+            gradients,
+            loss.detach(),
+            batch.sample_weights.sum(),
+            top1_count,
+            top5_count,
+            batch_stats,
         )
-        network.accumulator.add_micro_batch(
-            gradients, loss.detach(), batch.sample_weights.sum(), top1, top5, moments
-        )
+
     job.progress.bad_samples.update(batch.bad_samples)
     telemetry.count_samples(len(batch.sample_ids), len(batch.bad_samples))
 
 
 def reduce_gradients(job: TrainJob, step: int) -> Totals:
-    """Sum gradients and counts over all ranks, as integers; each parameter's `grad` is the mean then."""
+    """Sum gradients and counts over all ranks.
+
+    Each parameter's `.grad` becomes the gradient of the mean loss over the valid
+    samples of the global batch. The returned totals stay on the device.
+    """
     job.telemetry.mark_progress(f"the reduction of step {step + 1}", waiting=True)
     with job.telemetry.time_phase(Phase.REDUCTION):
         totals = job.engine.accumulator.start_all_reduce(job.world)
@@ -295,58 +276,125 @@ def reduce_gradients(job: TrainJob, step: int) -> Totals:
 
 
 def update_weights(job: TrainJob, step: int, totals: Totals) -> None:
-    """Move the weights and the running statistics; not after a step that failed, which a log step will tell of."""
-    network, telemetry = job.engine, job.telemetry
-    may_move = network.meters.add_step(step, totals)
+    """Update the weights and the running statistics, unless a step has failed."""
+    engine = job.engine
+    telemetry = job.telemetry
+
+    # 1.0 until a step fails (is not finite, or has no valid sample), then 0.0 forever.
+    # It stays on the device as a factor, because an `if` would have to wait for it. The
+    # next log step reports the failure.
+    update_factor = engine.meters.add_step(step, totals)
     lr = job.get_lr(step)
     lr_before = job.get_lr(max(0, step - 1))
+
+    # The norms in the metrics are of the gradient before the optimizer clips or scales
+    # it in place, and of what the update changes in the weights.
     if is_log_step(job, step + 1):
-        telemetry.metrics.snapshot_weights(list(network.parameters.values()))
+        telemetry.metrics.snapshot_weights(list(engine.parameters.values()))
+
     with telemetry.time_phase(Phase.OPTIMIZER):
-        network.optimizer.step(may_move * lr, lr / lr_before)
+        engine.optimizer.step(update_factor * lr, lr / lr_before)
         update_all_running_stats(
-            network.batch_norms, network.accumulator.mean_batch_stats, may_move
+            engine.batch_norms, engine.accumulator.mean_batch_stats, update_factor
         )
     job.progress.step = step + 1
     telemetry.count_step(step + 1)
 
 
 def finish_step(job: TrainJob, steps_done: int) -> bool:
-    """Log, evaluate and save where it is time; whether the run is asked to stop before its last step."""
-    config, world = job.config, job.world
-    # What ends the run or follows a step is decided from sums over all ranks: none decides alone. These travel by gloo,
-    # which raises where a rank is lost, before anything below waits for a GPU.
-    (stop,) = world.all_reduce_ints([world.stop_requested.is_set()])
+    """Log, evaluate and save a checkpoint where due after a step.
+
+    Returns:
+        True, on all ranks, if the run was asked to stop before its last step.
+    """
+    config = job.config
+    world = job.world
+
+    # All ranks must take the same branches below, so the request to stop is summed over
+    # them. The sum travels by gloo, which raises if a rank is lost; that must happen
+    # before anything below waits for a GPU, because NCCL would wait for the lost rank.
+    (stop_requests,) = world.all_reduce_ints([world.stop_requested.is_set()])
+    should_stop = stop_requests > 0
+
+    # Report what happened to the checkpoint that is being written in the background.
     if job.writer:
         job.writer.checkpointer.poll_save()
-    is_last, epoch_ends = (
-        steps_done == job.total_steps,
-        steps_done % job.data.order.steps_per_epoch == 0,
+
+    # Find out what is due.
+    is_last = steps_done == job.total_steps
+    is_epoch_end = steps_done % job.data.order.steps_per_epoch == 0
+    should_log = is_log_step(job, steps_done)
+    should_validate = job.data.val is not None and (
+        is_last
+        or (is_epoch_end and config.schedule.follows_validation)
+        or is_due(steps_done, config.evaluate.every, is_epoch_end)
     )
-    is_followed = epoch_ends and config.schedule.follows_validation
-    log = is_log_step(job, steps_done)
-    score = job.data.val is not None and (
-        is_last or is_followed or is_due(steps_done, config.evaluate.every, epoch_ends)
+    should_save = (
+        is_last
+        or should_stop
+        or is_due(steps_done, config.checkpoint.every, is_epoch_end)
     )
-    save_it = (
-        is_last or bool(stop) or is_due(steps_done, config.checkpoint.every, epoch_ends)
-    )
+
     job.console.set_step(steps_done)
-    if log or score or save_it:  # a sync point: nothing is kept of a step that failed
+    if should_log or should_validate or should_save:
+        # A sync point of CPU and GPU. It raises if a step failed or a reduction was
+        # aborted, so that neither is ever evaluated or saved.
         world.synchronize()
         log_train_metrics(job, steps_done)
         job.telemetry.metrics.record_norms(list(job.engine.parameters.values()))
-    better = score and validate(job, steps_done)
-    if save_it or better:
-        save_checkpoint(job, steps_done, best=better)
-    return bool(stop) and not is_last
+    is_best = should_validate and validate(job, steps_done)
+    if should_save or is_best:
+        save_checkpoint(job, steps_done, best=is_best)
+    return should_stop and not is_last
 
 
 def is_log_step(job: TrainJob, steps_done: int) -> bool:
-    """Whether `log.every` makes this step a log step; evaluations and checkpoints add more."""
+    """Return whether `log.every` is due; evaluations and checkpoints log as well."""
     return steps_done % job.config.log.every == 0
 
 
 def is_due(steps_done: int, every: int | None, is_epoch_end: bool) -> bool:
-    """Whether something that happens `every` so many steps, or once an epoch, happens after `done` steps."""
+    """Return whether an action is due; `every=None` means once per epoch."""
     return is_epoch_end if every is None else steps_done % every == 0
+
+
+def summarize_run(job: TrainJob, status: str, seconds: float) -> Summary:
+    """Summarize a run that has ended."""
+    progress = job.progress
+    train_record = progress.last_train_record
+    eval_record = progress.last_eval_record
+    if job.writer:
+        # Fall back on the records of earlier attempts. A killed attempt may have logged
+        # steps beyond its last checkpoint: skip those.
+        for record in reversed(read_metrics(job.writer.store)):
+            if record.step > progress.step:
+                continue
+            if isinstance(record, TrainRecord):
+                train_record = train_record or record
+            else:
+                eval_record = eval_record or record
+    return Summary(
+        status=status,
+        step=progress.step,
+        steps=job.total_steps,
+        seconds=seconds,
+        train=train_record,
+        eval=eval_record,
+        weights=hash_tensors(job.engine.model.state_dict()),
+        reduction=job.config.reduction.mode,
+        run=job.run_dir,
+    )
+
+
+@contextmanager
+def explain_full_disk() -> Iterator[None]:
+    """Raise an AttemptError with the remedy if a disk or quota is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise AttemptError(
+                f"no space left ({error}): free some space, then run the same command "
+                "to resume"
+            ) from error
+        raise

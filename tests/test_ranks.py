@@ -312,7 +312,7 @@ def test_a_hanging_rank_is_named_with_its_stack(config, ranks, tmp_path):
     assert found[1]["status"] == 70, found
     line = next(line for line in found[1]["told"] if "hangs" in line)
     assert re.match(
-        r"rank 1 hangs: no progress for 8 s in loading the data of step \d+; all stacks are in",
+        r"rank 1 hangs: no progress for 8 s in loading the data of step \d+; the stacks of all its threads are in",
         line,
     )
     stacks = (tmp_path / "run/stuck-attempt-001-rank-1.txt").read_text()
@@ -353,7 +353,7 @@ def test_a_rank_that_does_not_fit_is_named(config, ranks, tmp_path, damaged_set,
     found = ranks.results(ranks.start(config, 2, environment=environment, own=own))
     assert [r["status"] for r in found] == ["UserError"] * 2, found
     assert len({r["text"] for r in found}) == 1
-    assert "rank 1 of 2 does not fit to rank 0" in found[0]["text"]
+    assert "rank 1 of 2 differs from rank 0" in found[0]["text"]
     for text in named:
         assert text in found[0]["text"]
 

@@ -12,7 +12,7 @@ from narrow import loader_sections
 from sets import SetWriter
 
 import distrain.training.hardware_check
-import distrain.training.setup
+import distrain.training.resume
 import distrain.training.validate
 from distrain.config import load_config
 from distrain.data.shards.stats import ColorStatistics
@@ -419,15 +419,15 @@ def test_other_hardware_is_refused_unless_it_is_accepted(narrow, console, monkey
         return found._replace(loss=found.loss * (1 + 2**-20))
 
     monkeypatch.setattr(distrain.training.hardware_check, "forward", other)
-    environment = distrain.training.setup.collect_environment
+    environment = distrain.training.resume.collect_environment
     monkeypatch.setattr(
-        distrain.training.setup,
+        distrain.training.resume,
         "collect_environment",
         lambda device: {**environment(device), "torch": "9.9"},
     )
     with pytest.raises(
         UserError,
-        match=r"computes other bits .*torch .* -> 9.9.*--accept-other-hardware",
+        match=r"does not reproduce the checkpoint.*torch .* -> 9.9.*--accept-other-hardware",
     ):
         run(narrow(), console)
     run(narrow(), console, accept_other_hardware=True)
@@ -438,9 +438,9 @@ def test_other_versions_that_compute_the_same_bits_are_no_matter(
     narrow, console, monkeypatch
 ):
     run(narrow(), console)
-    environment = distrain.training.setup.collect_environment
+    environment = distrain.training.resume.collect_environment
     monkeypatch.setattr(
-        distrain.training.setup,
+        distrain.training.resume,
         "collect_environment",
         lambda device: {**environment(device), "torch": "9.9"},
     )
@@ -573,7 +573,7 @@ def test_what_does_not_fit(narrow, console, changes, message):
 def test_a_disk_that_is_full_at_the_start_is_waited_for(narrow, console, full_disk):
     def event(text):
         console.events.append(text)
-        if "trying again" in text:
+        if text.endswith("retrying"):
             make_room()
 
     console.log = event
@@ -588,7 +588,7 @@ def test_a_disk_that_stays_full_ends_the_attempt(narrow, console, full_disk):
     with (
         full_disk(0),
         pytest.raises(
-            AttemptError, match=r"File too large.*free space or mend the storage"
+            AttemptError, match=r"File too large.*free space or fix the storage"
         ),
     ):
         run(narrow(checkpoint={"patience": 1.0}), console)
@@ -707,8 +707,8 @@ def test_the_rate_drops_when_validation_stalls(narrow, console, digits):
     )
     told = [e for e in console.events if "stalled" in e]
     assert told == [
-        "validation has stalled for 1 epoch: the learning rate is 1e-10 now",
-        "validation has stalled for 1 epoch: the learning rate is 1e-11 now",
+        "validation has stalled for 1 epoch: the learning rate is now 1e-10",
+        "validation has stalled for 1 epoch: the learning rate is now 1e-11",
     ]
 
 

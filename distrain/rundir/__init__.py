@@ -1,1 +1,1 @@
-"""What a run directory holds."""
+"""Run directory: names of its files, checkpoints, and the lease."""

@@ -1,7 +1,9 @@
-"""Who may write to a run directory: one attempt at a time, by number, on any file system or bucket.
+"""Lease of a run directory: one attempt at a time may write to it.
 
-`attempts/003.json` belongs to attempt 3: it is created once, by whoever comes first, and renewed by its owner alone. A
-higher number supersedes all lower ones, so a worker that was cut off and comes back late finds that it must stop.
+It works on any file system or bucket. `attempts/003.json` belongs to attempt 3: it is
+created once, by the first process that tries to, and renewed by that owner alone. A
+higher number supersedes all lower ones, so a worker that was cut off and comes back
+late finds that it must stop.
 """
 
 import getpass
@@ -22,10 +24,13 @@ from distrain.rundir import files
 RENEW_INTERVAL_SECONDS = 10.0
 """Seconds between two renewals of the owner's counter."""
 LOST_AFTER_SECONDS = 30.0
-"""Seconds for which the counter of a lost owner stands still, by a newcomer's clock."""
+"""A lease is abandoned if its counter has not changed for this long, in seconds.
+
+The clock is that of the claimant: clocks of different machines are never compared.
+"""
 _EMPTY_RECORD = {
     "session": "",
-    "who": "somebody",
+    "who": "an unknown owner",
     "process": "",
     "from_step": None,
     "counter": -1,
@@ -34,12 +39,18 @@ _EMPTY_RECORD = {
 
 
 class Lease:
-    """One attempt's right to the run directory. Close it, or use it in a `with`."""
+    """Right of one attempt to write to the run directory.
+
+    Close it, or use it in a `with`.
+    """
 
     def __init__(self, store: Store, attempt: int, record: dict[str, Any]) -> None:
         self.attempt = attempt
-        self._store, self._record = store, record
-        self._lock, self._closing = threading.Lock(), threading.Event()
+        self._store = store
+        self._record = record
+        # The renewing thread and the training thread both write the record.
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
         self._thread = threading.Thread(
             target=self._renew_loop, name="distrain-lease", daemon=True
         )
@@ -52,11 +63,14 @@ class Lease:
         self.close(failed=kind is not None)
 
     def record_start(self, step: int, world_size: int) -> None:
-        """Note where this attempt goes on from, and with how many: what older ones save beyond it does not count."""
+        """Record the step that this attempt resumes from, and its number of ranks.
+
+        From now on, what earlier attempts save beyond that step does not count.
+        """
         self._write_record(from_step=step, workers=world_size)
 
     def raise_if_superseded(self) -> None:
-        """Ask before anything is written that is not this attempt's own.
+        """Check the lease. Call it before writing a file that attempts share.
 
         Raises:
             AttemptError: a newer attempt has taken over.
@@ -64,18 +78,19 @@ class Lease:
         newest = max(_list_attempt_numbers(self._store), default=0)
         if newest > self.attempt:
             raise AttemptError(
-                f"attempt {self.attempt} was cut off, and attempt {newest} has taken over {self._store.redacted_url}: "
-                "nothing more is written by this one"
+                f"attempt {self.attempt} was cut off, and attempt {newest} has taken "
+                f"over {self._store.redacted_url}: this attempt writes nothing more"
             )
 
     def close(self, *, failed: bool = False) -> None:
-        """Give the run directory back, so that the next attempt need not wait."""
+        """Release the run directory, so that the next attempt need not wait."""
         self._closing.set()
         self._thread.join()
         try:
             self._write_record(ended=True, failed=failed)
         except OSError:
-            return  # the next owner waits until the counter has stood still
+            # The next attempt waits until the counter has not changed for a while.
+            return
 
     def _write_record(self, **changes: Any) -> None:
         with self._lock:
@@ -89,31 +104,38 @@ class Lease:
             try:
                 self._write_record(counter=self._record["counter"] + 1)
             except OSError:
-                continue  # full or away: tried again; whoever takes over meanwhile is found out by `check`
+                # The storage is full or away: retry at the next renewal. If another
+                # attempt takes over meanwhile, `raise_if_superseded` finds out.
+                continue
 
 
 def acquire_lease(store: Store, session: str, log: Callable[[str], None]) -> Lease:
-    """Take the run directory over for a new attempt.
+    """Take over a run directory for a new attempt.
 
     Args:
         store: the run directory.
-        session: names the launch; an attempt of the same launch is superseded at once.
-        tell: is told why it takes a while.
+        session: id of the launch; an attempt of the same launch is superseded at once.
+        log: gets a line if it has to wait.
 
     Raises:
-        UserError: another launch is at work there.
+        UserError: another launch uses the directory.
         OSError: the directory cannot be written to.
     """
     while True:
+        # Wait if the newest attempt is another launch's and may still be running.
         records = read_attempts(store)
-        number = max(records, default=0)
-        other = (
-            number
-            and not records[number]["ended"]
-            and records[number]["session"] != session
+        newest = max(records, default=0)
+        may_be_running = (
+            newest
+            and not records[newest]["ended"]
+            and records[newest]["session"] != session
         )
-        if other and not _wait_for_owner_end(store, number, records[number], log):
+        if may_be_running and not _wait_for_owner_end(
+            store, newest, records[newest], log
+        ):
             continue
+
+        # Create the next record. Of several processes that try, exactly one succeeds.
         record = {
             "session": session,
             **_describe_process(),
@@ -123,20 +145,22 @@ def acquire_lease(store: Store, session: str, log: Callable[[str], None]) -> Lea
         }
         try:
             store.create_exclusive(
-                files.attempt_path(number + 1), json.dumps(record).encode()
+                files.attempt_path(newest + 1), json.dumps(record).encode()
             )
-        except FileExistsError:  # somebody else was faster: look who it is
+        except FileExistsError:
+            # Another process was faster: start over with its record.
             continue
-        return Lease(store, number + 1, record)
+        return Lease(store, newest + 1, record)
 
 
 def read_attempts(store: Store) -> dict[int, dict[str, Any]]:
-    """The record of each attempt, by number. Raises OSError."""
+    """Return the record of each attempt, by number. Raises OSError."""
     records = {}
     for number in _list_attempt_numbers(store):
         try:
             records[number] = json.loads(store.read(files.attempt_path(number)))
-        except ValueError:  # created, not yet filled
+        except ValueError:
+            # Created, and not filled yet.
             records[number] = dict(_EMPTY_RECORD)
     return records
 
@@ -144,7 +168,15 @@ def read_attempts(store: Store) -> dict[int, dict[str, Any]]:
 def is_superseded(
     records: Mapping[int, Mapping[str, Any]], attempt: int, step: int
 ) -> bool:
-    """Whether what an attempt saved at a step was given up: a later one went on from a step before it."""
+    """Return whether a later attempt resumed from before a step of this attempt.
+
+    What the attempt saved at that step was given up then, and does not count.
+
+    Args:
+        records: records of all attempts, by number.
+        attempt: number of the attempt.
+        step: step at which it saved something.
+    """
     starts = (records[number]["from_step"] for number in records if number > attempt)
     return any(start is not None and start < step for start in starts)
 
@@ -152,10 +184,17 @@ def is_superseded(
 def count_failures(
     records: Mapping[int, Mapping[str, Any]], session: str, step: int
 ) -> int:
-    """How many attempts of this launch, the newest in a row, started from `step` and failed without a checkpoint."""
+    """Count the newest attempts in a row that failed and made no progress.
+
+    Args:
+        records: records of all earlier attempts, by number.
+        session: id of the launch; an attempt of another one ends the row.
+        step: step that the attempts of the row resumed from.
+    """
     count = 0
     for number in sorted(records, reverse=True):
         record = records[number]
+        # A killed attempt has no entry `failed`, and has not ended.
         failed = record.get("failed", not record["ended"])
         if record["session"] != session or record["from_step"] != step or not failed:
             break
@@ -166,8 +205,12 @@ def count_failures(
 def count_restarts_and_resizes(
     records: Mapping[int, Mapping[str, Any]],
 ) -> tuple[int, int]:
-    """How many attempts followed one that failed, and how many had another number of workers than the one before."""
-    restarts = resizes = 0
+    """Count attempts that followed a failed one, and those with another world size.
+
+    Attempts that never started to train are left out.
+    """
+    restarts = 0
+    resizes = 0
     started = [
         records[number]
         for number in sorted(records)
@@ -182,38 +225,59 @@ def count_restarts_and_resizes(
 def _wait_for_owner_end(
     store: Store, attempt: int, record: Mapping[str, Any], log: Callable[[str], None]
 ) -> bool:
-    """Return True once an attempt's owner is known to be gone, False as soon as it turns out who it is."""
+    """Wait until an attempt's owner is known to be gone.
+
+    Returns:
+        True: the owner is gone. False: the record has changed, so read it again.
+
+    Raises:
+        UserError: the owner is alive.
+    """
+    # On this machine, the kernel knows.
     if is_dead_local_process(str(record["process"])):
         return True
-    unknown = record["counter"] == _EMPTY_RECORD["counter"]
-    began, told = time.monotonic(), False
-    while time.monotonic() < began + LOST_AFTER_SECONDS:
-        if (
-            not told and time.monotonic() > began + unknown
-        ):  # a record is filled at once, as a rule
-            wait = f"waiting {LOST_AFTER_SECONDS:.0f} s to see whether it is at work"
-            log(f"attempt {attempt} ({record['who']}) did not end: {wait}")
-            told = True
-        time.sleep(0.1 if unknown else 0.5)
-        now = read_attempts(store)
-        if attempt not in now:  # whoever created it could not fill it
+
+    # Elsewhere, watch the counter. A record is usually filled at once after it was
+    # created, so an empty one gets a second before the wait is logged.
+    is_empty = record["counter"] == _EMPTY_RECORD["counter"]
+    start_time = time.monotonic()
+    has_logged = False
+    while time.monotonic() < start_time + LOST_AFTER_SECONDS:
+        log_after_seconds = 1.0 if is_empty else 0.0
+        if not has_logged and time.monotonic() > start_time + log_after_seconds:
+            log(
+                f"attempt {attempt} ({record['who']}) did not end: waiting "
+                f"{LOST_AFTER_SECONDS:.0f} s to see whether it is still running"
+            )
+            has_logged = True
+        time.sleep(0.1 if is_empty else 0.5)
+
+        records = read_attempts(store)
+        if attempt not in records:
+            # The process that created it could not fill it, and has removed it.
             return False
-        if now[max(now)]["ended"]:
+        newest = max(records)
+        if records[newest]["ended"]:
             return True
-        if max(now) != attempt or now[attempt]["counter"] != record["counter"]:
-            if unknown:
+        has_renewed = records[attempt]["counter"] != record["counter"]
+        if newest != attempt or has_renewed:
+            # Filled now: it may be of the same launch, which need not wait.
+            if is_empty:
                 return False
             raise UserError(
-                f"{store.redacted_url} is in use by {now[max(now)]['who']} (attempt {max(now)}): "
-                "stop that run first, or choose another run directory, run=..."
+                f"{store.redacted_url} is in use by {records[newest]['who']} (attempt "
+                f"{newest}): stop that run first, or choose another run directory, "
+                "run=..."
             )
     return True
 
 
 def _describe_process() -> dict[str, str]:
     now = time.strftime("%Y-%m-%d %H:%M:%S")
+    user = _get_user_name()
+    host = socket.gethostname()
     return {
-        "who": f"{_get_user_name()} on {socket.gethostname()}, process {os.getpid()}, since {now}",
+        "who": f"{user} on {host}, process {os.getpid()}, since {now}",
         "process": get_process_identity(os.getpid()) or "",
     }
 
@@ -221,7 +285,8 @@ def _describe_process() -> dict[str, str]:
 def _get_user_name() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):
+        # A container's user may have no name.
         return f"user {os.getuid()}"
 
 

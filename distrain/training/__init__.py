@@ -1,1 +1,1 @@
-"""The parts of a training run: what is set up, done and checked."""
+"""Parts of a training run: its setup, its checks, and what it does beside its loop."""

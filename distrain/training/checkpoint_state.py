@@ -1,4 +1,4 @@
-"""What a checkpoint says beside its tensors, in `state.json`."""
+"""Contents of a checkpoint's `state.json`: everything in it but the tensors."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -9,10 +9,10 @@ from distrain.optim.schedule import PlateauState
 
 @dataclass(frozen=True)
 class BestEval:
-    """The best evaluation of a run so far."""
+    """Best evaluation of a run so far."""
 
     step: int
-    """Steps that were done."""
+    """Steps done."""
     top1: int
     """Validation samples whose highest logit is their label's."""
     samples: int
@@ -23,17 +23,17 @@ class BestEval:
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """Where a run stands, and what it may be resumed with."""
+    """State of a run between two steps, and what it must be resumed with."""
 
     cursor: Mapping[str, int]
-    """Epoch, and step in it, that come next."""
+    """Epoch, and step in that epoch, that come next."""
     config: Mapping[str, Any]
     result: Mapping[str, Any]
-    """The fields of the config that decide the weights."""
+    """Fields of the config that decide the weights."""
     environment: Mapping[str, str]
     """Versions, and kinds of processor and GPU."""
     hardware: str | None
-    """Hash of what the hardware computes; None where no bits are promised."""
+    """Hash of what the hardware computes; None if bits are not promised."""
     bad_samples: Mapping[int, str]
     """Reason by sample id, of the training samples that do not decode."""
     best: BestEval | None
@@ -45,7 +45,8 @@ class CheckpointState:
     """exact or fast."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON holds of it."""
+        """Return the state as plain values for JSON."""
+        # JSON's keys are strings.
         bad_samples = {
             str(sample): self.bad_samples[sample] for sample in sorted(self.bad_samples)
         }
@@ -57,14 +58,16 @@ class CheckpointState:
 
     @staticmethod
     def from_dict(tree: Mapping[str, Any]) -> "CheckpointState":
-        """Return the state that `to_tree` made a tree of."""
-        found = {field.name: tree[field.name] for field in fields(CheckpointState)}
-        found["bad_samples"] = {
+        """Rebuild a state from what `to_dict` returned."""
+        # Undo what JSON does to integer keys, dataclasses and tuples. Keys that are not
+        # fields, such as the format version, are left out.
+        values = {field.name: tree[field.name] for field in fields(CheckpointState)}
+        values["bad_samples"] = {
             int(sample): reason for sample, reason in tree["bad_samples"].items()
         }
-        found["best"] = BestEval(**tree["best"]) if tree["best"] else None
+        values["best"] = BestEval(**tree["best"]) if tree["best"] else None
         plateau = tree["plateau"]
-        found["plateau"] = PlateauState(
+        values["plateau"] = PlateauState(
             plateau["best"], plateau["epochs"], tuple(plateau["drops"])
         )
-        return CheckpointState(**found)
+        return CheckpointState(**values)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run that trains: handed to the background, one at a time."""
+"""Checkpoints of a run in training: handed to a background thread, one at a time."""
 
 from distrain.config import get_result_fields
 from distrain.distributed.numerics import collect_environment
@@ -9,29 +9,45 @@ from distrain.training.run_data import get_val_fingerprint
 
 
 def save_checkpoint(job: TrainJob, steps_done: int, *, best: bool) -> None:
-    """Hand a checkpoint to the background, after the one before is whole: tensors are copied, and written there."""
+    """Copy the tensors, and hand them to the background thread that writes them.
+
+    On rank 0, waits first until the previous checkpoint is whole.
+
+    Args:
+        job: the run.
+        steps_done: number of the step to save.
+        best: this checkpoint has the best evaluation so far.
+
+    Raises:
+        AttemptError: the previous checkpoint could not be written.
+    """
+    progress = job.progress
     job.telemetry.mark_progress(f"saving after step {steps_done}", waiting=True)
     with job.telemetry.time_phase(Phase.CHECKPOINT):
         name = None
         if job.writer:
-            network = job.engine
             name = job.writer.save_checkpoint(
                 steps_done,
-                network.model.state_dict(),
-                network.optimizer.state_dict(),
+                job.engine.model.state_dict(),
+                job.engine.optimizer.state_dict(),
                 build_checkpoint_state(job),
                 best=best,
             )
-        before, job.progress.pending_checkpoint = (
-            job.progress.pending_checkpoint,
-            (steps_done, name),
-        )
-        if before is not None:
-            job.world.on_checkpoint(*before)
+
+        # Rank 0 has just waited for the previous checkpoint, so that one can be
+        # announced now; the new one is announced by the next save or at the end.
+        previous = progress.pending_checkpoint
+        progress.pending_checkpoint = (steps_done, name)
+        if previous is not None:
+            job.world.on_checkpoint(*previous)
 
 
 def wait_for_checkpoint(job: TrainJob) -> None:
-    """Wait until the last checkpoint is whole."""
+    """Wait until the last checkpoint is whole, and announce it.
+
+    Raises:
+        AttemptError: it could not be written.
+    """
     job.telemetry.mark_progress("the last save", waiting=True)
     if job.writer:
         job.writer.checkpointer.wait()
@@ -40,7 +56,7 @@ def wait_for_checkpoint(job: TrainJob) -> None:
 
 
 def build_checkpoint_state(job: TrainJob) -> CheckpointState:
-    """Return what a checkpoint says beside its tensors."""
+    """Return everything that a checkpoint holds beside its tensors."""
     progress = job.progress
     return CheckpointState(
         cursor=job.data.order.get_cursor(progress.step)._asdict(),

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite: computed once more, and its evidence written down."""
+"""Diagnosis of a failed step: compute it once more, and write down the evidence."""
 
 import math
 from typing import Any
@@ -13,11 +13,18 @@ from distrain.training.job import TrainJob
 
 
 class StepFailed(Exception):  # noqa: N818 - never leaves `train`
-    """A step had a loss or gradient that is not finite, or no valid sample: its reading."""
+    """A step with a loss or gradient that is not finite, or without a valid sample.
+
+    Its argument is the `MeterReading` that shows it.
+    """
 
 
 def diagnose_divergence(job: TrainJob, reading: MeterReading) -> RunError:
-    """Save the evidence of a failed step. The weights have not moved since, so the step is computed again."""
+    """Save the evidence of a failed step, and return the error to raise.
+
+    Called on all ranks. The weights have not been updated since that step, so it is
+    computed again, with the norms of each micro-batch.
+    """
     step = reading.failed_step
     assert step is not None
     if job.writer:
@@ -25,20 +32,54 @@ def diagnose_divergence(job: TrainJob, reading: MeterReading) -> RunError:
     job.flush_metrics()
     if reading.no_valid_samples:
         return RunError(
-            f"all samples of step {step + 1} are bad, so it has no gradient: mend the data (distrain pack)"
+            f"all samples of step {step + 1} are bad, so it has no gradient: fix the "
+            "data (distrain pack)"
         )
-    config, network, micro_batches = (
-        job.config,
-        job.engine,
-        dict[int, dict[str, Any]](),
+
+    # Compute the step again, and write the numbers of all ranks to the run directory.
+    micro_batches = _measure_micro_batches(job, step)
+    evidence = {
+        "step": step + 1,
+        "learning_rate": job.get_lr(step),
+        "virtual_workers": {str(v): micro_batches[v] for v in sorted(micro_batches)},
+    }
+    evidence_path = "the run directory"
+    if job.writer:
+        evidence_path = job.writer.write_evidence(step + 1, evidence)
+
+    # Name the worst micro-batch. The comparison is false for NaN, which counts as
+    # infinity here.
+    worst = max(
+        micro_batches.values(),
+        key=lambda m: m["gradient_norm"] if m["gradient_norm"] >= 0 else math.inf,
+    )
+    loss = worst["loss"]
+    norm = worst["gradient_norm"]
+    return RunError(
+        f"training diverged at step {step + 1}: a loss or gradient is not finite, or "
+        f"too large for fixed point (loss {loss:.4g}, gradient norm {norm:.4g}); "
+        f"samples and norms are in {evidence_path}: lower schedule.lr and start afresh "
+        "with another run directory, run=..."
     )
 
+
+def _measure_micro_batches(job: TrainJob, step: int) -> dict[int, dict[str, Any]]:
+    """Compute the loss and the gradient norms of each micro-batch of a step.
+
+    Returns:
+        The numbers by virtual worker, of all ranks and on all ranks.
+    """
+    config = job.config
+    engine = job.engine
+    micro_batches: dict[int, dict[str, Any]] = {}
+
     def measure_micro_batch(batch: MicroBatch) -> None:
-        loss = forward(config, network.model, step, batch).loss
-        gradients = torch.autograd.grad(loss, list(network.parameters.values()))
+        # Without the loss scale of training: these numbers are for the reader.
+        loss = forward(config, engine.model, step, batch).loss
+        gradients = torch.autograd.grad(loss, list(engine.parameters.values()))
         norms = {
-            name: float(g.double().norm())
-            for name, g in zip(network.parameters, gradients, strict=True)
+            name: float(gradient.double().norm())
+            for name, gradient in zip(engine.parameters, gradients, strict=True)
         }
         micro_batches[batch.virtual_worker] = {
             "loss": loss.item() / config.micro_batch_size,
@@ -47,30 +88,15 @@ def diagnose_divergence(job: TrainJob, reading: MeterReading) -> RunError:
             "sample_ids": batch.sample_ids.tolist(),
         }
 
-    hosted = job.world.local_virtual_workers(config.virtual_workers)
-    requests = iter_training_requests(job.data.order, range(step, step + 1), hosted)
+    # Measure the micro-batches of this rank.
+    virtual_workers = job.world.local_virtual_workers(config.virtual_workers)
+    steps = range(step, step + 1)
+    requests = iter_training_requests(job.data.order, steps, virtual_workers)
     with job.open_loader(job.data.train, requests) as batches:
-        network.lanes.for_each(measure_micro_batch, batches)
-    for part in job.world.all_gather_object(
-        {str(v): numbers for v, numbers in micro_batches.items()}
-    ):
-        micro_batches.update({int(v): numbers for v, numbers in part.items()})
-    evidence = {
-        "step": step + 1,
-        "learning_rate": job.get_lr(step),
-        "virtual_workers": {str(v): micro_batches[v] for v in sorted(micro_batches)},
-    }
-    where = (
-        job.writer.write_evidence(step + 1, evidence)
-        if job.writer
-        else "the run directory"
-    )
-    worst = max(
-        micro_batches.values(),
-        key=lambda m: m["gradient_norm"] if m["gradient_norm"] >= 0 else math.inf,
-    )
-    return RunError(
-        f"training diverged at step {step + 1}: a loss or gradient is not finite, or too large for the fixed point "
-        f"(loss {worst['loss']:.4g}, gradient norm {worst['gradient_norm']:.4g}); "
-        f"samples and norms are in {where}. Lower schedule.lr and start afresh with run=..."
-    )
+        engine.lanes.for_each(measure_micro_batch, batches)
+
+    # Merge those of all ranks. They travel as JSON, whose keys are strings.
+    local_numbers = {str(v): numbers for v, numbers in micro_batches.items()}
+    for numbers_of_rank in job.world.all_gather_object(local_numbers):
+        micro_batches.update({int(v): n for v, n in numbers_of_rank.items()})
+    return micro_batches

@@ -1,4 +1,4 @@
-"""Evaluation: centre crop, each image once, counted in integers."""
+"""Evaluation: center crops, each image once, summed in integers."""
 
 import threading
 from collections.abc import Iterable
@@ -13,18 +13,20 @@ from distrain.distributed.lane_pool import LanePool
 from distrain.distributed.world import World
 from distrain.training.forward_pass import count_correct, predict_logits
 
-# Bits behind the point of a summed loss: 2^31 samples of loss 1 fit.
+# Fractional bits of a summed loss: the sum over 2^31 samples of loss 1 fits an int64.
 _LOSS_FRACTION_BITS = 32
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation found."""
+    """Result of an evaluation, over all ranks."""
 
     num_samples: int
     """Images that were evaluated."""
     top1_count: int
+    """Samples whose highest logit is their label's."""
     top5_count: int
+    """Samples with their label among the five highest logits."""
     loss: float
     """Mean over samples; NaN if one of them is not finite."""
     bad_samples: dict[int, str]
@@ -38,51 +40,68 @@ def evaluate(
     batches: Iterable[MicroBatch],
     lanes: LanePool,
 ) -> EvalResult:
-    """Score the model on fixed chunks of samples, dealt to the ranks: chunks are independent, their sums integers."""
+    """Evaluate a model on fixed chunks of samples, distributed over the ranks.
+
+    Chunks are independent and their sums are integers, so the result depends neither on
+    the number of ranks nor on the order of the chunks.
+
+    Args:
+        config: loss and precision of the run.
+        world: this rank and the others.
+        model: put in evaluation mode meanwhile, in training mode after.
+        batches: this rank's chunks.
+        lanes: threads that evaluate several chunks at a time.
+    """
     lock = threading.Lock()
     sums = torch.zeros(5, dtype=torch.int64, device=world.device)
-    bad: dict[int, str] = {}
+    bad_samples: dict[int, str] = {}
 
     def evaluate_chunk(batch: MicroBatch) -> None:
-        found = compute_chunk_sums(config, model, batch)
+        chunk_sums = compute_chunk_sums(config, model, batch)
         with lock:
-            bad.update(batch.bad_samples)
-            sums.add_(found)
+            bad_samples.update(batch.bad_samples)
+            sums.add_(chunk_sums)
 
+    # Sum up this rank's chunks.
     model.eval()
     try:
         lanes.for_each(evaluate_chunk, batches)
     finally:
         model.train()
-    samples, top1, top5, loss, not_finite = world.all_reduce_ints(sums.tolist())
-    bad = {
-        int(k): reason
-        for part in world.all_gather_object(bad)
-        for k, reason in part.items()
-    }
-    mean = (
-        loss / 2**_LOSS_FRACTION_BITS / samples
-        if samples and not not_finite
-        else float("nan")
+
+    # Sum over the ranks: a sync point. JSON makes strings of the sample ids.
+    num_samples, top1, top5, loss_sum, num_not_finite = world.all_reduce_ints(
+        sums.tolist()
     )
-    return EvalResult(samples, top1, top5, mean, bad)
+    merged_bad_samples: dict[int, str] = {}
+    for bad_samples_of_rank in world.all_gather_object(bad_samples):
+        for sample, reason in bad_samples_of_rank.items():
+            merged_bad_samples[int(sample)] = reason
+
+    mean_loss = float("nan")
+    if num_samples and not num_not_finite:
+        mean_loss = loss_sum / 2**_LOSS_FRACTION_BITS / num_samples
+    return EvalResult(num_samples, top1, top5, mean_loss, merged_bad_samples)
 
 
 def compute_chunk_sums(config: Config, model: nn.Module, batch: MicroBatch) -> Tensor:
-    """Score one chunk, without waiting for the device.
+    """Evaluate one chunk, without waiting for the device.
 
     Returns:
-        int64 of shape (5,) on the device: samples, top-1, top-5, loss times 2^32, and losses that are not finite.
+        int64 of shape (5,) on the device: samples, top-1, top-5, sum of the losses
+        times 2^32, and number of losses that are not finite.
     """
     logits = predict_logits(config, model, batch.images)
-    counts = batch.sample_weights > 0
+    is_valid = batch.sample_weights > 0
     losses = config.loss(logits, batch.labels).double()
-    sound = counts & losses.isfinite()
+    # NaN and infinity are left out of the sum and counted: as integers, they would be
+    # different numbers on each device.
+    is_finite = is_valid & losses.isfinite()
     numbers = [
-        counts.sum(),
+        is_valid.sum(),
         count_correct(logits, batch.labels, batch.sample_weights, 1),
         count_correct(logits, batch.labels, batch.sample_weights, 5),
-        (torch.where(sound, losses, 0.0).sum() * 2**_LOSS_FRACTION_BITS).long(),
-        (counts & ~sound).sum(),
+        (torch.where(is_finite, losses, 0.0).sum() * 2**_LOSS_FRACTION_BITS).long(),
+        (is_valid & ~is_finite).sum(),
     ]
     return torch.stack(numbers)

@@ -1,4 +1,4 @@
-"""What is computed of one micro-batch, in training, evaluation and the check of the hardware alike."""
+"""Forward pass of a micro-batch: in training, evaluation and the hardware check."""
 
 from typing import NamedTuple
 
@@ -16,26 +16,28 @@ from distrain.models.layers import (
 
 
 class ForwardOutput(NamedTuple):
-    """What a training forward makes of a micro-batch."""
+    """Output of a training forward of one micro-batch."""
 
     logits: Tensor
     """(b, classes), fp32."""
     loss: Tensor
     """Sum over valid samples."""
     batch_stats: Tensor
-    """What batch normalisation tells, as `layers.flat_moments` has it."""
+    """Statistics of all batch norms, as `flatten_batch_stats` returns them."""
 
 
 def forward(
     config: Config, model: nn.Module, step: int, batch: MicroBatch
 ) -> ForwardOutput:
-    """Logits and loss of a micro-batch.
+    """Compute logits and loss of a micro-batch, with the model in training mode.
 
     Raises:
         UserError: a loss of the user's own does not have one value per sample.
     """
+    # The context keys the dropout masks, and collects the statistics of batch norm. The
+    # loss is computed in fp32, outside of autocast.
     with (
-        micro_batch_context(config.seed, step, batch.virtual_worker) as now,
+        micro_batch_context(config.seed, step, batch.virtual_worker) as context,
         autocast(config, batch.images.device),
     ):
         logits: Tensor = model(batch.images)
@@ -43,37 +45,51 @@ def forward(
     losses = config.loss(logits, batch.labels)
     if losses.shape != batch.labels.shape:
         raise UserError(
-            f"loss {config.loss.name} makes {tuple(losses.shape)} of {len(batch.labels)} samples: it must make one "
-            "value per sample, without a reduction"
+            f"loss {config.loss.name} makes {tuple(losses.shape)} of "
+            f"{len(batch.labels)} samples: it must make one value per sample, without "
+            "a reduction"
         )
+
+    # Padding and bad samples have weight 0.
     loss = (losses * batch.sample_weights).sum()
-    return ForwardOutput(
-        logits, loss, flatten_batch_stats(find_batch_norms(model), now, loss.device)
-    )
+    batch_stats = flatten_batch_stats(find_batch_norms(model), context, loss.device)
+    return ForwardOutput(logits, loss, batch_stats)
 
 
 def predict_logits(config: Config, model: nn.Module, images: Tensor) -> Tensor:
-    """Logits (n, classes) in fp32 of a model in evaluation mode."""
+    """Return the logits (n, classes), fp32, of a model in evaluation mode."""
     with torch.inference_mode(), autocast(config, images.device):
         logits: Tensor = model(images)
     return logits.float()
 
 
 def autocast(config: Config, device: torch.device) -> torch.autocast:
-    """The config's arithmetic for forward and backward."""
-    return torch.autocast(
-        device.type, torch.bfloat16, enabled=config.precision == "bf16"
-    )
+    """Return a context for forwards in the precision of the config."""
+    is_bf16 = config.precision == "bf16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_bf16)
 
 
 def count_correct(logits: Tensor, labels: Tensor, weights: Tensor, k: int) -> Tensor:
-    """How many valid samples have their label among the k highest logits: int64 scalar.
+    """Count the valid samples with their label among the k highest logits.
 
-    A tie goes to the lower class, and a logit that is not a number counts as higher: the count is the same on
-    every device.
+    A tie goes to the lower class, and a logit that is NaN counts as higher than the
+    label's. So the count is the same on every device, which torch.topk would not
+    promise.
+
+    Args:
+        logits: (n, classes).
+        labels: int64 of shape (n,).
+        weights: (n,), 0 for samples that do not count.
+        k: how many of the highest logits.
+
+    Returns:
+        int64 scalar.
     """
-    target = logits.gather(1, labels[:, None])
+    label_logits = logits.gather(1, labels[:, None])
     classes = torch.arange(logits.shape[1], device=labels.device)
-    below = (logits < target) | ((logits == target) & (classes >= labels[:, None]))
-    hit = (~below).sum(1) < k
-    return (hit & (weights > 0)).sum()
+    # (n, classes): True where the class ranks below the label, or is the label. NaN
+    # compares as false, so it never ranks below.
+    is_tie_lost = (logits == label_logits) & (classes >= labels[:, None])
+    is_not_above = (logits < label_logits) | is_tie_lost
+    is_correct = (~is_not_above).sum(1) < k
+    return (is_correct & (weights > 0)).sum()

@@ -1,4 +1,7 @@
-"""Checks that ranks are of one kind, by doing: what they compute is hashed and compared, before the first step."""
+"""Check that all ranks compute identical bits.
+
+Each rank hashes a sample computation before the first step; the hashes are compared.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -28,65 +31,90 @@ def hash_sample_computation(
     scale: float,
     lanes: LanePool,
 ) -> str:
-    """SHA-256 of what this rank makes of fixed inputs: a decoded batch, two micro-batches' gradients, an evaluation.
+    """Hash what this rank computes from fixed inputs.
 
-    Shapes, types, memory format and threads are those of training. `model` has its first weights.
+    These are a decoded batch, the gradients of two micro-batches and an evaluation,
+    with the shapes, types, memory format and threads of training.
+
+    Args:
+        config: the run.
+        world: this rank.
+        dataset: the training set.
+        model: with its first weights, in training mode.
+        scale: factor of the loss sum, as in training.
+        lanes: threads that compute, as in training.
+
+    Returns:
+        SHA-256.
     """
+    # Decode a batch.
     batch = _load_first_samples(config, world, dataset)
-    found: dict[str, Tensor] = {"images": batch.images}
+    results: dict[str, Tensor] = {"images": batch.images}
     parameters = list(get_trainable_parameters(model).values())
 
     def compute_micro_batch(micro_batch: MicroBatch) -> None:
         v = micro_batch.virtual_worker
-        _, loss, found[f"moments {v}"] = forward(config, model, 0, micro_batch)
-        for i, gradient in enumerate(torch.autograd.grad(loss * scale, parameters)):
-            found[f"gradient {v} {i}"] = gradient
+        output = forward(config, model, 0, micro_batch)
+        gradients = torch.autograd.grad(output.loss * scale, parameters)
+        # These names are hashed too: with others, no earlier checkpoint would fit.
+        results[f"moments {v}"] = output.batch_stats
+        for i, gradient in enumerate(gradients):
+            results[f"gradient {v} {i}"] = gradient
 
+    def evaluate_chunk(images: Tensor) -> None:
+        results["evaluation"] = predict_logits(config, model, images)
+
+    # Forward and backward of two virtual workers, which differ in their dropout masks.
     lanes.for_each(compute_micro_batch, [batch, replace(batch, virtual_worker=1)])
+
+    # Evaluate a chunk, filled up with copies of the batch.
     model.eval()
     repeats = -(-config.evaluate.batch // len(batch.images))
     chunk = batch.images.repeat(repeats, 1, 1, 1)[: config.evaluate.batch]
-    lanes.for_each(
-        lambda images: found.update(evaluation=predict_logits(config, model, images)),
-        [chunk],
-    )
+    lanes.for_each(evaluate_chunk, [chunk])
     model.train()
-    return hash_tensors(found)
+    return hash_tensors(results)
 
 
 def _load_first_samples(config: Config, world: World, dataset: Dataset) -> MicroBatch:
-    """A training micro-batch of the lowest sample ids, which lie side by side."""
+    """Load a micro-batch of the lowest sample ids, which are stored together."""
     request = BatchRequest(Cursor(0, 0), 0, np.arange(config.micro_batch_size), 0)
-    with open_loader(
-        config, world, dataset, dataset.manifest.statistics, [request]
-    ) as batches:
+    statistics = dataset.manifest.statistics
+    with open_loader(config, world, dataset, statistics, [request]) as batches:
         return next(batches)
 
 
 def check_equal_on_all_ranks(
     world: World, facts: dict[str, Any], hints: dict[str, Any] | None = None
 ) -> None:
-    """Compare what each rank found before the first step.
+    """Compare facts of all ranks before the first step.
 
     Args:
         world: the ranks.
-        facts: what must be the same on all of them.
-        explaining: what may differ; it is listed in the error when a fact differs.
+        facts: must be the same on all ranks; plain values by name.
+        hints: may differ; listed in the error when a fact differs.
 
     Raises:
-        UserError: naming the first rank that differs from rank 0, and every difference.
+        UserError: names the first rank that differs from rank 0, and every difference.
     """
-    (first, reasons), *others = world.all_gather_object([facts, hints or {}])
-    for rank, (found, why) in enumerate(others, 1):
-        if first != found:
-            first, found = {**first, **reasons}, {**found, **why}
-        differs = [
-            f"\n  - {key}: {first.get(key)!r} on rank 0, {found.get(key)!r} on rank {rank}"
-            for key in sorted(first.keys() | found.keys())
-            if first.get(key) != found.get(key)
+    rank_zero, *others = world.all_gather_object([facts, hints or {}])
+    for rank, (rank_facts, rank_hints) in enumerate(others, 1):
+        zero_facts, zero_hints = rank_zero
+        if zero_facts == rank_facts:
+            continue
+
+        # Hints are compared now too: they may be the cause.
+        expected = {**zero_facts, **zero_hints}
+        actual = {**rank_facts, **rank_hints}
+        differences = [
+            f"\n  - {key}: {expected.get(key)!r} on rank 0, "
+            f"{actual.get(key)!r} on rank {rank}"
+            for key in sorted(expected.keys() | actual.keys())
+            if expected.get(key) != actual.get(key)
         ]
-        if differs:
+        if differences:
             raise UserError(
-                f"rank {rank} of {world.world_size} does not fit to rank 0, so the weights would depend on the cluster; "
-                f"use hosts with the same files, versions and kind of processor or GPU:{''.join(differs)}"
+                f"rank {rank} of {world.world_size} differs from rank 0, so the "
+                "weights would depend on the cluster; use nodes with the same files, "
+                f"versions and kind of processor or GPU:{''.join(differences)}"
             )

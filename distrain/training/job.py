@@ -1,4 +1,4 @@
-"""A run on one rank: what is built once, by `setup`, and what changes while it trains."""
+"""A run on one rank: what is built once, and what changes while it trains."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ from distrain.training.run_dir_writer import RunDirWriter
 
 @dataclass(frozen=True)
 class ModelEngine:
-    """The model, and what trains it."""
+    """Model, and everything that trains it."""
 
     model: nn.Module
     parameters: dict[str, nn.Parameter]
-    """Those that are trained."""
+    """Parameters that are trained, by name."""
     batch_norms: list[BatchNorm]
     accumulator: GradientAccumulator
     optimizer: Optimizer
@@ -40,42 +40,53 @@ class ModelEngine:
 
 @dataclass
 class TrainProgress:
-    """State that the training loop changes; a checkpoint holds `step`, `bad`, `best` and `plateau` of it."""
+    """State that the training loop changes.
+
+    A checkpoint holds `step`, `bad_samples`, `best_eval` and `plateau` of it.
+    """
 
     step: int
-    """Steps that are done: the number, from 0, of the one that comes next."""
+    """Steps done, which is also the number, from 0, of the next step."""
     bad_samples: dict[int, str]
-    """Reason by sample id, of all training samples met so far that do not decode."""
+    """Reason by sample id, of all training samples met so far that do not decode.
+
+    Between log steps, each rank knows only those that it has met itself.
+    """
     reported_bad_samples: set[int]
-    """Those of them that were named already."""
+    """Bad samples that were reported already."""
     best_eval: BestEval | None
     plateau: PlateauState
     """Validation history of a schedule that follows validation."""
     reported_bad_val_samples: set[int]
-    """The validation samples that do not decode, all of them named."""
+    """Validation samples that do not decode, all of them reported."""
     last_train_record: TrainRecord | None = None
-    """The last one of this attempt."""
+    """Record of this attempt's last log step."""
     last_eval_record: EvalRecord | None = None
+    """Record of this attempt's last evaluation."""
     pending_checkpoint: tuple[int, str | None] | None = None
-    """Step of the checkpoint that was handed to the background last, and its name on the lead."""
+    """Step, and on rank 0 name, of the checkpoint last given to the background thread.
+    """
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """All that a step touches: built once, by `setup`. What the loop itself counts is in `progress`."""
+    """Everything that a step touches, built once by `build_job`.
+
+    Only `progress` changes while the run trains.
+    """
 
     config: Config
     world: World
     console: Console
     run_dir: str
-    """The run directory without credentials, for messages."""
+    """Run directory without credentials, for messages."""
     writer: RunDirWriter | None
-    """What is written there, on the lead."""
+    """Writer of the run directory, on rank 0."""
     telemetry: Telemetry
     data: RunData
     engine: ModelEngine
     hardware_hash: str | None
-    """Hash of what the hardware computes, which the weights depend on; None where no bits are promised."""
+    """Hash of a sample computation on this hardware; None if bits are not promised."""
     progress: TrainProgress
 
     @property
@@ -84,7 +95,10 @@ class TrainJob:
         return self.config.epochs * self.data.order.steps_per_epoch
 
     def get_lr(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step, counted from 0.
+
+        It depends on the validations so far if the schedule follows validation.
+        """
         return self.config.schedule.get_lr(
             step,
             self.data.order.steps_per_epoch,
@@ -99,7 +113,10 @@ class TrainJob:
         *,
         evaluation: bool = False,
     ) -> Loader:
-        """A loader on the rank's device, normalising with the training set's statistics."""
+        """Start a loader on the rank's device.
+
+        Images are always normalized with the statistics of the training set.
+        """
         statistics = self.data.train.manifest.statistics
         return open_loader(
             self.config,
@@ -111,7 +128,8 @@ class TrainJob:
         )
 
     def log_metrics(self, record: MetricsRecord) -> None:
-        """Write a record to all that follows the run: see `record.Record.tell`."""
+        """Remember a record, and write it wherever `RunDirWriter.log_metrics` does."""
+        # The summary of the run has the last record of each kind.
         if isinstance(record, TrainRecord):
             self.progress.last_train_record = record
         else:
@@ -120,6 +138,10 @@ class TrainJob:
             self.writer.log_metrics(record)
 
     def flush_metrics(self) -> None:
-        """Bring the pages of all ranks up to date before one of them, which serves them, renders for the last time."""
+        """Flush the metrics of all ranks, then synchronize.
+
+        So the last page has them all, whichever rank of a node serves it.
+        """
         self.telemetry.metrics.flush()
+        # A gather of nothing is a barrier that raises if a rank is lost.
         self.world.all_gather_object(None)

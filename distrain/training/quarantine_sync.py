@@ -1,7 +1,10 @@
-"""What attempts found out about files that may kill the decoder: kept in the run directory, agreed on by all ranks."""
+"""Quarantine of files that crash the decoder.
+
+Verdicts of earlier attempts are kept in the run directory, and shared by all ranks.
+"""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 
 from distrain.config import Config
@@ -23,52 +26,71 @@ def sync_quarantine(
     warn: Callable[[str], None],
     on_progress: Callable[[str], None],
 ) -> None:
-    """Learn on all ranks what attempts before this one found out about files that may kill the decoder.
+    """Mark files as bad samples, on all ranks, that crashed a decoder in this run.
 
     Args:
         config: the run.
         world: this rank and the others.
-        sets: the data sets.
-        store: the run directory, where the lead keeps what is known.
-        alarm: is told on every rank what is found there.
-        told: is told of progress.
+        datasets: the data sets of the run.
+        store: the run directory, where rank 0 keeps the verdicts.
+        warn: gets, on every rank, a line on suspects found on its machine.
+        on_progress: gets a short text after each suspect that was decoded.
     """
     known: dict[str, dict[str, str]] = {}
-    own: dict[str, dict[int, str]] = {}
-    # Another version or device may decode what this one dies of.
-    version = collect_environment(world.device)
-    decoder = f"{config.data.backend} {version.get('nvidia-dali-cuda130', '')} {world.device.type}"
+    local_verdicts: dict[str, dict[int, str]] = {}
+    decoder = _describe_decoder(config, world)
     keys = [f"{dataset.manifest.fingerprint} {decoder}" for dataset in datasets]
+
+    # The stack holds the notes of crashed processes, and removes them once the verdicts
+    # are stored: if this attempt dies before, the next one finds them again.
     with ExitStack() as notes:
+        # Read what is known, and decode this machine's suspects.
         with world.raise_on_all_ranks():
             if world.is_rank_zero and store.exists(files.QUARANTINE_FILE):
-                with suppress(
-                    ValueError
-                ):  # a memory: what it no longer says is found out again
+                # The file only saves time: what is lost with a damaged one is found out
+                # again.
+                with suppress(ValueError):
                     known = json.loads(store.read(files.QUARANTINE_FILE))
             for key, dataset in zip(keys, datasets, strict=True):
-                own[key] = _decode_suspects(
+                local_verdicts[key] = _decode_suspects(
                     config, world, dataset, notes, warn, on_progress
                 )
-        merged: dict[str, dict[str, str]] = {}
-        # One collective call, whatever a rank has found: its data may be other data, which `agree` will tell.
-        for found in (
-            found for part in world.all_gather_object([known, own]) for found in part
-        ):
-            for key, verdicts in found.items():
-                merged.setdefault(key, {}).update(
-                    {str(k): reason for k, reason in verdicts.items()}
-                )
-        merged = {key: verdicts for key, verdicts in merged.items() if verdicts}
+
+        # Merge the verdicts of all ranks in one collective call, which does not depend
+        # on the data: a rank may have opened another data set, which
+        # `check_equal_on_all_ranks` reports later.
+        gathered = world.all_gather_object([known, local_verdicts])
+        merged = _merge_verdicts(gathered)
+
+        # Apply them, and store them if they are new.
         for key, dataset in zip(keys, datasets, strict=True):
-            dataset.bad_samples.update(
-                {int(k): v for k, v in merged.get(key, {}).items()}
-            )
+            verdicts = merged.get(key, {})
+            dataset.bad_samples.update({int(i): v for i, v in verdicts.items()})
         with world.raise_on_all_ranks():
             if world.is_rank_zero and merged != known:
-                store.write(
-                    files.QUARANTINE_FILE, json.dumps(merged, indent=1).encode()
-                )
+                text = json.dumps(merged, indent=1)
+                store.write(files.QUARANTINE_FILE, text.encode())
+
+
+def _describe_decoder(config: Config, world: World) -> str:
+    # Part of a verdict's key: another version or device may decode what crashes this.
+    versions = collect_environment(world.device)
+    dali_version = versions.get("nvidia-dali-cuda130", "")
+    return f"{config.data.backend} {dali_version} {world.device.type}"
+
+
+def _merge_verdicts(
+    gathered: Sequence[Sequence[Mapping[str, Mapping[str, str]]]],
+) -> dict[str, dict[str, str]]:
+    """Merge verdicts of all ranks: reason by sample id, by data set and decoder."""
+    merged: dict[str, dict[str, str]] = {}
+    for tables_of_rank in gathered:
+        for table in tables_of_rank:
+            for key, verdicts in table.items():
+                # On a single rank, sample ids have not been through JSON.
+                plain = {str(i): reason for i, reason in verdicts.items()}
+                merged.setdefault(key, {}).update(plain)
+    return {key: verdicts for key, verdicts in merged.items() if verdicts}
 
 
 def _decode_suspects(
@@ -79,28 +101,38 @@ def _decode_suspects(
     warn: Callable[[str], None],
     on_progress: Callable[[str], None],
 ) -> dict[int, str]:
-    """Reason by sample id of the files that killed the decoder of a process on this machine."""
+    """Decode one by one what was in flight when a process died on this machine.
+
+    Returns:
+        Reason by sample id of the files that crash the decoder, or that it rejects.
+    """
+    # Only DALI runs C++ on these bytes, and only if the set was not verified.
     if dataset.manifest.verified or config.data.backend != "dali":
         return {}
     ids = stack.enter_context(claim_suspects(str(config.run), dataset))
     if not len(ids):
         return {}
     warn(
-        f"an attempt died while it decoded {len(ids)} files ({_describe_samples(dataset, ids)}): each is decoded alone now"
+        f"an attempt died while it decoded {len(ids)} files "
+        f"({_describe_samples(dataset, ids)}): each is decoded alone now"
     )
-    files = {}
+
+    # Read the files. What is bad for `sanitize_file` never gets to the decoder.
+    contents = {}
     for i, row in zip(ids.tolist(), dataset.read_rows(ids), strict=True):
-        with suppress(BadImageError):  # never gets as far as the decoder
-            files[i] = sanitize_file(row.data, config.data.pixel_limit).data
+        with suppress(BadImageError):
+            contents[i] = sanitize_file(row.data, config.data.pixel_limit).data
+
     verdicts = decode_one_by_one(
-        list(files.values()),
+        list(contents.values()),
         world.device,
-        lambda n: on_progress(f"verdict {n} of {len(files)}"),
+        lambda n: on_progress(f"verdict {n} of {len(contents)}"),
     )
-    found = {i: verdict for i, verdict in zip(files, verdicts, strict=True) if verdict}
-    if not found:
-        warn("each of them decodes alone: none is to blame")
-    return found
+    # A verdict is None for a file that decodes.
+    reasons = {i: v for i, v in zip(contents, verdicts, strict=True) if v}
+    if not reasons:
+        warn("each of them decodes when it is alone: none is to blame")
+    return reasons
 
 
 def _describe_samples(dataset: Dataset, ids: IntArray) -> str:

@@ -1,8 +1,12 @@
-"""Going on: the right to a run directory, the checkpoint in it, and whether this run may go on from there."""
+"""Resume a run: claim its directory, read its checkpoint, check that both fit, restore.
+
+A run directory belongs to one attempt at a time; the lease is rank 0's.
+"""
 
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
@@ -11,128 +15,227 @@ from distrain.config import Config, get_result_defaults, get_result_fields
 from distrain.data.shards.dataset import Dataset
 from distrain.data.storage.retry import call_with_retries, is_transient
 from distrain.data.storage.store import Store
+from distrain.distributed.numerics import collect_environment
 from distrain.distributed.world import World
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.monitor.sinks import Console
 from distrain.optim.optimizer import Optimizer
 from distrain.rundir import files
-from distrain.rundir.checkpoint import LoadedCheckpoint, load_newest_checkpoint
+from distrain.rundir.checkpoint import (
+    LoadedCheckpoint,
+    hash_tensors,
+    load_newest_checkpoint,
+)
 from distrain.rundir.lease import Lease, acquire_lease, count_failures, read_attempts
 from distrain.training.checkpoint_state import CheckpointState
+from distrain.training.hardware_check import check_equal_on_all_ranks
+from distrain.training.job import ModelEngine
 from distrain.training.run_data import get_val_fingerprint, pack_built_in
 
 T = TypeVar("T")
+
+
+class Retrier:
+    """Calls functions on a run directory, and retries them after transient errors.
+
+    Transient is a lack of space, or of an answer from the storage. All calls together
+    share one time budget, which starts with the object.
+    """
+
+    def __init__(self, store: Store, seconds: float, console: Console) -> None:
+        self.store = store
+        self._console = console
+        self._has_logged = False
+        self._deadline = time.monotonic() + seconds
+
+    def __call__(self, func: Callable[[], T]) -> T:
+        """Return what `func` returns.
+
+        Raises:
+            UserError: it failed with an error that is not transient.
+            AttemptError: it still fails when the time is up.
+        """
+        try:
+            return call_with_retries(
+                func, self._deadline - time.monotonic(), on_retry=self._log_once
+            )
+        except OSError as error:
+            # `from None`: the text has the cause, and a traceback would add nothing.
+            description = self._describe_error(error)
+            if not is_transient(error):
+                raise UserError(f"{description}: choose another, run=...") from None
+            raise AttemptError(
+                f"{description}: free space or fix the storage, or choose another, "
+                "run=..."
+            ) from None
+
+    def _log_once(self, error: OSError, failures: int) -> None:
+        if not self._has_logged:
+            self._console.log(f"{self._describe_error(error)}: retrying")
+        self._has_logged = True
+
+    def _describe_error(self, error: OSError) -> str:
+        return (
+            f"the run directory {self.store.redacted_url} cannot be written to or read "
+            f"({error})"
+        )
+
+
+@dataclass(frozen=True)
+class ClaimedRun:
+    """Run directory that this attempt has claimed, and what it found there."""
+
+    store: Store
+    retrier: Retrier
+    lease: Lease | None
+    """Right to write to the run directory, on rank 0."""
+    checkpoint: LoadedCheckpoint | None
+    """Checkpoint to resume from, on rank 0."""
+    state: CheckpointState | None
+    """State in that checkpoint, on all ranks; None at the start of a run."""
+    step: int
+    """Steps done."""
+
+
+def claim_run_dir(
+    config: Config,
+    world: World,
+    console: Console,
+    stack: ExitStack,
+    *,
+    must_resume: bool,
+) -> ClaimedRun:
+    """Claim the run directory, and read its newest whole checkpoint, both on rank 0.
+
+    The other ranks get the state in the checkpoint here, and its tensors later, from
+    `restore_checkpoint`.
+
+    Raises:
+        UserError: another run uses the directory, it cannot be used, or there is
+            nothing to resume.
+        RunError: no checkpoint is whole, or too many attempts of this launch failed.
+    """
+    assert config.run is not None
+    store = Store(config.run)
+    retrier = Retrier(store, config.checkpoint.patience, console)
+    lease = None
+    loaded = None
+    with world.raise_on_all_ranks():
+        if world.is_rank_zero:
+            lease, loaded = claim_and_load(
+                config, world, console, retrier, stack, must_resume=must_resume
+            )
+
+    # All ranks take rank 0's step and state, even if they could read the files.
+    local_position = loaded and (loaded.step, loaded.state)
+    step, tree = world.all_gather_object(local_position)[0] or (0, None)
+    state = CheckpointState.from_dict(tree) if tree else None
+    return ClaimedRun(store, retrier, lease, loaded, state, step)
 
 
 def claim_and_load(
     config: Config,
     world: World,
     console: Console,
-    retrier: "Retrier",
+    retrier: Retrier,
     stack: ExitStack,
     *,
     must_resume: bool,
 ) -> tuple[Lease, LoadedCheckpoint | None]:
-    """On the lead: the right to write to the run directory, and the checkpoint to go on from.
+    """Acquire the lease of a run directory, and load its newest whole checkpoint.
+
+    Called on rank 0 alone. Built-in data is packed here, under the lease.
 
     Raises:
-        UserError: another run is at work there, or it cannot be used.
-        RunError: no checkpoint is whole, or too many attempts of this launch have failed.
+        UserError: another run uses the directory, it cannot be used, or there is
+            nothing to resume.
+        RunError: no checkpoint is whole, or too many attempts of this launch failed.
     """
     store = retrier.store
-    nothing = UserError(
-        f"there is no checkpoint to resume from in {store.redacted_url}: leave out --resume to start the run"
+    nothing_to_resume = UserError(
+        f"there is no checkpoint to resume from in {store.redacted_url}: leave out "
+        "--resume to start the run"
     )
+    # Before the lease, which would leave a record in a directory that may be a typo.
     if must_resume and not retrier(lambda: store.list_names(files.CHECKPOINTS_DIR)):
-        raise nothing
+        raise nothing_to_resume
+
+    # First the lease, then the checkpoint: until it is superseded, an earlier attempt
+    # may still write a newer one.
     lease = stack.enter_context(
         retrier(lambda: acquire_lease(store, world.session, console.log))
     )
     loaded, problems = retrier(lambda: load_newest_checkpoint(store))
     if must_resume and loaded is None:
-        raise nothing
+        raise nothing_to_resume
     step = loaded.step if loaded else 0
     retrier(lambda: lease.record_start(step, world.world_size))
     for problem in problems:
-        console.log(f"{problem}; falling back to the one before")
-    before = {
-        number: record
-        for number, record in retrier(lambda: read_attempts(store)).items()
-        if number < lease.attempt
-    }
-    failed = count_failures(before, world.session, step)
-    if failed >= config.cluster.max_failures:
-        raise RunError(
-            f"{failed} attempts in a row failed after step {step} without a new checkpoint, which is as many as "
-            "cluster.max_failures allows: mend the cause, then run the same command to go on"
-        )
+        console.log(f"{problem}; falling back to the previous one")
+
+    attempts = retrier(lambda: read_attempts(store))
+    earlier = {n: record for n, record in attempts.items() if n < lease.attempt}
+    _check_failures(config, world, earlier, step)
+
+    # Under the lease, so that no two attempts pack at the same time.
     if config.data.pack:
         pack_built_in(config.data.pack, config, console)
     return lease, loaded
 
 
-class Retrier:
-    """Tries again what fails for want of room, or of an answer from the run directory; for a while in all."""
+def _check_failures(
+    config: Config, world: World, earlier: Mapping[int, Mapping[str, Any]], step: int
+) -> None:
+    """End a series of attempts that make no progress.
 
-    def __init__(self, store: Store, seconds: float, console: Console) -> None:
-        self.store, self._console, self._has_logged = store, console, False
-        self._deadline = time.monotonic() + seconds
-
-    def __call__(self, func: Callable[[], T]) -> T:
-        """What `act` returns. Raises UserError where waiting cannot help, AttemptError where it did not."""
-        try:
-            return call_with_retries(
-                func, self._deadline - time.monotonic(), on_retry=self._log_once
-            )
-        except OSError as error:
-            what = self._describe_error(error)
-            if not is_transient(error):
-                raise UserError(f"{what}: choose another, run=...") from None
-            raise AttemptError(
-                f"{what}: free space or mend the storage, or choose another, run=..."
-            ) from None
-
-    def _log_once(self, error: OSError, failures: int) -> None:
-        if not self._has_logged:
-            self._console.log(f"{self._describe_error(error)}: trying again")
-        self._has_logged = True
-
-    def _describe_error(self, error: OSError) -> str:
-        return f"the run directory {self.store.redacted_url} cannot be written to or read ({error})"
+    Raises:
+        RunError: as many attempts as the config allows failed after this step.
+    """
+    num_failed = count_failures(earlier, world.session, step)
+    if num_failed >= config.cluster.max_failures:
+        raise RunError(
+            f"{num_failed} attempts in a row failed after step {step} without a new "
+            "checkpoint, which is as many as cluster.max_failures allows: fix the "
+            "cause, then run the same command to resume"
+        )
 
 
 def check_result_fields(config: Config, saved_fields: Mapping[str, Any]) -> None:
-    """Raises UserError where a field that decides the weights differs from the checkpoint's.
+    """Check that the fields that decide the weights are those of the checkpoint.
 
-    A field that the checkpoint does not know, since it is younger, counts as its default.
+    A field that the checkpoint does not know, because it is newer, counts as its
+    default.
+
+    Raises:
+        UserError: lists the fields that differ.
     """
-    own = get_result_fields(config)
-    saved_fields = {
-        **{
-            key: default
-            for key, default in get_result_defaults(config).items()
-            if key not in saved_fields
-        },
-        **saved_fields,
-    }
-    changed = [
-        f"\n  - {key}: {saved_fields.get(key)!r} in the checkpoint, {own.get(key)!r} now"
-        for key in sorted(saved_fields.keys() | own.keys())
-        if saved_fields.get(key) != own.get(key)
+    # With the defaults first, fields that the checkpoint has win over them.
+    current = get_result_fields(config)
+    saved = {**get_result_defaults(config), **saved_fields}
+    differences = [
+        f"\n  - {key}: {saved.get(key)!r} in the checkpoint, {current.get(key)!r} now"
+        for key in sorted(saved.keys() | current.keys())
+        if saved.get(key) != current.get(key)
     ]
-    if changed:
+    if differences:
         raise UserError(
-            f"{config.run} was trained with other settings, so it cannot go on with these "
-            f"(change them back, or start afresh with run=...):{''.join(changed)}"
+            f"{config.run} was trained with other settings, so it cannot be resumed "
+            "with these (change them back, or start afresh with another run directory, "
+            f"run=...):{''.join(differences)}"
         )
 
 
 def check_plateau(config: Config, val: Dataset | None, state: CheckpointState) -> None:
-    """Raises UserError where the plateau schedule would compare counts of two validation sets."""
+    """Check that a plateau schedule compares counts of one validation set only.
+
+    Raises:
+        UserError: the validation set is not that of the checkpoint.
+    """
     if config.schedule.follows_validation and state.val != get_val_fingerprint(val):
         raise UserError(
             f"{config.run} was trained with another validation set, whose counts its "
-            f"{config.schedule.name} schedule follows: use that one (data.val), or start afresh with run=..."
+            f"{config.schedule.name} schedule follows: use that one (data.val), or "
+            "start afresh with another run directory, run=..."
         )
 
 
@@ -143,29 +246,71 @@ def check_hardware(
     hardware_hash: str | None,
     accept_other_hardware: bool,
 ) -> None:
-    """Compare what this hardware computes with what the checkpoint's did.
+    """Check that this hardware computes the same bits as the checkpoint's hardware.
+
+    Names and versions that differ are no matter as long as the bits are the same.
 
     Raises:
-        UserError: it differs, and nobody said that it may.
+        UserError: it computes others, and `accept_other_hardware` is False.
     """
     if state.hardware == hardware_hash:
         return
-    before = state.environment
-    keys = sorted(before.keys() | current_environment.keys())
-    differs = [
-        f"{k} {before.get(k)} -> {current_environment.get(k)}"
-        for k in keys
-        if before.get(k) != current_environment.get(k)
+
+    # The bits differ. Versions and processors that differ too are the likely cause.
+    saved_environment = state.environment
+    changes = [
+        f"{key} {saved_environment.get(key)} -> {current_environment.get(key)}"
+        for key in sorted(saved_environment.keys() | current_environment.keys())
+        if saved_environment.get(key) != current_environment.get(key)
     ]
-    what = "; ".join(differs) or "the same names and versions, another result"
+    cause = "; ".join(changes) or "the same names and versions, another result"
     if not accept_other_hardware:
         raise UserError(
-            f"this hardware computes other bits than that of the checkpoint ({what}): use the same kind, "
-            "or give up the promise with --accept-other-hardware"
+            "this hardware does not reproduce the checkpoint's bits "
+            f"({cause}): use the same kind, or give up the promise of identical bits "
+            "with --accept-other-hardware"
         )
     console.log(
-        f"warning: other hardware than before ({what}): bits are no longer promised for this run"
+        f"warning: other hardware than before ({cause}): bits are no longer promised "
+        "for this run"
     )
+
+
+def restore_checkpoint(
+    world: World,
+    console: Console,
+    claimed_run: ClaimedRun,
+    engine: ModelEngine,
+    hardware_hash: str | None,
+    *,
+    accept_other_hardware: bool,
+) -> None:
+    """Restore weights and optimizer state, and check that all ranks have the same.
+
+    Raises:
+        UserError: this hardware does not reproduce the checkpoint's bits, and
+            `accept_other_hardware` is False; or the ranks' tensors differ.
+    """
+    model = engine.model
+    optimizer = engine.optimizer
+    if claimed_run.state is not None:
+        check_hardware(
+            console,
+            claimed_run.state,
+            collect_environment(world.device),
+            hardware_hash,
+            accept_other_hardware,
+        )
+        load_and_broadcast(world, model, optimizer, claimed_run.checkpoint)
+        if claimed_run.checkpoint is not None:
+            name = claimed_run.checkpoint.name
+            console.log(f"resumed from step {claimed_run.step} ({name})")
+
+    # At the start of a run nothing was broadcast: each rank has drawn its own weights.
+    if world.world_size > 1:
+        tensors = {**model.state_dict(), **optimizer.state_dict()}
+        facts = {"weights and optimizer state": hash_tensors(tensors)}
+        check_equal_on_all_ranks(world, facts)
 
 
 def load_and_broadcast(
@@ -174,9 +319,10 @@ def load_and_broadcast(
     optimizer: Optimizer,
     loaded: LoadedCheckpoint | None,
 ) -> None:
-    """Take over a checkpoint: the lead has read it, the others get its tensors."""
+    """Load a checkpoint on rank 0, which has read it, and broadcast its tensors."""
     if loaded is not None:
         model.load_state_dict(loaded.model_state_dict)
         optimizer.load_state_dict(loaded.optimizer_state_dict)
+    # The state dicts list the same tensors in the same order on all ranks.
     for tensor in (*model.state_dict().values(), *optimizer.state_dict().values()):
         world.broadcast(tensor)

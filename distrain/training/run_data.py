@@ -1,12 +1,11 @@
-"""The data sets of a run: opened, and checked against each other and the config."""
+"""Data sets of a run: opened, and checked against each other and the config."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from distrain.config import Config
 from distrain.data.batch import BatchRequest
-from distrain.data.config import Augment
-from distrain.data.config import DataConfig as DataSection
+from distrain.data.config import Augment, DataConfig
 from distrain.data.loader import Loader
 from distrain.data.order import IntArray, SampleOrder
 from distrain.data.prepare.builtin import BUILT_IN_DATASETS
@@ -25,24 +24,25 @@ _PREFETCH_BATCHES = 4
 
 @dataclass(frozen=True)
 class RunData:
-    """The data of a run."""
+    """Data sets of a run, and the order of its training samples."""
 
     train: Dataset
     val: Dataset | None
     order: SampleOrder
-    """Which training samples each step takes."""
+    """Training samples of each step."""
 
     @property
     def all_datasets(self) -> list[Dataset]:
-        """Both, or the one that there is."""
+        """Training set, and validation set if there is one."""
         return [self.train] if self.val is None else [self.train, self.val]
 
 
 def open_datasets(config: Config) -> tuple[Dataset, Dataset | None]:
-    """Open the training and the validation set, and check them against each other and the config.
+    """Open the training and the validation set, and check that they fit together.
 
     Raises:
-        UserError: a set is not there, its images are too small, or classes do not fit each other or the loss.
+        UserError: a set does not exist, its images are too small, the sets differ in
+            their classes, or the loss does not fit the number of classes.
     """
     train = open_dataset(config.data.train, config.data, config.augment)
     val = None
@@ -53,10 +53,14 @@ def open_datasets(config: Config) -> tuple[Dataset, Dataset | None]:
             config.augment,
             sequential_batch_size=config.evaluate.batch,
         )
-        if val.manifest.classes != train.manifest.classes:
+        # Labels are numbers: they mean the same only if the names are the same.
+        train_classes = train.manifest.classes
+        val_classes = val.manifest.classes
+        if val_classes != train_classes:
             raise UserError(
-                f"{train.store.redacted_url} has {len(train.manifest.classes)} classes and {val.store.redacted_url} "
-                f"{len(val.manifest.classes)}, or other names: pack both from folders of the same names"
+                f"{train.store.redacted_url} has {len(train_classes)} classes and "
+                f"{val.store.redacted_url} {len(val_classes)}, or other names: pack "
+                "both from folders of the same names"
             )
     config.loss.check_num_classes(len(train.manifest.classes))
     return train, val
@@ -64,89 +68,121 @@ def open_datasets(config: Config) -> tuple[Dataset, Dataset | None]:
 
 def open_dataset(
     url: str,
-    data: DataSection,
+    data: DataConfig,
     augment: Augment,
     *,
     sequential_batch_size: int | None = None,
 ) -> Dataset:
-    """Open one packed set, and check that the crop can be cut out of its images.
+    """Open one data set, and check that the crop fits into its images.
 
     Args:
-        url: where it is; `data` says how it is read.
-        data: memory, cache and patience.
+        url: URL or path of the data set.
+        data: memory, cache and retries of its reads.
         augment: the crop.
-        in_order: samples of a batch of one that is read in its order, which takes less memory; None: it is shuffled.
+        sequential_batch_size: samples per batch if the set is read in its order, which
+            takes less memory; None: it is shuffled.
 
     Raises:
-        UserError: it is not there, or its images are too small.
+        UserError: it does not exist, or its images are too small.
     """
     store = Store(url)
     manifest = Manifest.load(store, data.patience)
     check_image_size(augment, store, manifest)
-    memory = int(data.memory)
+
+    # An evaluation gets only the memory that it needs: it reads each row group once.
+    memory_bytes = int(data.memory)
     if sequential_batch_size is not None:
-        memory = min(memory, estimate_sequential_bytes(manifest, sequential_batch_size))
+        needed_bytes = estimate_sequential_bytes(manifest, sequential_batch_size)
+        memory_bytes = min(memory_bytes, needed_bytes)
+
+    # An indexed data set has its shards elsewhere than its manifest.
     store = open_shard_store(manifest, store)
-    cache = (
-        DiskCache(data.cache, int(data.cache_bytes), store.counters)
-        if data.cache
-        else None
-    )
+    cache = None
+    if data.cache:
+        cache = DiskCache(data.cache, int(data.cache_bytes), store.counters)
     return Dataset(
         store,
         manifest,
-        memory_bytes=memory,
+        memory_bytes=memory_bytes,
         retry_seconds=data.patience,
         disk_cache=cache,
     )
 
 
 def pack_built_in(name: str, config: Config, console: Console) -> None:
-    """Pack a built-in source into the config's sets, on first use."""
+    """Pack a built-in source into the config's data sets, on first use.
+
+    Raises:
+        UserError: the config has no validation set.
+    """
     built_in = BUILT_IN_DATASETS[name]
     if config.data.val is None:
         raise UserError(f"data.pack = {name} makes a validation set too: set data.val")
-    if not all(
-        Store(url).exists(MANIFEST_FILE) for url in (config.data.train, config.data.val)
-    ):
-        console.log(
-            f"packing {built_in.title} into {config.data.train} and {config.data.val}"
-        )
-        built_in.pack_splits(config.data.train, config.data.val)
+    # A set without a manifest was packed in part, or not at all.
+    urls = (config.data.train, config.data.val)
+    if all(Store(url).exists(MANIFEST_FILE) for url in urls):
+        return
+    console.log(
+        f"packing {built_in.title} into {config.data.train} and {config.data.val}"
+    )
+    built_in.pack_splits(config.data.train, config.data.val)
 
 
 def check_image_size(augment: Augment, store: Store, manifest: Manifest) -> None:
-    """Raises UserError where the crop cannot be cut out of the images."""
-    crop, short_side = augment.crop, augment.short_side
-    if short_side is not None:
+    """Check that the crop fits into the images as they are stored.
+
+    Raises:
+        UserError: it does not, or the images differ in size and are not resized.
+    """
+    crop = augment.crop
+    # With `short_side`, images are resized first: Augment has checked that one.
+    if augment.short_side is not None:
         return
     if manifest.image_size is None:
+        # 256 for a crop of 224 (Krizhevsky et al. 2012).
+        side = crop * 256 // 224
         raise UserError(
-            f"the images of {store.redacted_url} differ in size: set augment.short_side, to {crop * 256 // 224} as the paper "
-            f"does for a crop of {crop}, or pack them with --geometry square:{crop * 256 // 224}"
+            f"the images of {store.redacted_url} differ in size: set "
+            f"augment.short_side, to {side} as the paper does for a crop of {crop}, or "
+            f"pack them with --geometry square:{side}"
         )
-    if min(manifest.image_size) < crop:
+    height, width = manifest.image_size
+    if min(height, width) < crop:
         raise UserError(
-            f"augment.crop = {crop} does not fit the {manifest.image_size[1]} x {manifest.image_size[0]} pixel images of "
-            f"{store.redacted_url}: lower it, set augment.short_side, or pack larger images"
+            f"augment.crop = {crop} does not fit the {width} x {height} pixel images "
+            f"of {store.redacted_url}: lower it, set augment.short_side, or pack "
+            "larger images"
         )
 
 
 def pin_data_fingerprint(config: Config, manifest: Manifest) -> Config:
-    """The config with the fingerprint of the data that is there."""
-    wanted, found = config.data.fingerprint, manifest.fingerprint
-    if wanted not in (None, found):
+    """Return the config with the fingerprint of the data set that was opened.
+
+    Raises:
+        UserError: the config has another fingerprint already.
+    """
+    expected = config.data.fingerprint
+    actual = manifest.fingerprint
+    if expected not in (None, actual):
         raise UserError(
-            f"data.fingerprint is {wanted}, but {config.data.train} holds {found}: "
-            "use the data set that the config was made for, or another fingerprint and run directory"
+            f"data.fingerprint is {expected}, but {config.data.train} holds {actual}: "
+            "use the data set that the config was made for, or another fingerprint and "
+            "run directory"
         )
-    return config.model_copy(
-        update={"data": config.data.model_copy(update={"fingerprint": found})}
-    )
+    data = config.data.model_copy(update={"fingerprint": actual})
+    return config.model_copy(update={"data": data})
 
 
 def build_order(config: Config, group_rows: IntArray) -> SampleOrder:
-    """The order of the training samples."""
+    """Build the order of the training samples.
+
+    Args:
+        config: the run.
+        group_rows: rows of each row group, shape (groups,).
+
+    Raises:
+        UserError: the data set has fewer samples than one global batch.
+    """
     return SampleOrder(
         group_rows,
         config.seed,
@@ -157,50 +193,61 @@ def build_order(config: Config, group_rows: IntArray) -> SampleOrder:
 
 
 def get_val_fingerprint(val: Dataset | None) -> str | None:
-    """What the best evaluation was measured on."""
+    """Return the fingerprint of the validation set, which best evaluations refer to."""
     return val.manifest.fingerprint if val else None
 
 
 def explain_memory_shortage(
     config: Config, manifest: Manifest, world: World
 ) -> str | None:
-    """What to say where the streams do not fit the memory: then rows are read many times over."""
-    wanted = estimate_shuffle_bytes(
-        config, manifest, len(world.local_virtual_workers(config.virtual_workers))
-    )
-    if wanted <= int(config.data.memory):
+    """Return a warning if row groups do not fit the memory and are read many times."""
+    num_virtual_workers = len(world.local_virtual_workers(config.virtual_workers))
+    needed_bytes = estimate_shuffle_bytes(config, manifest, num_virtual_workers)
+    memory_bytes = int(config.data.memory)
+    if needed_bytes <= memory_bytes:
         return None
     return (
-        f"warning: data.memory = {int(config.data.memory):,} bytes is less than the {wanted:,} that the streams of the "
-        "virtual workers want, so row groups are read many times: raise it, or lower data.shuffle_rows"
+        f"warning: data.memory = {memory_bytes:,} bytes is less than the "
+        f"{needed_bytes:,} that the virtual workers of a rank need to shuffle, so row "
+        "groups are read many times: raise it, or lower data.shuffle_rows"
     )
 
 
 def estimate_shuffle_bytes(
     config: Config, manifest: Manifest, num_local_virtual_workers: int
 ) -> int:
-    """What a rank's streams want in memory: a shuffled block of each hosted virtual worker, cut at group edges."""
-    sizes = [
-        group.end - group.start for shard in manifest.shards for group in shard.groups
-    ]
-    block = min(
-        config.data.shuffle_rows, -(-manifest.num_rows // config.virtual_workers)
-    )
-    return min(
-        sum(sizes),
-        num_local_virtual_workers
-        * (block * sum(sizes) // manifest.num_rows + max(sizes)),
-    )
+    """Estimate the memory in bytes that a rank needs to shuffle.
+
+    It is one shuffled block per local virtual worker, rounded up to row groups; at most
+    the whole data set.
+    """
+    sizes = _list_row_group_bytes(manifest)
+    total_bytes = sum(sizes)
+    # A virtual worker has no more rows than its segment of the epoch.
+    segment_rows = -(-manifest.num_rows // config.virtual_workers)
+    block_rows = min(config.data.shuffle_rows, segment_rows)
+    block_bytes = block_rows * total_bytes // manifest.num_rows
+    # A block ends within a row group, which is kept whole.
+    return min(total_bytes, num_local_virtual_workers * (block_bytes + max(sizes)))
 
 
 def estimate_sequential_bytes(manifest: Manifest, batch_size: int) -> int:
-    """What it takes to read a set in its order: the row groups of a few batches, fetched ahead."""
-    sizes = [
+    """Estimate the memory in bytes that it takes to read a data set in its order.
+
+    It is the row groups of a few batches, which are fetched ahead.
+    """
+    sizes = _list_row_group_bytes(manifest)
+    num_prefetched_rows = _PREFETCH_BATCHES * batch_size
+    num_groups = -(-num_prefetched_rows * len(sizes) // manifest.num_rows)
+    # Two more: batches begin and end within a row group.
+    return max(sizes) * (2 + num_groups)
+
+
+def _list_row_group_bytes(manifest: Manifest) -> list[int]:
+    """Return the size of each row group in bytes."""
+    return [
         group.end - group.start for shard in manifest.shards for group in shard.groups
     ]
-    return max(sizes) * (
-        2 + -(-_PREFETCH_BATCHES * batch_size * len(sizes) // manifest.num_rows)
-    )
 
 
 def open_loader(
@@ -217,10 +264,11 @@ def open_loader(
     Args:
         config: the run.
         world: this rank.
-        dataset: where the samples are.
-        statistics: normalise and colour; always those of the training set.
-        requests: what to load.
-        evaluation: chunks of `evaluate.batch` samples, their centres; else micro-batches, augmented.
+        dataset: the data set to read.
+        statistics: for normalization and color shifts; always the training set's.
+        requests: the batches to load.
+        evaluation: True: chunks of `evaluate.batch` samples, center crops; False:
+            micro-batches, augmented.
     """
     return Loader(
         dataset,

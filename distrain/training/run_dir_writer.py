@@ -1,4 +1,7 @@
-"""What a run leaves behind, written by the lead alone: config, checkpoints, metrics, bad samples, evidence."""
+"""Write a run directory: config, checkpoints, metrics, bad samples, evidence.
+
+Rank 0 alone has a writer.
+"""
 
 import json
 import math
@@ -23,7 +26,7 @@ from distrain.training.checkpoint_state import CheckpointState
 
 
 class RunDirWriter:
-    """The run directory of one attempt."""
+    """Writer of the run directory for one attempt, which holds its lease."""
 
     def __init__(
         self,
@@ -36,17 +39,26 @@ class RunDirWriter:
         *,
         step: int,
     ) -> None:
-        """Nothing is written yet; `step` is where this attempt goes on from.
+        """Open the metrics file and the trackers; nothing is written yet.
+
+        Args:
+            config: the run.
+            store: the run directory.
+            lease: the right to write there.
+            console: where records and warnings are printed.
+            metrics: the metrics page.
+            stack: closes what is opened here.
+            step: steps done before this attempt.
 
         Raises:
-            UserError: a tracker's package is not installed.
+            UserError: the package of a tracker is not installed.
         """
-        self.store, self.lease, self._console, self._live_metrics = (
-            store,
-            lease,
-            console,
-            metrics,
-        )
+        self.store = store
+        self.lease = lease
+        self._console = console
+        self._live_metrics = metrics
+
+        # Open what records are written to.
         self._metrics_file = MetricsFile(store, lease.attempt, console.log)
         stack.callback(self._metrics_file.close)
         self._trackers = start_trackers(
@@ -57,8 +69,10 @@ class RunDirWriter:
             step,
             console.log,
         )
-        for follower in self._trackers:
-            stack.callback(follower.close)
+        for tracker in self._trackers:
+            stack.callback(tracker.close)
+
+        # Warnings of its background thread are printed on the training thread.
         self.checkpointer = CheckpointManager(
             store,
             lease,
@@ -70,22 +84,24 @@ class RunDirWriter:
         )
 
     def write_scrape_targets(self, targets: Sequence[str]) -> None:
-        """Write down where the metrics of each node are read, as Prometheus's file and HTTP discovery have it."""
+        """Write the metrics addresses for Prometheus's file and HTTP discovery.
+
+        Args:
+            targets: host:port of each node; duplicates are dropped.
+        """
+        groups = [{"targets": sorted(set(targets)), "labels": {}}]
         try:
-            self.store.write(
-                files.TARGETS_FILE,
-                json.dumps([{"targets": sorted(set(targets)), "labels": {}}]).encode(),
-            )
+            self.store.write(files.TARGETS_FILE, json.dumps(groups).encode())
         except OSError as error:
             self._console.log(
                 f"warning: {files.TARGETS_FILE} could not be written: {error}"
             )
 
     def log_metrics(self, record: MetricsRecord) -> None:
-        """Write a metrics record to the file, the metrics page, the trackers and the console."""
+        """Write a record to metrics file, metrics page, trackers and console."""
         self._metrics_file.write_record(record)
-        for follower in self._trackers:
-            follower.write_record(record)
+        for tracker in self._trackers:
+            tracker.write_record(record)
         self._live_metrics.update_from_record(record)
         self._console.log_metrics(record)
 
@@ -98,50 +114,66 @@ class RunDirWriter:
         *,
         best: bool,
     ) -> str:
-        """Hand a checkpoint to the background; its name. Raises AttemptError if the one before failed."""
+        """Hand a checkpoint to the background thread, and return its name.
+
+        Raises:
+            AttemptError: the previous one could not be written.
+        """
         tree = state.to_dict()
         name = self.checkpointer.save(
             step, model, optimizer, tree, best=tree["best"] if best else None
         )
+        # In a bucket, the metrics file is brought up to date as often as checkpoints.
         self._metrics_file.upload()
         return name
 
     def write_bad_samples(
         self, dataset: Dataset, bad_samples: Mapping[int, str], new_ids: list[int]
     ) -> None:
-        """Name new bad samples, and write the list of all: a report, which nothing reads back."""
-        entries = (
-            {"id": k, "where": dataset.describe_sample(k), "reason": v}
-            for k, v in sorted(bad_samples.items())
-        )
+        """Print new bad samples, and write the list of all of them.
+
+        The list is a report, which nothing reads back.
+
+        Args:
+            dataset: the training set.
+            bad_samples: reason by sample id of all bad samples.
+            new_ids: those of them that were not reported before.
+
+        Raises:
+            AttemptError: a newer attempt has taken over the run directory.
+        """
+        # List all of them: the file is written anew each time.
+        entries = [
+            {"id": i, "where": dataset.describe_sample(i), "reason": reason}
+            for i, reason in sorted(bad_samples.items())
+        ]
+        text = "".join(json.dumps(entry) + "\n" for entry in entries)
         try:
+            # The file is shared by all attempts: one that was cut off leaves it alone.
             self.lease.raise_if_superseded()
-            self.store.write(
-                files.BAD_SAMPLES_FILE,
-                "".join(json.dumps(entry) + "\n" for entry in entries).encode(),
-            )
+            self.store.write(files.BAD_SAMPLES_FILE, text.encode())
         except OSError as error:
             self._console.log(
                 f"warning: {files.BAD_SAMPLES_FILE} could not be written: {error}"
             )
-        for k in new_ids:
+        for i in new_ids:
             self._console.log(
-                f"bad sample {k} ({dataset.describe_sample(k)}) counts for nothing: {bad_samples[k]}"
+                f"bad sample {i} ({dataset.describe_sample(i)}) is skipped: "
+                f"{bad_samples[i]}"
             )
 
     def write_evidence(self, step: int, evidence: Any) -> str:
-        """Write down what a step that failed looked like; the file's name for a person."""
+        """Write the numbers of a failed step; return the file's URL for messages."""
         name = files.not_finite_path(step)
-        self.store.write(
-            name, json.dumps(_stringify_non_finite(evidence), indent=1).encode()
-        )
+        text = json.dumps(_stringify_non_finite(evidence), indent=1)
+        self.store.write(name, text.encode())
         return f"{self.store.redacted_url}/{name}"
 
 
 def _stringify_non_finite(value: Any) -> Any:
-    """The same tree with the numbers that JSON lacks (NaN, infinity) as text."""
+    """Return the same tree, with numbers that JSON lacks (NaN, infinity) as text."""
     if isinstance(value, dict):
         return {k: _stringify_non_finite(v) for k, v in value.items()}
-    return (
-        str(value) if isinstance(value, float) and not math.isfinite(value) else value
-    )
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

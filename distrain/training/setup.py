@@ -1,13 +1,17 @@
-"""Build and check everything that a run needs, and restore the newest checkpoint of its directory."""
+"""Build and check everything that a run needs, restored from its newest checkpoint.
+
+All functions here are called on every rank, in the order of `build_job`. Whatever can
+fail on one rank alone stands in a `world.raise_on_all_ranks()` block: otherwise the
+other ranks would wait for that rank in their next collective.
+"""
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from torch import nn
 
 from distrain.config import Config, get_result_fields, to_yaml
-from distrain.data.storage.store import Store
 from distrain.distributed.lane_pool import LanePool, count_lanes
 from distrain.distributed.numerics import collect_environment, select_gpu_versions
 from distrain.distributed.world import World
@@ -22,9 +26,8 @@ from distrain.optim.accumulate import GradientAccumulator
 from distrain.optim.optimizer import Optimizer
 from distrain.optim.schedule import PlateauState
 from distrain.rundir import files
-from distrain.rundir.checkpoint import LoadedCheckpoint, hash_tensors, write_best
-from distrain.rundir.lease import Lease, count_restarts_and_resizes, read_attempts
-from distrain.training.checkpoint_state import CheckpointState
+from distrain.rundir.checkpoint import write_best
+from distrain.rundir.lease import count_restarts_and_resizes, read_attempts
 from distrain.training.hardware_check import (
     check_equal_on_all_ranks,
     hash_sample_computation,
@@ -32,12 +35,11 @@ from distrain.training.hardware_check import (
 from distrain.training.job import ModelEngine, TrainJob, TrainProgress
 from distrain.training.quarantine_sync import sync_quarantine
 from distrain.training.resume import (
-    Retrier,
-    check_hardware,
+    ClaimedRun,
     check_plateau,
     check_result_fields,
-    claim_and_load,
-    load_and_broadcast,
+    claim_run_dir,
+    restore_checkpoint,
 )
 from distrain.training.run_data import (
     RunData,
@@ -48,22 +50,6 @@ from distrain.training.run_data import (
     pin_data_fingerprint,
 )
 from distrain.training.run_dir_writer import RunDirWriter
-
-
-@dataclass(frozen=True)
-class ClaimedRun:
-    """The run directory, as this attempt found it."""
-
-    store: Store
-    retrier: Retrier
-    lease: Lease | None
-    """The right to write there, on the lead."""
-    checkpoint: LoadedCheckpoint | None
-    """What to resume from, on the lead."""
-    state: CheckpointState | None
-    """What that checkpoint says beside its tensors, on all ranks; None at the start of a run."""
-    step: int
-    """Steps that are done."""
 
 
 def build_job(
@@ -77,84 +63,63 @@ def build_job(
     must_resume: bool,
     accept_other_hardware: bool,
 ) -> TrainJob:
-    """Check config, data and run directory, build everything, and restore the newest whole checkpoint.
+    """Check and build everything, and restore the newest whole checkpoint.
 
-    `alarm` is told on every rank if it hangs; `metrics` is what the job counts in.
+    `warn` gets a line on every rank if it hangs; `metrics` counts what the job does;
+    `stack` closes what is opened here.
 
     Raises:
         UserError: something does not fit together, on any rank.
-        RunError: there are checkpoints, but none is whole; or too many attempts failed.
+        RunError: no checkpoint is whole, or too many attempts failed.
     """
-    claim = claim_run_dir(config, world, console, stack, must_resume=must_resume)
-    watchdog = start_watchdog(config, world, warn, claim, stack)
+    # Claim the run directory. From here on, a rank that hangs is ended.
+    claimed_run = claim_run_dir(config, world, console, stack, must_resume=must_resume)
+    watchdog = start_watchdog(config, world, warn, claimed_run, stack)
     metrics.track_watchdog(watchdog)
-    config, data, model = open_data_and_model(config, world, claim)
-    network = build_engine(config, world, model, stack)
+
+    # Open the data, and build the model and what trains it.
+    config, data, model = open_data_and_model(config, world, claimed_run)
+    engine = build_engine(config, world, model, stack)
+
+    # Check files and hardware, while all ranks still have the first weights.
     watchdog.mark_progress("the verdicts on files")
-    sync_quarantine(
-        config, world, data.all_datasets, claim.store, warn, watchdog.mark_progress
-    )
+    store = claimed_run.store
+    log_progress = watchdog.mark_progress
+    sync_quarantine(config, world, data.all_datasets, store, warn, log_progress)
     watchdog.mark_progress("the check of the hardware")
-    hardware = check_ranks(config, world, data, network)
-    if claim.state is not None:
+    hardware_hash = check_ranks(config, world, data, engine)
+
+    # Restore the checkpoint: rank 0 has read it, the others wait for its tensors.
+    if claimed_run.state is not None:
         watchdog.mark_progress("the restore", waiting=True)
     restore_checkpoint(
         world,
         console,
-        claim,
-        network,
-        hardware,
+        claimed_run,
+        engine,
+        hardware_hash,
         accept_other_hardware=accept_other_hardware,
     )
-    record, reached = open_run_dir_writer(config, world, console, metrics, claim, stack)
-    set_initial_metrics(config, world, metrics, data, claim, record)
+
+    # Open what the run writes, and report where it stands.
+    writer, last_logged_step = open_run_dir_writer(
+        config, world, console, metrics, claimed_run, stack
+    )
+    set_initial_metrics(config, world, metrics, data, claimed_run, writer)
     if warning := explain_memory_shortage(config, data.train.manifest, world):
         console.log(warning)
+    steps_per_epoch = data.order.steps_per_epoch
     return TrainJob(
         config=config,
         world=world,
         console=console,
-        run_dir=claim.store.redacted_url,
-        writer=record,
-        telemetry=Telemetry(metrics, watchdog, data.order.steps_per_epoch, reached),
+        run_dir=store.redacted_url,
+        writer=writer,
+        telemetry=Telemetry(metrics, watchdog, steps_per_epoch, last_logged_step),
         data=data,
-        engine=network,
-        hardware_hash=hardware,
-        progress=build_progress(claim, data),
-    )
-
-
-def claim_run_dir(
-    config: Config,
-    world: World,
-    console: Console,
-    stack: ExitStack,
-    *,
-    must_resume: bool,
-) -> ClaimedRun:
-    """Take over the run directory, on the lead, and read its newest whole checkpoint; its state on all ranks.
-
-    Raises:
-        UserError: another run is at work there, it cannot be used, or there is nothing to resume.
-        RunError: no checkpoint is whole, or too many attempts of this launch have failed.
-    """
-    assert config.run is not None
-    store, lease, loaded = Store(config.run), None, None
-    patience = Retrier(store, config.checkpoint.patience, console)
-    with world.raise_on_all_ranks():
-        if world.is_rank_zero:
-            lease, loaded = claim_and_load(
-                config, world, console, patience, stack, must_resume=must_resume
-            )
-    found = world.all_gather_object(loaded and (loaded.step, loaded.state))[0]
-    step, tree = found or (0, None)
-    return ClaimedRun(
-        store,
-        patience,
-        lease,
-        loaded,
-        CheckpointState.from_dict(tree) if tree else None,
-        step,
+        engine=engine,
+        hardware_hash=hardware_hash,
+        progress=build_progress(claimed_run, data),
     )
 
 
@@ -165,16 +130,22 @@ def start_watchdog(
     claimed_run: ClaimedRun,
     stack: ExitStack,
 ) -> Watchdog:
-    """Watch this rank from here on: if it makes no progress, its stacks are written down and it is ended."""
+    """Watch this rank until `stack` closes.
+
+    If it makes no progress for `cluster.stall` seconds, the stacks of its threads are
+    written to the run directory, and its process is ended.
+    """
     store = claimed_run.store
-    attempt = world.all_gather_object(claimed_run.lease and claimed_run.lease.attempt)[
-        0
-    ]
+    # Only rank 0 has the lease, and with it the number of the attempt.
+    local_attempt = claimed_run.lease and claimed_run.lease.attempt
+    attempt = world.all_gather_object(local_attempt)[0]
 
     def report_hang(sentence: str, stacks: str) -> None:
         name = files.stacks_path(attempt, world.rank)
+        # The line first: the storage may be what hangs.
         warn(
-            f"rank {world.rank} hangs: {sentence}; all stacks are in {store.redacted_url}/{name}"
+            f"rank {world.rank} hangs: {sentence}; the stacks of all its threads are "
+            f"in {store.redacted_url}/{name}"
         )
         store.write(name, f"{sentence}\n{stacks}".encode())
 
@@ -184,10 +155,14 @@ def start_watchdog(
 def open_data_and_model(
     config: Config, world: World, claimed_run: ClaimedRun
 ) -> tuple[Config, RunData, nn.Module]:
-    """Open the data and build the model; the config with the fingerprint of the data.
+    """Open the data sets, and build the model on this rank's device.
+
+    Returns:
+        The config with the fingerprint of the data, the data, and the model with its
+        first weights.
 
     Raises:
-        UserError: data, model and config do not fit each other, or are not those of the checkpoint.
+        UserError: data, model and config do not fit each other or the checkpoint.
     """
     with world.raise_on_all_ranks():
         train, val = open_datasets(config)
@@ -203,97 +178,68 @@ def open_data_and_model(
 def build_engine(
     config: Config, world: World, model: nn.Module, stack: ExitStack
 ) -> ModelEngine:
-    """Build what trains a model: accumulator, optimizer, and the threads of its lanes."""
-    parameters, norms = get_trainable_parameters(model), find_batch_norms(model)
+    """Build what trains a model: accumulator, optimizer, meters, and lanes."""
+    parameters = get_trainable_parameters(model)
+    batch_norms = find_batch_norms(model)
+    exact = config.reduction.mode == "exact"
     accumulator = GradientAccumulator(
         list(parameters.values()),
         num_virtual_workers=config.virtual_workers,
         micro_batch_size=config.micro_batch_size,
-        fraction_bits=config.reduction.fraction_bits
-        if config.reduction.mode == "exact"
-        else None,
-        num_batch_stats=sum(2 * layer.num_features for layer in norms),
+        fraction_bits=config.reduction.fraction_bits if exact else None,
+        # A mean and a mean square per feature.
+        num_batch_stats=sum(2 * layer.num_features for layer in batch_norms),
     )
-    side_by_side = count_lanes(world, config.virtual_workers, config.lanes)
+    num_lanes = count_lanes(world, config.virtual_workers, config.lanes)
+    lanes = LanePool(num_lanes, config.threads, world.device)
     return ModelEngine(
         model=model,
         parameters=parameters,
-        batch_norms=norms,
+        batch_norms=batch_norms,
         accumulator=accumulator,
         optimizer=Optimizer(config.optimizer, parameters),
         meters=Meters(world.device, accumulator.loss_shift),
-        lanes=stack.enter_context(LanePool(side_by_side, config.threads, world.device)),
+        lanes=stack.enter_context(lanes),
     )
 
 
 def check_ranks(
     config: Config, world: World, data: RunData, engine: ModelEngine
 ) -> str | None:
-    """Check that all ranks have the same config, files and versions, and compute the same bits.
+    """Check that all ranks have the same config, files and versions, and the same bits.
 
     Returns:
-        Hash of what the hardware computes; None where no bits are promised.
+        Hash of a sample computation; None if bits are not promised (fast reduction).
 
     Raises:
-        UserError: naming the rank and what differs.
+        UserError: names the rank and what differs.
     """
-    hardware = None
+    # Hash what this rank computes.
+    hardware_hash = None
     with world.raise_on_all_ranks():
         if config.reduction.mode == "exact":
-            scale = engine.accumulator.loss_scale
-            hardware = hash_sample_computation(
-                config, world, data.train, engine.model, scale, engine.lanes
+            hardware_hash = hash_sample_computation(
+                config,
+                world,
+                data.train,
+                engine.model,
+                engine.accumulator.loss_scale,
+                engine.lanes,
             )
-    hosts = collect_environment(world.device)
-    whys = select_gpu_versions(hosts)
-    names = {name: value for name, value in hosts.items() if name not in whys}
+
+    # Compare it, and everything else that decides the weights. The versions of a GPU's
+    # libraries may differ as long as the bits are the same.
+    environment = collect_environment(world.device)
+    hints = select_gpu_versions(environment)
+    versions = {name: v for name, v in environment.items() if name not in hints}
     facts = {
         **get_result_fields(config),
         "validation set": get_val_fingerprint(data.val),
-        **names,
-        "computed bits": hardware,
+        **versions,
+        "computed bits": hardware_hash,
     }
-    check_equal_on_all_ranks(world, facts, whys)
-    return hardware
-
-
-def restore_checkpoint(
-    world: World,
-    console: Console,
-    claimed_run: ClaimedRun,
-    engine: ModelEngine,
-    hardware_hash: str | None,
-    *,
-    accept_other_hardware: bool,
-) -> None:
-    """Restore weights and moments on all ranks; at the start of a run, see that all have the same.
-
-    Raises:
-        UserError: this hardware computes other bits than the checkpoint's, and nobody said that it may.
-    """
-    model, optimizer = engine.model, engine.optimizer
-    if claimed_run.state is not None:
-        check_hardware(
-            console,
-            claimed_run.state,
-            collect_environment(world.device),
-            hardware_hash,
-            accept_other_hardware,
-        )
-        load_and_broadcast(world, model, optimizer, claimed_run.checkpoint)
-        if claimed_run.checkpoint is not None:
-            console.log(
-                f"resumed from step {claimed_run.step} ({claimed_run.checkpoint.name})"
-            )
-    if world.world_size > 1:
-        check_equal_on_all_ranks(
-            world,
-            {
-                "weights and moments": hash_tensors(
-                    {**model.state_dict(), **optimizer.state_dict()}
-                )
-            },
-        )
+    check_equal_on_all_ranks(world, facts, hints)
+    return hardware_hash
 
 
 def open_run_dir_writer(
@@ -304,35 +250,34 @@ def open_run_dir_writer(
     claimed_run: ClaimedRun,
     stack: ExitStack,
 ) -> tuple[RunDirWriter | None, int]:
-    """Start what the lead writes; it, and the highest step that an earlier attempt has logged.
+    """Open the writer of the run directory, on rank 0.
+
+    Returns:
+        The writer (None on other ranks), and the highest step that an earlier attempt
+        has logged.
 
     Raises:
-        UserError: a tracker's package is not installed.
+        UserError: the package of a tracker is not installed.
     """
-    record, reached = None, 0
-    store, patience, state, loaded = (
-        claimed_run.store,
-        claimed_run.retrier,
-        claimed_run.state,
-        claimed_run.checkpoint,
-    )
+    writer = None
+    last_logged_step = 0
+    store = claimed_run.store
+    retrier = claimed_run.retrier
     with world.raise_on_all_ranks():
         if claimed_run.lease is not None:
-            patience(lambda: store.write(files.CONFIG_FILE, to_yaml(config).encode()))
-            restarts, resizes = patience(
-                lambda: count_restarts_and_resizes(read_attempts(store))
-            )
+            config_yaml = to_yaml(config).encode()
+            retrier(lambda: store.write(files.CONFIG_FILE, config_yaml))
+
+            # Take the history of the run from its earlier attempts.
+            attempts = retrier(lambda: read_attempts(store))
+            restarts, resizes = count_restarts_and_resizes(attempts)
             metrics.set_gauge("restarts", restarts)
             metrics.set_gauge("resizes", resizes)
-            reached = max(
-                (told.step for told in patience(lambda: read_metrics(store))), default=0
-            )
-            best = state.best if state else None
-            if (
-                loaded and best and best.step == loaded.step
-            ):  # the run may have been killed just before it did so
-                patience(lambda: write_best(store, loaded.name, asdict(best)))
-            record = RunDirWriter(
+            records = retrier(lambda: read_metrics(store))
+            last_logged_step = max((record.step for record in records), default=0)
+            _restore_best_name(claimed_run)
+
+            writer = RunDirWriter(
                 config,
                 store,
                 claimed_run.lease,
@@ -341,7 +286,20 @@ def open_run_dir_writer(
                 stack,
                 step=claimed_run.step,
             )
-    return record, reached
+    return writer, last_logged_step
+
+
+def _restore_best_name(claimed_run: ClaimedRun) -> None:
+    """Name the loaded checkpoint as the best one, if its state says that it is.
+
+    An attempt may have been killed between writing the checkpoint and naming it.
+    """
+    loaded = claimed_run.checkpoint
+    best = claimed_run.state.best if claimed_run.state else None
+    if loaded and best and best.step == loaded.step:
+        claimed_run.retrier(
+            lambda: write_best(claimed_run.store, loaded.name, asdict(best))
+        )
 
 
 def set_initial_metrics(
@@ -352,37 +310,40 @@ def set_initial_metrics(
     claimed_run: ClaimedRun,
     writer: RunDirWriter | None,
 ) -> None:
-    """Tell of storage on each rank, of the run's position on the lead, and where all pages are read."""
-    for split, found in (("train", data.train), ("val", data.val)):
-        if found is not None:
-            metrics.track_storage(split, found.store.counters)
-    targets = [
-        target for target in world.all_gather_object(metrics.scrape_target) if target
-    ]
-    if writer:
-        if targets:
-            writer.write_scrape_targets(targets)
-        metrics.set_gauge(
-            "quarantined_samples",
-            sum(len(dataset.bad_samples) for dataset in data.all_datasets),
-        )
-        metrics.set_gauge("attempt", writer.lease.attempt)
-        metrics.set_gauge("steps_planned", config.epochs * data.order.steps_per_epoch)
-        metrics.set_gauge("step", claimed_run.step)
+    """Track the storage of each rank; on rank 0, set the position of the run too.
+
+    Rank 0 also writes down where the metrics of all nodes are served.
+    """
+    for split, dataset in (("train", data.train), ("val", data.val)):
+        if dataset is not None:
+            metrics.track_storage(split, dataset.store.counters)
+    scrape_targets = world.all_gather_object(metrics.scrape_target)
+    if writer is None:
+        return
+    # Ranks without a page of their own have no target.
+    targets = [target for target in scrape_targets if target]
+    if targets:
+        writer.write_scrape_targets(targets)
+    num_quarantined = sum(len(dataset.bad_samples) for dataset in data.all_datasets)
+    metrics.set_gauge("quarantined_samples", num_quarantined)
+    metrics.set_gauge("attempt", writer.lease.attempt)
+    metrics.set_gauge("steps_planned", config.epochs * data.order.steps_per_epoch)
+    metrics.set_gauge("step", claimed_run.step)
 
 
 def build_progress(claimed_run: ClaimedRun, data: RunData) -> TrainProgress:
-    """Where the run stands: at its start, or where the checkpoint was saved."""
+    """Build the progress of a run at its start, or at its checkpoint."""
     state = claimed_run.state
-    bad = dict(state.bad_samples) if state else {}
-    data.train.bad_samples.update(bad)
+    bad_samples = dict(state.bad_samples) if state else {}
+    data.train.bad_samples.update(bad_samples)
     best = state.best if state else None
+    # Counts of another validation set cannot be compared.
     if best is not None and best.val != get_val_fingerprint(data.val):
-        best = None  # counts of another validation set say nothing
+        best = None
     return TrainProgress(
         step=claimed_run.step,
-        bad_samples=bad,
-        reported_bad_samples=set(bad),
+        bad_samples=bad_samples,
+        reported_bad_samples=set(bad_samples),
         best_eval=best,
         plateau=state.plateau if state else PlateauState(),
         reported_bad_val_samples=set(),
@@ -390,10 +351,10 @@ def build_progress(claimed_run: ClaimedRun, data: RunData) -> TrainProgress:
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
-    """The network with its first weights.
+    """Build the model with its first weights, on the CPU.
 
     Raises:
-        UserError: it cannot be trained exactly, or a micro-batch has no moments.
+        UserError: it cannot be trained exactly, or a micro-batch has no variance.
     """
     model = config.model.build(num_classes, config.seed)
     check_model(config, model, num_classes)
@@ -401,10 +362,15 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
 
 
 def check_model(config: Config, model: nn.Module, num_classes: int) -> None:
-    """Refuse a network that cannot be trained exactly, or whose micro-batches have no moments. Raises UserError."""
+    """Check that a model can be trained exactly, with micro-batches of this size.
+
+    Raises:
+        UserError: it cannot, or it has batch norm and micro-batches of one sample.
+    """
     config.model.check_trainable(model, num_classes, config.augment.crop)
     if config.micro_batch_size == 1 and find_batch_norms(model):
         raise UserError(
-            f"{config.model.name} has batch normalisation, and virtual_workers = {config.virtual_workers} leaves one "
-            "sample to each, which has no variance: lower virtual_workers, or raise global_batch"
+            f"{config.model.name} has batch normalization, and virtual_workers = "
+            f"{config.virtual_workers} leaves one sample to each, which has no "
+            "variance: lower virtual_workers, or raise global_batch"
         )

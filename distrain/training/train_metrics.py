@@ -1,48 +1,88 @@
-"""A log step: the numbers since the last one are read, judged and told; the same on all ranks."""
+"""Metrics of a run in training: opened once, and logged at each log step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from distrain.errors import RunError
+from distrain.config import Config
+from distrain.distributed.world import World
+from distrain.errors import AttemptError, RunError, UserError
+from distrain.monitor.prometheus import Metrics
 from distrain.monitor.records import TrainRecord
 from distrain.rundir import files
 from distrain.training.divergence import StepFailed
 from distrain.training.job import TrainJob
 
 
-def log_train_metrics(job: TrainJob, steps_done: int) -> None:
-    """Read the meters and tell of the steps since the last log step: a sync point.
+@contextmanager
+def open_metrics(
+    config: Config, world: World, warn: Callable[[str], None]
+) -> Iterator[Metrics]:
+    """Open this rank's metrics, and serve them until the run has ended.
 
     Raises:
-        StepFailed: one of them was not finite.
+        UserError: the metrics cannot be served at the address.
+    """
+    with world.raise_on_all_ranks():
+        try:
+            metrics = Metrics(config.metrics, str(config.run), world, warn)
+        except OSError as error:
+            raise UserError(
+                f"metrics cannot be served at {config.metrics.address}: {error}; "
+                "choose metrics.address, or turn them off with metrics.port=null"
+            ) from None
+    if world.is_rank_zero:
+        metrics.set_gauge("stall_limit_seconds", config.cluster.stall)
+        metrics.set_gauge("bad_samples_limit", config.data.max_bad_samples)
+
+    is_final = True
+    try:
+        yield metrics
+    except AttemptError:
+        # Another attempt of this launch may follow, and add to the same counters.
+        is_final = False
+        raise
+    except (UserError, RunError):
+        raise
+    except BaseException:
+        # KeyboardInterrupt, SystemExit or a bug: do not wait for a last scrape.
+        metrics.finish_run(stopped=True)
+        raise
+    finally:
+        metrics.close(final=is_final)
+
+
+def log_train_metrics(job: TrainJob, steps_done: int) -> None:
+    """Log the steps since the last log step.
+
+    Reading the meters is a sync point of CPU and GPU.
+
+    Raises:
+        StepFailed: one of the steps was not finite.
         RunError: there are too many bad samples.
     """
-    telemetry, progress = job.telemetry, job.progress
+    telemetry = job.telemetry
+
+    # Read the meters. They hold sums over all ranks, so all ranks raise here, or none.
     reading = job.engine.meters.read_and_reset()
     telemetry.metrics.record_timings()
     if reading.failed_step is not None:
         raise StepFailed(reading)
-    # What only the rank that met it knows.
-    new = {
-        sample: reason
-        for sample, reason in progress.bad_samples.items()
-        if sample not in progress.reported_bad_samples
-    }
-    waited_per_step = telemetry.data_wait_seconds / reading.num_steps
-    told = job.world.all_gather_object(
-        {
-            "bad": new,
-            "waited": waited_per_step,
-            "arrived": telemetry.metrics.pop_mean_arrival_seconds(),
-        }
-    )
-    check_bad_samples(job, [rank["bad"] for rank in told])
+
+    # Exchange what each rank alone knows.
+    reports = _gather_rank_reports(job, reading.num_steps)
+    check_bad_samples(job, [report["bad"] for report in reports])
+
+    # Warn about a slow rank and a loss spike, on rank 0.
     if job.writer:
-        waits, arrivals = (
-            [rank[what] for rank in told] for what in ("waited", "arrived")
-        )
-        for text in telemetry.detect_anomalies(reading.loss, waits, arrivals):
-            job.console.log(f"warning: {text}")
-    seconds, waited = telemetry.pop_interval()
+        waits = [report["waited"] for report in reports]
+        arrivals = [report["arrived"] for report in reports]
+        for warning in telemetry.detect_anomalies(reading.loss, waits, arrivals):
+            job.console.log(f"warning: {warning}")
+
+    # Log the record.
+    seconds, data_wait_seconds = telemetry.pop_interval()
+    num_images = reading.num_steps * job.data.order.global_batch_size
     job.log_metrics(
         TrainRecord(
             step=steps_done,
@@ -52,35 +92,66 @@ def log_train_metrics(job: TrainJob, steps_done: int) -> None:
             top5=reading.top5,
             lr=job.get_lr(steps_done - 1),
             seconds=seconds,
-            images_per_second=reading.num_steps
-            * job.data.order.global_batch_size
-            / seconds,
-            data_wait=min(1.0, waited / seconds),
-            bad_samples=len(progress.bad_samples),
+            images_per_second=num_images / seconds,
+            data_wait=min(1.0, data_wait_seconds / seconds),
+            bad_samples=len(job.progress.bad_samples),
         )
     )
 
 
-def check_bad_samples(job: TrainJob, new_by_rank: Sequence[Mapping[str, str]]) -> None:
-    """Merge the bad samples that each rank has met, and name new ones; stop when there are too many.
+def _gather_rank_reports(job: TrainJob, num_steps: int) -> list[dict[str, Any]]:
+    """Gather the new bad samples of all ranks, and their seconds per step.
 
-    Raises:
-        RunError: there are more than the config allows.
+    Returns:
+        By rank: `bad`, reason by sample id; `waited`, for data; `arrived`, from the
+        beginning of a step to the all-reduce.
     """
     progress = job.progress
-    progress.bad_samples.update(
-        {int(sample): reason for part in new_by_rank for sample, reason in part.items()}
+    new_bad_samples = {
+        sample: reason
+        for sample, reason in progress.bad_samples.items()
+        if sample not in progress.reported_bad_samples
+    }
+    return job.world.all_gather_object(
+        {
+            "bad": new_bad_samples,
+            "waited": job.telemetry.data_wait_seconds / num_steps,
+            "arrived": job.telemetry.metrics.pop_mean_arrival_seconds(),
+        }
     )
-    names = sorted(progress.bad_samples.keys() - progress.reported_bad_samples)
-    progress.reported_bad_samples.update(names)
-    if names and job.writer:
-        job.writer.write_bad_samples(job.data.train, progress.bad_samples, names)
+
+
+def check_bad_samples(job: TrainJob, new_by_rank: Sequence[Mapping[str, str]]) -> None:
+    """Merge the bad samples of all ranks, report the new ones, and enforce the limit.
+
+    Args:
+        job: the run.
+        new_by_rank: reason by sample id of each rank's new bad samples. The ids have
+            been through JSON, where more than one rank gathered them.
+
+    Raises:
+        RunError: there are more than `data.max_bad_samples`.
+    """
+    progress = job.progress
+    for new_bad_samples in new_by_rank:
+        for sample, reason in new_bad_samples.items():
+            progress.bad_samples[int(sample)] = reason
+
+    # Report those that no rank has reported yet.
+    new_ids = sorted(progress.bad_samples.keys() - progress.reported_bad_samples)
+    progress.reported_bad_samples.update(new_ids)
+    if new_ids and job.writer:
+        job.writer.write_bad_samples(job.data.train, progress.bad_samples, new_ids)
+
+    # All ranks know the same bad samples now, so all raise, or none.
+    num_bad = len(progress.bad_samples)
     limit = job.config.data.max_bad_samples
-    if len(progress.bad_samples) > limit:
+    if num_bad > limit:
         if job.writer:
-            job.telemetry.metrics.set_gauge("bad_samples", len(progress.bad_samples))
+            job.telemetry.metrics.set_gauge("bad_samples", num_bad)
         job.flush_metrics()
         raise RunError(
-            f"{len(progress.bad_samples)} bad samples are more than data.max_bad_samples = {limit}: they are listed in "
-            f"{job.run_dir}/{files.BAD_SAMPLES_FILE}; mend the data, or raise the limit and run the same command to go on"
+            f"{num_bad} bad samples are more than data.max_bad_samples = {limit}: they "
+            f"are listed in {job.run_dir}/{files.BAD_SAMPLES_FILE}; fix the data, or "
+            "raise the limit, and run the same command to resume"
         )

@@ -1,4 +1,4 @@
-"""Validation during a run: scored on all ranks, told, and followed by the plateau schedule."""
+"""Validation during a run: evaluate, log, and let the plateau schedule follow."""
 
 import time
 from collections.abc import Iterator
@@ -14,74 +14,99 @@ from distrain.training.run_data import get_val_fingerprint
 
 
 def validate(job: TrainJob, steps_done: int) -> bool:
-    """Evaluate and tell; whether this is the best evaluation so far, by its counts."""
-    val, progress = job.data.val, job.progress
+    """Evaluate on the validation set, and log the result.
+
+    Returns:
+        True if this is the best evaluation so far, by its count of top-1.
+
+    Raises:
+        RunError: too many validation samples do not decode.
+    """
+    val = job.data.val
+    progress = job.progress
+    order = job.data.order
     assert val is not None
-    began = time.monotonic()
-    score = evaluate_dataset(job, val)
-    seconds = time.monotonic() - began
-    check_bad_val_samples(job, val, score)
+
+    # Evaluate. A set of nothing but bad samples has an accuracy of 0.
+    start_time = time.monotonic()
+    result = evaluate_dataset(job, val)
+    seconds = time.monotonic() - start_time
+    check_bad_val_samples(job, val, result)
+    num_samples = result.num_samples
     job.log_metrics(
         EvalRecord(
             step=steps_done,
-            epoch=job.data.order.get_cursor(steps_done - 1).epoch,
-            loss=score.loss,
-            top1=score.top1_count / score.num_samples if score.num_samples else 0.0,
-            top5=score.top5_count / score.num_samples if score.num_samples else 0.0,
-            top1_count=score.top1_count,
-            top5_count=score.top5_count,
-            samples=score.num_samples,
+            epoch=order.get_cursor(steps_done - 1).epoch,
+            loss=result.loss,
+            top1=result.top1_count / num_samples if num_samples else 0.0,
+            top5=result.top5_count / num_samples if num_samples else 0.0,
+            top1_count=result.top1_count,
+            top5_count=result.top5_count,
+            samples=num_samples,
             seconds=seconds,
             classes=len(val.manifest.classes),
         )
     )
-    job.telemetry.exclude_time(time.monotonic() - began)
-    if (
-        job.config.schedule.follows_validation
-        and steps_done % job.data.order.steps_per_epoch == 0
-    ):
-        reduce_lr_on_plateau(job, steps_done, score.top1_count)
-    if progress.best_eval is not None and score.top1_count <= progress.best_eval.top1:
+    job.telemetry.exclude_time(time.monotonic() - start_time)
+
+    # The schedule counts epochs: evaluations within an epoch must not change it.
+    is_epoch_end = steps_done % order.steps_per_epoch == 0
+    if job.config.schedule.follows_validation and is_epoch_end:
+        reduce_lr_on_plateau(job, steps_done, result.top1_count)
+
+    # Compare integer counts, which are the same on all ranks.
+    best = progress.best_eval
+    if best is not None and result.top1_count <= best.top1:
         return False
     progress.best_eval = BestEval(
-        steps_done, score.top1_count, score.num_samples, get_val_fingerprint(val)
+        steps_done, result.top1_count, num_samples, get_val_fingerprint(val)
     )
     return True
 
 
-def check_bad_val_samples(job: TrainJob, val: Dataset, score: EvalResult) -> None:
-    """Name validation samples that do not decode, once each; stop when there are too many.
+def check_bad_val_samples(job: TrainJob, val: Dataset, result: EvalResult) -> None:
+    """Report validation samples that do not decode, once each, and enforce the limit.
 
     Raises:
-        RunError: there are more than the config allows.
+        RunError: there are more than `data.max_bad_samples`.
     """
-    told = job.progress.reported_bad_val_samples
-    new = {
-        sample: reason
-        for sample, reason in sorted(score.bad_samples.items())
-        if sample not in told
-    }
-    told.update(new)
-    for sample, reason in new.items():
-        job.console.log(
-            f"validation sample {sample} ({val.describe_sample(sample)}) is left out: {reason}"
-        )
+    reported = job.progress.reported_bad_val_samples
+    for sample, reason in sorted(result.bad_samples.items()):
+        if sample not in reported:
+            description = val.describe_sample(sample)
+            job.console.log(
+                f"validation sample {sample} ({description}) is left out: {reason}"
+            )
+    reported.update(result.bad_samples)
+
+    # The result has the bad samples of all ranks, so all raise, or none.
     limit = job.config.data.max_bad_samples
-    if len(told) > limit:  # merged, so that all ranks know it
+    if len(reported) > limit:
         raise RunError(
-            f"{len(told)} validation samples do not decode, more than data.max_bad_samples = {limit}: mend the data, "
-            "or raise the limit and run the same command to go on"
+            f"{len(reported)} validation samples do not decode, more than "
+            f"data.max_bad_samples = {limit}: fix the data, or raise the limit, and "
+            "run the same command to resume"
         )
 
 
 def reduce_lr_on_plateau(job: TrainJob, steps_done: int, num_correct: int) -> None:
-    """After an epoch: lower the rate if validation has stalled."""
-    schedule, before = job.config.schedule, job.progress.plateau
-    if steps_done > round(schedule.warmup_epochs * job.data.order.steps_per_epoch):
+    """Lower the learning rate if validation has stalled, at the end of an epoch.
+
+    Args:
+        job: the run.
+        steps_done: steps done.
+        num_correct: validation samples whose highest logit is their label's.
+    """
+    schedule = job.config.schedule
+    before = job.progress.plateau
+    # The warm-up does not count: the rate was still rising.
+    warmup_steps = round(schedule.warmup_epochs * job.data.order.steps_per_epoch)
+    if steps_done > warmup_steps:
         job.progress.plateau = schedule.update_plateau(before, steps_done, num_correct)
     if len(job.progress.plateau.drops) > len(before.drops):
         job.console.log(
-            f"{schedule.explain_drop()}: the learning rate is {job.get_lr(steps_done):.4g} now"
+            f"{schedule.explain_drop()}: the learning rate is now "
+            f"{job.get_lr(steps_done):.4g}"
         )
 
 
@@ -105,8 +130,9 @@ def evaluate_dataset(job: TrainJob, dataset: Dataset) -> EvalResult:
 
 
 def track_chunks(job: TrainJob, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-    """The same chunks; each is progress, and after the last one this rank waits for the others."""
+    """Yield the same chunks, and report each to the watchdog as progress."""
     for batch in batches:
         job.telemetry.mark_progress(f"chunk {batch.cursor.step} of the evaluation")
         yield batch
+    # From here on, this rank waits for the others.
     job.telemetry.mark_progress("the sums of the evaluation", waiting=True)

@@ -245,7 +245,7 @@ def test_a_failed_save_is_told_and_leaves_the_one_before(tmp_path, monkeypatch):
         found.save(2, tensors(2), tensors(3), {}, best=None)
         with pytest.raises(
             AttemptError,
-            match=r"could not be saved .*No space left.*The one before is untouched",
+            match=r"could not be saved .*No space left.*the previous one is untouched",
         ):
             found.wait()
     assert store.list_names("checkpoints") == ["step-00000001-attempt-001"]

@@ -171,7 +171,7 @@ def test_a_full_disk_loses_nothing(command, recipe, tmp_path, undisturbed):
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 1, out
     assert re.search(
-        r"warning: checkpoint step-\S+ could not be saved yet \(.*File too large.*trying again",
+        r"warning: checkpoint step-\S+ could not be saved yet \(.*File too large.*retrying",
         out,
     )
     assert re.search(

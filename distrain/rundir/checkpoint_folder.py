@@ -1,0 +1,80 @@
+"""Folder of one checkpoint, on any fsspec URL: its files, and what verifies them.
+
+`checkpoints/step-00000120-attempt-001/` holds model.safetensors, optimizer.safetensors,
+state.json and manifest.json. The manifest has size and SHA-256 of each of the others.
+It is written last and removed first: a checkpoint without a manifest does not exist.
+"""
+
+import hashlib
+import json
+
+from distrain.data.storage.store import Store
+from distrain.rundir import files
+
+MANIFEST_FILE = "manifest.json"
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint differs from its manifest; the text says which file, and how."""
+
+
+def list_checkpoints(store: Store) -> list[tuple[int, int, str]]:
+    """List (step, attempt, name) of every folder named like a checkpoint, ascending."""
+    return sorted(
+        (int(match[1]), int(match[2]), name)
+        for name in store.list_names(files.CHECKPOINTS_DIR)
+        if (match := files.CHECKPOINT_PATTERN.fullmatch(name))
+    )
+
+
+def is_complete(store: Store, name: str) -> bool:
+    """Return whether a checkpoint has its manifest."""
+    return store.exists(f"{files.CHECKPOINTS_DIR}/{name}/{MANIFEST_FILE}")
+
+
+def remove_checkpoint(store: Store, name: str) -> None:
+    """Remove a checkpoint, or what was left of one. Raises OSError."""
+    folder = f"{files.CHECKPOINTS_DIR}/{name}"
+    # The manifest first: half a checkpoint must not look like a whole one.
+    if is_complete(store, name):
+        store.remove(f"{folder}/{MANIFEST_FILE}")
+    store.remove(folder)
+
+
+def read_verified_files(store: Store, name: str) -> dict[str, bytes]:
+    """Read the files of a checkpoint, and compare them with its manifest.
+
+    Raises:
+        DamagedCheckpointError: a file is missing, cut off or changed.
+    """
+    folder = f"{files.CHECKPOINTS_DIR}/{name}"
+    try:
+        manifest = json.loads(store.read(f"{folder}/{MANIFEST_FILE}"))
+        listed = {
+            file: (int(entry["bytes"]), str(entry["sha256"]))
+            for file, entry in manifest.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpointError(
+            f"{MANIFEST_FILE} cannot be read ({type(error).__name__})"
+        ) from None
+
+    contents: dict[str, bytes] = {}
+    for file in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        if file not in listed:
+            raise DamagedCheckpointError(f"{MANIFEST_FILE} does not name {file}")
+        try:
+            data = store.read(f"{folder}/{file}")
+        except FileNotFoundError:
+            raise DamagedCheckpointError(f"{file} is missing") from None
+
+        # Size first: it tells a file that was cut off from one that was changed.
+        size, digest = listed[file]
+        if len(data) != size:
+            raise DamagedCheckpointError(f"{file} has {len(data)} bytes, not {size}")
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise DamagedCheckpointError(
+                f"the bytes of {file} have changed (SHA-256 differs)"
+            )
+        contents[file] = data
+    return contents
