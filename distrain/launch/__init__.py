@@ -1,1 +1,1 @@
-"""Ways to start the training function."""
+"""Launchers: training on this machine, on a Ray cluster, or as a cluster job."""

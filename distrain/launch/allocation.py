@@ -1,4 +1,7 @@
-"""Which share of a cluster, or of one machine, a run takes: what `auto` comes to, what fits, and what stays idle."""
+"""Resources of a run: what `auto` resolves to, how many workers fit, what stays idle.
+
+The nodes are those of a Ray cluster, or one machine as the only node.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,21 +18,21 @@ class ClusterNode:
     id: str
     address: str
     total_resources: dict[str, float]
-    """Resources that it has."""
+    """All resources of the node, by Ray's names (CPU, GPU, ...)."""
     available_resources: dict[str, float]
-    """Resources that nobody holds."""
+    """Resources that no job holds."""
     draining: bool
-    """It will be taken away."""
+    """True if the node is about to be taken away."""
 
 
 class Allocation(NamedTuple):
-    """How many ranks, and what each of them holds."""
+    """Number of ranks of a run, and the resources of each."""
 
     min_workers: int
     max_workers: int
     cpus_per_worker: int
     gpus_per_worker: int
-    """1, or 0: the ranks compute on CPUs."""
+    """1, or 0 if the ranks compute on CPUs."""
 
 
 def compute_allocation(
@@ -39,80 +42,91 @@ def compute_allocation(
     gpus_per_worker: int | None = None,
     only_available: bool = False,
 ) -> Allocation:
-    """Count what a run may take.
+    """Compute what a run may use of a cluster.
 
     Args:
-        config: the run; `auto` in its cluster section is filled in.
-        nodes: the cluster, or one machine.
-        gpus: GPUs of each rank where that is decided, since a run that began on GPUs stays on them; None: decide.
-        beside: share out the cores that nobody holds, not all of them.
+        config: the run; `auto` in its cluster section is resolved.
+        nodes: the cluster, or one machine. Draining nodes do not count.
+        gpus_per_worker: GPUs of each rank if already decided, since a run that began
+            on GPUs stays on them; None: decide from the config and the nodes.
+        only_available: divide only the cores that no job holds, not all of them.
 
     Raises:
         UserError: `device` and `cluster.gpus_per_worker` contradict each other.
     """
-    steady = [node for node in nodes if not node.draining]
-    there = sum(_count_resource(node.total_resources, "GPU") for node in steady)
-    gpus_per_worker = (
-        resolve_gpus_per_worker(config, there)
-        if gpus_per_worker is None
-        else gpus_per_worker
+    steady_nodes = [node for node in nodes if not node.draining]
+    num_gpus = sum(
+        _count_resource(node.total_resources, "GPU") for node in steady_nodes
     )
-    wanted, cpus = config.cluster.workers, config.cluster.cpus_per_worker
-    if wanted != "auto":
-        least, most = wanted
+    if gpus_per_worker is None:
+        gpus_per_worker = resolve_gpus_per_worker(config, num_gpus)
+
+    # auto: one rank per GPU, up to the number of virtual workers; one rank on CPUs.
+    if config.cluster.workers != "auto":
+        min_workers, max_workers = config.cluster.workers
     else:
-        least, most = (
-            1,
-            max(1, min(config.virtual_workers, there)) if gpus_per_worker else 1,
+        min_workers = 1
+        max_workers = 1
+        if gpus_per_worker:
+            max_workers = max(1, min(config.virtual_workers, num_gpus))
+
+    cpus_per_worker = config.cluster.cpus_per_worker
+    if cpus_per_worker == "auto":
+        node_resources = [
+            node.available_resources if only_available else node.total_resources
+            for node in steady_nodes
+        ]
+        cpus_per_worker = _resolve_cpus_per_worker(
+            node_resources, max_workers, gpus_per_worker
         )
-    if cpus == "auto":
-        cpus = _resolve_cpus_per_worker(
-            [
-                node.available_resources if only_available else node.total_resources
-                for node in steady
-            ],
-            most,
-            gpus_per_worker,
-        )
-    return Allocation(least, most, cpus, gpus_per_worker)
+    return Allocation(min_workers, max_workers, cpus_per_worker, gpus_per_worker)
 
 
 def resolve_gpus_per_worker(config: Config, num_gpus: int) -> int:
-    """GPUs of each rank where there are so many in all.
+    """Return the GPUs of each rank, 0 or 1, for `num_gpus` GPUs in all.
 
     Raises:
         UserError: `device` and `cluster.gpus_per_worker` contradict each other.
     """
-    asked, device = config.cluster.gpus_per_worker, config.device
-    if (device, asked) in (("cuda", 0), ("cpu", 1)):
+    device = config.device
+    setting = config.cluster.gpus_per_worker
+    if (device, setting) in (("cuda", 0), ("cpu", 1)):
         raise UserError(
-            f"device is {device}, and cluster.gpus_per_worker is {asked}: set it to auto"
+            f"device is {device}, but cluster.gpus_per_worker is {setting}: "
+            "set cluster.gpus_per_worker to auto"
         )
-    if asked != "auto":
-        return asked
+    if setting != "auto":
+        return setting
     return int(device == "cuda" or (device == "auto" and num_gpus > 0))
 
 
 def _resolve_cpus_per_worker(
-    nodes: Sequence[dict[str, float]], max_workers: int, gpus: int
+    node_resources: Sequence[dict[str, float]], max_workers: int, gpus_per_worker: int
 ) -> int:
-    """An equal share of the nodes' cores: for each GPU, or for the most workers."""
-    cores = [_count_resource(node, "CPU") for node in nodes]
-    if gpus:
-        there = [_count_resource(node, "GPU") for node in nodes]
-        # A node with fewer cores than GPUs is left out: all workers would have as few.
-        return min(
-            (n // gpus for n, gpus in zip(cores, there, strict=True) if 0 < gpus <= n),
-            default=1,
+    """Return an equal share of the nodes' cores: per GPU, or without GPUs per worker.
+
+    Args:
+        node_resources: total or available resources of each node.
+        max_workers: the most workers, which decide if there are no GPUs.
+        gpus_per_worker: 0 or 1.
+    """
+    cores_per_node = [_count_resource(node, "CPU") for node in node_resources]
+    if gpus_per_worker:
+        gpus_per_node = [_count_resource(node, "GPU") for node in node_resources]
+        # All workers get the smallest share. Nodes with fewer cores than GPUs are left
+        # out: they would bring it below one core.
+        shares = (
+            cores // gpus
+            for cores, gpus in zip(cores_per_node, gpus_per_node, strict=True)
+            if 0 < gpus <= cores
         )
-    return next(
-        (
-            each
-            for each in range(max(cores, default=1), 1, -1)
-            if sum(n // each for n in cores) >= max_workers
-        ),
-        1,
-    )
+        return min(shares, default=1)
+
+    # On CPUs: the largest share with which all workers still fit.
+    for share in range(max(cores_per_node, default=1), 1, -1):
+        if sum(cores // share for cores in cores_per_node) >= max_workers:
+            return share
+    return 1
 
 
 def _count_resource(resources: dict[str, float], kind: str) -> int:
@@ -122,32 +136,36 @@ def _count_resource(resources: dict[str, float], kind: str) -> int:
 def count_fitting_workers(
     allocation: Allocation, nodes: Sequence[ClusterNode], worker_node_ids: Sequence[str]
 ) -> int:
-    """How many workers fit beside what other jobs hold; `held`: nodes of our own workers, by id."""
-    return sum(
-        min(
-            int(node.available_resources.get(kind, 0.0) / each)
-            for kind, each in to_ray_resources(allocation).items()
-            if each
+    """Count the workers that fit beside other jobs; draining nodes do not count.
+
+    Args:
+        allocation: the resources of a worker.
+        nodes: the cluster.
+        worker_node_ids: the node of each worker that this run already has; their
+            resources count as free.
+    """
+    num_workers = 0
+    for node in nodes:
+        if node.draining:
+            continue
+        # The scarcest resource of the node decides.
+        num_workers += min(
+            int(node.available_resources.get(kind, 0.0) / amount)
+            for kind, amount in to_ray_resources(allocation).items()
+            if amount
         )
-        + worker_node_ids.count(node.id)
-        for node in nodes
-        if not node.draining
-    )
+        num_workers += worker_node_ids.count(node.id)
+    return num_workers
 
 
 def choose_num_workers(allocation: Allocation, nodes: Sequence[ClusterNode]) -> int:
-    """How many workers a run would have now: as many as fit, at least the least and at most the most."""
-    return min(
-        allocation.max_workers,
-        max(
-            allocation.min_workers,
-            count_fitting_workers(allocation, nodes, worker_node_ids=[]),
-        ),
-    )
+    """Return how many workers a run would start with: those that fit, within range."""
+    num_fitting = count_fitting_workers(allocation, nodes, worker_node_ids=[])
+    return min(allocation.max_workers, max(allocation.min_workers, num_fitting))
 
 
 def to_ray_resources(allocation: Allocation) -> dict[str, float]:
-    """The resources of one worker, as Ray names them."""
+    """Return the resources of one worker by Ray's names."""
     return {
         "CPU": float(allocation.cpus_per_worker),
         "GPU": float(allocation.gpus_per_worker),
@@ -155,23 +173,34 @@ def to_ray_resources(allocation: Allocation) -> dict[str, float]:
 
 
 def explain_shortage(allocation: Allocation, nodes: Sequence[ClusterNode]) -> str:
-    """Why the least number of workers does not fit."""
-    for kind, each in (
+    """Explain why the minimum number of workers does not fit."""
+    # Compare with all that the cluster has, held by other jobs or not.
+    for kind, amount in (
         ("GPU", allocation.gpus_per_worker),
         ("CPU", allocation.cpus_per_worker),
     ):
-        has = int(
-            sum(
-                node.total_resources.get(kind, 0.0)
-                for node in nodes
-                if not node.draining
+        num_needed = allocation.min_workers * amount
+        num_present = _sum_resource(nodes, kind)
+        if num_needed > num_present:
+            needed = _format_count(num_needed, kind)
+            workers = _format_count(allocation.min_workers, "worker")
+            return (
+                f"the run needs {needed} (at least {workers} with {amount} each), "
+                f"but the cluster has {num_present}"
             )
-        )
-        if allocation.min_workers * each > has:
-            asks = f"{_format_count(allocation.min_workers * each, kind)} ({_format_count(allocation.min_workers, 'worker')} of {each})"
-            return f"the run asks for {asks}, and the cluster has {has}"
-    found = count_fitting_workers(allocation, nodes, worker_node_ids=[])
-    return f"the cluster has room for {found} of at least {allocation.min_workers} workers, beside what others hold"
+
+    num_fitting = count_fitting_workers(allocation, nodes, worker_node_ids=[])
+    return (
+        f"the cluster has room for {num_fitting} of at least {allocation.min_workers} "
+        "workers beside the other jobs on it"
+    )
+
+
+def _sum_resource(nodes: Sequence[ClusterNode], kind: str) -> int:
+    """Return a resource of all nodes that are not draining, rounded down."""
+    return int(
+        sum(node.total_resources.get(kind, 0.0) for node in nodes if not node.draining)
+    )
 
 
 def describe_idle_gpus(
@@ -180,28 +209,54 @@ def describe_idle_gpus(
     num_workers: int,
     nodes: Sequence[ClusterNode],
 ) -> str | None:
-    """A sentence on GPUs that stay idle when so many workers start on these nodes; None where there are none."""
-    steady = [node for node in nodes if not node.draining]
-    there = sum(_count_resource(node.total_resources, "GPU") for node in steady)
-    idle = (
-        sum(_count_resource(node.available_resources, "GPU") for node in steady)
-        - num_workers * allocation.gpus_per_worker
+    """Return a sentence on GPUs that stay idle, or None if all are used.
+
+    Args:
+        config: the run.
+        allocation: the resources of a worker.
+        num_workers: workers that are about to start.
+        nodes: the cluster before they start.
+    """
+    # GPUs that no other job holds and that the workers will leave.
+    steady_nodes = [node for node in nodes if not node.draining]
+    num_gpus = sum(
+        _count_resource(node.total_resources, "GPU") for node in steady_nodes
     )
-    if idle <= 0:
+    num_available = sum(
+        _count_resource(node.available_resources, "GPU") for node in steady_nodes
+    )
+    num_idle = num_available - num_workers * allocation.gpus_per_worker
+    if num_idle <= 0:
         return None
-    stay = f"{idle} of {_format_count(there, 'GPU')} stay{'s' * (idle == 1)} idle"
+    verb = "stays" if num_idle == 1 else "stay"
+    idle = f"{num_idle} of {_format_count(num_gpus, 'GPU')} {verb} idle"
     if not allocation.gpus_per_worker:
-        why = "the run began on CPUs, and the bits of a GPU are others"
-        if config.device == "cpu":
-            why = "device is cpu"
-        elif config.cluster.gpus_per_worker == 0:
-            why = "cluster.gpus_per_worker is 0"
-        return f"training on CPUs, and {stay}: {why}"
+        return f"training on CPUs, and {idle}: {_explain_cpu_training(config)}"
+
+    # Name the first limit that keeps the run from using more GPUs.
     if num_workers == config.virtual_workers:
-        return f"{stay}: virtual_workers = {num_workers} is the most that can share the work (it is fixed for a run)"
+        return (
+            f"{idle}: a run has at most virtual_workers = {num_workers} workers "
+            "(fixed for the whole run)"
+        )
     if num_workers == allocation.max_workers:
-        return f"{stay}: cluster.workers = {allocation.max_workers} is asked for, and auto would use all"
-    return f"{stay}: each worker asks for {allocation.cpus_per_worker} CPU cores, and so many are not free beside them"
+        return (
+            f"{idle}: cluster.workers allows {allocation.max_workers}, and auto would "
+            "use all GPUs"
+        )
+    return (
+        f"{idle}: each worker needs {allocation.cpus_per_worker} CPU cores, and too "
+        "few are free beside these GPUs"
+    )
+
+
+def _explain_cpu_training(config: Config) -> str:
+    if config.device == "cpu":
+        return "device is cpu"
+    if config.cluster.gpus_per_worker == 0:
+        return "cluster.gpus_per_worker is 0"
+    # Decided by the first worker group of this launch.
+    return "the run began on CPUs, and a GPU would compute other bits"
 
 
 def describe_allocation(
@@ -211,33 +266,34 @@ def describe_allocation(
     *,
     is_elastic: bool,
 ) -> dict[str, str]:
-    """What a run would take of these nodes, by name, for `--dry-run`; `cluster`: their number may change."""
-    workers = choose_num_workers(allocation, nodes)
+    """Describe what a run would use of these nodes, by topic, for `--dry-run`.
+
+    Args:
+        config: the run.
+        allocation: its allocation on these nodes.
+        nodes: the cluster, or one machine.
+        is_elastic: the number of workers may change while the run trains.
+    """
+    num_workers = choose_num_workers(allocation, nodes)
     device = "a GPU" if allocation.gpus_per_worker else "no GPU"
-    grows = (
-        f", {allocation.min_workers} to {allocation.max_workers} as the cluster changes"
-        if is_elastic and allocation.min_workers < allocation.max_workers
-        else ""
-    )
-    found = {
-        "workers": f"{workers}, each with {device} and {_format_count(allocation.cpus_per_worker, 'CPU core')}{grows}"
-    }
-    totals = [
-        int(
-            sum(
-                node.total_resources.get(kind, 0.0)
-                for node in nodes
-                if not node.draining
-            )
+    cores = _format_count(allocation.cpus_per_worker, "CPU core")
+    workers = f"{num_workers}, each with {device} and {cores}"
+    if is_elastic and allocation.min_workers < allocation.max_workers:
+        workers += (
+            f", {allocation.min_workers} to {allocation.max_workers} "
+            "as the cluster changes"
         )
-        for kind in ("GPU", "CPU")
-    ]
-    found["of"] = (
-        f"{_format_count(totals[0], 'GPU')} and {_format_count(totals[1], 'CPU core')} on {_format_count(len(nodes), 'node')}"
-    )
-    if sentence := describe_idle_gpus(config, allocation, workers, nodes):
-        found["idle"] = sentence
-    return found
+
+    all_gpus = _format_count(_sum_resource(nodes, "GPU"), "GPU")
+    all_cores = _format_count(_sum_resource(nodes, "CPU"), "CPU core")
+    description = {
+        "workers": workers,
+        "of": f"{all_gpus} and {all_cores} on {_format_count(len(nodes), 'node')}",
+    }
+    idle = describe_idle_gpus(config, allocation, num_workers, nodes)
+    if idle is not None:
+        description["idle"] = idle
+    return description
 
 
 def _format_count(count: int, noun: str) -> str:
@@ -245,19 +301,21 @@ def _format_count(count: int, noun: str) -> str:
 
 
 def count_workers_per_node(config: Config, num_cpus: float, num_gpus: int) -> int:
-    """How many ranks a node with so many cores and GPUs has room for.
+    """Count the ranks that fit on a node with so many cores and GPUs.
 
     Raises:
-        UserError: as `share_of`.
+        UserError: as `resolve_gpus_per_worker`.
     """
-    each = config.cluster.cpus_per_worker
-    found = int(num_cpus / (1 if each == "auto" else each))
-    return min(found, num_gpus) if resolve_gpus_per_worker(config, num_gpus) else found
+    setting = config.cluster.cpus_per_worker
+    num_workers = int(num_cpus / (1 if setting == "auto" else setting))
+    if resolve_gpus_per_worker(config, num_gpus):
+        num_workers = min(num_workers, num_gpus)
+    return num_workers
 
 
 def describe_worker_request(config: Config, num_gpus: int) -> str:
-    """What a rank asks for on a node with so many GPUs, for a sentence."""
-    each = config.cluster.cpus_per_worker
-    cpus = 1 if each == "auto" else each
-    wanted = resolve_gpus_per_worker(config, num_gpus)
-    return f"{_format_count(cpus, 'CPU')} and {_format_count(wanted, 'GPU')}"
+    """Describe, for a message, what a rank needs on a node with `num_gpus` GPUs."""
+    setting = config.cluster.cpus_per_worker
+    cpus = _format_count(1 if setting == "auto" else setting, "CPU")
+    gpus = _format_count(resolve_gpus_per_worker(config, num_gpus), "GPU")
+    return f"{cpus} and {gpus}"

@@ -1,4 +1,4 @@
-"""Taking this host out of its Ray cluster: runs on it save first, and go on with the others."""
+"""Drain this host of its Ray cluster: its runs save, then resume on the other nodes."""
 
 import os
 import signal
@@ -14,90 +14,97 @@ from ray.exceptions import RayError
 
 from distrain.errors import RunError, UserError
 from distrain.launch.mailbox import list_local_drivers
-from distrain.launch.ray_cluster import list_nodes, summarize_error
+from distrain.launch.ray_cluster import (
+    HEAD_NODE_RESOURCE,
+    list_nodes,
+    summarize_error,
+)
 from distrain.monitor.sinks import Console
 
 
 def drain_ray_host(console: Console, *, timeout_seconds: float) -> None:
-    """Have nothing new placed on this host, and wait until nobody works on it.
+    """Keep new work off this host, and wait until it is idle.
 
-    On the cluster's head, which takes the cluster with it, the processes that drive runs from there get SIGTERM,
-    at which they save a checkpoint and end. To Ray and to KubeRay their jobs have failed, so that what starts jobs
-    again may do so elsewhere.
+    The end of the head is the end of its cluster. On the head, the processes that drive
+    runs from there get SIGTERM instead: they save a checkpoint and end. For Ray and
+    KubeRay their jobs have failed, so that a supervisor of jobs may start them again
+    elsewhere.
 
     Args:
-        console: what a person sees.
-        seconds: until when the host is given up all the same.
+        console: where progress is printed.
+        timeout_seconds: give up after so many seconds.
 
     Raises:
-        UserError: no Ray runs on this host.
-        RunError: the host is still at work after `seconds`.
+        UserError: Ray is not running on this host.
+        RunError: the host is still busy after `timeout_seconds`, or Ray failed.
     """
-    end = time.monotonic() + timeout_seconds
-    # Explicitly: unset, parts of Ray follow the token file and others do not.
+    deadline = time.monotonic() + timeout_seconds
+    # Explicitly: if it is unset, parts of Ray use the token file and others do not.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, TimeoutError, RuntimeError, ValueError):
-        raise UserError("no Ray runs on this host: there is nothing to drain") from None
+        raise UserError(
+            "Ray is not running on this host: there is nothing to drain"
+        ) from None
+
     try:
-        node = ray.get_runtime_context().get_node_id()
-        (here,) = (known for known in ray.nodes() if known["NodeID"] == node)
-        if "node:__internal_head__" in here["Resources"]:
-            _wait_until(_DriverStopper(console).signal_and_poll, end, timeout_seconds)
+        node_id = ray.get_runtime_context().get_node_id()
+        (node,) = (node for node in ray.nodes() if node["NodeID"] == node_id)
+        address = node["NodeManagerAddress"]
+        if HEAD_NODE_RESOURCE in node["Resources"]:
+            stopper = _DriverStopper(console)
+            _wait_until(stopper.signal_and_poll, deadline, timeout_seconds)
         else:
-            _request_ray_drain(node, timeout_seconds)
+            # The drivers see the drained node, save, and resume without it.
+            _request_ray_drain(node_id, timeout_seconds)
             console.log(
-                f"{here['NodeManagerAddress']}: nothing new is placed here; waiting for what is at work"
+                f"{address}: no new work is placed here; waiting until this node is "
+                "idle"
             )
-            _wait_until(lambda: not _is_node_busy(node), end, timeout_seconds)
-        console.log(f"{here['NodeManagerAddress']}: nobody works here any more")
+            _wait_until(lambda: not _is_node_busy(node_id), deadline, timeout_seconds)
+        console.log(f"{address}: drained, no work is left on this node")
     except RayError as error:
         raise RunError(
-            f"the Ray of this host went away meanwhile: {summarize_error(error)}"
+            f"Ray on this host failed during the drain: {summarize_error(error)}"
         ) from error
     finally:
         ray.shutdown()
 
 
 def _request_ray_drain(node_id: str, timeout_seconds: float) -> None:
-    where = ("--address", ray.get_runtime_context().gcs_address, "--node-id", node_id)
-    why = (
-        "--reason",
-        "DRAIN_NODE_REASON_PREEMPTION",
-        "--reason-message",
-        "distrain drain",
+    """Run `ray drain-node`, Ray's public interface for it."""
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
+    command += ["--address", address, "--node-id", node_id]
+    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    command += ["--reason-message", "distrain drain"]
+    # Ray takes whole seconds, and at least one.
+    command += ["--deadline-remaining-seconds", str(max(1, round(timeout_seconds)))]
+    process = subprocess.run(  # noqa: S603
+        command, capture_output=True, text=True, check=False
     )
-    command = (sys.executable, "-m", "ray.scripts.scripts", "drain-node", *where, *why)
-    done = subprocess.run(  # noqa: S603
-        [*command, "--deadline-remaining-seconds", str(max(1, round(timeout_seconds)))],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RunError(
-            f"Ray does not let this host be drained: {' '.join(done.stderr.split())[-300:]}"
-        )
+    if process.returncode:
+        reason = " ".join(process.stderr.split())[-300:]
+        raise RunError(f"Ray refused to drain this host: {reason}")
 
 
 def _is_node_busy(node_id: str) -> bool:
-    """Whether anybody holds cores or GPUs of a node."""
-    kinds = ("CPU", "GPU")
-    return any(
-        known.id == node_id
-        and any(
-            known.available_resources.get(k) != known.total_resources.get(k)
-            for k in kinds
-        )
-        for known in list_nodes()
-    )
+    """Return True if a job holds cores or GPUs of a node."""
+    for node in list_nodes():
+        if node.id != node_id:
+            continue
+        for kind in ("CPU", "GPU"):
+            if node.available_resources.get(kind) != node.total_resources.get(kind):
+                return True
+    return False
 
 
 class _DriverStopper:
     """Sends SIGTERM to the processes of this host that drive runs on the cluster.
 
-    One that has just been started is not seen before it has connected to the cluster.
+    A process that has just been started is not seen before it is connected to the
+    cluster.
     """
 
     def __init__(self, console: Console) -> None:
@@ -105,21 +112,23 @@ class _DriverStopper:
         self._signaled_pids: set[int] = set()
 
     def signal_and_poll(self) -> bool:
-        """Signal those that are new; return whether all have ended."""
+        """Send SIGTERM to new drivers; return True if all that got it have ended."""
         for pid in list_local_drivers():
             if pid not in self._signaled_pids and _is_alive(pid):
                 self._signaled_pids.add(pid)
-                with suppress(ProcessLookupError):  # it has ended just now
+                # It may have ended just now: then there is nothing to signal or log.
+                with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
                     self._console.log(
                         f"sent SIGTERM to process {pid}: it saves a checkpoint and ends"
                     )
-        # Ray forgets a driver before its process has said how the run ended.
+        # Ask the processes, not Ray: it forgets a driver before its process has
+        # reported how the run ended.
         return not any(_is_alive(pid) for pid in self._signaled_pids)
 
 
 def _is_alive(pid: int) -> bool:
-    """Return whether a process exists and is no zombie."""
+    """Return True if a process exists and is not a zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
     except OSError:
@@ -130,7 +139,11 @@ def _is_alive(pid: int) -> bool:
 def _wait_until(
     is_done: Callable[[], bool], deadline: float, timeout_seconds: float
 ) -> None:
+    """Poll twice per second. Raises RunError after the deadline (monotonic clock)."""
     while not is_done():
         if time.monotonic() > deadline:
-            raise RunError(f"this host is still at work after {timeout_seconds:.0f} s")
+            raise RunError(
+                f"this host is still busy after {timeout_seconds:.0f} s: "
+                "drain it again with a larger --seconds"
+            )
         time.sleep(0.5)

@@ -1,4 +1,8 @@
-"""What is sent with a job: distrain's own source, the config, and Python files that are named. Nothing else."""
+"""Build the job that is sent to a Ray cluster.
+
+It holds distrain's own source, the config and the Python files that the user named;
+nothing else of this machine is sent.
+"""
 
 import hashlib
 import io
@@ -15,7 +19,8 @@ from distrain.errors import UserError
 
 JOB_CONFIG_NAME = "run.yaml"
 _MAX_ARCHIVE_BYTES = 100 << 20
-# Earliest time that a zip can hold: the same files make the same archive, which Ray then has already.
+# Earliest time that a zip file can hold. With it the same files make the same archive,
+# which Ray then does not need to receive again.
 _ZIP_TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 
 
@@ -26,16 +31,20 @@ class JobRequest:
     files: dict[str, bytes]
     archive: bytes
     body: dict[str, Any]
-    """As Ray's job interface takes it."""
+    """Arguments of Ray's job interface."""
 
     def format_lines(self) -> list[str]:
-        """What is sent, for a person: each file with size and SHA-256, and the request as JSON."""
-        listed = [
+        """List size and SHA-256 of all that is sent, then the request as JSON."""
+        lines = [
             f"{len(data):>9,}  {hashlib.sha256(data).hexdigest()}  {name}"
             for name, data in self.files.items()
         ]
-        whole = f"{len(self.archive):>9,}  {hashlib.sha256(self.archive).hexdigest()}  (the archive of these files)"
-        return [*listed, whole, json.dumps(self.body, indent=2)]
+        archive_hash = hashlib.sha256(self.archive).hexdigest()
+        lines.append(
+            f"{len(self.archive):>9,}  {archive_hash}  (the archive of these files)"
+        )
+        lines.append(json.dumps(self.body, indent=2))
+        return lines
 
 
 def build_job_request(
@@ -45,88 +54,97 @@ def build_job_request(
     job_id: str | None = None,
     must_resume: bool = False,
 ) -> JobRequest:
-    """The request that starts a run on a Ray cluster.
+    """Build the request that starts a run on a Ray cluster.
 
     Args:
         config: the run; its paths must mean the same on all nodes.
-        files: Python files, or folders of such, to send along, for a model, loss, optimizer or schedule of one's own.
-        job: the submission id; None: one that follows from the run.
-        must_resume: it is a mistake if there is no checkpoint.
+        files: Python files, or folders of them, to send along for the user's own model,
+            loss, optimizer or schedule.
+        job_id: Ray's submission id; None: derive it from the run.
+        must_resume: fail if there is no checkpoint.
 
     Raises:
-        UserError: a path is of this machine, a file is no Python file or not there, or it is too much.
+        UserError: a path is local to this machine, a file is missing or is not a Python
+            file, or the archive is larger than Ray accepts.
     """
     check_shared_paths(config)
-    sent = {
+
+    # Pack the files.
+    sent_files = {
         **_read_package_source(),
         **read_user_files(files),
         JOB_CONFIG_NAME: to_yaml(config).encode(),
     }
-    archive = _build_archive(sent)
+    archive = _build_archive(sent_files)
     if len(archive) > _MAX_ARCHIVE_BYTES:
         raise UserError(
-            f"the files to send are {len(archive):,} bytes, more than the {_MAX_ARCHIVE_BYTES:,} that Ray takes: "
-            "send code alone, and keep data in a bucket"
+            f"the files to send are {len(archive):,} bytes, more than the "
+            f"{_MAX_ARCHIVE_BYTES:,} that Ray takes: send only code, and keep data in "
+            "a bucket"
         )
-    # Ray names an archive by its SHA-1; as a name, not for safety.
-    package = (
-        f"gcs://_ray_pkg_{hashlib.sha1(archive, usedforsecurity=False).hexdigest()}.zip"
-    )
+
+    # Describe the job. Ray names an archive by its SHA-1: a name, not a safeguard.
+    archive_hash = hashlib.sha1(archive, usedforsecurity=False).hexdigest()
+    entrypoint = f"python -m distrain train {JOB_CONFIG_NAME} --address auto"
     body = {
-        "entrypoint": f"python -m distrain train {JOB_CONFIG_NAME} --address auto"
-        + " --resume" * must_resume,
+        "entrypoint": entrypoint + " --resume" * must_resume,
         "submission_id": job_id or derive_job_id(config),
         "runtime_env": {
-            "working_dir": package,
+            "working_dir": f"gcs://_ray_pkg_{archive_hash}.zip",
             "env_vars": build_job_env(config),
         },
         "metadata": build_job_metadata(config),
     }
-    return JobRequest(sent, archive, body)
+    return JobRequest(sent_files, archive, body)
 
 
 def derive_job_id(config: Config) -> str:
-    """The id of a run's job where none is given: the same run has the same."""
-    name = str(config.run).rstrip("/").rpartition("/")[2]
-    decides = hashlib.sha256(
-        json.dumps([config.run, get_result_fields(config)], sort_keys=True).encode()
-    ).hexdigest()
-    return f"{name}-{decides[:8]}"
+    """Derive a job id from the run: the same run always has the same id."""
+    run_name = str(config.run).rstrip("/").rpartition("/")[2]
+    # All that decides the result of the run; keys sorted, so that the order in which
+    # fields are declared does not matter.
+    identity = json.dumps([config.run, get_result_fields(config)], sort_keys=True)
+    return f"{run_name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
 
 def build_job_env(config: Config) -> dict[str, str]:
-    """The environment of a job."""
+    """Return the environment variables of a job."""
     return {
         "DISTRAIN_CONSOLE": "json",
         "DISTRAIN_VERSION": distrain.__version__,
         "PYTHONUNBUFFERED": "1",
-        # A job that is stopped saves first; Ray would kill it after 3 s.
+        # A stopped job saves a checkpoint first; by default Ray kills it after 3 s.
         "RAY_JOB_STOP_WAIT_TIME_S": str(round(config.checkpoint.patience) + 60),
     }
 
 
 def build_job_metadata(config: Config) -> dict[str, str]:
-    """What a job is found by."""
+    """Return the metadata that marks a job as distrain's and names its run."""
     return {"distrain": distrain.__version__, "run": str(config.run)}
 
 
 def check_shared_paths(config: Config) -> None:
-    """Raises UserError where data or the run directory are named by a path that other machines do not share."""
-    places = {
+    """Check that other machines can find the data and the run directory.
+
+    Raises:
+        UserError: one of them is a relative path.
+    """
+    paths = {
         "run": config.run,
         "data.train": config.data.train,
         "data.val": config.data.val,
     }
-    for key, place in places.items():
-        if place is not None and "://" not in place and not place.startswith("/"):
+    for key, path in paths.items():
+        if path is not None and "://" not in path and not path.startswith("/"):
             raise UserError(
-                f"{key} = {place} is a path in a folder of this machine: name a bucket's URL, or an absolute path "
-                "that all nodes of the cluster share"
+                f"{key} = {path} is a relative path, which means nothing on other "
+                "machines: use the URL of a bucket, or an absolute path that all nodes "
+                "of the cluster share"
             )
 
 
 def _read_package_source() -> dict[str, bytes]:
-    """distrain as it is installed here, so that the cluster runs the same version."""
+    """Read distrain as installed here, so that the cluster runs the same version."""
     root = Path(distrain.__file__).parent
     return {
         f"distrain/{path.relative_to(root).as_posix()}": path.read_bytes()
@@ -135,31 +153,32 @@ def _read_package_source() -> dict[str, bytes]:
 
 
 def read_user_files(paths: Sequence[Path]) -> dict[str, bytes]:
-    """Python files to send along, by the names they have there.
+    """Read Python files to send along, by the paths that they get in the job.
 
     Raises:
-        UserError: a file is no Python file, or not there.
+        UserError: a file is missing or is not a Python file.
     """
-    found = {}
+    contents = {}
     for path in paths:
-        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
         if path.suffix != ".py" and not path.is_dir():
             raise UserError(
-                f"{path} is no Python file: --with takes .py files, and folders of such"
+                f"{path} is not a Python file: --with takes .py files and folders of "
+                "them"
             )
+        # Of a folder only the Python files: secrets or data beside them stay here.
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
         for file in files:
             try:
-                found[file.relative_to(path.parent).as_posix()] = file.read_bytes()
+                contents[file.relative_to(path.parent).as_posix()] = file.read_bytes()
             except OSError as error:
                 raise UserError(f"cannot read {file}: {error.strerror}") from None
-    return found
+    return contents
 
 
 def _build_archive(files: dict[str, bytes]) -> bytes:
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
-            archive.writestr(
-                zipfile.ZipInfo(name, _ZIP_TIMESTAMP), data, zipfile.ZIP_DEFLATED
-            )
-    return target.getvalue()
+            entry = zipfile.ZipInfo(name, _ZIP_TIMESTAMP)
+            archive.writestr(entry, data, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()

@@ -1,7 +1,7 @@
-"""Runs on Kubernetes, as RayJobs of the KubeRay operator: a site's manifest with the run filled in, and its way there.
+"""Runs on Kubernetes, as RayJobs of the KubeRay operator: fill in and submit one.
 
-The manifest is the operator's, with image, secrets and kinds of nodes: cluster/kuberay/rayjob.yaml is one to start
-from.
+The manifest is the site's own, with its image, secrets and kinds of nodes;
+cluster/kuberay/rayjob.yaml is one to start from.
 """
 
 import json
@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +18,6 @@ import yaml
 
 from distrain.config import Config, to_yaml
 from distrain.errors import UserError
-from distrain.launch.allocation import (
-    count_workers_per_node,
-    describe_worker_request,
-    resolve_gpus_per_worker,
-)
 from distrain.launch.job_request import (
     JOB_CONFIG_NAME,
     build_job_env,
@@ -31,56 +26,43 @@ from distrain.launch.job_request import (
     derive_job_id,
     read_user_files,
 )
+from distrain.launch.rayjob_template import (
+    POD_CONFIG_DIR,
+    dump_yaml,
+    load_template,
+    mount_config_map,
+    scale_worker_groups,
+)
 
-# Where the run's files are in its pods.
-_POD_CONFIG_DIR = "/etc/distrain"
-# Of a ConfigMap; a RayJob's name leaves room for what the operator puts behind it.
-_MAX_CONFIG_MAP_BYTES, _MAX_NAME_LENGTH = 1 << 20, 47
+_MAX_CONFIG_MAP_BYTES = 1 << 20
+# For a RayJob's name: leaves space for the suffixes that the operator appends.
+_MAX_NAME_LENGTH = 47
 _RAYJOB_RESOURCE = "rayjobs.ray.io"
 _TERMINAL_STATUSES = ("Complete", "Failed", "ValidationFailed")
-# What kubectl says of a kind that the cluster does not know, of get and of create.
+# Errors of `kubectl get` and `kubectl create` for a kind that the cluster lacks.
 _NO_OPERATOR_ERRORS = ("doesn't have a resource type", "no matches for kind")
-# How kubectl says what went wrong, and what it logs for its authors before.
+# Lines of kubectl's standard error: what went wrong, and its debug log before that.
 _ERROR_LINE_PATTERN = re.compile(r"error:|Error from|Unable to connect|The ")
 _LOG_LINE_PATTERN = re.compile(r"[EWIF]\d{4} \d\d:")
 _LOOPBACK_ADDRESSES = ("127.0.0.1", "::1", "localhost")
 
 
 class JobManifests(NamedTuple):
-    """What is applied for a run."""
+    """Kubernetes manifests of a run."""
 
     ray_job: dict[str, Any]
-    """A RayJob."""
+    """The RayJob."""
     config_map: dict[str, Any]
-    """The ConfigMap with the config and Python files."""
+    """The ConfigMap with the config and the user's Python files."""
 
     @property
     def job_name(self) -> str:
-        """Of both."""
+        """Name of the RayJob and of the ConfigMap."""
         return str(self.ray_job["metadata"]["name"])
 
     def to_yaml(self) -> str:
-        """As YAML."""
-        return "---\n".join(map(_dump_yaml, self))
-
-
-def _dump_yaml(document: dict[str, Any]) -> str:
-    return yaml.dump(document, Dumper=_ManifestDumper, sort_keys=False)
-
-
-class _ManifestDumper(yaml.SafeDumper):
-    """Texts of several lines as such, and nothing by reference."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-_ManifestDumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
-    ),
-)
+        """Return both manifests as one YAML stream."""
+        return "---\n".join(map(dump_yaml, self))
 
 
 def build_manifests(
@@ -92,263 +74,193 @@ def build_manifests(
     namespace: str | None = None,
     must_resume: bool = False,
 ) -> JobManifests:
-    """A site's manifest with a run filled in.
+    """Fill a run into a site's manifest.
 
     Args:
         config: the run; its paths must mean the same in all pods.
         template: the site's file, with one RayJob.
-        files: Python files, or folders of such, for a model, loss, optimizer or schedule of one's own.
-        job: the RayJob's name; None: one that follows from the run.
-        namespace: where it belongs; None: where the template says.
-        must_resume: it is a mistake if there is no checkpoint.
+        files: Python files, or folders of them, for the user's own model, loss,
+            optimizer or schedule.
+        job_name: the RayJob's name; None: derive it from the run.
+        namespace: Kubernetes namespace; None: the template's.
+        must_resume: fail if there is no checkpoint.
 
     Raises:
-        UserError: the template is none, a path is of this machine, a name is none of Kubernetes', or it is too much.
+        UserError: the template is invalid, a path is local to this machine, the name is
+            not a valid RayJob name, or the files exceed the limit of a ConfigMap.
     """
     check_shared_paths(config)
     name = _validate_job_name(job_name or _to_kubernetes_name(derive_job_id(config)))
-    if (
-        config.metrics.address in _LOOPBACK_ADDRESSES
-    ):  # in a pod, that is a page for nobody
+    # Serve metrics on all interfaces: loopback is unreachable from outside the pod.
+    if config.metrics.address in _LOOPBACK_ADDRESSES:
         metrics = config.metrics.model_copy(update={"address": "0.0.0.0"})  # noqa: S104
         config = config.model_copy(update={"metrics": metrics})
-    found, labels = _load_template(template)
-    spec = found["spec"]
-    found["metadata"]["name"] = spec["jobId"] = name
-    if namespace is not None:
-        found["metadata"]["namespace"] = namespace
-    spec["entrypoint"] = (
-        f"python -m distrain train {_POD_CONFIG_DIR}/{JOB_CONFIG_NAME} --address auto"
-        + " --resume" * must_resume
-    )
-    environment = {**build_job_env(config), "PYTHONPATH": _POD_CONFIG_DIR}
-    spec["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": environment})
-    spec["metadata"] = build_job_metadata(config)
-    cluster = spec["rayClusterSpec"]
-    config = _scale_worker_groups(cluster, config, template)
-    sent = _read_config_map_files(config, files)
-    # A key of a ConfigMap has no slash.
-    keys = {path: path.replace("/", ".") for path in sent}
+
+    # Fill the run into the RayJob.
+    ray_job, labels = load_template(template)
+    _fill_in_job(ray_job, config, name, namespace, must_resume=must_resume)
+    cluster = ray_job["spec"]["rayClusterSpec"]
+    config = scale_worker_groups(cluster, config, template)
+
+    # Mount its files into every pod. A key of a ConfigMap must not have a slash.
+    texts = _read_config_map_files(config, files)
+    keys = {path: path.replace("/", ".") for path in texts}
     items = [{"key": key, "path": path} for path, key in keys.items()]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        _mount_config_map(
-            group["template"]["spec"], {"name": name, "items": items}, template
-        )
-    data = {keys[path]: text for path, text in sent.items()}
-    about = {"name": name, "labels": labels} | (
-        {"namespace": space} if (space := found["metadata"].get("namespace")) else {}
-    )
-    return JobManifests(
-        found,
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": data},
-    )
+        pod = group["template"]["spec"]
+        mount_config_map(pod, {"name": name, "items": items}, template)
+    data = {keys[path]: text for path, text in texts.items()}
+    return JobManifests(ray_job, _build_config_map(ray_job, labels, data))
 
 
 def _validate_job_name(name: str) -> str:
-    """Return the name of a RayJob. Raises UserError if Kubernetes would refuse it."""
+    """Return a RayJob's name. Raises UserError if Kubernetes would refuse it."""
     if not re.fullmatch(
         rf"[a-z]([-a-z0-9]{{0,{_MAX_NAME_LENGTH - 2}}}[a-z0-9])?", name
     ):
         raise UserError(
-            f"{name!r} is no name of a RayJob: at most {_MAX_NAME_LENGTH} small letters, digits and dashes, and a letter first"
+            f"{name!r} is not a valid RayJob name: use at most {_MAX_NAME_LENGTH} "
+            "lowercase letters, digits and dashes, starting with a letter and not "
+            "ending with a dash"
         )
     return name
 
 
-def _read_config_map_files(config: Config, files: Sequence[Path]) -> dict[str, str]:
-    """Text by path of all that pods need. Raises UserError if it is more than a ConfigMap takes."""
-    sent = {
-        JOB_CONFIG_NAME: to_yaml(config),
-        **{path: data.decode() for path, data in read_user_files(files).items()},
-    }
-    if (
-        size := sum(len(text.encode()) for text in sent.values())
-    ) > _MAX_CONFIG_MAP_BYTES:
-        raise UserError(
-            f"config and files are {size:,} bytes, more than the {_MAX_CONFIG_MAP_BYTES:,} of a ConfigMap: put them into the image"
-        )
-    return sent
-
-
-def _scale_worker_groups(
-    cluster: dict[str, Any], config: Config, template: Path
-) -> Config:
-    """Ask for as many pods as a run wants, where there is one kind of them; the config as it runs there."""
-    groups = cluster["workerGroupSpecs"]
-    if len(groups) == 1:
-        each, gpus = _count_workers_per_pod(config, groups[0], template)
-        least, most = _resolve_worker_range(
-            config, each * int(groups[0].get("maxReplicas", 1)) if gpus else 0
-        )
-        few, many = -(-least // each), -(-most // each)
-        groups[0].update(replicas=few, minReplicas=few, maxReplicas=many)
-        cluster["enableInTreeAutoscaling"] = least < most
-        # A cluster that has no GPU up yet must not look like one that has none.
-        cluster_config = config.cluster.model_copy(
-            update={"workers": (least, most), "gpus_per_worker": gpus}
-        )
-        return config.model_copy(update={"cluster": cluster_config})
-    if (workers := config.cluster.workers) != "auto":
-        cluster["enableInTreeAutoscaling"] = workers[0] < workers[1]
-    return config
-
-
 def _to_kubernetes_name(text: str) -> str:
-    """A text as a name of Kubernetes', the end of it kept: that is what tells runs apart."""
-    plain = re.sub(r"[^a-z0-9-]+", "-", text.lower())[-_MAX_NAME_LENGTH:].strip("-")
-    return plain if plain[:1].isalpha() else f"run-{plain}"[:_MAX_NAME_LENGTH]
+    """Turn a job id into a valid name. The hash at its end, which is unique, stays."""
+    name = re.sub(r"[^a-z0-9-]+", "-", text.lower())[-_MAX_NAME_LENGTH:].strip("-")
+    return name if name[:1].isalpha() else f"run-{name}"[:_MAX_NAME_LENGTH]
 
 
-def _load_template(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The RayJob of a site's file, and its labels."""
-    try:
-        documents = [
-            document
-            for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
-            if document
-        ]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read the template {path}: {getattr(error, 'strerror', error)}"
-        ) from None
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"the template {path} is no YAML: {' '.join(str(error).split())}"
-        ) from None
-    jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == "RayJob"]
-    if len(jobs) != 1:
-        raise UserError(
-            f"the template {path} must hold one RayJob, not {len(jobs)}: see cluster/kuberay/rayjob.yaml"
-        )
-    # YAML's references make one object of several places, which then could not be filled in apart.
-    found = yaml.safe_load(yaml.dump(jobs[0], Dumper=_ManifestDumper))
-    try:
-        cluster = found["spec"]["rayClusterSpec"]
-        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-            group["template"]["spec"]["containers"][0]["name"]
-        return found, dict(found["metadata"].get("labels") or {})
-    except (KeyError, IndexError, TypeError) as error:
-        raise UserError(
-            f"the RayJob of {path} lacks {error}: see cluster/kuberay/rayjob.yaml"
-        ) from None
-
-
-def _resolve_worker_range(config: Config, num_gpus: int) -> tuple[int, int]:
-    """Ranks at least and at most, where the pods have so many GPUs in all."""
-    workers = config.cluster.workers
-    return (
-        (1, max(1, min(config.virtual_workers, num_gpus)))
-        if workers == "auto"
-        else workers
-    )
-
-
-def _count_workers_per_pod(
-    config: Config, group: Mapping[str, Any], template: Path
-) -> tuple[int, int]:
-    """Return the number of ranks that fit into a pod of a group, and the GPUs of each rank."""
-    resources = group["template"]["spec"]["containers"][0].get("resources") or {}
-    has = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
-    cpu = str(has.get("cpu", "0"))
-    if not re.fullmatch(r"\d+(\.\d+)?|\d+m", cpu):
-        raise UserError(
-            f"cpu: {cpu} in {template} is no number of cores: write it like 16, 1.5 or 500m"
-        )
-    cores = float(cpu) if cpu[-1] != "m" else int(cpu[:-1]) / 1000
-    gpus = int(has.get("nvidia.com/gpu", 0))
-    room = count_workers_per_node(config, cores, gpus)
-    if room < 1:
-        raise UserError(
-            f"a worker asks for {describe_worker_request(config, gpus)}, and a pod of {group.get('groupName')} in {template} has {cpu} "
-            f"CPUs and {gpus} GPUs: lower cluster.cpus_per_worker, or give the pod more"
-        )
-    return room, resolve_gpus_per_worker(config, gpus)
-
-
-def _mount_config_map(
-    pod: dict[str, Any], config_map: dict[str, Any], template: Path
+def _fill_in_job(
+    ray_job: dict[str, Any],
+    config: Config,
+    name: str,
+    namespace: str | None,
+    *,
+    must_resume: bool,
 ) -> None:
-    """Let the volume named `run` of a pod be a ConfigMap."""
-    for volume in pod.get("volumes") or []:
-        if volume.get("name") == "run":
-            volume["configMap"] = config_map
-            return
-    raise UserError(
-        f"a pod in {template} has no volume named run, mounted at {_POD_CONFIG_DIR}: see cluster/kuberay/rayjob.yaml"
-    )
+    """Set name, command, environment and metadata of a RayJob in place."""
+    spec = ray_job["spec"]
+    ray_job["metadata"]["name"] = name
+    spec["jobId"] = name
+    if namespace is not None:
+        ray_job["metadata"]["namespace"] = namespace
+    config_path = f"{POD_CONFIG_DIR}/{JOB_CONFIG_NAME}"
+    entrypoint = f"python -m distrain train {config_path} --address auto"
+    spec["entrypoint"] = entrypoint + " --resume" * must_resume
+    environment = {**build_job_env(config), "PYTHONPATH": POD_CONFIG_DIR}
+    spec["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": environment})
+    spec["metadata"] = build_job_metadata(config)
+
+
+def _build_config_map(
+    ray_job: dict[str, Any], labels: dict[str, str], data: dict[str, str]
+) -> dict[str, Any]:
+    """Build a ConfigMap with the name and namespace of a RayJob."""
+    metadata: dict[str, Any] = {"name": ray_job["metadata"]["name"], "labels": labels}
+    if namespace := ray_job["metadata"].get("namespace"):
+        metadata["namespace"] = namespace
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata,
+        "data": data,
+    }
+
+
+def _read_config_map_files(config: Config, files: Sequence[Path]) -> dict[str, str]:
+    """Return the text of all files that the pods need, by path.
+
+    Raises:
+        UserError: they are larger than a ConfigMap may be.
+    """
+    texts = {JOB_CONFIG_NAME: to_yaml(config)}
+    for path, data in read_user_files(files).items():
+        texts[path] = data.decode()
+    num_bytes = sum(len(text.encode()) for text in texts.values())
+    if num_bytes > _MAX_CONFIG_MAP_BYTES:
+        raise UserError(
+            f"the config and the Python files are {num_bytes:,} bytes, more than the "
+            f"{_MAX_CONFIG_MAP_BYTES:,} of a ConfigMap: put the Python files into the "
+            "image"
+        )
+    return texts
 
 
 class Kubectl:
-    """A Kubernetes cluster with the KubeRay operator, by kubectl: it knows where the cluster is and who we are."""
+    """A Kubernetes cluster with the KubeRay operator, reached through kubectl.
+
+    Address, credentials and default namespace are those of kubectl's kubeconfig.
+    """
 
     def choose_job_name(self, manifests: JobManifests) -> str:
-        """The name of a run's RayJob: with a number behind it where one of that name has ended.
+        """Return the name for a run's RayJob: a number is appended to one that ended.
 
         Raises:
             UserError: the cluster cannot be reached, or refuses.
         """
-        first = manifests.job_name
         jobs = self._run_kubectl(manifests, "get", _RAYJOB_RESOURCE)["items"]
-        ended = {
-            job["metadata"]["name"]
-            for job in jobs
-            if (job.get("status") or {}).get("jobDeploymentStatus")
-            in _TERMINAL_STATUSES
-        }
-        names = (
-            first,
-            *(f"{first[: _MAX_NAME_LENGTH - 4]}-{number}" for number in range(2, 1000)),
-        )
-        return next(name for name in names if name not in ended)
+        ended_names = set()
+        for job in jobs:
+            status = (job.get("status") or {}).get("jobDeploymentStatus")
+            if status in _TERMINAL_STATUSES:
+                ended_names.add(job["metadata"]["name"])
+        # Four characters are left for the dash and the number.
+        stem = manifests.job_name[: _MAX_NAME_LENGTH - 4]
+        numbered_names = (f"{stem}-{number}" for number in range(2, 1000))
+        candidates = (manifests.job_name, *numbered_names)
+        return next(name for name in candidates if name not in ended_names)
 
     def submit_job(self, manifests: JobManifests) -> tuple[str, bool]:
-        """Start a run, or find it if it is at work: its namespace, and whether it was started now.
+        """Start a run's RayJob, unless one of its name exists.
+
+        Returns:
+            Its namespace, and True if it was started now.
 
         Raises:
-            UserError: the cluster cannot be reached, or refuses.
+            UserError: the cluster cannot be reached, or refuses; or the existing RayJob
+                is being deleted.
         """
         try:
-            there, started = (
-                self._run_kubectl(manifests, "create", document=manifests.ray_job),
-                True,
-            )
+            ray_job = self._run_kubectl(manifests, "create", document=manifests.ray_job)
+            is_new = True
         except FileExistsError:
-            there, started = (
-                self._run_kubectl(
-                    manifests, "get", _RAYJOB_RESOURCE, manifests.job_name
-                ),
-                False,
+            ray_job = self._run_kubectl(
+                manifests, "get", _RAYJOB_RESOURCE, manifests.job_name
             )
-        about = there["metadata"]
-        if about.get("deletionTimestamp"):
+            is_new = False
+        metadata = ray_job["metadata"]
+        if metadata.get("deletionTimestamp"):
             raise UserError(
-                f"RayJob {manifests.job_name} is being deleted: submit again when it is gone, or with another --id"
+                f"RayJob {manifests.job_name} is being deleted: submit again when it "
+                "is gone, or with another --id"
             )
-        # Owned by the RayJob, the ConfigMap goes with it. Until it is there, pods wait for it.
+        # Second, since it needs the RayJob's uid. Pods wait until the ConfigMap exists.
+        self._create_config_map(manifests, owner_uid=metadata["uid"])
+        return str(metadata["namespace"]), is_new
+
+    def _create_config_map(self, manifests: JobManifests, owner_uid: str) -> None:
+        """Create the ConfigMap, owned by the RayJob: it is deleted together with it."""
         owner = {
             "apiVersion": "ray.io/v1",
             "kind": "RayJob",
             "name": manifests.job_name,
-            "uid": about["uid"],
+            "uid": owner_uid,
         }
-        files = {
-            **manifests.config_map,
-            "metadata": {
-                **manifests.config_map["metadata"],
-                "ownerReferences": [owner],
-            },
-        }
+        metadata = {**manifests.config_map["metadata"], "ownerReferences": [owner]}
+        config_map = {**manifests.config_map, "metadata": metadata}
         try:
-            self._run_kubectl(manifests, "create", document=files)
-        except FileExistsError:  # ours, or one of a RayJob of that name that was deleted, which would go soon
-            known = self._run_kubectl(
+            self._run_kubectl(manifests, "create", document=config_map)
+        except FileExistsError:
+            # It is this RayJob's, or that of a deleted RayJob of the same name, which
+            # Kubernetes has not removed yet.
+            existing = self._run_kubectl(
                 manifests, "get", "configmaps", manifests.job_name
             )
-            if owner["uid"] not in {
-                ref["uid"] for ref in known["metadata"].get("ownerReferences") or ()
-            }:
-                self._run_kubectl(manifests, "replace", document=files)
-        return str(about["namespace"]), started
+            references = existing["metadata"].get("ownerReferences") or ()
+            if owner_uid not in {reference["uid"] for reference in references}:
+                self._run_kubectl(manifests, "replace", document=config_map)
 
     def _run_kubectl(
         self,
@@ -356,54 +268,62 @@ class Kubectl:
         *arguments: str,
         document: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Run kubectl where a run belongs; return what it says of the document, or of what the words name.
+        """Run kubectl in the run's namespace; return the object that it prints.
+
+        Args:
+            manifests: of the run.
+            arguments: a verb, and the objects if no document names them.
+            document: the manifest to create or replace.
 
         Raises:
-            FileExistsError: something of that name is there already.
-            UserError: there is no kubectl here, or it failed.
+            FileExistsError: an object of that name exists.
+            UserError: kubectl is missing, or it failed.
         """
         if shutil.which("kubectl") is None:
             raise UserError(
-                "there is no kubectl here: install it, or submit from where it is (--dry-run needs none)"
+                "kubectl is not in PATH: install it, or submit from a machine that has "
+                "it (--dry-run does not need it)"
             )
-        where = (
-            [f"--namespace={space}"]
-            if (space := manifests.ray_job["metadata"].get("namespace"))
-            else []
-        )
-        command = [
-            "kubectl",
-            *arguments,
-            *where,
-            "--output=json",
-            "--request-timeout=60s",
-        ]
+        command = ["kubectl", *arguments]
+        if namespace := manifests.ray_job["metadata"].get("namespace"):
+            command.append(f"--namespace={namespace}")
+        command += ["--output=json", "--request-timeout=60s"]
         with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
             if document is not None:
                 manifest = Path(folder) / "manifest.yaml"
-                manifest.write_text(_dump_yaml(document))
+                manifest.write_text(dump_yaml(document))
                 command.append(f"--filename={manifest}")
-            code, output, why = _run_command(command, Path(folder) / "output.json")
-        if not code:
+            exit_code, output, error = _run_command(
+                command, Path(folder) / "output.json"
+            )
+        if exit_code == 0:
             answer: dict[str, Any] = json.loads(output)
             return answer
-        if "(AlreadyExists)" in why:
-            raise FileExistsError(why)
-        if any(sign in why for sign in _NO_OPERATOR_ERRORS):
+
+        # kubectl has one exit code for all failures: its message tells them apart.
+        if "(AlreadyExists)" in error:
+            raise FileExistsError(error)
+        if any(text in error for text in _NO_OPERATOR_ERRORS):
             raise UserError(
-                "the Kubernetes cluster knows no RayJobs: install the KubeRay operator, 1.5.1 or newer"
+                "the Kubernetes cluster does not know RayJobs: install the KubeRay "
+                "operator, 1.5.1 or newer"
             )
         raise UserError(
-            f"kubectl failed: {why[:500]}: check its context (kubectl config current-context) and your rights there"
+            f"kubectl failed: {error[:500]}: check its context (kubectl config "
+            "current-context) and your permissions there"
         )
 
 
 def _run_command(command: Sequence[str], output_path: Path) -> tuple[int, str, str]:
-    """Run kubectl; return its exit code, what it printed into a file, and what it says went wrong.
+    """Run kubectl; return its exit code, its output, and its error message.
 
-    Other lines on its standard error are shown at once: a plugin of the kubeconfig's may ask a person to log in.
+    Other lines on its standard error are shown at once: a plugin of the kubeconfig may
+    ask the user to log in.
     """
-    errors, others = list[str](), list[str]()
+    error_lines = []
+    other_lines = []
+    # Standard output goes to a file: read from a second pipe, it could fill up while
+    # this process waits for the first.
     with output_path.open("w") as file:
         process = subprocess.Popen(  # noqa: S603
             command, stdout=file, stderr=subprocess.PIPE, text=True
@@ -412,9 +332,9 @@ def _run_command(command: Sequence[str], output_path: Path) -> tuple[int, str, s
         with process.stderr:
             for line in process.stderr:
                 if _ERROR_LINE_PATTERN.match(line):
-                    errors.append(line.strip())
+                    error_lines.append(line.strip())
                 elif not _LOG_LINE_PATTERN.match(line):
-                    others.append(line.strip())
+                    other_lines.append(line.strip())
                     sys.stderr.write(line)
-        code = process.wait()
-    return code, output_path.read_text(), " ".join(errors or others)
+        exit_code = process.wait()
+    return exit_code, output_path.read_text(), " ".join(error_lines or other_lines)

@@ -1,4 +1,4 @@
-"""Local mode: one process, a GPU where there is one, no Ray."""
+"""Local mode: train in one process, on a GPU if there is one, without Ray."""
 
 from dataclasses import replace
 
@@ -21,34 +21,45 @@ from distrain.train import Summary, train
 
 
 def get_local_node() -> ClusterNode:
-    """The cores and GPUs that this process may use, as one node; CUDA_VISIBLE_DEVICES counts."""
-    has = {
+    """Return the cores and GPUs that this process may use, as one node.
+
+    CUDA_VISIBLE_DEVICES and the CPU affinity of the process count.
+    """
+    resources = {
         "CPU": float(count_available_cores()),
         "GPU": float(torch.cuda.device_count()),
     }
-    return ClusterNode("this machine", "127.0.0.1", has, has, draining=False)
+    return ClusterNode(
+        id="this machine",
+        address="127.0.0.1",
+        total_resources=resources,
+        available_resources=resources,
+        draining=False,
+    )
 
 
 def compute_local_allocation(config: Config) -> tuple[Allocation, list[ClusterNode]]:
-    """Count the workers that a run may have on this machine, and return the machine as the only node.
+    """Compute a run's allocation on this machine; return it and the only node.
 
     Raises:
-        UserError: there are fewer GPUs than workers, and none will come.
+        UserError: there are fewer GPUs than workers: a machine gets no more of them.
     """
-    machine = get_local_node()
-    share = compute_allocation(config, [machine])
-    gpus = int(machine.total_resources["GPU"])
-    if share.gpus_per_worker and share.min_workers > max(1, gpus):
+    node = get_local_node()
+    allocation = compute_allocation(config, [node])
+    num_gpus = int(node.total_resources["GPU"])
+    # One worker without a GPU passes: `make_local_world` has a better error for it.
+    if allocation.gpus_per_worker and allocation.min_workers > max(1, num_gpus):
         raise UserError(
-            f"{share.min_workers} workers ask for a GPU each, and this machine shows {gpus}: use --workers auto, or train on "
-            "CPUs with device=cpu"
+            f"{allocation.min_workers} workers need a GPU each, but this machine shows "
+            f"{num_gpus}: use --workers auto, or train on CPUs with device=cpu"
         )
-    return share, [machine]
+    return allocation, [node]
 
 
 def count_local_ranks(config: Config) -> int:
     """Return the number of ranks of a run on this machine."""
-    return choose_num_workers(*compute_local_allocation(config))
+    allocation, nodes = compute_local_allocation(config)
+    return choose_num_workers(allocation, nodes)
 
 
 def train_locally(
@@ -58,14 +69,29 @@ def train_locally(
     must_resume: bool = False,
     accept_other_hardware: bool = False,
 ) -> tuple[Summary, int | None]:
-    """Train in this process; the summary, and the signal that stopped it early if one did."""
-    share, nodes = compute_local_allocation(config)
-    world = make_local_world(config.device if share.gpus_per_worker else "cpu")
-    world = replace(world, num_cores=share.cpus_per_worker)
+    """Train in this process.
+
+    Args:
+        config: the run.
+        console: where progress is printed.
+        must_resume: fail if there is no checkpoint.
+        accept_other_hardware: resume even if this hardware does not reproduce the
+            checkpoint's bits.
+
+    Returns:
+        The summary, and the number of the signal that stopped the run early, or None.
+    """
+    # Build a world of one rank.
+    allocation, nodes = compute_local_allocation(config)
+    world = make_local_world(config.device if allocation.gpus_per_worker else "cpu")
+    world = replace(world, num_cores=allocation.cpus_per_worker)
     if world.device.type == "cuda":
         console.log(f"training on one GPU, {torch.cuda.get_device_name(world.device)}")
-    if sentence := describe_idle_gpus(config, share, 1, nodes):
-        console.log(sentence)
+    idle = describe_idle_gpus(config, allocation, num_workers=1, nodes=nodes)
+    if idle is not None:
+        console.log(idle)
+
+    # Train until the end, or until a signal asks to stop.
     with stop_on_signals(world.stop_requested.set) as received:
         summary = train(
             config,
@@ -74,4 +100,6 @@ def train_locally(
             must_resume=must_resume,
             accept_other_hardware=accept_other_hardware,
         )
-    return summary, received[0] if received and summary.status == "stopped" else None
+    # A signal during the last step did not stop anything.
+    was_stopped = bool(received) and summary.status == "stopped"
+    return summary, received[0] if was_stopped else None

@@ -1,4 +1,4 @@
-"""A connection to a Ray cluster, or a Ray of our own on this machine; its nodes, and its autoscaler."""
+"""Connection to a Ray cluster, or to a Ray on this machine; nodes and autoscaler."""
 
 import os
 import shutil
@@ -14,15 +14,21 @@ from distrain.errors import RunError, UserError
 from distrain.launch.allocation import Allocation, ClusterNode, to_ray_resources
 from distrain.monitor.sinks import Console
 
-# What the head answers when its server for a client did not start.
+HEAD_NODE_RESOURCE = "node:__internal_head__"
+"""Ray's resource of the head: a task or actor that needs a little of it runs there."""
+
+# Answers of a head that failed to start its server for a new client.
 _CLIENT_SERVER_ERRORS = (
     "Ray client server failed",
     "Initialization failure from server",
 )
 _MAX_CONNECT_TRIES = 4
+# Raised when a private function of Ray's is gone or has changed.
 _PRIVATE_API_ERRORS = (AttributeError, ImportError, RuntimeError, RaySystemError)
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 
-# Ray's defaults are a poll every 2 s, 60 s for workers that cannot be placed, every print twice and a chdir.
+# Ray's defaults: a poll every 2 s, 60 s until workers that cannot be placed are given
+# up, every print twice, and a chdir.
 _RAY_TRAIN_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "6",
@@ -31,45 +37,52 @@ _RAY_TRAIN_ENV = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
-# Read by the head: a node that vanishes is noticed after about 8 s, not after 65.
 RAY_HEAD_ENV = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_health_check_initial_delay_ms": "2000",
 }
+"""Environment of the head with which a lost node is noticed after 8 s instead of 65."""
 
 
-def _connect_with_retries(
-    address: str, console: Console, options: Mapping[str, Any]
-) -> None:
-    """Connect to a cluster; ask again where its head failed to start a server for this client.
+@contextmanager
+def connect_to_ray(
+    address: str | None, console: Console, *, cpus: int = 0, gpus: int = 0
+) -> Iterator[None]:
+    """Connect to a cluster, or start a Ray on this machine, for the block.
 
-    Some starts fail where gRPC's fork handlers run in the head: it forks while other threads of it use gRPC.
+    A Ray that was started here is removed afterwards with all that it wrote.
+
+    Args:
+        address: of the cluster (auto, host:port, ray://host:port); None: start one.
+        console: where progress is printed.
+        cpus: cores that a Ray started here gives to workers.
+        gpus: GPUs that a Ray started here gives to workers.
+
+    Raises:
+        UserError: no cluster answers at the address.
     """
-    for tries_left in reversed(range(_MAX_CONNECT_TRIES)):
-        try:
-            ray.init(address=address, **options)
-            return
-        except (
-            RuntimeError,
-            ConnectionError,
-        ) as error:  # the head's own error, or what the client makes of it
-            if not tries_left or not any(
-                text in str(error) for text in _CLIENT_SERVER_ERRORS
-            ):
-                raise
-            console.log(
-                "the head failed to start a server for this client: asking again (start Ray on the head with "
-                "GRPC_ENABLE_FORK_SUPPORT=0 to avoid this)"
-            )
+    _set_default_env(_RAY_TRAIN_ENV)
+    with _silence_worker_prints():
+        if address is None:
+            yield from _run_local_ray(cpus, gpus)
+        else:
+            yield from _run_client(address, console)
+
+
+def _set_default_env(variables: Mapping[str, str]) -> None:
+    """Set environment variables that the user has not set."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
 
 
 @contextmanager
 def _silence_worker_prints() -> Iterator[None]:
-    """Suppress what Ray prints for each worker that dies, which log_to_driver does not stop.
+    """Suppress what Ray prints for each worker that dies; log_to_driver does not.
 
-    A function of Ray's is replaced for the while. Where it is called otherwise one day, the text shows again.
+    A private function of Ray's is replaced for the block. If a later Ray calls another
+    one, its text is visible again: nothing else depends on this.
     """
     module = ray._private.worker
     original = module.__dict__.get("print_to_stdstream")
@@ -83,41 +96,50 @@ def _silence_worker_prints() -> Iterator[None]:
         module.print_to_stdstream = original
 
 
-@contextmanager
-def connect_to_ray(
-    address: str | None, console: Console, *, cpus: int = 0, gpus: int = 0
-) -> Iterator[None]:
-    """A connection to a cluster, or a Ray of our own, which is gone afterwards with all that it wrote.
+def _run_client(address: str, console: Console) -> Iterator[None]:
+    try:
+        _connect_with_retries(address, console, _QUIET)
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"no Ray cluster answers at {address} ({summarize_error(error)}): "
+            "check the address"
+        ) from None
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    console.log(
+        f"connected to Ray at {address}: {num_nodes} node{'s' * (num_nodes > 1)}"
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
-    `cpus` and `gpus`: what a Ray of our own has to give to workers.
+
+def _connect_with_retries(
+    address: str, console: Console, options: Mapping[str, Any]
+) -> None:
+    """Connect to a cluster; retry if its head fails to start a server for this client.
+
+    Such a start may fail if gRPC's fork handlers run in the head: it forks while other
+    threads of it use gRPC.
     """
-    os.environ.update({k: v for k, v in _RAY_TRAIN_ENV.items() if k not in os.environ})
-    with _silence_worker_prints():
-        yield from _open_session(address, console, cpus, gpus)
+    for tries_left in reversed(range(_MAX_CONNECT_TRIES)):
+        try:
+            ray.init(address=address, **options)
+            return
+        except (RuntimeError, ConnectionError) as error:
+            # The head's error arrives as it is, or as the client's ConnectionError.
+            is_known = any(text in str(error) for text in _CLIENT_SERVER_ERRORS)
+            if not is_known or not tries_left:
+                raise
+            console.log(
+                "the head failed to start a server for this client: retrying (start "
+                "Ray on the head with GRPC_ENABLE_FORK_SUPPORT=0 to avoid this)"
+            )
 
 
-def _open_session(
-    address: str | None, console: Console, cpus: int, gpus: int
-) -> Iterator[None]:
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is not None:
-        try:
-            _connect_with_retries(address, console, quiet)
-        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"no Ray cluster answers at {address} ({summarize_error(error)}): check the address"
-            ) from None
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        console.log(
-            f"connected to Ray at {address}: {len(nodes)} node{'s' * (len(nodes) > 1)}"
-        )
-        try:
-            yield
-        finally:
-            ray.shutdown()
-        return
-    os.environ.update({k: v for k, v in RAY_HEAD_ENV.items() if k not in os.environ})
-    # Set, it makes every process of Ray's compile torch again: 50 s instead of 15.
+def _run_local_ray(cpus: int, gpus: int) -> Iterator[None]:
+    _set_default_env(RAY_HEAD_ENV)
+    # With this variable every process of Ray's compiles torch again: 50 s, not 15 s.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     folder = tempfile.mkdtemp(prefix="distrain-ray-")
     try:
@@ -126,7 +148,7 @@ def _open_session(
             num_gpus=gpus,
             include_dashboard=False,
             _temp_dir=folder,
-            **quiet,
+            **_QUIET,
         )
         yield
     finally:
@@ -135,47 +157,51 @@ def _open_session(
 
 
 def list_nodes() -> list[ClusterNode]:
-    """The cluster's nodes. Two private calls of Ray's make the view sharper; without them it is coarser, not wrong."""
-    alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
+    """List the cluster's nodes.
+
+    Two private functions of Ray's give details; without them the list is coarser, not
+    wrong.
+    """
+    alive_nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     try:
-        draining = set(ray._private.state.state.get_draining_nodes())
-    except _PRIVATE_API_ERRORS:  # a drained node is then noticed when it is gone
-        draining = set()
+        draining_ids = set(ray._private.state.state.get_draining_nodes())
+    except _PRIVATE_API_ERRORS:
+        # A drained node is then noticed only when it is gone.
+        draining_ids = set()
     try:
-        free = ray._private.state.available_resources_per_node()
-    except (
-        _PRIVATE_API_ERRORS
-    ):  # all of the cluster's together: what is too much is found out by trying
-        first = next(iter(alive))
-        free = {first: ray.available_resources()}
+        available = ray._private.state.available_resources_per_node()
+    except _PRIVATE_API_ERRORS:
+        # Count all that is free in the cluster as the first node's. Workers that do not
+        # fit on their nodes are then found out by the attempt to place them.
+        first_id = next(iter(alive_nodes))
+        available = {first_id: ray.available_resources()}
     return [
         ClusterNode(
-            node,
-            n["NodeManagerAddress"],
-            n["Resources"],
-            free.get(node, {}),
-            node in draining,
+            id=node_id,
+            address=node["NodeManagerAddress"],
+            total_resources=node["Resources"],
+            available_resources=available.get(node_id, {}),
+            draining=node_id in draining_ids,
         )
-        for node, n in alive.items()
+        for node_id, node in alive_nodes.items()
     ]
 
 
 def fetch_cluster_nodes(address: str, console: Console) -> list[ClusterNode]:
-    """The nodes of a cluster, as they are seen from its head.
+    """Connect to a cluster for a moment, and list its nodes as its head sees them.
 
     Raises:
-        UserError: no cluster answers there.
-        RunError: it went away meanwhile.
+        UserError: no cluster answers at the address.
+        RunError: the cluster went away meanwhile.
     """
-    where = {"node:__internal_head__": 0.001}
     with connect_to_ray(address, console):
+        run_on_head = ray.remote(num_cpus=0, resources={HEAD_NODE_RESOURCE: 0.001})
         try:
-            nodes: list[ClusterNode] = ray.get(
-                ray.remote(num_cpus=0, resources=where)(list_nodes).remote()
-            )
+            nodes: list[ClusterNode] = ray.get(run_on_head(list_nodes).remote())
         except RayError as error:
             raise RunError(
-                f"the Ray cluster at {address} does not say what it has: {summarize_error(error)}"
+                f"the Ray cluster at {address} does not list its nodes: "
+                f"{summarize_error(error)}"
             ) from error
     return nodes
 
@@ -186,38 +212,45 @@ def request_workers(
     nodes: Sequence[ClusterNode],
     worker_node_ids: Sequence[str],
 ) -> None:
-    """Tell the cluster's autoscaler, where there is one, how many workers are wanted; 0: none any more.
-
-    It takes this for the size of the whole cluster, so that what others hold is asked for too.
+    """Ask the cluster's autoscaler, if it has one, for so many workers.
 
     Args:
-        share: what a worker needs.
-        workers: how many.
+        allocation: the resources of a worker.
+        num_workers: workers in all, those that already run included; 0: withdraw the
+            last request.
         nodes: the cluster.
-        held: nodes of our own workers, by id.
+        worker_node_ids: the node of each worker that this run already has.
     """
     from ray.autoscaler.sdk import request_resources
 
-    bundles = [to_ray_resources(allocation)] * num_workers
-    for node in nodes if num_workers else ():
-        ours = {
-            kind: each * worker_node_ids.count(node.id)
-            for kind, each in to_ray_resources(allocation).items()
-        }
-        others = {
-            kind: node.total_resources.get(kind, 0.0)
-            - node.available_resources.get(kind, 0.0)
-            - own
-            for kind, own in ours.items()
-        }
-        if any(amount > 0 for amount in others.values()):
-            bundles.append({kind: max(0.0, amount) for kind, amount in others.items()})
+    worker_resources = to_ray_resources(allocation)
+    bundles = [worker_resources] * num_workers
+    if not num_workers:
+        request_resources(bundles=bundles)
+        return
+
+    # The autoscaler takes a request for the size of the whole cluster: what other jobs
+    # hold must be asked for too, or it would take their nodes away.
+    for node in nodes:
+        held_by_others = {}
+        for kind, amount in worker_resources.items():
+            total = node.total_resources.get(kind, 0.0)
+            available = node.available_resources.get(kind, 0.0)
+            held_by_us = amount * worker_node_ids.count(node.id)
+            held_by_others[kind] = max(0.0, total - available - held_by_us)
+        if any(held_by_others.values()):
+            bundles.append(held_by_others)
     request_resources(bundles=bundles)
 
 
 def summarize_error(error: BaseException | None) -> str:
-    """What a person needs to know of an error: ours are sentences, Ray's are tracebacks and walls of advice."""
-    cause = getattr(error, "_base_exc", error)  # Ray wraps what a rank raised
+    """Return one sentence on an error.
+
+    distrain's own errors are sentences; Ray's are tracebacks with long advice, of which
+    the first sentence of the last line is kept.
+    """
+    # Ray wraps what a rank raised.
+    cause = getattr(error, "_base_exc", error)
     if isinstance(cause, RunError):
         return str(cause)
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]

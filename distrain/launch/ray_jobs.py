@@ -1,6 +1,7 @@
-"""Jobs on a Ray cluster, by Ray's job interface (HTTP, the dashboard's port): submit, follow, list, stop.
+"""Jobs on a Ray cluster through Ray's job interface: submit, follow, list, stop.
 
-The job is `distrain train` on the cluster's head; it lives on when whoever submitted it goes.
+The interface is HTTP on the port of the head's dashboard. A job is `distrain train` on
+the head; it keeps running when the user who submitted it disconnects.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +24,14 @@ from distrain.monitor.sinks import Console
 
 _MIN_RAY_VERSION = (2, 60)
 _TERMINAL_STATUSES = ("SUCCEEDED", "FAILED", "STOPPED")
-# Seconds without a line after which the connection that brings them is made anew.
+# Seconds without a line after which the connection for the log is opened anew.
 _LOG_TIMEOUT_SECONDS = 60.0
+_POLL_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
+# Refusals in a row after which one counts as final.
 _MAX_REFUSALS = 15
+# Seconds to connect to the head, and to wait for its answer.
+_HTTP_TIMEOUTS = (5, 60)
 
 
 class JobInfo(NamedTuple):
@@ -36,13 +41,13 @@ class JobInfo(NamedTuple):
     status: str
     run: str
     start_time: float
-    """Unix time."""
+    """Unix time in seconds."""
     message: str
     exit_code: int | None
 
 
 class RayJobClient:
-    """The jobs of a cluster."""
+    """Client for the jobs of a cluster."""
 
     def __init__(
         self,
@@ -51,12 +56,18 @@ class RayJobClient:
         patience: float = 30.0,
         log: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Connect. A head that does not answer yet is asked again for `patience` seconds; `tell` is told of that.
+        """Connect to the head of a cluster.
+
+        Args:
+            address: of the head's dashboard, as host:port or URL.
+            patience: seconds for which a head that does not answer yet is retried.
+            log: gets a line when the first try has failed.
 
         Raises:
-            UserError: nobody answers there, the token is wrong, or its Ray is too old.
+            UserError: no cluster answers there, the token is wrong, or its Ray is too
+                old.
         """
-        # Explicitly: unset, parts of Ray follow the token file and others do not.
+        # Explicitly: if it is unset, parts of Ray use the token file and others do not.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         self._address = address if "://" in address else f"http://{address}"
 
@@ -66,139 +77,144 @@ class RayJobClient:
 
         def log_first_failure(_: OSError, failures: int) -> None:
             if failures == 1:
-                log(f"{self._address} does not answer yet: asking for {patience:.0f} s")
+                seconds = f"{patience:.0f} s"
+                log(f"{self._address} does not answer yet: retrying for {seconds}")
 
         try:
             self._client = call_with_retries(
                 try_connect,
                 patience,
-                should_retry=lambda e: isinstance(e, ConnectionError),
+                should_retry=lambda error: isinstance(error, ConnectionError),
                 on_retry=log_first_failure,
             )
         except ConnectionError:
             raise UserError(
-                f"no Ray cluster answers at {self._address}: check the address; it is that of the head's dashboard, "
-                "port 8265 as a rule, and the head needs ray[default]"
+                f"no Ray cluster answers at {self._address}: check the address, which "
+                "is that of the head's dashboard (usually port 8265; the head needs "
+                "ray[default])"
             ) from None
 
     def submit_job(self, request: JobRequest) -> tuple[str, bool]:
-        """Start a job, or find it if it is there already; its id, and whether it was started now.
+        """Start a job, unless the same request is pending or running.
 
-        The same request whose job has ended before gets a new number behind its id.
+        If a job of that id has ended, a number is appended to the id.
+
+        Returns:
+            The job's id, and True if it was started now.
 
         Raises:
             UserError: the cluster refuses it.
         """
         with self._translate_errors():
-            known = {job.id: job for job in self.list_jobs()}
-            wanted = name = request.body["submission_id"]
+            # Find an id that is free or that of a job that has not ended.
+            jobs = {job.id: job for job in self.list_jobs()}
+            requested_id = request.body["submission_id"]
+            job_id = requested_id
             number = 1
-            while name in known and known[name].status in _TERMINAL_STATUSES:
+            while job_id in jobs and jobs[job_id].status in _TERMINAL_STATUSES:
                 number += 1
-                name = f"{wanted}-{number}"
-            if name in known:
-                return name, False
+                job_id = f"{requested_id}-{number}"
+            if job_id in jobs:
+                return job_id, False
+
+            # Ray's client uploads the archive from a file.
             with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
                 archive = Path(folder) / "job.zip"
                 archive.write_bytes(request.archive)
-                environment = {
+                runtime_env = {
                     **request.body["runtime_env"],
                     "working_dir": str(archive),
                 }
-                self._client.submit_job(
-                    **{
-                        **request.body,
-                        "submission_id": name,
-                        "runtime_env": environment,
-                    }
-                )
-        return name, True
+                body = {
+                    **request.body,
+                    "submission_id": job_id,
+                    "runtime_env": runtime_env,
+                }
+                self._client.submit_job(**body)
+        return job_id, True
 
     def list_jobs(self) -> list[JobInfo]:
-        """The jobs that distrain submitted, oldest first."""
+        """List the jobs that distrain submitted, oldest first."""
         with self._translate_errors():
-            found = [
-                info
-                for info in self._client.list_jobs()
-                if (info.metadata or {}).get("distrain")
+            jobs = [
+                _to_job_info(details)
+                for details in self._client.list_jobs()
+                if (details.metadata or {}).get("distrain")
             ]
-        return sorted(
-            (_to_job_info(info) for info in found), key=lambda job: job.start_time
-        )
+        return sorted(jobs, key=lambda job: job.start_time)
 
     def get_job_info(self, job_id: str) -> JobInfo:
-        """A job. Raises UserError if there is none of that id."""
+        """Return a job. Raises UserError if no job has that id."""
         with self._translate_errors():
             return _to_job_info(self._client.get_job_info(job_id))
 
     def stop_job(self, job_id: str, console: Console) -> JobInfo:
-        """Have a job save and end, and wait for that."""
+        """Ask a job to save and stop, and wait until it has ended."""
         job = self.get_job_info(job_id)
         if job.status not in _TERMINAL_STATUSES:
             with self._translate_errors():
                 self._client.stop_job(job_id)
             console.log(f"{job_id}: asked to save and stop")
         while (job := self.get_job_info(job_id)).status not in _TERMINAL_STATUSES:
-            time.sleep(0.5)
+            time.sleep(_POLL_SECONDS)
         return job
 
     def read_log_lines(self, job_id: str) -> Iterator[str]:
-        """What a job has written so far."""
+        """Yield the lines that a job has written so far."""
+        # Raises if no job has that id.
         self.get_job_info(job_id)
         with self._translate_errors():
             yield from str(self._client.get_job_logs(job_id)).splitlines()
 
     def follow_job(self, job_id: str, console: Console) -> JobInfo:
-        """Show what a job writes until it has ended; a connection that breaks is made anew.
+        """Show what a job writes until it has ended; reconnect if needed.
 
         Raises:
-            UserError: there is no such job, or not any more.
+            UserError: no job has that id, now or after the cluster has restarted.
         """
-        seen, rest, lost, refused = 0, "", False, 0
+        log_replayer = _LogReplayer(console)
+        is_disconnected = False
+        num_refusals = 0
+        # Outside of the loop: an id that does not exist from the start is final.
         self.get_job_info(job_id)
         while True:
             try:
+                # Ask for something small first, to know that the connection is back.
+                self.get_job_info(job_id)
+                if is_disconnected:
+                    console.log("reconnected")
+                is_disconnected = False
+                log_replayer.replay(_tail_job_log(self._client, job_id))
                 job = self.get_job_info(job_id)
-                if lost:
-                    console.log("connected again")
-                lost = False
-                skip = seen
-                for text in _tail_job_log(self._client, job_id):
-                    part, skip = text[skip:], max(0, skip - len(text))
-                    seen += len(part)
-                    *whole, rest = (rest + part).split("\n")
-                    for line in whole:
-                        replay_line(line, console)
-                job = self.get_job_info(job_id)
-                refused = 0
-            except (
-                UserError,
-                ConnectionError,
-                OSError,
-                RuntimeError,
-                asyncio.TimeoutError,
-            ) as error:
-                refused += isinstance(
-                    error, UserError
-                )  # a head that is coming up again may do so for a while
-                if refused > _MAX_REFUSALS:
+                num_refusals = 0
+            except (UserError, OSError, RuntimeError, asyncio.TimeoutError) as error:
+                # A head that is restarting may refuse for a while.
+                num_refusals += isinstance(error, UserError)
+                if num_refusals > _MAX_REFUSALS:
                     raise
-                if not lost and not isinstance(error, asyncio.TimeoutError):
+                # A log without news is not a broken connection: reconnect silently.
+                is_silent = isinstance(error, asyncio.TimeoutError)
+                if not is_disconnected and not is_silent:
                     console.log(
-                        "the connection to the cluster is lost: trying again (the job goes on)"
+                        "lost the connection to the cluster: retrying (the job keeps "
+                        "running)"
                     )
-                    lost = True
+                    is_disconnected = True
                 time.sleep(_RETRY_SECONDS)
                 continue
             if job.status in _TERMINAL_STATUSES:
-                if rest:
-                    replay_line(rest, console)
+                log_replayer.finish()
                 return job
-            time.sleep(0.5)
+            time.sleep(_POLL_SECONDS)
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        """Ray's errors as sentences; a connection that fails stays a ConnectionError."""
+        """Translate errors of Ray's, and those of the HTTP connection.
+
+        Raises:
+            UserError: the token is wrong, the job does not exist, or Ray refused.
+            ConnectionError: the connection failed.
+        """
         from ray.exceptions import AuthenticationError
         from requests.exceptions import RequestException
 
@@ -206,23 +222,63 @@ class RayJobClient:
             yield
         except AuthenticationError:
             raise UserError(
-                f"the cluster at {self._address} wants a token, and takes none or another one than yours: put the "
-                "cluster's into RAY_AUTH_TOKEN or ~/.ray/auth_token"
+                f"the cluster at {self._address} requires a token, and yours is "
+                "missing or wrong: put the cluster's into RAY_AUTH_TOKEN or "
+                "~/.ray/auth_token"
             ) from None
         except RequestException as error:
             raise ConnectionError(type(error).__name__) from None
         except RuntimeError as error:
+            # Ray has one class for the rest: its text tells the cases apart.
             text = " ".join(str(error).split())
             if "does not exist" in text:
                 raise UserError(
                     f"no such job on {self._address}: see `distrain jobs`"
                 ) from None
             raise UserError(
-                f"the cluster at {self._address} refused: {text[:300]}"
+                f"the cluster at {self._address} refused the request: {text[:300]}"
             ) from None
 
 
+class _LogReplayer:
+    """Shows the lines of a log that is read from its beginning after each reconnect."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._num_chars_seen = 0
+        self._unfinished_line = ""
+
+    def replay(self, chunks: Iterable[str]) -> None:
+        """Show the whole lines in a log that were not shown before.
+
+        Args:
+            chunks: the log from its beginning. If reading them raises, the next call
+                resumes after the last chunk.
+        """
+        num_to_skip = self._num_chars_seen
+        for chunk in chunks:
+            new_text = chunk[num_to_skip:]
+            num_to_skip = max(0, num_to_skip - len(chunk))
+            self._num_chars_seen += len(new_text)
+            # The text after the last newline waits for its rest.
+            text = self._unfinished_line + new_text
+            *lines, self._unfinished_line = text.split("\n")
+            for line in lines:
+                replay_line(line, self._console)
+
+    def finish(self) -> None:
+        """Show the last line, if it does not end with a newline."""
+        if self._unfinished_line:
+            replay_line(self._unfinished_line, self._console)
+
+
 def _create_client(address: str) -> Any:
+    """Connect Ray's client for jobs.
+
+    Raises:
+        UserError: Ray is not installed here with its job client, or the cluster's Ray
+            is too old.
+    """
     try:
         import ray
         from ray.job_submission import JobSubmissionClient
@@ -231,25 +287,36 @@ def _create_client(address: str) -> Any:
             f"jobs need Ray on this machine too ({error}): pip install 'distrain[jobs]'"
         ) from None
 
+    # Keep Ray's own lines on uploads and connections off the user's terminal.
     for name in ("job.sdk", "dashboard_sdk"):
         logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
 
+    # Ray's client would wait forever for a head that does not answer.
     class ClientWithTimeout(JobSubmissionClient):  # type: ignore[misc]
         def _do_request(self, *arguments: Any, **options: Any) -> Any:
-            return super()._do_request(*arguments, **{"timeout": (5, 60), **options})
+            options = {"timeout": _HTTP_TIMEOUTS, **options}
+            return super()._do_request(*arguments, **options)
 
     client = ClientWithTimeout(address)
-    theirs = str(client._server_ray_version)
-    if tuple(int(part) for part in theirs.split(".")[:2]) < _MIN_RAY_VERSION:
+    version = str(client._server_ray_version)
+    if tuple(int(part) for part in version.split(".")[:2]) < _MIN_RAY_VERSION:
+        min_version = ".".join(map(str, _MIN_RAY_VERSION))
         raise UserError(
-            f"the cluster at {address} runs Ray {theirs}, and distrain needs {'.'.join(map(str, _MIN_RAY_VERSION))} or newer "
-            f"(here: {ray.__version__}): upgrade the cluster"
+            f"the cluster at {address} runs Ray {version}, and distrain needs "
+            f"{min_version} or newer (here: {ray.__version__}): upgrade the cluster"
         )
     return client
 
 
 def _tail_job_log(client: Any, job_id: str) -> Iterator[str]:
-    """The log of a job from its begin, as it grows. Raises TimeoutError after a while without a line."""
+    """Yield the log of a job from its beginning, as it grows, until the job ends.
+
+    Raises:
+        asyncio.TimeoutError: a minute has passed without a line.
+        OSError, RuntimeError: the log cannot be read, usually because the connection
+            broke.
+    """
+    # Ray's log is an asynchronous generator: an event loop of its own drives it here.
     loop = asyncio.new_event_loop()
     try:
         tail = client.tail_job_logs(job_id)
@@ -263,7 +330,8 @@ def _tail_job_log(client: Any, job_id: str) -> Iterator[str]:
             except Exception as error:
                 if isinstance(error, (OSError, RuntimeError, asyncio.TimeoutError)):
                     raise
-                raise ConnectionError(str(error)) from None  # aiohttp's own
+                # One of aiohttp's own errors.
+                raise ConnectionError(str(error)) from None
     finally:
         with contextlib.suppress(Exception):
             loop.run_until_complete(loop.shutdown_asyncgens())
@@ -271,22 +339,20 @@ def _tail_job_log(client: Any, job_id: str) -> Iterator[str]:
 
 
 def _to_job_info(details: Any) -> JobInfo:
+    """Convert Ray's details of a job. Its times are in milliseconds."""
     metadata = details.metadata or {}
-    status = str(getattr(details.status, "value", details.status))
-    started = (details.start_time or 0) / 1000
-    name = details.submission_id or details.job_id
     return JobInfo(
-        name,
-        status,
-        metadata.get("run", ""),
-        started,
-        details.message or "",
-        details.driver_exit_code,
+        id=details.submission_id or details.job_id,
+        status=str(getattr(details.status, "value", details.status)),
+        run=metadata.get("run", ""),
+        start_time=(details.start_time or 0) / 1000,
+        message=details.message or "",
+        exit_code=details.driver_exit_code,
     )
 
 
 def to_exit_code(job: JobInfo) -> int:
-    """What `distrain train` would have ended with here.
+    """Return the exit code that `distrain train` would have had on this machine.
 
     Raises:
         RunError: the job never began.
@@ -297,4 +363,5 @@ def to_exit_code(job: JobInfo) -> int:
         return 128 + signal.SIGTERM
     if job.exit_code is None:
         raise RunError(f"job {job.id} failed: {' '.join(job.message.split())[:500]}")
+    # A negative code is the signal that ended the program: shells add it to 128.
     return job.exit_code if job.exit_code >= 0 else 128 - job.exit_code

@@ -1,11 +1,11 @@
-"""A rank on a Ray cluster: the training function with its process group, and its console."""
+"""One rank on a Ray cluster: form the process group, train, report to the driver."""
 
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import ray
@@ -24,96 +24,85 @@ from distrain.monitor.records import MetricsRecord, record_to_dict
 from distrain.train import train
 
 _ADVANCE_INTERVAL_SECONDS = 0.5
-# Seconds that ranks have to meet at least: on a busy host one may start much later than the others.
+# The least time that ranks get to form their process group, in seconds: on a busy host
+# one may start much later than the others.
 _MIN_FORMING_SECONDS = 120.0
+# Set by SIGTERM: this host will be taken away.
 _preemption_notice = threading.Event()
 
 
 def install_preemption_handler() -> None:
-    """Take SIGTERM for the notice that this host will be taken away. Called in a worker's main thread."""
+    """Treat SIGTERM as a preemption notice. Call it in a worker's main thread."""
     signal.signal(signal.SIGTERM, lambda *_: _preemption_notice.set())
 
 
 class RemoteConsole:
-    """The lead's console: what it is told goes to the driver, which shows it."""
+    """Console of rank 0 that sends all messages to the driver, which shows them."""
 
     def __init__(self, mailbox: Any) -> None:
-        self._mailbox, self._last_advance_time = mailbox, 0.0
+        self._mailbox = mailbox
+        self._last_advance_time = 0.0
 
     def log(self, text: str) -> None:
-        """A line on the driver's console."""
+        """Send a line."""
         self._mailbox.send_message.remote("event", text)
 
     def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
-        """Training starts."""
+        """Send that training starts, with `step` steps done."""
         self._mailbox.send_message.remote(
             "start", {"step": step, "steps": steps, "steps_per_epoch": steps_per_epoch}
         )
 
     def set_step(self, step: int) -> None:
-        """So many steps are done; a message per step would be too many."""
+        """Send the number of steps done, at most twice per second."""
         now = time.monotonic()
         if now - self._last_advance_time > _ADVANCE_INTERVAL_SECONDS:
             self._last_advance_time = now
             self._mailbox.send_message.remote("advance", step)
 
     def log_metrics(self, record: MetricsRecord) -> None:
-        """A metrics record, as a tree: the mailbox's process need not know what it is."""
+        """Send a metrics record as plain values: the mailbox lacks its class."""
         self._mailbox.send_message.remote("record", record_to_dict(record))
 
     def stop(self) -> None:
-        """Training is over."""
+        """Send that training is over."""
         self._mailbox.send_message.remote("stop", None)
 
 
 def run_rank(rank_options: dict[str, Any]) -> dict[str, Any]:
-    """One rank of one fit: train, and return the summary, or the error that no new attempt would mend.
+    """Run one rank of one fit.
+
+    Args:
+        rank_options: config, allocation, mailbox, and the launch's options: see
+            `ray_trainer.build_trainer`.
+
+    Returns:
+        The summary as plain values; or, as status and text, the UserError or RunError
+        that ends the run because a new attempt would not help.
 
     Raises:
-        AttemptError: another attempt may go on. Ray replaces all ranks then.
+        AttemptError: another attempt may succeed. Ray then replaces all ranks.
     """
-    tree = rank_options["config"]
-    stall, run = float(tree["cluster"]["stall"]), str(tree["run"])
-    share: Allocation = rank_options["share"]
-    mailbox, context = rank_options["mailbox"], ray.train.get_context()
+    mailbox = rank_options["mailbox"]
     console = RemoteConsole(mailbox)
-    joining = open_process_group(
-        _select_device(share),
-        context.get_world_rank(),
-        context.get_world_size(),
-        broadcast_from_rank_zero,
-        node_address=ray.util.get_node_ip_address(),
-        timeout=group_timeout(stall),
-        num_cores=share.cpus_per_worker,
-        session=rank_options["session"],
-        on_checkpoint=_make_checkpoint_reporter(Store(run).redacted_url),
-        desired_world_size=share.max_workers,
-    )
+    process_group = _open_process_group(rank_options)
     try:
         with ExitStack() as stack:
-            limit = max(stall, _MIN_FORMING_SECONDS)
-            with Watchdog(
-                limit, _make_hang_logger(console, context.get_world_rank())
-            ) as forming:  # NCCL waits without an end
-                forming.mark_progress("the forming of the worker group", waiting=True)
-                world = stack.enter_context(joining)
-            context = ray.get_runtime_context()
-            places = world.all_gather_object(
-                [context.get_node_id(), ray.util.get_node_ip_address()]
-            )
-            if world.is_rank_zero:
-                mailbox.send_message.remote(
-                    "formed", (places, ray.util.get_current_placement_group())
-                )
-                _stop_when(
-                    world,
-                    lambda: ray.get(mailbox.wait_for_stop.remote(rank_options["fit"])),
-                )
-            _stop_when(world, lambda: _preemption_notice.wait(60.0))
-            with (
-                world.raise_on_all_ranks()
-            ):  # a loss of the user's own may be missing on this host alone
-                config = parse_config(tree, "the config")
+            # Form the process group. NCCL would wait forever for a rank that does not
+            # come: the watchdog then ends this process.
+            stall_seconds = float(rank_options["config"]["cluster"]["stall"])
+            limit = max(stall_seconds, _MIN_FORMING_SECONDS)
+            rank = ray.train.get_context().get_world_rank()
+            with Watchdog(limit, _make_hang_logger(console, rank)) as watchdog:
+                watchdog.mark_progress("forming the worker group", waiting=True)
+                world = stack.enter_context(process_group)
+            _report_group(world, mailbox)
+            _listen_for_stop(world, mailbox, rank_options["fit"])
+
+            # Only now, with all ranks together: a module of the user's own, which the
+            # config names, may be missing on this host alone.
+            with world.raise_on_all_ranks():
+                config = parse_config(rank_options["config"], "the config")
             summary = train(
                 config,
                 world,
@@ -124,12 +113,52 @@ def run_rank(rank_options: dict[str, Any]) -> dict[str, Any]:
             return summary.to_dict()
     except AttemptError:
         raise
-    except (UserError, RunError) as error:  # all ranks agree on it
+    except (UserError, RunError) as error:
+        # All ranks raise it together. Returned, it makes Ray start no new attempt.
         return {"status": type(error).__name__, "text": str(error)}
 
 
+def _open_process_group(
+    rank_options: dict[str, Any],
+) -> AbstractContextManager[World]:
+    """Return the process group of this rank's fit; it is formed when it is entered."""
+    allocation: Allocation = rank_options["allocation"]
+    stall_seconds = float(rank_options["config"]["cluster"]["stall"])
+    store = Store(str(rank_options["config"]["run"]))
+    context = ray.train.get_context()
+    return open_process_group(
+        _select_device(allocation),
+        context.get_world_rank(),
+        context.get_world_size(),
+        broadcast_from_rank_zero,
+        node_address=ray.util.get_node_ip_address(),
+        timeout=group_timeout(stall_seconds),
+        num_cores=allocation.cpus_per_worker,
+        session=rank_options["session"],
+        on_checkpoint=_make_checkpoint_reporter(store.redacted_url),
+        desired_world_size=allocation.max_workers,
+    )
+
+
+def _report_group(world: World, mailbox: Any) -> None:
+    """Send the node of each rank to the driver, and the placement group of the fit."""
+    node_id = ray.get_runtime_context().get_node_id()
+    rank_nodes = world.all_gather_object([node_id, ray.util.get_node_ip_address()])
+    if world.is_rank_zero:
+        placement_group = ray.util.get_current_placement_group()
+        mailbox.send_message.remote("formed", (rank_nodes, placement_group))
+
+
+def _listen_for_stop(world: World, mailbox: Any, fit: int) -> None:
+    """Stop the world for the driver, and when this host will be taken away."""
+    # Rank 0 asks the mailbox for all ranks; any of them may get a preemption notice.
+    if world.is_rank_zero:
+        _stop_when(world, lambda: ray.get(mailbox.wait_for_stop.remote(fit)))
+    _stop_when(world, lambda: _preemption_notice.wait(60.0))
+
+
 def _make_hang_logger(console: RemoteConsole, rank: int) -> Callable[[str, str], None]:
-    """Return the report of a watchdog for a rank that hangs before its process group has formed."""
+    """Return a watchdog callback for a rank whose process group has not formed yet."""
 
     def log_hang(sentence: str, stacks: str) -> None:
         console.log(f"rank {rank} hangs: {sentence}; its stacks:\n{stacks}")
@@ -138,24 +167,29 @@ def _make_hang_logger(console: RemoteConsole, rank: int) -> Callable[[str, str],
 
 
 def _select_device(allocation: Allocation) -> torch.device:
-    """What this rank computes on.
+    """Return the device that this rank computes on.
 
     Raises:
-        AttemptError: it was given a GPU that torch does not find. Not to be agreed on by all ranks: these cannot meet.
+        AttemptError: Ray assigned a GPU that torch does not find. It is raised on this
+            rank alone: the ranks cannot meet yet to agree on it.
     """
     if not allocation.gpus_per_worker:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise AttemptError(
-            f"Ray gave a rank on {socket.gethostname()} a GPU, and torch finds none there: see what nvidia-smi and "
-            "torch.cuda.is_available() say on it, or set device=cpu"
+            f"Ray gave a rank on {socket.gethostname()} a GPU, but torch finds none "
+            "there: run nvidia-smi and torch.cuda.is_available() on that host, or set "
+            "device=cpu"
         )
-    found: torch.device = ray.train.torch.get_device()
-    return found
+    device: torch.device = ray.train.torch.get_device()
+    return device
 
 
 def _stop_when(world: World, wait_for_stop: Callable[[], bool]) -> None:
-    """Set the world's stop when `wait`, which is called again and again, returns true."""
+    """Ask the world to stop once `wait_for_stop` returns True.
+
+    It is called again and again, on a thread of its own: it should block for a while.
+    """
 
     def wait_and_stop() -> None:
         while not wait_for_stop():
@@ -166,16 +200,16 @@ def _stop_when(world: World, wait_for_stop: Callable[[], bool]) -> None:
 
 
 def _make_checkpoint_reporter(run: str) -> Callable[[int, str | None], None]:
-    """Tells Ray which checkpoint is whole, by name: the files are ours.
+    """Return a callback that reports each complete checkpoint to Ray, by its name.
 
-    A checkpoint of Ray's that names it would be one more file, and a rank dies when Ray cannot write it.
+    distrain writes the files. A Ray checkpoint that names them would be one more file,
+    and a rank dies if Ray cannot write it.
     """
 
     def report_checkpoint(step: int, name: str | None) -> None:
-        ray.train.report(
-            {"step": step}
-            if name is None
-            else {"step": step, "checkpoint": name, "run": run}
-        )
+        report: dict[str, Any] = {"step": step}
+        if name is not None:
+            report |= {"checkpoint": name, "run": run}
+        ray.train.report(report)
 
     return report_checkpoint

@@ -1,6 +1,7 @@
 """Configure one fit of Ray Train, and report to the driver why its ranks ended.
 
-Ray's controller loads this module before it starts the ranks, which wait for it: no torch here.
+Ray's controller loads this module before it starts the ranks, which wait for it: it
+must not import torch.
 """
 
 from collections.abc import Mapping
@@ -34,41 +35,44 @@ def build_trainer(
     rank_options: Mapping[str, Any],
     mailbox: Any,
 ) -> "TorchTrainer":
-    """Ready to fit with so many workers.
+    """Build the trainer of one fit with a fixed number of workers.
 
     Args:
         config: the run.
-        workers: ranks.
-        share: what each of them holds.
-        order: what each rank is told: fit, session and options of the launch.
-        mailbox: the launch's, an actor.
+        num_workers: number of ranks.
+        allocation: the resources of each rank.
+        rank_options: number of the fit, session and options of the launch, for all
+            ranks.
+        mailbox: the launch's mailbox, an actor.
     """
     from ray.train.torch import TorchTrainer
 
-    resources = {
-        kind: each for kind, each in to_ray_resources(allocation).items() if each
-    }
-    loop_config = {
-        **rank_options,
-        "config": config.model_dump(mode="json"),
-        "mailbox": mailbox,
-        "share": allocation,
-    }
     assert config.run is not None
-    path, file_system = _resolve_storage(config.run)
+    storage_path, storage_filesystem = _resolve_storage(config.run)
+    rank_resources = {
+        kind: amount for kind, amount in to_ray_resources(allocation).items() if amount
+    }
     return TorchTrainer(
         train_loop_per_worker,
-        train_loop_config=loop_config,
+        # What each rank gets: see `ray_rank.run_rank`.
+        train_loop_config={
+            **rank_options,
+            "config": config.model_dump(mode="json"),
+            "mailbox": mailbox,
+            "allocation": allocation,
+        },
         torch_config=_NullBackendConfig(),
         scaling_config=ScalingConfig(
             num_workers=num_workers,
             use_gpu=bool(allocation.gpus_per_worker),
-            resources_per_worker=resources,
+            resources_per_worker=rank_resources,
         ),
         run_config=RunConfig(
             name=f"{rank_options['session']}-{rank_options['fit']}",
-            storage_path=path,
-            storage_filesystem=file_system,
+            storage_path=storage_path,
+            storage_filesystem=storage_filesystem,
+            # Ray replaces lost ranks without a limit: the ranks count their failed
+            # attempts, and the driver groups that never form.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),
             callbacks=[_LostRankCallback(mailbox)],
             logging_config=LoggingConfig(log_level="ERROR"),
@@ -77,10 +81,10 @@ def build_trainer(
 
 
 def train_loop_per_worker(rank_options: dict[str, Any]) -> dict[str, Any]:
-    """Run `ray_rank.run_rank`, in a worker."""
-    from distrain.launch.ray_rank import run_rank as run
+    """Call `ray_rank.run_rank` in a worker; torch is imported only there."""
+    from distrain.launch.ray_rank import run_rank
 
-    return run(rank_options)
+    return run_rank(rank_options)
 
 
 def _install_preemption_handler() -> None:
@@ -90,17 +94,22 @@ def _install_preemption_handler() -> None:
 
 
 class _NullBackend(Backend):
-    """Ray forms no process group: a failure to form one would end the fit. The ranks do it themselves."""
+    """Backend without a process group.
+
+    If Ray failed to form one, that would end the fit. The ranks form it themselves, and
+    a failure there ends only an attempt.
+    """
 
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        # In the main threads of the workers, the only ones that may set a handler.
         worker_group.execute(_install_preemption_handler)
 
 
 @dataclass
 class _NullBackendConfig(BackendConfig):
-    """In place of TorchConfig, which loads torch."""
+    """Replacement for TorchConfig, which imports torch."""
 
     backend: str = "none"
 
@@ -110,7 +119,7 @@ class _NullBackendConfig(BackendConfig):
 
 
 class _LostRankCallback(UserCallback):
-    """Runs in Ray's controller: tells the driver why ranks ended."""
+    """Callback in Ray's controller that reports to the driver why ranks ended."""
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
@@ -118,30 +127,27 @@ class _LostRankCallback(UserCallback):
     def after_exception(
         self, run_context: Any, worker_exceptions: dict[int, Exception]
     ) -> None:
-        # A rank that only noticed that another is gone is a symptom: it is named where there is no cause.
+        # Ray wraps what a rank raised.
         errors = {
             rank: getattr(error, "_base_exc", error)
             for rank, error in worker_exceptions.items()
         }
+        # A rank that lost its peer is a symptom: report it only if there is no cause.
         causes = {
             rank: error
             for rank, error in errors.items()
             if not isinstance(error, LostRankError)
         }
-        self._mailbox.send_message.remote(
-            "lost",
-            {
-                rank: summarize_error(error)
-                for rank, error in (causes or errors).items()
-            },
-        )
+        reasons = {
+            rank: summarize_error(error) for rank, error in (causes or errors).items()
+        }
+        self._mailbox.send_message.remote("lost", reasons)
 
 
 def _resolve_storage(run: str) -> tuple[str, Any]:
-    """Where Ray keeps what it knows of a fit: beside our checkpoints."""
+    """Return path and file system of Ray's own state of a fit: in the run directory."""
     store = Store(run)
     if store.local_path is not None:
         return f"{store.local_path}/ray", None
-    return store.resolve_path("ray"), pyarrow.fs.PyFileSystem(
-        pyarrow.fs.FSSpecHandler(store.fsspec_filesystem)
-    )
+    handler = pyarrow.fs.FSSpecHandler(store.fsspec_filesystem)
+    return store.resolve_path("ray"), pyarrow.fs.PyFileSystem(handler)

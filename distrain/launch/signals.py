@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, the same for every launcher: the first one asks, a second one insists."""
+"""Ctrl-C and SIGTERM, for every launcher: the first stops, the second kills."""
 
 import signal
 import threading
@@ -9,27 +9,37 @@ from types import FrameType
 
 @contextmanager
 def stop_on_signals(on_stop: Callable[[], None]) -> Iterator[list[int]]:
-    """Call `stop` at the first Ctrl-C or SIGTERM; a second one ends the process at once.
+    """Call `on_stop` at the first Ctrl-C or SIGTERM; a second one ends the process.
+
+    Args:
+        on_stop: runs inside the signal handler, which may interrupt any call, even a
+            print: it must do no more than set something.
 
     Yields:
-        the signals that came.
+        The numbers of the signals received so far.
     """
     received: list[int] = []
 
-    def handle_signal(number: int, _: FrameType | None) -> None:
-        for s, handler in before.items():
-            signal.signal(s, handler)
-        received.append(number)
-        on_stop()  # this may run inside any call, a print included: it must do no more than set something
+    def restore_handlers() -> None:
+        for number, handler in previous_handlers.items():
+            signal.signal(number, handler)
 
+    def handle_signal(number: int, _: FrameType | None) -> None:
+        # First, so that a second signal ends the process even if this one hangs.
+        restore_handlers()
+        received.append(number)
+        on_stop()
+
+    # Only the main thread may set handlers.
     if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may set handlers
+        yield received
         return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    for s in before:
-        signal.signal(s, handle_signal)
+    previous_handlers = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    for number in previous_handlers:
+        signal.signal(number, handle_signal)
     try:
         yield received
     finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        restore_handlers()

@@ -1,6 +1,7 @@
-"""Runs on Slurm: a site's sbatch script with the run filled in, and its way to Slurm.
+"""Runs on Slurm: fill a run into a site's sbatch script, and submit it.
 
-The script is the site's, with its partitions, limits and environment; cluster/slurm/train.sbatch is one to start from.
+The script is the site's own, with its partitions, limits and environment;
+cluster/slurm/train.sbatch is one to start from.
 """
 
 import re
@@ -20,9 +21,10 @@ from distrain.launch.job_request import (
     read_user_files,
 )
 
-_BEGIN_MARKER, _END_MARKER = "# distrain: begin", "# distrain: end"
+_BEGIN_MARKER = "# distrain: begin"
+_END_MARKER = "# distrain: end"
 _CONFIG_DELIMITER = "END_OF_CONFIG"
-# Not COMPLETING: such a job has ended but for its cleaning up.
+# Without COMPLETING: the run of such a job has ended, only its cleanup is left.
 _ACTIVE_STATES = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
 
 
@@ -34,42 +36,66 @@ def render_script(
     job_name: str | None = None,
     must_resume: bool = False,
 ) -> str:
-    """A site's sbatch script with a run filled in.
+    """Fill a run into a site's sbatch script.
 
-    The number of nodes follows from `cluster.workers` and what the script asks for on each; with `auto` the script's
-    own stays, and the run takes what GPUs it finds there.
+    The number of nodes follows from `cluster.workers` and from what the script requests
+    per node. If it is `auto`, the script's number stays, and the run uses the GPUs that
+    it finds on the nodes.
 
     Args:
         config: the run; its paths must mean the same on all nodes.
-        template: the site's script, with a place marked by `# distrain: begin` and `# distrain: end`.
-        files: Python files, or folders of such, for a model or loss of one's own; on a disk that all nodes share.
-        job: its name; None: one that follows from the run.
-        must_resume: it is a mistake if there is no checkpoint.
+        template: the site's script, in which `# distrain: begin` and `# distrain: end`
+            mark the lines to replace.
+        files: Python files, or folders of them, for the user's own model or loss; on a
+            file system that all nodes share.
+        job_name: the job's name; None: derive it from the run.
+        must_resume: fail if there is no checkpoint.
 
     Raises:
-        UserError: the template is none, or a path is of this machine.
+        UserError: the template or the name is invalid, a path is local to this machine,
+            or the script requests too little for a worker.
     """
     check_shared_paths(config)
-    text = _load_template(template)
-    each = _parse_workers_per_node(config, text, template)
+    script = _load_template(template)
+
+    # Set the directives: number of nodes, rounded up, and name.
+    workers_per_node = _parse_workers_per_node(config, script, template)
     if config.cluster.workers != "auto":
-        few, many = (-(-workers // each) for workers in config.cluster.workers)
-        text = _set_directive(
-            text, "nodes", f"{few}-{many}" if few < many else str(few)
-        )
+        min_workers, max_workers = config.cluster.workers
+        min_nodes = -(-min_workers // workers_per_node)
+        max_nodes = -(-max_workers // workers_per_node)
+        nodes = f"{min_nodes}-{max_nodes}" if min_nodes < max_nodes else str(min_nodes)
+        script = _set_directive(script, "nodes", nodes)
     name = job_name or re.sub(r"[^\w.-]+", "-", derive_job_id(config))
     if not re.fullmatch(r"[\w.-]+", name):
         raise UserError(
-            f"{name!r} is no name of a job: letters, digits, dots, dashes and underscores"
+            f"{name!r} is not a valid Slurm job name: use only letters, digits, dots, "
+            "dashes and underscores"
         )
-    text = _set_directive(text, "job-name", name)
-    read_user_files(files)  # says what is wrong with them
-    folders = ":".join(sorted({str(path.resolve().parent) for path in files}))
-    python_path = [f"export PYTHONPATH={shlex.quote(folders)}"] if files else []
-    filled = [
-        _BEGIN_MARKER,
-        f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
-        *python_path,
+    script = _set_directive(script, "job-name", name)
+
+    # Replace what is between the markers; they stay, so that the result is a template
+    # again.
+    before, _, rest = script.partition(_BEGIN_MARKER)
+    after = rest.partition(_END_MARKER)[2]
+    run_lines = _format_run_lines(config, files, must_resume=must_resume)
+    return before + "\n".join([_BEGIN_MARKER, *run_lines, _END_MARKER]) + after
+
+
+def _format_run_lines(
+    config: Config, files: Sequence[Path], *, must_resume: bool
+) -> list[str]:
+    """Return the lines of the script that set up environment, config and options."""
+    # Let the nodes import the user's files where they are. They are read here only to
+    # report what is wrong with them.
+    read_user_files(files)
+    lines = [f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"]
+    if files:
+        folders = sorted({str(path.resolve().parent) for path in files})
+        lines.append(f"export PYTHONPATH={shlex.quote(':'.join(folders))}")
+
+    # The job writes the config to a temporary file when it starts.
+    lines += [
         "config=$(mktemp)",
         "trap 'rm -f \"$config\"' EXIT",
         f"cat > \"$config\" <<'{_CONFIG_DELIMITER}'",
@@ -77,84 +103,102 @@ def render_script(
         _CONFIG_DELIMITER,
         f"options=({'--resume' * must_resume})",
     ]
-    begin, _, rest = text.partition(_BEGIN_MARKER)
-    return (
-        begin + "\n".join(filled) + "\n" + _END_MARKER + rest.partition(_END_MARKER)[2]
-    )
+    return lines
 
 
 def _load_template(path: Path) -> str:
-    """Read a site's script. Raises UserError if it has no one place for the run."""
+    """Read a site's script.
+
+    Raises:
+        UserError: it cannot be read, or does not have exactly one pair of markers.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read the template {path}: {getattr(error, 'strerror', error)}"
-        ) from None
+        reason = getattr(error, "strerror", error)
+        raise UserError(f"cannot read the template {path}: {reason}") from None
     if text.count(_BEGIN_MARKER) != 1 or text.count(_END_MARKER) != 1:
         raise UserError(
-            f"the template {path} must have one line {_BEGIN_MARKER!r} and one {_END_MARKER!r}: see cluster/slurm/train.sbatch"
+            f"the template {path} must have one line {_BEGIN_MARKER!r} and one "
+            f"{_END_MARKER!r}: see cluster/slurm/train.sbatch"
         )
     return text
 
 
 def submit_script(script: str) -> tuple[str, bool]:
-    """Hand a script to Slurm, or find its job if it waits or runs: the job's number, and whether it was started now.
+    """Submit a script, unless a job of its name is pending or running.
+
+    Returns:
+        The job's number, and True if it was submitted now.
 
     Raises:
-        UserError: there is no Slurm here, or it refuses.
+        UserError: Slurm is missing on this machine, or refuses.
     """
     name = re.findall(r"^#SBATCH --job-name=(.+)$", script, re.MULTILINE)[0]
-    if found := _run_slurm_command(
+    active_jobs = _run_slurm_command(
         "squeue",
         "--me",
         "--noheader",
         "--format=%i",
         f"--name={name}",
         f"--states={_ACTIVE_STATES}",
-    ).split():
-        return found[0], False
-    return _run_slurm_command("sbatch", "--parsable", script=script).strip().partition(
-        ";"
-    )[0], True
+    ).split()
+    if active_jobs:
+        return active_jobs[0], False
+    # Prints the job's number, followed on some sites by a semicolon and the cluster.
+    output = _run_slurm_command("sbatch", "--parsable", script=script)
+    return output.strip().partition(";")[0], True
 
 
 def _run_slurm_command(*command: str, script: str = "") -> str:
+    """Run a command of Slurm's with a script as its input; return its output."""
     if shutil.which(command[0]) is None:
         raise UserError(
-            f"there is no Slurm here ({command[0]} is not in PATH): submit from a login node"
+            f"Slurm is not available here ({command[0]} is not in PATH): submit from a "
+            "login node"
         )
-    done = subprocess.run(  # noqa: S603
+    process = subprocess.run(  # noqa: S603
         command, input=script, capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        raise UserError(f"Slurm refused: {' '.join(done.stderr.split())}")
-    return done.stdout
+    if process.returncode:
+        raise UserError(f"Slurm refused: {' '.join(process.stderr.split())}")
+    return process.stdout
 
 
 def _set_directive(script: str, name: str, value: str) -> str:
-    """A script in which `#SBATCH --name=value` says this value."""
+    """Set `#SBATCH --name=value` in a script, as its second line if it has none yet."""
     line = f"#SBATCH --{name}={value}"
-    found, count = re.subn(
-        rf"^#SBATCH --{name}[= ].*$", line, script, count=1, flags=re.MULTILINE
-    )
-    return found if count else script.replace("\n", f"\n{line}\n", 1)
+    pattern = rf"^#SBATCH --{name}[= ].*$"
+    changed, count = re.subn(pattern, line, script, count=1, flags=re.MULTILINE)
+    return changed if count else script.replace("\n", f"\n{line}\n", 1)
 
 
 def _parse_workers_per_node(config: Config, script: str, template: Path) -> int:
-    """How many ranks a node of the job has room for."""
-    cpus = _parse_option(script, r"(?:--cpus-per-task[= ]|-c ?)")
-    gpus = _parse_option(script, r"--(?:gpus-per-node[= ]|gres[= ]gpu:)(?:[a-z]\w*:)?")
-    room = count_workers_per_node(config, cpus, gpus)
-    if room < 1:
+    """Return how many ranks fit into what a script requests per node.
+
+    Raises:
+        UserError: not even one fits.
+    """
+    num_cpus = _parse_option(script, r"(?:--cpus-per-task[= ]|-c ?)")
+    num_gpus = _parse_option(
+        script, r"--(?:gpus-per-node[= ]|gres[= ]gpu:)(?:[a-z]\w*:)?"
+    )
+    num_workers = count_workers_per_node(config, num_cpus, num_gpus)
+    if num_workers < 1:
         raise UserError(
-            f"a worker asks for {describe_worker_request(config, gpus)}, and {template} for {cpus} CPUs and {gpus} GPUs on each node: "
-            "raise --cpus-per-task and --gpus-per-node there, or lower cluster.cpus_per_worker"
+            f"a worker needs {describe_worker_request(config, num_gpus)}, but "
+            f"{template} requests {num_cpus} CPUs and {num_gpus} GPUs per node: raise "
+            "--cpus-per-task and --gpus-per-node there, or lower "
+            "cluster.cpus_per_worker"
         )
-    return room
+    return num_workers
 
 
 def _parse_option(script: str, option: str) -> int:
-    """What a script asks for; of `--gpus-per-node=a100:4` the 4."""
-    found = re.search(rf"^#SBATCH {option}(\d+)\s*(?:#.*)?$", script, re.MULTILINE)
-    return int(found[1]) if found else 0
+    """Return the number in a script's option, 0 if it is not set.
+
+    Of `--gpus-per-node=a100:4` it is 4.
+    """
+    pattern = rf"^#SBATCH {option}(\d+)\s*(?:#.*)?$"
+    match = re.search(pattern, script, re.MULTILINE)
+    return int(match[1]) if match else 0

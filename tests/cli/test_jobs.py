@@ -99,7 +99,7 @@ def test_no_kubectl_is_a_sentence(distrain, recipe, monkeypatch, tmp_path):
         "submit", recipe, "--to=kuberay", f"--template={TEMPLATES['kuberay']}"
     )
     assert code == 2
-    assert "there is no kubectl here" in err
+    assert "kubectl is not in PATH" in err
 
 
 def test_logs_of_another_system_are_shown_as_lines(distrain, monkeypatch):

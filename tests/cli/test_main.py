@@ -70,7 +70,7 @@ def test_fewer_gpus_than_workers_is_a_sentence_at_once(distrain, recipe, monkeyp
     code, _, err = distrain("train", recipe, "--workers=4", "device=auto")
     assert code == 2
     assert (
-        "4 workers ask for a GPU each, and this machine shows 1: use --workers auto, or train on CPUs"
+        "4 workers need a GPU each, but this machine shows 1: use --workers auto, or train on CPUs"
         in err
     )
 
@@ -94,7 +94,7 @@ def test_a_dry_run_shows_what_would_be_used(distrain, recipe, monkeypatch):
     assert re.search(r"workers: +4, each with a GPU and 2 CPU cores\n", out)
     assert re.search(r"of: +8 GPUs and 16 CPU cores on 1 node", out)
     assert re.search(
-        r"idle: +4 of 8 GPUs stay idle: virtual_workers = 4 is the most", out
+        r"idle: +4 of 8 GPUs stay idle: a run has at most virtual_workers = 4", out
     )
 
 

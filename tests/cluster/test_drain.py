@@ -80,7 +80,7 @@ def test_draining_the_head_stops_its_jobs(start, hosts, paced):
     run.wait_for_step(10)
     text = start.distrain(HEAD, "drain").end()
     assert re.search(
-        r"sent SIGTERM to process \d+: it saves a checkpoint and ends\n.*nobody works here any more",
+        r"sent SIGTERM to process \d+: it saves a checkpoint and ends\n.*drained, no work is left on this node",
         text,
     )
     assert "stopped and saved after step" in run.end(143)
@@ -93,7 +93,7 @@ def test_draining_the_head_stops_its_jobs(start, hosts, paced):
 
 def test_a_host_without_ray_has_nothing_to_drain(start):
     text = start.distrain("client", "drain").end(2)
-    assert "error: no Ray runs on this host: there is nothing to drain" in text
+    assert "error: Ray is not running on this host: there is nothing to drain" in text
 
 
 def test_an_autoscaler_brings_the_workers_that_are_asked_for(

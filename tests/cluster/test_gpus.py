@@ -29,15 +29,17 @@ def test_a_rank_on_every_gpu(narrow, console, monkeypatch, tmp_path):
         rank = ray.train.get_context().get_world_rank()
         cpus = ray.get_runtime_context().get_assigned_resources()["CPU"]
         with open(f"{order['found']}-{rank}.json", "w") as file:
-            json.dump([*ray.get_gpu_ids(), cpus, *order["share"]], file)
+            json.dump([*ray.get_gpu_ids(), cpus, *order["allocation"]], file)
 
     monkeypatch.setattr(ray_trainer, "train_loop_per_worker", run_rank)
     with connect_to_ray(None, console, cpus=CPUS, gpus=GPUS):
         config = narrow(device="auto", virtual_workers=8)
         driver = _RayDriver(config, console, None, {}, stop=threading.Event())
-        workers, share = driver._wait_for_capacity()
+        workers, allocation = driver._capacity.wait_for_capacity()
         order = {"session": "gpus", "fit": 1, "found": str(tmp_path / "found")}
-        ray_trainer.build_trainer(config, workers, share, order, driver._mailbox).fit()
+        ray_trainer.build_trainer(
+            config, workers, allocation, order, driver._mailbox
+        ).fit()
         told = [json.loads(path.read_text()) for path in tmp_path.glob("found-*.json")]
         assert len({gpu for gpu, *_ in told}) == len(told) == GPUS
         assert [rest for _, *rest in told] == [
@@ -50,8 +52,8 @@ def test_a_rank_on_every_gpu(narrow, console, monkeypatch, tmp_path):
             {},
             stop=threading.Event(),
         )
-        assert driver._wait_for_capacity()[0] == 1
+        assert driver._capacity.wait_for_capacity()[0] == 1
     idle = [event for event in console.events if "idle" in event]
     assert idle == [
-        "2 of 3 GPUs stay idle: virtual_workers = 1 is the most that can share the work (it is fixed for a run)"
+        "2 of 3 GPUs stay idle: a run has at most virtual_workers = 1 workers (fixed for the whole run)"
     ]

@@ -222,7 +222,7 @@ def test_a_cluster_without_the_operator_is_a_sentence(serve, config):
     serve(operator=False)
     with pytest.raises(
         UserError,
-        match="knows no RayJobs: install the KubeRay operator, 1.5.1 or newer",
+        match="does not know RayJobs: install the KubeRay operator, 1.5.1 or newer",
     ):
         Kubectl().choose_job_name(build_manifests(config, TEMPLATE))
 

@@ -78,7 +78,7 @@ def test_prometheus_follows_the_nodes_of_a_run(start, paced, reference, hosts, q
     assert before > 0
     seen = sum(query("distrain_steps_total").values())
     hosts.kill("n2", "ray::RayTrainWorker")
-    run.wait_for("training again after")
+    run.wait_for("training resumed after")
     reference.check(run, config)
     await_that(
         lambda: query("up == 1").keys() == nodes,
@@ -97,7 +97,7 @@ def test_prometheus_follows_the_nodes_of_a_run(start, paced, reference, hosts, q
     )
     # What increase() makes of it may be off by what a lead does within one scrape, at its begin and at its end.
     assert abs(sum(query("increase(distrain_steps_total[10m])").values()) - done) <= 40
-    resumed = int(re.search(r"training again after .* from step (\d+)", run.text)[1])
+    resumed = int(re.search(r"training resumed after .* from step (\d+)", run.text)[1])
     assert done >= seen + steps - resumed, "nothing that was seen is lost"
     # A log line every 10 steps says how far an attempt came; a lead that is killed takes its last second along.
     assert steps - 30 <= done - again <= steps + 10

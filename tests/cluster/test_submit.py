@@ -65,9 +65,9 @@ def test_ctrl_c_detaches_a_cut_is_survived_stop_saves_and_resume_goes_on(
     back.wait_for("job mine is already queued or running")
     back.wait_for("step ")
     hosts.refuse("client", 8265)
-    cut = back.wait_for("the connection to the cluster is lost")
+    cut = back.wait_for("lost the connection to the cluster")
     hosts.refuse("client", None)
-    connected = back.wait_for("connected again", since=cut)
+    connected = back.wait_for("reconnected", since=cut)
     back.wait_for(r"step \d+/", since=connected)
 
     stopped = distrain("stop", "mine").end()
@@ -108,21 +108,21 @@ def test_what_goes_wrong_is_one_sentence(distrain, start, hosts, recipe):
     assert "no data set at /nowhere/at/all" in runs["fails"].end(2), "its own code"
     text = runs["large"].end(1)
     assert (
-        "waiting for the cluster: the run asks for 8 CPUs (2 workers of 4), and the cluster has 3"
+        "waiting for the cluster: the run needs 8 CPUs (at least 2 workers with 4 each), but the cluster has 3"
         in text
     )
     assert (
-        "error: the run asks for 8 CPUs (2 workers of 4), and the cluster has 3: add nodes"
+        "error: the run needs 8 CPUs (at least 2 workers with 4 each), but the cluster has 3: add nodes"
         in text
     )
     for name, sentence in (
-        ("stranger", "wants a token"),
+        ("stranger", "requires a token"),
         ("nobody", "no Ray cluster answers at"),
     ):
         text = runs[name].end(2)
         assert sentence in text
         assert len(text.splitlines()) == 1 + (
-            "does not answer yet: asking for 30 s" in text
+            "does not answer yet: retrying for 30 s" in text
         ), "one line"
 
 

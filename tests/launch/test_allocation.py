@@ -52,21 +52,21 @@ def machine(gpus, cpus=16):
             3,
             1,
             Allocation(1, 1, 5, 1),
-            "2 of 3 GPUs stay idle: virtual_workers = 1 is the most that can share the work",
+            "2 of 3 GPUs stay idle: a run has at most virtual_workers = 1 workers",
         ),
         (3, 8, Allocation(1, 3, 5, 1), None),
         (
             8,
             1,
             Allocation(1, 1, 2, 1),
-            "7 of 8 GPUs stay idle: virtual_workers = 1 is the most that can share the work",
+            "7 of 8 GPUs stay idle: a run has at most virtual_workers = 1 workers",
         ),
         (8, 8, Allocation(1, 8, 2, 1), None),
         (
             8,
             4,
             Allocation(1, 4, 2, 1),
-            "4 of 8 GPUs stay idle: virtual_workers = 4 is the most that can share the work",
+            "4 of 8 GPUs stay idle: a run has at most virtual_workers = 4 workers",
         ),
     ],
 )
@@ -99,7 +99,7 @@ def test_auto_is_every_gpu_and_at_most_v(gpus, v, wanted, sentence):
             {"workers": 2},
             8,
             Allocation(2, 2, 2, 1),
-            "6 of 8 GPUs stay idle: cluster.workers = 2 is asked for, and auto would use all",
+            "6 of 8 GPUs stay idle: cluster.workers allows 2, and auto would use all GPUs",
         ),
         ({"device": "cuda"}, 0, Allocation(1, 1, 1, 1), None),
         ({"device": "cuda", "workers": [1, 8]}, 8, Allocation(1, 8, 2, 1), None),
@@ -107,7 +107,7 @@ def test_auto_is_every_gpu_and_at_most_v(gpus, v, wanted, sentence):
             {"cpus_per_worker": 3},
             8,
             Allocation(1, 8, 3, 1),
-            "3 of 8 GPUs stay idle: each worker asks for 3 CPU cores",
+            "3 of 8 GPUs stay idle: each worker needs 3 CPU cores",
         ),
     ],
 )
@@ -124,7 +124,7 @@ def test_what_is_asked_for_is_taken_and_idle_gpus_are_said(
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cpu", 1)])
 def test_a_contradiction_is_refused(device, gpus):
     with pytest.raises(
-        UserError, match=f"device is {device}, and cluster.gpus_per_worker is {gpus}"
+        UserError, match=f"device is {device}, but cluster.gpus_per_worker is {gpus}"
     ):
         compute_allocation(config(device=device, gpus_per_worker=gpus), machine(8))
 
@@ -149,7 +149,7 @@ def test_a_cluster_is_counted_as_it_is_now():
     assert alone == Allocation(1, 1, 1, 1)
     assert (
         explain_shortage(alone, nodes[:1])
-        == "the run asks for 1 GPU (1 worker of 1), and the cluster has 0"
+        == "the run needs 1 GPU (at least 1 worker with 1 each), but the cluster has 0"
     )
 
 
@@ -224,14 +224,16 @@ def test_what_is_missing_is_named():
     gpus = Allocation(8, 8, 1, 1)
     assert (
         explain_shortage(gpus, nodes)
-        == "the run asks for 8 GPUs (8 workers of 1), and the cluster has 4"
+        == "the run needs 8 GPUs (at least 8 workers with 1 each), but the cluster has 4"
     )
     cpus = Allocation(9, 9, 2, 0)
     assert (
         explain_shortage(cpus, nodes)
-        == "the run asks for 18 CPUs (9 workers of 2), and the cluster has 16"
+        == "the run needs 18 CPUs (at least 9 workers with 2 each), but the cluster has 16"
     )
-    held = "the cluster has room for 4 of at least 9 workers, beside what others hold"
+    held = (
+        "the cluster has room for 4 of at least 9 workers beside the other jobs on it"
+    )
     assert explain_shortage(Allocation(9, 9, 1, 0), nodes) == held
 
 
@@ -267,8 +269,8 @@ def test_a_dry_run_describes_it():
     ) == {
         "workers": "4, each with a GPU and 2 CPU cores, 1 to 4 as the cluster changes",
         "of": "8 GPUs and 16 CPU cores on 1 node",
-        "idle": "4 of 8 GPUs stay idle: virtual_workers = 4 is the most that can share the work "
-        "(it is fixed for a run)",
+        "idle": "4 of 8 GPUs stay idle: a run has at most virtual_workers = 4 workers "
+        "(fixed for the whole run)",
     }
     settings, nodes = config(), machine(0, 1)
     assert describe_allocation(

@@ -90,7 +90,7 @@ def test_own_files_go_along_and_others_are_refused(config, tmp_path):
         "one.py",
         "run.yaml",
     }
-    with pytest.raises(UserError, match="is no Python file"):
+    with pytest.raises(UserError, match="is not a Python file"):
         build_job_request(config, [tmp_path / "nets/.env"])
     with pytest.raises(UserError, match="cannot read"):
         build_job_request(config, [tmp_path / "none.py"])
@@ -107,7 +107,7 @@ def test_a_path_of_this_machine_is_refused(narrow, key):
     else:
         config = config.model_copy(update={"run": "runs/here"})
     with pytest.raises(
-        UserError, match=f"{key} = .*here is a path in a folder of this machine"
+        UserError, match=f"{key} = .*here is a relative path, which means nothing"
     ):
         build_job_request(config)
 

@@ -253,14 +253,14 @@ def test_python_files_go_along(config, template, tmp_path):
     (tmp_path / "nets/deep.py").write_text("#" * (1 << 20))
     with pytest.raises(
         UserError,
-        match="more than the 1,048,576 of a ConfigMap: put them into the image",
+        match="more than the 1,048,576 of a ConfigMap: put the Python files into",
     ):
         build_manifests(config, template(), [tmp_path / "nets"])
 
 
 @pytest.mark.parametrize("job", ["Upper", "1st", "a_b", "a" * 48, "end-"])
 def test_a_name_that_is_none_is_a_sentence(config, template, job):
-    with pytest.raises(UserError, match="is no name of a RayJob: at most 47"):
+    with pytest.raises(UserError, match="is not a valid RayJob name: use at most 47"):
         build_manifests(config, template(), job_name=job)
 
 
@@ -281,16 +281,16 @@ def test_any_run_has_a_name(config, template, run):
     [
         (
             {"old": "kind: RayJob", "new": "kind: RayService"},
-            "must hold one RayJob, not 0",
+            "must contain exactly one RayJob, not 0",
         ),
         ({"old": "- name: run\n", "new": "- name: other\n"}, "has no volume named run"),
         ({"old": "rayClusterSpec:", "new": "clusterSpec:"}, "lacks 'rayClusterSpec'"),
-        ({"old": "apiVersion: ray", "new": "{: ray"}, "is no YAML"),
+        ({"old": "apiVersion: ray", "new": "{: ray"}, "is not valid YAML"),
         ({"gpus": 0}, "a pod of gpu in .* has 16 CPUs and 0 GPUs"),
-        ({"cpus": "0.5k"}, "cpu: 0.5k in .* is no number of cores"),
+        ({"cpus": "0.5k"}, "cpu: 0.5k in .* is not a number of cores"),
         (
             {"cpus": "500m"},
-            "a worker asks for 4 CPUs and 1 GPU, and a pod of gpu in .* has 500m CPUs",
+            "a worker needs 4 CPUs and 1 GPU, but a pod of gpu in .* has 500m CPUs",
         ),
     ],
 )
@@ -308,6 +308,6 @@ def test_without_kubectl_there_is_a_sentence(config, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
         UserError,
-        match="there is no kubectl here: install it, or submit from where it is",
+        match="kubectl is not in PATH: install it, or submit from a machine that has it",
     ):
         Kubectl().choose_job_name(build_manifests(config, TEMPLATE))

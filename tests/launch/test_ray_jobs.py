@@ -86,7 +86,7 @@ def test_nobody_there_is_a_sentence():
     told = []
     with pytest.raises(UserError, match="no Ray cluster answers"):
         RayJobClient(f"127.0.0.1:{port}", patience=0.1, log=told.append)
-    assert told == [f"http://127.0.0.1:{port} does not answer yet: asking for 0 s"]
+    assert told == [f"http://127.0.0.1:{port} does not answer yet: retrying for 0 s"]
 
 
 @pytest.mark.parametrize(

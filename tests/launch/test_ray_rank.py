@@ -21,6 +21,6 @@ def test_a_rank_computes_on_what_it_holds(monkeypatch):
 def test_a_gpu_that_torch_does_not_find_ends_the_attempt(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(
-        AttemptError, match="Ray gave a rank on .* a GPU, and torch finds none there"
+        AttemptError, match="Ray gave a rank on .* a GPU, but torch finds none there"
     ):
         _select_device(Allocation(1, 8, 2, 1))

@@ -103,11 +103,11 @@ def test_with_auto_the_scripts_number_of_nodes_stays(config, template, gpus):
         ),
         (
             {"gpus": "--mem=0"},
-            "a worker asks for 4 CPUs and 1 GPU, and .* for 16 CPUs and 0 GPUs on each node",
+            "a worker needs 4 CPUs and 1 GPU, but .* requests 16 CPUs and 0 GPUs per node",
         ),
         (
             {"old": "--cpus-per-task=16", "new": "--cpus-per-task=2"},
-            "for 2 CPUs and 4 GPUs on each node: raise",
+            "requests 2 CPUs and 4 GPUs per node: raise",
         ),
     ],
 )
@@ -120,10 +120,11 @@ def test_other_mistakes_are_sentences(config, template, tmp_path):
     with pytest.raises(UserError, match="cannot read the template"):
         render_script(config, tmp_path / "none")
     with pytest.raises(
-        UserError, match="run = runs/mine is a path in a folder of this machine"
+        UserError,
+        match="run = runs/mine is a relative path, which means nothing on other",
     ):
         render_script(config.model_copy(update={"run": "runs/mine"}), template())
-    with pytest.raises(UserError, match="is no Python file"):
+    with pytest.raises(UserError, match="is not a Python file"):
         render_script(config, template(), [tmp_path / "weights.bin"])
 
 
@@ -132,7 +133,7 @@ def test_no_slurm_and_one_that_refuses(config, template, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
         UserError,
-        match=r"there is no Slurm here \(squeue is not in PATH\): submit from a login node",
+        match=r"Slurm is not available here \(squeue is not in PATH\): submit from a login",
     ):
         submit_script(text)
     (tmp_path / "squeue").write_text(
@@ -188,7 +189,9 @@ def test_gpus_are_understood_in_the_usual_forms(config, template, line):
 
 @pytest.mark.parametrize("job", ["two words", "a\\1b", "x/y", "%j", "a,b"])
 def test_a_name_that_is_none_is_a_sentence(config, template, job):
-    with pytest.raises(UserError, match="is no name of a job: letters, digits"):
+    with pytest.raises(
+        UserError, match="is not a valid Slurm job name: use only letters"
+    ):
         render_script(config, template(), job_name=job)
     run = config.model_copy(update={"run": f"/shared/{job}"})
     assert (
