@@ -23,7 +23,7 @@ def diagnose_divergence(job: TrainJob, reading: MeterReading) -> RunError:
     """Save the evidence of a failed step, and return the error to raise.
 
     Called on all ranks. The weights have not been updated since that step, so it is
-    computed again, with the norms of each micro-batch.
+    recomputed, with the norms of each micro-batch.
     """
     step = reading.failed_step
     assert step is not None

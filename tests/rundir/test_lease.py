@@ -98,7 +98,8 @@ def test_an_owner_whose_counter_stands_still_is_gone(store, fast, monkeypatch):
 
 def test_a_dead_process_of_this_machine_is_not_waited_for(tmp_path):
     code = (
-        "import os, sys; from distrain.data.storage.store import Store; from distrain.rundir.lease import acquire_lease;"
+        "import os, sys; from distrain.data.storage.store import Store; "
+        "from distrain.rundir.lease import acquire_lease; "
         "acquire_lease(Store(sys.argv[1]), 'one', print); os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)

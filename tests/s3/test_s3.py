@@ -363,8 +363,9 @@ def test_a_pack_into_a_bucket_goes_on_after_a_kill(
         "from distrain.data.prepare.open import open_source\n"
         "if __name__ == '__main__':\n    p._TARGET_SHARD_BYTES = 40_000\n    at = int(sys.argv[3])\n"
         "    kill = lambda now: now.done >= at and os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    p.pack_dataset(open_source(sys.argv[1]).source, sys.argv[2], p.PackOptions(p.Geometry('square', 48)), num_processes=2,\n"
-        "           on_progress=kill)\n"
+        "    options = p.PackOptions(p.Geometry('square', 48))\n"
+        "    source = open_source(sys.argv[1]).source\n"
+        "    p.pack_dataset(source, sys.argv[2], options, num_processes=2, on_progress=kill)\n"
     )
     (tmp_path / "pack.py").write_text(code)
     environment = {

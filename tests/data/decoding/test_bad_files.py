@@ -154,7 +154,8 @@ def test_a_proved_file_that_is_refused_stops_the_run_with_its_name(tmp_path, nar
     )
     with pytest.raises(
         RunError,
-        match=r"packed or indexed no longer decode, pack or index the data set again: 5 \(shard-00000.parquet row group 0 row 5\): DALI",
+        match=r"no longer decode, pack or index the data set again: "
+        r"5 \(shard-00000.parquet row group 0 row 5\): DALI",
     ):
         deliver(narrow(), dataset, requests(range(8), 4), 4)
 
@@ -379,7 +380,8 @@ import numpy as np
 from photos import open_set
 from distrain.config import load_config
 from distrain.data.decoding.quarantine import InFlightRecorder
-recorder = InFlightRecorder(load_config(sys.argv[1]).run, open_set({dataset.store.local_path!r}), num_slots=2, batch_size=4)
+dataset = open_set({dataset.store.local_path!r})
+recorder = InFlightRecorder(load_config(sys.argv[1]).run, dataset, num_slots=2, batch_size=4)
 recorder.record_fed(np.array([7, 8, 9, 10]))
 os.kill(os.getpid(), signal.SIGKILL)
 """
