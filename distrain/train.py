@@ -28,7 +28,7 @@ import torch
 from distrain.config import Config
 from distrain.data.batch import MicroBatch, iter_training_requests
 from distrain.distributed.numerics import set_torch_numerics
-from distrain.distributed.world import World
+from distrain.distributed.world import World, make_local_world
 from distrain.errors import AttemptError
 from distrain.models.layers import update_all_running_stats
 from distrain.monitor.phases import Phase
@@ -39,6 +39,7 @@ from distrain.monitor.records import (
     record_to_dict,
 )
 from distrain.monitor.sinks import Console, SilentConsole, read_metrics
+from distrain.monitor.terminal import create_console
 from distrain.optim.accumulate import Totals
 from distrain.rundir.checkpoint import hash_tensors
 from distrain.training.checkpointing import save_checkpoint, wait_for_checkpoint
@@ -93,21 +94,23 @@ class Summary:
 
 def train(
     config: Config,
-    world: World,
-    console: Console,
+    world: World | None = None,
+    console: Console | None = None,
     *,
     must_resume: bool = False,
     accept_other_hardware: bool = False,
 ) -> Summary:
     """Train a run to its end; resume from its newest whole checkpoint if it has one.
 
-    Every rank calls this function.
+    Every rank calls this function. Called with a config alone, it trains on this
+    machine in this process, on one GPU if there is one.
 
     Args:
         config: the run.
-        world: this rank and the others.
+        world: this rank and the others. Default: one rank.
         console: where progress is printed; other ranks than 0 use it only for what
-            rank 0 cannot see (a hang, a file that crashed their decoder).
+            rank 0 cannot see (a hang, a file that crashed their decoder). Default:
+            stdout, with a progress bar if that is a terminal.
         must_resume: fail if there is no checkpoint.
         accept_other_hardware: resume even if this hardware does not reproduce the
             checkpoint's bits.
@@ -119,6 +122,9 @@ def train(
             that has taken over the run directory.
     """
     start_time = time.monotonic()
+    world = world or make_local_world(config.device)
+    console = console or create_console()
+
     # Rank 0 prints the progress of all. Every rank warns of what only it can see.
     warn = console.log
     if not world.is_rank_zero:
