@@ -62,7 +62,7 @@ class Summary:
     steps: int
     """Steps of the whole run."""
     seconds: float
-    """Duration of this attempt, from the call to the last checkpoint."""
+    """Duration of this call of `train`."""
     train: TrainRecord | None
     """Record of the last log step."""
     eval: EvalRecord | None
@@ -100,7 +100,7 @@ def train(
     must_resume: bool = False,
     accept_other_hardware: bool = False,
 ) -> Summary:
-    """Train a run to its end; resume from its newest whole checkpoint if it has one.
+    """Train a run to its end; resume from its newest complete checkpoint if it has one.
 
     Every rank calls this function. Called with a config alone, it trains on this
     machine in this process, on one GPU if there is one.
@@ -117,7 +117,8 @@ def train(
 
     Raises:
         UserError: config, data, ranks or run directory do not fit together.
-        RunError: too many bad samples, a loss that is not finite, no whole checkpoint.
+        RunError: too many bad samples, a loss that is not finite, or no complete
+            checkpoint.
         AttemptError: damaged data, failed storage, a lost rank, or a newer attempt
             that has taken over the run directory.
     """
@@ -217,8 +218,9 @@ def accumulate_gradients(
 ) -> None:
     """Sum up the gradients of this rank's virtual workers, several at a time.
 
-    A lane is a thread that computes one virtual worker after another. In exact mode,
-    the sums are integers, so it does not matter which lane is done first.
+    A lane computes one virtual worker at a time, on a thread of its own if there are
+    several. In exact mode the sums are integers, so the order of the lanes does not
+    matter.
     """
     with job.telemetry.time_accumulation():
         job.engine.accumulator.begin_step()
@@ -231,7 +233,8 @@ def accumulate_gradients(
 def forward_backward_step(job: TrainJob, step: int, batch: MicroBatch) -> None:
     """Compute loss and gradients of one micro-batch, and add them to the accumulator.
 
-    Runs on the thread of a lane, beside other micro-batches of the step.
+    Runs on a lane, beside other micro-batches of the step. The loss is a sum over the
+    samples of the micro-batch, not a mean.
     """
     engine = job.engine
     telemetry = job.telemetry
@@ -286,9 +289,9 @@ def update_weights(job: TrainJob, step: int, totals: Totals) -> None:
     engine = job.engine
     telemetry = job.telemetry
 
-    # 1.0 until a step fails (is not finite, or has no valid sample), then 0.0 forever.
-    # It stays on the device as a factor, because an `if` would have to wait for it. The
-    # next log step reports the failure.
+    # 1.0 until a step fails (a value that is not finite or is out of the fixed-point
+    # range, or no valid sample), then 0.0 forever. It stays on the device as a factor,
+    # because an `if` would have to wait for it. The next log step reports the failure.
     update_factor = engine.meters.add_step(step, totals)
     lr = job.get_lr(step)
     lr_before = job.get_lr(max(0, step - 1))
@@ -343,8 +346,8 @@ def finish_step(job: TrainJob, steps_done: int) -> bool:
 
     job.console.set_step(steps_done)
     if should_log or should_validate or should_save:
-        # A sync point of CPU and GPU. It raises if a step failed or a reduction was
-        # aborted, so that neither is ever evaluated or saved.
+        # A CPU-GPU sync point. `synchronize` raises if a rank was lost, and
+        # `log_train_metrics` if a step failed, so that neither is evaluated or saved.
         world.synchronize()
         log_train_metrics(job, steps_done)
         job.telemetry.metrics.record_norms(list(job.engine.parameters.values()))

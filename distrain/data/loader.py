@@ -1,4 +1,4 @@
-"""Background loader of micro-batches: fetch, check, augment and decode ahead."""
+"""Background loader of micro-batches: fetch, check, decode and augment ahead."""
 
 import queue
 import threading
@@ -55,13 +55,13 @@ class Loader:
             requests: the micro-batches to load.
             data: how samples are read and decoded.
             augment: how samples are augmented.
-            seed: seed of the draws, 32 bits.
+            seed: seed of the augmentation, 32 bits.
             run_dir: identifies this run to its later attempts, which look under this
                 name for what crashed the decoder.
             batch_size: samples per request.
             device: where the images go.
-            use_augmentation: draw windows, mirrors and colors; otherwise take the
-                center.
+            use_augmentation: random crop, horizontal flip and color jitter; otherwise a
+                center crop.
             num_cores: CPU cores of this rank, None: all of this process; they set the
                 number of decoding threads unless `data` does.
 
@@ -85,13 +85,13 @@ class Loader:
 
         # Stages of a micro-batch, in the order in which it passes them.
         self._requests = iter(requests)
-        # With the row groups that they need, which are being fetched.
+        # Requests that are prefetched, each with the row groups that it needs.
         self._upcoming_requests: deque[tuple[BatchRequest, list[int]]] = deque()
-        # To be fed once more, after the decoder was replaced.
+        # Batches to feed again to a rebuilt decoder.
         self._replay_queue: deque[PendingBatch] = deque()
-        # Fed to the decoder, and not decoded yet.
+        # Batches that were fed to the decoder and are not decoded yet.
         self._pending_batches: deque[PendingBatch] = deque()
-        # Decoded; or the exception that ended the loading.
+        # Decoded batches, or the exception that ended the loading.
         self._ready_queue: queue.Queue[MicroBatch | BaseException] = queue.Queue(
             maxsize=1
         )
@@ -207,8 +207,8 @@ class Loader:
     def _decode_or_rebuild(self) -> torch.Tensor:
         """Return the next decoded batch.
 
-        If the decoder fails on a file, replace the file by the placeholder and the
-        decoder by a new one, and feed that the batches in flight again.
+        If the decoder fails on a file, substitute a placeholder for the file, rebuild
+        the decoder, and feed it the batches in flight again.
         """
         while True:
             try:
@@ -225,11 +225,11 @@ class Loader:
             self.num_decoder_rebuilds += 1
 
     def _mark_bad_samples(self, pending: PendingBatch, error: DecodeError) -> None:
-        """Mark the files that the decoder rejected as bad samples.
+        """Record as bad samples the files that the decoder rejected.
 
         Raises:
-            AttemptError: the files were verified when they were written, or each of
-                them decodes alone.
+            AttemptError: the data set was verified when it was written, or no file can
+                be blamed: each decodes alone, or is a placeholder.
         """
         reasons = self._find_bad_files(pending, error)
         sample_ids = pending.request.sample_ids

@@ -34,9 +34,9 @@ class _EpochOrder(NamedTuple):
     """Kept rows of an epoch, in the order of its permuted row groups."""
 
     group_order: IntArray
-    """Row group at each position, shape (groups,)."""
+    """Row groups in the order of this epoch, shape (groups,)."""
     row_ends: IntArray
-    """Kept rows up to and including each position, shape (groups,)."""
+    """Cumulative number of kept rows after each group of `group_order`, same shape."""
     left_out_ids: IntArray
     """Sample ids left out of this epoch, ascending, shape (num_left_out,)."""
 
@@ -131,8 +131,9 @@ class SampleOrder:
         """Return the sample ids left out of an epoch, ascending.
 
         They are a window that slides over one permutation, which is fixed for the run.
-        So no sample is left out twice before every sample has been left out once, and
-        no class suffers more than others, even if the data are sorted by class.
+        So no sample is left out twice before every sample has been left out once. The
+        permutation is random, so no class is left out more often than by chance, even
+        if the data are sorted by class.
         """
         offsets = epoch * self.num_left_out + np.arange(self.num_left_out)
         return np.sort(self._left_out_permutation[offsets % self.num_rows])
@@ -169,15 +170,15 @@ class SampleOrder:
         rows_before = np.where(index > 0, row_ends[index - 1], 0)
         group_start = self.group_starts[epoch_order.group_order[index]]
 
-        # Rank of the sample among all kept ids, in ascending order.
+        # Index of the sample among all kept ids, in ascending order.
         left_out_ids = epoch_order.left_out_ids
         kept_before_group = group_start - np.searchsorted(left_out_ids, group_start)
-        kept_rank = kept_before_group + (positions - rows_before)
+        kept_index = kept_before_group + (positions - rows_before)
 
-        # The id is that rank plus the number of left-out ids below the id. Left-out id
+        # The id is that index plus the number of left-out ids below the id. Left-out id
         # number i has left_out_ids[i] - i kept ids below it.
         kept_below = left_out_ids - np.arange(len(left_out_ids))
-        return kept_rank + np.searchsorted(kept_below, kept_rank, side="right")
+        return kept_index + np.searchsorted(kept_below, kept_index, side="right")
 
 
 @lru_cache(maxsize=1024)

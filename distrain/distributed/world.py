@@ -28,8 +28,9 @@ _SIOCGIFADDR = 0x8915
 class World:
     """A rank among `world_size` ranks, and the device it computes on.
 
-    What the ranks decide together they decide from integers that are summed over all
-    of them. Every collective raises LostRankError if another rank is lost.
+    Ranks branch only on values that a collective made equal on all of them. Collectives
+    on the CPU (gloo) raise LostRankError if another rank is lost; after one on GPUs
+    (NCCL), only `synchronize` does.
     """
 
     device: torch.device
@@ -40,14 +41,15 @@ class World:
     stop_requested: threading.Event = field(default_factory=threading.Event)
     """Set from outside, on any rank, to end the run after a step, with a checkpoint."""
     session: str = field(default_factory=lambda: secrets.token_hex(8))
-    """Id of the launch: attempts of one launch follow each other without waiting."""
+    """Id of the launch. An attempt takes over the run directory from an earlier attempt
+    of the same launch at once, without waiting for its lease to expire."""
     node_address: str = "127.0.0.1"
     """Address of this node that other ranks can reach."""
     on_checkpoint: Callable[[int, str | None], None] = lambda step, name: None
     """Called on all ranks with the step of each complete checkpoint, and with its name
     on rank 0, None on the others."""
     desired_world_size: int = 1
-    """Number of ranks that the run would like to have."""
+    """Target world size: an elastic run may have fewer ranks for a while."""
     peer_lost: threading.Event = field(default_factory=threading.Event)
     """Set when another rank is lost, and the collectives of this rank's GPU are
     therefore aborted."""
@@ -69,7 +71,8 @@ class World:
     def all_reduce(self, tensor: Tensor) -> Callable[[], None]:
         """Start to sum a tensor over all ranks, in place; return a function that waits.
 
-        On a GPU that function makes the current stream wait, not the host.
+        Asynchronous, unlike torch's default. On a GPU the returned function makes the
+        current stream wait, not the host.
         """
         if self.world_size == 1:
             return lambda: None
@@ -98,7 +101,7 @@ class World:
     def all_gather_object(self, value: Any) -> list[Any]:
         """Return the values that all ranks passed, by rank, on every rank.
 
-        A value is a tree of what JSON knows.
+        Values travel as JSON: tuples come back as lists, and keys as strings.
         """
         if self.world_size == 1:
             return [value]
@@ -119,7 +122,7 @@ class World:
         ]
 
     def synchronize(self) -> None:
-        """Synchronize with this rank's device.
+        """Block until all work queued on this rank's device is done.
 
         Raises:
             LostRankError: another rank is lost, so the results of all-reduces on the
@@ -204,7 +207,9 @@ def open_process_group(
     on_checkpoint: Callable[[int, str | None], None] = lambda step, name: None,
     desired_world_size: int | None = None,
 ) -> Iterator[World]:
-    """Form a world of several processes; its process group ends with the block.
+    """Initialize the process group of a run, which ends with the block.
+
+    A world of one rank needs no group, and gets none.
 
     Args:
         device: the device of this rank.
@@ -242,8 +247,9 @@ def open_process_group(
         yield world
         failed = False
     finally:
-        # The ring before the group: destroying the group closes the connections of
-        # this rank, which the next rank would take for a loss.
+        # Leave the peer monitor first, in which the ranks watch each other in a ring:
+        # destroying the group closes connections, which the next rank would take for a
+        # lost rank.
         try:
             if monitor is not None:
                 monitor.leave_ring(failed=failed, timeout=timeout)
@@ -313,7 +319,7 @@ def _connect_tcp_store(
 
 
 def _init_gpu_process_group(world: World, options: dict[str, Any]) -> PeerMonitor:
-    """Form the process group of a world of GPUs, and start to watch the other ranks.
+    """Initialize the process group on GPUs, and start to watch the other ranks.
 
     NCCL serves tensors on GPUs, gloo those on the CPU.
 
@@ -338,8 +344,8 @@ def _init_gpu_process_group(world: World, options: dict[str, Any]) -> PeerMonito
     communicator = _get_nccl_backend(world.device)
 
     def abort_communicator() -> None:
-        # Before the abort, which frees a thread that waits for the device: that thread
-        # must not take the memory's content for a sum.
+        # Set the flag first: the abort unblocks a thread in `synchronize`, which must
+        # not treat the buffer as a finished all-reduce.
         world.peer_lost.set()
         # An abort that times out raises. The run's watchdog then ends this process.
         with suppress(RuntimeError):

@@ -1,9 +1,13 @@
 """Driver of a run on Ray: Ray Train runs the ranks, and the driver watches over it.
 
-One `fit` of Ray Train has a fixed number of workers and replaces processes that die. A
-change of the number (a node is lost, added or drained) ends the fit, after a checkpoint
-if there is time for one, and the next fit resumes from there. This rests on Ray's
-public interface; two private functions give details on the cluster, and have fallbacks.
+One `fit` of Ray Train has a fixed number of workers; when a worker dies, Ray restarts
+the whole worker group. A change of the number (a node is lost, added or drained) ends
+the fit, after a checkpoint if there is time for one, and the next fit resumes from
+there. This rests on Ray's public interface; two private functions give details on the
+cluster, and have fallbacks.
+
+A worker group has *formed* once its ranks are connected: they have initialized their
+process group and run a first collective.
 """
 
 import os
@@ -50,8 +54,8 @@ def train_on_ray(
     Args:
         config: the run.
         console: where progress is printed.
-        address: of the cluster (auto, host:port, ray://host:port); None: start a Ray of
-            its own on this machine.
+        address: of the cluster (auto, host:port, ray://host:port); None: start a
+            local Ray cluster.
         must_resume: fail if there is no checkpoint.
         accept_other_hardware: resume even if this hardware does not reproduce the
             checkpoint's bits.
@@ -88,7 +92,7 @@ def train_on_ray(
 
 
 def _make_paths_absolute(config: Config) -> Config:
-    """Return the config for processes that start in other folders."""
+    """Make local paths absolute: Ray's workers have another working directory."""
 
     def to_absolute(url: str | None) -> str | None:
         return url if url is None or "://" in url else os.path.abspath(url)
@@ -102,10 +106,10 @@ def _make_paths_absolute(config: Config) -> Config:
 
 
 def _configure_local_ray(config: Config) -> tuple[Config, dict[str, int]]:
-    """Return the config for a Ray on this machine, and the resources that it gets.
+    """Return the config for a local Ray cluster, and the resources that it gets.
 
-    The config asks for as many workers as fit. Workers on CPUs may be more than there
-    are cores, if the user asks for so many.
+    A number of workers becomes (minimum, as many as fit); `auto` stays. Workers on CPUs
+    may be more than there are cores, if the user asks for so many.
 
     Raises:
         UserError: there are fewer GPUs than workers.
@@ -168,16 +172,16 @@ class _RayDriver:
         self._fit_number = 0
         # Node id and address of each rank, once the group of the fit has formed.
         self._rank_nodes: list[tuple[str, str]] = []
-        # Ray's reservation of resources for the current fit.
+        # Placement group of the current fit, removed when the fit ends.
         self._placement_group: Any = None
         # Steps done, as far as the driver has heard, and at the last start of training.
         self._last_step = 0
         self._start_step = 0
-        # Since when training is interrupted, by the monotonic clock.
+        # When training was interrupted, on the monotonic clock; None: it is running.
         self._interrupted_at: float | None = None
         # Causes of failures since the last progress.
         self._failure_causes: list[str] = []
-        # Worker groups in a row that were lost before they had formed.
+        # Consecutive worker groups that were lost before they had formed.
         self._num_failed_starts = 0
         self._formed_since_failure = False
 
@@ -205,7 +209,7 @@ class _RayDriver:
             self._capacity.cancel_request()
 
     def _fit_until_finished(self) -> Summary:
-        # Fits in a row in which no worker group was formed.
+        # Consecutive fits in which no worker group formed.
         num_groupless_fits = 0
         while True:
             num_workers, allocation = self._capacity.wait_for_capacity()
@@ -217,8 +221,8 @@ class _RayDriver:
                 num_groupless_fits = 0 if self._rank_nodes else num_groupless_fits + 1
                 if num_groupless_fits >= self._config.cluster.max_failures:
                     raise RunError(
-                        f"Ray could not form a worker group, {num_groupless_fits} "
-                        f"times in a row{self._format_first_cause()}"
+                        f"{num_groupless_fits} runs of Ray Train in a row ended before "
+                        f"their workers were connected{self._format_first_cause()}"
                     )
                 continue
 
@@ -244,7 +248,7 @@ class _RayDriver:
         """Run one fit until it ends.
 
         Raises:
-            RunError: too many worker groups in a row were lost before they had formed.
+            RunError: too many consecutive worker groups were lost before they formed.
         """
         self._fit_number += 1
         self._rank_nodes = []
@@ -261,7 +265,7 @@ class _RayDriver:
                 outcome.value = trainer.fit().return_value
             except BaseException as error:
                 outcome.error = error
-            # Wake the driver, which waits for messages.
+            # Wake `_handle_messages`, which ignores this kind of message.
             if not is_abandoned.is_set():
                 self._mailbox.send_message.remote("ended", None)
 
@@ -288,7 +292,7 @@ class _RayDriver:
             True if the ranks were asked to stop for another number of workers.
 
         Raises:
-            RunError: too many worker groups in a row were lost before they had formed.
+            RunError: too many consecutive worker groups were lost before they formed.
         """
         is_stop_requested = False
         is_resize = False
@@ -296,11 +300,12 @@ class _RayDriver:
         while thread.is_alive():
             self._handle_messages(1.0)
 
-            # Ray would replace such groups forever.
+            # Ray would restart such groups forever.
             if self._num_failed_starts >= self._config.cluster.max_failures:
                 raise RunError(
-                    f"no worker group could be formed, {self._num_failed_starts} times "
-                    f"in a row{self._format_first_cause()}"
+                    f"{self._num_failed_starts} worker groups in a row were lost "
+                    "before their workers were connected"
+                    f"{self._format_first_cause()}"
                 )
 
             # Stop for the user.
@@ -330,9 +335,10 @@ class _RayDriver:
         return is_resize
 
     def _remove_placement_group(self) -> None:
-        """Free the resources that a dead controller leaves reserved.
+        """Remove the fit's placement group.
 
-        Ray does it by itself only with its dashboard.
+        A controller of Ray Train that died leaves it reserved. Ray cleans up such
+        groups by itself only while its dashboard runs.
         """
         if self._placement_group is not None:
             ray.util.remove_placement_group(self._placement_group)
@@ -399,7 +405,8 @@ class _RayDriver:
 
     def _on_ranks_lost(self, reasons: Mapping[int, str]) -> None:
         """Record lost ranks; count a worker group that had not formed."""
-        self._num_failed_starts += not self._formed_since_failure
+        if not self._formed_since_failure:
+            self._num_failed_starts += 1
         self._formed_since_failure = False
         for rank, reason in sorted(reasons.items()):
             host = ""
@@ -408,8 +415,9 @@ class _RayDriver:
             self._record_failure(f"lost rank {rank}{host}: {reason}")
 
     def _record_fit_error(self, error: BaseException | None, num_workers: int) -> None:
-        """Record what ended a fit in place of its ranks."""
-        # Ray names a failed placement only in the class of its error.
+        """Record why a fit ended without a result of its ranks."""
+        # Only the exception's class name tells a placement timeout from other failures
+        # of the controller.
         if (
             isinstance(error, ControllerError)
             and "Timeout" in type(error.controller_failure).__name__

@@ -1,13 +1,13 @@
 """Metrics page of a node, for Prometheus, with the numbers of all its ranks.
 
 Each rank writes its numbers to a file in one folder, and one of the ranks serves them.
-Counters and histograms are summed over all pages of the launch, those of dead ranks
+Counters and histograms are summed over all files of the launch, those of dead ranks
 included, so that they count the work that was done. Gauges are of living ranks only.
 
 The multiprocess mode of prometheus_client is not used: it needs an environment
 variable before its first import and keeps the files of a process forever, which mixes
-two runs of one process. Here a rank's page is a file of its own, written once per
-second, off the training thread.
+two runs of one process. Here each rank has a file of its own, its *snapshot*, which a
+background thread writes once per second, and `flush` at once.
 """
 
 import errno
@@ -36,7 +36,7 @@ RENDER_INTERVAL_SECONDS = 1.0
 _MAX_PORTS_TRIED = 100
 # Age from which the folder of a launch without living processes is removed.
 _ABANDONED_AFTER_SECONDS = 600.0
-_MAX_DEAD_PAGES = 16
+_MAX_DEAD_SNAPSHOTS = 16
 # File in the folder that holds the port of the served page.
 _PORT_FILE = "serving.json"
 _MERGE_FUNCTIONS: dict[str, Callable[[list[float]], float]] = {
@@ -52,7 +52,7 @@ _SampleKey = tuple[str, tuple[tuple[str, str], ...]]
 
 
 class MetricsEndpoint:
-    """Share of this process in its node's page. Close it.
+    """This rank's part in its node's metrics page: it writes, and may serve. Close it.
 
     The rank that holds the lock of the folder serves the page. If it dies, the system
     releases the lock, and within a second another rank of the node takes over the lock
@@ -69,20 +69,20 @@ class MetricsEndpoint:
         port: int,
         log: Callable[[str], None],
     ) -> None:
-        """Start to write this rank's page, and to serve the node's if no rank does.
+        """Start to write this rank's snapshot, and to serve the page if no rank does.
 
         Args:
             registry: this rank's metrics.
             gauge_merges: how the gauges of several ranks are merged, by name: sum, min
                 or max.
-            session: name of the launch, whose ranks share a page.
+            session: id of the launch, whose ranks share a page.
             address: to listen on.
             port: to listen on; if it is in use, the next free one.
             log: gets the URL of the page, on the rank that serves it, and warnings.
 
         Raises:
-            OSError: the address cannot be listened on, or the folder for the pages
-                cannot be used.
+            OSError: the address cannot be listened on, or the folder for the
+                snapshots cannot be used.
         """
         self._registry = registry
         self._gauge_merges = gauge_merges
@@ -94,13 +94,13 @@ class MetricsEndpoint:
         self._folder = _open_folder(session, self._process_identity)
         _remove_abandoned_folders(self._folder)
         # The clock keeps apart two endpoints of one process.
-        self._page_path = self._folder / f"{os.getpid()}-{time.monotonic_ns()}.json"
+        self._snapshot_path = self._folder / f"{os.getpid()}-{time.monotonic_ns()}.json"
         self._lock_file = (self._folder / "serve.lock").open("w")
 
         self._server: PageServer | None = None
         self._logged_no_port = False
         self._logged_stale_page = False
-        self._page_lock = threading.Lock()
+        self._snapshot_lock = threading.Lock()
         self._closing = threading.Event()
         # Publish once on this thread, so that an address that cannot be listened on is
         # an error of the caller.
@@ -124,14 +124,14 @@ class MetricsEndpoint:
             return None
 
     def flush(self) -> None:
-        """Write this rank's page now."""
-        self._write_page()
+        """Write this rank's snapshot now, on the calling thread."""
+        self._write_snapshot()
 
     def close(self, *, linger_seconds: float = 0.0, final: bool = False) -> None:
-        """Stop.
+        """Stop publishing, and let another rank serve.
 
         Args:
-            linger_seconds: seconds to wait for one more read of the page, if it has
+            linger_seconds: seconds to wait for one more scrape of the page, if it has
                 been read before.
             final: the launch is over; otherwise this rank's counters stay for the
                 attempts that follow.
@@ -139,7 +139,7 @@ class MetricsEndpoint:
         self._closing.set()
         self._thread.join()
         # Gauges of an attempt that failed say nothing about the next one.
-        self._write_page(with_gauges=final)
+        self._write_snapshot(with_gauges=final)
         if self._server is not None:
             self._render_page()
             self._server.wait_until_read(linger_seconds)
@@ -161,8 +161,8 @@ class MetricsEndpoint:
                 self._logged_stale_page = True
 
     def _publish_once(self) -> None:
-        """Write this rank's page; become the server if there is none; render."""
-        self._write_page()
+        """Write this rank's snapshot; become the server if there is none; render."""
+        self._write_snapshot()
         if self._server is None:
             # The lock is busy while another rank serves.
             with suppress(BlockingIOError):
@@ -171,45 +171,47 @@ class MetricsEndpoint:
         if self._server is not None:
             self._render_page()
 
-    def _write_page(self, *, with_gauges: bool = True) -> None:
-        # `flush` writes on the training thread. Collect inside the lock, so that the
-        # page that is written last has the newer numbers.
-        with self._page_lock:
+    def _write_snapshot(self, *, with_gauges: bool = True) -> None:
+        # `flush` writes on another thread. Collect inside the lock, so that the
+        # snapshot that is written last has the newer numbers.
+        with self._snapshot_lock:
             families = [
                 family
                 for family in _to_families(self._registry.collect())
                 if with_gauges or family["type"] != "gauge"
             ]
-            page = {"process": self._process_identity, "families": families}
-            _try_write_json(self._page_path, page)
+            snapshot = {"process": self._process_identity, "families": families}
+            _try_write_json(self._snapshot_path, snapshot)
 
     def _render_page(self) -> None:
         assert self._server is not None
-        pages = dict(_read_pages(self._folder))
-        merged = _MergedCollector(list(pages.values()), self._gauge_merges)
+        snapshots = dict(_read_snapshots(self._folder))
+        merged = _MergedCollector(list(snapshots.values()), self._gauge_merges)
         self._server.page = generate_latest(merged)
-        dead_pages = {
-            path: page
-            for path, page in pages.items()
-            if is_dead_local_process(page["process"])
+        dead_snapshots = {
+            path: snapshot
+            for path, snapshot in snapshots.items()
+            if is_dead_local_process(snapshot["process"])
         }
-        # Each page costs time at every rendering.
-        if len(dead_pages) > _MAX_DEAD_PAGES:
-            self._merge_dead_pages(dead_pages)
+        # Each snapshot costs time at every rendering.
+        if len(dead_snapshots) > _MAX_DEAD_SNAPSHOTS:
+            self._merge_dead_snapshots(dead_snapshots)
 
-    def _merge_dead_pages(self, dead_pages: Mapping[Path, dict[str, Any]]) -> None:
-        """Replace the pages of dead ranks by one page with their sums."""
-        merged = _MergedCollector(list(dead_pages.values()), self._gauge_merges)
-        page = {
-            # Any of the dead processes, so that this page counts as dead too.
-            "process": next(iter(dead_pages.values()))["process"],
+    def _merge_dead_snapshots(
+        self, dead_snapshots: Mapping[Path, dict[str, Any]]
+    ) -> None:
+        """Replace the snapshots of dead ranks by one with their sums."""
+        merged = _MergedCollector(list(dead_snapshots.values()), self._gauge_merges)
+        snapshot = {
+            # Any of the dead processes, so that this snapshot counts as dead too.
+            "process": next(iter(dead_snapshots.values()))["process"],
             "families": _to_families(merged.collect()),
-            # If this rank is killed before it has removed the old pages, readers skip
+            # If this rank is killed before it has removed the old ones, readers skip
             # them because of this list, so that they do not count twice.
-            "replaces": [path.name for path in dead_pages],
+            "replaces": [path.name for path in dead_snapshots],
         }
-        if _try_write_json(self._folder / f"dead-{time.monotonic_ns()}.json", page):
-            for path in dead_pages:
+        if _try_write_json(self._folder / f"dead-{time.monotonic_ns()}.json", snapshot):
+            for path in dead_snapshots:
                 path.unlink(missing_ok=True)
 
     def _start_server(self) -> None:
@@ -255,22 +257,22 @@ class MetricsEndpoint:
 
 
 class _MergedCollector:
-    """Collector of the sums and merges of several pages."""
+    """Collector of the sums and merges of several snapshots."""
 
     def __init__(
-        self, pages: Sequence[dict[str, Any]], gauge_merges: Mapping[str, str]
+        self, snapshots: Sequence[dict[str, Any]], gauge_merges: Mapping[str, str]
     ) -> None:
-        self._pages = pages
+        self._snapshots = snapshots
         self._gauge_merges = gauge_merges
 
     def collect(self) -> Iterator[Metric]:
-        """Yield each metric family once, with the merged values of all pages."""
-        # Group the values of all pages by family and sample.
+        """Yield each metric family once, with the merged values of all snapshots."""
+        # Group the values of all snapshots by family and sample.
         families: dict[str, Metric] = {}
         values: dict[str, dict[_SampleKey, list[float]]] = {}
-        for page in self._pages:
-            is_dead = is_dead_local_process(page["process"])
-            for family in page["families"]:
+        for snapshot in self._snapshots:
+            is_dead = is_dead_local_process(snapshot["process"])
+            for family in snapshot["families"]:
                 if is_dead and family["type"] == "gauge":
                     continue
                 name = family["name"]
@@ -279,7 +281,8 @@ class _MergedCollector:
                     key = sample_name, tuple(sorted(labels.items()))
                     values.setdefault(name, {}).setdefault(key, []).append(value)
 
-        # Merge them: gauges as their spec says, counters and histograms by their sum.
+        # Merge them: each gauge by its own sum, min or max; counters and histograms by
+        # their sum.
         for name, metric in families.items():
             merge_mode = self._gauge_merges[name] if metric.type == "gauge" else "sum"
             merge = _MERGE_FUNCTIONS[merge_mode]
@@ -289,29 +292,29 @@ class _MergedCollector:
 
 
 def _open_folder(session: str, process_identity: str) -> Path:
-    """Return the folder of the pages of a launch on this node, and create it."""
-    # Hosts may share a folder for temporary files, so the name holds the node: the boot
-    # of a kernel, and a PID namespace of it.
+    """Return the folder of a launch's snapshots on this node, and create it."""
+    # Hosts may share a folder for temporary files, so the name includes a hash of the
+    # kernel's boot id and the PID namespace.
     boot_and_namespace = " ".join(process_identity.split()[:2])
     node = hashlib.sha256(boot_and_namespace.encode()).hexdigest()[:8]
     name = f"distrain-metrics-{os.getuid()}-{session}-{node}"
     folder = Path(tempfile.gettempdir()) / name
     folder.mkdir(mode=0o700, exist_ok=True)
-    # Another user may have created a folder of that name, and could read the pages.
+    # Another user may have created a folder of that name, and could read the snapshots.
     if folder.stat().st_uid != os.getuid():
         raise PermissionError(errno.EPERM, "belongs to another user", str(folder))
     return folder
 
 
-def _try_write_json(path: Path, page: Mapping[str, Any]) -> bool:
-    """Write a page, and return whether that succeeded.
+def _try_write_json(path: Path, snapshot: Mapping[str, Any]) -> bool:
+    """Write a snapshot, and return whether that succeeded.
 
-    A full disk must not end a run; the page is stale meanwhile.
+    A full disk must not end a run; the snapshot is stale meanwhile.
     """
     # Replace the file in one go: the server may read it at any time.
     partial_path = path.with_suffix(f".{threading.get_ident()}")
     try:
-        partial_path.write_text(json.dumps(page), encoding="utf-8")
+        partial_path.write_text(json.dumps(snapshot), encoding="utf-8")
         partial_path.replace(path)
     except OSError:
         return False
@@ -335,19 +338,21 @@ def _to_families(metrics: Iterable[Metric]) -> list[FamilyDict]:
     ]
 
 
-def _read_pages(folder: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
-    """Return the pages of a folder by path, without those that others replace."""
-    pages: dict[Path, dict[str, Any]] = {}
+def _read_snapshots(folder: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
+    """Return the snapshots of a folder by path, without those that others replace."""
+    snapshots: dict[Path, dict[str, Any]] = {}
     replaced_names = set[str]()
     for path in sorted(folder.glob("*.json")):
         if path.name == _PORT_FILE:
             continue
-        # A page may be removed between the listing and here.
+        # A snapshot may be removed between the listing and here.
         with suppress(OSError, ValueError):
-            pages[path] = json.loads(path.read_text(encoding="utf-8"))
-            replaced_names.update(pages[path].get("replaces", ()))
+            snapshots[path] = json.loads(path.read_text(encoding="utf-8"))
+            replaced_names.update(snapshots[path].get("replaces", ()))
     return [
-        (path, page) for path, page in pages.items() if path.name not in replaced_names
+        (path, snapshot)
+        for path, snapshot in snapshots.items()
+        if path.name not in replaced_names
     ]
 
 
@@ -362,6 +367,8 @@ def _remove_abandoned_folders(own_folder: Path) -> None:
             age_seconds = time.time() - folder.stat().st_mtime
             if folder == own_folder or age_seconds < _ABANDONED_AFTER_SECONDS:
                 continue
-            pages = _read_pages(folder)
-            if all(is_dead_local_process(page["process"]) for _, page in pages):
+            snapshots = _read_snapshots(folder)
+            if all(
+                is_dead_local_process(snapshot["process"]) for _, snapshot in snapshots
+            ):
                 shutil.rmtree(folder, ignore_errors=True)

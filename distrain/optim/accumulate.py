@@ -1,12 +1,13 @@
 """Accumulate the gradients of virtual workers, exactly or fast, in one accumulator.
 
 Float sums depend on their order, integer sums do not. In exact mode the loss *sum* of a
-micro-batch is multiplied by 2^shift before backward (a power of two leaves every fp32
-and bf16 gradient bit-equal up to the exponent), and its gradients are truncated to
-int64 and added. Once per step the sums are converted back: divided by 2^shift and by
-the number of valid samples in the global batch. No mean of means is taken. In fast mode
-gradients are added in floating point. The statistics of batch normalization are added
-beside them, in fixed point in both modes.
+micro-batch is multiplied by 2^shift before backward, and its gradients are truncated to
+int64 and added. (A power of two changes only the exponent of a float: no rounding is
+added.) Once per step the sums are converted back: divided by 2^shift and by the number
+of valid samples in the global batch. Means per worker are never averaged, which would
+give more weight to samples of workers with fewer valid ones. In fast mode gradients are
+added in floating point. The statistics of batch normalization are added beside them, in
+fixed point in both modes.
 """
 
 import math
@@ -75,8 +76,9 @@ class GradientAccumulator:
             num_batch_stats: number of batch statistics that each micro-batch adds.
         """
         self.exact = fraction_bits is not None
-        # The sum over a full global batch is then its mean times about 2^fraction_bits,
-        # exactly so if its size is a power of two. Fast mode shifts the loss sum alone.
+        # 2^shift is about 2^fraction_bits / global_batch_size (exactly, if that size is
+        # a power of two), so a summed gradient is about the mean gradient times
+        # 2^fraction_bits. Fast mode shifts the loss sum alone.
         bits = 48 if fraction_bits is None else fraction_bits
         global_batch_size = num_virtual_workers * micro_batch_size
         self.loss_shift = bits - math.ceil(math.log2(global_batch_size))
@@ -106,8 +108,9 @@ class GradientAccumulator:
         # One lock per parameter: lanes that finish together add different parameters
         # side by side.
         self._gradient_locks = [threading.Lock() for _ in self._parameters]
-        # The first micro-batch of a step overwrites a sum: that saves zeroing it.
-        self._is_empty = [True] * len(self._parameters)
+        # A stale sum is that of the last step. The first micro-batch of a step
+        # overwrites it, which saves zeroing it.
+        self._is_stale = [True] * len(self._parameters)
         self._bucket_waits: list[Callable[[], None]] = []
 
     def _allocate_totals(self, num_batch_stats: int) -> None:
@@ -138,8 +141,8 @@ class GradientAccumulator:
             p.grad = view.view_as(p)
 
     def begin_step(self) -> None:
-        """Start a step with empty sums."""
-        self._is_empty = [True] * len(self._parameters)
+        """Start a step: mark all gradient sums as stale, and zero the totals."""
+        self._is_stale = [True] * len(self._parameters)
         self._totals.zero_()
 
     def add_micro_batch(
@@ -154,7 +157,7 @@ class GradientAccumulator:
         """Add a micro-batch; may be called from several threads at once.
 
         A micro-batch that is not finite or out of range adds zeros and counts as a
-        violation: all ranks learn of it by the totals, since no rank decides alone.
+        violation. The all-reduced totals tell all ranks, so that all skip the update.
 
         Args:
             gradients: gradients of the loss sum times `loss_scale`, one per parameter.
@@ -193,9 +196,9 @@ class GradientAccumulator:
                 self._add_gradient(i, gradient.detach().reshape(-1))
 
     def _scale_terms(self, loss_sum: Tensor, batch_stats: Tensor | None) -> Tensor:
-        """Scale the loss sum and the batch statistics, joined, to fixed point.
+        """Return loss sum and batch statistics times their fixed-point scales.
 
-        They are still float64: NaN and numbers out of range are not converted.
+        Joined to one float64 tensor: the caller checks its range before it converts.
         """
         terms = loss_sum.double().reshape(1) * 2.0**self.loss_shift
         if batch_stats is None:
@@ -203,13 +206,14 @@ class GradientAccumulator:
         return torch.cat([terms, batch_stats * 2.0**_BATCH_STAT_BITS])
 
     def start_all_reduce(self, world: World) -> Totals:
-        """Finish the totals of the global batch, and start to all-reduce the gradients.
+        """All-reduce the totals, and start to all-reduce the gradients.
 
-        `write_gradients` waits for the gradients. To be called on all ranks.
+        Returns once the totals have arrived; `write_gradients` waits for the gradients.
+        Called on all ranks.
         """
         # A parameter to which nothing was added in this step has the last step's sum.
         for i, gradient_sum in enumerate(self._gradient_sums):
-            if self._is_empty[i]:
+            if self._is_stale[i]:
                 gradient_sum.zero_()
         # The totals go first, so that they arrive while the gradients still travel. As
         # a copy: the result must survive the next step, which zeroes the totals.
@@ -286,10 +290,10 @@ class GradientAccumulator:
     def _add_gradient(self, i: int, gradient: Tensor) -> None:
         """Add a flat gradient to the sum of parameter `i`, whose lock is held."""
         gradient_sum = self._gradient_sums[i]
-        is_first = self._is_empty[i]
-        self._is_empty[i] = False
+        is_first = self._is_stale[i]
+        self._is_stale[i] = False
         if not self.exact or self._device.type != "cpu":
-            # Both ways of converting to int64 truncate.
+            # `copy_` and `to` both truncate toward zero.
             if is_first:
                 gradient_sum.copy_(gradient)
             else:

@@ -71,7 +71,8 @@ class CheckpointManager:
             warn: gets warnings, on the training thread.
             on_saved: gets the seconds and bytes of each whole checkpoint, on the
                 background thread.
-            on_failure: called each time that a save fails, on the background thread.
+            on_failure: called after each failed attempt to write, retries included,
+                on the background thread.
         """
         self._store = store
         self._lease = lease
@@ -139,7 +140,8 @@ class CheckpointManager:
     ) -> dict[str, Tensor]:
         """Copy tensors to the CPU, and wait for the copies.
 
-        From a GPU they go to pinned memory, so that no copy waits for the one before.
+        From a GPU they go to pinned memory, so that the host can enqueue all copies
+        without blocking, and synchronizes once.
         """
         copies = {}
         for name, tensor in tensors.items():
@@ -181,6 +183,7 @@ class CheckpointManager:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+            # Report what is queued. It does not come back here: there is no thread.
             self.poll_save()
         if self._save_error is not None:
             # Raise it only once.
@@ -230,7 +233,8 @@ class CheckpointManager:
             self._save_error = error
             return
 
-        # The checkpoint is whole now. A failure to clean up is only worth a warning.
+        # The checkpoint is complete now. A failure to name the best one or to prune is
+        # only a warning.
         try:
             self._lease.raise_if_superseded()
             if best is not None:
@@ -240,8 +244,8 @@ class CheckpointManager:
             self._save_error = error
         except OSError as error:
             self._pending_warnings.put(
-                f"warning: checkpoint {name} is saved, but older ones could not be "
-                f"cleaned up: {error}"
+                f"warning: checkpoint {name} is saved, but naming the best one "
+                f"or removing old ones failed: {error}"
             )
 
     def _write_checkpoint(
@@ -265,7 +269,7 @@ class CheckpointManager:
                     "sha256": digest.hexdigest(),
                 }
 
-            # A manifest of an attempt that was given up would not count anyway.
+            # A manifest of a superseded attempt would not count anyway.
             self._lease.raise_if_superseded()
             text = json.dumps(manifest, indent=1)
             self._store.write(f"{folder}/{MANIFEST_FILE}", text.encode())
@@ -280,22 +284,21 @@ class CheckpointManager:
         try:
             self._store.remove(folder)
         except OSError:
-            # Without a manifest it does not exist; the next prune removes it.
+            # Without a manifest it is ignored as incomplete; the next prune removes it.
             return
 
     def _prune(self) -> None:
-        """Remove all but the newest whole checkpoints and the best one.
+        """Remove all but the newest complete checkpoints and the best one.
 
-        Checkpoints of an attempt that was given up go too, and so does what was left
-        half written.
+        Checkpoints of a superseded attempt are removed too, and incomplete ones.
         """
         records = read_attempts(self._store)
         names = []
         complete_names = []
         for step, attempt, name in list_checkpoints(self._store):
             names.append(name)
-            is_given_up = is_superseded(records, attempt, step)
-            if not is_given_up and is_complete(self._store, name):
+            is_stale = is_superseded(records, attempt, step)
+            if not is_stale and is_complete(self._store, name):
                 complete_names.append(name)
         kept = {*complete_names[-self._keep_latest :], read_best_name(self._store)}
         for name in names:

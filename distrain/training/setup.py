@@ -63,14 +63,22 @@ def build_job(
     must_resume: bool,
     accept_other_hardware: bool,
 ) -> TrainJob:
-    """Check and build everything, and restore the newest whole checkpoint.
+    """Check and build everything, and restore the newest complete checkpoint.
 
-    `warn` gets a line on every rank if it hangs; `metrics` counts what the job does;
-    `stack` closes what is opened here.
+    Args:
+        config: the run.
+        world: this rank and the others.
+        console: where rank 0 prints progress.
+        warn: called on a rank when that rank hangs.
+        metrics: this rank's Prometheus metrics.
+        stack: closes everything that is opened here.
+        must_resume: fail if there is no checkpoint.
+        accept_other_hardware: resume even if this hardware does not reproduce the
+            checkpoint's bits.
 
     Raises:
         UserError: something does not fit together, on any rank.
-        RunError: no checkpoint is whole, or too many attempts failed.
+        RunError: no checkpoint is complete, or too many attempts failed.
     """
     # Claim the run directory. From here on, a rank that hangs is ended.
     claimed_run = claim_run_dir(config, world, console, stack, must_resume=must_resume)
@@ -81,17 +89,17 @@ def build_job(
     config, data, model = open_data_and_model(config, world, claimed_run)
     engine = build_engine(config, world, model, stack)
 
-    # Check files and hardware, while all ranks still have the first weights.
-    watchdog.mark_progress("the verdicts on files")
+    # Check files and hardware, while all ranks still have the initial weights.
+    watchdog.mark_progress("checking files that may have crashed the decoder")
     store = claimed_run.store
     log_progress = watchdog.mark_progress
     sync_quarantine(config, world, data.all_datasets, store, warn, log_progress)
-    watchdog.mark_progress("the check of the hardware")
+    watchdog.mark_progress("the hardware check")
     hardware_hash = check_ranks(config, world, data, engine)
 
     # Restore the checkpoint: rank 0 has read it, the others wait for its tensors.
     if claimed_run.state is not None:
-        watchdog.mark_progress("the restore", waiting=True)
+        watchdog.mark_progress("restoring the checkpoint", waiting=True)
     restore_checkpoint(
         world,
         console,
@@ -159,7 +167,7 @@ def open_data_and_model(
 
     Returns:
         The config with the fingerprint of the data, the data, and the model with its
-        first weights.
+        initial weights.
 
     Raises:
         UserError: data, model and config do not fit each other or the checkpoint.
@@ -227,8 +235,8 @@ def check_ranks(
                 engine.lanes,
             )
 
-    # Compare it, and everything else that decides the weights. The versions of a GPU's
-    # libraries may differ as long as the bits are the same.
+    # Compare it, and everything else that decides the weights. Versions of a GPU's
+    # libraries are not compared, since the bits are: they only explain a difference.
     environment = collect_environment(world.device)
     hints = select_gpu_versions(environment)
     versions = {name: v for name, v in environment.items() if name not in hints}
@@ -290,9 +298,9 @@ def open_run_dir_writer(
 
 
 def _restore_best_name(claimed_run: ClaimedRun) -> None:
-    """Name the loaded checkpoint as the best one, if its state says that it is.
+    """Rewrite best.json if the loaded checkpoint is the best.
 
-    An attempt may have been killed between writing the checkpoint and naming it.
+    An attempt may have been killed between saving the two.
     """
     loaded = claimed_run.checkpoint
     best = claimed_run.state.best if claimed_run.state else None
@@ -310,9 +318,10 @@ def set_initial_metrics(
     claimed_run: ClaimedRun,
     writer: RunDirWriter | None,
 ) -> None:
-    """Track the storage of each rank; on rank 0, set the position of the run too.
+    """Register this rank's storage counters; on rank 0, publish the state of the run.
 
-    Rank 0 also writes down where the metrics of all nodes are served.
+    That is the list of the nodes' metrics pages, and gauges for the step, the attempt
+    and the quarantined samples.
     """
     for split, dataset in (("train", data.train), ("val", data.val)):
         if dataset is not None:
@@ -332,12 +341,12 @@ def set_initial_metrics(
 
 
 def build_progress(claimed_run: ClaimedRun, data: RunData) -> TrainProgress:
-    """Build the progress of a run at its start, or at its checkpoint."""
+    """Build the initial progress, or that of the checkpoint with its bad samples."""
     state = claimed_run.state
     bad_samples = dict(state.bad_samples) if state else {}
     data.train.bad_samples.update(bad_samples)
     best = state.best if state else None
-    # Counts of another validation set cannot be compared.
+    # Drop the best result of another validation set: it cannot be compared.
     if best is not None and best.val != get_val_fingerprint(data.val):
         best = None
     return TrainProgress(
@@ -351,7 +360,7 @@ def build_progress(claimed_run: ClaimedRun, data: RunData) -> TrainProgress:
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
-    """Build the model with its first weights, on the CPU.
+    """Build the model with its initial weights, on the CPU.
 
     Raises:
         UserError: it cannot be trained exactly, or a micro-batch has no variance.

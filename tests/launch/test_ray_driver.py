@@ -37,7 +37,10 @@ def test_groups_that_never_form_end_the_run(driver, monkeypatch):
         ray_driver, "build_trainer", lambda *_: SimpleNamespace(fit=stopped.wait)
     )
     driver._handle_messages = lambda wait: driver._on_ranks_lost(next(told))
-    sentence = "no worker group could be formed, 2 times in a row; the first cause was: lost rank 0"
+    sentence = (
+        "2 worker groups in a row were lost before their workers were connected; "
+        "the first cause was: lost rank 0"
+    )
     with pytest.raises(RunError, match=sentence):
         driver._run_one_fit(1, Allocation(1, 1, 1, 1))
     stopped.set()

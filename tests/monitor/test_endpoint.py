@@ -253,7 +253,7 @@ def test_a_histogram_and_labels_go_through(port):
 
 
 def test_pages_of_many_dead_ranks_become_one(ranks, port, tmp_path, monkeypatch):
-    monkeypatch.setattr(distrain.monitor.endpoint, "_MAX_DEAD_PAGES", 2)
+    monkeypatch.setattr(distrain.monitor.endpoint, "_MAX_DEAD_SNAPSHOTS", 2)
     registry = CollectorRegistry()
     Counter("work", "Work.", registry=registry).inc(1)
     own = node(port, registry=registry, gauges={"level": "sum"})
@@ -278,7 +278,7 @@ def test_pages_that_were_folded_and_not_yet_removed_count_once(
     port, tmp_path, monkeypatch
 ):
     """A rank that is killed between the two leaves both."""
-    monkeypatch.setattr(distrain.monitor.endpoint, "_MAX_DEAD_PAGES", 0)
+    monkeypatch.setattr(distrain.monitor.endpoint, "_MAX_DEAD_SNAPSHOTS", 0)
     monkeypatch.setattr(type(tmp_path), "unlink", lambda *_, **__: None)
     registry = CollectorRegistry()
     Counter("work", "Work.", registry=registry).inc(7)

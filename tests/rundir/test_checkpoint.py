@@ -188,7 +188,7 @@ def test_a_failed_clean_up_keeps_what_was_saved(tmp_path, monkeypatch):
         found.wait()
     assert len(told) == 1
     assert (
-        "step-00000003-attempt-001 is saved, but older ones could not be cleaned up"
+        "step-00000003-attempt-001 is saved, but naming the best one or removing old ones failed"
         in told[0]
     )
     monkeypatch.undo()

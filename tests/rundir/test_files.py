@@ -1,4 +1,4 @@
-"""One module names the files of a run directory, and the README says what is in each."""
+"""One module names the files of a run directory, and distrain/README.md says what is in each."""
 
 import re
 from pathlib import Path
@@ -40,9 +40,8 @@ def test_names_are_read_as_they_are_written():
 
 
 def test_the_readme_says_what_is_in_each():
-    section = (
-        (ROOT / "README.md").read_text().partition("## What is in a run directory")[2]
-    )
+    text = (ROOT / "distrain/README.md").read_text()
+    section = text.partition("## What is in a run directory")[2]
     rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
     shown = {name.rstrip("/") for row in rows for name in re.findall(r"`(.*?)`", row)}
     assert shown >= {*FIXED, files.metrics_path(1), files.attempt_path(1)}

@@ -1,8 +1,9 @@
 """Pack a source: decode, check and resize every image once, and write shards.
 
-The rows of a source are put in one random order and cut into shards, so that the
-contents of a shard depend on the source and the options alone. Each finished shard
-leaves a note (see `pack_notes`), from which an interrupted pack resumes.
+The blocks of a source are permuted, their rows are cut into shards (see `shard_plan`),
+and the rows of each shard are shuffled. So the contents of a shard depend on the
+source, the options and the versions of the codecs alone. Each finished shard leaves a
+note (see `pack_notes`), from which an interrupted pack resumes.
 """
 
 import hashlib
@@ -143,9 +144,10 @@ def pack_dataset(
 ) -> PackResult:
     """Decode each image once, turn it upright, convert it to RGB, resize and store it.
 
-    The same source gives the same bytes. With geometry keep, an upright gray or RGB
-    JPEG keeps its bytes. If an earlier pack of the same source with the same options
-    was interrupted, its finished shards stay and only the others are made.
+    The same source, options and versions of the codecs give the same bytes. With
+    geometry keep, an upright gray or RGB JPEG keeps its bytes. If an earlier pack of
+    the same source with the same options was interrupted, its finished shards stay and
+    only the others are made.
 
     Args:
         source: the images.
@@ -206,7 +208,7 @@ def _check_packable(source: ImageSource, store: Store, options: PackOptions) -> 
             "--geometry square:N"
         )
     # A folder inside an image folder would be read as a class by the next pack.
-    # Archives (blocks with a start) have no such folders.
+    # Blocks of tars and Parquet files, which have a start, are not in such folders.
     source_location = _get_location(source.store)
     target_location = _get_location(store)
     is_image_folder = source.blocks[0].start is None
@@ -324,10 +326,10 @@ def _prepare_image(
         elif geometry.kind == "square":
             image = resize_to_square(image, geometry.side)
         pixels = np.asarray(image)
-        # An upright gray or RGB JPEG keeps its bytes: encoding it again loses quality.
         if options.encoding == "raw":
             data = bytes(encode_ppm(pixels))
         elif geometry.kind == "keep" and is_plain_jpeg(sample.data):
+            # An upright gray or RGB JPEG: encoding it again would lose quality.
             data = sample.data
         else:
             data = encode_jpeg(pixels, options.quality)
@@ -378,7 +380,7 @@ def _finish_pack(
     if not moments.pixels:
         remove_notes(store)
         raise UserError(
-            f"none of the {len(source.blocks)} images could be decoded: see "
+            f"none of the {len(rejects):,} images could be decoded: see "
             f"{store.redacted_url}/{REJECTS_FILE}"
         )
 
