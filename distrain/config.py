@@ -217,7 +217,8 @@ class Config(Section):
         if virtual_workers is not None and max_workers > virtual_workers:
             raise ValueError(
                 f"workers = {max_workers} is more than virtual_workers = "
-                f"{virtual_workers}, so a rank would have no work: lower it"
+                f"{virtual_workers}, so a worker would have no work: use at most "
+                f"{virtual_workers}"
             )
         return value
 
@@ -232,7 +233,8 @@ class Config(Section):
         if value.mode == "exact" and threads is not None and threads != 1:
             raise ValueError(
                 f"exact mode needs threads = 1, not {threads}, since gradients differ "
-                "between thread counts: raise lanes to use more cores"
+                "between thread counts: raise lanes (micro-batches computed side by "
+                "side) to use more cores"
             )
         return value
 

@@ -151,7 +151,7 @@ def _format_unknown_key(
         assert isinstance(kind, type)
         assert issubclass(kind, Choice)
         name = tree[path[0]].get("name", kind.default_name)
-        return f"{path[0]} {name} does not use {key}: remove it"
+        return f"{key} is not a setting of {path[0]} {name}: remove it"
     # Suggest a similar key, or else one of the same name in any section. Keys of the
     # chosen implementation come first, since a user's own class is not in `known`.
     known = _list_choice_keys(section_class, path[0], tree) + known
@@ -159,7 +159,7 @@ def _format_unknown_key(
     if not near:
         near = [other for other in known if other.split(".")[-1] == path[-1]]
     if not near:
-        return f"unknown key {key}: remove it"
+        return f"unknown key {key}: remove it (--dry-run shows all keys)"
     return f"unknown key {key}; did you mean {near[0]}?"
 
 

@@ -131,7 +131,7 @@ def test_keys_of_the_other_kind_and_unknown_names():
             "loss": {"name": "cross"},
         }
     )
-    assert "optimizer adam does not use optimizer.momentum" in text
+    assert "optimizer.momentum is not a setting of optimizer adam" in text
     known = "cross_entropy, hinge, huber, l1, l2, smooth_l1, package.module:Class"
     assert f"loss.name: must be one of {known}, not 'cross'" in text
     text = problems(
@@ -152,15 +152,17 @@ def test_keys_of_the_other_kind_and_unknown_names():
             "model": {"lrn": "paper"},
         }
     )
-    assert "optimizer adam does not use optimizer.trust: remove it" in text
-    assert "model alexnet does not use model.lrn: remove it" in text
+    assert "optimizer.trust is not a setting of optimizer adam: remove it" in text
+    assert "model.lrn is not a setting of model alexnet: remove it" in text
     text = problems(
         {**LEAST, "model": {"name": "torchvision:resnet50", "width": 0.5, "lrm": 1}}
     )
-    assert "model torchvision:resnet50 does not use model.width: remove it" in text
+    assert (
+        "model.width is not a setting of model torchvision:resnet50: remove it" in text
+    )
     assert "unknown key model.lrm; did you mean model.lrn?" in text
     text = problems({**LEAST, "loss": {"name": "hinge", "label_smoothing": 0.1}})
-    assert "loss hinge does not use loss.label_smoothing: remove it" in text
+    assert "loss.label_smoothing is not a setting of loss hinge: remove it" in text
     text = problems(
         {**LEAST, "optimizer": {"name": "sgd", "nesterov": True, "momentum": 0.0}}
     )

@@ -64,7 +64,7 @@ def test_a_recipe_trains(recipe, digits, tmp_path, console):
     if whole.augment.short_side:
         overrides.append("augment.short_side=72")
     config = load_config(recipe, overrides)
-    assert describe_run(config, 1)["steps"] == "5 = 1 epochs x 5"
+    assert describe_run(config, 1)["steps"] == "5 = 1 x 5 per epoch"
     summary = train(config, World(torch.device("cpu")), console)
     assert summary.status == "finished"
     assert summary.eval.samples == 359

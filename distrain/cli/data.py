@@ -321,12 +321,12 @@ def _check_rejects(
         typer.echo(f"rejected     {name}: {reason}")
     if not rejects:
         return
-    total = f"{len(rejects):,} rejected in total, see {rejects_url}"
+    total = f"{len(rejects):,} rejected in total, listed in {rejects_url}"
     if len(rejects) <= max_rejects:
         typer.echo(total)
         return
     # The data set is written in any case; the exit code asks the user to look at it.
     raise RunError(
-        f"{total}: the data set is complete without them; pass "
-        f"--max-rejects {len(rejects)} to accept that"
+        f"{total}: the data set is ready to use without them (exit code 1, since "
+        f"there are more than --max-rejects {max_rejects})"
     )

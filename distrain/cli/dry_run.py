@@ -112,7 +112,7 @@ def describe_run(config: Config, world_size: int) -> dict[str, str]:
         "virtual workers per rank": f"{virtual_workers_per_rank} ({world_size} "
         f"rank{'s' * (world_size > 1)})",
         **data.descriptions,
-        "steps": f"{num_steps:,} = {config.epochs} epochs x {order.steps_per_epoch}",
+        "steps": f"{num_steps:,} = {config.epochs} x {order.steps_per_epoch} per epoch",
         "left out per epoch": f"{order.num_left_out} images, different ones each time",
         "parameters": f"{num_parameters:,}",
         "checkpoint": f"{format_bytes(checkpoint_bytes)}, the newest "

@@ -174,8 +174,8 @@ def _print_summary(console: "Console", summary: "Summary", command: str) -> None
     # One line on how it ended.
     if summary.status == "already finished":
         console.log(
-            f"{summary.run} is finished: all {summary.steps} steps are done. "
-            "To start afresh, name another run directory: run=..."
+            f"{summary.run} is already finished: all {summary.steps} steps were done "
+            "before. To start afresh, name another run directory: run=..."
         )
     elif summary.status == "stopped":
         # A job's recipe is a temporary copy on the cluster, so its command would be
@@ -187,7 +187,10 @@ def _print_summary(console: "Console", summary: "Summary", command: str) -> None
         )
     else:
         minutes, seconds = divmod(round(summary.seconds), 60)
-        console.log(f"finished {summary.steps} steps in {minutes} min {seconds:02d} s")
+        console.log(
+            f"finished {summary.steps} steps; this attempt took {minutes} min "
+            f"{seconds:02d} s"
+        )
 
     # The result: the last validation, and a hash to compare runs by.
     if summary.eval:

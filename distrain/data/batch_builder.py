@@ -142,7 +142,8 @@ class BatchBuilder:
             raise
         except MemoryError:
             raise AttemptError(
-                f"there is not enough memory to decode sample {sample_id}: free some"
+                f"there is not enough memory to decode sample {sample_id}: free some, "
+                "or lower data.memory or data.pixel_limit"
             ) from None
 
     def _sanitize_file(self, row: Row) -> tuple[NDArray[np.uint8], tuple[int, int]]:

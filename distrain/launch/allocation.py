@@ -191,8 +191,8 @@ def explain_shortage(allocation: Allocation, nodes: Sequence[ClusterNode]) -> st
 
     num_fitting = count_fitting_workers(allocation, nodes, worker_node_ids=[])
     return (
-        f"the cluster has room for {num_fitting} of at least {allocation.min_workers} "
-        "workers beside the other jobs on it"
+        f"the run needs at least {allocation.min_workers} workers, but only "
+        f"{num_fitting} fit beside the other jobs on the cluster"
     )
 
 
@@ -256,7 +256,7 @@ def _explain_cpu_training(config: Config) -> str:
     if config.cluster.gpus_per_worker == 0:
         return "cluster.gpus_per_worker is 0"
     # Decided by the first worker group of this launch.
-    return "the run began on CPUs, and a GPU would compute other bits"
+    return "the run began on CPUs, and results on a GPU would differ"
 
 
 def describe_allocation(
@@ -286,9 +286,10 @@ def describe_allocation(
 
     all_gpus = _format_count(_sum_resource(nodes, "GPU"), "GPU")
     all_cores = _format_count(_sum_resource(nodes, "CPU"), "CPU core")
+    all_nodes = _format_count(len(nodes), "node")
     description = {
         "workers": workers,
-        "of": f"{all_gpus} and {all_cores} on {_format_count(len(nodes), 'node')}",
+        "available": f"{all_gpus} and {all_cores} on {all_nodes}",
     }
     idle = describe_idle_gpus(config, allocation, num_workers, nodes)
     if idle is not None:

@@ -427,7 +427,7 @@ class _RayDriver:
                 f"the cluster has no room for {num_workers} workers any longer"
             )
         else:
-            self._record_failure(f"Ray's controller failed: {summarize_error(error)}")
+            self._record_failure(f"Ray Train failed: {summarize_error(error)}")
 
     def _record_failure(self, cause: str) -> None:
         self._console.stop()

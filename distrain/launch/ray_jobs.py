@@ -233,7 +233,8 @@ class RayJobClient:
             text = " ".join(str(error).split())
             if "does not exist" in text:
                 raise UserError(
-                    f"no such job on {self._address}: see `distrain jobs`"
+                    f"there is no such job on {self._address}: list them with "
+                    "`distrain jobs`"
                 ) from None
             raise UserError(
                 f"the cluster at {self._address} refused the request: {text[:300]}"

@@ -102,13 +102,13 @@ def run_trial_step(
     if _get_global_rng_states() != saved_rng_states:
         raise UserError(
             f"model {name} draws from a global random generator while it trains, so "
-            "that weights would depend on the cluster: use nn.Dropout, which distrain "
+            "the weights would depend on the cluster: use nn.Dropout, which distrain "
             "replaces by its own, or set the model's options so that it draws nothing"
         )
     for key, buffer in model.named_buffers():
         if not torch.equal(buffer, saved_buffers[key]):
             raise UserError(
-                f"model {name} changes its buffer {key} in a forward, so that weights "
+                f"model {name} changes its buffer {key} in a forward, so the weights "
                 "would depend on the cluster: keep it constant"
             )
     # Run a backward. The accumulator needs a gradient of each parameter in every step.

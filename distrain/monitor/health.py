@@ -162,7 +162,7 @@ class StragglerDetector:
         self._last_warned[slowest] = now
 
         waiting_ratio = min(1.0, wait_seconds[slowest] / arrival)
-        cause = "not because it waits for data"
+        cause = "data loading is not the cause"
         if waiting_ratio > 0.1:
             cause = f"{waiting_ratio:.0%} of it waiting for data"
         return slowest, (

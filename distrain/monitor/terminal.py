@@ -75,8 +75,8 @@ class TerminalConsole:
             steps = int(self._progress_bar.tasks[0].total or 0)
             self.log(format_record(record, steps))
             return
-        speed = f"{record.images_per_second:.0f} img/s"
-        numbers = f"loss {record.loss:.3f}  {speed}  wait {record.data_wait:.0%}"
+        speed = f"{record.images_per_second:.0f} images/s"
+        numbers = f"loss {record.loss:.3f}  {speed}  waits {record.data_wait:.0%}"
         self._progress_bar.update(self._task_id, numbers=numbers)
 
     def stop(self) -> None:

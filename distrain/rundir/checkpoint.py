@@ -69,7 +69,7 @@ class CheckpointManager:
             keep_latest: how many of the newest to keep, beside the best.
             retry_seconds: seconds for which a save that fails is retried.
             warn: gets warnings, on the training thread.
-            on_saved: gets the seconds and bytes of each whole checkpoint, on the
+            on_saved: gets the seconds and bytes of each complete checkpoint, on the
                 background thread.
             on_failure: called after each failed attempt to write, retries included,
                 on the background thread.
@@ -320,14 +320,14 @@ def read_best_name(store: Store) -> str | None:
 
 
 def load_newest_checkpoint(store: Store) -> tuple[LoadedCheckpoint | None, list[str]]:
-    """Load the newest checkpoint that is whole and was not given up.
+    """Load the newest checkpoint that is complete and not superseded.
 
     Returns:
         The checkpoint (None if there are none), and one sentence on each newer one that
         is damaged.
 
     Raises:
-        RunError: there are checkpoints, and none is whole.
+        RunError: there are checkpoints, and all are damaged.
     """
     problems: list[str] = []
     records = read_attempts(store)
@@ -341,8 +341,9 @@ def load_newest_checkpoint(store: Store) -> tuple[LoadedCheckpoint | None, list[
     # Starting afresh here would hide the loss.
     if problems:
         raise RunError(
-            f"no checkpoint in {store.redacted_url} is whole ({'; '.join(problems)}): "
-            "restore one, or start afresh with another run directory, run=..."
+            f"all checkpoints in {store.redacted_url} are damaged "
+            f"({'; '.join(problems)}): restore one from a backup, or start afresh with "
+            "another run directory, run=..."
         )
     return None, problems
 

@@ -78,8 +78,9 @@ class Lease:
         newest = max(_list_attempt_numbers(self._store), default=0)
         if newest > self.attempt:
             raise AttemptError(
-                f"attempt {self.attempt} was cut off, and attempt {newest} has taken "
-                f"over {self._store.redacted_url}: this attempt writes nothing more"
+                f"attempt {newest} has taken over {self._store.redacted_url}, since "
+                f"attempt {self.attempt} (this one) did not renew its lease: this "
+                "attempt writes nothing more"
             )
 
     def close(self, *, failed: bool = False) -> None:
@@ -246,8 +247,9 @@ def _wait_for_owner_end(
         log_after_seconds = 1.0 if is_empty else 0.0
         if not has_logged and time.monotonic() > start_time + log_after_seconds:
             log(
-                f"attempt {attempt} ({record['who']}) did not end: waiting "
-                f"{LOST_AFTER_SECONDS:.0f} s to see whether it is still running"
+                f"the run directory may be in use by attempt {attempt} "
+                f"({record['who']}): waiting {LOST_AFTER_SECONDS:.0f} s to see whether "
+                "it is still running"
             )
             has_logged = True
         time.sleep(0.1 if is_empty else 0.5)

@@ -11,7 +11,7 @@ from distrain.training.run_data import get_val_fingerprint
 def save_checkpoint(job: TrainJob, steps_done: int, *, best: bool) -> None:
     """Copy the tensors, and hand them to the background thread that writes them.
 
-    On rank 0, waits first until the previous checkpoint is whole.
+    On rank 0, waits first until the previous checkpoint is complete.
 
     Args:
         job: the run.
@@ -43,7 +43,7 @@ def save_checkpoint(job: TrainJob, steps_done: int, *, best: bool) -> None:
 
 
 def wait_for_checkpoint(job: TrainJob) -> None:
-    """Wait until the last checkpoint is whole, and announce it.
+    """Wait until the last checkpoint is complete, and announce it.
 
     Raises:
         AttemptError: it could not be written.

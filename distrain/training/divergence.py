@@ -32,8 +32,8 @@ def diagnose_divergence(job: TrainJob, reading: MeterReading) -> RunError:
     job.flush_metrics()
     if reading.no_valid_samples:
         return RunError(
-            f"all samples of step {step + 1} are bad, so it has no gradient: fix the "
-            "data (distrain pack)"
+            f"all samples of step {step + 1} are bad, so it has no gradient: the bad "
+            "samples are listed in the run directory; fix the data and pack it again"
         )
 
     # Compute the step again, and write the numbers of all ranks to the run directory.
@@ -57,9 +57,9 @@ def diagnose_divergence(job: TrainJob, reading: MeterReading) -> RunError:
     norm = worst["gradient_norm"]
     return RunError(
         f"training diverged at step {step + 1}: a loss or gradient is not finite, or "
-        f"too large for fixed point (loss {loss:.4g}, gradient norm {norm:.4g}); "
-        f"samples and norms are in {evidence_path}: lower schedule.lr and start afresh "
-        "with another run directory, run=..."
+        f"too large to sum exactly (loss {loss:.4g}, gradient norm {norm:.4g}; details "
+        f"in {evidence_path}): lower schedule.lr and start afresh with another run "
+        "directory, run=..."
     )
 
 

@@ -45,9 +45,9 @@ def forward(
     losses = config.loss(logits, batch.labels)
     if losses.shape != batch.labels.shape:
         raise UserError(
-            f"loss {config.loss.name} makes {tuple(losses.shape)} of "
-            f"{len(batch.labels)} samples: it must make one value per sample, without "
-            "a reduction"
+            f"loss {config.loss.name} returned shape {tuple(losses.shape)} for "
+            f"{len(batch.labels)} samples: it must return one value per sample, "
+            "without a reduction"
         )
 
     # Padding and bad samples have weight 0.

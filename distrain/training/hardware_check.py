@@ -114,7 +114,7 @@ def check_equal_on_all_ranks(
         ]
         if differences:
             raise UserError(
-                f"rank {rank} of {world.world_size} differs from rank 0, so the "
-                "weights would depend on the cluster; use nodes with the same files, "
-                f"versions and kind of processor or GPU:{''.join(differences)}"
+                f"rank {rank} of {world.world_size} differs from rank 0, so the result "
+                "would depend on where ranks are placed; use nodes with the same "
+                f"files, versions and kind of processor or GPU:{''.join(differences)}"
             )

@@ -113,8 +113,8 @@ def _decode_suspects(
     if not len(ids):
         return {}
     warn(
-        f"an attempt died while it decoded {len(ids)} files "
-        f"({_describe_samples(dataset, ids)}): each is decoded alone now"
+        f"an earlier attempt crashed while it decoded {len(ids)} files "
+        f"({_describe_samples(dataset, ids)}): checking them one by one"
     )
 
     # Read the files. What is bad for `sanitize_file` never gets to the decoder.
@@ -131,7 +131,7 @@ def _decode_suspects(
     # A verdict is None for a file that decodes.
     reasons = {i: v for i, v in zip(contents, verdicts, strict=True) if v}
     if not reasons:
-        warn("each of them decodes when it is alone: none is to blame")
+        warn("all of these files decode: they did not cause the crash")
     return reasons
 
 

@@ -105,7 +105,7 @@ def claim_run_dir(
     *,
     must_resume: bool,
 ) -> ClaimedRun:
-    """Claim the run directory, and read its newest whole checkpoint, both on rank 0.
+    """Claim the run directory, and read its newest complete checkpoint, both on rank 0.
 
     The other ranks get the state in the checkpoint here, and its tensors later, from
     `restore_checkpoint`.
@@ -113,9 +113,10 @@ def claim_run_dir(
     Raises:
         UserError: another run uses the directory, it cannot be used, or there is
             nothing to resume.
-        RunError: no checkpoint is whole, or too many attempts of this launch failed.
+        RunError: no checkpoint is complete, or too many attempts of this launch failed.
     """
-    assert config.run is not None
+    if not config.run:
+        raise UserError("run is empty: name a run directory, run=...")
     store = Store(config.run)
     retrier = Retrier(store, config.checkpoint.patience, console)
     lease = None
@@ -142,14 +143,14 @@ def claim_and_load(
     *,
     must_resume: bool,
 ) -> tuple[Lease, LoadedCheckpoint | None]:
-    """Acquire the lease of a run directory, and load its newest whole checkpoint.
+    """Acquire the lease of a run directory, and load its newest complete checkpoint.
 
     Called on rank 0 alone. Built-in data is packed here, under the lease.
 
     Raises:
         UserError: another run uses the directory, it cannot be used, or there is
             nothing to resume.
-        RunError: no checkpoint is whole, or too many attempts of this launch failed.
+        RunError: no checkpoint is complete, or too many attempts of this launch failed.
     """
     store = retrier.store
     nothing_to_resume = UserError(
@@ -233,9 +234,9 @@ def check_plateau(config: Config, val: Dataset | None, state: CheckpointState) -
     """
     if config.schedule.follows_validation and state.val != get_val_fingerprint(val):
         raise UserError(
-            f"{config.run} was trained with another validation set, whose counts its "
-            f"{config.schedule.name} schedule follows: use that one (data.val), or "
-            "start afresh with another run directory, run=..."
+            f"{config.run} was trained with another validation set, and its "
+            f"{config.schedule.name} schedule depends on that set: set data.val back, "
+            "or start afresh with another run directory, run=..."
         )
 
 
@@ -267,12 +268,12 @@ def check_hardware(
     if not accept_other_hardware:
         raise UserError(
             "this hardware does not reproduce the checkpoint's bits "
-            f"({cause}): use the same kind, or give up the promise of identical bits "
-            "with --accept-other-hardware"
+            f"({cause}): resume on the same kind of hardware and software, or pass "
+            "--accept-other-hardware to resume without bit-identical results"
         )
     console.log(
-        f"warning: other hardware than before ({cause}): bits are no longer promised "
-        "for this run"
+        f"warning: other hardware than before ({cause}): from here on, results are not "
+        "bit-identical to those of the original hardware"
     )
 
 

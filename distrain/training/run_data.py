@@ -58,9 +58,9 @@ def open_datasets(config: Config) -> tuple[Dataset, Dataset | None]:
         val_classes = val.manifest.classes
         if val_classes != train_classes:
             raise UserError(
-                f"{train.store.redacted_url} has {len(train_classes)} classes and "
-                f"{val.store.redacted_url} {len(val_classes)}, or other names: pack "
-                "both from folders of the same names"
+                f"the classes of {train.store.redacted_url} ({len(train_classes)}) and "
+                f"{val.store.redacted_url} ({len(val_classes)}) differ in number or "
+                "names: pack both from folders of the same names"
             )
     config.loss.check_num_classes(len(train.manifest.classes))
     return train, val
@@ -117,7 +117,10 @@ def pack_built_in(name: str, config: Config, console: Console) -> None:
     """
     built_in = BUILT_IN_DATASETS[name]
     if config.data.val is None:
-        raise UserError(f"data.pack = {name} makes a validation set too: set data.val")
+        raise UserError(
+            f"data.pack = {name} also packs a validation set: set data.val to where it "
+            "goes"
+        )
     # A set without a manifest was packed in part, or not at all.
     urls = (config.data.train, config.data.val)
     if all(Store(url).exists(MANIFEST_FILE) for url in urls):
@@ -143,7 +146,7 @@ def check_image_size(augment: Augment, store: Store, manifest: Manifest) -> None
         side = crop * 256 // 224
         raise UserError(
             f"the images of {store.redacted_url} differ in size: set "
-            f"augment.short_side, to {side} as the paper does for a crop of {crop}, or "
+            f"augment.short_side={side} (the paper's choice for a crop of {crop}), or "
             f"pack them with --geometry square:{side}"
         )
     height, width = manifest.image_size

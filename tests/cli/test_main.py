@@ -92,7 +92,7 @@ def test_a_dry_run_shows_what_would_be_used(distrain, recipe, monkeypatch):
     out = distrain("train", recipe, "--dry-run", "device=auto", "virtual_workers=4")[1]
     assert re.search(r"virtual workers per rank: +1 \(4 ranks\)", out)
     assert re.search(r"workers: +4, each with a GPU and 2 CPU cores\n", out)
-    assert re.search(r"of: +8 GPUs and 16 CPU cores on 1 node", out)
+    assert re.search(r"available: +8 GPUs and 16 CPU cores on 1 node", out)
     assert re.search(
         r"idle: +4 of 8 GPUs stay idle: a run has at most virtual_workers = 4", out
     )
@@ -109,7 +109,7 @@ def test_train_prints_plain_lines_in_a_pipe(distrain, recipe, tmp_path):
     assert any(
         text.startswith("epoch 0  step 22/22  validation loss") for text in lines
     )
-    assert re.fullmatch(r"finished 22 steps in 0 min \d\d s", lines[-4])
+    assert re.fullmatch(r"finished 22 steps; this attempt took 0 min \d\d s", lines[-4])
     assert re.fullmatch(
         r"validation: top-1 [\d.]+%, top-5 [\d.]+% of 359 images", lines[-3]
     )
@@ -119,7 +119,7 @@ def test_train_prints_plain_lines_in_a_pipe(distrain, recipe, tmp_path):
     code, again, _ = distrain("train", recipe)
     assert code == 0
     assert (
-        "is finished: all 22 steps are done. To start afresh, name another run directory: run=..."
+        "is already finished: all 22 steps were done before. To start afresh, name another run directory: run=..."
         in again
     )
     assert lines[-2] in again
@@ -135,7 +135,7 @@ def test_dry_run_prints_every_derived_number(distrain, recipe, tmp_path):
         "96 = 6 virtual workers x 16",
         "6 (1 rank)",
         "1,438 images of 72 x 72, 10 classes",
-        "14 = 1 epochs x 14",
+        "14 = 1 x 14 per epoch",
         "94 images, different ones each time",
         "all-reduce per step:",
         "data in memory:",
@@ -275,7 +275,7 @@ def narrow_terminal(monkeypatch):
 def test_a_terminal_shows_a_bar(recipe, command, narrow_terminal):
     code, text = on_a_terminal(command, "train", recipe, "log.every=5")
     assert code == 0
-    assert "img/s" in text
+    assert "images/s" in text
     assert "validation loss" in text
     assert "finished 22 steps" in text
 

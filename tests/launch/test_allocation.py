@@ -232,7 +232,8 @@ def test_what_is_missing_is_named():
         == "the run needs 18 CPUs (at least 9 workers with 2 each), but the cluster has 16"
     )
     held = (
-        "the cluster has room for 4 of at least 9 workers beside the other jobs on it"
+        "the run needs at least 9 workers, but only 4 fit beside the other jobs on the "
+        "cluster"
     )
     assert explain_shortage(Allocation(9, 9, 1, 0), nodes) == held
 
@@ -268,7 +269,7 @@ def test_a_dry_run_describes_it():
         settings, compute_allocation(settings, nodes), nodes, is_elastic=True
     ) == {
         "workers": "4, each with a GPU and 2 CPU cores, 1 to 4 as the cluster changes",
-        "of": "8 GPUs and 16 CPU cores on 1 node",
+        "available": "8 GPUs and 16 CPU cores on 1 node",
         "idle": "4 of 8 GPUs stay idle: a run has at most virtual_workers = 4 workers "
         "(fixed for the whole run)",
     }
@@ -277,5 +278,5 @@ def test_a_dry_run_describes_it():
         settings, compute_allocation(settings, nodes), nodes, is_elastic=False
     ) == {
         "workers": "1, each with no GPU and 1 CPU core",
-        "of": "0 GPUs and 1 CPU core on 1 node",
+        "available": "0 GPUs and 1 CPU core on 1 node",
     }

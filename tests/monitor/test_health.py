@@ -88,7 +88,7 @@ def test_the_slow_rank_is_named_once_in_a_while(monkeypatch):
     )
     monkeypatch.setattr(distrain.monitor.health, "_REPEAT_WARNING_SECONDS", 0.0)
     assert (
-        "not because it waits for data"
+        "data loading is not the cause"
         in stragglers.detect_straggler([0.0, 0.0, 0.05], [1.0, 1.05, 2.0])[1]
     )
 

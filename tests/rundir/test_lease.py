@@ -63,7 +63,8 @@ def test_an_attempt_of_the_same_launch_takes_over_at_once(store):
     ):
         assert (old.attempt, new.attempt) == (1, 2)
         with pytest.raises(
-            AttemptError, match="attempt 1 was cut off, and attempt 2 has taken over"
+            AttemptError,
+            match=r"attempt 2 has taken over .*, since attempt 1 \(this one\)",
         ):
             old.raise_if_superseded()
         new.raise_if_superseded()

@@ -24,6 +24,6 @@ def test_a_loss_that_reduces_is_refused(narrow):
         images=images, labels=labels, sample_weights=torch.ones(4), virtual_worker=0
     )
     with pytest.raises(
-        UserError, match=r"makes \(\) of 4 samples: it must make one value per sample"
+        UserError, match=r"returned shape \(\) for 4 samples: it must return one"
     ):
         forward(config, config.model.build(10, 0), 0, batch)

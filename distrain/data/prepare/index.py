@@ -152,8 +152,8 @@ def _check_indexable(source: ImageSource, store: Store) -> None:
         )
     if store.exists(MANIFEST_FILE):
         raise UserError(
-            f"{store.redacted_url} has a {MANIFEST_FILE} already: delete it to index "
-            "again"
+            f"{store.redacted_url} has a {MANIFEST_FILE} already: train on it as it "
+            "is, or delete that file to index again"
         )
     _check_writable(store)
 

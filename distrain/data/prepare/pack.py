@@ -215,8 +215,8 @@ def _check_packable(source: ImageSource, store: Store, options: PackOptions) -> 
     is_inside_source = target_location.startswith(f"{source_location}/")
     if target_location == source_location or (is_image_folder and is_inside_source):
         raise UserError(
-            f"{store.redacted_url} is where the images are: choose another place for "
-            "the shards"
+            f"{store.redacted_url} is in the folder of the images: choose a place for "
+            "the shards outside it"
         )
 
 

@@ -108,7 +108,7 @@ def test_the_manifest_beside_the_files(tmp_path):
     assert elsewhere.manifest.fingerprint == indexed.manifest.fingerprint, (
         "where it lies does not matter"
     )
-    with pytest.raises(UserError, match=f"has a {MANIFEST_FILE} already: delete it"):
+    with pytest.raises(UserError, match=f"has a {MANIFEST_FILE} already: train on it"):
         made(url)
     shutil.move(url, tmp_path / "moved")
     assert len(rows_of(opened(tmp_path / "moved"))) == 12

@@ -169,7 +169,7 @@ def test_what_cannot_be_packed(folder, tmp_path):
         pack_folder(str(tmp_path / "one"), target)
     for place in (folder, folder / "packed"):
         with pytest.raises(
-            UserError, match="is where the images are: choose another place"
+            UserError, match="is in the folder of the images: choose a place"
         ):
             pack_folder(str(folder), str(place))
     pack_folder(str(folder), target, geometry=Geometry("square", 8))
