@@ -39,7 +39,8 @@ def parse_mapping(text: str, origin: str) -> dict[str, Any]:
     tree = _parse_yaml(text, origin)
     if not isinstance(tree, dict):
         raise UserError(
-            f"{origin} must hold a mapping of keys, not {type(tree).__name__}"
+            f"{origin} must hold lines of the form `key: value`, not a single "
+            f"{type(tree).__name__}"
         )
     return tree
 
@@ -129,7 +130,7 @@ def _format_problem(
     if error["type"] == "no_section":
         return f"{key}: {error['msg']}"
     if error["type"] == "missing":
-        return f"{key} is missing"
+        return f"{key} is missing: set it in the recipe, or as {key}=..."
     # Messages of validators are complete sentences; pydantic only puts a prefix before.
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":

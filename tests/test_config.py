@@ -183,7 +183,7 @@ def test_what_is_not_a_config(tmp_path):
     with pytest.raises(UserError, match="is not valid YAML"):
         load_config(bad)
     bad.write_text("- 1\n")
-    with pytest.raises(UserError, match="must hold a mapping"):
+    with pytest.raises(UserError, match="must hold lines of the form"):
         load_config(bad)
     bad.write_text("data: {train: x}\nschedule: {name: constant, lr: 1}\n")
     with pytest.raises(UserError, match="not of the form"):

@@ -153,7 +153,7 @@ def print_color_stats(
 ) -> None:
     """Print the color statistics of a data set.
 
-    Images that are not packed or indexed are read and decoded for it.
+    Images that are not packed or indexed are read and decoded to compute them.
     """
     from distrain.data.prepare.open import open_source
     from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
@@ -327,6 +327,6 @@ def _check_rejects(
         return
     # The data set is written in any case; the exit code asks the user to look at it.
     raise RunError(
-        f"{total}: the data set is ready to use without them (exit code 1, since "
-        f"there are more than --max-rejects {max_rejects})"
+        f"{total}, which is more than --max-rejects {max_rejects}: the data set is "
+        "complete and will train without them"
     )

@@ -160,7 +160,8 @@ def _describe_memory(
         return f"{format_bytes(needed)} per rank, of {format_bytes(limit)} allowed"
     return (
         f"{format_bytes(limit)} per rank, but shuffling needs {format_bytes(needed)}: "
-        "rows are read repeatedly (raise data.memory or lower data.shuffle_rows)"
+        "rows are read repeatedly (raise data.memory, or for a new run lower "
+        "data.shuffle_rows)"
     )
 
 

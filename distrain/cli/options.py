@@ -127,14 +127,14 @@ AddressOption = Annotated[
     typer.Option(
         envvar="RAY_API_SERVER_ADDRESS",
         metavar="URL",
-        help="Dashboard of the Ray cluster's head.",
+        help="URL of the Ray dashboard, usually http://HEAD:8265.",
     ),
 ]
 WorkersOption = Annotated[
     str | None,
     typer.Option(
-        metavar="N|MIN-MAX",
-        help="Train on N workers, or elastically on MIN-MAX.",
+        metavar="auto|N|MIN-MAX",
+        help="Train on N workers, or elastically on MIN-MAX; auto: one per GPU.",
         show_default="the config's cluster.workers",
     ),
 ]

@@ -21,7 +21,7 @@ _ResumeOption = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Fail if there is no checkpoint (one is resumed automatically if "
+        help="Fail if there is no checkpoint (without this flag, one is used if "
         "present).",
     ),
 ]
@@ -45,7 +45,8 @@ _AddressOption = Annotated[
     str | None,
     typer.Option(
         metavar="ADDRESS",
-        help="Train on this Ray cluster: auto, HOST:PORT or ray://HOST:PORT",
+        help="Train on this Ray cluster: auto (the one that this machine belongs to), "
+        "HOST:PORT or ray://HOST:PORT.",
     ),
 ]
 _OtherHardwareOption = Annotated[

@@ -1,4 +1,4 @@
-"""Builder of the decoder's input: read and check files, and draw the augmentation."""
+"""Builder of the decoder's input: reads and checks images, draws augmentation."""
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from distrain.errors import AttemptError
 
 
 class BatchBuilder:
-    """Builder of what the decoder is fed, one micro-batch at a time."""
+    """Builds the decoder's input, one micro-batch at a time."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class BatchBuilder:
         for i in range(num_samples):
             sample_id = int(request.sample_ids[i])
             try:
-                files[i], sizes[i] = self._check_file(sample_id, rows[i])
+                files[i], sizes[i] = self._prepare_image(sample_id, rows[i])
             except BadImageError as error:
                 bad_reasons[i] = str(error)
 
@@ -101,7 +101,7 @@ class BatchBuilder:
             blank_indices=set(),
         )
 
-        # The draws do not fit the placeholders: exclude_sample sets their windows.
+        # Drawn windows may exceed a placeholder: `exclude_sample` resets them.
         for i in [*bad_reasons, *range(num_samples, len(rows))]:
             pending.exclude_sample(i, self.placeholder, crop, bad_reasons.get(i))
         return pending
@@ -121,10 +121,10 @@ class BatchBuilder:
             self._color_axes,
         )
 
-    def _check_file(
+    def _prepare_image(
         self, sample_id: int, row: Row
     ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """Return what the decoder gets for a sample, and its height and width.
+        """Return a sample's file, or its raw pixels, and its height and width.
 
         Raises:
             BadImageError: the sample is bad; it is added to the dataset's bad samples.

@@ -242,8 +242,9 @@ class Loader:
                 for i, reason in reasons.items()
             ]
             raise AttemptError(
-                "files that decoded when they were packed or indexed no longer decode, "
-                f"pack or index the data set again: {'; '.join(described)}"
+                "these samples decoded when they were packed or indexed, and no longer "
+                f"do: {'; '.join(described)}; check DALI's version and this machine, "
+                "or pack or index the data set again"
             )
 
         # No file is to blame, or one that is the placeholder already: a new decoder fed
@@ -251,8 +252,8 @@ class Loader:
         all_replaceable = all(pending.sample_weights[i] for i in reasons)
         if not reasons or not all_replaceable:
             raise AttemptError(
-                f"the decoder failed ({error}), but each file of the batch decodes "
-                f"alone or is a placeholder: samples {sample_ids.tolist()}"
+                f"the decoder failed ({error}) on samples {sample_ids.tolist()}, "
+                "although no single file of theirs is at fault"
             )
 
         crop = self._decode_plan.crop_size

@@ -241,12 +241,12 @@ def describe_idle_gpus(
         )
     if num_workers == allocation.max_workers:
         return (
-            f"{idle}: cluster.workers allows {allocation.max_workers}, and auto would "
-            "use all GPUs"
+            f"{idle}: cluster.workers allows {allocation.max_workers}: raise it, or "
+            "set it to auto to use all GPUs"
         )
     return (
-        f"{idle}: each worker needs {allocation.cpus_per_worker} CPU cores, and too "
-        "few are free beside these GPUs"
+        f"{idle}: each worker needs {allocation.cpus_per_worker} CPU cores, and the "
+        "nodes of these GPUs have too few free: lower cluster.cpus_per_worker"
     )
 
 

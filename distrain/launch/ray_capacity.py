@@ -45,10 +45,11 @@ class _StabilityTimer:
 
 
 class CapacityPlanner:
-    """Number of workers for each fit of a run, from what the cluster shows.
+    """Chooses the number of workers of each fit, from the capacity of the cluster.
 
-    The driver reports with `on_fit_started`, `on_group_formed` and
-    `on_placement_failed` what becomes of the workers.
+    A fit is one call of Ray Train's `trainer.fit()`. The driver reports with
+    `on_fit_started`, `on_group_formed` and `on_placement_failed` what becomes of the
+    workers.
     """
 
     def __init__(
@@ -95,18 +96,18 @@ class CapacityPlanner:
         self._extra_capacity_since = None
 
     def on_group_formed(self, worker_node_ids: list[str]) -> None:
-        """Take the workers of the current fit, and keep what they compute on."""
+        """Record the workers' nodes; GPUs or CPUs are now fixed for the launch."""
         self._worker_node_ids = worker_node_ids
         self._unplaceable_workers = None
         if self._allocation is not None:
             self.gpus_per_worker = self._allocation.gpus_per_worker
 
     def on_placement_failed(self, num_workers: int) -> None:
-        """Start the next fit with fewer workers than Ray could not place now."""
+        """Record that Ray could not place this many workers."""
         self._unplaceable_workers = num_workers
 
     def wait_for_capacity(self) -> tuple[int, Allocation]:
-        """Wait until the cluster has room for the minimum number of workers.
+        """Wait for room for the maximum, or, after 3 s, for at least the minimum.
 
         Returns:
             The number of workers to start with, and the resources of each.
@@ -120,11 +121,11 @@ class CapacityPlanner:
         needs_stability = self._awaits_stable_cluster and self.gpus_per_worker is None
         has_logged_shortage = False
         while not self._stop_event.is_set():
-            # Our last workers may still hold cores: divide all of them at first, and
-            # later, when theirs are free, only those that other jobs leave.
+            # For the first 3 s, plan with all cores: the previous workers may not have
+            # released theirs yet. After that, plan with the cores that are free.
             waited = time.monotonic() - began
-            is_late = waited > _STABLE_SECONDS
-            nodes, allocation = self._refresh_allocation(only_available=is_late)
+            is_grace_over = waited > _STABLE_SECONDS
+            nodes, allocation = self._refresh_allocation(only_available=is_grace_over)
 
             # The nodes of a cluster that starts come up one after another: wait for
             # all before the first worker group decides what the run computes on.
@@ -135,11 +136,11 @@ class CapacityPlanner:
                 time.sleep(_POLL_SECONDS)
                 continue
 
-            # Start with the maximum at once, or with fewer when no more are freed.
+            # Start with the maximum at once, or with fewer when the grace time is over.
             max_workers = self._limit_workers(allocation)
             num_fitting = count_fitting_workers(allocation, nodes, worker_node_ids=[])
             num_workers = min(max_workers, num_fitting)
-            is_enough = is_late and num_workers >= allocation.min_workers
+            is_enough = is_grace_over and num_workers >= allocation.min_workers
             if num_workers == max_workers or is_enough:
                 self._log_idle_gpus(allocation, num_workers, nodes)
                 return num_workers, allocation
@@ -147,7 +148,7 @@ class CapacityPlanner:
             # Too few: ask for more, and give up after `cluster.wait`.
             self._request_max_workers(allocation)
             shortage = explain_shortage(allocation, nodes)
-            if is_late and not has_logged_shortage:
+            if is_grace_over and not has_logged_shortage:
                 self._console.log(f"waiting for the cluster: {shortage}")
                 has_logged_shortage = True
             if waited > self._config.cluster.wait:
@@ -161,7 +162,10 @@ class CapacityPlanner:
         )
 
     def _limit_workers(self, allocation: Allocation) -> int:
-        """Return the most workers to start: fewer than Ray could not place before."""
+        """Return the maximum, or one less than the number that Ray could not place.
+
+        A failed number at or below the minimum is ignored: the maximum is tried again.
+        """
         limit = self._unplaceable_workers
         if limit is None or limit <= allocation.min_workers:
             return allocation.max_workers

@@ -102,7 +102,7 @@ def _run_client(address: str, console: Console) -> Iterator[None]:
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         raise UserError(
             f"no Ray cluster answers at {address} ({summarize_error(error)}): "
-            "check the address"
+            "check that Ray runs there, or pass another --address"
         ) from None
     num_nodes = sum(node["Alive"] for node in ray.nodes())
     console.log(

@@ -424,7 +424,7 @@ class _RayDriver:
         ):
             self._capacity.on_placement_failed(num_workers)
             self._record_failure(
-                f"the cluster has no room for {num_workers} workers any longer"
+                f"the cluster no longer has room for {num_workers} workers"
             )
         else:
             self._record_failure(f"Ray Train failed: {summarize_error(error)}")
@@ -439,4 +439,4 @@ class _RayDriver:
     def _format_first_cause(self) -> str:
         if not self._failure_causes:
             return ""
-        return f"; the first cause was: {self._failure_causes[0]}"
+        return f"; the first failure was: {self._failure_causes[0]}"

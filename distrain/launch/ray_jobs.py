@@ -89,9 +89,9 @@ class RayJobClient:
             )
         except ConnectionError:
             raise UserError(
-                f"no Ray cluster answers at {self._address}: check the address, which "
-                "is that of the head's dashboard (usually port 8265; the head needs "
-                "ray[default])"
+                f"no Ray cluster answers at {self._address}: pass the URL of the "
+                "head's dashboard with --address or RAY_API_SERVER_ADDRESS (usually "
+                "port 8265; the head needs ray[default])"
             ) from None
 
     def submit_job(self, request: JobRequest) -> tuple[str, bool]:

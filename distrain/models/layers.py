@@ -1,8 +1,9 @@
-"""Layers that compute the same result on every device, thread count and rank.
+"""Layers whose result depends only on seed, step, virtual worker and input.
 
-Their result is a function of the micro-batch alone: dropout masks are keyed, batch
-normalization records its statistics instead of updating them in forward, and operations
-without a deterministic CUDA backward are reimplemented.
+It does not depend on the rank, on other micro-batches or on earlier calls: dropout
+masks are counter-based, batch normalization records its statistics instead of updating
+them in forward, and operations without a deterministic CUDA backward are reimplemented.
+Different kinds of hardware may still compute different bits.
 """
 
 import contextvars
@@ -113,7 +114,7 @@ class Dropout(nn.Module):
         return x * mask.view(x.shape).to(x.dtype).div_(keep_probability)
 
     def extra_repr(self) -> str:
-        """Return the parameters for `print`."""
+        """Return the arguments that `repr` shows."""
         return f"p={self.p}"
 
 
@@ -140,8 +141,8 @@ class BatchNorm(nn.Module):
     A training forward normalizes by the micro-batch's own statistics and records them
     in `MicroBatchContext.batch_stats`. The running statistics are updated once per
     step, by those of all virtual workers together (`update_running_stats`). Names and
-    state are torch's, without the count of batches; the running variance is that of the
-    global batch, without torch's factor n / (n - 1).
+    state are torch's, without `num_batches_tracked`; the running variance is that of
+    the global batch, without torch's factor n / (n - 1).
     """
 
     running_mean: Tensor
@@ -253,7 +254,7 @@ class BatchNorm(nn.Module):
         self.running_var.lerp_(variance.to(dtype), weight)
 
     def extra_repr(self) -> str:
-        """Return the parameters for `print`."""
+        """Return the arguments that `repr` shows."""
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
             f"affine={self.weight is not None}"
@@ -314,8 +315,8 @@ class AveragePool(nn.Module):
         """Set height and width of the output."""
         super().__init__()
         self.output_size = (height, width)
-        # By input size, type and device. They are kept, since making one in every
-        # forward would mean a copy to the GPU each time, which waits for it.
+        # By output size, input size, dtype and device. They are kept, since making one
+        # in every forward would copy it to the GPU each time, which synchronizes.
         self._averaging_matrices: dict[
             tuple[int, int, torch.dtype, torch.device], Tensor
         ] = {}
@@ -361,10 +362,7 @@ class AveragePool(nn.Module):
 
 
 class PadToStride(nn.Module):
-    """Zero padding at the right and bottom edge to whole strides of a convolution.
-
-    The last filter then still has a whole window.
-    """
+    """Zero padding on the right and bottom, so that strided windows cover the input."""
 
     def __init__(self, kernel_size: int, stride: int) -> None:
         """Set kernel size and stride of the convolution that follows."""

@@ -144,8 +144,10 @@ class MetricsEndpoint:
             self._render_page()
             self._server.wait_until_read(linger_seconds)
             self._server.close()
-            if final:
-                shutil.rmtree(self._folder, ignore_errors=True)
+        # Whoever has the lock removes the folder. That need not be the server: it may
+        # have ended before, while this rank wrote a snapshot.
+        if final and (self._server is not None or self._try_lock()):
+            shutil.rmtree(self._folder, ignore_errors=True)
         # Last, because it releases the lock: another rank serves from then on.
         self._lock_file.close()
 
@@ -163,13 +165,18 @@ class MetricsEndpoint:
     def _publish_once(self) -> None:
         """Write this rank's snapshot; become the server if there is none; render."""
         self._write_snapshot()
-        if self._server is None:
-            # The lock is busy while another rank serves.
-            with suppress(BlockingIOError):
-                fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._start_server()
+        if self._server is None and self._try_lock():
+            self._start_server()
         if self._server is not None:
             self._render_page()
+
+    def _try_lock(self) -> bool:
+        """Take the lock of the folder; False while another rank serves."""
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def _write_snapshot(self, *, with_gauges: bool = True) -> None:
         # `flush` writes on another thread. Collect inside the lock, so that the

@@ -1,4 +1,4 @@
-"""Numbers behind the metrics page of a run; `metric_specs` lists all metrics.
+"""Prometheus metrics of one rank; `metric_specs` lists all metrics.
 
 Counters count work that was done, recomputed steps included; the gauge `distrain_step`
 is the position of the run.
@@ -43,8 +43,9 @@ _MIN_TIMED_ARRIVALS = 3
 class Metrics:
     """Metrics of one rank. Close it.
 
-    Calls from the training thread take microseconds and never wait: the page is
-    rendered on a thread of its own.
+    Setting, counting and timing take microseconds and never wait for the GPU: the page
+    is rendered in a background thread. `record_timings`, `record_norms` and `flush` do
+    wait for it, so call them where the loop does so anyway.
     """
 
     def __init__(
@@ -73,7 +74,8 @@ class Metrics:
         self._run_label = to_run_label(run)
         self._rank_labels = {"rank": str(world.rank), "node": socket.gethostname()}
 
-        # Numbers. The lock protects the counters, to which several threads add.
+        # Values. The lock is for the counters, which several threads increment; gauges
+        # are only assigned.
         self._lock = threading.Lock()
         self._gauges: dict[tuple[str, tuple[str, ...]], float] = {}
         self._counters: Counter[tuple[str, tuple[str, ...]]] = Counter()
@@ -111,6 +113,7 @@ class Metrics:
         self.set_gauge("workers_wanted", desired_workers)
         self.set_gauge("diverged", 0)
         self.set_gauge("finished", 0)
+        # Until there is a checkpoint, its age counts from here, for the alert.
         self.set_gauge("checkpoint_timestamp_seconds", time.time())
         # Prometheus sees an increase only if the counter was there before it: a counter
         # that appears with its first event would show none.
@@ -163,9 +166,9 @@ class Metrics:
         return self._phase_timer.time_span(ARRIVAL_SPAN)
 
     def pop_mean_arrival_seconds(self) -> float:
-        """Return the mean seconds per step until this rank reached its all-reduce.
+        """Return the mean seconds per timed step before its all-reduce, and reset it.
 
-        It covers the steps since the last call; 0 if too few of them were timed.
+        Returns 0, and keeps what was timed, until enough steps have been.
         """
         min_arrivals = _MIN_TIMED_ARRIVALS if self._device.type == "cuda" else 1
         if len(self._arrival_seconds) < min_arrivals:
@@ -202,7 +205,7 @@ class Metrics:
             self.set_gauge("epoch", steps_done / steps_per_epoch)
             self.increment_counter("steps")
             self.increment_counter("steps_recomputed", int(is_recomputed))
-        # Elsewhere times are read at log steps, where the device is waited for anyway.
+        # On a GPU, times are read at log steps, which synchronize anyway.
         if self._device.type == "cpu":
             self.record_timings()
 
@@ -250,6 +253,7 @@ class Metrics:
     def record_checkpoint(self, seconds: float, size_bytes: int) -> None:
         """Record that a checkpoint is complete. Called on the thread that writes it."""
         self.observe_histogram("checkpoint_write_seconds", seconds)
+        # Until there is a checkpoint, its age counts from here, for the alert.
         self.set_gauge("checkpoint_timestamp_seconds", time.time())
         self.set_gauge("checkpoint_bytes", size_bytes)
 

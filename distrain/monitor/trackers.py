@@ -176,8 +176,8 @@ class BackgroundTracker:
         if self._last_error is not None and not self._has_warned:
             self._has_warned = True
             self._warn(
-                f"warning: {self._tracker.name} does not accept records for now, "
-                f"they are kept: {self._last_error}"
+                f"warning: cannot write to {self._tracker.name} ({self._last_error}): "
+                "records are kept and sent later"
             )
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
 """Optimizer with the parts that all update rules share.
 
 These are parameter groups, clipping, a state that is complete from the first step, and
-a learning rate on the device. The arithmetic is that of torch's fused optimizers, by
-the functions below its optimizer classes: making one of those classes loads torch's
-compiler, which takes a second and more.
+a learning rate on the device. The arithmetic is torch's functional optimizer API with
+fused=True: instantiating one of torch's optimizer classes imports torch's compiler,
+which takes a second or more.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,12 +64,12 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, lr: Tensor, lr_ratio: float = 1.0) -> None:
-        """Update the parameters by their `grad`, which each of them must have.
+        """Update the parameters from their `.grad`; each must have one.
 
         Args:
             lr: learning rate, a float32 scalar on the device; 0 leaves the weights as
                 they are.
-            lr_ratio: this step's learning rate over the last step's.
+            lr_ratio: this step's learning rate divided by the previous step's.
         """
         self._transform_gradients()
         for group in self._param_groups:
@@ -110,7 +110,7 @@ class Optimizer:
 
 
 def compute_total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Compute the norm of tensors together.
+    """Compute the L2 norm over all tensors, as clipping needs it.
 
     Squares are summed in float64 over fixed chunks, and the sums of the chunks in a
     fixed order: in float32 the norm of 61 million numbers was 0.15 % off, and differed

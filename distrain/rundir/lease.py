@@ -22,9 +22,9 @@ from distrain.errors import AttemptError, UserError
 from distrain.rundir import files
 
 RENEW_INTERVAL_SECONDS = 10.0
-"""Seconds between two renewals of the owner's counter."""
+"""Seconds between two heartbeats of the owner, each of which increments a counter."""
 LOST_AFTER_SECONDS = 30.0
-"""A lease is abandoned if its counter has not changed for this long, in seconds.
+"""A lease expires if its counter has not changed for this long, in seconds.
 
 The clock is that of the claimant: clocks of different machines are never compared.
 """
@@ -185,12 +185,12 @@ def is_superseded(
 def count_failures(
     records: Mapping[int, Mapping[str, Any]], session: str, step: int
 ) -> int:
-    """Count the newest attempts in a row that failed and made no progress.
+    """Count the latest consecutive attempts that failed without progress.
 
     Args:
         records: records of all earlier attempts, by number.
-        session: id of the launch; an attempt of another one ends the row.
-        step: step that the attempts of the row resumed from.
+        session: id of the launch; an attempt of another one ends the count.
+        step: step that all of them resumed from.
     """
     count = 0
     for number in sorted(records, reverse=True):
@@ -208,7 +208,7 @@ def count_restarts_and_resizes(
 ) -> tuple[int, int]:
     """Count attempts that followed a failed one, and those with another world size.
 
-    Attempts that never started to train are left out.
+    Attempts that never recorded a start step (`record_start`) are left out.
     """
     restarts = 0
     resizes = 0
@@ -226,15 +226,16 @@ def count_restarts_and_resizes(
 def _wait_for_owner_end(
     store: Store, attempt: int, record: Mapping[str, Any], log: Callable[[str], None]
 ) -> bool:
-    """Wait until an attempt's owner is known to be gone.
+    """Wait until an attempt's owner is gone, or its lease has expired.
 
     Returns:
-        True: the owner is gone. False: the record has changed, so read it again.
+        True: the owner ended, died, or did not renew its lease in time. False: the
+        record has changed, so read it again.
 
     Raises:
-        UserError: the owner is alive.
+        UserError: the owner has renewed its lease, or a newer attempt is running.
     """
-    # On this machine, the kernel knows.
+    # On this machine, the kernel knows whether the process is dead.
     if is_dead_local_process(str(record["process"])):
         return True
 

@@ -1,4 +1,4 @@
-"""Resume a run: claim its directory, read its checkpoint, check that both fit, restore.
+"""Resume a run: claim its directory, load and check its checkpoint, restore it.
 
 A run directory belongs to one attempt at a time; the lease is rank 0's.
 """
@@ -38,8 +38,8 @@ T = TypeVar("T")
 class Retrier:
     """Calls functions on a run directory, and retries them after transient errors.
 
-    Transient is a lack of space, or of an answer from the storage. All calls together
-    share one time budget, which starts with the object.
+    Every OSError is transient but those that waiting cannot fix (`is_transient`). All
+    calls together share one time budget, which starts with the object.
     """
 
     def __init__(self, store: Store, seconds: float, console: Console) -> None:
@@ -63,10 +63,12 @@ class Retrier:
             # `from None`: the text has the cause, and a traceback would add nothing.
             description = self._describe_error(error)
             if not is_transient(error):
-                raise UserError(f"{description}: choose another, run=...") from None
+                raise UserError(
+                    f"{description}: choose another directory, run=..."
+                ) from None
             raise AttemptError(
-                f"{description}: free space or fix the storage, or choose another, "
-                "run=..."
+                f"{description}: free space or fix the storage, or choose another "
+                "directory, run=..."
             ) from None
 
     def _log_once(self, error: OSError, failures: int) -> None:
@@ -114,6 +116,7 @@ def claim_run_dir(
         UserError: another run uses the directory, it cannot be used, or there is
             nothing to resume.
         RunError: no checkpoint is complete, or too many attempts of this launch failed.
+        AttemptError: the storage still fails when `checkpoint.patience` is over.
     """
     if not config.run:
         raise UserError("run is empty: name a run directory, run=...")
@@ -151,11 +154,12 @@ def claim_and_load(
         UserError: another run uses the directory, it cannot be used, or there is
             nothing to resume.
         RunError: no checkpoint is complete, or too many attempts of this launch failed.
+        AttemptError: the storage still fails when `checkpoint.patience` is over.
     """
     store = retrier.store
     nothing_to_resume = UserError(
-        f"there is no checkpoint to resume from in {store.redacted_url}: leave out "
-        "--resume to start the run"
+        f"there is no checkpoint to resume from in {store.redacted_url}: check the run "
+        "directory, or start the run without --resume"
     )
     # Before the lease, which would leave a record in a directory that may be a typo.
     if must_resume and not retrier(lambda: store.list_names(files.CHECKPOINTS_DIR)):
@@ -172,7 +176,7 @@ def claim_and_load(
     step = loaded.step if loaded else 0
     retrier(lambda: lease.record_start(step, world.world_size))
     for problem in problems:
-        console.log(f"{problem}; falling back to the previous one")
+        console.log(f"warning: {problem}; using an older one")
 
     attempts = retrier(lambda: read_attempts(store))
     earlier = {n: record for n, record in attempts.items() if n < lease.attempt}
@@ -196,8 +200,8 @@ def _check_failures(
     if num_failed >= config.cluster.max_failures:
         raise RunError(
             f"{num_failed} attempts in a row failed after step {step} without a new "
-            "checkpoint, which is as many as cluster.max_failures allows: fix the "
-            "cause, then run the same command to resume"
+            f"checkpoint (cluster.max_failures = {config.cluster.max_failures}): fix "
+            "the cause, then run the same command to resume"
         )
 
 
@@ -249,10 +253,10 @@ def check_hardware(
 ) -> None:
     """Check that this hardware computes the same bits as the checkpoint's hardware.
 
-    Names and versions that differ are no matter as long as the bits are the same.
+    Different names and versions do not matter as long as the bits are equal.
 
     Raises:
-        UserError: it computes others, and `accept_other_hardware` is False.
+        UserError: the bits differ, and `accept_other_hardware` is False.
     """
     if state.hardware == hardware_hash:
         return
@@ -264,7 +268,7 @@ def check_hardware(
         for key in sorted(saved_environment.keys() | current_environment.keys())
         if saved_environment.get(key) != current_environment.get(key)
     ]
-    cause = "; ".join(changes) or "the same names and versions, another result"
+    cause = "; ".join(changes) or "names and versions are equal, but the results differ"
     if not accept_other_hardware:
         raise UserError(
             "this hardware does not reproduce the checkpoint's bits "
@@ -307,7 +311,8 @@ def restore_checkpoint(
             name = claimed_run.checkpoint.name
             console.log(f"resumed from step {claimed_run.step} ({name})")
 
-    # At the start of a run nothing was broadcast: each rank has drawn its own weights.
+    # Compare in any case: at the start of a run nothing is broadcast, and each rank has
+    # initialized its own weights.
     if world.world_size > 1:
         tensors = {**model.state_dict(), **optimizer.state_dict()}
         facts = {"weights and optimizer state": hash_tensors(tensors)}

@@ -212,7 +212,8 @@ def explain_memory_shortage(
     return (
         f"warning: data.memory = {memory_bytes:,} bytes is less than the "
         f"{needed_bytes:,} that the virtual workers of a rank need to shuffle, so row "
-        "groups are read many times: raise it, or lower data.shuffle_rows"
+        "groups are read many times: raise it (a lower data.shuffle_rows is for new "
+        "runs only)"
     )
 
 

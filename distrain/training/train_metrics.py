@@ -29,7 +29,8 @@ def open_metrics(
         except OSError as error:
             raise UserError(
                 f"metrics cannot be served at {config.metrics.address}: {error}; "
-                "choose metrics.address, or turn them off with metrics.port=null"
+                "choose another metrics.address, or turn them off with "
+                "metrics.port=null"
             ) from None
     if world.is_rank_zero:
         metrics.set_gauge("stall_limit_seconds", config.cluster.stall)

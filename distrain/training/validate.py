@@ -14,7 +14,7 @@ from distrain.training.run_data import get_val_fingerprint
 
 
 def validate(job: TrainJob, steps_done: int) -> bool:
-    """Evaluate on the validation set, and log the result.
+    """Evaluate, log the result, update the best one, and step a plateau schedule.
 
     Returns:
         True if this is the best evaluation so far, by its count of top-1.
@@ -54,7 +54,7 @@ def validate(job: TrainJob, steps_done: int) -> bool:
     if job.config.schedule.follows_validation and is_epoch_end:
         reduce_lr_on_plateau(job, steps_done, result.top1_count)
 
-    # Compare integer counts, which are the same on all ranks.
+    # Compare integer counts (`best.top1` is one, too), which are the same on all ranks.
     best = progress.best_eval
     if best is not None and result.top1_count <= best.top1:
         return False
@@ -89,20 +89,20 @@ def check_bad_val_samples(job: TrainJob, val: Dataset, result: EvalResult) -> No
         )
 
 
-def reduce_lr_on_plateau(job: TrainJob, steps_done: int, num_correct: int) -> None:
+def reduce_lr_on_plateau(job: TrainJob, steps_done: int, top1_count: int) -> None:
     """Lower the learning rate if validation has stalled, at the end of an epoch.
 
     Args:
         job: the run.
         steps_done: steps done.
-        num_correct: validation samples whose highest logit is their label's.
+        top1_count: validation samples whose highest logit is their label's.
     """
     schedule = job.config.schedule
     before = job.progress.plateau
     # The warm-up does not count: the rate was still rising.
     warmup_steps = round(schedule.warmup_epochs * job.data.order.steps_per_epoch)
     if steps_done > warmup_steps:
-        job.progress.plateau = schedule.update_plateau(before, steps_done, num_correct)
+        job.progress.plateau = schedule.update_plateau(before, steps_done, top1_count)
     if len(job.progress.plateau.drops) > len(before.drops):
         job.console.log(
             f"{schedule.explain_drop()}: the learning rate is now "
@@ -124,15 +124,17 @@ def evaluate_dataset(job: TrainJob, dataset: Dataset) -> EvalResult:
             job.config,
             job.world,
             job.engine.model,
-            track_chunks(job, batches),
+            report_progress(job, batches),
             job.engine.lanes,
         )
 
 
-def track_chunks(job: TrainJob, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-    """Yield the same chunks, and report each to the watchdog as progress."""
+def report_progress(
+    job: TrainJob, batches: Iterator[MicroBatch]
+) -> Iterator[MicroBatch]:
+    """Pass the batches through, and report each to the watchdog as progress."""
     for batch in batches:
         job.telemetry.mark_progress(f"chunk {batch.cursor.step} of the evaluation")
         yield batch
     # From here on, this rank waits for the others.
-    job.telemetry.mark_progress("the sums of the evaluation", waiting=True)
+    job.telemetry.mark_progress("the all-reduce of the evaluation", waiting=True)

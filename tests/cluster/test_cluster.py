@@ -51,7 +51,7 @@ def test_a_run_that_makes_no_progress_ends_with_the_first_cause(
         in text
     )
     assert re.search(
-        r"the first cause was: lost rank \d on [\d.]+: .*parquet is damaged: bytes",
+        r"the first failure was: lost rank \d on [\d.]+: .*parquet is damaged: bytes",
         text,
     )
     assert "Traceback" not in text

@@ -99,7 +99,8 @@ def test_auto_is_every_gpu_and_at_most_v(gpus, v, wanted, sentence):
             {"workers": 2},
             8,
             Allocation(2, 2, 2, 1),
-            "6 of 8 GPUs stay idle: cluster.workers allows 2, and auto would use all GPUs",
+            "6 of 8 GPUs stay idle: cluster.workers allows 2: raise it, or set it to auto "
+            "to use all GPUs",
         ),
         ({"device": "cuda"}, 0, Allocation(1, 1, 1, 1), None),
         ({"device": "cuda", "workers": [1, 8]}, 8, Allocation(1, 8, 2, 1), None),

@@ -39,7 +39,7 @@ def test_groups_that_never_form_end_the_run(driver, monkeypatch):
     driver._handle_messages = lambda wait: driver._on_ranks_lost(next(told))
     sentence = (
         "2 worker groups in a row were lost before their workers were connected; "
-        "the first cause was: lost rank 0"
+        "the first failure was: lost rank 0"
     )
     with pytest.raises(RunError, match=sentence):
         driver._run_one_fit(1, Allocation(1, 1, 1, 1))

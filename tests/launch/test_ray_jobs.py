@@ -80,7 +80,7 @@ def test_nobody_there_is_a_sentence():
         port = probe.getsockname()[1]
     with pytest.raises(
         UserError,
-        match=f"no Ray cluster answers at http://127.0.0.1:{port}: check the address",
+        match=f"no Ray cluster answers at http://127.0.0.1:{port}: pass the URL",
     ):
         RayJobClient(f"127.0.0.1:{port}", patience=0.0)
     told = []

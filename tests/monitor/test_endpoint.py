@@ -129,6 +129,19 @@ def test_one_page_for_all_ranks_and_another_serves_when_one_dies(ranks, port, tm
     assert not list(tmp_path.glob("distrain-metrics-*")), "nothing is left behind"
 
 
+def test_the_last_rank_removes_what_the_server_could_not(port, tmp_path, monkeypatch):
+    """A rank may write its snapshot while the server removes the folder."""
+    endpoint = distrain.monitor.endpoint
+    monkeypatch.setattr(endpoint, "RENDER_INTERVAL_SECONDS", 60.0)
+    server, other = node(port), node(port)
+    with monkeypatch.context() as patched:
+        patched.setattr(endpoint.shutil, "rmtree", lambda *_, **__: None)
+        server.close(final=True)
+    assert list(tmp_path.glob("distrain-metrics-*"))
+    other.close(final=True)
+    assert not list(tmp_path.glob("distrain-metrics-*"))
+
+
 def test_a_port_that_is_taken(port):
     told = []
     with closing(socket.create_server(("127.0.0.1", port))):

@@ -320,7 +320,7 @@ def test_no_page_where_none_is_wanted(narrow, console):
 def test_an_address_that_is_not_ours_is_a_sentence(narrow, console):
     with pytest.raises(
         UserError,
-        match=r"metrics cannot be served at 192\.0\.2\.1: .*choose metrics\.address",
+        match=r"metrics cannot be served at 192\.0\.2\.1: .*choose another metrics\.address",
     ):
         train(narrow(metrics={"address": "192.0.2.1"}), World(CPU), console)
 

@@ -54,8 +54,8 @@ class DaliDecoder:
             from nvidia.dali.pipeline import Pipeline
         except ImportError:
             raise UserError(
-                "NVIDIA DALI is not installed here: install it, or set "
-                "data.backend=torch"
+                "NVIDIA DALI is not installed here: install nvidia-dali-cuda130 (or "
+                "-cuda120), or start a new run with data.backend=torch"
             ) from None
         use_gpu = device.type == "cuda"
         self._device = device

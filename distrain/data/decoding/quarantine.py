@@ -150,7 +150,7 @@ def decode_one_by_one(
         if -exit_code not in _CRASH_SIGNALS:
             raise AttemptError(
                 "the child process that decodes files one at a time ended unexpectedly "
-                f"(exit code {exit_code})"
+                f"(exit code {exit_code}), perhaps for lack of memory"
             )
         # Blame a file only if it was the first one of a new child. A later one may
         # crash in memory that an earlier file corrupted: a new child starts with it.

@@ -141,8 +141,8 @@ def _check_indexable(source: ImageSource, store: Store) -> None:
     """
     if source.blocks[0].start is None:
         raise UserError(
-            f"{source.store.redacted_url} is a folder of single files: pack it, so "
-            "that one read returns many images"
+            f"{source.store.redacted_url} is a folder of image files, and index takes "
+            "Parquet or tar files: use distrain pack"
         )
     # A manifest in another place stores the URL of the files.
     if store is not source.store and source.store.redacted_url != source.store.url:

@@ -51,7 +51,8 @@ def open_source(
     if not source.blocks:
         example = ""
         if source.rejects:
-            example = f" ({source.rejects[0].name}: {source.rejects[0].reason})"
+            first = source.rejects[0]
+            example = f" (first rejected: {first.name}: {first.reason})"
         raise UserError(
             f"no images in {store.redacted_url}: it must hold one folder of images "
             f"per class, or shards{example}"

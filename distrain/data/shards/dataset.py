@@ -35,7 +35,7 @@ class Row(NamedTuple):
     """One sample, for the loader."""
 
     data: NDArray[np.uint8]
-    """The image file; a view on the row group's buffer if that is cached."""
+    """The image file: a view of the row group's buffer, or a copy of its bytes."""
     label: int
     image_size: tuple[int, int]
     """Height and width in pixels, as recorded when it was packed or indexed."""
@@ -64,7 +64,7 @@ def parse_row_group(
     *,
     include_metadata: bool,
 ) -> LoadedRowGroup:
-    """Parse a row group from the bytes that the manifest gives for it.
+    """Parse a row group from the bytes of its range in the shard.
 
     Args:
         manifest: manifest of the data set.
@@ -75,8 +75,8 @@ def parse_row_group(
         include_metadata: whether checksums and names are wanted.
 
     Raises:
-        DamagedParquetError: they are not such a group, although their checksum may be
-            right.
+        DamagedParquetError: the bytes are not a valid row group, even if their checksum
+            is right.
     """
     group = shard.groups[group_index]
     if group.index is not None:
@@ -212,10 +212,10 @@ class Dataset:
         # Groups that are fetched or being fetched, the least recently used first.
         self._cached_groups: OrderedDict[int, Future[LoadedRowGroup]] = OrderedDict()
         self._cached_bytes = 0
-        # Guards the count, which the threads that fetch update.
-        self._lock = threading.Lock()
         self.bad_samples = manifest.bad_samples
         """Reason by sample id of files found not to decode, so each is tried once."""
+        # Guards `num_groups_read`, which the fetching threads increment.
+        self._lock = threading.Lock()
         self.num_groups_read = 0
         """Row groups fetched so far, counting a group each time it is fetched."""
 
@@ -377,6 +377,6 @@ class Dataset:
             row = wrong_rows[0]
             raise AttemptError(
                 f"{group_name} row {row} has label {labels[row]}, but the manifest "
-                f"names {num_classes} classes: pack the data set again"
+                f"names {num_classes} classes: pack or index it again"
             )
         return loaded

@@ -245,14 +245,14 @@ def _read_manifest_file(store: Store, retry_seconds: float) -> Any:
         ) from None
     except ValueError:
         raise UserError(
-            f"{store.redacted_url}/{MANIFEST_FILE} is not JSON: pack the data set again"
+            f"{store.redacted_url}/{MANIFEST_FILE} is not JSON: pack or index it again"
         ) from None
 
 
 def _manifest_from_dict(tree: Any, manifest_url: str) -> Manifest:
     """Return the manifest from the dict that was read as JSON. Raises UserError."""
     invalid = UserError(
-        f"{manifest_url} is not a {_FORMAT_VERSION} manifest: pack the data set again"
+        f"{manifest_url} is not a {_FORMAT_VERSION} manifest: pack or index it again"
     )
     if not isinstance(tree, dict):
         raise invalid

@@ -109,7 +109,7 @@ class ShardReader:
                 )
             except FileNotFoundError:
                 raise AttemptError(
-                    f"{shard_url} is missing: restore it, or pack the data set again"
+                    f"{shard_url} is missing: restore it, or pack or index it again"
                 ) from None
             except PermissionError as error:
                 raise AttemptError(
@@ -128,7 +128,7 @@ class ShardReader:
             self._explain_replacement(shard)
             or f"{shard_url} is damaged: bytes {start} to {end}, "
             f"read {_MAX_DAMAGED_READS} times, do not match the manifest's checksum: "
-            "restore the shard, or pack the data set again; "
+            "restore the shard, or pack or index it again; "
             "then run the same command to resume"
         )
 

@@ -154,7 +154,7 @@ def test_a_proved_file_that_is_refused_stops_the_run_with_its_name(tmp_path, nar
     )
     with pytest.raises(
         RunError,
-        match=r"no longer decode, pack or index the data set again: "
+        match=r"decoded when they were packed or indexed, and no longer do: "
         r"5 \(shard-00000.parquet row group 0 row 5\): DALI",
     ):
         deliver(narrow(), dataset, requests(range(8), 4), 4)

@@ -255,7 +255,7 @@ def test_statistics_name_what_they_leave_out(tmp_path):
 
 def test_what_cannot_be_indexed(tmp_path, monkeypatch):
     place = folder(tmp_path, images(2))
-    with pytest.raises(UserError, match="is a folder of single files: pack it"):
+    with pytest.raises(UserError, match="is a folder of image files, and index takes"):
         made(place)
     url = webdataset(tmp_path, images(2))
     monkeypatch.setattr(
