@@ -157,18 +157,28 @@ def _check(value: Any, of: str, where: str):
         yield from _fields(value, of, where)
 
 
+def _is_required(model: Any, field: str) -> bool:
+    """The client's models refuse None for a field that is required."""
+    instance = model.__new__(model)
+    instance.local_vars_configuration = client.Configuration()
+    try:
+        setattr(instance, field, None)
+    except ValueError:
+        return True
+    return False
+
+
 def _fields(value: Any, of: str, where: str):
     if of in CUSTOM:
         known, required = CUSTOM[of], REQUIRED.get(of, set())
     else:
         model = getattr(client, of)
         names = model.attribute_map
-        known = {names[field]: kind for field, kind in model.openapi_types.items()}
-        required = {
-            names[field]
-            for field, info in model.model_fields.items()
-            if info.is_required()
+        known = {
+            names[field]: kind.replace("list[", "List[").replace("dict[", "Dict[")
+            for field, kind in model.openapi_types.items()
         }
+        required = {names[field] for field in names if _is_required(model, field)}
     if not isinstance(value, dict):
         yield f"{where}: no mapping"
         return
