@@ -63,7 +63,7 @@ class BatchBuilder:
             batch_size=batch_size,
             use_augmentation=use_augmentation,
         )
-        """What the decoder does with the images."""
+        """Plan of what the decoder does with the images."""
         self._channel_mean = statistics.mean.astype(np.float32)
         self._color_axes = statistics.compute_principal_axes(augment.colour_unit)
         blank = np.zeros((augment.crop, augment.crop, 3), np.uint8)

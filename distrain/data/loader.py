@@ -99,7 +99,7 @@ class Loader:
         self._fetch_pool = ThreadPoolExecutor(data.connections, "distrain-fetch")
         self._stop_event = threading.Event()
         self.num_decoder_rebuilds = 0
-        """How often the decoder was replaced, after it failed on a batch."""
+        """Number of times that the decoder was replaced after it failed on a batch."""
         self._decoder = self._open_decoder()
         self._recorder = self._open_recorder(run_dir)
         self._thread = threading.Thread(
