@@ -193,7 +193,7 @@ def test_a_killed_controller(endless, hosts, timed):
     run = endless.train()
     fault = time.monotonic()
     hosts.kill(HEAD, "ray::TrainController")
-    timed(run, fault, r"Ray's controller")
+    timed(run, fault, r"Ray Train failed")
     endless.check()
 
 

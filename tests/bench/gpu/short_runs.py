@@ -54,7 +54,7 @@ class Quiet:
         self._stop_at = stop_at
         self._end: float | None = None
 
-    def event(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Ignore it."""
 
     def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
@@ -62,13 +62,13 @@ class Quiet:
         if self._seconds is not None:
             self._end = time.monotonic() + self._seconds
 
-    def advance(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """Stop the run if it is time to."""
         is_late = self._end is not None and time.monotonic() > self._end
         if self._world is not None and (is_late or step == self._stop_at):
             self._world.stop_requested.set()
 
-    def record(self, record: MetricsRecord) -> None:
+    def log_metrics(self, record: MetricsRecord) -> None:
         """Keep it."""
         self.records.append(record)
 
