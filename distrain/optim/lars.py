@@ -28,7 +28,7 @@ class LARS(UpdateRule, name="lars"):
     learning rate of 1. [result]"""
 
     def list_state_tensors(self) -> tuple[str, ...]:
-        """Name the velocity; without momentum there is none."""
+        """Name the velocity, which exists only with momentum."""
         return (MOMENTUM_BUFFER,) if self.momentum else ()
 
     def transform_gradients(self, group: ParamGroup) -> None:

@@ -47,7 +47,7 @@ class SGD(UpdateRule, name="sgd"):
         return value
 
     def list_state_tensors(self) -> tuple[str, ...]:
-        """Name the velocity; without momentum there is none."""
+        """Name the velocity, which exists only with momentum."""
         return (MOMENTUM_BUFFER,) if self.momentum else ()
 
     def update_group(

@@ -211,7 +211,7 @@ def to_block(path: str, member: TarMember, label: int) -> Block | Reject:
 
 
 def find_first_member_name(store: Store, path: str) -> str:
-    """Return the name of the first file in an archive, or "" if there is none.
+    """Return the name of the first file in an archive, or "" if it has no file.
 
     Raises OSError and UserError.
     """

@@ -248,7 +248,7 @@ def _pick_column(
     default: str,
     file_name: str,
 ) -> str:
-    """Return the column of a type, or the default name if there is none."""
+    """Return the column of a type, or the default name if no column has it."""
     columns = [
         name
         for name, feature in hub_features.items()
