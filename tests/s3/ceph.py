@@ -48,6 +48,9 @@ log file = {folder}/log/$name.log
 keyring = {folder}/keyring
 [mon]
 mon data = {folder}/mon
+# By default a monitor does not start on a disk of which less than 5 % is free.
+mon data avail warn = 1
+mon data avail crit = 0
 [osd]
 osd data = {folder}/osd
 [mgr]
