@@ -21,7 +21,7 @@ from distrain.distributed.world import open_process_group
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.monitor.health import group_timeout
 from distrain.monitor.sinks import PlainConsole
-from distrain.train import train
+from distrain.trainer import train
 
 
 def meet_at(path: Path):

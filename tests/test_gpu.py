@@ -16,7 +16,7 @@ from distrain.data.decoding import dali
 from distrain.data.decoding.image import encode_ppm
 from distrain.data.loader import Loader
 from distrain.distributed.world import World
-from distrain.train import train
+from distrain.trainer import train
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 from photos import STATISTICS, encoded, kinds, picture, write_set

@@ -21,7 +21,7 @@ from distrain.distributed.world import World
 from distrain.models.alexnet import AlexNet, AlexNetBN
 from distrain.models.model import ImportedModel
 from distrain.rundir.checkpoint import load_newest_checkpoint
-from distrain.train import train
+from distrain.trainer import train
 
 
 class Ranks:

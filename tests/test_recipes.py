@@ -8,7 +8,7 @@ import torch
 from distrain.cli.dry_run import describe_run
 from distrain.config import load_config
 from distrain.distributed.world import World
-from distrain.train import train
+from distrain.trainer import train
 
 RECIPES = sorted(
     p

@@ -15,7 +15,7 @@ from distrain.errors import UserError
 if TYPE_CHECKING:
     from distrain.config import Config
     from distrain.monitor.sinks import Console
-    from distrain.train import Summary
+    from distrain.trainer import Summary
 
 _ResumeOption = Annotated[
     bool,

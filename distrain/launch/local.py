@@ -17,7 +17,7 @@ from distrain.launch.allocation import (
 )
 from distrain.launch.signals import stop_on_signals
 from distrain.monitor.sinks import Console
-from distrain.train import Summary, train
+from distrain.trainer import Summary, train
 
 
 def get_local_node() -> ClusterNode:

@@ -36,7 +36,7 @@ from distrain.launch.ray_trainer import build_trainer
 from distrain.launch.signals import stop_on_signals
 from distrain.monitor.records import record_from_dict
 from distrain.monitor.sinks import Console
-from distrain.train import Summary
+from distrain.trainer import Summary
 
 _NODE_POLL_SECONDS = 2.0
 

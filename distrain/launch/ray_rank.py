@@ -21,7 +21,7 @@ from distrain.errors import AttemptError, RunError, UserError
 from distrain.launch.allocation import Allocation
 from distrain.monitor.health import Watchdog, group_timeout
 from distrain.monitor.records import MetricsRecord, record_to_dict
-from distrain.train import train
+from distrain.trainer import train
 
 _ADVANCE_INTERVAL_SECONDS = 0.5
 # The least time that ranks get to form their process group, in seconds: on a busy host

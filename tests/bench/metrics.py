@@ -194,7 +194,7 @@ def run(port: int, folder: str) -> None:
     from distrain.config import parse_config
     from distrain.distributed.world import World
     from distrain.monitor import prometheus
-    from distrain.train import train
+    from distrain.trainer import train
 
     with Path(folder, "numbers").open("r+b") as file:
         numbers = mmap.mmap(file.fileno(), NUMBERS.size)

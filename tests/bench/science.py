@@ -27,7 +27,7 @@ from distrain.optim.adam import Adam
 from distrain.optim.lars import LARS
 from distrain.optim.optimizer import Optimizer
 from distrain.optim.sgd import SGD
-from distrain.train import train
+from distrain.trainer import train
 
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda") if torch.cuda.is_available() else CPU

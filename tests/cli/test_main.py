@@ -16,7 +16,7 @@ from PIL import Image
 from distrain import __version__
 from distrain.config import to_yaml
 from distrain.launch import local, ray_driver
-from distrain.train import Summary
+from distrain.trainer import Summary
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from narrow import lasting_recipe, narrow_recipe, with_own_models
 from distrain.config import Config
 from distrain.distributed.world import World
 from distrain.monitor.sinks import SilentConsole
-from distrain.train import train
+from distrain.trainer import train
 
 sys.path.insert(0, str(Path(__file__).parent))
 from endless import Commands, Endless, Reference

@@ -7,7 +7,7 @@ import torch
 from distrain.config import load_config
 from distrain.distributed.world import World
 from distrain.monitor.sinks import SilentConsole
-from distrain.train import train
+from distrain.trainer import train
 
 
 class Paused(SilentConsole):

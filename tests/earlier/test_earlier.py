@@ -12,7 +12,7 @@ from distrain.config import load_config
 from distrain.data.storage.store import Store
 from distrain.distributed.world import World
 from distrain.rundir.checkpoint import hash_tensors, load_newest_checkpoint
-from distrain.train import train
+from distrain.trainer import train
 
 VERSIONS = sorted(
     p for p in Path(__file__).parent.iterdir() if (p / "expected.json").exists()

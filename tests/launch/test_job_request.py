@@ -29,7 +29,7 @@ def test_the_archive_has_the_source_the_config_and_nothing_else(config, tmp_path
     assert {name for name in names if not name.startswith("distrain/")} == {"run.yaml"}
     assert all(name.endswith(".py") for name in names if name != "run.yaml")
     assert load_config(tmp_path / "there/run.yaml") == config
-    code = "import distrain.train, sys; print(distrain.__file__)"
+    code = "import distrain.trainer, sys; print(distrain.__file__)"
     out = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path / "there",

@@ -26,7 +26,7 @@ from distrain.monitor.metric_specs import COUNTERS, GAUGES, HISTOGRAMS
 from distrain.monitor.prometheus import Metrics
 from distrain.monitor.sinks import read_metrics
 from distrain.rundir.files import QUARANTINE_FILE
-from distrain.train import train
+from distrain.trainer import train
 
 CPU = torch.device("cpu")
 

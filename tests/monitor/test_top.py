@@ -13,7 +13,7 @@ import torch
 from distrain.distributed.world import World
 from distrain.errors import UserError
 from distrain.monitor.top import RunWatcher, draw_sparkline, find_problems, render_lines
-from distrain.train import train
+from distrain.trainer import train
 
 PAGE = """\
 # TYPE distrain_step gauge

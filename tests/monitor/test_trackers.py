@@ -13,7 +13,7 @@ from distrain.distributed.world import World
 from distrain.errors import UserError
 from distrain.monitor.sinks import read_metrics
 from distrain.monitor.trackers import BackgroundTracker
-from distrain.train import train
+from distrain.trainer import train
 
 CPU = torch.device("cpu")
 

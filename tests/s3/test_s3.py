@@ -28,7 +28,7 @@ from distrain.data.storage.store import Store
 from distrain.distributed.world import World
 from distrain.errors import AttemptError, UserError
 from distrain.rundir.lease import acquire_lease
-from distrain.train import train
+from distrain.trainer import train
 
 pytestmark = pytest.mark.s3
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ from waiting import PATIENCE, await_that
 from distrain.config import Config, to_yaml
 from distrain.distributed.world import World
 from distrain.monitor.sinks import SilentConsole
-from distrain.train import train
+from distrain.trainer import train
 
 pytestmark = pytest.mark.slurm
 TEMPLATE = Path(__file__).parents[2] / "cluster/slurm/train.sbatch"

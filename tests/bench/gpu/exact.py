@@ -21,7 +21,7 @@ from device import DEVICE, sync
 from one_rank import meet_at
 from short_runs import Quiet, config, digits, run
 
-import distrain.train
+import distrain.trainer
 from distrain.distributed.world import World, open_process_group
 
 DIGITS = "digits"
@@ -83,7 +83,7 @@ class Weights:
         began = time.monotonic()
         world = World(DEVICE)
         own = {"run": f"{TMP}/exact-{next(self._numbers)}"}
-        summary = distrain.train.train(
+        summary = distrain.trainer.train(
             config(**{**own, **tree}), world, Quiet(world, stop_at=stop_at)
         )
         values = {
@@ -144,7 +144,7 @@ def large(out: Out, weights: Weights) -> None:
         "epochs": 1,
         "log": {"every": 1000},
     }
-    original = distrain.train.forward_backward_step
+    original = distrain.trainer.forward_backward_step
 
     def waiting(*arguments: Any) -> None:
         original(*arguments)
@@ -161,7 +161,7 @@ def large(out: Out, weights: Weights) -> None:
                 return
             with (
                 out.guarded(f"{family}, {name}"),
-                patch.object(distrain.train, "forward_backward_step", function),
+                patch.object(distrain.trainer, "forward_backward_step", function),
             ):
                 weights.train(
                     family,
@@ -247,7 +247,7 @@ def write_config(name: str, tree: dict[str, Any]) -> Path:
 
 def train_here(path: str, world: World) -> None:
     """Train, and print the weights as `printed_weights` finds them."""
-    summary = distrain.train.train(
+    summary = distrain.trainer.train(
         config(**json.loads(Path(path).read_text())), world, Quiet()
     )
     print(f"weights {summary.weights[:16]}")  # noqa: T201

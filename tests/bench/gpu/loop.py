@@ -14,7 +14,7 @@ from distrain.data.decoding import dali
 from distrain.distributed.world import World
 from distrain.monitor.records import TrainRecord
 from distrain.rundir.checkpoint import CheckpointManager
-from distrain.train import train
+from distrain.trainer import train
 
 CORES = len(os.sched_getaffinity(0))
 SECONDS = 3.0 if DRY else 4.0

@@ -305,7 +305,7 @@ decode.sanitize_file = trusting
 import torch
 from distrain.config import load_config
 from distrain.monitor.sinks import PlainConsole
-from distrain.train import train
+from distrain.trainer import train
 from distrain.distributed.world import World
 
 summary = train(load_config(sys.argv[1]), World(torch.device("cpu")), PlainConsole(sys.stdout))

@@ -30,7 +30,7 @@ from distrain.rundir.checkpoint import (
     load_newest_checkpoint,
     read_best_name,
 )
-from distrain.train import Summary, train
+from distrain.trainer import Summary, train
 
 CPU = torch.device("cpu")
 
