@@ -1,3 +1,100 @@
-"""Data-parallel AlexNet training whose result does not depend on the cluster."""
+"""Data-parallel AlexNet training whose result does not depend on the cluster.
+
+The names below, in `__all__`, are the stable interface: their arguments, and the fields
+of what they return, change only with the major version, and CHANGELOG.md says how. All
+other modules are internal. Config keys, file formats and names of metrics are stable as
+well.
+
+    load_config, Config, to_yaml          recipes, with overrides
+    Summary, Dataset                      what train returns; samples by number
+    UserError, RunError, AttemptError     the caller's mistake; the run or one attempt
+                                          of it failed
+
+Each command has a function of its name, whose arguments are named like the options:
+
+    train, dry_run, lr, model             train a recipe, or look at it first
+    submit, resume, jobs, logs, stop      runs as jobs on a cluster
+    drain, top                            a node that goes; a run as it trains
+    pack, index, stats, verify, inspect   data sets
+
+Importing the package loads none of torch, Ray, DALI and pyarrow: each name loads what
+it needs when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distrain.config import Config, load_config, to_yaml
+    from distrain.data.prepare.commands import index, inspect, pack, stats, verify
+    from distrain.data.shards.dataset import Dataset
+    from distrain.errors import AttemptError, RunError, UserError
+    from distrain.launch.drain import drain
+    from distrain.launch.dry_run import dry_run
+    from distrain.launch.jobs import jobs, logs, resume, stop, submit
+    from distrain.launch.launcher import train
+    from distrain.monitor.top import top
+    from distrain.trainer import Summary
+    from distrain.training.lr_curve import lr
+    from distrain.training.model_table import model
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AttemptError",
+    "Config",
+    "Dataset",
+    "RunError",
+    "Summary",
+    "UserError",
+    "drain",
+    "dry_run",
+    "index",
+    "inspect",
+    "jobs",
+    "load_config",
+    "logs",
+    "lr",
+    "model",
+    "pack",
+    "resume",
+    "stats",
+    "stop",
+    "submit",
+    "to_yaml",
+    "top",
+    "train",
+    "verify",
+]
+
+# No module of the package may have one of these names: importing it would put the
+# module in the place of the function.
+_MODULES = {
+    "distrain.config": ("Config", "load_config", "to_yaml"),
+    "distrain.data.prepare.commands": ("index", "inspect", "pack", "stats", "verify"),
+    "distrain.data.shards.dataset": ("Dataset",),
+    "distrain.errors": ("AttemptError", "RunError", "UserError"),
+    "distrain.launch.drain": ("drain",),
+    "distrain.launch.dry_run": ("dry_run",),
+    "distrain.launch.jobs": ("jobs", "logs", "resume", "stop", "submit"),
+    "distrain.launch.launcher": ("train",),
+    "distrain.monitor.top": ("top",),
+    "distrain.trainer": ("Summary",),
+    "distrain.training.lr_curve": ("lr",),
+    "distrain.training.model_table": ("model",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, for completion in a shell."""
+    return [*globals(), *__all__]

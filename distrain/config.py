@@ -288,6 +288,15 @@ def parse_config_yaml(
     return parse_config(parse_mapping(text, origin), origin, overrides)
 
 
+def override_config(config: Config, overrides: Sequence[str]) -> Config:
+    """Return a config with `key.sub=value` overrides applied, and validated again.
+
+    Raises:
+        UserError: naming every problem at once.
+    """
+    return parse_config(config.model_dump(mode="json"), "the config", overrides)
+
+
 def format_workers_override(workers: str | None) -> list[str]:
     """Format the override for `--workers N` or `--workers MIN-MAX`; None: none."""
     if workers is None:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from distrain.cli.dry_run import describe_run
 from distrain.config import load_config
 from distrain.distributed.world import World
+from distrain.launch.dry_run import describe_run
 from distrain.trainer import train
 
 RECIPES = sorted(

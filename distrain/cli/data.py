@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from distrain.data.shards.stats import ColorStatistics
 
 _MAX_SHOWN_REJECTS = 10
-# Row groups that `inspect` keeps; it reads each of them once.
-_INSPECT_MEMORY_BYTES = 256 << 20
-_INSPECT_RETRY_SECONDS = 60.0
 
 
 def pack_images(
@@ -57,36 +54,26 @@ def pack_images(
     Resumable: rerun after an interruption.
     """
     from distrain.cli.progress import ImageProgress
-    from distrain.data.prepare.open import open_source
-    from distrain.data.prepare.pack import (
-        REJECTS_FILE,
-        Geometry,
-        PackOptions,
-        pack_dataset,
-    )
+    from distrain.data.prepare.commands import pack
+    from distrain.data.prepare.pack import REJECTS_FILE
     from distrain.data.storage.store import Store
 
-    # Check the options before the source is listed, which may take minutes.
-    options = PackOptions(
-        Geometry.from_text(geometry), encoding.value, quality, pixel_limit
-    )
-    opened = open_source(
-        source,
-        labels_url=labels,
-        names_url=names,
-        image_column=image_column,
-        label_column=label_column,
-    )
-    _print_source(opened.source)
-
-    # Pack. Finished shards stay when it is interrupted.
+    # Finished shards stay when it is interrupted.
     try:
         with ImageProgress() as progress:
-            result = pack_dataset(
-                opened.source,
+            result = pack(
+                source,
                 target,
-                options,
-                num_processes=processes or _count_cores(),
+                geometry=geometry,
+                encoding=encoding.value,
+                quality=quality,
+                labels=labels,
+                names=names,
+                image_column=image_column,
+                label_column=label_column,
+                pixel_limit=pixel_limit,
+                processes=processes,
+                on_source=_print_source,
                 on_progress=progress.update,
             )
     except KeyboardInterrupt:
@@ -113,32 +100,26 @@ def index_images(
     Decodes every image once and writes a manifest; copies nothing.
     """
     from distrain.cli.progress import ImageProgress
-    from distrain.data.prepare.index import index_dataset
-    from distrain.data.prepare.open import open_source
+    from distrain.data.prepare.commands import index
     from distrain.data.prepare.pack import REJECTS_FILE
     from distrain.data.storage.store import Store
 
-    image_source, columns = open_source(
-        source,
-        labels_url=labels,
-        names_url=names,
-        image_column=image_column,
-        label_column=label_column,
-    )
-    _print_source(image_source)
     with ImageProgress() as progress:
-        result = index_dataset(
-            image_source,
-            columns,
-            to,
-            num_processes=processes or _count_cores(),
+        result = index(
+            source,
+            to=to,
+            labels=labels,
+            names=names,
+            image_column=image_column,
+            label_column=label_column,
             pixel_limit=pixel_limit,
+            processes=processes,
+            on_source=_print_source,
             on_progress=progress.update,
         )
 
     # Training opens the manifest, which names the shards if they lie elsewhere.
-    manifest_store = Store(to) if to else image_source.store
-    manifest_url = manifest_store.redacted_url
+    manifest_url = Store(result.manifest_url).redacted_url
     typer.echo(_format_size(result.manifest, "file"))
     typer.echo(f"train with data.train={manifest_url}")
     _check_rejects(result.rejects, max_rejects, f"{manifest_url}/{REJECTS_FILE}")
@@ -155,27 +136,17 @@ def print_color_stats(
 
     Images that are not packed or indexed are read and decoded to compute them.
     """
-    from distrain.data.prepare.open import open_source
-    from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
-    from distrain.data.storage.store import Store
-
-    # A manifest holds them. Ask for it first: a data set may be named like an archive.
-    if "*" not in url and Store(url).exists(MANIFEST_FILE):
-        _print_color_statistics(Manifest.load(Store(url)).statistics)
-        return
-
-    # Without one, compute them from the images.
     from distrain.cli.progress import ImageProgress
-    from distrain.data.prepare.index import compute_color_statistics
+    from distrain.data.prepare.commands import stats
 
-    source, _ = open_source(
-        url, labels_url=labels, image_column=image_column, label_column=label_column
-    )
-    _print_source(source)
     with ImageProgress() as progress:
-        statistics, rejects = compute_color_statistics(
-            source,
-            num_processes=processes or _count_cores(),
+        statistics, rejects = stats(
+            url,
+            labels=labels,
+            image_column=image_column,
+            label_column=label_column,
+            processes=processes,
+            on_source=_print_source,
             on_progress=progress.update,
         )
     _print_color_statistics(statistics)
@@ -224,25 +195,14 @@ def inspect_dataset(
     ] = None,
 ) -> None:
     """Summarize a data set: classes, image sizes, encoding and colors."""
-    from distrain.data.decoding.image import encode_png
-    from distrain.data.prepare.verify import draw_contact_sheet, summarize_dataset
-    from distrain.data.shards.dataset import Dataset
-    from distrain.data.shards.manifest import Manifest
+    from distrain.data.prepare.commands import inspect
     from distrain.data.storage.store import Store
 
-    store = Store(url)
-    manifest = Manifest.load(store)
-    dataset = Dataset(
-        store,
-        manifest,
-        memory_bytes=_INSPECT_MEMORY_BYTES,
-        retry_seconds=_INSPECT_RETRY_SECONDS,
-    )
-    # Read everything before the first line, so that an error is all that is printed.
-    summary = summarize_dataset(dataset)
+    summary = inspect(url, sheet=sheet)
+    manifest = summary.manifest
     typer.echo(_format_size(manifest, "shard"))
     if manifest.shards_url:
-        typer.echo(f"shards       {dataset.store.redacted_url}")
+        typer.echo(f"shards       {Store(manifest.shards_url).redacted_url}")
     verified = "verified" if manifest.verified else "not verified"
     typer.echo(f"encoding     {manifest.encoding}, {verified}")
     for name, (smallest, median, largest) in (
@@ -252,19 +212,11 @@ def inspect_dataset(
     ):
         typer.echo(f"{name:<12} {smallest:,} to {largest:,}, median {median:,}")
     _print_color_statistics(manifest.statistics)
-    if dataset.bad_samples:
-        typer.echo(f"bad samples  {len(dataset.bad_samples):,} (ignored in training)")
+    if manifest.bad_samples:
+        typer.echo(f"bad samples  {len(manifest.bad_samples):,} (ignored in training)")
     typer.echo(f"fingerprint  {manifest.fingerprint}")
     for class_name, num_rows in summary.rows_per_class.items():
         typer.echo(f"{num_rows:>12,} {class_name}")
-    if sheet is not None:
-        sheet.write_bytes(encode_png(draw_contact_sheet(dataset)))
-
-
-def _count_cores() -> int:
-    from distrain.distributed.process import count_available_cores
-
-    return count_available_cores()
 
 
 def _format_count(count: int, noun: str) -> str:

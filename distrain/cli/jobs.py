@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from distrain.cli.options import (
-    LOCAL_DASHBOARD_URL,
     AddressOption,
     DryRunOption,
     FilesOption,
@@ -20,20 +19,19 @@ from distrain.cli.options import (
     WorkersOption,
 )
 from distrain.cli.submission import (
-    Destination,
-    JobSpec,
-    connect_client,
+    check_follow,
+    exit_with_job,
+    follow_job,
     format_resume_hint,
-    show_job_progress,
-    submit_to_destination,
+    log_to_stderr,
+    print_submission,
 )
-from distrain.errors import UserError
 
 
 def submit_job(
     config: RecipeArgument,
     overrides: OverridesArgument = None,
-    address: AddressOption = LOCAL_DASHBOARD_URL,
+    address: AddressOption = None,
     workers: WorkersOption = None,
     files: FilesOption = None,
     job: Annotated[
@@ -54,6 +52,7 @@ def submit_job(
     which all nodes share.
     """
     from distrain.config import format_workers_override, load_config
+    from distrain.launch.jobs import submit
 
     # The files sent along lie side by side on the cluster and can be imported there.
     # Make them importable here too: the config is validated before it is sent.
@@ -62,18 +61,25 @@ def submit_job(
     settings = load_config(
         config, [*(overrides or []), *format_workers_override(workers)]
     )
-    submit_to_destination(
-        JobSpec(settings, files or [], job, False),
-        Destination(to, address, template, namespace),
-        follow,
-        dry_run,
+    check_follow(to, settings.run, follow and not dry_run)
+    submission = submit(
+        settings,
+        to=to,
+        address=address,
+        files=files or [],
+        id=job,
+        template=template,
+        namespace=namespace,
+        dry_run=dry_run,
+        log=log_to_stderr,
     )
+    print_submission(submission, to, address, str(settings.run), follow)
 
 
 def resume_run(
     run: Annotated[str, typer.Argument(help="Run directory (path or URL).")],
     overrides: OverridesArgument = None,
-    address: AddressOption = LOCAL_DASHBOARD_URL,
+    address: AddressOption = None,
     workers: WorkersOption = None,
     files: FilesOption = None,
     follow: FollowOption = False,
@@ -83,41 +89,32 @@ def resume_run(
     namespace: NamespaceOption = None,
 ) -> None:
     """Resume a run as a cluster job, from the config in its run directory."""
-    from distrain.config import format_workers_override, parse_config_yaml
-    from distrain.data.storage.store import Store
-    from distrain.rundir.files import CONFIG_FILE
+    from distrain.launch.jobs import resume
 
-    # Read the run's config.
-    store = Store(run)
-    try:
-        text = store.read(CONFIG_FILE).decode()
-    except FileNotFoundError:
-        raise UserError(
-            f"{store.redacted_url} is not a run directory: it has no config.yaml"
-        ) from None
-
-    # The directory may have been moved, or be named differently from this machine:
-    # the name given here replaces the one in the config.
-    run_override = f"run={run}"
-    settings = parse_config_yaml(
-        text,
-        f"{store.redacted_url}/config.yaml",
-        [run_override, *(overrides or []), *format_workers_override(workers)],
+    check_follow(to, run, follow and not dry_run)
+    submission = resume(
+        run,
+        overrides or [],
+        to=to,
+        address=address,
+        workers=workers,
+        files=files or [],
+        template=template,
+        namespace=namespace,
+        dry_run=dry_run,
+        log=log_to_stderr,
     )
-    submit_to_destination(
-        JobSpec(settings, files or [], None, True),
-        Destination(to, address, template, namespace),
-        follow,
-        dry_run,
-    )
+    print_submission(submission, to, address, run, follow)
 
 
-def list_jobs(address: AddressOption = LOCAL_DASHBOARD_URL) -> None:
+def list_jobs(address: AddressOption = None) -> None:
     """List the jobs that distrain has submitted to a Ray cluster."""
-    jobs = connect_client(address).list_jobs()
-    if not jobs:
+    from distrain.launch.jobs import jobs
+
+    submitted_jobs = jobs(address, log=log_to_stderr)
+    if not submitted_jobs:
         typer.echo("no jobs")
-    for job in jobs:
+    for job in submitted_jobs:
         started_at = "-"
         # 0 if Ray does not report it.
         if job.start_time:
@@ -133,45 +130,41 @@ def show_logs(
             help="Job ID, or - for a log on stdin, e.g. piped from kubectl logs."
         ),
     ],
-    address: AddressOption = LOCAL_DASHBOARD_URL,
+    address: AddressOption = None,
     follow: Annotated[
         bool,
         typer.Option("--follow", "-f", help="Follow the log until the job ends."),
     ] = False,
 ) -> None:
     """Print a job's log (also kept as log-*.txt in the run directory)."""
-    from distrain.monitor.consoles import replay_line
-    from distrain.monitor.sinks import PlainConsole
-    from distrain.monitor.terminal import create_console
-
     # A job logs JSON lines; replay them on a console as if it ran here.
     if job == "-":
+        from distrain.monitor.consoles import replay_line
+        from distrain.monitor.terminal import create_console
+
         stdin_console = create_console()
         for line in sys.stdin:
             replay_line(line.rstrip("\n"), stdin_console)
         stdin_console.stop()
         return
-    client = connect_client(address)
     if follow:
-        show_job_progress(client, job, address)
+        exit_with_job(follow_job(job, address), address)
         return
-    # No progress bar: these lines are history.
-    plain_console = PlainConsole(sys.stdout)
-    for line in client.read_log_lines(job):
-        replay_line(line, plain_console)
+    from distrain.launch.jobs import logs
+
+    logs(job, address, log=log_to_stderr)
 
 
 def stop_job(
     job: Annotated[str, typer.Argument(help="Job ID.")],
-    address: AddressOption = LOCAL_DASHBOARD_URL,
+    address: AddressOption = None,
 ) -> None:
     """Checkpoint and stop a job."""
-    from distrain.monitor.sinks import PlainConsole
+    from distrain.launch.jobs import stop
 
-    console = PlainConsole(sys.stdout)
-    ended_job = connect_client(address).stop_job(job, console)
+    ended_job = stop(job, address, log=log_to_stderr)
     status = ended_job.status.lower()
-    console.log(f"{job} {status}; {format_resume_hint(ended_job, address)}")
+    typer.echo(f"{job} {status}; {format_resume_hint(ended_job, address)}")
 
 
 def drain_host(
@@ -184,7 +177,6 @@ def drain_host(
     On the head node, runs checkpoint and end. Meant for whatever removes nodes,
     such as the pre-stop hook of a pod or a service manager.
     """
-    from distrain.launch.drain import drain_ray_host
-    from distrain.monitor.sinks import PlainConsole
+    from distrain.launch.drain import drain
 
-    drain_ray_host(PlainConsole(sys.stdout), timeout_seconds=seconds)
+    drain(seconds)

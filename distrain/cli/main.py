@@ -28,7 +28,6 @@ from distrain.cli.options import DatasetArgument, OverridesArgument, RecipeArgum
 from distrain.cli.train import train
 from distrain.errors import RunError, UserError
 
-_LR_PLOT_POINTS = 2000
 # Rows and widest bar of the plot in a terminal of 80 columns.
 _LR_TABLE_ROWS = 24
 _LR_BAR_WIDTH = 48
@@ -99,8 +98,8 @@ def show_lr(
     ] = None,
 ) -> None:
     """Plot the learning rate over a run."""
-    from distrain.cli.dry_run import compute_lr_curve, plot_lr_curve
     from distrain.config import load_config
+    from distrain.training.lr_curve import lr
 
     settings = load_config(config, overrides or [])
     if settings.schedule.follows_validation:
@@ -110,13 +109,12 @@ def show_lr(
         )
     # Plot into a file.
     if png is not None:
-        curve = compute_lr_curve(settings, _LR_PLOT_POINTS, images)
-        plot_lr_curve(settings, curve, png)
+        lr(settings, images=images, png=png)
         return
 
     # Or print a table with a bar per row.
-    curve = compute_lr_curve(settings, _LR_TABLE_ROWS, images)
-    highest = max(rate for _, _, rate in curve)
+    curve = lr(settings, images=images, points=_LR_TABLE_ROWS)
+    highest = max(point.lr for point in curve)
     typer.echo(f"{'step':>9} {'epoch':>7} {'rate':>10}")
     for step, epoch, rate in curve:
         bar = "#" * round(_LR_BAR_WIDTH * rate / highest)
@@ -145,12 +143,10 @@ def show_model(
 
     Each layer's share of all parameters and of all multiply-accumulates is in %.
     """
-    from distrain.cli.model import make_model_table_config
     from distrain.models.summary import format_layer_table
+    from distrain.training.model_table import model
 
-    config = make_model_table_config(name, overrides or [])
-    model = config.model.build_skeleton(classes)
-    for line in format_layer_table(model, config.augment.crop):
+    for line in format_layer_table(model(name, overrides or [], classes=classes)):
         typer.echo(line)
 
 

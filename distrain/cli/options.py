@@ -6,8 +6,6 @@ from typing import Annotated, Literal
 
 import typer
 
-LOCAL_DASHBOARD_URL = "http://127.0.0.1:8265"
-
 Platform = Literal["ray", "kuberay", "slurm"]
 
 
@@ -123,11 +121,12 @@ ProcessesOption = Annotated[
 
 # Jobs.
 AddressOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         envvar="RAY_API_SERVER_ADDRESS",
         metavar="URL",
         help="URL of the Ray dashboard, usually http://HEAD:8265.",
+        show_default="http://127.0.0.1:8265",
     ),
 ]
 WorkersOption = Annotated[

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from distrain.monitor.sinks import Console
     from distrain.trainer import Summary
 
+# Names of the numbers of --dry-run, with their colon, are padded to this width.
+_NAME_WIDTH = 26
+
 _ResumeOption = Annotated[
     bool,
     typer.Option(
@@ -80,17 +83,16 @@ def train(
         config, [*(overrides or []), *format_workers_override(workers)]
     )
     if dry_run:
-        from distrain.cli.dry_run import print_dry_run
-
-        print_dry_run(settings, address)
+        _print_dry_run(settings, address)
         return
     from distrain.data.storage.store import Store
+    from distrain.launch.launcher import train_here_or_on_ray
     from distrain.monitor.consoles import LogFileConsole
     from distrain.monitor.terminal import create_console
 
     # Train, with a copy of the console's lines in the run directory.
     with LogFileConsole(create_console(), Store(str(settings.run))) as console:
-        summary, signal_number = _train_here_or_on_ray(
+        summary, signal_number = train_here_or_on_ray(
             settings,
             console,
             use_ray=address is not None or workers not in (None, "auto"),
@@ -105,6 +107,18 @@ def train(
         raise SystemExit(128 + signal_number)
 
 
+def _print_dry_run(config: "Config", address: str | None) -> None:
+    """Print a config as YAML, and the numbers derived from it."""
+    from distrain.config import to_yaml
+    from distrain.launch.dry_run import dry_run
+
+    # Print nothing unless all of it can be determined.
+    numbers = dry_run(config, address)
+    typer.echo(to_yaml(config))
+    for name, value in numbers.items():
+        typer.echo(f"{name + ':':<{_NAME_WIDTH}} {value}")
+
+
 def _check_submitted_version() -> None:
     """Raise UserError if this job was submitted by another version of distrain."""
     # Set by `distrain submit`; elsewhere there is nothing to compare with.
@@ -115,41 +129,6 @@ def _check_submitted_version() -> None:
             f"{__version__}: use an image with {submitted_by}, or submit with "
             f"{__version__}"
         )
-
-
-def _train_here_or_on_ray(
-    config: "Config",
-    console: "Console",
-    *,
-    use_ray: bool,
-    address: str | None,
-    must_resume: bool,
-    accept_other_hardware: bool,
-) -> "tuple[Summary, int | None]":
-    """Train; return the summary, and the signal that stopped the run early if any.
-
-    Several ranks need Ray even on one machine; a single rank trains in this process.
-    """
-    from distrain.launch.local import count_local_ranks
-
-    if use_ray or count_local_ranks(config) > 1:
-        from distrain.launch.ray_driver import train_on_ray
-
-        return train_on_ray(
-            config,
-            console,
-            address=address,
-            must_resume=must_resume,
-            accept_other_hardware=accept_other_hardware,
-        )
-    from distrain.launch.local import train_locally
-
-    return train_locally(
-        config,
-        console,
-        must_resume=must_resume,
-        accept_other_hardware=accept_other_hardware,
-    )
 
 
 def _format_resume_command(

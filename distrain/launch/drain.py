@@ -19,10 +19,10 @@ from distrain.launch.ray_cluster import (
     list_nodes,
     summarize_error,
 )
-from distrain.monitor.sinks import Console
+from distrain.monitor.sinks import Console, PlainConsole
 
 
-def drain_ray_host(console: Console, *, timeout_seconds: float) -> None:
+def drain(seconds: float = 240.0, *, console: Console | None = None) -> None:
     """Keep new work off this host, and wait until it is idle.
 
     The end of the head is the end of its cluster. On the head, the processes that drive
@@ -31,14 +31,15 @@ def drain_ray_host(console: Console, *, timeout_seconds: float) -> None:
     elsewhere.
 
     Args:
-        console: where progress is printed.
-        timeout_seconds: give up after so many seconds.
+        seconds: give up after so many.
+        console: where progress is printed. Default: stdout.
 
     Raises:
         UserError: Ray is not running on this host.
-        RunError: the host is still busy after `timeout_seconds`, or Ray failed.
+        RunError: the host is still busy after that time, or Ray failed.
     """
-    deadline = time.monotonic() + timeout_seconds
+    deadline = time.monotonic() + seconds
+    console = console or PlainConsole(sys.stdout)
     # Explicitly: if it is unset, parts of Ray use the token file and others do not.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
@@ -54,15 +55,15 @@ def drain_ray_host(console: Console, *, timeout_seconds: float) -> None:
         address = node["NodeManagerAddress"]
         if HEAD_NODE_RESOURCE in node["Resources"]:
             stopper = _DriverStopper(console)
-            _wait_until(stopper.signal_and_poll, deadline, timeout_seconds)
+            _wait_until(stopper.signal_and_poll, deadline, seconds)
         else:
             # The drivers see the drained node, save, and resume without it.
-            _request_ray_drain(node_id, timeout_seconds)
+            _request_ray_drain(node_id, seconds)
             console.log(
                 f"{address}: no new work is placed here; waiting until this node is "
                 "idle"
             )
-            _wait_until(lambda: not _is_node_busy(node_id), deadline, timeout_seconds)
+            _wait_until(lambda: not _is_node_busy(node_id), deadline, seconds)
         console.log(f"{address}: drained, no work is left on this node")
     except RayError as error:
         raise RunError(

@@ -20,18 +20,19 @@ class LayerSummary(NamedTuple):
     layers are counted."""
 
 
-def format_layer_table(model: nn.Module, side: int) -> Iterator[str]:
-    """Format the layers of a network as lines of at most 80 columns.
+class ModelSummary(NamedTuple):
+    """Summary of a network."""
 
-    `side` is that of a square image in pixels; see `summarize_layers`.
-    """
-    layers = summarize_layers(model, side)
-    # Parameters outside of the layers, such as a class token, get a line of their own,
-    # so that the lines add up to the total.
-    total_parameters = sum(p.numel() for p in model.parameters())
-    num_others = total_parameters - sum(layer.num_parameters for layer in layers)
-    if num_others:
-        layers.append(LayerSummary("(others)", "parameters", (), num_others, 0))
+    side: int
+    """Height and width in pixels of the image that the shapes are for."""
+    layers: list[LayerSummary]
+    """In the order in which an image passes them; their parameters add up to all."""
+
+
+def format_layer_table(summary: ModelSummary) -> Iterator[str]:
+    """Format a summary as lines of at most 80 columns."""
+    layers = summary.layers
+    total_parameters = sum(layer.num_parameters for layer in layers)
     # At least 1, to divide by.
     total_macs = max(1, sum(layer.num_macs for layer in layers))
 
@@ -55,7 +56,7 @@ def format_layer_table(model: nn.Module, side: int) -> Iterator[str]:
         )
     yield (
         f"{total_parameters:,} parameters, {total_macs / 1e6:,.2f} million "
-        f"multiply-accumulates (MACs) at {side} x {side}"
+        f"multiply-accumulates (MACs) at {summary.side} x {summary.side}"
     )
 
 
@@ -74,7 +75,8 @@ def summarize_layers(model: nn.Module, side: int) -> list[LayerSummary]:
     """Summarize the layers of a network, in the order in which an image passes them.
 
     The network may be on the meta device. It runs an evaluation forward of one image of
-    `side` x `side` pixels, and is left as it was.
+    `side` x `side` pixels, and is left as it was. Parameters outside of the layers,
+    such as a class token, come last, as a layer named (others).
     """
     summaries: list[LayerSummary] = []
     hooks = []
@@ -94,6 +96,11 @@ def summarize_layers(model: nn.Module, side: int) -> list[LayerSummary]:
         model.train(was_training)
         for hook in hooks:
             hook.remove()
+
+    num_parameters = sum(p.numel() for p in model.parameters())
+    num_others = num_parameters - sum(layer.num_parameters for layer in summaries)
+    if num_others:
+        summaries.append(LayerSummary("(others)", "parameters", (), num_others, 0))
     return summaries
 
 

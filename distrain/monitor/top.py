@@ -86,6 +86,18 @@ def _create_history() -> deque[tuple[int, float]]:
     return deque(maxlen=_MAX_POINTS)
 
 
+def top(run: str) -> RunView:
+    """Return what `distrain top` shows: loss, speed, phases and warnings of a run.
+
+    Args:
+        run: run directory (path or URL), or URL of a metrics page.
+
+    Raises:
+        UserError: there is no run.
+    """
+    return RunWatcher(run).refresh_view()
+
+
 class RunWatcher:
     """Reader of a run's pages and files, again and again."""
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from distrain import __version__
 from distrain.config import to_yaml
-from distrain.launch import local, ray_driver
+from distrain.launch import launcher, ray_driver
 from distrain.trainer import Summary
 
 
@@ -49,7 +49,7 @@ def test_train_takes_every_gpu_by_itself(
     called = []
     summary = Summary("finished", 1, 1, 1.0, None, None, "0" * 16, "exact", "runs/x")
     for name, module, function in (
-        ("here", local, "train_locally"),
+        ("here", launcher, "train_locally"),
         ("ray", ray_driver, "train_on_ray"),
     ):
         monkeypatch.setattr(

@@ -3,7 +3,7 @@ from torch import nn
 
 from distrain.models.alexnet import AlexNet, AlexNet2012, AlexNetBN
 from distrain.models.model import ImportedModel
-from distrain.models.summary import format_layer_table, summarize_layers
+from distrain.models.summary import ModelSummary, format_layer_table, summarize_layers
 
 
 def table(network, side, classes=1000):
@@ -49,7 +49,7 @@ def test_a_layer_by_hand():
 def test_lines_of_a_terminal(name):
     """At most 80 columns; every parameter is in one line."""
     model = ImportedModel(name=name).build_skeleton(10)
-    text = list(format_layer_table(model, 224))
+    text = list(format_layer_table(ModelSummary(224, summarize_layers(model, 224))))
     assert max(len(line) for line in text) <= 80, max(text, key=len)
     counted = sum(int(line.split()[-4].replace(",", "")) for line in text[1:-1])
     assert counted == sum(p.numel() for p in model.parameters())

@@ -48,6 +48,8 @@ class IndexResult(NamedTuple):
     manifest: Manifest
     rejects: list[Reject]
     """Everything that is not a row of the data set, and rows that do not decode."""
+    manifest_url: str
+    """URL or path of the manifest's folder: what a config names as its data set."""
 
 
 def index_dataset(
@@ -95,7 +97,7 @@ def index_dataset(
         shards_url = source.store.local_path or source.store.url
     manifest = _build_manifest(source, columns, groups, moments, shards_url)
     store.write(MANIFEST_FILE, manifest.to_json().encode(), retry_seconds=RETRY_SECONDS)
-    return IndexResult(manifest, rejects)
+    return IndexResult(manifest, rejects, store.url)
 
 
 def _index_blocks(

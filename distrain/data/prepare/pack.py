@@ -101,6 +101,13 @@ class PackOptions:
     """JPEG quality, 1 to 100."""
     pixel_limit: int = DEFAULT_PIXEL_LIMIT
 
+    def __post_init__(self) -> None:
+        """Check the values. Raises UserError."""
+        if self.encoding not in ("jpeg", "raw"):
+            raise UserError(f"encoding {self.encoding!r} is not valid: use jpeg or raw")
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"quality {self.quality} is not valid: use 1 to 100")
+
 
 class PackResult(NamedTuple):
     """Result of a pack."""

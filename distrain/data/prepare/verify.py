@@ -174,6 +174,8 @@ def _find_row_problem(
 class DatasetSummary(NamedTuple):
     """Counts and sizes of the images of a data set."""
 
+    manifest: Manifest
+    """Manifest: classes, encoding, color statistics, fingerprint."""
     rows_per_class: dict[str, int]
     """Number of rows by class name."""
     image_bytes: tuple[int, int, int]
@@ -202,6 +204,7 @@ def summarize_dataset(dataset: Dataset) -> DatasetSummary:
     sizes = np.array(image_sizes)
     classes = dataset.manifest.classes
     return DatasetSummary(
+        dataset.manifest,
         {name: rows_per_label[label] for label, name in enumerate(classes)},
         _find_min_median_max(np.array(file_sizes)),
         _find_min_median_max(sizes[:, 0]),

@@ -219,6 +219,44 @@ class Dataset:
         self.num_groups_read = 0
         """Row groups fetched so far, counting a group each time it is fetched."""
 
+    @classmethod
+    def open(
+        cls,
+        url: str,
+        *,
+        memory_bytes: int = 256 << 20,
+        retry_seconds: float = 60.0,
+    ) -> "Dataset":
+        """Open a packed or indexed data set.
+
+        Args:
+            url: path or URL of its manifest's folder.
+            memory_bytes: limit of the cached row groups.
+            retry_seconds: seconds for which a read that fails is retried.
+
+        Raises:
+            UserError: there is no data set, or its manifest is invalid.
+            AttemptError: the store does not answer.
+        """
+        store = Store(url)
+        return cls(
+            store,
+            Manifest.load(store, retry_seconds),
+            memory_bytes=memory_bytes,
+            retry_seconds=retry_seconds,
+        )
+
+    def __len__(self) -> int:
+        """Return the number of samples, bad ones included."""
+        return self.manifest.num_rows
+
+    def __getitem__(self, sample_id: int) -> Row:
+        """Return one sample: the bytes of its image file, label and image size."""
+        if not 0 <= sample_id < len(self):
+            raise IndexError(f"sample {sample_id} of {len(self)}")
+        (row,) = self.read_rows(np.array([sample_id]))
+        return row
+
     def find_row_groups(self, sample_ids: NDArray[np.int64]) -> list[int]:
         """Return the row groups that hold samples, ascending."""
         group_of_each = self._find_group_of_each(sample_ids)

@@ -1,18 +1,14 @@
-"""Everything that a config determines before training: for `--dry-run` and `lr`."""
+"""Everything that a config determines before training: `--dry-run`."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import typer
 from numpy.typing import NDArray
 
-from distrain.config import Config, to_yaml
+from distrain.config import Config
 from distrain.data.prepare.builtin import BUILT_IN_DATASETS
 from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.storage.store import Store
-from distrain.errors import UserError
 from distrain.launch.allocation import (
     Allocation,
     ClusterNode,
@@ -30,8 +26,6 @@ from distrain.training.setup import check_model
 
 _FP32_BYTES = 4
 _INT64_BYTES = 8
-# Names of the printed numbers, with their colon, are padded to this width.
-_NAME_WIDTH = 26
 
 
 class _DataFacts(NamedTuple):
@@ -44,25 +38,25 @@ class _DataFacts(NamedTuple):
     num_classes: int
 
 
-def print_dry_run(config: Config, address: str | None) -> None:
-    """Print a config as YAML, and the numbers derived from it.
+def dry_run(config: Config, address: str | None = None) -> dict[str, str]:
+    """Return the numbers that a config determines before training, as text by name.
+
+    Among them are the workers, steps, parameters, memory and the data's fingerprint.
 
     Args:
         config: the run.
-        address: Ray cluster to train on; None: this machine.
+        address: Ray cluster to train on. Default: this machine.
 
     Raises:
         UserError: the cluster, the data or the model does not fit the config.
     """
-    # The allocation first: nothing is printed if the cluster does not answer.
+    # The allocation first: without an answer from the cluster the rest is in vain.
     allocation, nodes = _compute_allocation_at(config, address)
     workers = describe_allocation(
         config, allocation, nodes, is_elastic=address is not None
     )
-    typer.echo(to_yaml(config))
     run = describe_run(config, choose_num_workers(allocation, nodes))
-    for name, value in {**run, **workers}.items():
-        typer.echo(f"{name + ':':<{_NAME_WIDTH}} {value}")
+    return {**run, **workers}
 
 
 def _compute_allocation_at(
@@ -174,84 +168,3 @@ def format_bytes(num_bytes: float) -> str:
             return f"{num_bytes:.{digits}f} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.1f} TB"
-
-
-def compute_lr_curve(
-    config: Config, num_points: int, images: int | None = None
-) -> list[tuple[int, float, float]]:
-    """Return (step, epoch, learning rate) at steps spread evenly over the run.
-
-    The first and the last step are among them. Of a plateau schedule only the warm-up
-    is known in advance.
-
-    Args:
-        config: the run.
-        num_points: steps to return; fewer if the run is shorter.
-        images: number of training images; None: those of the data set.
-
-    Raises:
-        UserError: `images` is less than one global batch, or the data does not fit.
-    """
-    if images is not None and images < config.global_batch:
-        raise UserError(
-            f"--images {images} is less than one global batch ({config.global_batch}): "
-            "pass more"
-        )
-    # Given the number of images, the data set need not exist.
-    if images is None:
-        order = build_order(config, _load_group_rows(config))
-        steps_per_epoch = order.steps_per_epoch
-    else:
-        steps_per_epoch = images // config.global_batch
-    num_steps = config.epochs * steps_per_epoch
-
-    # Evenly spaced; a set, because in a short run several points fall on one step.
-    last_step = num_steps - 1
-    last_point = max(1, num_points - 1)
-    steps = {round(i * last_step / last_point) for i in range(num_points)}
-    curve = []
-    for step in sorted(steps):
-        lr = config.schedule.get_lr(step, steps_per_epoch, num_steps)
-        curve.append((step, step / steps_per_epoch, lr))
-    return curve
-
-
-def _load_group_rows(config: Config) -> NDArray[np.int64]:
-    """Return the rows per row group of the training set, shape (groups,)."""
-    if config.data.pack and not Store(config.data.train).exists(MANIFEST_FILE):
-        return BUILT_IN_DATASETS[config.data.pack].group_rows
-    return open_datasets(config)[0].manifest.rows_per_group
-
-
-def plot_lr_curve(
-    config: Config, curve: Sequence[tuple[int, float, float]], target: Path
-) -> None:
-    """Plot what `compute_lr_curve` returned into an image file.
-
-    The axis is logarithmic for schedules that multiply the rate by factors.
-
-    Raises:
-        UserError: matplotlib is not installed, or cannot write this type of file.
-    """
-    try:
-        # Not pyplot, which would choose a backend that may need a display.
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError(
-            "the plot needs matplotlib: pip install 'distrain[report]'"
-        ) from None
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([epoch for _, epoch, _ in curve], [rate for _, _, rate in curve])
-    axes.set(
-        xlabel="epoch",
-        ylabel="learning rate",
-        title=f"{config.run}: {config.schedule.name}",
-    )
-    axes.set_yscale("log" if config.schedule.is_multiplicative else "linear")
-    axes.grid(visible=True, alpha=0.3)
-    # matplotlib reports a suffix that it does not know as a ValueError.
-    try:
-        figure.savefig(target)
-    except ValueError as error:
-        raise UserError(f"cannot plot into {target}: {error}") from None

@@ -1,4 +1,4 @@
-"""Config of `distrain model`: a model and its image size, without a run."""
+"""Table of a model's layers, without a run: `distrain model`."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,7 @@ from distrain.config import AnyModel
 from distrain.data.config import Augment
 from distrain.fields import Section
 from distrain.models.model import Model
+from distrain.models.summary import ModelSummary, summarize_layers
 from distrain.parsing import parse_section
 
 
@@ -29,11 +30,22 @@ class ModelTableConfig(Section):
         return value
 
 
-def make_model_table_config(name: str, overrides: Sequence[str]) -> ModelTableConfig:
-    """Build the config of a model's table from its name and `key.sub=value` overrides.
+def model(
+    name: str, overrides: Sequence[str] = (), *, classes: int = 1000
+) -> ModelSummary:
+    """Return a model's layers: output shapes, parameters and multiply-accumulates.
+
+    Args:
+        name: alexnet, alexnet2012, alexnet_bn, torchvision:NAME or package:callable.
+        overrides: changes to the config's sections model and augment, as
+            `key.sub=value`; augment.crop is the side of the images.
+        classes: number of classes.
 
     Raises:
         UserError: the name or an override is wrong; names every problem at once.
     """
     tree = {"model": {"name": name}}
-    return parse_section(ModelTableConfig, tree, f"model {name}", overrides)
+    config = parse_section(ModelTableConfig, tree, f"model {name}", overrides)
+    skeleton = config.model.build_skeleton(classes)
+    side = config.augment.crop
+    return ModelSummary(side, summarize_layers(skeleton, side))

@@ -1,0 +1,253 @@
+"""Prepare and examine data sets by URL: what the data commands do, without a terminal.
+
+Functions and arguments have the names of the commands and their options. `pack`,
+`index` and `stats` start processes, which import the main script again: a script must
+call them below `if __name__ == "__main__":`, as Python's multiprocessing requires.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from distrain.data.decoding.image import encode_png
+from distrain.data.prepare.index import (
+    IndexResult,
+    compute_color_statistics,
+    index_dataset,
+)
+from distrain.data.prepare.open import open_source
+from distrain.data.prepare.pack import (
+    DEFAULT_PIXEL_LIMIT,
+    Geometry,
+    PackOptions,
+    PackResult,
+    pack_dataset,
+)
+from distrain.data.prepare.source import DatasetProgress, ImageSource, Reject
+from distrain.data.prepare.verify import (
+    DatasetProblem,
+    DatasetSummary,
+    draw_contact_sheet,
+    summarize_dataset,
+    verify_dataset,
+)
+from distrain.data.shards.dataset import Dataset
+from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
+from distrain.data.shards.stats import ColorStatistics
+from distrain.data.storage.store import Store
+from distrain.distributed.process import count_available_cores
+
+
+def _ignore(_: object) -> None:
+    """Do nothing: the default of callbacks."""
+
+
+class StatsResult(NamedTuple):
+    """Result of `stats`."""
+
+    statistics: ColorStatistics
+    rejects: list[Reject]
+    """Images that were left out, such as those that do not decode."""
+
+
+def pack(
+    source: str,
+    target: str,
+    *,
+    geometry: str = "square:256",
+    encoding: Literal["jpeg", "raw"] = "jpeg",
+    quality: int = 95,
+    labels: str | None = None,
+    names: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    pixel_limit: int = DEFAULT_PIXEL_LIMIT,
+    processes: int | None = None,
+    on_source: Callable[[ImageSource], None] = _ignore,
+    on_progress: Callable[[DatasetProgress], None] = _ignore,
+) -> PackResult:
+    """Decode, check, resize and shard images for training.
+
+    Call it again after an interruption: finished shards are kept.
+
+    Args:
+        source: folder with one subfolder of images per class, .tar or .parquet file,
+            folder of those, or pattern with `*` (path or URL).
+        target: output folder for the shards (path or URL).
+        geometry: stored size. keep: as is; short:N: short side of N pixels; square:N:
+            the center square of that.
+        encoding: jpeg, or raw for uncompressed pixels (square geometry only).
+        quality: JPEG quality, 1 to 100.
+        labels: labels for a .tar of bare images: a list, or the ILSVRC-2012 devkit.
+        names: readable class names: a file, or that devkit.
+        image_column: Parquet column of the images. Default: from the metadata.
+        label_column: Parquet column of the labels. Default: from the metadata.
+        pixel_limit: images of more than this many pixels are rejected.
+        processes: decoding processes. Default: one per core.
+        on_source: called once the source is open, before any image is read.
+        on_progress: called before the first image and after every shard.
+
+    Returns:
+        The manifest, and what was rejected, by name and with the reason.
+
+    Raises:
+        UserError: the source holds nothing to train on, an option is wrong, or the
+            target belongs to another pack.
+        OSError: reading or writing fails for longer than a minute.
+    """
+    # Check the options before the source is listed, which may take minutes.
+    options = PackOptions(Geometry.from_text(geometry), encoding, quality, pixel_limit)
+    opened = open_source(
+        source,
+        labels_url=labels,
+        names_url=names,
+        image_column=image_column,
+        label_column=label_column,
+    )
+    on_source(opened.source)
+    return pack_dataset(
+        opened.source,
+        target,
+        options,
+        num_processes=processes or count_available_cores(),
+        on_progress=on_progress,
+    )
+
+
+def index(
+    source: str,
+    *,
+    to: str | None = None,
+    labels: str | None = None,
+    names: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    pixel_limit: int = DEFAULT_PIXEL_LIMIT,
+    processes: int | None = None,
+    on_source: Callable[[ImageSource], None] = _ignore,
+    on_progress: Callable[[DatasetProgress], None] = _ignore,
+) -> IndexResult:
+    """Index existing Parquet or WebDataset shards, to train on them in place.
+
+    Decodes every image once and writes a manifest; copies nothing.
+
+    Args:
+        source: folder, file or pattern of .parquet or .tar shards (path or URL).
+        to: folder for the manifest, if that of the shards is read-only.
+        labels: see `pack`.
+        names: see `pack`.
+        image_column: see `pack`.
+        label_column: see `pack`.
+        pixel_limit: see `pack`.
+        processes: see `pack`.
+        on_source: see `pack`.
+        on_progress: called before the first image and after every row group.
+
+    Returns:
+        The manifest, and what was rejected, by name and with the reason.
+
+    Raises:
+        UserError: the source cannot be trained on in place, or has a manifest already.
+        OSError: reading or writing fails for longer than a minute.
+    """
+    opened = open_source(
+        source,
+        labels_url=labels,
+        names_url=names,
+        image_column=image_column,
+        label_column=label_column,
+    )
+    on_source(opened.source)
+    return index_dataset(
+        opened.source,
+        opened.columns,
+        to,
+        num_processes=processes or count_available_cores(),
+        pixel_limit=pixel_limit,
+        on_progress=on_progress,
+    )
+
+
+def stats(
+    url: str,
+    *,
+    labels: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    processes: int | None = None,
+    on_source: Callable[[ImageSource], None] = _ignore,
+    on_progress: Callable[[DatasetProgress], None] = _ignore,
+) -> StatsResult:
+    """Return the color statistics of a data set.
+
+    Those of a packed or indexed data set are in its manifest. Of any other source that
+    `pack` reads, every image is decoded to compute them.
+
+    Args:
+        url: data set or source (path or URL).
+        labels: see `pack`.
+        image_column: see `pack`.
+        label_column: see `pack`.
+        processes: see `pack`.
+        on_source: called if images have to be read, once their source is open.
+        on_progress: called before the first image and then regularly.
+
+    Raises:
+        UserError: there are no images, or none decodes.
+        OSError: reading fails for longer than a minute.
+    """
+    # Ask for a manifest first: a data set may be named like an archive.
+    if "*" not in url and Store(url).exists(MANIFEST_FILE):
+        return StatsResult(Manifest.load(Store(url)).statistics, [])
+
+    source, _ = open_source(
+        url, labels_url=labels, image_column=image_column, label_column=label_column
+    )
+    on_source(source)
+    statistics, rejects = compute_color_statistics(
+        source,
+        num_processes=processes or count_available_cores(),
+        on_progress=on_progress,
+    )
+    return StatsResult(statistics, rejects)
+
+
+def verify(
+    url: str, *, on_progress: Callable[[DatasetProgress], None] = _ignore
+) -> list[DatasetProblem]:
+    """Verify a data set: sizes, checksums, labels, and that every image decodes.
+
+    Reads everything once. Bad samples that `index` recorded are not problems: they
+    have weight zero in training.
+
+    Args:
+        url: packed or indexed data set (path or URL).
+        on_progress: called after every shard.
+
+    Returns:
+        The problems found; empty if there are none.
+
+    Raises:
+        UserError: there is no data set at the URL.
+    """
+    store = Store(url)
+    return verify_dataset(store, Manifest.load(store), on_progress)
+
+
+def inspect(url: str, *, sheet: str | Path | None = None) -> DatasetSummary:
+    """Summarize a data set: rows per class, and sizes of its images.
+
+    Reads everything once.
+
+    Args:
+        url: packed or indexed data set (path or URL).
+        sheet: write a contact sheet of random samples to this PNG file.
+
+    Raises:
+        UserError: there is no data set at the URL.
+    """
+    dataset = Dataset.open(url)
+    summary = summarize_dataset(dataset)
+    if sheet is not None:
+        Path(sheet).write_bytes(encode_png(draw_contact_sheet(dataset)))
+    return summary

@@ -1,0 +1,324 @@
+"""Jobs on a cluster: what submit, resume, jobs, logs and stop do, without a terminal.
+
+Functions and arguments have the names of the commands and their options.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from distrain.config import (
+    Config,
+    format_workers_override,
+    override_config,
+    parse_config_yaml,
+)
+from distrain.data.storage.store import Store
+from distrain.errors import UserError
+from distrain.launch.job_request import build_job_request
+from distrain.launch.kuberay import JobManifests, Kubectl, build_manifests
+from distrain.launch.ray_jobs import JobInfo, RayJobClient
+from distrain.launch.slurm import render_script, submit_script
+from distrain.monitor.consoles import replay_line
+from distrain.monitor.sinks import Console, PlainConsole
+from distrain.monitor.terminal import create_console
+from distrain.rundir.files import CONFIG_FILE
+
+Platform = Literal["ray", "kuberay", "slurm"]
+
+_LOCAL_DASHBOARD_URL = "http://127.0.0.1:8265"
+_EXAMPLE_TEMPLATES = {
+    "kuberay": "cluster/kuberay/rayjob.yaml",
+    "slurm": "cluster/slurm/train.sbatch",
+}
+
+
+def _ignore(_: str) -> None:
+    """Drop a line: the default of `log`."""
+
+
+class Submission(NamedTuple):
+    """Result of `submit` and `resume`."""
+
+    status: Literal["submitted", "already running", "dry run"]
+    id: str
+    """Ray's submission ID, the name of the RayJob, or the number of the Slurm job."""
+    text: str
+    """What is sent: the list of files and the request, the manifests, or the script."""
+    namespace: str | None = None
+    """Kubernetes namespace."""
+
+
+class _JobSpec(NamedTuple):
+    """A run to start as a job."""
+
+    config: Config
+    files: Sequence[Path]
+    id: str | None
+    must_resume: bool
+    """Fail if there is no checkpoint."""
+    dry_run: bool
+
+
+def submit(
+    config: Config,
+    *,
+    to: Platform = "ray",
+    address: str | None = None,
+    workers: int | str | None = None,
+    files: Sequence[str | Path] = (),
+    id: str | None = None,
+    template: str | Path | None = None,
+    namespace: str | None = None,
+    dry_run: bool = False,
+    log: Callable[[str], None] = _ignore,
+) -> Submission:
+    """Submit a run as a job: to a Ray cluster, Kubernetes (KubeRay) or Slurm.
+
+    A run that is already queued or running is not started twice.
+
+    Args:
+        config: the run; its paths must mean the same on all nodes.
+        to: where the job runs.
+        address: URL of the Ray dashboard. Default: RAY_API_SERVER_ADDRESS, or this
+            machine.
+        workers: "auto", N or "MIN-MAX". Default: the config's cluster.workers.
+        files: Python files or folders to send along for your own model, loss,
+            optimizer or schedule (`--with`).
+        id: job ID. Default: derived from the run.
+        template: your site's manifest (kuberay) or script (slurm). Default:
+            DISTRAIN_TEMPLATE.
+        namespace: Kubernetes namespace. Default: the template's, else the
+            kubeconfig's.
+        dry_run: send nothing; `text` of the result is what would be sent.
+        log: gets a line if the cluster does not answer at once.
+
+    Raises:
+        UserError: arguments contradict each other, a path is local to this machine, or
+            the destination rejects the job.
+    """
+    if workers is not None:
+        config = override_config(config, format_workers_override(str(workers)))
+    paths = [Path(file) for file in files]
+    spec = _JobSpec(config, paths, id, must_resume=False, dry_run=dry_run)
+    return _submit_to_platform(spec, to, address, template, namespace, log)
+
+
+def resume(
+    run: str,
+    overrides: Sequence[str] = (),
+    *,
+    to: Platform = "ray",
+    address: str | None = None,
+    workers: int | str | None = None,
+    files: Sequence[str | Path] = (),
+    template: str | Path | None = None,
+    namespace: str | None = None,
+    dry_run: bool = False,
+    log: Callable[[str], None] = _ignore,
+) -> Submission:
+    """Resume a run as a job, from the config in its run directory.
+
+    Args:
+        run: run directory (path or URL).
+        overrides: changes to the config, as `key.sub=value`.
+        to: see `submit`, as for all that follow.
+        address: URL of the Ray dashboard.
+        workers: "auto", N or "MIN-MAX".
+        files: Python files or folders to send along.
+        template: your site's manifest or script.
+        namespace: Kubernetes namespace.
+        dry_run: send nothing.
+        log: gets a line if the cluster does not answer at once.
+
+    Raises:
+        UserError: as `submit`; or there is no run.
+    """
+    # Read the run's config. The directory may have been moved, or be named differently
+    # from this machine: the name given here replaces the one in the config.
+    store = Store(run)
+    try:
+        text = store.read(CONFIG_FILE).decode()
+    except FileNotFoundError:
+        raise UserError(
+            f"{store.redacted_url} is not a run directory: it has no {CONFIG_FILE}"
+        ) from None
+    workers_override = format_workers_override(
+        None if workers is None else str(workers)
+    )
+    config = parse_config_yaml(
+        text,
+        f"{store.redacted_url}/{CONFIG_FILE}",
+        [f"run={run}", *overrides, *workers_override],
+    )
+
+    paths = [Path(file) for file in files]
+    spec = _JobSpec(config, paths, None, must_resume=True, dry_run=dry_run)
+    return _submit_to_platform(spec, to, address, template, namespace, log)
+
+
+def jobs(
+    address: str | None = None, *, log: Callable[[str], None] = _ignore
+) -> list[JobInfo]:
+    """List the jobs that distrain has submitted to a Ray cluster, oldest first.
+
+    Args:
+        address: URL of the Ray dashboard. Default: RAY_API_SERVER_ADDRESS, or this
+            machine.
+        log: gets a line if the cluster does not answer at once.
+
+    Raises:
+        UserError: no cluster answers at the address, or it rejects the token.
+    """
+    return _connect(address, log).list_jobs()
+
+
+def logs(
+    job: str,
+    address: str | None = None,
+    *,
+    follow: bool = False,
+    console: Console | None = None,
+    log: Callable[[str], None] = _ignore,
+) -> JobInfo:
+    """Print the log of a job, as if its run were on this machine.
+
+    Args:
+        job: job ID.
+        address: URL of the Ray dashboard.
+        follow: follow the log until the job ends; reconnect if needed.
+        console: where the lines go. Default: stdout.
+        log: gets a line if the cluster does not answer at once.
+
+    Raises:
+        UserError: no job has that ID, or no cluster answers.
+    """
+    client = _connect(address, log)
+    if follow:
+        console = console or create_console()
+        try:
+            return client.follow_job(job, console)
+        finally:
+            console.stop()
+    # No progress bar: these lines are history.
+    console = console or PlainConsole(sys.stdout)
+    for line in client.read_log_lines(job):
+        replay_line(line, console)
+    return client.get_job_info(job)
+
+
+def stop(
+    job: str,
+    address: str | None = None,
+    *,
+    console: Console | None = None,
+    log: Callable[[str], None] = _ignore,
+) -> JobInfo:
+    """Ask a job to checkpoint and stop, and wait until it has ended.
+
+    Args:
+        job: job ID.
+        address: URL of the Ray dashboard.
+        console: where progress is printed. Default: stdout.
+        log: gets a line if the cluster does not answer at once.
+
+    Raises:
+        UserError: no job has that ID, or no cluster answers.
+    """
+    return _connect(address, log).stop_job(job, console or PlainConsole(sys.stdout))
+
+
+def get_dashboard_url(address: str | None) -> str:
+    """Return the URL of the Ray dashboard: an address, the environment's, or local."""
+    return address or os.environ.get("RAY_API_SERVER_ADDRESS") or _LOCAL_DASHBOARD_URL
+
+
+def _connect(address: str | None, log: Callable[[str], None]) -> RayJobClient:
+    return RayJobClient(get_dashboard_url(address), log=log)
+
+
+def _submit_to_platform(
+    spec: _JobSpec,
+    to: Platform,
+    address: str | None,
+    template: str | Path | None,
+    namespace: str | None,
+    log: Callable[[str], None],
+) -> Submission:
+    if to == "ray":
+        return _submit_to_ray(spec, address, log)
+
+    # KubeRay and Slurm fill the run into the site's own template.
+    if to not in _EXAMPLE_TEMPLATES:
+        raise UserError(f"cannot submit to {to!r}: use ray, kuberay or slurm")
+    template = template or os.environ.get("DISTRAIN_TEMPLATE")
+    if template is None:
+        raise UserError(
+            f"--to {to} needs --template: a copy of {_EXAMPLE_TEMPLATES[to]} from "
+            "distrain's repository, adapted to your site"
+        )
+    if to == "kuberay":
+        return _submit_to_kuberay(spec, Path(template), namespace)
+    return _submit_to_slurm(spec, Path(template))
+
+
+def _submit_to_ray(
+    spec: _JobSpec, address: str | None, log: Callable[[str], None]
+) -> Submission:
+    request = build_job_request(
+        spec.config, spec.files, job_id=spec.id, must_resume=spec.must_resume
+    )
+    text = "".join(f"{line}\n" for line in request.format_lines())
+    # Needs no cluster.
+    if spec.dry_run:
+        return Submission("dry run", request.body["submission_id"], text)
+    job_id, is_new = _connect(address, log).submit_job(request)
+    return Submission(_to_status(is_new), job_id, text)
+
+
+def _submit_to_kuberay(
+    spec: _JobSpec, template: Path, namespace: str | None
+) -> Submission:
+    def render_manifests(job_name: str | None) -> JobManifests:
+        return build_manifests(
+            spec.config,
+            template,
+            spec.files,
+            job_name=job_name,
+            namespace=namespace,
+            must_resume=spec.must_resume,
+        )
+
+    manifests = render_manifests(spec.id)
+    # Needs no cluster.
+    if spec.dry_run:
+        return Submission("dry run", manifests.job_name, manifests.to_yaml(), namespace)
+
+    # Render again under a free name: a RayJob of this run may have ended before.
+    kubectl = Kubectl()
+    manifests = render_manifests(kubectl.choose_job_name(manifests))
+    used_namespace, is_new = kubectl.submit_job(manifests)
+    return Submission(
+        _to_status(is_new), manifests.job_name, manifests.to_yaml(), used_namespace
+    )
+
+
+def _submit_to_slurm(spec: _JobSpec, template: Path) -> Submission:
+    script = render_script(
+        spec.config,
+        template,
+        spec.files,
+        job_name=spec.id,
+        must_resume=spec.must_resume,
+    )
+    # Needs no cluster, which is also what numbers the job.
+    if spec.dry_run:
+        return Submission("dry run", spec.id or "", script)
+    number, is_new = submit_script(script)
+    return Submission(_to_status(is_new), number, script)
+
+
+def _to_status(is_new: bool) -> Literal["submitted", "already running"]:
+    return "submitted" if is_new else "already running"

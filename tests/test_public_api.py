@@ -1,0 +1,247 @@
+"""`import distrain`: what it offers, what it loads, and that it does what the commands do."""
+
+import importlib
+import inspect
+import io
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+import typer
+from photos import encoded, picture
+
+import distrain as package
+from distrain.cli.main import app
+from distrain.config import to_yaml
+from distrain.monitor.sinks import PlainConsole
+
+HEAVY = ("torch", "torchvision", "ray", "nvidia", "pyarrow", "numpy", "fsspec")
+# What a command prints or how it asks; from Python, results and callbacks say it.
+ONLY_TYPED = {
+    "overrides": "load_config takes them",
+    "follow": "logs(job, follow=True)",
+    "max_rejects": "the result lists what was rejected",
+    "every": "call top again",
+    "dry_run": "dry_run(config), submit(dry_run=True)",
+}
+
+
+def load(code: str) -> set[str]:
+    """The heavy packages that a fresh interpreter has loaded after some code."""
+    report = f"{code}\nimport sys\nprint('loaded', *(m for m in {HEAVY} if m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", report], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+def test_importing_loads_nothing_heavy():
+    assert load("import distrain") == set()
+    assert load("import distrain; dir(distrain); distrain.__version__") == set()
+
+
+def test_reading_a_config_loads_no_torch():
+    recipe = Path(__file__).parents[1] / "configs/quickstart.yaml"
+    loaded = load(f"import distrain; distrain.load_config({str(recipe)!r})")
+    assert loaded <= {"numpy", "fsspec"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["train", "--help"], ["pack", "--help"]],
+    ids=" ".join,
+)
+def test_help_loads_nothing_heavy(arguments):
+    code = (
+        f"import sys; sys.argv = ['distrain', *{arguments}]\n"
+        "from distrain.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code"
+    )
+    assert load(code) == set()
+
+
+def test_every_public_name_is_there_and_documented():
+    assert package.__all__ == sorted(package.__all__)
+    assert set(package.__all__) <= set(dir(package))
+    for name in package.__all__:
+        value = getattr(package, name)
+        assert value.__name__ == name
+        assert inspect.getdoc(value), name
+        assert name in package.__doc__
+
+
+def test_names_for_type_checkers_are_those_at_run_time():
+    source = inspect.getsource(package)
+    block = source.partition("if TYPE_CHECKING:\n")[2].partition("\n\n")[0]
+    typed: dict[str, object] = {}
+    exec(inspect.cleandoc(block), typed)
+    assert typed.keys() - {"__builtins__"} == set(package.__all__)
+    for name in package.__all__:
+        assert typed[name] is getattr(package, name)
+
+
+def test_no_module_has_the_name_of_a_function():
+    """Importing it would replace the function by the module."""
+    for name in package.__all__:
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(f"distrain.{name}")
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        package.trian  # noqa: B018
+
+
+def commands() -> dict[str, dict[str, str]]:
+    """Of each command, its parameters and the options that they are typed as."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    return {
+        name: {
+            parameter.name: parameter.opts[0].lstrip("-").replace("-", "_")
+            for parameter in command.params
+        }
+        for name, command in group.commands.items()
+        if not hasattr(command, "commands")
+    }
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_is_a_function_with_the_same_words(command):
+    function = getattr(package, command)
+    taken = set(inspect.signature(function).parameters)
+    for parameter, option in commands()[command].items():
+        if parameter in ONLY_TYPED:
+            continue
+        # `with` cannot be the name of an argument.
+        assert {"with": "files"}.get(option, option) in taken, f"{command} --{option}"
+
+
+@pytest.mark.parametrize("name", sorted({*package.__all__}))
+def test_signatures_are_documented(name):
+    """Each argument has a line below Args."""
+    function = getattr(package, name)
+    if isinstance(function, type):
+        return
+    documented = inspect.getdoc(function).partition("Args:")[2]
+    typing.get_type_hints(function)
+    for argument in inspect.signature(function).parameters:
+        if function.__module__ == "distrain.config":
+            continue
+        assert f"\n    {argument}: " in documented, f"{name}({argument})"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of two classes with six images each, and one file that is none."""
+    for label in ("cat", "dog"):
+        folder = tmp_path / "photos" / label
+        folder.mkdir(parents=True)
+        for i in range(6):
+            (folder / f"{i}.jpg").write_bytes(encoded(picture(i, 80, 60)))
+    (tmp_path / "photos/dog/junk.jpg").write_bytes(b"junk")
+    return tmp_path / "photos"
+
+
+def test_a_data_set_from_python(photos, tmp_path):
+    """Pack, look at it, verify it; samples by number."""
+    target = str(tmp_path / "shards")
+    progress = []
+    packed = package.pack(
+        str(photos),
+        target,
+        geometry="square:48",
+        processes=1,
+        on_progress=lambda p: progress.append((p.done, p.total)),
+    )
+    assert (packed.manifest.num_rows, packed.manifest.classes) == (12, ("cat", "dog"))
+    assert [reject.name for reject in packed.rejects] == ["dog/junk.jpg"]
+    assert progress[0] == (0, 13)
+    assert progress[-1] == (13, 13)
+    assert package.verify(target) == []
+    summary = package.inspect(target, sheet=tmp_path / "sheet.png")
+    assert summary.rows_per_class == {"cat": 6, "dog": 6}
+    assert summary.heights == (48, 48, 48)
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    found = package.stats(target).statistics
+    assert found.mean.tolist() == packed.manifest.statistics.mean.tolist()
+    dataset = package.Dataset.open(target)
+    rows = list(dataset)
+    assert len(rows) == len(dataset) == 12
+    assert sorted(row.label for row in rows) == [0] * 6 + [1] * 6
+    with pytest.raises(IndexError):
+        dataset[12]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoding": "png"}, "encoding 'png' is not valid: use jpeg or raw"),
+        ({"quality": 101}, "quality 101 is not valid: use 1 to 100"),
+        ({"geometry": "round"}, "geometry round is not valid"),
+    ],
+)
+def test_wrong_options_of_pack_are_a_sentence(photos, tmp_path, options, message):
+    with pytest.raises(package.UserError, match=message):
+        package.pack(str(photos), str(tmp_path / "shards"), **options)
+
+
+def test_a_script_packs_with_several_processes(photos, tmp_path):
+    """Below the guard that multiprocessing asks for, as the docstring says."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import distrain\n"
+        "if __name__ == '__main__':\n"
+        f"    packed = distrain.pack({str(photos)!r}, 'shards', processes=2)\n"
+        "    print(packed.manifest.num_rows)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "12\n", "")
+
+
+def test_a_run_from_python(narrow, tmp_path, digits):
+    """What dry_run foretells, train does; a second call has nothing left to do."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(to_yaml(narrow(data={"val": str(digits / "val")})))
+    config = package.load_config(recipe, ["epochs=2", f"run={tmp_path / 'run'}"])
+    steps = package.dry_run(config)["steps"]
+    curve = package.lr(config, points=5)
+    out = io.StringIO()
+    summary = package.train(config, console=PlainConsole(out))
+    assert summary.status == "finished"
+    assert steps.startswith(f"{summary.steps:,} = 2 x ")
+    assert [curve[0].step, curve[-1].step] == [0, summary.steps - 1]
+    assert "validation loss" in out.getvalue()
+    again = package.train(config, console=PlainConsole(io.StringIO()), resume=True)
+    assert (again.status, again.weights) == ("already finished", summary.weights)
+    view = package.top(str(tmp_path / "run"))
+    assert view.silent_pages == []
+    text = package.submit(config, dry_run=True).text
+    assert "distrain/trainer.py" in text
+    other = package.load_config(recipe, [f"run={tmp_path / 'other'}"])
+    with pytest.raises(package.UserError, match="no checkpoint to resume from"):
+        package.train(other, console=PlainConsole(io.StringIO()), resume=True)
+
+
+def test_workers_are_checked_as_in_a_recipe(tmp_path):
+    config = package.load_config(
+        Path(__file__).parents[1] / "configs/quickstart.yaml", [f"run={tmp_path}"]
+    )
+    with pytest.raises(package.UserError, match="minimum above its maximum"):
+        package.train(config, workers="3-2")
+    with pytest.raises(package.UserError, match="cannot submit to 'nomad'"):
+        package.submit(config, to="nomad")
+
+
+def test_the_layers_of_a_model():
+    summary = package.model("alexnet", ["augment.crop=128"], classes=10)
+    assert summary.side == 128
+    assert summary.layers[0].output_shape[0] == 64
