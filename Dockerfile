@@ -32,7 +32,7 @@ RUN apt-get update \
     && groupadd --gid 1000 distrain \
     && useradd --uid 1000 --gid 1000 --home-dir /tmp --no-create-home --shell /bin/bash distrain \
     && install --directory --owner 1000 --group 1000 /work /work/runs /work/shards \
-    && ln --symbolic /opt/distrain/configs /work/configs \
+    && ln --symbolic /opt/distrain/lib/python3.12/site-packages/distrain/recipes /work/configs \
     && echo "PATH=/opt/distrain/bin:\$PATH" > /etc/profile.d/distrain.sh
 ENV PATH=/opt/distrain/bin:$PATH
 
@@ -51,6 +51,8 @@ RUN python -m venv --without-pip /opt/distrain \
     && pip install --no-deps --requirement others.txt --prefix /layers/others \
     && python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/distrain/lib /layers/others/lib
 COPY LICENSE README.md pyproject.toml ./
+# distrain/recipes is a link to configs.
+COPY configs configs
 COPY distrain distrain
 # Without an index this fails if constraints.txt lacks a package that distrain or one of
 # the extras requires.
@@ -68,7 +70,6 @@ LABEL org.opencontainers.image.title="distrain" \
 COPY --from=build /opt/distrain /opt/distrain
 COPY --from=build /layers/others /opt/distrain
 COPY --from=build /layers/distrain /opt/distrain
-COPY configs /opt/distrain/configs
 # HOME: the root may be read-only and the uid arbitrary; /tmp is writable for all.
 # video: DALI loads the decoders of the driver.
 # NVIDIA_VISIBLE_DEVICES is left to the operator who starts the container.

@@ -6,6 +6,7 @@ other modules are internal. Config keys, file formats and names of metrics are s
 well.
 
     load_config, Config, to_yaml          recipes, with overrides
+    list_recipes                          those that ship with the package
     Summary, Dataset                      what train returns; samples by number
     UserError, RunError, AttemptError     the caller's mistake; the run or one attempt
                                           of it failed
@@ -25,7 +26,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distrain.config import Config, load_config, to_yaml
+    from distrain.config import Config, list_recipes, load_config, to_yaml
     from distrain.data.prepare.commands import index, inspect, pack, stats, verify
     from distrain.data.shards.dataset import Dataset
     from distrain.errors import AttemptError, RunError, UserError
@@ -52,6 +53,7 @@ __all__ = [
     "index",
     "inspect",
     "jobs",
+    "list_recipes",
     "load_config",
     "logs",
     "lr",
@@ -70,7 +72,7 @@ __all__ = [
 # No module of the package may have one of these names: importing it would put the
 # module in the place of the function.
 _MODULES = {
-    "distrain.config": ("Config", "load_config", "to_yaml"),
+    "distrain.config": ("Config", "list_recipes", "load_config", "to_yaml"),
     "distrain.data.prepare.commands": ("index", "inspect", "pack", "stats", "verify"),
     "distrain.data.shards.dataset": ("Dataset",),
     "distrain.errors": ("AttemptError", "RunError", "UserError"),

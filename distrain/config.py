@@ -5,6 +5,7 @@ A recipe is one YAML file; overrides are written `key.sub=value`. Every field is
 (where, how fast and how safely the run executes: it may change at any time).
 """
 
+import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,6 +38,8 @@ from distrain.optim.schedule import Schedule
 from distrain.optim.sgd import SGD
 from distrain.optim.update_rule import UpdateRule
 from distrain.parsing import parse_mapping, parse_section
+
+_RECIPES_FOLDER = Path(__file__).parent / "recipes"
 
 # `name` selects the class that parses the section; a dump has all fields of that class.
 AnyModel = Annotated[SerializeAsAny[Model], BeforeValidator(Model.parse_choice)]
@@ -239,17 +242,30 @@ class Config(Section):
         return value
 
 
+def list_recipes() -> list[str]:
+    """List the names of the recipes that ship with distrain."""
+    return sorted(path.stem for path in _RECIPES_FOLDER.glob("*.yaml"))
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Load the config of a recipe file, with `key.sub=value` overrides.
+    """Load the config of a recipe, with `key.sub=value` overrides.
+
+    Args:
+        path: YAML file, or the name of a recipe that ships with distrain (see
+            `list_recipes`); a file of that name takes precedence.
+        overrides: changes to the recipe, applied in this order.
 
     Raises:
         UserError: naming every problem at once.
     """
     path = Path(path)
+    file = path
+    if not path.is_file() and str(path) in list_recipes():
+        file = _RECIPES_FOLDER / f"{path}.yaml"
     try:
-        tree = parse_mapping(path.read_text(encoding="utf-8"), str(path))
+        tree = parse_mapping(file.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
-        raise UserError(f"no config at {path}: check the path") from None
+        raise UserError(_format_unknown_recipe(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read config {path}: {error}") from None
     # Before the overrides, so that `run=...` wins.
@@ -340,6 +356,17 @@ def get_result_defaults(config: Config) -> dict[str, Any]:
         default = info.get_default(call_default_factory=True, validated_data={})
         defaults[key] = to_jsonable_python(default)
     return defaults
+
+
+def _format_unknown_recipe(path: Path) -> str:
+    """Name the recipes that ship with distrain, and the one that may be meant."""
+    recipes = list_recipes()
+    near = difflib.get_close_matches(path.stem, recipes, n=1, cutoff=0.7)
+    hint = f"did you mean {near[0]}?" if near else "check the path"
+    return (
+        f"no recipe {path}: neither a file nor one that ships with distrain "
+        f"({', '.join(recipes)}); {hint}"
+    )
 
 
 def _iterate_result_fields(config: Config) -> Iterator[tuple[str, FieldInfo]]:

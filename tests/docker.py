@@ -154,7 +154,9 @@ def context(folder: Path) -> list[str]:
     kept = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in (".git", ".venv")]
-        paths = (os.path.relpath(os.path.join(parent, name), folder) for name in files)
+        # os.walk lists links to folders among the folders, and does not follow them.
+        links = [name for name in folders if os.path.islink(f"{parent}/{name}")]
+        paths = (os.path.relpath(f"{parent}/{name}", folder) for name in links + files)
         kept += [
             path
             for path in paths
@@ -184,8 +186,8 @@ def copy_from_context(
                 else ""
             )
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(folder / name, place)
-            os.chown(place, 0, 0)
+            shutil.copy2(folder / name, place, follow_symlinks=False)
+            os.chown(place, 0, 0, follow_symlinks=False)
 
 
 def copy_from_stage(root: Path, sources: list[str], target: Path) -> None:
@@ -477,6 +479,7 @@ def trials(image: Image) -> Iterator[tuple[str, list[str]]]:
         f"{pack} && distrain train {train} virtual_workers=1 && ls runs/x/checkpoints"
     )
     yield "a recipe trains", ["bash", "-c", train]
+    yield "a recipe by its name", ["distrain", "lr", "alexnet-bn", "--images=100000"]
     local = f"import ray, subprocess; ray.init(num_cpus=1); subprocess.run({image.health!r}, check=True)"
     yield "a command with a Ray of its own is well", ["python", "-c", local]
     start = f"ulimit -n 65536; {TOKEN}; ray start --head --num-cpus 1 --metrics-export-port 8080 > /tmp/log 2>&1"

@@ -8,6 +8,7 @@ from distrain.config import (
     Config,
     get_result_fields,
     iterate_fields,
+    list_recipes,
     load_config,
     parse_config,
     to_yaml,
@@ -66,6 +67,40 @@ def test_recipes_load_and_come_back(recipe, tmp_path):
     copy = tmp_path / "copy.yaml"
     copy.write_text(to_yaml(config))
     assert load_config(copy) == config
+
+
+def test_recipes_load_by_name(tmp_path, monkeypatch):
+    """A folder of that name does not matter; a file takes precedence."""
+    monkeypatch.chdir(tmp_path)
+    assert list_recipes() == sorted(path.stem for path in RECIPES)
+    Path("hinge").mkdir()
+    for recipe in RECIPES:
+        assert load_config(recipe.stem) == load_config(recipe)
+    Path("quickstart").write_text(
+        "data: {train: mine}\nschedule: {name: constant, lr: 1}\n"
+    )
+    config = load_config("quickstart")
+    assert (config.data.train, config.run) == ("mine", "runs/quickstart")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("quikstart", "did you mean quickstart?"),
+        ("configs/alexnet2012-papers.yaml", "did you mean alexnet2012-paper?"),
+        ("nothing", "check the path"),
+        ("other/quickstart", "did you mean quickstart?"),
+    ],
+)
+def test_an_unknown_recipe_gets_those_that_ship(tmp_path, monkeypatch, name, hint):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_config(name)
+    names = ", ".join(sorted(path.stem for path in RECIPES))
+    assert str(caught.value) == (
+        f"no recipe {name}: neither a file nor one that ships with distrain "
+        f"({names}); {hint}"
+    )
 
 
 def test_overrides(tmp_path):
@@ -176,7 +211,7 @@ def test_keys_of_the_other_kind_and_unknown_names():
 
 
 def test_what_is_not_a_config(tmp_path):
-    with pytest.raises(UserError, match="no config at"):
+    with pytest.raises(UserError, match="none.yaml: neither a file nor .* check the"):
         load_config(tmp_path / "none.yaml")
     bad = tmp_path / "bad.yaml"
     bad.write_text("a: [1")

@@ -102,6 +102,15 @@ def test_context_follows_dockerignore(tmp_path):
     assert docker.context(tmp_path) == ["a/x.py"]
 
 
+def test_recipes_are_in_the_context_of_the_wheel():
+    """The link in the package, and in the same stage what it points to."""
+    build = next(stage for stage in STAGES if stage.name == "build")
+    copied = [step.words for step in build.steps if step.keyword == "COPY"]
+    assert ["configs", "configs"] in copied
+    assert "distrain/recipes" in docker.context(ROOT)
+    assert (ROOT / "distrain/recipes").readlink() == Path("../configs")
+
+
 def test_nobody_is_root():
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", only("USER").text)
     assert (only("ENTRYPOINT").words, only("CMD").words) == (["distrain"], ["--help"])

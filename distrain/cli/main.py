@@ -36,7 +36,6 @@ _PLAIN_WIDTH = 80
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Data-parallel AlexNet training whose result does not depend on the cluster.",

@@ -1,6 +1,7 @@
 """Arguments and options of the commands: their names, types and help."""
 
 from enum import Enum
+from glob import escape, glob
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,8 +17,24 @@ class Encoding(str, Enum):
     RAW = "raw"
 
 
+def complete_recipe(incomplete: str) -> list[str]:
+    """List the shipped recipes and the YAML files that begin with `incomplete`."""
+    from distrain.config import list_recipes
+
+    names = [name for name in list_recipes() if name.startswith(incomplete)]
+    # If this returns nothing, the shell itself completes files and folders.
+    return names + sorted(glob(f"{escape(incomplete)}*.yaml"))
+
+
 # Config.
-RecipeArgument = Annotated[Path, typer.Argument(help="Recipe (YAML file).")]
+RecipeArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="Recipe: a YAML file, or the name of one that ships with distrain, such "
+        "as quickstart.",
+        autocompletion=complete_recipe,
+    ),
+]
 OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(
