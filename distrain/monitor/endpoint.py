@@ -107,8 +107,9 @@ class MetricsEndpoint:
         try:
             self._publish_once()
         except OSError:
+            # The folder stays: the other ranks of the launch may use it.
+            self._snapshot_path.unlink(missing_ok=True)
             self._lock_file.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
             raise
         self._thread = threading.Thread(
             target=self._publish_loop, name="distrain-metrics", daemon=True

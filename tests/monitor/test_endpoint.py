@@ -1,5 +1,6 @@
 """The page of a node: whose numbers are on it, who serves it, and what clients may do to it."""
 
+import errno
 import http.client
 import json
 import os
@@ -181,6 +182,24 @@ def test_an_attempt_that_failed_leaves_its_counters_and_no_gauge(port, tmp_path)
     page = node(port, registry=later, gauges={"level": "max"})
     await_that(lambda: values(port).get(("work_total",)) == 8)
     assert ("level",) not in values(port)
+    page.close(final=True)
+
+
+def test_a_rank_that_cannot_serve_leaves_the_numbers_of_the_others(port, monkeypatch):
+    registry = CollectorRegistry()
+    Counter("work", "Work.", registry=registry).inc(7)
+    node(port, registry=registry).close(final=False)
+
+    def refuse(*_):
+        raise OSError(errno.EADDRNOTAVAIL, "not an address of this machine")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(distrain.monitor.endpoint, "PageServer", refuse)
+        with pytest.raises(OSError, match="not an address"):
+            node(port, registry=registry)
+    page = node(port)
+    await_that(lambda: ("work_total",) in values(port))
+    assert values(port)["work_total",] == 7, "without those of the rank that failed"
     page.close(final=True)
 
 
