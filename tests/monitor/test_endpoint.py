@@ -150,9 +150,12 @@ def test_a_port_that_is_taken(port):
         try:
             assert one.served_port != other.served_port
             assert port not in (one.served_port, other.served_port)
+            assert told == [], "they are announced by the caller"
+            other.announce()
+            one.announce()
             assert told == [
                 f"metrics at http://127.0.0.1:{p}/metrics"
-                for p in (one.served_port, other.served_port)
+                for p in (other.served_port, one.served_port)
             ]
             assert get(one.served_port)[0] == 200
         finally:
@@ -201,6 +204,26 @@ def test_a_rank_that_cannot_serve_leaves_the_numbers_of_the_others(port, monkeyp
     await_that(lambda: ("work_total",) in values(port))
     assert values(port)["work_total",] == 7, "without those of the rank that failed"
     page.close(final=True)
+
+
+def test_a_url_is_told_once_by_whoever_serves_first_and_again_if_it_changes(port):
+    told = []
+    node(port, told=told).close(final=False)
+    assert told == [], "it ended before it was announced"
+    page = node(port, told=told)
+    page.announce()
+    page.announce()
+    page.close(final=False)
+    page = node(port, told=told)
+    page.announce()
+    page.close(final=False)
+    with closing(socket.create_server(("127.0.0.1", port))):
+        page = node(port, told=told)
+        page.announce()
+    moved = page.served_port
+    page.close(final=True)
+    assert told == [f"metrics at http://127.0.0.1:{p}/metrics" for p in (port, moved)]
+    assert moved != port
 
 
 def test_a_run_that_has_ended_waits_for_one_more_read(port):
