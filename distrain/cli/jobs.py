@@ -12,6 +12,7 @@ from distrain.cli.options import (
     FilesOption,
     FollowOption,
     NamespaceOption,
+    OtherHardwareOption,
     OverridesArgument,
     PlatformOption,
     RecipeArgument,
@@ -43,6 +44,7 @@ def submit_job(
     to: PlatformOption = "ray",
     template: TemplateOption = None,
     namespace: NamespaceOption = None,
+    accept_other_hardware: OtherHardwareOption = False,
 ) -> None:
     """Submit a run as a job: to a Ray cluster, Kubernetes (KubeRay) or Slurm.
 
@@ -70,6 +72,7 @@ def submit_job(
         id=job,
         template=template,
         namespace=namespace,
+        accept_other_hardware=accept_other_hardware,
         dry_run=dry_run,
         log=log_to_stderr,
     )
@@ -87,6 +90,7 @@ def resume_run(
     to: PlatformOption = "ray",
     template: TemplateOption = None,
     namespace: NamespaceOption = None,
+    accept_other_hardware: OtherHardwareOption = False,
 ) -> None:
     """Resume a run as a cluster job, from the config in its run directory."""
     from distrain.launch.jobs import resume
@@ -101,6 +105,7 @@ def resume_run(
         files=files or [],
         template=template,
         namespace=namespace,
+        accept_other_hardware=accept_other_hardware,
         dry_run=dry_run,
         log=log_to_stderr,
     )
@@ -163,8 +168,10 @@ def stop_job(
     from distrain.launch.jobs import stop
 
     ended_job = stop(job, address, log=log_to_stderr)
-    status = ended_job.status.lower()
-    typer.echo(f"{job} {status}; {format_resume_hint(ended_job, address)}")
+    text = f"{job} {ended_job.status.lower()}"
+    if ended_job.status != "SUCCEEDED":
+        text += f"; {format_resume_hint(ended_job, address)}"
+    typer.echo(text)
 
 
 def drain_host(

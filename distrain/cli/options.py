@@ -42,6 +42,13 @@ OverridesArgument = Annotated[
         help="Config overrides, e.g. optimizer.momentum=0.95",
     ),
 ]
+OtherHardwareOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-other-hardware",
+        help="Resume on hardware that does not reproduce the checkpoint bit for bit.",
+    ),
+]
 
 # Data sets.
 SourceArgument = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distrain import __version__
-from distrain.cli.options import OverridesArgument, RecipeArgument
+from distrain.cli.options import OtherHardwareOption, OverridesArgument, RecipeArgument
 from distrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,13 +52,6 @@ _AddressOption = Annotated[
         "HOST:PORT or ray://HOST:PORT.",
     ),
 ]
-_OtherHardwareOption = Annotated[
-    bool,
-    typer.Option(
-        "--accept-other-hardware",
-        help="Resume on hardware that does not reproduce the checkpoint bit for bit.",
-    ),
-]
 
 
 def train(
@@ -68,7 +61,7 @@ def train(
     dry_run: _DryRunOption = False,
     workers: _WorkersOption = None,
     address: _AddressOption = None,
-    accept_other_hardware: _OtherHardwareOption = False,
+    accept_other_hardware: OtherHardwareOption = False,
 ) -> None:
     """Train on this machine's GPUs or CPU cores, or on a Ray cluster.
 

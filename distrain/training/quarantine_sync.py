@@ -75,7 +75,9 @@ def sync_quarantine(
 def _describe_decoder(config: Config, world: World) -> str:
     # Part of a verdict's key: another version or device may decode what crashes this.
     versions = collect_environment(world.device)
-    dali_version = versions.get("nvidia-dali-cuda130", "")
+    dali_version = versions.get("nvidia-dali-cuda130") or versions.get(
+        "nvidia-dali-cuda120", ""
+    )
     return f"{config.data.backend} {dali_version} {world.device.type}"
 
 

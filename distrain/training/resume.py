@@ -307,9 +307,6 @@ def restore_checkpoint(
             accept_other_hardware,
         )
         load_and_broadcast(world, model, optimizer, claimed_run.checkpoint)
-        if claimed_run.checkpoint is not None:
-            name = claimed_run.checkpoint.name
-            console.log(f"resumed from step {claimed_run.step} ({name})")
 
     # Compare in any case: at the start of a run nothing is broadcast, and each rank has
     # initialized its own weights.

@@ -117,7 +117,7 @@ def build_job(
     if warning := explain_memory_shortage(config, data.train.manifest, world):
         console.log(warning)
     steps_per_epoch = data.order.steps_per_epoch
-    return TrainJob(
+    job = TrainJob(
         config=config,
         world=world,
         console=console,
@@ -129,6 +129,14 @@ def build_job(
         hardware_hash=hardware_hash,
         progress=build_progress(claimed_run, data),
     )
+
+    # Of a run that is already finished, neither the page nor the checkpoint matters.
+    if claimed_run.step < job.total_steps:
+        metrics.announce_page()
+        if claimed_run.checkpoint is not None:
+            name = claimed_run.checkpoint.name
+            console.log(f"resumed from step {claimed_run.step} ({name})")
+    return job
 
 
 def start_watchdog(

@@ -50,7 +50,7 @@ def test_the_same_run_is_the_same_request(config):
     )
     assert build_job_request(config, job_id="mine").body["submission_id"] == "mine"
     assert (
-        build_job_request(config, must_resume=True)
+        build_job_request(config, train_options=["--resume"])
         .body["entrypoint"]
         .endswith(" --resume")
     )
