@@ -1,5 +1,6 @@
 """The command line as typed: what it prints, and what bad input gets."""
 
+import json
 import os
 import pty
 import re
@@ -16,6 +17,7 @@ from PIL import Image
 from distrain import __version__
 from distrain.config import to_yaml
 from distrain.launch import local, ray_driver
+from distrain.schema import make_config_schema
 from distrain.train import Summary
 
 
@@ -457,6 +459,12 @@ def test_model_prints_the_layers(distrain):
         True,
         True,
     )
+
+
+def test_schema_prints_json(distrain):
+    code, out, err = distrain("schema")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == make_config_schema()
 
 
 def test_bench_data(distrain, digits):
