@@ -5,6 +5,7 @@ A recipe is one YAML file; overrides are written `key.sub=value`. Every field is
 (where, how fast and how safely the run executes: it may change at any time).
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,7 +37,7 @@ from distrain.optim.config import Reduction
 from distrain.optim.schedule import Schedule
 from distrain.optim.sgd import SGD
 from distrain.optim.update_rule import UpdateRule
-from distrain.parsing import parse_mapping, parse_section
+from distrain.parsing import OptionOverride, parse_mapping, parse_section
 
 # `name` selects the class that parses the section; a dump has all fields of that class.
 AnyModel = Annotated[SerializeAsAny[Model], BeforeValidator(Model.parse_choice)]
@@ -239,7 +240,10 @@ class Config(Section):
         return value
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path,
+    overrides: Sequence[str | OptionOverride] = (),
+) -> Config:
     """Load the config of a recipe file, with `key.sub=value` overrides.
 
     Raises:
@@ -261,7 +265,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def parse_config(
     tree: dict[str, Any],
     origin: str,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str | OptionOverride] = (),
 ) -> Config:
     """Build a config from a tree of plain values and overrides.
 
@@ -276,7 +280,7 @@ def parse_config(
 def parse_config_yaml(
     text: str,
     origin: str,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str | OptionOverride] = (),
 ) -> Config:
     """Build a config from YAML text and overrides.
 
@@ -288,14 +292,30 @@ def parse_config_yaml(
     return parse_config(parse_mapping(text, origin), origin, overrides)
 
 
-def format_workers_override(workers: str | None) -> list[str]:
-    """Format the override for `--workers N` or `--workers MIN-MAX`; None: none."""
+def format_workers_override(workers: str | None) -> list[OptionOverride]:
+    """Format the override for `--workers auto|N|MIN-MAX`; None: none.
+
+    Raises:
+        UserError: the option's value is none of these.
+    """
     if workers is None:
         return []
-    if "-" not in workers:
-        return [f"cluster.workers={workers}"]
-    limits = ", ".join(workers.split("-"))
-    return [f"cluster.workers=[{limits}]"]
+    option = f"--workers {workers}"
+    if workers == "auto":
+        return [OptionOverride(option, "cluster.workers=auto")]
+    limits = re.fullmatch(r"0*([1-9]\d*)(?:-0*([1-9]\d*))?", workers, re.ASCII)
+    if limits is None:
+        raise UserError(
+            f"{option} is not a number of workers: use auto, N (at least 1) or MIN-MAX"
+        )
+    least, most = limits.groups()
+    if most is None:
+        return [OptionOverride(option, f"cluster.workers={least}")]
+    if int(least) > int(most):
+        raise UserError(
+            f"{option} has a minimum above its maximum: use --workers {most}-{least}"
+        )
+    return [OptionOverride(option, f"cluster.workers=[{least}, {most}]")]
 
 
 def to_yaml(config: Config) -> str:

@@ -179,7 +179,12 @@ def test_dry_run_before_the_data_is_packed(distrain, recipe, tmp_path):
             ["optimizer.momentun=0.9"],
             "unknown key optimizer.momentun; did you mean optimizer.momentum?",
         ),
-        (["epochs=ten"], "epochs: input should be a valid integer, not 'ten'"),
+        (
+            ["epochs=ten"],
+            "override epochs=ten: input should be a valid integer, not 'ten'",
+        ),
+        (["--workers=9-2"], "--workers 9-2 has a minimum above its maximum"),
+        (["--workers=9"], "--workers 9: workers = 9 is more than virtual_workers"),
         (["virtual_workers=5"], "5 does not divide global_batch = 64: use 4"),
         (["data.train=/nowhere"], "no data set at /nowhere (it does not exist)"),
         (["data.train=nope://x"], "cannot open nope://x"),
