@@ -13,7 +13,7 @@ well.
 
 Each command has a function of its name, whose arguments are named like the options:
 
-    train, dry_run, lr, model             train a recipe, or look at it first
+    train, dry_run, lr, model, schema     train a recipe, or look at it first
     submit, resume, jobs, logs, stop      runs as jobs on a cluster
     drain, top                            a node that goes; a run as it trains
     pack, index, stats, verify, inspect   data sets
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distrain.config import Config, list_recipes, load_config, to_yaml
+    from distrain.config_schema import schema
     from distrain.data.prepare.commands import index, inspect, pack, stats, verify
     from distrain.data.shards.dataset import Dataset
     from distrain.errors import AttemptError, RunError, UserError
@@ -60,6 +61,7 @@ __all__ = [
     "model",
     "pack",
     "resume",
+    "schema",
     "stats",
     "stop",
     "submit",
@@ -73,6 +75,7 @@ __all__ = [
 # module in the place of the function.
 _MODULES = {
     "distrain.config": ("Config", "list_recipes", "load_config", "to_yaml"),
+    "distrain.config_schema": ("schema",),
     "distrain.data.prepare.commands": ("index", "inspect", "pack", "stats", "verify"),
     "distrain.data.shards.dataset": ("Dataset",),
     "distrain.errors": ("AttemptError", "RunError", "UserError"),

@@ -235,7 +235,7 @@ def test_workers_are_checked_as_in_a_recipe(tmp_path):
     config = package.load_config(
         Path(__file__).parents[1] / "configs/quickstart.yaml", [f"run={tmp_path}"]
     )
-    with pytest.raises(package.UserError, match="minimum above its maximum"):
+    with pytest.raises(package.UserError, match="has a minimum above its maximum"):
         package.train(config, workers="3-2")
     with pytest.raises(package.UserError, match="cannot submit to 'nomad'"):
         package.submit(config, to="nomad")

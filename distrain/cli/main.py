@@ -149,6 +149,15 @@ def show_model(
         typer.echo(line)
 
 
+def print_schema() -> None:
+    """Print the JSON Schema of recipes, for completion and checks in editors."""
+    import json
+
+    from distrain.config_schema import schema
+
+    typer.echo(json.dumps(schema(), indent=2))
+
+
 def watch_run(
     run: Annotated[
         str,
@@ -223,6 +232,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "lr": show_lr,
     "model": show_model,
+    "schema": print_schema,
     "top": watch_run,
     "submit": submit_job,
     "jobs": list_jobs,

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import distrain
-from distrain.config import Config, get_result_fields, to_yaml
+from distrain.config import Config, to_yaml
 from distrain.errors import UserError
+from distrain.result_fields import get_result_fields
 
 JOB_CONFIG_NAME = "run.yaml"
 _MAX_ARCHIVE_BYTES = 100 << 20

@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from torch import nn
 
-from distrain.config import Config, get_result_fields, to_yaml
+from distrain.config import Config, to_yaml
 from distrain.distributed.lane_pool import LanePool, count_lanes
 from distrain.distributed.numerics import collect_environment, select_gpu_versions
 from distrain.distributed.world import World
@@ -25,6 +25,7 @@ from distrain.monitor.telemetry import Telemetry
 from distrain.optim.accumulate import GradientAccumulator
 from distrain.optim.optimizer import Optimizer
 from distrain.optim.schedule import PlateauState
+from distrain.result_fields import get_result_fields
 from distrain.rundir import files
 from distrain.rundir.checkpoint import write_best
 from distrain.rundir.lease import count_restarts_and_resizes, read_attempts

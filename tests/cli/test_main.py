@@ -1,5 +1,6 @@
 """The command line as typed: what it prints, and what bad input gets."""
 
+import json
 import os
 import pty
 import re
@@ -15,6 +16,7 @@ from PIL import Image
 
 from distrain import __version__
 from distrain.config import to_yaml
+from distrain.config_schema import schema
 from distrain.launch import launcher, ray_driver
 from distrain.trainer import Summary
 
@@ -177,7 +179,12 @@ def test_dry_run_before_the_data_is_packed(distrain, recipe, tmp_path):
             ["optimizer.momentun=0.9"],
             "unknown key optimizer.momentun; did you mean optimizer.momentum?",
         ),
-        (["epochs=ten"], "epochs: input should be a valid integer, not 'ten'"),
+        (
+            ["epochs=ten"],
+            "override epochs=ten: input should be a valid integer, not 'ten'",
+        ),
+        (["--workers=9-2"], "--workers 9-2 has a minimum above its maximum"),
+        (["--workers=9"], "--workers 9: workers = 9 is more than virtual_workers"),
         (["virtual_workers=5"], "5 does not divide global_batch = 64: use 4"),
         (["data.train=/nowhere"], "no data set at /nowhere (it does not exist)"),
         (["data.train=nope://x"], "cannot open nope://x"),
@@ -457,6 +464,12 @@ def test_model_prints_the_layers(distrain):
         True,
         True,
     )
+
+
+def test_schema_prints_json(distrain):
+    code, out, err = distrain("schema")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == schema()
 
 
 def test_bench_data(distrain, digits):

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from distrain.train import train
 
 from distrain.data.storage.store import Store
 from distrain.distributed.world import World
@@ -14,7 +15,6 @@ from distrain.monitor.consoles import LogFileConsole
 from distrain.monitor.run_state import read_run_state
 from distrain.monitor.top import RunWatcher, find_problems, render_lines
 from distrain.rundir.lease import acquire_lease
-from distrain.train import train
 
 
 @pytest.fixture
