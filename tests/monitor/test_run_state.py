@@ -15,6 +15,7 @@ from distrain.monitor.consoles import LogFileConsole
 from distrain.monitor.run_state import read_run_state
 from distrain.monitor.top import RunWatcher, find_problems, render_lines
 from distrain.rundir.lease import acquire_lease
+from distrain.trainer import train
 
 
 @pytest.fixture
