@@ -126,15 +126,20 @@ def index_images(
         label_column=label_column,
     )
     _print_source(image_source)
-    with ImageProgress() as progress:
-        result = index_dataset(
-            image_source,
-            columns,
-            to,
-            num_processes=processes or _count_cores(),
-            pixel_limit=pixel_limit,
-            on_progress=progress.update,
-        )
+    try:
+        with ImageProgress() as progress:
+            result = index_dataset(
+                image_source,
+                columns,
+                to,
+                num_processes=processes or _count_cores(),
+                pixel_limit=pixel_limit,
+                on_progress=progress.update,
+            )
+    # The manifest is written at the end.
+    except KeyboardInterrupt:
+        typer.echo("stopped; nothing was written")
+        raise SystemExit(130) from None
 
     # Training opens the manifest, which names the shards if they lie elsewhere.
     manifest_store = Store(to) if to else image_source.store
@@ -197,19 +202,18 @@ def verify_images(url: DatasetArgument) -> None:
     store = Store(url)
     manifest = Manifest.load(store)
     with ImageProgress() as progress:
-        problems = verify_dataset(store, manifest, progress.update)
+        result = verify_dataset(store, manifest, progress.update)
 
     # Bad samples that `index` recorded are not problems: they have weight zero.
-    for location, description in problems:
+    for location, description in result.problems:
         typer.echo(f"{location}: {description}")
     num_bad = len(manifest.bad_samples)
     known_bad = f"; {_format_count(num_bad, 'known-bad image')}" if num_bad else ""
-    typer.echo(
-        f"{_format_count(manifest.num_rows, 'image')} in "
-        f"{_format_count(len(manifest.shards), 'shard')}: "
-        f"{_format_count(len(problems), 'problem')}{known_bad}"
-    )
-    if problems:
+    images = _format_share(result.num_images, manifest.num_rows, "image")
+    shards = _format_share(result.num_shards, len(manifest.shards), "shard")
+    problems = _format_count(len(result.problems), "problem")
+    typer.echo(f"{images} in {shards}: {problems}{known_bad}")
+    if result.problems:
         raise RunError(
             f"{store.redacted_url} does not match its manifest: restore the files "
             "listed above, or pack or index the data set again"
@@ -269,6 +273,12 @@ def _count_cores() -> int:
 
 def _format_count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _format_share(count: int, total: int, noun: str) -> str:
+    """Return "2,048 images", or "1,024 of 2,048 images" for a part of them."""
+    part = "" if count == total else f"{count:,} of "
+    return f"{part}{_format_count(total, noun)}"
 
 
 def _format_size(manifest: "Manifest", shard_noun: str) -> str:

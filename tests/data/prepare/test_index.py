@@ -56,7 +56,7 @@ def test_foreign_sets_are_read_as_they_are(tmp_path, shape):
     assert rows_of(dataset) == sorted(
         (im.label, im.data, (40 + int(im.name[-8:-5]), 60)) for im in found
     )
-    assert verify_dataset(dataset.store, dataset.manifest) == []
+    assert verify_dataset(dataset.store, dataset.manifest).problems == []
     assert summarize_dataset(dataset).rows_per_class == dict.fromkeys(
         dataset.manifest.classes, 20
     )
@@ -142,7 +142,7 @@ def test_what_does_not_decode_keeps_its_place_and_has_no_weight(narrow, tmp_path
     dataset = opened(url)
     assert set(dataset.bad_samples) == {3, 7}
     assert dataset.manifest.num_rows == len(files)
-    assert verify_dataset(dataset.store, dataset.manifest) == [], (
+    assert verify_dataset(dataset.store, dataset.manifest).problems == [], (
         "they are what the manifest says"
     )
     config = narrow(augment={"crop": 64, "short_side": 72})
@@ -175,7 +175,9 @@ def test_a_replaced_or_damaged_file_is_said(tmp_path):
         opened(url).read_rows(np.arange(3))
     second.write_bytes(second.read_bytes() + b"more")
     manifest = Manifest.load(Store(str(url)))
-    wrong = [tuple(one) for one in verify_dataset(Store(str(url)), manifest)]
+    wrong = [
+        tuple(problem) for problem in verify_dataset(Store(str(url)), manifest).problems
+    ]
     size = manifest.shards[1].bytes
     assert wrong == [
         (f"{first.name} row group 0", "does not match its CRC-32C"),
