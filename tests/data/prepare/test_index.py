@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from photos import kinds, picture
 from shapes import CLASSES, SHAPES, folder, hub, images, tar_of, webdataset
 
 from distrain.data.batch import iter_evaluation_requests
+from distrain.data.decoding.quarantine import InFlightRecorder
 from distrain.data.loader import Loader
 from distrain.data.prepare.index import compute_color_statistics, index_dataset
 from distrain.data.prepare.open import open_source
@@ -20,7 +22,9 @@ from distrain.data.prepare.verify import summarize_dataset, verify_dataset
 from distrain.data.shards.dataset import Dataset
 from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.storage.store import Store
-from distrain.errors import AttemptError, UserError
+from distrain.distributed.world import World
+from distrain.errors import AttemptError, RunError, UserError
+from distrain.training.quarantine_sync import sync_quarantine
 
 CPU = torch.device("cpu")
 FOREIGN = ["archive of archives", "webdataset", "hub"]
@@ -161,6 +165,38 @@ def test_what_does_not_decode_keeps_its_place_and_has_no_weight(narrow, tmp_path
     weights = torch.cat([batch.sample_weights for batch in batches])
     assert np.flatnonzero(weights.numpy() == 0).tolist() == [3, 7]
     assert set().union(*(batch.bad_samples for batch in batches)) == {3, 7}
+
+
+def test_a_file_that_crashes_the_decoder_ends_the_run_with_its_name(
+    narrow, tmp_path, monkeypatch
+):
+    """A shell script stands in for the child that decodes the suspects and crashes."""
+    url = webdataset(tmp_path, images(4))
+    made(url)
+    dataset = opened(url)
+    config = narrow(run=str(tmp_path / "run"))
+    recorder = InFlightRecorder(config.run, dataset, num_slots=2, batch_size=2)
+    recorder.record_fed(np.array([4, 5]))
+    recorder._file.close()  # as the kernel does when a process dies
+    child = tmp_path / "child"
+    child.write_text(
+        '#!/bin/sh\n[ -e "$0.crashed" ] && { echo null; cat; exit; }\n'
+        'touch "$0.crashed"; kill -SEGV $$'
+    )
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+    told: list[str] = []
+    store = Store(str(tmp_path / "run"))
+    for _ in range(2):  # the second time from the verdict that is remembered
+        with pytest.raises(
+            RunError, match=r"these samples .*: 4 \(.*\): crashes the d"
+        ):
+            sync_quarantine(
+                config, World(CPU), [dataset], store, told.append, told.append
+            )
+    assert "2 files (4: " in told[0]
+    assert told[1:] == ["verdict 2 of 2"]
+    assert dataset.bad_samples == {}
 
 
 def test_a_replaced_or_damaged_file_is_said(tmp_path):
