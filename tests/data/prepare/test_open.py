@@ -94,6 +94,14 @@ def test_an_option_for_another_kind_of_source_is_not_ignored(tmp_path):
                 open_source(url, **{option: "x"})
 
 
+def test_a_folder_in_the_place_of_a_list_is_one_sentence(tmp_path):
+    place = folder(tmp_path, images(2))
+    with pytest.raises(
+        UserError, match=r"cannot read .* \(Is a directory\): check the"
+    ):
+        open_source(place, names_url=place)
+
+
 def test_what_is_not_there(tmp_path):
     with pytest.raises(UserError, match="nothing at .*none.tar: check the path"):
         open_source(str(tmp_path / "none.tar"))
