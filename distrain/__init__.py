@@ -17,6 +17,7 @@ Each command has a function of its name, whose arguments are named like the opti
     submit, resume, jobs, logs, stop      runs as jobs on a cluster
     drain, top                            a node that goes; a run as it trains
     pack, index, stats, verify, inspect   data sets
+    bench_data                            the speed of the loader alone
 
 Importing the package loads none of torch, Ray, DALI and pyarrow: each name loads what
 it needs when it is first used.
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from distrain.launch.launcher import train
     from distrain.monitor.top import top
     from distrain.trainer import Summary
+    from distrain.training.bench_data import bench_data
     from distrain.training.lr_curve import lr
     from distrain.training.model_table import model
 
@@ -49,6 +51,7 @@ __all__ = [
     "RunError",
     "Summary",
     "UserError",
+    "bench_data",
     "drain",
     "dry_run",
     "index",
@@ -85,6 +88,7 @@ _MODULES = {
     "distrain.launch.launcher": ("train",),
     "distrain.monitor.top": ("top",),
     "distrain.trainer": ("Summary",),
+    "distrain.training.bench_data": ("bench_data",),
     "distrain.training.lr_curve": ("lr",),
     "distrain.training.model_table": ("model",),
 }

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from distrain.cli.options import (
+    NO_VALUE,
     AddressOption,
     DryRunOption,
     FilesOption,
@@ -37,7 +38,12 @@ def submit_job(
     files: FilesOption = None,
     job: Annotated[
         str | None,
-        typer.Option("--id", help="Job ID.", show_default="derived from the run"),
+        typer.Option(
+            "--id",
+            metavar="NAME",
+            help="Job ID.",
+            show_default="derived from the run",
+        ),
     ] = None,
     follow: FollowOption = False,
     dry_run: DryRunOption = False,
@@ -138,7 +144,12 @@ def show_logs(
     address: AddressOption = None,
     follow: Annotated[
         bool,
-        typer.Option("--follow", "-f", help="Follow the log until the job ends."),
+        typer.Option(
+            "--follow",
+            "-f",
+            help="Follow the log until the job ends.",
+            metavar=NO_VALUE,
+        ),
     ] = False,
 ) -> None:
     """Print a job's log (also kept as log-*.txt in the run directory)."""

@@ -315,6 +315,19 @@ def test_a_pack_shows_a_bar_and_goes_on_after_ctrl_c(
     assert "300 images of 2 classes in 1 shard" in text
 
 
+def test_an_index_that_is_interrupted_writes_nothing(
+    command, narrow_terminal, tmp_path
+):
+    url = shapes.hub(tmp_path, shapes.images(100))
+    arguments = ("index", url, "--to", str(tmp_path / "index"), "--processes", "2")
+    # The line before the first process is started, which takes longer than the signal.
+    code, text = on_a_terminal(command, *arguments, interrupt="300 images of 3")
+    assert code == 130
+    assert "stopped; nothing was written" in text
+    assert "Traceback" not in text
+    assert list((tmp_path / "index").iterdir()) == []
+
+
 def test_index_and_stats(distrain, tmp_path):
     found = shapes.images(10)
     url = shapes.hub(tmp_path, found)
@@ -363,6 +376,7 @@ def test_verify_and_inspect(distrain, digits, tmp_path):
     code, out, err = distrain("verify", str(copy))
     assert code == 1
     assert "shard-00000.parquet: has 1 bytes, not" in out
+    assert out.splitlines()[-1] == "0 of 359 images in 0 of 1 shard: 1 problem"
     assert "does not match its manifest" in err
 
 

@@ -6,7 +6,6 @@ import time
 
 import pytest
 import torch
-from distrain.train import train
 
 from distrain.data.storage.store import Store
 from distrain.distributed.world import World
