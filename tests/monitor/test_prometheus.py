@@ -257,15 +257,16 @@ def test_bad_samples_are_counted(measured, console, tmp_path, damaged_set, last)
 
 @pytest.mark.parametrize("cuda", ["cuda130", "cuda120"])
 def test_quarantined_samples_are_counted(
-    measured, console, digits, last, monkeypatch, cuda
+    measured, console, tmp_path, damaged_set, last, monkeypatch, cuda
 ):
     """Of the same version of DALI, whichever CUDA it is built for."""
+    damaged_set(tmp_path / "set", bad=set(), classes=10, rows=64)
     versions = {f"nvidia-dali-{cuda}": "9.9"}
     monkeypatch.setattr(
         "distrain.training.quarantine_sync.collect_environment", lambda _: versions
     )
-    config = measured()
-    fingerprint = Manifest.load(Store(str(digits / "train"))).fingerprint
+    config = measured(data={"train": str(tmp_path / "set")}, global_batch=32)
+    fingerprint = Manifest.load(Store(str(tmp_path / "set"))).fingerprint
     decoder = "dali 9.9 cpu"
     Store(config.run).write(
         QUARANTINE_FILE,
