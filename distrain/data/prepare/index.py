@@ -5,6 +5,7 @@ still the one that was decoded then.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from crc32c import crc32c
@@ -40,6 +41,8 @@ from distrain.data.shards.stats import ColorStatistics, PixelMoments
 from distrain.data.shards.writer import MAX_GROUP_ROWS, TARGET_GROUP_BYTES
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
+
+_PROBE_FILE = ".probe"
 
 
 class IndexResult(NamedTuple):
@@ -163,12 +166,17 @@ def _check_indexable(source: ImageSource, store: Store) -> None:
 def _check_writable(store: Store) -> None:
     # Fail now rather than after hours of reading.
     try:
-        store.write(".probe", b"")
-        store.remove(".probe")
+        store.write(_PROBE_FILE, b"")
+        store.remove(_PROBE_FILE)
+    # Ctrl-C leaves nothing behind.
+    except KeyboardInterrupt:
+        with suppress(OSError):
+            store.remove(_PROBE_FILE)
+        raise
     except OSError as error:
         raise UserError(
-            f"cannot write to {store.redacted_url} ({error}): choose a place for the "
-            "manifest with --to"
+            f"cannot write to {store.redacted_url} ({error.strerror or error}): choose "
+            "a place for the manifest with --to"
         ) from None
 
 

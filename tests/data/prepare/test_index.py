@@ -316,6 +316,24 @@ def test_what_cannot_be_indexed(tmp_path, monkeypatch):
         made(str(tmp_path / "junk.tar"), tmp_path / "other")
 
 
+def test_ctrl_c_before_the_first_image_leaves_nothing(tmp_path, monkeypatch):
+    """It comes between the two calls that try whether the target can be written."""
+    url = webdataset(tmp_path, images(2))
+    remove = Store.remove
+    calls = []
+
+    def interrupt_first(store, path):
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        remove(store, path)
+
+    monkeypatch.setattr(Store, "remove", interrupt_first)
+    with pytest.raises(KeyboardInterrupt):
+        made(url, tmp_path / "index")
+    assert list((tmp_path / "index").glob("*")) == []
+
+
 def test_a_row_is_as_large_as_the_training_decoder_says(tmp_path):
     """A JPEG that EXIF turns is trained on as it lies."""
     from photos import rotated
