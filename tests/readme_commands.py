@@ -29,6 +29,8 @@ RUN_BY_CI = {
     ".venv/bin/mypy --config-file tests/mypy.ini tests && .venv/bin/pytest -n auto",
     "distrain train configs/quickstart.yaml",
 }
+# What a sentence names, but does not show in full.
+PARTS = {"ray start", "ray start --block"}
 # What makes the README's recipe one of a few steps of a small network.
 SMALL = (
     "global_batch=8",
@@ -59,8 +61,10 @@ def commands_in_blocks(text: str) -> list[str]:
 
 
 def commands_in_sentences(text: str) -> list[str]:
-    """Return what is in backticks and begins with `distrain`: commands, and parts of some."""
-    return re.findall(r"`(distrain [^`]+)`", text.replace("\n", " "))
+    """Return commands in backticks, and parts of some, of the programs that are tested here."""
+    programs = "distrain|kubectl|promtool|ray"
+    lines = re.sub(r"\s+", " ", text)
+    return re.findall(rf"`((?:{programs}) [^`]+)`", lines)
 
 
 SHOWN = {

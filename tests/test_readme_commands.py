@@ -12,6 +12,7 @@ import typer
 import yaml
 from photos import write_photos
 from readme_commands import (
+    PARTS,
     READMES,
     ROOT,
     RUN_BY_CI,
@@ -30,10 +31,12 @@ SENTENCES = sorted(
 
 
 def is_complete(command: str) -> bool:
-    """Return whether a command of distrain's has all its arguments; nothing is run.
+    """Return whether a command has all its arguments; nothing is run.
 
-    Raises an error if the command or an option does not exist.
+    Raises an error if distrain does not have the command or an option.
     """
+    if not command.startswith("distrain "):
+        return command not in PARTS
     words = command.replace("...", "x").split()[1:]
     found = typer.main.get_command(app)
     while hasattr(found, "commands") and not words[0].startswith("--"):

@@ -182,7 +182,8 @@ class Hosts:
         if host == HEAD:
             _, *words = shown("ray start --head --port 6379")
             words += ["--ray-client-server-port", "10001"]
-            words += ["--dashboard-host", self.address[host]]
+            address = {"ADDRESS": self.address[host]}
+            words += shown("ray start --head --dashboard-host ADDRESS", address)[-2:]
         else:
             head = {"HEAD": self.address[HEAD]}
             _, *words = shown("ray start --address HEAD:6379", head)

@@ -1,4 +1,4 @@
-"""A server that does what Kubernetes' API does with RayJobs, ConfigMaps and logs, as kubectl asks it to.
+"""A server that does what Kubernetes' API does with a few kinds of objects and with logs, as kubectl asks it to.
 
 What is created is checked field by field (`kube.problems`), as a cluster does that knows the operator's kinds. The
 operator itself is not played: a RayJob only lies there, until a test adds what the operator makes of it.
@@ -14,8 +14,10 @@ import kube
 
 _VERBS = ["create", "delete", "get", "list", "update"]
 _KINDS = {
-    "v1": {"configmaps": "ConfigMap", "pods": "Pod"},
+    "v1": {"configmaps": "ConfigMap", "pods": "Pod", "secrets": "Secret"},
     "batch/v1": {"jobs": "Job"},
+    "monitoring.coreos.com/v1": {"podmonitors": "PodMonitor"},
+    "networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy"},
     "ray.io/v1": {"rayjobs": "RayJob"},
 }
 

@@ -264,30 +264,51 @@ def run_as_operator(api: Api, name: str, log: str) -> None:
     api.logs[f"/api/v1/{namespaces}/pods/{name}/log"] = log
 
 
-def test_the_commands_shown(api, plain_environment, tmp_path):
-    """Submitted, found at work, followed and deleted as cluster/README.md shows it."""
-    write_recipe(tmp_path)
-    _, export = shown(
-        "export DISTRAIN_TEMPLATE=site/rayjob.yaml",
-        {"site/rayjob.yaml": str(TEMPLATE)},
-    )
+@pytest.fixture
+def run(api, plain_environment, tmp_path):
+    """Run a command in a shell, with more words after it; return its output."""
     environment = {
         **plain_environment,
-        **dict([export.split("=", 1)]),
         "KUBECONFIG": str(tmp_path / "kubeconfig"),
         "HOME": str(tmp_path),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "DISTRAIN_TEMPLATE": str(TEMPLATE),
     }
 
-    def run(words: list[str], *overrides: str) -> str:
-        return subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", " ".join([*words, *overrides])],
-            cwd=tmp_path,
+    def call(words: list[str], *more: str, folder: Path = tmp_path) -> str:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", " ".join([*words, *more])],
+            cwd=folder,
             capture_output=True,
             text=True,
-            check=True,
+            check=False,
             env=environment,
-        ).stdout
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return call
+
+
+def test_what_runs_need_is_created_as_shown(api, run):
+    run(
+        shown(
+            "kubectl create secret generic distrain-storage"
+            " --from-literal=AWS_ACCESS_KEY_ID=... --from-literal=...",
+            {"--from-literal=...": "--from-literal=AWS_SECRET_ACCESS_KEY=..."},
+        )
+    )
+    for words in (
+        shown("kubectl apply -f kuberay/networkpolicy.yaml"),
+        shown("kubectl apply -f prometheus/podmonitor.yml"),
+    ):
+        assert "created" in run(words, folder=TEMPLATE.parents[1])
+    assert api.names("Secret") == ["distrain-storage"]
+    assert api.names("NetworkPolicy") == api.names("PodMonitor") == ["distrain"]
+
+
+def test_a_run_is_submitted_followed_and_deleted_as_shown(api, run, tmp_path):
+    write_recipe(tmp_path)
 
     # Submit it, and find it at work.
     paths = ("run=s3://bucket/runs/my", "data.train=s3://bucket/set", "data.val=null")
