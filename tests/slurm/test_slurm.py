@@ -127,7 +127,8 @@ class Sites:
 
     def clear(self) -> None:
         """End what is left of the jobs."""
-        self.slurm.run("scancel", "--name=mine,distrain")
+        for name in ("mine", "distrain"):
+            self.slurm.run("scancel", f"--name={name}")
         self.slurm.wait_until_idle()
 
 
