@@ -13,10 +13,11 @@ well.
 
 Each command has a function of its name, whose arguments are named like the options:
 
-    train, dry_run, lr, model             train a recipe, or look at it first
+    train, dry_run, lr, model, schema     train a recipe, or look at it first
     submit, resume, jobs, logs, stop      runs as jobs on a cluster
     drain, top                            a node that goes; a run as it trains
     pack, index, stats, verify, inspect   data sets
+    bench_data                            the speed of the loader alone
 
 Importing the package loads none of torch, Ray, DALI and pyarrow: each name loads what
 it needs when it is first used.
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distrain.config import Config, list_recipes, load_config, to_yaml
+    from distrain.config_schema import schema
     from distrain.data.prepare.commands import index, inspect, pack, stats, verify
     from distrain.data.shards.dataset import Dataset
     from distrain.errors import AttemptError, RunError, UserError
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from distrain.launch.launcher import train
     from distrain.monitor.top import top
     from distrain.trainer import Summary
+    from distrain.training.bench_data import bench_data
     from distrain.training.lr_curve import lr
     from distrain.training.model_table import model
 
@@ -48,6 +51,7 @@ __all__ = [
     "RunError",
     "Summary",
     "UserError",
+    "bench_data",
     "drain",
     "dry_run",
     "index",
@@ -60,6 +64,7 @@ __all__ = [
     "model",
     "pack",
     "resume",
+    "schema",
     "stats",
     "stop",
     "submit",
@@ -73,6 +78,7 @@ __all__ = [
 # module in the place of the function.
 _MODULES = {
     "distrain.config": ("Config", "list_recipes", "load_config", "to_yaml"),
+    "distrain.config_schema": ("schema",),
     "distrain.data.prepare.commands": ("index", "inspect", "pack", "stats", "verify"),
     "distrain.data.shards.dataset": ("Dataset",),
     "distrain.errors": ("AttemptError", "RunError", "UserError"),
@@ -82,6 +88,7 @@ _MODULES = {
     "distrain.launch.launcher": ("train",),
     "distrain.monitor.top": ("top",),
     "distrain.trainer": ("Summary",),
+    "distrain.training.bench_data": ("bench_data",),
     "distrain.training.lr_curve": ("lr",),
     "distrain.training.model_table": ("model",),
 }

@@ -6,20 +6,18 @@ A recipe is one YAML file; overrides are written `key.sub=value`. Every field is
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     SerializeAsAny,
     ValidationInfo,
     field_validator,
 )
-from pydantic.fields import FieldInfo
-from pydantic_core import to_jsonable_python
 
 from distrain.data.config import Augment, DataConfig
 from distrain.data.storage.url import forbid_url_secrets
@@ -37,7 +35,7 @@ from distrain.optim.config import Reduction
 from distrain.optim.schedule import Schedule
 from distrain.optim.sgd import SGD
 from distrain.optim.update_rule import UpdateRule
-from distrain.parsing import parse_mapping, parse_section
+from distrain.parsing import OptionOverride, parse_mapping, parse_section
 
 _RECIPES_FOLDER = Path(__file__).parent / "recipes"
 
@@ -247,7 +245,10 @@ def list_recipes() -> list[str]:
     return sorted(path.stem for path in _RECIPES_FOLDER.glob("*.yaml"))
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path,
+    overrides: Sequence[str | OptionOverride] = (),
+) -> Config:
     """Load the config of a recipe, with `key.sub=value` overrides.
 
     Args:
@@ -277,7 +278,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def parse_config(
     tree: dict[str, Any],
     origin: str,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str | OptionOverride] = (),
 ) -> Config:
     """Build a config from a tree of plain values and overrides.
 
@@ -292,7 +293,7 @@ def parse_config(
 def parse_config_yaml(
     text: str,
     origin: str,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str | OptionOverride] = (),
 ) -> Config:
     """Build a config from YAML text and overrides.
 
@@ -304,7 +305,10 @@ def parse_config_yaml(
     return parse_config(parse_mapping(text, origin), origin, overrides)
 
 
-def override_config(config: Config, overrides: Sequence[str]) -> Config:
+def override_config(
+    config: Config,
+    overrides: Sequence[str | OptionOverride],
+) -> Config:
     """Return a config with `key.sub=value` overrides applied, and validated again.
 
     Raises:
@@ -313,49 +317,35 @@ def override_config(config: Config, overrides: Sequence[str]) -> Config:
     return parse_config(config.model_dump(mode="json"), "the config", overrides)
 
 
-def format_workers_override(workers: str | None) -> list[str]:
-    """Format the override for `--workers N` or `--workers MIN-MAX`; None: none."""
+def format_workers_override(workers: str | None) -> list[OptionOverride]:
+    """Format the override for `--workers auto|N|MIN-MAX`; None: none.
+
+    Raises:
+        UserError: the option's value is none of these.
+    """
     if workers is None:
         return []
-    if "-" not in workers:
-        return [f"cluster.workers={workers}"]
-    limits = ", ".join(workers.split("-"))
-    return [f"cluster.workers=[{limits}]"]
+    option = f"--workers {workers}"
+    if workers == "auto":
+        return [OptionOverride(option, "cluster.workers=auto")]
+    limits = re.fullmatch(r"0*([1-9]\d*)(?:-0*([1-9]\d*))?", workers, re.ASCII)
+    if limits is None:
+        raise UserError(
+            f"{option} is not a number of workers: use auto, N (at least 1) or MIN-MAX"
+        )
+    least, most = limits.groups()
+    if most is None:
+        return [OptionOverride(option, f"cluster.workers={least}")]
+    if int(least) > int(most):
+        raise UserError(
+            f"{option} has a minimum above its maximum: use --workers {most}-{least}"
+        )
+    return [OptionOverride(option, f"cluster.workers=[{least}, {most}]")]
 
 
 def to_yaml(config: Config) -> str:
     """Dump the resolved config as YAML; `load_config` reads an equal one from it."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def iterate_fields(config: Config) -> Iterator[tuple[str, Any, FieldInfo]]:
-    """Iterate over every field that is not a section: (dotted key, value, field)."""
-    yield from _iterate_section_fields(config, "")
-
-
-def get_result_fields(config: Config) -> dict[str, Any]:
-    """Return the fields that decide the weights, by dotted key, as JSON values."""
-    tree = config.model_dump(mode="json")
-    fields = {}
-    for key, _ in _iterate_result_fields(config):
-        value: Any = tree
-        for name in key.split("."):
-            value = value[name]
-        fields[key] = value
-    return fields
-
-
-def get_result_defaults(config: Config) -> dict[str, Any]:
-    """Return the defaults of the result fields that have one, as JSON values."""
-    defaults = {}
-    for key, info in _iterate_result_fields(config):
-        if info.is_required():
-            continue
-        # A user's own class may use default factories; one that reads the fields before
-        # its own gets none.
-        default = info.get_default(call_default_factory=True, validated_data={})
-        defaults[key] = to_jsonable_python(default)
-    return defaults
 
 
 def _format_unknown_recipe(path: Path) -> str:
@@ -367,23 +357,3 @@ def _format_unknown_recipe(path: Path) -> str:
         f"no recipe {path}: neither a file nor one that ships with distrain "
         f"({', '.join(recipes)}); {hint}"
     )
-
-
-def _iterate_result_fields(config: Config) -> Iterator[tuple[str, FieldInfo]]:
-    for key, _, info in iterate_fields(config):
-        marks = info.json_schema_extra
-        # A user's own class may leave fields unmarked: to be safe they count as result.
-        if not isinstance(marks, dict) or marks.get("decides", "result") == "result":
-            yield key, info
-
-
-def _iterate_section_fields(
-    section: BaseModel,
-    prefix: str,
-) -> Iterator[tuple[str, Any, FieldInfo]]:
-    for name, info in type(section).model_fields.items():
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            yield from _iterate_section_fields(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value, info

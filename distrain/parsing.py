@@ -3,17 +3,24 @@
 Every problem is reported, each in one sentence.
 """
 
-import difflib
+import math
 import re
+import shlex
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from distrain.errors import UserError
-from distrain.fields import Choice, Section
+from distrain.fields import Section
+from distrain.suggestions import (
+    find_choice,
+    list_keys,
+    list_valid_keys,
+    suggest_keys,
+)
 
 S = TypeVar("S", bound=Section)
 
@@ -34,6 +41,23 @@ _YamlLoader.add_implicit_resolver(
 )
 
 
+class OptionOverride(NamedTuple):
+    """Override that a command-line option stands for."""
+
+    option: str
+    """The option as typed, such as `--workers 4`; messages name it."""
+    text: str
+    """The override, `key.sub=value`."""
+
+
+class _Setter(NamedTuple):
+    """Override that has been applied to a tree."""
+
+    key: str
+    shown: str
+    """What messages call it."""
+
+
 def parse_mapping(text: str, origin: str) -> dict[str, Any]:
     """Parse YAML that holds a mapping of keys to values. Raises UserError."""
     tree = _parse_yaml(text, origin)
@@ -49,7 +73,7 @@ def parse_section(
     section_class: type[S],
     tree: dict[str, Any],
     origin: str,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str | OptionOverride] = (),
 ) -> S:
     """Apply `key.sub=value` overrides to a tree of plain values, and validate it.
 
@@ -64,26 +88,39 @@ def parse_section(
     """
     tree = deepcopy(tree)
     problems = []
+    setters = []
     # Apply the overrides. One that cannot be applied is a problem like any other, so
     # that the validation below still runs and reports its own.
-    for text in overrides:
+    for override in overrides:
+        text = override if isinstance(override, str) else override.text
         problem = _apply_override(tree, text)
         if problem:
             problems.append(problem)
+        else:
+            setters.append(_make_setter(override))
     # Validate the result.
     try:
         section = section_class.model_validate(tree)
     except ValidationError as error:
         problems += [
-            _format_problem(section_class, dict(details), tree)
+            _explain_problem(section_class, dict(details), tree, setters)
             for details in error.errors()
         ]
     # Report all problems together.
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         lines = "".join(f"\n  - {line}" for line in problems)
-        raise UserError(f"{origin} has {count}:{lines}")
+        place = f"{origin} with its overrides" if overrides else origin
+        raise UserError(f"{place} has {count}:{lines}")
     return section
+
+
+def _make_setter(override: str | OptionOverride) -> _Setter:
+    if isinstance(override, OptionOverride):
+        return _Setter(override.text.partition("=")[0], override.option)
+    key, _, value = override.partition("=")
+    # A URL may hold a secret, which messages must not show.
+    return _Setter(key, f"override {key}={'...' if '://' in value else value}")
 
 
 def _parse_yaml(text: str, origin: str) -> Any:
@@ -115,19 +152,67 @@ def _apply_override(tree: dict[str, Any], text: str) -> str | None:
     return None
 
 
-def _format_problem(
+def _explain_problem(
     section_class: type[Section],
     error: dict[str, Any],
     tree: dict[str, Any],
+    setters: Sequence[_Setter],
 ) -> str:
-    """Format one of pydantic's errors on a tree as one line."""
+    """Explain one of pydantic's errors on a tree; name the override that caused it."""
     path = [str(key) for key in error["loc"]]
-    key = ".".join(path)
-    if error["type"] == "extra_forbidden":
-        return _format_unknown_key(section_class, path, tree)
     if error["type"] == "no_choice":
-        return f"{key}.name: {error['msg']}"
-    if error["type"] == "no_section":
+        path.append("name")
+    key = ".".join(path)
+    setter = _find_setter(path, error, tree, setters)
+    if error["type"] == "extra_forbidden":
+        problem = _format_unknown_key(section_class, path, tree, setter, setters)
+    else:
+        problem = _format_problem(key, error)
+    if setter is None:
+        return problem
+    # The override names the key already, unless the problem is another key's.
+    if setter.key == key or setter.key.startswith(f"{key}."):
+        problem = problem.removeprefix(f"{key}: ")
+    return f"{setter.shown}: {problem}"
+
+
+def _find_setter(
+    path: list[str],
+    error: dict[str, Any],
+    tree: dict[str, Any],
+    setters: Sequence[_Setter],
+) -> _Setter | None:
+    """Find the last override that set what an error is about; None: the tree did."""
+    key = ".".join(path)
+    # It set the value itself, a section around it, or an unknown section.
+    is_unknown = error["type"] == "extra_forbidden"
+    for setter in reversed(setters):
+        if f"{key}.".startswith(f"{setter.key}."):
+            return setter
+        if is_unknown and setter.key.startswith(f"{key}."):
+            return setter
+    if error["type"] != "value_error":
+        return None
+    # It set another key that a check across fields names before the remedy: by its last
+    # part in the same section, in full elsewhere.
+    section = path
+    value: Any = tree
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        section = path[:-1]
+    prefix = "".join(f"{name}." for name in section)
+    cause = error["msg"].removeprefix("Value error, ").partition(": ")[0]
+    for setter in reversed(setters):
+        name = re.escape(setter.key.removeprefix(prefix))
+        if re.search(rf"(?<![\w.]){name}(?![\w.])", cause):
+            return setter
+    return None
+
+
+def _format_problem(key: str, error: dict[str, Any]) -> str:
+    """Format one of pydantic's errors at a known key as one line."""
+    if error["type"] in ("no_choice", "no_section"):
         return f"{key}: {error['msg']}"
     if error["type"] == "missing":
         return f"{key} is missing: set it in the recipe, or as {key}=..."
@@ -142,58 +227,32 @@ def _format_unknown_key(
     section_class: type[Section],
     path: list[str],
     tree: dict[str, Any],
+    setter: _Setter | None,
+    setters: Sequence[_Setter],
 ) -> str:
     """Explain a key that does not exist, and suggest the key that may be meant."""
     key = ".".join(path)
-    known = _list_keys(section_class)
-    # The key is known, so it belongs to an implementation other than the chosen one.
-    if key in known:
-        kind = section_class.model_fields[path[0]].annotation
-        assert isinstance(kind, type)
-        assert issubclass(kind, Choice)
-        name = tree[path[0]].get("name", kind.default_name)
-        return f"{key} is not a setting of {path[0]} {name}: remove it"
-    # Suggest a similar key, or else one of the same name in any section. Keys of the
-    # chosen implementation come first, since a user's own class is not in `known`.
-    known = _list_choice_keys(section_class, path[0], tree) + known
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not near:
-        near = [other for other in known if other.split(".")[-1] == path[-1]]
+    # The key is that of an implementation other than the chosen one.
+    if key in list_keys(section_class):
+        choice = find_choice(section_class, path[0], tree)
+        assert choice is not None
+        name, chosen = choice
+        clash = f"{key} is not a setting of {path[0]} {name}"
+        names = [other for other in setters if other.key == f"{path[0]}.name"]
+        if setter is not None or not names:
+            return f"{clash}: remove it"
+        # The recipe sets the key, and an override the name: only an override of the
+        # whole section can leave the key out.
+        kept = {k: v for k, v in tree[path[0]].items() if k in chosen.model_fields}
+        values = yaml.safe_dump(
+            kept, default_flow_style=True, sort_keys=False, width=math.inf
+        )
+        section = shlex.quote(f"{path[0]}={values.strip()}")
+        typed = names[-1].shown.removeprefix("override ")
+        return f"{clash}: replace the section, with {section} instead of {typed}"
+    near = suggest_keys(key, list_valid_keys(section_class, tree))
     if not near:
         return f"unknown key {key}: remove it (--dry-run shows all keys)"
-    return f"unknown key {key}; did you mean {near[0]}?"
-
-
-def _list_choice_keys(
-    section_class: type[Section],
-    section: str,
-    tree: dict[str, Any],
-) -> list[str]:
-    """List the dotted keys of the implementation that a tree names in a section.
-
-    The implementation may be a user's own class. Any other section has none.
-    """
-    info = section_class.model_fields.get(section)
-    kind = info.annotation if info is not None else None
-    if not isinstance(kind, type) or not issubclass(kind, Choice):
-        return []
-    chosen = kind.find_class(tree[section].get("name", kind.default_name))
-    return [f"{section}.{key}" for key in _list_keys(chosen)]
-
-
-def _list_keys(section: type[BaseModel]) -> list[str]:
-    """List all dotted keys below a section, for all registered choices."""
-    keys: list[str] = []
-    for name, info in section.model_fields.items():
-        kind = info.annotation
-        nested: list[type[BaseModel]] = []
-        if isinstance(kind, type) and issubclass(kind, Choice):
-            nested = kind.list_classes()
-        elif isinstance(kind, type) and issubclass(kind, BaseModel):
-            nested = [kind]
-        nested_keys: list[str] = []
-        for nested_class in nested:
-            nested_keys += [f"{name}.{key}" for key in _list_keys(nested_class)]
-        # A plain value is a key itself.
-        keys += nested_keys or [name]
-    return keys
+    *others, last = near
+    suggestion = f"{', '.join(others)} or {last}" if others else last
+    return f"unknown key {key}; did you mean {suggestion}?"

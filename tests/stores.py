@@ -1,5 +1,7 @@
 """What every `Store` has to do, wherever its files are."""
 
+import time
+
 import pytest
 
 from distrain.data.storage.backend import DirectoryEntry
@@ -56,6 +58,10 @@ def behaves_as_a_folder(store: Store) -> None:
         False,
     ]
     assert store.get_size("c.bin") == 1000
+    # In seconds since 1970; the storage's clock is another one.
+    modified = store.get_modified_time("c.bin")
+    assert modified is not None
+    assert abs(modified - time.time()) < 24 * 3600
 
     # Written again
     store.write("a/b.bin", b"new")
@@ -68,7 +74,12 @@ def behaves_as_a_folder(store: Store) -> None:
     # Removed
     store.remove("a/b.bin")
     assert (store.list_names("a"), store.exists("a/b.bin")) == (["d.bin"], False)
-    for act in (store.read, store.get_size, store.get_etag):
+    for act in (
+        store.read,
+        store.get_size,
+        store.get_etag,
+        store.get_modified_time,
+    ):
         with pytest.raises(FileNotFoundError):
             act("a/b.bin")
     assert store.counters.errors_by_kind == {"FileNotFoundError": 1}

@@ -6,8 +6,7 @@ from pydantic import BaseModel
 
 from distrain.config import (
     Config,
-    get_result_fields,
-    iterate_fields,
+    format_workers_override,
     list_recipes,
     load_config,
     parse_config,
@@ -21,6 +20,7 @@ from distrain.models.alexnet import AlexNet, AlexNetBN
 from distrain.models.model import ImportedModel
 from distrain.optim.schedule import CosineSchedule
 from distrain.optim.sgd import SGD
+from distrain.result_fields import get_result_fields, iterate_fields
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 LEAST = {"data": {"train": "somewhere"}, "schedule": {"name": "constant", "lr": 0.1}}
@@ -124,9 +124,9 @@ def test_overrides(tmp_path):
     assert load_config(path).schedule.lr == 0.001
 
 
-def problems(tree):
+def problems(tree, overrides=()):
     with pytest.raises(UserError) as caught:
-        parse_config(tree, "test")
+        parse_config(tree, "test", overrides)
     return str(caught.value)
 
 
@@ -195,7 +195,8 @@ def test_keys_of_the_other_kind_and_unknown_names():
     assert (
         "model.width is not a setting of model torchvision:resnet50: remove it" in text
     )
-    assert "unknown key model.lrm; did you mean model.lrn?" in text
+    # lrn is a key of alexnet2012 alone.
+    assert "unknown key model.lrm: remove it (--dry-run shows all keys)" in text
     text = problems({**LEAST, "loss": {"name": "hinge", "label_smoothing": 0.1}})
     assert "loss.label_smoothing is not a setting of loss hinge: remove it" in text
     text = problems(
@@ -208,6 +209,125 @@ def test_keys_of_the_other_kind_and_unknown_names():
     assert "the paper's form has no nesterov" in text
     text = problems({**LEAST, "loss": {"name": "hinge", "one_vs_rest": True}})
     assert "one_vs_rest belongs to form = binary" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            ["optimizer.lr=0.1"],
+            "override optimizer.lr=0.1: unknown key optimizer.lr; did you mean schedule.lr?",
+        ),
+        (
+            ["trainer.x=1"],
+            "override trainer.x=1: unknown key trainer: remove it (--dry-run shows all keys)",
+        ),
+        (
+            ["schedule.lr=1", "schedule={name: constant}"],
+            "override schedule={name: constant}: schedule.lr is missing: "
+            "set it in the recipe, or as schedule.lr=...",
+        ),
+        (
+            ["seed=1", "seed=x"],
+            "override seed=x: input should be a valid integer, not 'x'",
+        ),
+        (
+            ["loss={name: cross}"],
+            "override loss={name: cross}: loss.name: must be one of cross_entropy, hinge, "
+            "huber, l1, l2, smooth_l1, package.module:Class, not 'cross'",
+        ),
+        # A check of a field that the override did not set.
+        (
+            ["epochs=2", "global_batch=100"],
+            "override global_batch=100: virtual_workers: 8 does not divide "
+            "global_batch = 100: use 10, or another global_batch",
+        ),
+        (
+            ["reduction.fraction_bits=40", "threads=2", "lanes=3"],
+            "override threads=2: reduction: exact mode needs threads = 1, not 2, since "
+            "gradients differ between thread counts: raise lanes (micro-batches "
+            "computed side by side) to use more cores",
+        ),
+        (
+            ["optimizer.momentum=0", "optimizer.nesterov=true"],
+            "override optimizer.nesterov=true: nesterov needs momentum: raise it, or "
+            "remove nesterov",
+        ),
+    ],
+)
+def test_an_override_is_named_by_the_problem_that_it_causes(overrides, problem):
+    text = problems(LEAST, overrides)
+    assert text == f"test with its overrides has 1 problem:\n  - {problem}"
+
+
+def test_a_problem_of_the_file_is_not_an_overrides():
+    text = problems({**LEAST, "epochz": 3, "seed": -1}, ["epochs=0", "lanes=1"])
+    assert text.splitlines()[1:] == [
+        "  - seed: input should be greater than or equal to 0, not -1",
+        "  - override epochs=0: input should be greater than or equal to 1, not 0",
+        "  - unknown key epochz; did you mean epochs?",
+    ]
+    tree = {**LEAST, "threads": 2}
+    assert "  - reduction: exact" in problems(tree, ["reduction.fraction_bits=40"])
+    tree = {**LEAST, "optimizer": {"momentum": 0.0, "nesterov": True}}
+    assert "  - optimizer.nesterov: " in problems(tree, ["optimizer.form=torch"])
+    assert "override optimizer.momentum=0: optimizer.nesterov: nesterov needs" in (
+        problems(tree, ["optimizer.momentum=0"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "override", "remedy", "name"),
+    [
+        (
+            {"optimizer": {"momentum": 0.9}},
+            "optimizer.name=adam",
+            "optimizer={name: adam}",
+            "adam",
+        ),
+        (
+            {"schedule": {"name": "step", "lr": 1e-3, "drop_epochs": [1], "factor": 0.5}},
+            "schedule.name=cosine",
+            "schedule={name: cosine, lr: 0.001}",
+            "cosine",
+        ),
+    ],
+)  # fmt: skip
+def test_keys_of_the_recipe_that_an_overrides_choice_lacks(
+    section, override, remedy, name
+):
+    """They cannot be removed by an override: the message has one that works."""
+    tree = {**LEAST, **section}
+    text = problems(tree, [override])
+    assert f"replace the section, with '{remedy}' instead of {override}" in text
+    (key,) = section
+    assert getattr(parse_config(tree, "test", [remedy]), key).name == name
+
+
+@pytest.mark.parametrize(
+    ("workers", "problem"),
+    [
+        ("x", "--workers x is not a number of workers: use auto, N (at least 1) or "),
+        ("0", "--workers 0 is not a number of workers: use auto"),
+        ("1-2-3", "--workers 1-2-3 is not a number of workers: use auto"),
+        ("4-2", "--workers 4-2 has a minimum above its maximum: use --workers 2-4"),
+        ("9", "\n  - --workers 9: workers = 9 is more than virtual_workers = 8, so "),
+        ("1-9", "\n  - --workers 1-9: workers = 9 is more than virtual_workers = 8"),
+    ],
+)
+def test_the_option_workers_is_named_as_typed(workers, problem):
+    with pytest.raises(UserError) as caught:
+        parse_config(LEAST, "test", format_workers_override(workers))
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("workers", "parsed"),
+    [(None, "auto"), ("auto", "auto"), ("3", (3, 3)), ("2-4", (2, 4)), ("02", (2, 2))],
+)
+def test_the_option_workers(workers, parsed):
+    overrides = format_workers_override(workers)
+    assert parse_config(LEAST, "test", overrides).cluster.workers == parsed
 
 
 def test_what_is_not_a_config(tmp_path):
@@ -264,9 +384,10 @@ def test_frozen():
     ],
 )
 def test_a_secret_in_a_url_is_refused_and_not_shown(key, url):
-    with pytest.raises(UserError, match="the URL holds a secret") as refused:
-        parse_config({**LEAST}, "test", [f"{key}={url}"])
-    assert "hunter2" not in str(refused.value)
+    for overrides in ([f"{key}={url}"], [f"{key}={url}", "data.x=1"]):
+        with pytest.raises(UserError, match="the URL holds a secret") as refused:
+            parse_config({**LEAST}, "test", overrides)
+        assert "hunter2" not in str(refused.value)
 
 
 def test_event_files_are_on_a_disk():

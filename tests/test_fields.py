@@ -9,20 +9,14 @@ import test_fake_gpu
 import yaml
 from safetensors.torch import load_file
 
-from distrain.config import (
-    Config,
-    get_result_defaults,
-    get_result_fields,
-    parse_config,
-    parse_config_yaml,
-    to_yaml,
-)
+from distrain.config import Config, parse_config, parse_config_yaml, to_yaml
 from distrain.errors import UserError
 from distrain.losses import L1, Hinge, Loss
 from distrain.models.model import Model
 from distrain.optim.schedule import Schedule
 from distrain.optim.sgd import SGD
 from distrain.optim.update_rule import UpdateRule
+from distrain.result_fields import get_result_defaults, get_result_fields
 
 LEAST = {
     "data": {"train": "x", "val": "y"},

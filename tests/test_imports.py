@@ -121,6 +121,7 @@ def test_no_pickle_anywhere():
     [
         ("cli.main", ("torch", "numpy", "nvidia", "pyarrow")),
         ("config", ("torch", "nvidia", "pyarrow")),
+        ("config_schema", ("torch", "ray", "nvidia", "pyarrow")),
         ("data.order", ("torch", "nvidia", "pyarrow")),
         ("data.decoding.augment", ("torch", "nvidia", "pyarrow")),
         ("launch.mailbox", ("torch", "numpy", "nvidia", "pyarrow")),

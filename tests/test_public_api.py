@@ -20,7 +20,7 @@ from distrain.monitor.sinks import PlainConsole
 HEAVY = ("torch", "torchvision", "ray", "nvidia", "pyarrow", "numpy", "fsspec")
 # What a command prints or how it asks; from Python, results and callbacks say it.
 ONLY_TYPED = {
-    "overrides": "load_config takes them",
+    "overrides": "load_config takes them, or the function does",
     "follow": "logs(job, follow=True)",
     "max_rejects": "the result lists what was rejected",
     "every": "call top again",
@@ -98,20 +98,24 @@ def commands() -> dict[str, dict[str, str]]:
     """Of each command, its parameters and the options that they are typed as."""
     group = typer.main.get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
-    return {
-        name: {
-            parameter.name: parameter.opts[0].lstrip("-").replace("-", "_")
-            for parameter in command.params
-        }
-        for name, command in group.commands.items()
-        if not hasattr(command, "commands")
-    }
+    found = {}
+    for name, command in group.commands.items():
+        inner = getattr(command, "commands", None)
+        leaves = (
+            {f"{name}_{k}": c for k, c in inner.items()} if inner else {name: command}
+        )
+        for leaf, one in leaves.items():
+            found[leaf] = {
+                parameter.name: parameter.opts[0].lstrip("-").replace("-", "_")
+                for parameter in one.params
+            }
+    return found
 
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_is_a_function_with_the_same_words(command):
     function = getattr(package, command)
-    taken = set(inspect.signature(function).parameters)
+    taken = {*inspect.signature(function).parameters}
     for parameter, option in commands()[command].items():
         if parameter in ONLY_TYPED:
             continue
@@ -160,13 +164,18 @@ def test_a_data_set_from_python(photos, tmp_path):
     assert [reject.name for reject in packed.rejects] == ["dog/junk.jpg"]
     assert progress[0] == (0, 13)
     assert progress[-1] == (13, 13)
-    assert package.verify(target) == []
+    verified = package.verify(target)
+    assert (verified.problems, verified.num_images) == ([], 12)
     summary = package.inspect(target, sheet=tmp_path / "sheet.png")
     assert summary.rows_per_class == {"cat": 6, "dog": 6}
     assert summary.heights == (48, 48, 48)
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
     found = package.stats(target).statistics
     assert found.mean.tolist() == packed.manifest.statistics.mean.tolist()
+    with pytest.raises(package.UserError, match="has its statistics in its manifest"):
+        package.stats(target, labels="labels.txt")
+    with pytest.raises(package.UserError, match="no folder .*nowhere"):
+        package.inspect(target, sheet=tmp_path / "nowhere/sheet.png")
     dataset = package.Dataset.open(target)
     rows = list(dataset)
     assert len(rows) == len(dataset) == 12
@@ -235,7 +244,7 @@ def test_workers_are_checked_as_in_a_recipe(tmp_path):
     config = package.load_config(
         Path(__file__).parents[1] / "configs/quickstart.yaml", [f"run={tmp_path}"]
     )
-    with pytest.raises(package.UserError, match="minimum above its maximum"):
+    with pytest.raises(package.UserError, match="has a minimum above its maximum"):
         package.train(config, workers="3-2")
     with pytest.raises(package.UserError, match="cannot submit to 'nomad'"):
         package.submit(config, to="nomad")

@@ -329,7 +329,7 @@ def test_what_one_host_alone_lacks_ends_all_ranks(config, ranks):
     assert [rank["status"] for rank in found] == ["UserError"] * 3, found
     assert len({rank["text"] for rank in found}) == 1
     assert (
-        "loss.name: nowhere:Focal cannot be imported (ModuleNotFoundError"
+        "loss.name=nowhere:Focal: nowhere:Focal cannot be imported (ModuleNotFoundError"
         in found[0]["text"]
     )
 

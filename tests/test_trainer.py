@@ -287,13 +287,16 @@ def test_a_saved_config_starts_the_same_run(narrow, console, tmp_path):
 
 def test_a_finished_run_says_so(narrow, console):
     first = run(narrow(), console)
-    second = run(narrow(), console)
+    console.events.clear()
+    second = run(narrow(metrics={"port": 9477}), console)
     assert (second.status, second.weights, second.step) == (
         "already finished",
         first.weights,
         22,
     )
     assert not Store(second.run).exists("metrics-002.jsonl")
+    told = [e for e in console.events if e.startswith(("metrics at", "resumed from"))]
+    assert told == []
 
 
 def test_a_run_in_a_bucket(narrow, console):

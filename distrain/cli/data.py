@@ -104,19 +104,24 @@ def index_images(
     from distrain.data.prepare.pack import REJECTS_FILE
     from distrain.data.storage.store import Store
 
-    with ImageProgress() as progress:
-        result = index(
-            source,
-            to=to,
-            labels=labels,
-            names=names,
-            image_column=image_column,
-            label_column=label_column,
-            pixel_limit=pixel_limit,
-            processes=processes,
-            on_source=_print_source,
-            on_progress=progress.update,
-        )
+    try:
+        with ImageProgress() as progress:
+            result = index(
+                source,
+                to=to,
+                labels=labels,
+                names=names,
+                image_column=image_column,
+                label_column=label_column,
+                pixel_limit=pixel_limit,
+                processes=processes,
+                on_source=_print_source,
+                on_progress=progress.update,
+            )
+    # The manifest is written at the end.
+    except KeyboardInterrupt:
+        typer.echo("stopped; nothing was written")
+        raise SystemExit(130) from None
 
     # Training opens the manifest, which names the shards if they lie elsewhere.
     manifest_url = Store(result.manifest_url).redacted_url
@@ -161,28 +166,25 @@ def verify_images(url: DatasetArgument) -> None:
     Reads everything once.
     """
     from distrain.cli.progress import ImageProgress
-    from distrain.data.prepare.verify import verify_dataset
-    from distrain.data.shards.manifest import Manifest
+    from distrain.data.prepare.commands import verify
     from distrain.data.storage.store import Store
 
-    store = Store(url)
-    manifest = Manifest.load(store)
     with ImageProgress() as progress:
-        problems = verify_dataset(store, manifest, progress.update)
+        result = verify(url, on_progress=progress.update)
+    manifest = result.manifest
 
     # Bad samples that `index` recorded are not problems: they have weight zero.
-    for location, description in problems:
+    for location, description in result.problems:
         typer.echo(f"{location}: {description}")
     num_bad = len(manifest.bad_samples)
     known_bad = f"; {_format_count(num_bad, 'known-bad image')}" if num_bad else ""
-    typer.echo(
-        f"{_format_count(manifest.num_rows, 'image')} in "
-        f"{_format_count(len(manifest.shards), 'shard')}: "
-        f"{_format_count(len(problems), 'problem')}{known_bad}"
-    )
-    if problems:
+    images = _format_share(result.num_images, manifest.num_rows, "image")
+    shards = _format_share(result.num_shards, len(manifest.shards), "shard")
+    problems = _format_count(len(result.problems), "problem")
+    typer.echo(f"{images} in {shards}: {problems}{known_bad}")
+    if result.problems:
         raise RunError(
-            f"{store.redacted_url} does not match its manifest: restore the files "
+            f"{Store(url).redacted_url} does not match its manifest: restore the files "
             "listed above, or pack or index the data set again"
         )
 
@@ -221,6 +223,12 @@ def inspect_dataset(
 
 def _format_count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _format_share(count: int, total: int, noun: str) -> str:
+    """Return "2,048 images", or "1,024 of 2,048 images" for a part of them."""
+    part = "" if count == total else f"{count:,} of "
+    return f"{part}{_format_count(total, noun)}"
 
 
 def _format_size(manifest: "Manifest", shard_noun: str) -> str:

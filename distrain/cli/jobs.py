@@ -7,11 +7,13 @@ from typing import Annotated
 import typer
 
 from distrain.cli.options import (
+    NO_VALUE,
     AddressOption,
     DryRunOption,
     FilesOption,
     FollowOption,
     NamespaceOption,
+    OtherHardwareOption,
     OverridesArgument,
     PlatformOption,
     RecipeArgument,
@@ -36,13 +38,19 @@ def submit_job(
     files: FilesOption = None,
     job: Annotated[
         str | None,
-        typer.Option("--id", help="Job ID.", show_default="derived from the run"),
+        typer.Option(
+            "--id",
+            metavar="NAME",
+            help="Job ID.",
+            show_default="derived from the run",
+        ),
     ] = None,
     follow: FollowOption = False,
     dry_run: DryRunOption = False,
     to: PlatformOption = "ray",
     template: TemplateOption = None,
     namespace: NamespaceOption = None,
+    accept_other_hardware: OtherHardwareOption = False,
 ) -> None:
     """Submit a run as a job: to a Ray cluster, Kubernetes (KubeRay) or Slurm.
 
@@ -70,6 +78,7 @@ def submit_job(
         id=job,
         template=template,
         namespace=namespace,
+        accept_other_hardware=accept_other_hardware,
         dry_run=dry_run,
         log=log_to_stderr,
     )
@@ -87,6 +96,7 @@ def resume_run(
     to: PlatformOption = "ray",
     template: TemplateOption = None,
     namespace: NamespaceOption = None,
+    accept_other_hardware: OtherHardwareOption = False,
 ) -> None:
     """Resume a run as a cluster job, from the config in its run directory."""
     from distrain.launch.jobs import resume
@@ -101,6 +111,7 @@ def resume_run(
         files=files or [],
         template=template,
         namespace=namespace,
+        accept_other_hardware=accept_other_hardware,
         dry_run=dry_run,
         log=log_to_stderr,
     )
@@ -133,7 +144,12 @@ def show_logs(
     address: AddressOption = None,
     follow: Annotated[
         bool,
-        typer.Option("--follow", "-f", help="Follow the log until the job ends."),
+        typer.Option(
+            "--follow",
+            "-f",
+            help="Follow the log until the job ends.",
+            metavar=NO_VALUE,
+        ),
     ] = False,
 ) -> None:
     """Print a job's log (also kept as log-*.txt in the run directory)."""
@@ -163,8 +179,10 @@ def stop_job(
     from distrain.launch.jobs import stop
 
     ended_job = stop(job, address, log=log_to_stderr)
-    status = ended_job.status.lower()
-    typer.echo(f"{job} {status}; {format_resume_hint(ended_job, address)}")
+    text = f"{job} {ended_job.status.lower()}"
+    if ended_job.status != "SUCCEEDED":
+        text += f"; {format_resume_hint(ended_job, address)}"
+    typer.echo(text)
 
 
 def drain_host(

@@ -24,7 +24,12 @@ from distrain.cli.jobs import (
     stop_job,
     submit_job,
 )
-from distrain.cli.options import DatasetArgument, OverridesArgument, RecipeArgument
+from distrain.cli.options import (
+    NO_VALUE,
+    DatasetArgument,
+    OverridesArgument,
+    RecipeArgument,
+)
 from distrain.cli.train import train
 from distrain.errors import RunError, UserError
 
@@ -62,8 +67,11 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
+        # Python's own text starts with a number, and has the file last.
+        reason = error.strerror or str(error)
+        cause = f"{error.filename}: {reason}" if error.filename else reason
         sys.stderr.write(
-            f"error: {error}: check the path, its permissions and the free space\n"
+            f"error: {cause}: check the path, its permissions and the free space\n"
         )
         raise SystemExit(1) from None
 
@@ -71,7 +79,8 @@ def main() -> None:
 @app.callback(invoke_without_command=True)
 def show_version(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.")
+        bool,
+        typer.Option("--version", help="Print the version and exit.", metavar=NO_VALUE),
     ] = False,
 ) -> None:
     """Print the version if --version is given."""
@@ -149,6 +158,15 @@ def show_model(
         typer.echo(line)
 
 
+def print_schema() -> None:
+    """Print the JSON Schema of recipes, for completion and checks in editors."""
+    import json
+
+    from distrain.config_schema import schema
+
+    typer.echo(json.dumps(schema(), indent=2))
+
+
 def watch_run(
     run: Annotated[
         str,
@@ -192,7 +210,7 @@ def watch_run(
         return
 
 
-def bench_data(
+def print_data_bench(
     url: DatasetArgument,
     overrides: Annotated[
         list[str] | None,
@@ -207,13 +225,9 @@ def bench_data(
     ] = 2048,
 ) -> None:
     """Time the data loader alone, next to a bare decode of the same files."""
-    from distrain.cli.bench import (
-        format_bench_result,
-        make_bench_config,
-        measure_loader,
-    )
+    from distrain.training.bench_data import bench_data, format_bench_result
 
-    result = measure_loader(make_bench_config(url, overrides or []), images)
+    result = bench_data(url, overrides or [], images=images)
     for line in format_bench_result(result):
         typer.echo(line)
 
@@ -223,6 +237,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "lr": show_lr,
     "model": show_model,
+    "schema": print_schema,
     "top": watch_run,
     "submit": submit_job,
     "jobs": list_jobs,
@@ -240,4 +255,4 @@ for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
 
 app.add_typer(bench_app, name="bench")
-bench_app.command("data")(bench_data)
+bench_app.command("data")(print_data_bench)

@@ -10,6 +10,10 @@ import typer
 Platform = Literal["ray", "kuberay", "slurm"]
 
 
+NO_VALUE = ""
+"""Metavar of flags: without one, typer's help shows their Python type."""
+
+
 class Encoding(str, Enum):
     """Format of the stored images."""
 
@@ -40,6 +44,14 @@ OverridesArgument = Annotated[
     typer.Argument(
         metavar="key.sub=value",
         help="Config overrides, e.g. optimizer.momentum=0.95",
+    ),
+]
+OtherHardwareOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-other-hardware",
+        help="Resume on hardware that does not reproduce the checkpoint bit for bit.",
+        metavar=NO_VALUE,
     ),
 ]
 
@@ -158,22 +170,35 @@ FilesOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--with",
+        metavar="PATH",
         help="Python file or folder to send along for your own model, loss, optimizer "
         "or schedule; may be repeated.",
     ),
 ]
 FollowOption = Annotated[
     bool,
-    typer.Option("--follow", "-f", help="Show the run's progress until it ends."),
+    typer.Option(
+        "--follow",
+        "-f",
+        help="Show the run's progress until it ends.",
+        metavar=NO_VALUE,
+    ),
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Print what would be sent; send nothing.")
+    bool,
+    typer.Option(
+        "--dry-run", help="Print what would be sent; send nothing.", metavar=NO_VALUE
+    ),
 ]
-PlatformOption = Annotated[Platform, typer.Option(help="Where the job runs.")]
+PlatformOption = Annotated[
+    Platform,
+    typer.Option(metavar="WHERE", help="Where the job runs: ray, kuberay or slurm."),
+]
 TemplateOption = Annotated[
     Path | None,
     typer.Option(
         envvar="DISTRAIN_TEMPLATE",
+        metavar="FILE",
         help="Your site's manifest (kuberay) or script (slurm); examples are in "
         "cluster/.",
     ),
@@ -181,6 +206,7 @@ TemplateOption = Annotated[
 NamespaceOption = Annotated[
     str | None,
     typer.Option(
+        metavar="NAME",
         help="Kubernetes namespace.",
         show_default="the template's, else the kubeconfig's",
     ),

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distrain import __version__
-from distrain.cli.options import OverridesArgument, RecipeArgument
+from distrain.cli.options import (
+    NO_VALUE,
+    OtherHardwareOption,
+    OverridesArgument,
+    RecipeArgument,
+)
 from distrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +31,7 @@ _ResumeOption = Annotated[
         "--resume",
         help="Fail if there is no checkpoint (without this flag, one is used if "
         "present).",
+        metavar=NO_VALUE,
     ),
 ]
 _DryRunOption = Annotated[
@@ -33,6 +39,7 @@ _DryRunOption = Annotated[
     typer.Option(
         "--dry-run",
         help="Print the resolved config and the numbers derived from it; do not train.",
+        metavar=NO_VALUE,
     ),
 ]
 _WorkersOption = Annotated[
@@ -52,13 +59,6 @@ _AddressOption = Annotated[
         "HOST:PORT or ray://HOST:PORT.",
     ),
 ]
-_OtherHardwareOption = Annotated[
-    bool,
-    typer.Option(
-        "--accept-other-hardware",
-        help="Resume on hardware that does not reproduce the checkpoint bit for bit.",
-    ),
-]
 
 
 def train(
@@ -68,7 +68,7 @@ def train(
     dry_run: _DryRunOption = False,
     workers: _WorkersOption = None,
     address: _AddressOption = None,
-    accept_other_hardware: _OtherHardwareOption = False,
+    accept_other_hardware: OtherHardwareOption = False,
 ) -> None:
     """Train on this machine's GPUs or CPU cores, or on a Ray cluster.
 

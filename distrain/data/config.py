@@ -1,11 +1,24 @@
 """Config sections of the data sets and of the augmentation."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ByteSize, ValidationInfo, field_validator
+from pydantic import ByteSize, ValidationInfo, WithJsonSchema, field_validator
 
 from distrain.data.storage.url import forbid_url_secrets
 from distrain.fields import Section, operation_field, result_field
+
+# pydantic's schema of ByteSize would accept any unit, and anything behind it.
+_SIZE_PATTERN = (
+    r"^\s*(?=[\d.]*[1-9])\d*\.?\d+\s*"
+    r"(([KMGTPEkmgtpe][Ii]?)?[Bb]([Ii][Tt])?|[KMGTPEkmgtpe])?\s*$"
+)
+_SIZE_SCHEMA = {
+    "anyOf": [
+        {"type": "integer", "minimum": 1},
+        {"type": "string", "pattern": _SIZE_PATTERN},
+    ]
+}
+_Size = Annotated[ByteSize, WithJsonSchema(_SIZE_SCHEMA)]
 
 
 class DataConfig(Section):
@@ -35,7 +48,7 @@ class DataConfig(Section):
     pixel_limit: int = result_field(50_000_000, ge=1)
     """Pixels; an image that claims more is a bad sample, so that a damaged header
     cannot take all memory. [result]"""
-    memory: ByteSize = operation_field(ByteSize(2 << 30), gt=0)
+    memory: _Size = operation_field(ByteSize(2 << 30), gt=0)
     """Bytes of row groups that one rank keeps in memory, a number or a text such as
     512MiB or 2GiB; beyond them rows are read again. [operation]"""
     connections: int = operation_field(8, ge=1)
@@ -43,7 +56,7 @@ class DataConfig(Section):
     cache: str | None = operation_field(None)
     """Folder on this machine's disk that keeps row groups for later epochs, shared by
     all ranks on the machine; null: none. [operation]"""
-    cache_bytes: ByteSize = operation_field(ByteSize(64 << 30), gt=0)
+    cache_bytes: _Size = operation_field(ByteSize(64 << 30), gt=0)
     """Bytes that `cache` may hold, a number or a text such as 64GiB. [operation]"""
     decode_threads: int | None = operation_field(None, ge=1)
     """Threads that decode images; null: one per CPU core of the rank. [operation]"""

@@ -91,6 +91,9 @@ class Loader:
         self._replay_queue: deque[PendingBatch] = deque()
         # Batches that were fed to the decoder and are not decoded yet.
         self._pending_batches: deque[PendingBatch] = deque()
+        # The batch that failed although each of its files decodes alone: it is fed to
+        # a new decoder once.
+        self._retried_batch: PendingBatch | None = None
         # Decoded batches, or the exception that ended the loading.
         self._ready_queue: queue.Queue[MicroBatch | BaseException] = queue.Queue(
             maxsize=1
@@ -170,12 +173,8 @@ class Loader:
 
     def _open_recorder(self, run_dir: str) -> InFlightRecorder | None:
         """Open a record of the samples in flight, if the decoder may crash on them."""
-        manifest = self._dataset.manifest
-        # Files that others wrote were verified with PIL only, and may crash DALI.
-        is_trusted = self._decode_plan.is_raw or (
-            manifest.verified and manifest.layout == "distrain"
-        )
-        if is_trusted or self._data_config.backend != "dali":
+        may_crash = self._dataset.manifest.may_crash_decoder
+        if not may_crash or self._data_config.backend != "dali":
             return None
         return InFlightRecorder(
             run_dir,
@@ -207,8 +206,9 @@ class Loader:
     def _decode_or_rebuild(self) -> torch.Tensor:
         """Return the next decoded batch.
 
-        If the decoder fails on a file, substitute a placeholder for the file, rebuild
-        the decoder, and feed it the batches in flight again.
+        If the decoder fails, substitute a placeholder for the file that it failed on
+        (none, if each decodes alone), rebuild the decoder, and feed it the batches in
+        flight again.
         """
         while True:
             try:
@@ -227,12 +227,27 @@ class Loader:
     def _mark_bad_samples(self, pending: PendingBatch, error: DecodeError) -> None:
         """Record as bad samples the files that the decoder rejected.
 
+        If each file decodes alone, record none: the batch is retried, once.
+
         Raises:
             AttemptError: the data set was verified when it was written, or no file can
-                be blamed: each decodes alone, or is a placeholder.
+                be blamed: the retry failed, or a placeholder did.
         """
         reasons = self._find_bad_files(pending, error)
         sample_ids = pending.request.sample_ids
+        if not reasons and pending is not self._retried_batch:
+            self._retried_batch = pending
+            return
+
+        # No file is to blame, or one that is the placeholder already: a new decoder fed
+        # with the same files could fail again, forever.
+        all_replaceable = all(pending.sample_weights[i] for i in reasons)
+        if not reasons or not all_replaceable:
+            raise AttemptError(
+                f"the decoder failed ({error}) on samples {sample_ids.tolist()}, "
+                "although no single file of theirs is at fault: check DALI's version "
+                "and this machine's memory"
+            )
 
         # A verified file that fails is no bad sample: the data or the machine changed.
         if self._dataset.manifest.verified:
@@ -247,15 +262,6 @@ class Loader:
                 "or pack or index the data set again"
             )
 
-        # No file is to blame, or one that is the placeholder already: a new decoder fed
-        # with the same files could fail again, forever.
-        all_replaceable = all(pending.sample_weights[i] for i in reasons)
-        if not reasons or not all_replaceable:
-            raise AttemptError(
-                f"the decoder failed ({error}) on samples {sample_ids.tolist()}, "
-                "although no single file of theirs is at fault"
-            )
-
         crop = self._decode_plan.crop_size
         for i, reason in reasons.items():
             self._dataset.bad_samples[int(sample_ids[i])] = reason
@@ -267,6 +273,9 @@ class Loader:
         """Return the reason by index in the batch of the files that do not decode."""
         if error.index is not None:
             return {error.index: str(error)}
+        # Pixels that are stored raw always decode.
+        if self._decode_plan.is_raw:
+            return {}
         # The decoder did not say which file it was: decode each alone.
         num_samples = len(pending.request.sample_ids) - pending.request.num_padding
         files = pending.decode_input.images[:num_samples]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from distrain.fields import Section, operation_field
 
@@ -39,25 +39,35 @@ def _check_gpus(value: Any) -> Any:
 
 
 Auto = Literal["auto"]
+# What the validators above accept, for the JSON Schema.
+_Count = Annotated[int, Field(ge=1)]
+_WorkersInput = Auto | _Count | tuple[_Count, _Count]
+
+_Workers = Annotated[
+    tuple[int, int] | Auto,
+    BeforeValidator(_parse_workers, json_schema_input_type=_WorkersInput),
+]
+_Cpus = Annotated[
+    int | Auto,
+    BeforeValidator(_check_cpus, json_schema_input_type=Auto | _Count),
+]
+_Gpus = Annotated[
+    int | Auto,
+    BeforeValidator(_check_gpus, json_schema_input_type=Auto | Literal[0, 1]),
+]
 
 
 class Cluster(Section):
     """Ranks of a run, on a Ray cluster or as several workers on one machine."""
 
-    workers: Annotated[tuple[int, int] | Auto, BeforeValidator(_parse_workers)] = (
-        operation_field("auto")
-    )
+    workers: _Workers = operation_field("auto")
     """Number of ranks, at most V: one number, or [minimum, maximum], within which the
     run grows and shrinks with the cluster. auto: 1 to the number of GPUs, on this
     machine or in the cluster; 1 if there are no GPUs. [operation]"""
-    cpus_per_worker: Annotated[int | Auto, BeforeValidator(_check_cpus)] = (
-        operation_field("auto")
-    )
+    cpus_per_worker: _Cpus = operation_field("auto")
     """CPU cores per rank, which decode images; on a CPU as many virtual workers are
     computed side by side. auto: an equal share of a node's cores. [operation]"""
-    gpus_per_worker: Annotated[int | Auto, BeforeValidator(_check_gpus)] = (
-        operation_field("auto")
-    )
+    gpus_per_worker: _Gpus = operation_field("auto")
     """GPUs per rank, 0 or 1. auto: 1 wherever there are GPUs, unless `device` is cpu.
     [operation]"""
     wait: float = operation_field(1800.0, ge=0)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import distrain
-from distrain.config import Config, get_result_fields, to_yaml
+from distrain.config import Config, to_yaml
 from distrain.errors import UserError
+from distrain.result_fields import get_result_fields
 
 JOB_CONFIG_NAME = "run.yaml"
 _MAX_ARCHIVE_BYTES = 100 << 20
@@ -52,7 +53,7 @@ def build_job_request(
     files: Sequence[Path] = (),
     *,
     job_id: str | None = None,
-    must_resume: bool = False,
+    train_options: Sequence[str] = (),
 ) -> JobRequest:
     """Build the request that starts a run on a Ray cluster.
 
@@ -61,7 +62,7 @@ def build_job_request(
         files: Python files, or folders of them, to send along for the user's own model,
             loss, optimizer or schedule.
         job_id: Ray's submission id; None: derive it from the run.
-        must_resume: fail if there is no checkpoint.
+        train_options: options of `distrain train`, e.g. --resume.
 
     Raises:
         UserError: a path is local to this machine, a file is missing or is not a Python
@@ -85,9 +86,9 @@ def build_job_request(
 
     # Describe the job. Ray names an archive by its SHA-1: a name, not a safeguard.
     archive_hash = hashlib.sha1(archive, usedforsecurity=False).hexdigest()
-    entrypoint = f"python -m distrain train {JOB_CONFIG_NAME} --address auto"
+    command = f"python -m distrain train {JOB_CONFIG_NAME} --address auto"
     body = {
-        "entrypoint": entrypoint + " --resume" * must_resume,
+        "entrypoint": " ".join([command, *train_options]),
         "submission_id": job_id or derive_job_id(config),
         "runtime_env": {
             "working_dir": f"gcs://_ray_pkg_{archive_hash}.zip",

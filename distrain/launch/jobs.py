@@ -57,8 +57,8 @@ class _JobSpec(NamedTuple):
     config: Config
     files: Sequence[Path]
     id: str | None
-    must_resume: bool
-    """Fail if there is no checkpoint."""
+    train_options: Sequence[str]
+    """Options of `distrain train`."""
     dry_run: bool
 
 
@@ -72,6 +72,7 @@ def submit(
     id: str | None = None,
     template: str | Path | None = None,
     namespace: str | None = None,
+    accept_other_hardware: bool = False,
     dry_run: bool = False,
     log: Callable[[str], None] = _ignore,
 ) -> Submission:
@@ -92,6 +93,8 @@ def submit(
             DISTRAIN_TEMPLATE.
         namespace: Kubernetes namespace. Default: the template's, else the
             kubeconfig's.
+        accept_other_hardware: resume even if the hardware does not reproduce the
+            checkpoint's bits.
         dry_run: send nothing; `text` of the result is what would be sent.
         log: gets a line if the cluster does not answer at once.
 
@@ -102,7 +105,8 @@ def submit(
     if workers is not None:
         config = override_config(config, format_workers_override(str(workers)))
     paths = [Path(file) for file in files]
-    spec = _JobSpec(config, paths, id, must_resume=False, dry_run=dry_run)
+    options = ["--accept-other-hardware"] * accept_other_hardware
+    spec = _JobSpec(config, paths, id, options, dry_run)
     return _submit_to_platform(spec, to, address, template, namespace, log)
 
 
@@ -116,6 +120,7 @@ def resume(
     files: Sequence[str | Path] = (),
     template: str | Path | None = None,
     namespace: str | None = None,
+    accept_other_hardware: bool = False,
     dry_run: bool = False,
     log: Callable[[str], None] = _ignore,
 ) -> Submission:
@@ -130,6 +135,7 @@ def resume(
         files: Python files or folders to send along.
         template: your site's manifest or script.
         namespace: Kubernetes namespace.
+        accept_other_hardware: resume even if the bits differ.
         dry_run: send nothing.
         log: gets a line if the cluster does not answer at once.
 
@@ -155,7 +161,8 @@ def resume(
     )
 
     paths = [Path(file) for file in files]
-    spec = _JobSpec(config, paths, None, must_resume=True, dry_run=dry_run)
+    options = ["--resume", *["--accept-other-hardware"] * accept_other_hardware]
+    spec = _JobSpec(config, paths, None, options, dry_run)
     return _submit_to_platform(spec, to, address, template, namespace, log)
 
 
@@ -268,7 +275,7 @@ def _submit_to_ray(
     spec: _JobSpec, address: str | None, log: Callable[[str], None]
 ) -> Submission:
     request = build_job_request(
-        spec.config, spec.files, job_id=spec.id, must_resume=spec.must_resume
+        spec.config, spec.files, job_id=spec.id, train_options=spec.train_options
     )
     text = "".join(f"{line}\n" for line in request.format_lines())
     # Needs no cluster.
@@ -288,7 +295,7 @@ def _submit_to_kuberay(
             spec.files,
             job_name=job_name,
             namespace=namespace,
-            must_resume=spec.must_resume,
+            train_options=spec.train_options,
         )
 
     manifests = render_manifests(spec.id)
@@ -311,7 +318,7 @@ def _submit_to_slurm(spec: _JobSpec, template: Path) -> Submission:
         template,
         spec.files,
         job_name=spec.id,
-        must_resume=spec.must_resume,
+        train_options=spec.train_options,
     )
     # Needs no cluster, which is also what numbers the job.
     if spec.dry_run:

@@ -72,7 +72,7 @@ def build_manifests(
     *,
     job_name: str | None = None,
     namespace: str | None = None,
-    must_resume: bool = False,
+    train_options: Sequence[str] = (),
 ) -> JobManifests:
     """Fill a run into a site's manifest.
 
@@ -83,7 +83,7 @@ def build_manifests(
             optimizer or schedule.
         job_name: the RayJob's name; None: derive it from the run.
         namespace: Kubernetes namespace; None: the template's.
-        must_resume: fail if there is no checkpoint.
+        train_options: options of `distrain train`, e.g. --resume.
 
     Raises:
         UserError: the template is invalid, a path is local to this machine, the name is
@@ -98,7 +98,7 @@ def build_manifests(
 
     # Fill the run into the RayJob.
     ray_job, labels = load_template(template)
-    _fill_in_job(ray_job, config, name, namespace, must_resume=must_resume)
+    _fill_in_job(ray_job, config, name, namespace, train_options)
     cluster = ray_job["spec"]["rayClusterSpec"]
     config = scale_worker_groups(cluster, config, template)
 
@@ -137,8 +137,7 @@ def _fill_in_job(
     config: Config,
     name: str,
     namespace: str | None,
-    *,
-    must_resume: bool,
+    train_options: Sequence[str],
 ) -> None:
     """Set name, command, environment and metadata of a RayJob in place."""
     spec = ray_job["spec"]
@@ -147,8 +146,8 @@ def _fill_in_job(
     if namespace is not None:
         ray_job["metadata"]["namespace"] = namespace
     config_path = f"{POD_CONFIG_DIR}/{JOB_CONFIG_NAME}"
-    entrypoint = f"python -m distrain train {config_path} --address auto"
-    spec["entrypoint"] = entrypoint + " --resume" * must_resume
+    command = f"python -m distrain train {config_path} --address auto"
+    spec["entrypoint"] = " ".join([command, *train_options])
     environment = {**build_job_env(config), "PYTHONPATH": POD_CONFIG_DIR}
     spec["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": environment})
     spec["metadata"] = build_job_metadata(config)

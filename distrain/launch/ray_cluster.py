@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 from ray.exceptions import RayError, RaySystemError
@@ -23,6 +25,8 @@ _CLIENT_SERVER_ERRORS = (
     "Initialization failure from server",
 )
 _MAX_CONNECT_TRIES = 4
+# Seconds for a TCP connection to the head. Ray itself tries for over a minute.
+_TCP_TIMEOUT_SECONDS = 5.0
 # Raised when a private function of Ray's is gone or has changed.
 _PRIVATE_API_ERRORS = (AttributeError, ImportError, RuntimeError, RaySystemError)
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -97,9 +101,11 @@ def _silence_worker_prints() -> Iterator[None]:
 
 
 def _run_client(address: str, console: Console) -> Iterator[None]:
+    console.log(f"connecting to the Ray cluster at {address}")
     try:
+        _probe_address(address)
         _connect_with_retries(address, console, _QUIET)
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"no Ray cluster answers at {address} ({summarize_error(error)}): "
             "check that Ray runs there, or pass another --address"
@@ -112,6 +118,21 @@ def _run_client(address: str, console: Console) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _probe_address(address: str) -> None:
+    """Open a TCP connection to a cluster's head and close it.
+
+    Nothing is done for an address without a port, such as auto.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    url = urlsplit(address if "://" in address else f"//{address}")
+    if url.hostname is not None and url.port is not None:
+        target = url.hostname, url.port
+        with socket.create_connection(target, timeout=_TCP_TIMEOUT_SECONDS):
+            return
 
 
 def _connect_with_retries(

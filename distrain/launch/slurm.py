@@ -34,7 +34,7 @@ def render_script(
     files: Sequence[Path] = (),
     *,
     job_name: str | None = None,
-    must_resume: bool = False,
+    train_options: Sequence[str] = (),
 ) -> str:
     """Fill a run into a site's sbatch script.
 
@@ -49,7 +49,7 @@ def render_script(
         files: Python files, or folders of them, for the user's own model or loss; on a
             file system that all nodes share.
         job_name: the job's name; None: derive it from the run.
-        must_resume: fail if there is no checkpoint.
+        train_options: options of `distrain train`, e.g. --resume.
 
     Raises:
         UserError: the template or the name is invalid, a path is local to this machine,
@@ -78,12 +78,12 @@ def render_script(
     # again.
     before, _, rest = script.partition(_BEGIN_MARKER)
     after = rest.partition(_END_MARKER)[2]
-    run_lines = _format_run_lines(config, files, must_resume=must_resume)
+    run_lines = _format_run_lines(config, files, train_options)
     return before + "\n".join([_BEGIN_MARKER, *run_lines, _END_MARKER]) + after
 
 
 def _format_run_lines(
-    config: Config, files: Sequence[Path], *, must_resume: bool
+    config: Config, files: Sequence[Path], train_options: Sequence[str]
 ) -> list[str]:
     """Return the lines of the script that set up environment, config and options."""
     # Let the nodes import the user's files where they are. They are read here only to
@@ -101,7 +101,7 @@ def _format_run_lines(
         f"cat > \"$config\" <<'{_CONFIG_DELIMITER}'",
         to_yaml(config).rstrip(),
         _CONFIG_DELIMITER,
-        f"options=({'--resume' * must_resume})",
+        f"options=({' '.join(train_options)})",
     ]
     return lines
 

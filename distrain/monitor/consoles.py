@@ -52,27 +52,33 @@ class JsonConsole:
 def replay_line(text: str, console: Console) -> None:
     """Repeat on a console the call that a line of `JsonConsole` holds.
 
-    Any other line, such as one of a traceback, is logged as it is.
+    Any other line is logged as it is: one of a traceback, one that was cut off, or one
+    of a newer version of distrain.
     """
     try:
-        arguments = json.loads(text)
-        call = arguments.pop(_CALL_KEY)
-    except (ValueError, KeyError, AttributeError, TypeError):
+        _replay_call(json.loads(text), console)
+    except (ValueError, LookupError, AttributeError, TypeError):
         console.log(text)
-        return
 
-    # The lines have their own words for two calls, "record" and "event"; the other
-    # calls are named as the methods are.
-    if call == "record":
+
+def _replay_call(arguments: Any, console: Console) -> None:
+    """Call a console as the line of JSON with these arguments says.
+
+    Raises:
+        ValueError, LookupError, AttributeError, TypeError: it is not such a line.
+    """
+    call = arguments.pop(_CALL_KEY)
+    if call == "event":
+        console.log(**arguments)
+    elif call == "record":
         record = record_from_dict(arguments["record"])
         # Steps are not written, so the position comes from the record.
         console.set_step(record.step)
         console.log_metrics(record)
-        return
-    if call == "event":
-        console.log(**arguments)
-        return
-    getattr(console, call)(**arguments)
+    elif call in ("start", "stop"):
+        getattr(console, call)(**arguments)
+    else:
+        raise ValueError(f"a console has no call {call!r}")
 
 
 class LogFileConsole:

@@ -39,6 +39,8 @@ _ABANDONED_AFTER_SECONDS = 600.0
 _MAX_DEAD_SNAPSHOTS = 16
 # File in the folder that holds the port of the served page.
 _PORT_FILE = "serving.json"
+# File in the folder that holds the URL that a rank of the launch has logged last.
+_URL_FILE = "logged.txt"
 _MERGE_FUNCTIONS: dict[str, Callable[[list[float]], float]] = {
     "sum": sum,
     "min": min,
@@ -78,7 +80,8 @@ class MetricsEndpoint:
             session: id of the launch, whose ranks share a page.
             address: to listen on.
             port: to listen on; if it is in use, the next free one.
-            log: gets the URL of the page, on the rank that serves it, and warnings.
+            log: gets warnings, and, once `announce` has been called, the URL of the
+                page on the rank that serves it.
 
         Raises:
             OSError: the address cannot be listened on, or the folder for the
@@ -98,6 +101,8 @@ class MetricsEndpoint:
         self._lock_file = (self._folder / "serve.lock").open("w")
 
         self._server: PageServer | None = None
+        self._is_announced = False
+        self._url_lock = threading.Lock()
         self._logged_no_port = False
         self._logged_stale_page = False
         self._snapshot_lock = threading.Lock()
@@ -107,8 +112,9 @@ class MetricsEndpoint:
         try:
             self._publish_once()
         except OSError:
+            # The folder stays: the other ranks of the launch may use it.
+            self._snapshot_path.unlink(missing_ok=True)
             self._lock_file.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
             raise
         self._thread = threading.Thread(
             target=self._publish_loop, name="distrain-metrics", daemon=True
@@ -122,6 +128,14 @@ class MetricsEndpoint:
             return int(json.loads((self._folder / _PORT_FILE).read_text())["port"])
         except (OSError, ValueError):
             return None
+
+    def announce(self) -> None:
+        """Log the URL of the page, now or when this rank becomes the one that serves.
+
+        A launch logs the same URL only once.
+        """
+        self._is_announced = True
+        self._log_new_url()
 
     def flush(self) -> None:
         """Write this rank's snapshot now, on the calling thread."""
@@ -239,9 +253,24 @@ class MetricsEndpoint:
             return
         self._server = server
         server.start()
-        if server.port != previous_port:
+        self._log_new_url()
+
+    def _log_new_url(self) -> None:
+        """Log the URL if this rank serves, unless the launch has already logged it."""
+        # The training thread and the publishing thread both come here.
+        with self._url_lock:
+            if self._server is None or not self._is_announced:
+                return
             host = f"[{self._address}]" if ":" in self._address else self._address
-            self._log(f"metrics at http://{host}:{server.port}/metrics")
+            url = f"http://{host}:{self._server.port}/metrics"
+            path = self._folder / _URL_FILE
+            # If the file cannot be read or written, the URL is logged once more.
+            with suppress(OSError):
+                if path.read_text(encoding="utf-8") == url:
+                    return
+            with suppress(OSError):
+                path.write_text(url, encoding="utf-8")
+            self._log(f"metrics at {url}")
 
     def _open_server(self, preferred_port: int) -> PageServer | None:
         """Listen on a port, or on the next free one; None if none is free."""

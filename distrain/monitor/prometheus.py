@@ -61,7 +61,7 @@ class Metrics:
             config: where the page is served; port None: it is not.
             run: the run directory, whose name is the label `run` of all metrics.
             world: this rank and the others.
-            log: gets the URL of the page, on the rank that serves it, and warnings.
+            log: gets the URL of the page, once it is announced, and warnings.
 
         Raises:
             OSError: the address cannot be listened on.
@@ -119,6 +119,11 @@ class Metrics:
         # that appears with its first event would show none.
         for name in ("steps", "steps_recomputed", "loss_spikes", "checkpoint_failures"):
             self.increment_counter(name, 0)
+
+    def announce_page(self) -> None:
+        """Log the URL of the page, on the rank that serves it."""
+        if self._endpoint is not None:
+            self._endpoint.announce()
 
     def set_gauge(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge of `GAUGES`."""

@@ -87,9 +87,10 @@ def format_record(record: MetricsRecord, steps: int) -> str:
 
     Args:
         record: of training or of an evaluation.
-        steps: of the whole run.
+        steps: of the whole run; 0: unknown, since a log is shown from its middle.
     """
-    position = f"epoch {record.epoch}  step {record.step}/{steps}"
+    total = f"/{steps}" if steps else ""
+    position = f"epoch {record.epoch}  step {record.step}{total}"
     if isinstance(record, EvalRecord):
         # With five classes or fewer, top-5 is always 100 %.
         top5 = f"  top-5 {record.top5:.2%}" if record.classes > 5 else ""

@@ -41,6 +41,7 @@ class TerminalConsole:
             expand=True,
         )
         self._task_id: Any = None
+        self._num_steps = 0
         self._steps_per_epoch = 1
 
     def log(self, text: str) -> None:
@@ -50,6 +51,7 @@ class TerminalConsole:
 
     def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
         """Show the bar."""
+        self._num_steps = steps
         self._steps_per_epoch = steps_per_epoch
         # A run that resumes after the loss of a rank starts again: replace its bar.
         if self._task_id is not None:
@@ -64,16 +66,19 @@ class TerminalConsole:
         self._progress_bar.start()
 
     def set_step(self, step: int) -> None:
-        """Advance the bar."""
-        self._progress_bar.update(
-            self._task_id, completed=step, epoch=(step - 1) // self._steps_per_epoch
-        )
+        """Advance the bar, if training has started."""
+        if self._task_id is not None:
+            self._progress_bar.update(
+                self._task_id, completed=step, epoch=(step - 1) // self._steps_per_epoch
+            )
 
     def log_metrics(self, record: MetricsRecord) -> None:
-        """Show numbers of training beside the bar, and of an evaluation above it."""
-        if isinstance(record, EvalRecord):
-            steps = int(self._progress_bar.tasks[0].total or 0)
-            self.log(format_record(record, steps))
+        """Show numbers of training beside the bar, and of an evaluation above it.
+
+        Without a bar, since a log is shown from its middle, each record is a line.
+        """
+        if isinstance(record, EvalRecord) or self._task_id is None:
+            self.log(format_record(record, self._num_steps))
             return
         speed = f"{record.images_per_second:.0f} images/s"
         numbers = f"loss {record.loss:.3f}  {speed}  waits {record.data_wait:.0%}"

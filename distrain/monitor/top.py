@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 import time
 import urllib.request
 from collections import defaultdict, deque
@@ -15,6 +16,7 @@ from distrain.errors import UserError
 from distrain.monitor.phases import Phase
 from distrain.monitor.prometheus import to_run_label
 from distrain.monitor.records import MetricsRecord, TrainRecord
+from distrain.monitor.run_state import RunState, read_run_state
 from distrain.monitor.sinks import read_metrics
 from distrain.rundir import files
 
@@ -45,6 +47,8 @@ class RunView:
     """Points (step, value) by name: loss, images_per_second, top1."""
     silent_pages: list[str] = field(default_factory=list)
     """URLs of the pages that do not answer."""
+    state: RunState | None = None
+    """As the run directory shows it; None without one."""
 
     def get_value(self, name: str, **labels: str) -> float | None:
         """Return a sample that has these labels, whatever its others; None without one.
@@ -131,6 +135,7 @@ class RunWatcher:
         view = self.view
         # The run directory first: the addresses of the pages change with the nodes.
         if self._store is not None:
+            view.state = read_run_state(self._store, time.time())
             self._page_urls = _read_targets(self._store)
             for record in read_metrics(self._store)[-_MAX_POINTS:]:
                 self._append_record(record)
@@ -248,7 +253,9 @@ def find_problems(view: RunView, now: float) -> list[str]:
         view: of the run.
         now: Unix time.
     """
-    problems = [f"{url} does not answer" for url in view.silent_pages]
+    problems = []
+    if view.state is None or not view.state.has_ended:
+        problems += [f"{url} does not answer" for url in view.silent_pages]
 
     # Problems of the whole run.
     last_progress = view.get_value("last_progress_timestamp_seconds")
@@ -313,6 +320,8 @@ def render_lines(view: RunView, width: int, now: float | None = None) -> Iterabl
     # Leave room for the name and the value before each curve and bar.
     bar_width = max(10, width - 30)
     yield _render_position(view)
+    if view.state is not None:
+        yield from textwrap.wrap(view.state.text, width)
     yield _render_status(view, now)
     yield ""
     yield from _render_curves(view, bar_width)

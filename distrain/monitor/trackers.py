@@ -186,11 +186,16 @@ class BackgroundTracker:
         self._thread.join(_CLOSE_TIMEOUT_SECONDS)
         # The mark of the end is in the queue too, unless the thread has taken it.
         num_missing = len(self._unwritten) + max(0, self._record_queue.qsize() - 1)
-        if num_missing or self._thread.is_alive():
-            reason = self._last_error or f"no answer for {_CLOSE_TIMEOUT_SECONDS:.0f} s"
+        reason = self._last_error or f"no answer for {_CLOSE_TIMEOUT_SECONDS:.0f} s"
+        if num_missing:
             self._warn(
-                f"warning: the last {num_missing} records did not reach "
-                f"{self._tracker.name}: {reason}"
+                f"warning: the last {num_missing} record{'s' * (num_missing > 1)} did "
+                f"not reach {self._tracker.name}: {reason}"
+            )
+        elif self._thread.is_alive() or self._last_error is not None:
+            self._warn(
+                f"warning: {self._tracker.name} has all records, but could not be "
+                f"closed: {reason}"
             )
 
     def _write_loop(self) -> None:

@@ -156,14 +156,27 @@ def acquire_lease(store: Store, session: str, log: Callable[[str], None]) -> Lea
 
 def read_attempts(store: Store) -> dict[int, dict[str, Any]]:
     """Return the record of each attempt, by number. Raises OSError."""
-    records = {}
-    for number in _list_attempt_numbers(store):
-        try:
-            records[number] = json.loads(store.read(files.attempt_path(number)))
-        except ValueError:
-            # Created, and not filled yet.
-            records[number] = dict(_EMPTY_RECORD)
-    return records
+    return {
+        number: _read_record(store, number) for number in _list_attempt_numbers(store)
+    }
+
+
+def read_newest_attempt(store: Store) -> tuple[int, dict[str, Any]] | None:
+    """Return number and record of the newest attempt, if there is one.
+
+    Raises OSError.
+    """
+    numbers = _list_attempt_numbers(store)
+    return (numbers[-1], _read_record(store, numbers[-1])) if numbers else None
+
+
+def _read_record(store: Store, attempt: int) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(store.read(files.attempt_path(attempt)))
+    except ValueError:
+        # Created, and not filled yet.
+        return dict(_EMPTY_RECORD)
+    return record
 
 
 def is_superseded(

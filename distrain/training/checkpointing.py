@@ -1,8 +1,8 @@
 """Checkpoints of a run in training: handed to a background thread, one at a time."""
 
-from distrain.config import get_result_fields
 from distrain.distributed.numerics import collect_environment
 from distrain.monitor.phases import Phase
+from distrain.result_fields import get_result_fields
 from distrain.training.checkpoint_state import CheckpointState
 from distrain.training.job import TrainJob
 from distrain.training.run_data import get_val_fingerprint

@@ -15,6 +15,7 @@ from distrain.data.shards.dataset import Dataset
 from distrain.data.storage.store import Store
 from distrain.distributed.numerics import collect_environment
 from distrain.distributed.world import World
+from distrain.errors import RunError
 from distrain.rundir import files
 
 
@@ -28,6 +29,9 @@ def sync_quarantine(
 ) -> None:
     """Mark files as bad samples, on all ranks, that crashed a decoder in this run.
 
+    Of a verified data set, no file becomes a bad sample: earlier steps may have trained
+    on a window of it that decoded, and the weights would depend on when it crashed.
+
     Args:
         config: the run.
         world: this rank and the others.
@@ -35,6 +39,9 @@ def sync_quarantine(
         store: the run directory, where rank 0 keeps the verdicts.
         warn: gets, on every rank, a line on suspects found on its machine.
         on_progress: gets a short text after each suspect that was decoded.
+
+    Raises:
+        RunError: a file of a verified data set crashes the decoder; on all ranks.
     """
     known: dict[str, dict[str, str]] = {}
     local_verdicts: dict[str, dict[int, str]] = {}
@@ -62,20 +69,38 @@ def sync_quarantine(
         gathered = world.all_gather_object([known, local_verdicts])
         merged = _merge_verdicts(gathered)
 
-        # Apply them, and store them if they are new.
-        for key, dataset in zip(keys, datasets, strict=True):
-            verdicts = merged.get(key, {})
-            dataset.bad_samples.update({int(i): v for i, v in verdicts.items()})
+        # Store them if they are new.
         with world.raise_on_all_ranks():
             if world.is_rank_zero and merged != known:
                 text = json.dumps(merged, indent=1)
                 store.write(files.QUARANTINE_FILE, text.encode())
 
+    # Apply them.
+    for key, dataset in zip(keys, datasets, strict=True):
+        verdicts = {int(i): reason for i, reason in merged.get(key, {}).items()}
+        if verdicts and dataset.manifest.verified:
+            raise _make_crash_error(dataset, verdicts)
+        dataset.bad_samples.update(verdicts)
+
+
+def _make_crash_error(dataset: Dataset, verdicts: Mapping[int, str]) -> RunError:
+    described = [
+        f"{i} ({dataset.describe_sample(i)}): {reason}"
+        for i, reason in sorted(verdicts.items())
+    ]
+    return RunError(
+        f"DALI cannot decode these samples of {dataset.store.redacted_url}, although "
+        f"PIL could: {'; '.join(described)}; pack the data set, which encodes its "
+        "images again, or start a new run with data.backend=torch"
+    )
+
 
 def _describe_decoder(config: Config, world: World) -> str:
     # Part of a verdict's key: another version or device may decode what crashes this.
     versions = collect_environment(world.device)
-    dali_version = versions.get("nvidia-dali-cuda130", "")
+    dali_version = versions.get("nvidia-dali-cuda130") or versions.get(
+        "nvidia-dali-cuda120", ""
+    )
     return f"{config.data.backend} {dali_version} {world.device.type}"
 
 
@@ -106,8 +131,8 @@ def _decode_suspects(
     Returns:
         Reason by sample id of the files that crash the decoder, or that it rejects.
     """
-    # Only DALI runs C++ on these bytes, and only if the set was not verified.
-    if dataset.manifest.verified or config.data.backend != "dali":
+    may_crash = dataset.manifest.may_crash_decoder
+    if not may_crash or config.data.backend != "dali":
         return {}
     ids = stack.enter_context(claim_suspects(str(config.run), dataset))
     if not len(ids):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from distrain.config import Config, get_result_defaults, get_result_fields
+from distrain.config import Config
 from distrain.data.shards.dataset import Dataset
 from distrain.data.storage.retry import call_with_retries, is_transient
 from distrain.data.storage.store import Store
@@ -20,6 +20,7 @@ from distrain.distributed.world import World
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.monitor.sinks import Console
 from distrain.optim.optimizer import Optimizer
+from distrain.result_fields import get_result_defaults, get_result_fields
 from distrain.rundir import files
 from distrain.rundir.checkpoint import (
     LoadedCheckpoint,
@@ -307,9 +308,6 @@ def restore_checkpoint(
             accept_other_hardware,
         )
         load_and_broadcast(world, model, optimizer, claimed_run.checkpoint)
-        if claimed_run.checkpoint is not None:
-            name = claimed_run.checkpoint.name
-            console.log(f"resumed from step {claimed_run.step} ({name})")
 
     # Compare in any case: at the start of a run nothing is broadcast, and each rank has
     # initialized its own weights.

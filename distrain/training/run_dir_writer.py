@@ -12,13 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
-from distrain.config import Config, get_result_fields
+from distrain.config import Config
 from distrain.data.shards.dataset import Dataset
 from distrain.data.storage.store import Store
 from distrain.monitor.prometheus import Metrics
 from distrain.monitor.records import MetricsRecord
 from distrain.monitor.sinks import Console, MetricsFile
 from distrain.monitor.trackers import start_trackers
+from distrain.result_fields import get_result_fields
 from distrain.rundir import files
 from distrain.rundir.checkpoint import CheckpointManager
 from distrain.rundir.lease import Lease

@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from torch import nn
 
-from distrain.config import Config, get_result_fields, to_yaml
+from distrain.config import Config, to_yaml
 from distrain.distributed.lane_pool import LanePool, count_lanes
 from distrain.distributed.numerics import collect_environment, select_gpu_versions
 from distrain.distributed.world import World
@@ -25,6 +25,7 @@ from distrain.monitor.telemetry import Telemetry
 from distrain.optim.accumulate import GradientAccumulator
 from distrain.optim.optimizer import Optimizer
 from distrain.optim.schedule import PlateauState
+from distrain.result_fields import get_result_fields
 from distrain.rundir import files
 from distrain.rundir.checkpoint import write_best
 from distrain.rundir.lease import count_restarts_and_resizes, read_attempts
@@ -117,7 +118,7 @@ def build_job(
     if warning := explain_memory_shortage(config, data.train.manifest, world):
         console.log(warning)
     steps_per_epoch = data.order.steps_per_epoch
-    return TrainJob(
+    job = TrainJob(
         config=config,
         world=world,
         console=console,
@@ -129,6 +130,14 @@ def build_job(
         hardware_hash=hardware_hash,
         progress=build_progress(claimed_run, data),
     )
+
+    # Of a run that is already finished, neither the page nor the checkpoint matters.
+    if claimed_run.step < job.total_steps:
+        metrics.announce_page()
+        if claimed_run.checkpoint is not None:
+            name = claimed_run.checkpoint.name
+            console.log(f"resumed from step {claimed_run.step} ({name})")
+    return job
 
 
 def start_watchdog(

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from crc32c import crc32c
 
-from distrain.cli.bench import make_bench_config, measure_loader
 from distrain.data.config import Augment
 from distrain.data.decoding.augment import draw_augment_params
 from distrain.data.decoding.image import parse_jpeg_size
@@ -23,6 +22,7 @@ from distrain.data.order import Cursor, SampleOrder
 from distrain.data.shards.dataset import Dataset
 from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.storage.store import Store
+from distrain.training.bench_data import make_bench_config, measure_loader
 
 ROWS, BATCH = 1_281_167, 128
 

@@ -62,7 +62,6 @@ def measure(batches: Iterator[Any]) -> dict[str, float]:
 
 
 def _distrain(shards: str, *overrides: str) -> Iterator[Any]:
-    from distrain.cli.bench import make_bench_config
     from distrain.data.batch import iter_training_requests
     from distrain.data.loader import Loader
     from distrain.data.order import SampleOrder
@@ -70,6 +69,7 @@ def _distrain(shards: str, *overrides: str) -> Iterator[Any]:
     from distrain.data.shards.manifest import Manifest
     from distrain.data.storage.store import Store
     from distrain.distributed.world import make_local_world
+    from distrain.training.bench_data import make_bench_config
 
     config = make_bench_config(shards, [f"data.decode_threads={THREADS}", *overrides])
     store = Store(shards)

@@ -1,6 +1,7 @@
 """`distrain submit` as typed: where a job can go, and what bad input gets. Real clusters are elsewhere."""
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from distrain.config import to_yaml
+from distrain.launch.ray_jobs import JobInfo
 from distrain.monitor.consoles import JsonConsole
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
@@ -56,6 +58,46 @@ def test_the_script_is_shown(distrain, recipe, monkeypatch):
     assert (code, err) == (0, "")
     assert out.startswith("#!/bin/bash\n")
     assert "#SBATCH --nodes=1-2\n" in out
+
+
+@pytest.mark.parametrize("command", ["submit", "resume"])
+@pytest.mark.parametrize("to", ["ray", "kuberay", "slurm"])
+def test_other_hardware_can_be_accepted(distrain, recipe, tmp_path, to, command):
+    """The message of the refusal names the option."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(Path(recipe).read_text())
+    options = ["--accept-other-hardware", f"--to={to}", "--dry-run", "--workers=1"]
+    if to != "ray":
+        options.append(f"--template={TEMPLATES[to]}")
+    code, out, err = distrain(
+        command, recipe if command == "submit" else str(run), *options
+    )
+    assert (code, err) == (0, "")
+    wanted = "--resume " * (command == "resume") + "--accept-other-hardware"
+    # YAML breaks long lines.
+    text = " ".join(out.split())
+    place = (
+        r"options=\((.*?)\)" if to == "slurm" else r"--address auto((?: --[a-z-]+)*)"
+    )
+    assert re.search(place, text)[1].strip() == wanted
+
+
+@pytest.mark.parametrize(
+    ("status", "wanted"),
+    [
+        ("SUCCEEDED", "mine succeeded\n"),
+        (
+            "STOPPED",
+            "mine stopped; to resume: distrain resume /run --address http://h\n",
+        ),
+        ("FAILED", "mine failed; to resume: distrain resume /run --address http://h\n"),
+    ],
+)
+def test_a_job_that_has_succeeded_is_not_resumed(distrain, monkeypatch, status, wanted):
+    ended = JobInfo("mine", status, "/run", 0.0, "", None)
+    monkeypatch.setattr("distrain.launch.jobs.stop", lambda *_, **__: ended)
+    assert distrain("stop", "mine", "--address=http://h") == (0, wanted, "")
 
 
 @pytest.mark.parametrize("to", ["kuberay", "slurm"])

@@ -1,5 +1,6 @@
 """The command line as typed: what it prints, and what bad input gets."""
 
+import json
 import os
 import pty
 import re
@@ -15,6 +16,7 @@ from PIL import Image
 
 from distrain import __version__
 from distrain.config import to_yaml
+from distrain.config_schema import schema
 from distrain.launch import launcher, ray_driver
 from distrain.trainer import Summary
 
@@ -177,7 +179,12 @@ def test_dry_run_before_the_data_is_packed(distrain, recipe, tmp_path):
             ["optimizer.momentun=0.9"],
             "unknown key optimizer.momentun; did you mean optimizer.momentum?",
         ),
-        (["epochs=ten"], "epochs: input should be a valid integer, not 'ten'"),
+        (
+            ["epochs=ten"],
+            "override epochs=ten: input should be a valid integer, not 'ten'",
+        ),
+        (["--workers=9-2"], "--workers 9-2 has a minimum above its maximum"),
+        (["--workers=9"], "--workers 9: workers = 9 is more than virtual_workers"),
         (["virtual_workers=5"], "5 does not divide global_batch = 64: use 4"),
         (["data.train=/nowhere"], "no data set at /nowhere (it does not exist)"),
         (["data.train=nope://x"], "cannot open nope://x"),
@@ -308,6 +315,19 @@ def test_a_pack_shows_a_bar_and_goes_on_after_ctrl_c(
     assert "300 images of 2 classes in 1 shard" in text
 
 
+def test_an_index_that_is_interrupted_writes_nothing(
+    command, narrow_terminal, tmp_path
+):
+    url = shapes.hub(tmp_path, shapes.images(100))
+    arguments = ("index", url, "--to", str(tmp_path / "index"), "--processes", "2")
+    # The line before the first process is started, which takes longer than the signal.
+    code, text = on_a_terminal(command, *arguments, interrupt="300 images of 3")
+    assert code == 130
+    assert "stopped; nothing was written" in text
+    assert "Traceback" not in text
+    assert list((tmp_path / "index").glob("*")) == []
+
+
 def test_index_and_stats(distrain, tmp_path):
     found = shapes.images(10)
     url = shapes.hub(tmp_path, found)
@@ -356,6 +376,7 @@ def test_verify_and_inspect(distrain, digits, tmp_path):
     code, out, err = distrain("verify", str(copy))
     assert code == 1
     assert "shard-00000.parquet: has 1 bytes, not" in out
+    assert out.splitlines()[-1] == "0 of 359 images in 0 of 1 shard: 1 problem"
     assert "does not match its manifest" in err
 
 
@@ -457,6 +478,12 @@ def test_model_prints_the_layers(distrain):
         True,
         True,
     )
+
+
+def test_schema_prints_json(distrain):
+    code, out, err = distrain("schema")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == schema()
 
 
 def test_bench_data(distrain, digits):

@@ -9,10 +9,11 @@ import zipfile
 
 import pytest
 
-from distrain.config import get_result_fields, load_config, to_yaml
+from distrain.config import load_config, to_yaml
 from distrain.errors import UserError
 from distrain.launch import job_request
 from distrain.launch.job_request import build_job_request
+from distrain.result_fields import get_result_fields
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_the_same_run_is_the_same_request(config):
     )
     assert build_job_request(config, job_id="mine").body["submission_id"] == "mine"
     assert (
-        build_job_request(config, must_resume=True)
+        build_job_request(config, train_options=["--resume"])
         .body["entrypoint"]
         .endswith(" --resume")
     )

@@ -158,7 +158,7 @@ def test_the_head_notices_lost_nodes_fast():
 
 
 def test_a_run_is_filled_in(config, template):
-    found = build_manifests(config, template(), must_resume=True)
+    found = build_manifests(config, template(), train_options=["--resume"])
     assert [problem for document in found for problem in kube.problems(document)] == []
     assert found.job_name.startswith("my-net-")
     spec = found.ray_job["spec"]

@@ -1,6 +1,10 @@
+import socket
+from contextlib import closing
+
 import pytest
 import ray
 
+from distrain.errors import UserError
 from distrain.launch import ray_cluster
 from distrain.launch.allocation import Allocation, ClusterNode
 from distrain.launch.ray_cluster import connect_to_ray, request_workers
@@ -43,6 +47,31 @@ def test_what_fails_for_good_is_raised(console, refused, text, times):
     with pytest.raises(RuntimeError, match=text):
         ray_cluster._connect_with_retries("ray://head:10001", console, {})
     assert len(asked) == times
+
+
+@pytest.mark.parametrize("form", ["{}", "ray://{}"])
+def test_an_address_where_nobody_listens_fails_before_ray_tries(console, refused, form):
+    """Ray would try for over a minute."""
+    asked = refused(RuntimeError("Ray was asked"), 100)
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = form.format(f"127.0.0.1:{probe.getsockname()[1]}")
+    message = rf"no Ray cluster answers at {address} \(.*Connection refused\): check"
+    with pytest.raises(UserError, match=message), connect_to_ray(address, console):
+        pass
+    assert asked == []
+    assert console.events == [f"connecting to the Ray cluster at {address}"]
+
+
+@pytest.mark.parametrize("form", ["{}", "ray://{}"])
+def test_an_address_where_somebody_listens_is_rays(console, monkeypatch, form):
+    asked = []
+    monkeypatch.setattr(ray, "init", lambda address, **_: asked.append(address))
+    monkeypatch.setattr(ray, "nodes", list)
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        address = form.format(f"127.0.0.1:{server.getsockname()[1]}")
+        with connect_to_ray(address, console):
+            assert asked == [address]
 
 
 def node(name, cpus, gpus):

@@ -45,11 +45,12 @@ def between(text, begin, end):
 
 def test_a_run_is_filled_in(config, template, tmp_path):
     (tmp_path / "nets").mkdir()
-    text = render_script(config, template(), [tmp_path / "nets"], must_resume=True)
+    options = ["--resume", "--accept-other-hardware"]
+    text = render_script(config, template(), [tmp_path / "nets"], train_options=options)
     assert "#SBATCH --nodes=1-5\n" in text, "four GPUs a node"
     assert "#SBATCH --job-name=mine-" in text
     assert "#SBATCH --gpus-per-node=a100:4\n" in text, "the site's lines stay"
-    assert "options=(--resume)" in text
+    assert "options=(--resume --accept-other-hardware)" in text
     assert f"export PYTHONPATH={tmp_path}\n" in text
     assert f"export PATH={Path(sys.executable).parent}:$PATH" in text
     assert "usage: sbatch" not in text
@@ -62,7 +63,8 @@ def test_a_run_is_filled_in(config, template, tmp_path):
         == 0
     )
     assert (
-        render_script(config, template(), [tmp_path / "nets"], must_resume=True) == text
+        render_script(config, template(), [tmp_path / "nets"], train_options=options)
+        == text
     ), "the same run, the same script"
 
 

@@ -1,6 +1,7 @@
 """What is written for another process is shown there as it would be here; and the log in the run directory."""
 
 import io
+import sys
 
 import pytest
 from records import eval_record, train_record
@@ -8,6 +9,7 @@ from records import eval_record, train_record
 from distrain.data.storage.store import Store
 from distrain.monitor.consoles import JsonConsole, LogFileConsole, replay_line
 from distrain.monitor.sinks import PlainConsole
+from distrain.monitor.terminal import TerminalConsole
 
 RECORDS = [train_record(), eval_record(loss=float("inf"))]
 
@@ -32,11 +34,45 @@ def test_a_replay_looks_the_same():
 
 
 @pytest.mark.parametrize(
-    "text", ["Traceback", "3", "[1]", '{"other": 1}', "null", "{", ""]
+    "text",
+    [
+        "Traceback",
+        "3",
+        "[1]",
+        '{"other": 1}',
+        "null",
+        "{",
+        "",
+        '{"distrain": "celebrate"}',
+        '{"distrain": "__init__"}',
+        '{"distrain": ["stop"]}',
+        '{"distrain": "event"}',
+        '{"distrain": "start", "step": 1}',
+        '{"distrain": "record", "record": {"kind": "train"}}',
+        '{"distrain": "record", "record": 3}',
+    ],
 )
 def test_what_others_write_is_shown_as_it_is(console, text):
     replay_line(text, console)
     assert console.events == [text]
+
+
+@pytest.mark.parametrize("of", [PlainConsole, TerminalConsole])
+def test_a_log_from_its_middle_has_a_line_for_each_record(monkeypatch, of):
+    """As of `kubectl logs --tail`: the line that says how many steps there are is missing."""
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", shown)
+    console = of(shown) if of is PlainConsole else of()
+    written = io.StringIO()
+    for record in RECORDS:
+        JsonConsole(written).log_metrics(record)
+    for text in written.getvalue().splitlines():
+        replay_line(text, console)
+    # Without the empty line that rich ends with where there is no terminal.
+    assert shown.getvalue().splitlines() == [
+        "epoch 0  step 3  loss 2.0000  top-1 50.0%  10 images/s  waits 0%",
+        "epoch 0  step 3  validation loss inf  top-1 50.00%  top-5 75.00%",
+    ]
 
 
 @pytest.mark.parametrize("where", ["disk", "bucket"])

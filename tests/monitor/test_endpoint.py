@@ -1,5 +1,6 @@
 """The page of a node: whose numbers are on it, who serves it, and what clients may do to it."""
 
+import errno
 import http.client
 import json
 import os
@@ -149,9 +150,12 @@ def test_a_port_that_is_taken(port):
         try:
             assert one.served_port != other.served_port
             assert port not in (one.served_port, other.served_port)
+            assert told == [], "they are announced by the caller"
+            other.announce()
+            one.announce()
             assert told == [
                 f"metrics at http://127.0.0.1:{p}/metrics"
-                for p in (one.served_port, other.served_port)
+                for p in (other.served_port, one.served_port)
             ]
             assert get(one.served_port)[0] == 200
         finally:
@@ -182,6 +186,44 @@ def test_an_attempt_that_failed_leaves_its_counters_and_no_gauge(port, tmp_path)
     await_that(lambda: values(port).get(("work_total",)) == 8)
     assert ("level",) not in values(port)
     page.close(final=True)
+
+
+def test_a_rank_that_cannot_serve_leaves_the_numbers_of_the_others(port, monkeypatch):
+    registry = CollectorRegistry()
+    Counter("work", "Work.", registry=registry).inc(7)
+    node(port, registry=registry).close(final=False)
+
+    def refuse(*_):
+        raise OSError(errno.EADDRNOTAVAIL, "not an address of this machine")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(distrain.monitor.endpoint, "PageServer", refuse)
+        with pytest.raises(OSError, match="not an address"):
+            node(port, registry=registry)
+    page = node(port)
+    await_that(lambda: ("work_total",) in values(port))
+    assert values(port)["work_total",] == 7, "without those of the rank that failed"
+    page.close(final=True)
+
+
+def test_a_url_is_told_once_by_whoever_serves_first_and_again_if_it_changes(port):
+    told = []
+    node(port, told=told).close(final=False)
+    assert told == [], "it ended before it was announced"
+    page = node(port, told=told)
+    page.announce()
+    page.announce()
+    page.close(final=False)
+    page = node(port, told=told)
+    page.announce()
+    page.close(final=False)
+    with closing(socket.create_server(("127.0.0.1", port))):
+        page = node(port, told=told)
+        page.announce()
+    moved = page.served_port
+    page.close(final=True)
+    assert told == [f"metrics at http://127.0.0.1:{p}/metrics" for p in (port, moved)]
+    assert moved != port
 
 
 def test_a_run_that_has_ended_waits_for_one_more_read(port):

@@ -18,7 +18,6 @@ from prometheus_client.parser import text_string_to_metric_families
 import distrain.monitor.endpoint
 from distrain.data.shards.manifest import Manifest
 from distrain.data.storage.store import StorageCounters, Store
-from distrain.distributed.numerics import collect_environment
 from distrain.distributed.world import World
 from distrain.errors import RunError, UserError
 from distrain.monitor.health import Watchdog
@@ -256,10 +255,19 @@ def test_bad_samples_are_counted(measured, console, tmp_path, damaged_set, last)
     assert found["bad_samples",] == 2
 
 
-def test_quarantined_samples_are_counted(measured, console, digits, tmp_path, last):
-    config = measured()
-    fingerprint = Manifest.load(Store(str(digits / "train"))).fingerprint
-    decoder = f"dali {collect_environment(CPU).get('nvidia-dali-cuda130', '')} cpu"
+@pytest.mark.parametrize("cuda", ["cuda130", "cuda120"])
+def test_quarantined_samples_are_counted(
+    measured, console, tmp_path, damaged_set, last, monkeypatch, cuda
+):
+    """Of the same version of DALI, whichever CUDA it is built for."""
+    damaged_set(tmp_path / "set", bad=set(), classes=10, rows=64)
+    versions = {f"nvidia-dali-{cuda}": "9.9"}
+    monkeypatch.setattr(
+        "distrain.training.quarantine_sync.collect_environment", lambda _: versions
+    )
+    config = measured(data={"train": str(tmp_path / "set")}, global_batch=32)
+    fingerprint = Manifest.load(Store(str(tmp_path / "set"))).fingerprint
+    decoder = "dali 9.9 cpu"
     Store(config.run).write(
         QUARANTINE_FILE,
         json.dumps({f"{fingerprint} {decoder}": {"3": "killed it"}}).encode(),

@@ -158,6 +158,33 @@ def test_a_tracker_that_hangs_is_not_waited_for(monkeypatch):
     assert told == ["warning: the last 3 records did not reach slow: no answer for 0 s"]
 
 
+@pytest.mark.parametrize(
+    ("fails", "reason"),
+    [(True, "ConnectionError: no route"), (False, "no answer for 0 s")],
+)
+def test_a_tracker_that_has_all_records_and_does_not_close(monkeypatch, fails, reason):
+    monkeypatch.setattr(distrain.monitor.trackers, "_CLOSE_TIMEOUT_SECONDS", 0.2)
+    release = threading.Event()
+
+    class StaysOpen:
+        name = "open"
+
+        def write_record(self, record):
+            pass
+
+        def close(self):
+            if fails:
+                raise ConnectionError("no route")
+            release.wait(60)
+
+    told = []
+    follower = BackgroundTracker(StaysOpen(), told.append)
+    follower.write_record(train_record(step=1))
+    follower.close()
+    release.set()
+    assert told == [f"warning: open has all records, but could not be closed: {reason}"]
+
+
 def test_a_package_that_is_missing_is_a_sentence(narrow, console, monkeypatch):
     importing = builtins.__import__
 

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from waiting import await_that
 
-from distrain.config import get_result_fields, to_yaml
+from distrain.config import to_yaml
 from distrain.errors import UserError
+from distrain.result_fields import get_result_fields
 from distrain.training.resume import check_result_fields
 
 STEPS_PER_EPOCH = 44

@@ -53,6 +53,11 @@ def _open_by_layout(
                 f"{store.redacted_url}: {first} is an archive of archives, which "
                 "cannot be combined with other files: pass its path alone"
             )
+        if labels_url is not None:
+            raise UserError(
+                f"--labels is for a .tar of images without labels, and {first} holds "
+                "one archive per class: leave it out"
+            )
         return _open_tar_of_tars(store, first)
 
     # Without a list of labels, the archives themselves must hold labels.

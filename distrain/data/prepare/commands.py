@@ -25,8 +25,8 @@ from distrain.data.prepare.pack import (
 )
 from distrain.data.prepare.source import DatasetProgress, ImageSource, Reject
 from distrain.data.prepare.verify import (
-    DatasetProblem,
     DatasetSummary,
+    VerifyResult,
     draw_contact_sheet,
     summarize_dataset,
     verify_dataset,
@@ -36,6 +36,7 @@ from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.shards.stats import ColorStatistics
 from distrain.data.storage.store import Store
 from distrain.distributed.process import count_available_cores
+from distrain.errors import UserError
 
 
 def _ignore(_: object) -> None:
@@ -193,11 +194,16 @@ def stats(
         on_progress: called before the first image and then regularly.
 
     Raises:
-        UserError: there are no images, or none decodes.
+        UserError: there are no images, none decodes, or an option does not apply.
         OSError: reading fails for longer than a minute.
     """
     # Ask for a manifest first: a data set may be named like an archive.
     if "*" not in url and Store(url).exists(MANIFEST_FILE):
+        if labels or image_column or label_column:
+            raise UserError(
+                f"{Store(url).redacted_url} has its statistics in its manifest: leave "
+                "out --labels, --image-column and --label-column"
+            )
         return StatsResult(Manifest.load(Store(url)).statistics, [])
 
     source, _ = open_source(
@@ -214,7 +220,7 @@ def stats(
 
 def verify(
     url: str, *, on_progress: Callable[[DatasetProgress], None] = _ignore
-) -> list[DatasetProblem]:
+) -> VerifyResult:
     """Verify a data set: sizes, checksums, labels, and that every image decodes.
 
     Reads everything once. Bad samples that `index` recorded are not problems: they
@@ -225,7 +231,7 @@ def verify(
         on_progress: called after every shard.
 
     Returns:
-        The problems found; empty if there are none.
+        The problems found, and how much was read.
 
     Raises:
         UserError: there is no data set at the URL.
@@ -244,8 +250,11 @@ def inspect(url: str, *, sheet: str | Path | None = None) -> DatasetSummary:
         sheet: write a contact sheet of random samples to this PNG file.
 
     Raises:
-        UserError: there is no data set at the URL.
+        UserError: there is no data set at the URL, or no folder for the sheet.
     """
+    # Before all of it is read, which may take hours.
+    if sheet is not None and not Path(sheet).parent.is_dir():
+        raise UserError(f"no folder {Path(sheet).parent} for the sheet: create it")
     dataset = Dataset.open(url)
     summary = summarize_dataset(dataset)
     if sheet is not None:

@@ -4,6 +4,7 @@ import io
 import tarfile
 
 from distrain.data.prepare.source import RETRY_SECONDS
+from distrain.data.storage.retry import PERMANENT_ERRORS
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
@@ -77,6 +78,11 @@ def _read_file(url: str) -> bytes:
     except FileNotFoundError:
         raise UserError(
             f"no file at {Store(url).redacted_url}: check the path"
+        ) from None
+    except PERMANENT_ERRORS as error:
+        raise UserError(
+            f"cannot read {Store(url).redacted_url} ({error.strerror or error}): check "
+            "the path and its permissions"
         ) from None
 
 

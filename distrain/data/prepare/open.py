@@ -37,15 +37,19 @@ def open_source(
         label_column: label column of such files.
 
     Raises:
-        UserError: the URL holds nothing to train on.
+        UserError: the URL holds nothing to train on, or an option is for another kind
+            of source.
         OSError: it cannot be read.
     """
     # Files of a kind without an opener are opened as the folder they lie in: a pattern
     # may match the files beside the class folders.
     store, files = _find_files(url)
     extension = _get_extension(files[0]) if files else ""
-    opener = OPENERS_BY_EXTENSION.get(extension, OPENERS_BY_EXTENSION[""])
-    opened = opener(store, files, SourceOptions(labels_url, image_column, label_column))
+    if extension not in OPENERS_BY_EXTENSION:
+        extension = ""
+    options = SourceOptions(labels_url, image_column, label_column)
+    _check_options(options, extension, store)
+    opened = OPENERS_BY_EXTENSION[extension](store, files, options)
 
     source = opened.source
     if not source.blocks:
@@ -65,6 +69,28 @@ def open_source(
             "needs at least two"
         )
     return opened
+
+
+def _check_options(options: SourceOptions, extension: str, store: Store) -> None:
+    """Raise UserError if an option would be ignored.
+
+    Args:
+        options: the options.
+        extension: of the source's files; "": a folder of class folders.
+        store: where the source is.
+    """
+    if options.labels_url is not None and extension != "tar":
+        kind = "Parquet files" if extension == "parquet" else "an image folder"
+        raise UserError(
+            f"--labels is for a .tar of images without labels, and "
+            f"{store.redacted_url} is {kind}: leave it out"
+        )
+    has_column = options.image_column is not None or options.label_column is not None
+    if has_column and extension != "parquet":
+        raise UserError(
+            "--image-column and --label-column are for Parquet files, and "
+            f"{store.redacted_url} has none: leave them out"
+        )
 
 
 def _get_extension(file: DirectoryEntry) -> str:

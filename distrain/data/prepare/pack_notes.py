@@ -15,6 +15,7 @@ from distrain.data.shards.manifest import (
     shard_to_dict,
 )
 from distrain.data.shards.stats import PixelMoments
+from distrain.data.storage.retry import PERMANENT_ERRORS
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
@@ -58,7 +59,13 @@ def claim_target(store: Store, plan: bytes, num_shards: int) -> dict[int, ShardN
             "or delete it"
         )
     if existing_plan is None:
-        store.write(_PLAN_FILE, plan, retry_seconds=RETRY_SECONDS)
+        try:
+            store.write(_PLAN_FILE, plan, retry_seconds=RETRY_SECONDS)
+        except PERMANENT_ERRORS as error:
+            raise UserError(
+                f"cannot write to {store.redacted_url} ({error.strerror or error}): "
+                "choose another target, or check its permissions"
+            ) from None
         return {}
     if existing_plan != plan:
         raise UserError(

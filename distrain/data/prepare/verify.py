@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -38,11 +38,23 @@ class DatasetProblem(NamedTuple):
     description: str
 
 
+class VerifyResult(NamedTuple):
+    """Result of verifying a data set."""
+
+    manifest: Manifest
+    """What the shards should hold."""
+    problems: list[DatasetProblem]
+    num_images: int
+    """Images that were checked: those whose row group could be read and parsed."""
+    num_shards: int
+    """Shards that these images are in."""
+
+
 def verify_dataset(
     store: Store,
     manifest: Manifest,
     on_progress: Callable[[DatasetProgress], None] = lambda progress: None,
-) -> list[DatasetProblem]:
+) -> VerifyResult:
     """Read everything once, decode every image, and return the problems.
 
     Checks the size and SHA-256 of shards, the CRC-32C of row groups and rows, labels,
@@ -51,103 +63,125 @@ def verify_dataset(
     Args:
         store: where the manifest is.
         manifest: what the shards should hold.
-        on_progress: called after every shard.
+        on_progress: called after every shard, with the images that were checked.
     """
-    problems: list[DatasetProblem] = []
-    store = open_shard_store(manifest, store)
+    shard_store = open_shard_store(manifest, store)
+    num_shards = 0
     with ThreadPoolExecutor(count_available_cores()) as pool:
-        progress = DatasetProgress(0, manifest.num_rows, 0)
-        on_progress(progress)
+        verifier = _Verifier(shard_store, manifest, pool)
+        on_progress(DatasetProgress(0, manifest.num_rows, 0))
         for shard in manifest.shards:
-            problems.extend(_verify_shard(store, manifest, shard, pool))
+            num_before = verifier.num_images
+            verifier.verify_shard(shard)
+            num_shards += verifier.num_images > num_before
             progress = DatasetProgress(
-                progress.done + sum(group.rows for group in shard.groups),
-                progress.total,
-                progress.num_bytes + shard.bytes,
+                verifier.num_images, manifest.num_rows, verifier.bytes_read
             )
             on_progress(progress)
-    return problems
+    return VerifyResult(manifest, verifier.problems, verifier.num_images, num_shards)
 
 
-def _verify_shard(
-    store: Store, manifest: Manifest, shard: Shard, pool: ThreadPoolExecutor
-) -> Iterator[DatasetProblem]:
-    try:
-        size = store.get_size(shard.path)
-        if size != shard.bytes:
-            yield DatasetProblem(shard.path, f"has {size} bytes, not {shard.bytes}")
+class _Verifier:
+    """Compares shards with the manifest; collects problems and counts what it read."""
+
+    def __init__(
+        self, store: Store, manifest: Manifest, pool: ThreadPoolExecutor
+    ) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._pool = pool
+        self.problems: list[DatasetProblem] = []
+        self.num_images = 0
+        """Images of the row groups that could be parsed."""
+        self.bytes_read = 0
+
+    def verify_shard(self, shard: Shard) -> None:
+        """Read a shard, and compare it with the manifest."""
+        try:
+            size = self._store.get_size(shard.path)
+            if size != shard.bytes:
+                self._report(shard.path, f"has {size} bytes, not {shard.bytes}")
+                return
+            # An indexed file has no SHA-256, and perhaps other content between the
+            # indexed ranges: read the ranges alone.
+            if shard.sha256 is None:
+                self._verify_groups(shard, partial(self._read, shard.path))
+                return
+            data = self._read(shard.path)
+        except FileNotFoundError:
+            self._report(shard.path, "is missing")
             return
-        # An indexed file has no SHA-256, and perhaps other content between the
-        # indexed ranges: read the ranges alone.
-        if shard.sha256 is None:
-            read = partial(store.read, shard.path, retry_seconds=RETRY_SECONDS)
-            yield from _verify_groups(read, manifest, shard, pool)
+        except OSError as error:
+            self._report(shard.path, f"cannot be read: {error}")
             return
-        data = store.read(shard.path, retry_seconds=RETRY_SECONDS)
-    except FileNotFoundError:
-        yield DatasetProblem(shard.path, "is missing")
-        return
-    except OSError as error:
-        yield DatasetProblem(shard.path, f"cannot be read: {error}")
-        return
-    if hashlib.sha256(data).hexdigest() != shard.sha256:
-        yield DatasetProblem(shard.path, "does not match its SHA-256")
-    yield from _verify_groups(lambda start, end: data[start:end], manifest, shard, pool)
+        if hashlib.sha256(data).hexdigest() != shard.sha256:
+            self._report(shard.path, "does not match its SHA-256")
+        self._verify_groups(shard, lambda start, end: data[start:end])
 
+    def _report(self, location: str, description: str) -> None:
+        self.problems.append(DatasetProblem(location, description))
 
-def _verify_groups(
-    read_range: Callable[[int, int], bytes],
-    manifest: Manifest,
-    shard: Shard,
-    pool: ThreadPoolExecutor,
-) -> Iterator[DatasetProblem]:
-    # Only Parquet files have a footer; without it, no row group can be parsed.
-    footer = None
-    if shard.footer_start:
-        data = read_range(shard.footer_start, shard.bytes)
-        if crc32c(data) != shard.footer_crc32c:
-            description = "has a damaged footer, so its rows cannot be checked"
-            yield DatasetProblem(shard.path, description)
+    def _read(
+        self, path: str, start: int | None = None, end: int | None = None
+    ) -> bytes:
+        data = self._store.read(path, start, end, retry_seconds=RETRY_SECONDS)
+        self.bytes_read += len(data)
+        return data
+
+    def _verify_groups(
+        self, shard: Shard, read_range: Callable[[int, int], bytes]
+    ) -> None:
+        # Only Parquet files have a footer; without it, no row group can be parsed.
+        footer = None
+        if shard.footer_start:
+            data = read_range(shard.footer_start, shard.bytes)
+            if crc32c(data) != shard.footer_crc32c:
+                description = "has a damaged footer, so its rows cannot be checked"
+                self._report(shard.path, description)
+                return
+            try:
+                footer = parse_footer(data)
+            # The checksum fits: the file was damaged before it was packed or indexed.
+            except DamagedParquetError as error:
+                description = (
+                    "has a footer that cannot be parsed, so its rows cannot be checked "
+                    f"({error})"
+                )
+                self._report(shard.path, description)
+                return
+        for number, group in enumerate(shard.groups):
+            data = read_range(group.start, group.end)
+            self._verify_group(shard, number, data, footer)
+
+    def _verify_group(
+        self, shard: Shard, number: int, data: bytes, footer: Footer | None
+    ) -> None:
+        # The row group as a whole: a damaged one is one problem, not one per row.
+        location = f"{shard.path} row group {number}"
+        group = shard.groups[number]
+        if crc32c(data) != group.crc32c:
+            self._report(location, "does not match its CRC-32C")
             return
-        footer = parse_footer(data)
-    for number, group in enumerate(shard.groups):
-        data = read_range(group.start, group.end)
-        yield from _verify_group(manifest, shard, number, data, footer, pool)
+        try:
+            table = parse_row_group(
+                self._manifest, shard, number, data, footer, include_metadata=True
+            )
+        except DamagedParquetError as error:
+            self._report(location, str(error))
+            return
+        num_rows = len(table.labels)
+        if num_rows != group.rows:
+            self._report(location, f"has {num_rows} rows, not {group.rows}")
 
-
-def _verify_group(
-    manifest: Manifest,
-    shard: Shard,
-    number: int,
-    data: bytes,
-    footer: Footer | None,
-    pool: ThreadPoolExecutor,
-) -> Iterator[DatasetProblem]:
-    # The row group as a whole: a damaged one is one problem, not one per row.
-    location = f"{shard.path} row group {number}"
-    group = shard.groups[number]
-    if crc32c(data) != group.crc32c:
-        yield DatasetProblem(location, "does not match its CRC-32C")
-        return
-    try:
-        table = parse_row_group(
-            manifest, shard, number, data, footer, include_metadata=True
-        )
-    except DamagedParquetError as error:
-        yield DatasetProblem(location, str(error))
-        return
-    num_rows = len(table.labels)
-    if num_rows != group.rows:
-        yield DatasetProblem(location, f"has {num_rows} rows, not {group.rows}")
-
-    # Each row, decoded in threads, except for those that index found to be bad.
-    known_bad = group.index.bad if group.index is not None else {}
-    rows = [i for i in range(num_rows) if i not in known_bad]
-    problems = pool.map(partial(_find_row_problem, manifest, table), rows)
-    for i, problem in zip(rows, problems, strict=True):
-        if problem is not None:
-            name = f" ({table.names[i]})" if table.names else ""
-            yield DatasetProblem(f"{location} row {i}{name}", problem)
+        # Each row, decoded in threads, except for those that index found to be bad.
+        known_bad = group.index.bad if group.index is not None else {}
+        rows = [i for i in range(num_rows) if i not in known_bad]
+        find_problem = partial(_find_row_problem, self._manifest, table)
+        for i, problem in zip(rows, self._pool.map(find_problem, rows), strict=True):
+            if problem is not None:
+                name = f" ({table.names[i]})" if table.names else ""
+                self._report(f"{location} row {i}{name}", problem)
+        self.num_images += min(num_rows, group.rows)
 
 
 def _find_row_problem(

@@ -130,6 +130,16 @@ class Manifest:
     """URL of the shards; None if they are beside the manifest."""
 
     @property
+    def may_crash_decoder(self) -> bool:
+        """Whether DALI may crash on a file: others wrote them, or none was decoded.
+
+        `index` decodes the files of others with PIL, whose verdict is not DALI's.
+        """
+        if self.encoding == "raw":
+            return False
+        return not self.verified or self.layout != "distrain"
+
+    @property
     def row_groups(self) -> list[tuple[Shard, int]]:
         """Every row group as (shard, index in it), in the order of sample ids."""
         row_groups = list[tuple[Shard, int]]()

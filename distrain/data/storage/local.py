@@ -16,6 +16,8 @@ from distrain.data.storage.retry import is_transient
 _MAX_OFFSET = (1 << 63) - 1
 # A path with one of these errors cannot name a file: a circular link, a name too long.
 _ABSENT_ERRNOS = (errno.ELOOP, errno.ENAMETOOLONG)
+# What fsync of a folder returns on file systems that have no such thing.
+_NO_FOLDER_SYNC_ERRNOS = (errno.EINVAL, errno.ENOTSUP)
 # Bytes of a large file in the kernel's page cache while it is written.
 _WRITE_CHUNK_BYTES = 8 << 20
 
@@ -72,10 +74,13 @@ class LocalStorage:
         except BaseException:
             os.unlink(partial)
             raise
+        _sync_folder(os.path.dirname(target))
 
     def create_exclusive(self, path: str, data: bytes) -> None:
         """Write a file that does not exist yet. Raises FileExistsError."""
-        _write_new_file(self.resolve_path(path), [data])
+        target = self.resolve_path(path)
+        _write_new_file(target, [data])
+        _sync_folder(os.path.dirname(target))
 
     def get_size(self, path: str) -> int:
         """Return the size of a file in bytes."""
@@ -85,6 +90,10 @@ class LocalStorage:
         """Return None: a file system has no ETags. Raises OSError if it is missing."""
         self.get_size(path)
         return None
+
+    def get_modified_time(self, path: str) -> float | None:
+        """Return the Unix time of a file's last write."""
+        return os.stat(self.resolve_path(path)).st_mtime
 
     def exists(self, path: str) -> bool:
         """Return whether a file or folder exists and its metadata can be read.
@@ -155,7 +164,7 @@ def _read_all(file: io.FileIO, size: int) -> bytes:
 
 
 def _write_new_file(path: str, parts: Sequence[bytes | memoryview]) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    _make_folder(os.path.dirname(path))
     with open(path, "xb", buffering=0) as file:
         try:
             for part in parts:
@@ -173,6 +182,38 @@ def _write_new_file(path: str, parts: Sequence[bytes | memoryview]) -> None:
             # A full disk still creates names, whose content is then missing.
             os.unlink(path)
             raise
+
+
+def _make_folder(path: str) -> None:
+    """Create a folder and its parents, as names that survive a power failure."""
+    parents: list[str] = []
+    folder = path
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+        parents.append(folder)
+    os.makedirs(path, exist_ok=True)
+    for parent in parents:
+        _sync_folder(parent)
+
+
+def _sync_folder(path: str) -> None:
+    """Flush the names in a folder to disk.
+
+    Otherwise a power failure could lose the name of a new checkpoint after the old one
+    was removed.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        # Files may be written to a folder that may not be listed.
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC_ERRNOS:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(file: io.FileIO, view: memoryview) -> None:

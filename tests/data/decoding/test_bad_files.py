@@ -18,7 +18,12 @@ from test_loader import by_id, deliver, requests, resident
 
 from distrain.data import loader
 from distrain.data.decoding.decoder import DecodeError
-from distrain.data.decoding.image import BadImageError, parse_jpeg_size, sanitize_file
+from distrain.data.decoding.image import (
+    BadImageError,
+    encode_ppm,
+    parse_jpeg_size,
+    sanitize_file,
+)
 from distrain.data.decoding.quarantine import (
     InFlightRecorder,
     claim_suspects,
@@ -105,6 +110,51 @@ def test_a_decoder_that_refuses_its_placeholder_too_ends_the_attempt(
             requests(range(8), 4),
             4,
         )
+
+
+@pytest.mark.parametrize("proved", [False, True])
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_batch_that_fails_although_each_file_decodes_is_retried_once(
+    tmp_path, narrow, monkeypatch, failures, proved
+):
+    dataset = write_set(tmp_path / "set", [GOOD[0]] * 12, (72, 90), proved=proved)
+    undisturbed = by_id(deliver(narrow(), dataset, requests(range(12), 4), 4))
+    num_batches = 0
+
+    class Failing(loader.DaliDecoder):
+        def decode_batch(self):
+            nonlocal num_batches
+            images = super().decode_batch()
+            num_batches += 1
+            if 2 <= num_batches < 2 + failures:
+                raise DecodeError(None, "a hiccup")
+            return images
+
+    monkeypatch.setattr(loader, "DaliDecoder", Failing)
+    if failures == 1:
+        found = by_id(deliver(narrow(), dataset, requests(range(12), 4), 4))
+        assert found.keys() == undisturbed.keys()
+        assert all(torch.equal(found[i], undisturbed[i]) for i in found)
+    else:
+        message = r"failed \(a hiccup\) on samples \[4, 5, 6, 7\], although no single"
+        with pytest.raises(AttemptError, match=message):
+            deliver(narrow(), dataset, requests(range(12), 4), 4)
+    assert dataset.bad_samples == {}
+
+
+def test_a_batch_of_raw_pixels_blames_none_of_them(tmp_path, narrow, monkeypatch):
+    """They are no files that a child could decode one by one."""
+
+    class Failing(loader.DaliDecoder):
+        def decode_batch(self):
+            super().decode_batch()
+            raise DecodeError(None, "a hiccup")
+
+    monkeypatch.setattr(loader, "DaliDecoder", Failing)
+    pixels = [encode_ppm(picture(i, 72, 72)).tobytes() for i in range(4)]
+    dataset = write_set(tmp_path / "set", pixels, (72, 72), encoding="raw", proved=True)
+    with pytest.raises(AttemptError, match="although no single file"):
+        deliver(narrow(), dataset, requests(range(4), 4), 4)
 
 
 @pytest.mark.parametrize("window", ["crop", "random_resized"])

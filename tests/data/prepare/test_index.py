@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from photos import kinds, picture
 from shapes import CLASSES, SHAPES, folder, hub, images, tar_of, webdataset
 
 from distrain.data.batch import iter_evaluation_requests
+from distrain.data.decoding.quarantine import InFlightRecorder
 from distrain.data.loader import Loader
 from distrain.data.prepare.index import compute_color_statistics, index_dataset
 from distrain.data.prepare.open import open_source
@@ -20,7 +22,9 @@ from distrain.data.prepare.verify import summarize_dataset, verify_dataset
 from distrain.data.shards.dataset import Dataset
 from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.storage.store import Store
-from distrain.errors import AttemptError, UserError
+from distrain.distributed.world import World
+from distrain.errors import AttemptError, RunError, UserError
+from distrain.training.quarantine_sync import sync_quarantine
 
 CPU = torch.device("cpu")
 FOREIGN = ["archive of archives", "webdataset", "hub"]
@@ -56,7 +60,7 @@ def test_foreign_sets_are_read_as_they_are(tmp_path, shape):
     assert rows_of(dataset) == sorted(
         (im.label, im.data, (40 + int(im.name[-8:-5]), 60)) for im in found
     )
-    assert verify_dataset(dataset.store, dataset.manifest) == []
+    assert verify_dataset(dataset.store, dataset.manifest).problems == []
     assert summarize_dataset(dataset).rows_per_class == dict.fromkeys(
         dataset.manifest.classes, 20
     )
@@ -142,7 +146,7 @@ def test_what_does_not_decode_keeps_its_place_and_has_no_weight(narrow, tmp_path
     dataset = opened(url)
     assert set(dataset.bad_samples) == {3, 7}
     assert dataset.manifest.num_rows == len(files)
-    assert verify_dataset(dataset.store, dataset.manifest) == [], (
+    assert verify_dataset(dataset.store, dataset.manifest).problems == [], (
         "they are what the manifest says"
     )
     config = narrow(augment={"crop": 64, "short_side": 72})
@@ -163,6 +167,38 @@ def test_what_does_not_decode_keeps_its_place_and_has_no_weight(narrow, tmp_path
     assert set().union(*(batch.bad_samples for batch in batches)) == {3, 7}
 
 
+def test_a_file_that_crashes_the_decoder_ends_the_run_with_its_name(
+    narrow, tmp_path, monkeypatch
+):
+    """A shell script stands in for the child that decodes the suspects and crashes."""
+    url = webdataset(tmp_path, images(4))
+    made(url)
+    dataset = opened(url)
+    config = narrow(run=str(tmp_path / "run"))
+    recorder = InFlightRecorder(config.run, dataset, num_slots=2, batch_size=2)
+    recorder.record_fed(np.array([4, 5]))
+    recorder._file.close()  # as the kernel does when a process dies
+    child = tmp_path / "child"
+    child.write_text(
+        '#!/bin/sh\n[ -e "$0.crashed" ] && { echo null; cat; exit; }\n'
+        'touch "$0.crashed"; kill -SEGV $$'
+    )
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+    told: list[str] = []
+    store = Store(str(tmp_path / "run"))
+    for _ in range(2):  # the second time from the verdict that is remembered
+        with pytest.raises(
+            RunError, match=r"these samples .*: 4 \(.*\): crashes the d"
+        ):
+            sync_quarantine(
+                config, World(CPU), [dataset], store, told.append, told.append
+            )
+    assert "2 files (4: " in told[0]
+    assert told[1:] == ["verdict 2 of 2"]
+    assert dataset.bad_samples == {}
+
+
 def test_a_replaced_or_damaged_file_is_said(tmp_path):
     """A file of the same size and another content; and one of another size."""
     url = Path(hub(tmp_path, images(8)))
@@ -175,7 +211,9 @@ def test_a_replaced_or_damaged_file_is_said(tmp_path):
         opened(url).read_rows(np.arange(3))
     second.write_bytes(second.read_bytes() + b"more")
     manifest = Manifest.load(Store(str(url)))
-    wrong = [tuple(one) for one in verify_dataset(Store(str(url)), manifest)]
+    wrong = [
+        tuple(problem) for problem in verify_dataset(Store(str(url)), manifest).problems
+    ]
     size = manifest.shards[1].bytes
     assert wrong == [
         (f"{first.name} row group 0", "does not match its CRC-32C"),

@@ -75,6 +75,33 @@ def test_several_splits_in_one_folder_are_not_mixed(tmp_path):
         open_source(str(tmp_path / "hub"))
 
 
+def test_an_option_for_another_kind_of_source_is_not_ignored(tmp_path):
+    found = images(2)
+    (tmp_path / "labels.txt").write_text("a\n" * 6)
+    labels = {"labels_url": str(tmp_path / "labels.txt")}
+    for shape, kind in (("folder", "an image folder"), ("hub", "Parquet files")):
+        url = SHAPES[shape](tmp_path, found)
+        with pytest.raises(UserError, match=f"--labels is for a .tar .*is {kind}: lea"):
+            open_source(url, **labels)
+    url = tar_of_tars(tmp_path, found)
+    with pytest.raises(UserError, match=r"--labels .*holds one archive per class: lea"):
+        open_source(url, **labels)
+    for shape in ("folder", "webdataset", "archive of archives"):
+        (tmp_path / shape).mkdir()
+        url = SHAPES[shape](tmp_path / shape, found)
+        for option in ("image_column", "label_column"):
+            with pytest.raises(UserError, match=r"for Parquet files, and .* has none"):
+                open_source(url, **{option: "x"})
+
+
+def test_a_folder_in_the_place_of_a_list_is_one_sentence(tmp_path):
+    place = folder(tmp_path, images(2))
+    with pytest.raises(
+        UserError, match=r"cannot read .* \(Is a directory\): check the"
+    ):
+        open_source(place, names_url=place)
+
+
 def test_what_is_not_there(tmp_path):
     with pytest.raises(UserError, match="nothing at .*none.tar: check the path"):
         open_source(str(tmp_path / "none.tar"))

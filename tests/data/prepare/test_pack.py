@@ -606,3 +606,11 @@ def test_colour_statistics_are_those_of_the_stored_pixels(kinds_folder, tmp_path
 def test_a_geometry_that_is_none(text):
     with pytest.raises(UserError, match="is not valid: use keep, short:N or square:N"):
         Geometry.from_text(text)
+
+
+def test_a_target_that_cannot_be_written_is_one_sentence(tmp_path):
+    source = open_source(tar_of_tars(tmp_path, images(2))).source
+    (tmp_path / "file").write_text("x")
+    message = r"cannot write to .*file/set \(Not a directory\): choose another target"
+    with pytest.raises(UserError, match=message):
+        pack_dataset(source, str(tmp_path / "file" / "set"), PackOptions())

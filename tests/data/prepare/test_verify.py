@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+from crc32c import crc32c
 from photos import encoded, picture, write_set
 
 from distrain.data.prepare.verify import (
@@ -21,14 +22,17 @@ def dataset(tmp_path):
 
 
 def wrong_with(dataset):
-    return [
-        tuple(w) for w in verify_dataset(dataset.store, Manifest.load(dataset.store))
-    ]
+    result = verify_dataset(dataset.store, Manifest.load(dataset.store))
+    return [tuple(problem) for problem in result.problems]
 
 
 def test_a_whole_set_has_nothing_wrong(dataset):
     seen = []
-    assert verify_dataset(dataset.store, dataset.manifest, seen.append) == []
+    assert verify_dataset(dataset.store, dataset.manifest, seen.append)[1:] == (
+        [],
+        40,
+        3,
+    )
     assert [(at.done, at.total) for at in seen] == [
         (0, 40),
         (16, 40),
@@ -62,6 +66,42 @@ def test_what_is_missing_or_cut_is_found(dataset, tmp_path):
     ]
 
 
+def test_only_what_was_read_counts(dataset, tmp_path):
+    """A missing shard of 16 images, and a damaged row group of 8 in another."""
+    one, two, three = dataset.manifest.shards
+    (tmp_path / "set" / one.path).unlink()
+    path = tmp_path / "set" / two.path
+    data = bytearray(path.read_bytes())
+    data[two.groups[0].start + 100] ^= 1
+    path.write_bytes(bytes(data))
+    progress = []
+    result = verify_dataset(dataset.store, dataset.manifest, progress.append)
+    assert (result.num_images, result.num_shards) == (16, 2)
+    assert [(p.done, p.total, p.num_bytes) for p in progress] == [
+        (0, 40, 0),
+        (0, 40, 0),
+        (8, 40, two.bytes),
+        (16, 40, two.bytes + three.bytes),
+    ]
+
+
+def test_a_footer_that_was_damaged_before_it_was_indexed_is_found(dataset, tmp_path):
+    """Its checksums fit, but it cannot be parsed."""
+    shard = dataset.manifest.shards[0]
+    path = tmp_path / "set" / shard.path
+    data = bytearray(path.read_bytes())
+    data[shard.footer_start : shard.footer_start + 40] = b"\xff" * 40
+    path.write_bytes(bytes(data))
+    tree = json.loads((tmp_path / "set" / MANIFEST_FILE).read_text())
+    entry = tree["shards"][0]
+    entry["sha256"] = hashlib.sha256(data).hexdigest()
+    entry["footer_crc32c"] = crc32c(bytes(data[shard.footer_start :]))
+    (tmp_path / "set" / MANIFEST_FILE).write_text(json.dumps(tree))
+    ((where, what),) = wrong_with(dataset)
+    assert where == shard.path
+    assert what.startswith("has a footer that cannot be parsed, so its rows cannot be")
+
+
 def test_images_that_do_not_decode_or_have_another_size_are_found(tmp_path):
     files = [encoded(picture(i, 40, 60)) for i in range(6)]
     files[2], files[4] = b"junk", encoded(picture(4, 40, 61))
@@ -81,7 +121,6 @@ def test_images_that_do_not_decode_or_have_another_size_are_found(tmp_path):
 def test_a_row_whose_own_checksum_is_wrong_is_found(dataset, tmp_path):
     """The manifest was made for the damaged shard: only the row's own checksum tells."""
     import pyarrow.parquet as pq
-    from crc32c import crc32c
 
     shard = dataset.manifest.shards[0]
     path = tmp_path / "set" / shard.path

@@ -1,6 +1,7 @@
 import errno
 import os
 import zipfile
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -117,6 +118,37 @@ def test_nothing_half_written_is_left(tmp_path):
     with pytest.raises(TypeError):
         store.write("file", 3)
     assert store.list_names() == []
+
+
+def test_names_survive_a_power_failure(tmp_path, monkeypatch):
+    """The file before its name, then the folder that has the name; new folders too."""
+    events = []
+    sync, replace = os.fsync, os.replace
+
+    def note_sync(descriptor):
+        events.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        sync(descriptor)
+
+    def note_rename(source, target):
+        events.append(("rename", Path(target).name))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_rename)
+    (tmp_path / "run").mkdir()
+    store = Store(str(tmp_path / "run"))
+    store.write("checkpoints/new/state", b"x")
+    (_, partial) = events.pop(2)
+    assert partial.endswith(".partial")
+    assert events == [
+        ("sync", "checkpoints"),
+        ("sync", "run"),
+        ("rename", "state"),
+        ("sync", "new"),
+    ]
+    events.clear()
+    store.create_exclusive("lease", b"x")
+    assert events == [("sync", "lease"), ("sync", "run")]
 
 
 @pytest.mark.parametrize("how", ["write", "create_exclusive"])

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from typing import Literal, NamedTuple
 
@@ -30,6 +31,8 @@ _MAX_DECODE_FILES = 1024
 
 ProcessImages = Callable[[], int]
 """Process some images; return their number."""
+MeasureRound = Callable[[], tuple[float, float]]
+"""Measure one round; return images per second, and CPU milliseconds per image."""
 
 
 class Throughput(NamedTuple):
@@ -67,6 +70,24 @@ class BenchConfig(Section):
     """auto: a GPU if there is one. [operation]"""
 
 
+def bench_data(
+    url: str, overrides: Sequence[str] = (), *, images: int = 2048
+) -> BenchResult:
+    """Time the data loader alone, interleaved with a bare decode of the same files.
+
+    Args:
+        url: packed or indexed data set (path or URL).
+        overrides: changes to the config's sections data and augment, and to
+            global_batch and device, as `key.sub=value`.
+        images: images that the loader yields in each of five rounds, rounded down to
+            whole batches, at least one.
+
+    Raises:
+        UserError: an override is wrong, the data does not fit, or a package is missing.
+    """
+    return measure_loader(make_bench_config(url, overrides), images)
+
+
 def make_bench_config(url: str, overrides: Sequence[str]) -> BenchConfig:
     """Build the config of a measurement from defaults and `key.sub=value` overrides.
 
@@ -101,21 +122,34 @@ def measure_loader(config: BenchConfig, images_per_round: int) -> BenchResult:
         config.global_batch,
         config.data.shuffle_rows,
     )
+    requests = _generate_requests(order)
     num_batches = max(1, images_per_round // config.global_batch)
-    with _create_loader(config, world, dataset, _generate_requests(order)) as loader:
-        # The first batch pays for threads and decoders that start; time it apart.
+    # The first batch pays for threads and decoders that start; time it apart.
+    with _create_loader(config, world, dataset, requests) as loader:
         next(loader)
         seconds_to_first_batch = time.monotonic() - start_time
 
-        def load_batches() -> int:
-            for _ in range(num_batches):
-                next(loader)
-            # Batches are returned while the GPU is still decoding them.
-            if world.device.type == "cuda":
-                torch.cuda.synchronize()
-            return num_batches * config.global_batch
+    def measure_round() -> tuple[float, float]:
+        # A loader per round: another's read-ahead would run during the bare decode.
+        with _create_loader(config, world, dataset, requests) as loader:
 
-        throughputs = _measure_interleaved({"loader": load_batches, **bare_decoders})
+            def load_batches(count: int) -> int:
+                for _ in range(count):
+                    next(loader)
+                # Batches are returned while the GPU is still decoding them.
+                if world.device.type == "cuda":
+                    torch.cuda.synchronize()
+                return count * config.global_batch
+
+            # Take what is decoded ahead while nobody asks: the decoder's batches, a
+            # ready one, and one that waits to be.
+            load_batches(config.data.read_ahead + 2)
+            return _measure_throughput(lambda: load_batches(num_batches))
+
+    rounds: dict[str, MeasureRound] = {"loader": measure_round}
+    for name, process_images in bare_decoders.items():
+        rounds[name] = partial(_measure_throughput, process_images)
+    throughputs = _measure_interleaved(rounds)
     return BenchResult(
         num_batches * config.global_batch,
         config.global_batch,
@@ -152,12 +186,12 @@ def _generate_requests(order: SampleOrder) -> Iterator[BatchRequest]:
         yield BatchRequest(cursor, 0, order.get_sample_ids(cursor, 0), 0)
 
 
-def _measure_interleaved(workloads: dict[str, ProcessImages]) -> list[Throughput]:
+def _measure_interleaved(workloads: dict[str, MeasureRound]) -> list[Throughput]:
     """Measure workloads in turns, so that a change in machine load affects all."""
     rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in workloads}
     for _ in range(_NUM_ROUNDS):
-        for name, process_images in workloads.items():
-            rounds[name].append(_measure_throughput(process_images))
+        for name, measure_round in workloads.items():
+            rounds[name].append(measure_round())
     throughputs = []
     for name, measurements in rounds.items():
         images_per_second = statistics.median(rate for rate, _ in measurements)

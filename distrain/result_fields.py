@@ -1,0 +1,60 @@
+"""Fields of a config that decide the weights, which a resume may not change."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
+
+from distrain.config import Config
+
+
+def iterate_fields(config: Config) -> Iterator[tuple[str, Any, FieldInfo]]:
+    """Iterate over every field that is not a section: (dotted key, value, field)."""
+    yield from _iterate_section_fields(config, "")
+
+
+def get_result_fields(config: Config) -> dict[str, Any]:
+    """Return the fields that decide the weights, by dotted key, as JSON values."""
+    tree = config.model_dump(mode="json")
+    fields = {}
+    for key, _ in _iterate_result_fields(config):
+        value: Any = tree
+        for name in key.split("."):
+            value = value[name]
+        fields[key] = value
+    return fields
+
+
+def get_result_defaults(config: Config) -> dict[str, Any]:
+    """Return the defaults of the result fields that have one, as JSON values."""
+    defaults = {}
+    for key, info in _iterate_result_fields(config):
+        if info.is_required():
+            continue
+        # A user's own class may use default factories; one that reads the fields before
+        # its own gets none.
+        default = info.get_default(call_default_factory=True, validated_data={})
+        defaults[key] = to_jsonable_python(default)
+    return defaults
+
+
+def _iterate_result_fields(config: Config) -> Iterator[tuple[str, FieldInfo]]:
+    for key, _, info in iterate_fields(config):
+        marks = info.json_schema_extra
+        # A user's own class may leave fields unmarked: to be safe they count as result.
+        if not isinstance(marks, dict) or marks.get("decides", "result") == "result":
+            yield key, info
+
+
+def _iterate_section_fields(
+    section: BaseModel,
+    prefix: str,
+) -> Iterator[tuple[str, Any, FieldInfo]]:
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _iterate_section_fields(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value, info

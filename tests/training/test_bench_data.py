@@ -1,0 +1,77 @@
+import time
+
+import pytest
+
+from distrain.data.decoding.pil import PilDecoder
+from distrain.data.loader import Loader
+from distrain.errors import UserError
+from distrain.training import bench_data
+from distrain.training.bench_data import make_bench_config, measure_loader
+
+
+@pytest.mark.parametrize("change", ["data.normalise=device", "data.backend=torch"])
+def test_the_loader_beside_the_bare_decode(digits, change):
+    wanted = make_bench_config(
+        str(digits / "train"),
+        ["augment.crop=64", "global_batch=64", "device=cpu", change],
+    )
+    found = measure_loader(wanted, 128)
+    assert (found.images_per_round, found.batch_size, found.num_threads) == (128, 64, 2)
+    assert [rate.name for rate in found.throughputs] == [
+        "loader",
+        "libjpeg-turbo alone",
+    ]
+    assert all(
+        rate.images_per_second > 0 and rate.cpu_ms_per_image > 0
+        for rate in found.throughputs
+    )
+
+
+def test_what_is_decoded_ahead_is_not_counted(digits, monkeypatch):
+    """It is taken before each round; and nothing is decoded beside the bare decode."""
+    num_decoded = 0
+    num_taken = 0
+    decode, take = PilDecoder._decode_window, Loader.__next__
+
+    def count_decoded(*arguments):
+        nonlocal num_decoded
+        num_decoded += 1
+        return decode(*arguments)
+
+    def count_taken(loader):
+        nonlocal num_taken
+        num_taken += 1
+        return take(loader)
+
+    decoded_beside = []
+
+    def decode_bare():
+        num_before = num_decoded
+        time.sleep(0.1)
+        decoded_beside.append(num_decoded - num_before)
+        return 1
+
+    monkeypatch.setattr(PilDecoder, "_decode_window", count_decoded)
+    monkeypatch.setattr(Loader, "__next__", count_taken)
+    monkeypatch.setattr(
+        bench_data, "_make_bare_decoders", lambda *_: {"bare": decode_bare}
+    )
+    overrides = ["augment.crop=64", "global_batch=4", "device=cpu"]
+    overrides += ["data.backend=torch", "data.read_ahead=3"]
+    measure_loader(make_bench_config(str(digits / "train"), overrides), 8)
+    # The first batch, then five rounds of two.
+    assert num_taken == 1 + 5 * (3 + 2 + 2)
+    assert decoded_beside == [0] * 5
+
+
+def test_what_does_not_fit_is_said(digits):
+    with pytest.raises(UserError, match="augment.crop = 224 does not fit the 72 x 72"):
+        measure_loader(make_bench_config(str(digits / "train"), []), 128)
+    with pytest.raises(
+        UserError, match="unknown key augment.colr; did you mean augment.colour"
+    ):
+        make_bench_config("x", ["augment.colr=1"])
+    with pytest.raises(
+        UserError, match="unknown key optimizer"
+    ):  # of a run, not of its data
+        make_bench_config("x", ["optimizer.name=adam"])
