@@ -1,6 +1,7 @@
 """Each command that a README shows runs in a test: here what needs no server, elsewhere in the lane that has it."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def is_complete(command: str) -> bool:
     """
     if not command.startswith("distrain "):
         return command not in PARTS
-    words = command.replace("...", "x").split()[1:]
+    words = command.partition(" > ")[0].replace("...", "x").split()[1:]
     found = typer.main.get_command(app)
     while hasattr(found, "commands") and not words[0].startswith("--"):
         found = found.commands[words.pop(0)]
@@ -160,20 +161,34 @@ def test_layers_are_printed(run):
     assert "60,965,224" in run(shown("distrain model alexnet2012"))
 
 
-def test_completion_is_installed(folder, plain_environment):
-    words = shown("distrain --install-completion")
-    bin_folder = Path(sys.executable).parent
-    subprocess.run(
+@pytest.fixture
+def shell(folder, plain_environment):
+    """Run a command, given as words, in a shell whose environment is activated."""
+    environment = {
+        **plain_environment,
+        "HOME": str(folder),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+
+    def call(words: list[str]) -> None:
         # Typer asks which shell has started it, so bash must not replace itself.
-        ["bash", "-c", f"{' '.join(words)}; exit $?"],
-        env={
-            **plain_environment,
-            "HOME": str(folder),
-            "PATH": f"{bin_folder}:{os.environ['PATH']}",
-        },
-        check=True,
-    )
+        line = f"{' '.join(words)}; exit $?"
+        subprocess.run(["bash", "-c", line], env=environment, check=True)
+
+    return call
+
+
+def test_completion_is_installed(folder, shell):
+    shell(shown("distrain --install-completion"))
     assert "distrain" in (folder / ".bashrc").read_text()
+
+
+def test_the_schema_is_written(folder, shell):
+    shell(shown("distrain schema > distrain.schema.json"))
+    assert (
+        "epochs"
+        in json.loads((folder / "distrain.schema.json").read_text())["properties"]
+    )
 
 
 @pytest.fixture
