@@ -150,6 +150,10 @@ def _check(value: Any, of: str, where: str):
     elif of == "float":
         if type(value) not in (int, float):
             yield f"{where}: {value!r} is no number"
+    elif of == "datetime":
+        # kubectl sends null where there is none yet.
+        if value is not None and not isinstance(value, str):
+            yield f"{where}: {value!r} is no time"
     elif of == "object":
         if not isinstance(value, (str, int)):
             yield f"{where}: {value!r} is neither text nor number"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from narrow import lasting_recipe, narrow_recipe, with_own_models
+from readme_commands import ROOT, shown
 
 from distrain.config import Config
 from distrain.distributed.world import World
@@ -39,18 +40,20 @@ PACE = "0.06"
 
 @pytest.fixture(scope="session")
 def plain() -> dict[str, str]:
-    """The environment of all that is started: compiled modules may be kept, Ray's as in cluster/ray.env."""
-    environment = {
-        k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"
-    }
-    environment["PATH"] = (
-        f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as an activated environment has it
-    )
-    lines = (Path(__file__).parents[2] / "cluster/ray.env").read_text().splitlines()
-    settings = dict(line.split("=") for line in lines if not line.startswith("#"))
+    """The environment of all that is started, set as cluster/README.md shows it."""
+    line = shown("set -a; . cluster/ray.env; set +a; unset PYTHONDONTWRITEBYTECODE")
+    printed = subprocess.run(
+        ["bash", "-euc", f"{' '.join(line)}; env -0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    environment = dict(item.split("=", 1) for item in printed.split("\0") if item)
+    # As an activated environment has it.
+    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {
         **with_own_models(environment),
-        **settings,
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "PACE": PACE,
     }

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from readme_commands import shown
 from waiting import PATIENCE, await_that
 
 PYTHON = sys.executable
@@ -177,17 +178,15 @@ class Hosts:
         return process.communicate(timeout=120)[0]
 
     def start_ray(self, host: str) -> None:
-        """`ray start` on a host, with one CPU."""
-        where = (
-            "--head",
-            "--port",
-            "6379",
-            "--ray-client-server-port",
-            "10001",
-            "--dashboard-host",
-            self.address[host],
-        )
-        place = where if host == HEAD else ("--address", f"{self.address[HEAD]}:6379")
+        """`ray start` on a host as cluster/README.md shows it, with one CPU."""
+        if host == HEAD:
+            _, *words = shown("ray start --head --port 6379")
+            words += ["--ray-client-server-port", "10001"]
+            address = {"ADDRESS": self.address[host]}
+            words += shown("ray start --head --dashboard-host ADDRESS", address)[-2:]
+        else:
+            head = {"HEAD": self.address[HEAD]}
+            _, *words = shown("ray start --address HEAD:6379", head)
         common = (
             "--num-cpus",
             "1",
@@ -204,8 +203,7 @@ class Hosts:
             self._ray[host] = self.popen(
                 host,
                 RAY,
-                "start",
-                *place,
+                *words,
                 "--node-ip-address",
                 self.address[host],
                 *common,

@@ -1,67 +1,84 @@
-"""A server that does what Kubernetes' API does with RayJobs and ConfigMaps, as kubectl asks it to.
+"""A server that does what Kubernetes' API does with a few kinds of objects and with logs, as kubectl asks it to.
 
 What is created is checked field by field (`kube.problems`), as a cluster does that knows the operator's kinds. The
-operator itself is not played: a RayJob only lies there.
+operator itself is not played: a RayJob only lies there, until a test adds what the operator makes of it.
 """
 
 import json
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import kube
 
-_VERBS = ["create", "get", "list", "update"]
+_VERBS = ["create", "delete", "get", "list", "update"]
 _KINDS = {
-    "v1": {
-        "name": "configmaps",
-        "singularName": "configmap",
-        "namespaced": True,
-        "kind": "ConfigMap",
-        "verbs": _VERBS,
-    },
-    "ray.io/v1": {
-        "name": "rayjobs",
-        "singularName": "rayjob",
-        "namespaced": True,
-        "kind": "RayJob",
-        "verbs": _VERBS,
-    },
+    "v1": {"configmaps": "ConfigMap", "pods": "Pod", "secrets": "Secret"},
+    "batch/v1": {"jobs": "Job"},
+    "monitoring.coreos.com/v1": {"podmonitors": "PodMonitor"},
+    "networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy"},
+    "ray.io/v1": {"rayjobs": "RayJob"},
 }
+
+_LISTS = {
+    name: {"kind": f"{kind}List", "apiVersion": version}
+    for version, kinds in _KINDS.items()
+    for name, kind in kinds.items()
+}
+
+
+def _describe(version: str) -> list[dict[str, Any]]:
+    """Return a version's kinds as discovery names them."""
+    return [
+        {
+            "name": name,
+            "singularName": kind.lower(),
+            "namespaced": True,
+            "kind": kind,
+            "verbs": _VERBS,
+        }
+        for name, kind in _KINDS[version].items()
+    ]
 
 
 def _discovery(operator: bool) -> dict[str, dict[str, Any]]:
     """What kubectl reads before its first request: the kinds, and that the server checks fields itself."""
-    version = {"groupVersion": "ray.io/v1", "version": "v1"}
-    group = {"name": "ray.io", "versions": [version], "preferredVersion": version}
-    resources = {
-        v: {"kind": "APIResourceList", "groupVersion": v, "resources": [kind]}
-        for v, kind in _KINDS.items()
-    }
-    paths = (
-        {"v1": "/api/v1", "ray.io/v1": "/apis/ray.io/v1"}
-        if operator
-        else {"v1": "/api/v1"}
-    )
+    versions = [name for name in _KINDS if operator or name != "ray.io/v1"]
+    groups = []
+    for name in versions[1:]:
+        version = {"groupVersion": name, "version": "v1"}
+        group = {"versions": [version], "preferredVersion": version}
+        groups.append({"name": name.removesuffix("/v1"), **group})
+    paths = {name: f"/apis/{name}" if "/" in name else "/api/v1" for name in versions}
     found: dict[str, dict[str, Any]] = {
         "/version": {"major": "1", "minor": "31", "gitVersion": "v1.31.0"},
         "/api": {"kind": "APIVersions", "versions": ["v1"]},
-        "/apis": {
-            "kind": "APIGroupList",
-            "apiVersion": "v1",
-            "groups": [group] * operator,
-        },
+        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups},
         "/openapi/v3": {
             "paths": {
                 p[1:]: {"serverRelativeURL": f"/openapi/v3{p}"} for p in paths.values()
             }
         },
     }
-    for version_name, path in paths.items():
-        kind, name = _KINDS[version_name]["kind"], _KINDS[version_name]["name"]
-        found[path] = resources[version_name]
+    for name, path in paths.items():
+        found[path] = {
+            "kind": "APIResourceList",
+            "groupVersion": name,
+            "resources": _describe(name),
+        }
+        found[f"/openapi/v3{path}"] = {
+            "openapi": "3.0.0",
+            "paths": dict(_routes(name, path)),
+        }
+    return found
+
+
+def _routes(version: str, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the route of each kind of a version; each checks the fields of what is created."""
+    for name, kind in _KINDS[version].items():
         about = {
-            "group": version_name.rpartition("/")[0],
+            "group": version.rpartition("/")[0],
             "version": "v1",
             "kind": kind,
         }
@@ -69,12 +86,7 @@ def _discovery(operator: bool) -> dict[str, dict[str, Any]]:
             "x-kubernetes-group-version-kind": about,
             "parameters": [{"name": "fieldValidation", "in": "query"}],
         }
-        route = f"{path}/namespaces/{{namespace}}/{name}/{{name}}"
-        found[f"/openapi/v3{path}"] = {
-            "openapi": "3.0.0",
-            "paths": {route: {"patch": patch}},
-        }
-    return found
+        yield f"{path}/namespaces/{{namespace}}/{name}/{{name}}", {"patch": patch}
 
 
 class Api:
@@ -82,6 +94,8 @@ class Api:
 
     def __init__(self, *, operator: bool = True) -> None:
         self.objects: dict[str, dict[str, Any]] = {}
+        self.logs: dict[str, str] = {}
+        """Logs of pods by path."""
         self.refuse: tuple[int, str, str] | None = None
         """Status, reason and message of every answer about objects."""
         self._discovery = _discovery(operator)
@@ -94,7 +108,9 @@ class Api:
                     self._answer(200, api._discovery[path])
                 elif path in api.objects:
                     self._about_objects(200, api.objects[path])
-                elif path.endswith(("/rayjobs", "/configmaps")):
+                elif path in api.logs:
+                    self._send(200, "text/plain", api.logs[path].encode())
+                elif path.rpartition("/")[2] in _LISTS:
                     items = [
                         found
                         for key, found in api.objects.items()
@@ -103,8 +119,7 @@ class Api:
                     self._about_objects(
                         200,
                         {
-                            "kind": "RayJobList",
-                            "apiVersion": "ray.io/v1",
+                            **_LISTS[path.rpartition("/")[2]],
                             "items": items,
                         },
                     )
@@ -146,6 +161,10 @@ class Api:
                         api.objects[key] = body
                     self._about_objects(201, body)
 
+            def do_DELETE(self) -> None:
+                found = api.objects.pop(self.path.partition("?")[0])
+                self._about_objects(200, found)
+
             def _body(self) -> dict[str, Any]:
                 return dict(
                     json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -157,9 +176,11 @@ class Api:
                 self._answer(status, body)
 
             def _answer(self, status: int, body: dict[str, Any]) -> None:
-                data = json.dumps(body).encode()
+                self._send(status, "application/json", json.dumps(body).encode())
+
+            def _send(self, status: int, kind: str, data: bytes) -> None:
                 self.send_response(status)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)

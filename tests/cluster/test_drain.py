@@ -6,6 +6,7 @@ import signal
 
 import pytest
 from hosts import HEAD, RAY
+from readme_commands import shown
 from waiting import PATIENCE, await_that
 
 pytestmark = [pytest.mark.cluster, pytest.mark.namespaces]
@@ -78,7 +79,7 @@ def test_draining_the_head_stops_its_jobs(start, hosts, paced):
         address,
     )
     run.wait_for_step(10)
-    text = start.distrain(HEAD, "drain").end()
+    text = start.distrain(HEAD, *shown("distrain drain")[1:]).end()
     assert re.search(
         r"sent SIGTERM to process \d+: it saves a checkpoint and ends\n.*drained, no work is left on this node",
         text,

@@ -1,6 +1,8 @@
 """A run's way to Kubernetes: the real kubectl, before a server that plays Kubernetes' API."""
 
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from kube_api import Api
+from readme_commands import shown, write_recipe
 
 from distrain.errors import UserError
 from distrain.launch.kuberay import Kubectl, build_manifests
+from distrain.monitor.consoles import JsonConsole
 
 TEMPLATE = Path(__file__).parents[2] / "cluster/kuberay/rayjob.yaml"
 pytestmark = pytest.mark.cluster
@@ -237,31 +241,90 @@ def test_a_cluster_that_does_not_answer_is_a_sentence(api, config):
         Kubectl().choose_job_name(wanted)
 
 
-def test_the_command(api, plain_environment, tmp_path):
-    """As typed: submitted, found at work, and how to watch and stop it."""
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text(
-        "run: s3://bucket/runs/mine\ndata: {train: 's3://bucket/set'}\nschedule: {name: constant, lr: 0.01}\n"
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "distrain",
-        "submit",
-        str(recipe),
-        "--to=kuberay",
-        f"--template={TEMPLATE}",
-        "--id=mine",
-    ]
+def run_as_operator(api: Api, name: str, log: str) -> None:
+    """Add the Job and the Pod that the operator makes of a RayJob, with a log."""
+    labels = {"job-name": name}
+    about = {"name": name, "namespace": "vision", "labels": labels}
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": about,
+        "spec": {"selector": {"matchLabels": labels}},
+    }
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": about,
+        "spec": {"containers": [{"name": "ray-job-submitter", "image": "distrain"}]},
+        "status": {"phase": "Running"},
+    }
+    namespaces = "namespaces/vision"
+    api.objects[f"/apis/batch/v1/{namespaces}/jobs/{name}"] = job
+    api.objects[f"/api/v1/{namespaces}/pods/{name}"] = pod
+    api.logs[f"/api/v1/{namespaces}/pods/{name}/log"] = log
+
+
+@pytest.fixture
+def run(api, plain_environment, tmp_path):
+    """Run a command in a shell, with more words after it; return its output."""
     environment = {
         **plain_environment,
         "KUBECONFIG": str(tmp_path / "kubeconfig"),
         "HOME": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "DISTRAIN_TEMPLATE": str(TEMPLATE),
     }
-    for did in ("submitted", "is already queued or running"):
+
+    def call(words: list[str], *more: str, folder: Path = tmp_path) -> str:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=True, env=environment
+            ["bash", "-euo", "pipefail", "-c", " ".join([*words, *more])],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
         )
-        assert done.stdout.splitlines()[0] == f"RayJob mine in vision {did}"
-        assert "  kubectl -n vision logs -f job/mine | distrain logs -" in done.stdout
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return call
+
+
+def test_what_runs_need_is_created_as_shown(api, run):
+    run(
+        shown(
+            "kubectl create secret generic distrain-storage"
+            " --from-literal=AWS_ACCESS_KEY_ID=... --from-literal=...",
+            {"--from-literal=...": "--from-literal=AWS_SECRET_ACCESS_KEY=..."},
+        )
+    )
+    for words in (
+        shown("kubectl apply -f kuberay/networkpolicy.yaml"),
+        shown("kubectl apply -f prometheus/podmonitor.yml"),
+    ):
+        assert "created" in run(words, folder=TEMPLATE.parents[1])
+    assert api.names("Secret") == ["distrain-storage"]
+    assert api.names("NetworkPolicy") == api.names("PodMonitor") == ["distrain"]
+
+
+def test_a_run_is_submitted_followed_and_deleted_as_shown(api, run, tmp_path):
+    write_recipe(tmp_path)
+
+    # Submit it, and find it at work.
+    paths = ("run=s3://bucket/runs/my", "data.train=s3://bucket/set", "data.val=null")
+    for did in ("submitted", "is already queued or running"):
+        words = shown("distrain submit my.yaml --to kuberay --workers 1-8")
+        out = run(words, *paths, "--id=mine")
+        assert out.splitlines()[0] == f"RayJob mine in vision {did}"
+        assert "  kubectl -n vision logs -f job/mine | distrain logs -" in out
     assert api.names("RayJob") == ["mine"]
+
+    # Follow it, and stop it.
+    told = io.StringIO()
+    JsonConsole(told).log("hello")
+    run_as_operator(api, "mine", told.getvalue())
+    job = {"NAME": "mine"}
+    out = run(shown("kubectl logs -f job/NAME | distrain logs -", job))
+    assert out == "hello\n"
+    run(shown("kubectl delete rayjob NAME", job))
+    assert api.names("RayJob") == []

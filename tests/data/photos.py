@@ -42,6 +42,16 @@ def encoded(
     return sink.getvalue()
 
 
+def write_photos(folder: Path) -> None:
+    """Write eight images of two classes into each of `photos/train` and `photos/val`."""
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            images = folder / "photos" / split / label
+            images.mkdir(parents=True)
+            for i in range(4):
+                (images / f"{i}.jpg").write_bytes(encoded(picture(i, 80, 60)))
+
+
 def rotated(pixels: np.ndarray, orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation

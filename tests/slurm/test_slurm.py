@@ -14,8 +14,11 @@ import torch
 from endless import Reference, saved, trains_on
 from hosts import PYTHON
 from narrow import lasting_recipe, narrow_recipe, with_own_models
+from photos import write_photos
+from readme_commands import SMALL, shown, write_recipe
 from waiting import PATIENCE, await_that
 
+import distrain
 from distrain.config import Config, to_yaml
 from distrain.distributed.world import World
 from distrain.monitor.sinks import SilentConsole
@@ -71,7 +74,9 @@ class Job:
 
     def tell_to_end(self) -> None:
         """As Slurm does at the end of its time: save, and end."""
-        self.slurm.run("scancel", "--batch", "--signal=TERM", self.number)
+        self.slurm.run(
+            *shown("scancel --batch --signal=TERM JOB", {"JOB": self.number})
+        )
 
 
 class Sites:
@@ -80,6 +85,7 @@ class Sites:
     def __init__(self, slurm, folder: Path) -> None:
         self.slurm, self._folder = slurm, folder
         text = TEMPLATE.read_text().replace("--cpus-per-task=16", "--cpus-per-task=1")
+        text = text.replace("/shared/distrain/bin", str(Path(PYTHON).parent))
         text = text.replace("#SBATCH --gpus-per-node=1\n", "")
         # The nodes of this Slurm have one /tmp; what they have for themselves is /tmp/ray.
         text = text.replace("/tmp/ray-$SLURM_JOB_ID", "/tmp/ray/$SLURM_JOB_ID")
@@ -87,8 +93,8 @@ class Sites:
         text = text.replace(
             "\nexport PATH=", f"\nexport PYTHONPATH={python} PACE=0.04\nexport PATH=", 1
         )
-        self._template = folder / "site.sbatch"
-        self._template.write_text(text)
+        self.template = folder / "site.sbatch"
+        self.template.write_text(text)
 
     def command(self, recipe: Config, *overrides: str) -> str:
         """What `distrain submit` says."""
@@ -96,33 +102,33 @@ class Sites:
         path.write_text(to_yaml(recipe))
         options = (
             "--to=slurm",
-            f"--template={self._template}",
+            f"--template={self.template}",
             "--id=mine",
             *overrides,
         )
+        return self.run(PYTHON, "-m", "distrain", "submit", str(path), *options)
+
+    def run(self, *command: str) -> str:
+        """Run a command on the client, in a folder that the nodes share; return its output."""
         process = self.slurm.hosts.popen(
-            "client",
-            PYTHON,
-            "-m",
-            "distrain",
-            "submit",
-            str(path),
-            *options,
-            cwd=self._folder,
-            stdout=-1,
-            stderr=-2,
+            "client", *command, cwd=self._folder, stdout=-1, stderr=-2
         )
         return process.communicate(timeout=PATIENCE)[0]
 
     def submit(self, recipe: Config, *overrides: str) -> Job:
-        said = self.command(recipe, *overrides)
-        found = re.search(r"Slurm job (\d+) submitted", said)
+        return self.job(self.command(recipe, *overrides))
+
+    def job(self, said: str, name: str = "mine") -> Job:
+        """The job of a name, from what submitting it has printed."""
+        found = re.search(r"Slurm job (\d+) submitted|Submitted batch job (\d+)", said)
         assert found, said
-        return Job(self.slurm, found[1], self._folder / f"mine-{found[1]}.log")
+        number = found[1] or found[2]
+        return Job(self.slurm, number, self._folder / f"{name}-{number}.log")
 
     def clear(self) -> None:
         """End what is left of the jobs."""
-        self.slurm.run("scancel", "--name=mine")
+        for name in ("mine", "distrain"):
+            self.slurm.run("scancel", f"--name={name}")
         self.slurm.wait_until_idle()
 
 
@@ -212,6 +218,43 @@ def test_a_run_on_two_nodes_is_submitted_once(sites, shared, slurm, digits, tmp_
             "nothing is left on the nodes"
         )
         assert not slurm.hosts.pids(node, "raylet")
+
+
+def test_the_commands_shown(sites, shared, slurm, tmp_path):
+    """As in cluster/README.md: submitted, requeued by a signal, started by sbatch, and ended."""
+    # The README's recipe, lasting; sbatch takes no overrides.
+    shared.cancel()
+    write_photos(tmp_path)
+    for split in ("train", "val"):
+        distrain.pack(f"{tmp_path}/photos/{split}", f"{tmp_path}/shards/{split}")
+    recipe = write_recipe(tmp_path)
+    data = [f"data.{split}={tmp_path}/shards/{split}" for split in ("train", "val")]
+    lasting = ["epochs=1000000", "log.every=10", "evaluate.every=1000000"]
+    settings = [*SMALL, *data, *lasting, f"run={tmp_path}/run"]
+    config = distrain.load_config(recipe, settings)
+    recipe.write_text(to_yaml(config))
+    places = {"my.yaml": str(recipe), "site.sbatch": str(sites.template)}
+
+    # Submit it; a signal has it saved and requeued.
+    words = shown(
+        "distrain submit my.yaml --to slurm --template site.sbatch --workers 1-8",
+        places,
+    )
+    said = sites.run(PYTHON, "-m", *words, "--id=mine")
+    job = sites.job(said)
+    job.wait_for(r"step \d+/")
+    slurm.run(*shown("scancel --batch --signal=USR1 JOB", {"JOB": job.number}))
+    job.wait_for("stopped and saved after step")
+    await_that(lambda: job.state == "PENDING", "the job to be requeued", PATIENCE)
+    sites.clear()
+
+    # Start it on two nodes without distrain on this host, and end it.
+    places = {**places, "--nodes 4": "--nodes 2"}
+    said = sites.run(*shown("sbatch --nodes 4 site.sbatch my.yaml", places))
+    job = sites.job(said, "distrain")
+    job.wait_for("resumed from step")
+    job.tell_to_end()
+    assert "stopped and saved after step" in job.end("FAILED")
 
 
 def test_a_requeued_run_comes_back_by_itself(endless, slurm):
