@@ -305,6 +305,15 @@ def parse_config_yaml(
     return parse_config(parse_mapping(text, origin), origin, overrides)
 
 
+def check_is_config(value: object, caller: str) -> None:
+    """Raise UserError if a caller was given something else, such as a recipe's name."""
+    if not isinstance(value, Config):
+        raise UserError(
+            f"{caller} takes a Config, not {value!r}: load a recipe with "
+            "distrain.load_config"
+        )
+
+
 def override_config(
     config: Config,
     overrides: Sequence[str | OptionOverride],

@@ -216,6 +216,31 @@ def test_a_script_packs_with_several_processes(photos, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "12\n", "")
 
 
+def test_a_script_without_the_guard_is_told(photos, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import distrain\ndistrain.pack({str(photos)!r}, 'shards', processes=2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert 'call them below `if __name__ == "__main__":`' in done.stderr
+    assert "bootstrapping" not in done.stderr, "multiprocessing's own traceback"
+
+
+@pytest.mark.parametrize("name", ["train", "dry_run", "submit"])
+def test_a_recipe_name_is_no_config(name):
+    with pytest.raises(
+        package.UserError, match="takes a Config, not 'quickstart': load"
+    ):
+        getattr(package, name)("quickstart")
+
+
 def test_a_run_from_python(narrow, tmp_path, digits):
     """What dry_run foretells, train does; a second call has nothing left to do."""
     recipe = tmp_path / "mine.yaml"

@@ -287,6 +287,6 @@ def _check_rejects(
         return
     # The data set is written in any case; the exit code asks the user to look at it.
     raise RunError(
-        f"{total}, which is more than --max-rejects {max_rejects}: the data set is "
-        "complete and will train without them"
+        f"{total}, which is more than --max-rejects {max_rejects}: look at the list; "
+        "the data set is usable without them"
     )

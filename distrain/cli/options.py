@@ -43,7 +43,7 @@ OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="key.sub=value",
-        help="Config overrides, e.g. optimizer.momentum=0.95",
+        help="Config overrides, e.g. epochs=10 schedule.lr=0.02",
     ),
 ]
 OtherHardwareOption = Annotated[

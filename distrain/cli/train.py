@@ -168,7 +168,8 @@ def _print_summary(console: "Console", summary: "Summary", command: str) -> None
     else:
         minutes, seconds = divmod(round(summary.seconds), 60)
         console.log(
-            f"finished {summary.steps} steps; this attempt took {minutes} min "
+            f"finished {summary.steps} step{'s' * (summary.steps != 1)}; this attempt "
+            f"took {minutes} min "
             f"{seconds:02d} s"
         )
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from distrain.config import Config
+from distrain.config import Config, check_is_config
 from distrain.data.prepare.builtin import BUILT_IN_DATASETS
 from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.storage.store import Store
@@ -50,6 +50,7 @@ def dry_run(config: Config, address: str | None = None) -> dict[str, str]:
     Raises:
         UserError: the cluster, the data or the model does not fit the config.
     """
+    check_is_config(config, "dry_run")
     # The allocation first: without an answer from the cluster the rest is in vain.
     allocation, nodes = _compute_allocation_at(config, address)
     workers = describe_allocation(

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from distrain.config import (
     Config,
+    check_is_config,
     format_workers_override,
     override_config,
     parse_config_yaml,
@@ -103,6 +104,7 @@ def submit(
         UserError: a path is local to this machine, the template or an argument does
             not fit, or the destination rejects the job.
     """
+    check_is_config(config, "submit")
     if workers is not None:
         config = override_config(config, format_workers_override(str(workers)))
     paths = [Path(file) for file in files]
@@ -112,7 +114,7 @@ def submit(
 
 
 def resume(
-    run: str,
+    run: str | Path,
     overrides: Sequence[str] = (),
     *,
     to: Platform = "ray",
@@ -143,6 +145,7 @@ def resume(
     Raises:
         UserError: as `submit`; or there is no run.
     """
+    run = str(run)
     make_importable(files)
     # Read the run's config. The directory may have been moved, or be named differently
     # from this machine: the name given here replaces the one in the config.

@@ -1,6 +1,11 @@
 """Train where the arguments say: in this process, on this machine's GPUs, or on Ray."""
 
-from distrain.config import Config, format_workers_override, override_config
+from distrain.config import (
+    Config,
+    check_is_config,
+    format_workers_override,
+    override_config,
+)
 from distrain.data.storage.store import Store
 from distrain.launch.local import count_local_ranks, train_locally
 from distrain.monitor.consoles import LogFileConsole
@@ -37,7 +42,8 @@ def train(
             stdout, with a progress bar if that is a terminal.
 
     Returns:
-        How the run ended, its last training and validation records, and a hash of its
+        How the run ended ("finished", "stopped", or "already finished" if nothing was
+        left to train), its last training and validation records, and a hash of its
         weights.
 
     Raises:
@@ -47,6 +53,7 @@ def train(
         AttemptError: damaged data, failed storage, or another process that has taken
             over the run directory.
     """
+    check_is_config(config, "train")
     if workers is not None:
         config = override_config(config, format_workers_override(str(workers)))
     with LogFileConsole(console or create_console(), Store(str(config.run))) as logged:

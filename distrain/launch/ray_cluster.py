@@ -115,7 +115,8 @@ def _silence_worker_prints() -> Iterator[None]:
 
 
 def _run_client(address: str, console: Console) -> Iterator[None]:
-    console.log(f"connecting to the Ray cluster at {address}")
+    place = "of this machine" if address == "auto" else f"at {address}"
+    console.log(f"connecting to the Ray cluster {place}")
     try:
         _probe_with_retries(address, console)
         _connect_with_retries(address, console, _QUIET)

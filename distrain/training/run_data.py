@@ -9,6 +9,7 @@ from distrain.data.config import Augment, DataConfig
 from distrain.data.loader import Loader
 from distrain.data.order import IntArray, SampleOrder
 from distrain.data.prepare.builtin import BUILT_IN_DATASETS
+from distrain.data.prepare.pack_notes import is_pack_target
 from distrain.data.shards.dataset import Dataset, open_shard_store
 from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.shards.stats import ColorStatistics
@@ -113,7 +114,7 @@ def pack_built_in(name: str, config: Config, console: Console) -> None:
     """Pack a built-in source into the config's data sets, on first use.
 
     Raises:
-        UserError: the config has no validation set.
+        UserError: the config has no validation set, or a folder has other content.
     """
     built_in = BUILT_IN_DATASETS[name]
     if config.data.val is None:
@@ -125,6 +126,14 @@ def pack_built_in(name: str, config: Config, console: Console) -> None:
     urls = (config.data.train, config.data.val)
     if all(Store(url).exists(MANIFEST_FILE) for url in urls):
         return
+    # The user's own images, most likely: digits are not what they want to train on.
+    for url in urls:
+        store = Store(url)
+        if store.list_names() and not is_pack_target(store):
+            raise UserError(
+                f"{store.redacted_url} has content, but is no data set: pack it with "
+                f"distrain pack, or name a new folder for the {name} (data.pack)"
+            )
     console.log(
         f"packing {built_in.title} into {config.data.train} and {config.data.val}"
     )

@@ -1,8 +1,6 @@
 """Prepare and examine data sets by URL: what the data commands do, without a terminal.
 
-Functions and arguments have the names of the commands and their options. `pack`,
-`index` and `stats` start processes, which import the main script again: a script must
-call them below `if __name__ == "__main__":`, as Python's multiprocessing requires.
+Functions and arguments have the names of the commands and their options.
 """
 
 from collections.abc import Callable
@@ -84,7 +82,9 @@ def pack(
         image_column: Parquet column of the images. Default: from the metadata.
         label_column: Parquet column of the labels. Default: from the metadata.
         pixel_limit: images of more than this many pixels are rejected.
-        processes: decoding processes. Default: one per core.
+        processes: decoding processes. Default: one per core. They import the main
+            script again: unless this is 1, a script must call this function below
+            `if __name__ == "__main__":`.
         on_source: called once the source is open, before any image is read.
         on_progress: called before the first image and after every shard.
 

@@ -37,6 +37,11 @@ def format_shard_name(shard_number: int) -> str:
     return f"shard-{shard_number:05d}"
 
 
+def is_pack_target(store: Store) -> bool:
+    """Return whether a folder holds a data set, or an unfinished pack of one."""
+    return store.exists(MANIFEST_FILE) or store.exists(_PLAN_FILE)
+
+
 def claim_target(store: Store, plan: bytes, num_shards: int) -> dict[int, ShardNote]:
     """Claim the target for a pack, and return the notes of its finished shards.
 

@@ -7,6 +7,7 @@ process reads ahead of what it decodes, so that a distant store does not leave i
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,6 +39,12 @@ def open_process_pool(
 
     With `num_processes` 1, work runs in this process.
     """
+    # A started process imports the main script, which must not call this again.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(
+            "error: the processes that pack, index and stats start import this script: "
+            'call them below `if __name__ == "__main__":`, or with processes=1'
+        )
     # A memory:// store exists in this process only.
     if num_processes == 1 or urlsplit(url).scheme == "memory":
         yield ProcessPool(None, 1, reader)
@@ -100,9 +107,9 @@ class ProcessPool:
                 yield oldest_task, future.result()
         except BrokenProcessPool:
             raise RunError(
-                "a process that decodes images was killed, perhaps for lack of memory: "
-                "run the same command again, with fewer --processes (a pack resumes "
-                "from its finished shards)"
+                "a process that decodes images ended early: if it was killed for lack "
+                "of memory, run again with fewer processes (a pack resumes from its "
+                "finished shards)"
             ) from None
 
     def _submit_task(
