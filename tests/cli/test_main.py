@@ -427,7 +427,7 @@ def test_lr_without_the_data_and_into_a_file(distrain, recipe, tmp_path):
     )
     assert image.read_bytes().startswith(b"\x89PNG")
     code, _, err = distrain("lr", recipe, "--images", "3")
-    assert (code, "--images 3 is less than one global batch" in err) == (2, True)
+    assert (code, "images = 3 is less than one global batch" in err) == (2, True)
     code, _, err = distrain("lr", recipe, "--png", str(tmp_path / "rate.txt"))
     assert (code, "cannot plot into" in err) == (2, True)
     assert (

@@ -101,7 +101,7 @@ class ProcessPool:
         except BrokenProcessPool:
             raise RunError(
                 "a process that decodes images was killed, perhaps for lack of memory: "
-                "run the same command again, with fewer --processes (a pack resumes "
+                "run the same command again, with fewer processes (a pack resumes "
                 "from its finished shards)"
             ) from None
 
