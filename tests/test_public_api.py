@@ -172,7 +172,7 @@ def test_a_data_set_from_python(photos, tmp_path):
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
     found = package.stats(target).statistics
     assert found.mean.tolist() == packed.manifest.statistics.mean.tolist()
-    with pytest.raises(package.UserError, match="has its statistics in its manifest"):
+    with pytest.raises(package.UserError, match="leave out labels, image_column"):
         package.stats(target, labels="labels.txt")
     with pytest.raises(package.UserError, match="no folder .*nowhere"):
         package.inspect(target, sheet=tmp_path / "nowhere/sheet.png")
@@ -190,11 +190,45 @@ def test_a_data_set_from_python(photos, tmp_path):
         ({"encoding": "png"}, "encoding 'png' is not valid: use jpeg or raw"),
         ({"quality": 101}, "quality 101 is not valid: use 1 to 100"),
         ({"geometry": "round"}, "geometry round is not valid"),
+        ({"processes": -1}, "processes -1 is not valid: use at least 1"),
+        ({"processes": 0}, "processes 0 is not valid: use at least 1"),
+        ({"pixel_limit": 0}, "pixel_limit 0 is not valid: use at least 1"),
     ],
 )
 def test_wrong_options_of_pack_are_a_sentence(photos, tmp_path, options, message):
     with pytest.raises(package.UserError, match=message):
         package.pack(str(photos), str(tmp_path / "shards"), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("index", {"processes": 0}, "processes 0 is not valid: use at least 1"),
+        ("index", {"pixel_limit": 0}, "pixel_limit 0 is not valid: use at least 1"),
+        ("stats", {"processes": 0}, "processes 0 is not valid: use at least 1"),
+    ],
+)
+def test_wrong_options_of_index_and_stats_are_a_sentence(
+    photos, name, options, message
+):
+    with pytest.raises(package.UserError, match=message):
+        getattr(package, name)(photos, **options)
+
+
+def test_paths_as_path(photos, tmp_path):
+    """As strings are, wherever a path or URL is expected."""
+    names = tmp_path / "names.txt"
+    names.write_text("Cat\nDog\n")
+    target = tmp_path / "shards"
+    packed = package.pack(photos, target, names=names, processes=1)
+    assert packed.manifest.classes == ("Cat", "Dog")
+    assert package.verify(target).problems == []
+    assert package.inspect(target).rows_per_class == {"Cat": 6, "Dog": 6}
+    assert len(package.Dataset.open(target)) == 12
+    assert len(package.stats(photos, processes=1).rejects) == 1
+    assert package.stats(target).rejects == []
+    with pytest.raises(package.UserError, match="is a folder of image files"):
+        package.index(photos, to=tmp_path / "index")
 
 
 def test_a_script_packs_with_several_processes(photos, tmp_path):
@@ -308,3 +342,14 @@ def test_the_layers_of_a_model():
     summary = package.model("alexnet", ["augment.crop=128"], classes=10)
     assert summary.side == 128
     assert summary.layers[0].output_shape[0] == 64
+    with pytest.raises(package.UserError, match="classes 0 is not valid"):
+        package.model("alexnet", classes=0)
+
+
+@pytest.mark.parametrize("points", [-1, 0, 1])
+def test_a_curve_has_two_points(points):
+    config = package.load_config(
+        Path(__file__).parents[1] / "configs/alexnet-lars-8k.yaml"
+    )
+    with pytest.raises(package.UserError, match=f"points {points} is not valid"):
+        package.lr(config, images=1281167, points=points)

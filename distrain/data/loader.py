@@ -91,9 +91,9 @@ class Loader:
         self._replay_queue: deque[PendingBatch] = deque()
         # Batches that were fed to the decoder and are not decoded yet.
         self._pending_batches: deque[PendingBatch] = deque()
-        # The batch that failed although each of its files decodes alone: it is fed to
-        # a new decoder once.
-        self._retried_batch: PendingBatch | None = None
+        # Request of the batch that failed although each of its files decodes alone: it
+        # is fed to a new decoder once. Not the batch, which would keep its row groups.
+        self._retried_request: BatchRequest | None = None
         # Decoded batches, or the exception that ended the loading.
         self._ready_queue: queue.Queue[MicroBatch | BaseException] = queue.Queue(
             maxsize=1
@@ -214,7 +214,7 @@ class Loader:
             try:
                 return self._decoder.decode_batch()
             except DecodeError as error:
-                self._mark_bad_samples(self._pending_batches[0], error)
+                self._handle_decode_error(self._pending_batches[0], error)
             self._decoder.close()
             # Before what is left of an earlier replay: these batches came first.
             self._replay_queue.extendleft(reversed(self._pending_batches))
@@ -224,10 +224,10 @@ class Loader:
             self._decoder = self._open_decoder()
             self.num_decoder_rebuilds += 1
 
-    def _mark_bad_samples(self, pending: PendingBatch, error: DecodeError) -> None:
-        """Record as bad samples the files that the decoder rejected.
+    def _handle_decode_error(self, pending: PendingBatch, error: DecodeError) -> None:
+        """Record the files that the decoder rejected as bad samples, or allow a retry.
 
-        If each file decodes alone, record none: the batch is retried, once.
+        If each file decodes alone, none is recorded: the batch is retried, once.
 
         Raises:
             AttemptError: the data set was verified when it was written, or no file can
@@ -235,8 +235,8 @@ class Loader:
         """
         reasons = self._find_bad_files(pending, error)
         sample_ids = pending.request.sample_ids
-        if not reasons and pending is not self._retried_batch:
-            self._retried_batch = pending
+        if not reasons and pending.request is not self._retried_request:
+            self._retried_request = pending.request
             return
 
         # No file is to blame, or one that is the placeholder already: a new decoder fed

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from itertools import count
 from typing import Literal, NamedTuple
 
@@ -54,7 +55,7 @@ class BenchResult(NamedTuple):
     throughputs: list[Throughput]
     """The loader first."""
     seconds_to_first_batch: float
-    """From opening the data set; includes reading the files for the bare decode."""
+    """From opening the data set."""
 
 
 class BenchConfig(Section):
@@ -85,6 +86,8 @@ def bench_data(
     Raises:
         UserError: an override is wrong, the data does not fit, or a package is missing.
     """
+    if images < 1:
+        raise UserError(f"images {images} is not valid: use at least 1")
     return measure_loader(make_bench_config(url, overrides), images)
 
 
@@ -112,8 +115,6 @@ def measure_loader(config: BenchConfig, images_per_round: int) -> BenchResult:
     start_time = time.monotonic()
     dataset = _open_dataset(config)
     world = make_local_world(config.device)
-    num_threads = config.data.decode_threads or world.num_cores
-    bare_decoders = _make_bare_decoders(config, world.device, num_threads)
     # As one virtual worker, whose micro-batch is the whole global batch.
     order = SampleOrder(
         dataset.manifest.rows_per_group,
@@ -129,27 +130,17 @@ def measure_loader(config: BenchConfig, images_per_round: int) -> BenchResult:
         next(loader)
         seconds_to_first_batch = time.monotonic() - start_time
 
-    def measure_round() -> tuple[float, float]:
-        # A loader per round: another's read-ahead would run during the bare decode.
-        with _create_loader(config, world, dataset, requests) as loader:
-
-            def load_batches(count: int) -> int:
-                for _ in range(count):
-                    next(loader)
-                # Batches are returned while the GPU is still decoding them.
-                if world.device.type == "cuda":
-                    torch.cuda.synchronize()
-                return count * config.global_batch
-
-            # Take what is decoded ahead while nobody asks: the decoder's batches, a
-            # ready one, and one that waits to be.
-            load_batches(config.data.read_ahead + 2)
-            return _measure_throughput(lambda: load_batches(num_batches))
-
-    rounds: dict[str, MeasureRound] = {"loader": measure_round}
-    for name, process_images in bare_decoders.items():
-        rounds[name] = partial(_measure_throughput, process_images)
-    throughputs = _measure_interleaved(rounds)
+    # Measure in rounds.
+    measure_loader_round = partial(
+        _measure_loader_round, config, world, dataset, requests, num_batches
+    )
+    rounds: dict[str, MeasureRound] = {"loader": measure_loader_round}
+    num_threads = config.data.decode_threads or world.num_cores
+    with ThreadPoolExecutor(num_threads) as pool:
+        bare_decoders = _make_bare_decoders(config, world.device, pool)
+        for name, process_images in bare_decoders.items():
+            rounds[name] = partial(_measure_throughput, process_images)
+        throughputs = _measure_interleaved(rounds)
     return BenchResult(
         num_batches * config.global_batch,
         config.global_batch,
@@ -200,6 +191,36 @@ def _measure_interleaved(workloads: dict[str, MeasureRound]) -> list[Throughput]
     return throughputs
 
 
+def _measure_loader_round(
+    config: BenchConfig,
+    world: World,
+    dataset: Dataset,
+    requests: Iterator[BatchRequest],
+    num_batches: int,
+) -> tuple[float, float]:
+    """Return images per second of a new loader, and CPU milliseconds per image."""
+    # A loader per round: another's read-ahead would run during the bare decode.
+    with _create_loader(config, world, dataset, requests) as loader:
+        # Take what is decoded ahead while nobody asks: the decoder's batches, a ready
+        # one, and one that waits to be.
+        _take_batches(loader, config.data.read_ahead + 2, world.device)
+
+        def process_images() -> int:
+            _take_batches(loader, num_batches, world.device)
+            return num_batches * config.global_batch
+
+        return _measure_throughput(process_images)
+
+
+def _take_batches(loader: Loader, num_batches: int, device: torch.device) -> None:
+    """Take batches, and wait until they are decoded."""
+    for _ in range(num_batches):
+        next(loader)
+    # Batches are returned while the GPU is still decoding them.
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def _measure_throughput(process_images: ProcessImages) -> tuple[float, float]:
     """Return images per second, and CPU milliseconds per image."""
     wall_start = time.monotonic()
@@ -237,7 +258,7 @@ def _create_loader(
 
 
 def _make_bare_decoders(
-    config: BenchConfig, device: torch.device, num_threads: int
+    config: BenchConfig, device: torch.device, pool: ThreadPoolExecutor
 ) -> dict[str, ProcessImages]:
     """Return bare decoders of the data set's JPEG files: libjpeg-turbo, nvJPEG on CUDA.
 
@@ -250,38 +271,44 @@ def _make_bare_decoders(
     dataset = _open_dataset(config)
     if dataset.manifest.encoding == "raw":
         return {}
-    try:
-        import simplejpeg
-    except ImportError:
+    if find_spec("simplejpeg") is None:
         raise UserError(
             "the bare decode needs simplejpeg: pip install 'distrain[bench]'"
-        ) from None
-
-    # Read files evenly spread over the data set into memory; copied, because a row
-    # is a view that would keep its whole row group alive.
-    stride = -(-dataset.manifest.num_rows // _MAX_DECODE_FILES)
-    files: list[NDArray[np.uint8]] = []
-    for row_id in range(0, dataset.manifest.num_rows, stride):
-        data = dataset.read_rows(np.array([row_id]))[0].data.copy()
-        if parse_jpeg_size(data) is not None:
-            files.append(data)
+        )
+    files = _read_jpeg_files(dataset)
     if not files:
         return {}
-    pool = ThreadPoolExecutor(num_threads)
-
-    def decode_on_cpu() -> int:
-        images = pool.map(lambda data: simplejpeg.decode_jpeg(data, "RGB"), files)
-        # A list would hold all decoded images at once.
-        return sum(1 for _ in images)
-
-    def decode_on_gpu() -> int:
-        from torchvision.io import decode_jpeg
-
-        decode_jpeg([torch.from_numpy(data) for data in files], device=device)
-        torch.cuda.synchronize()
-        return len(files)
-
-    bare_decoders = {"libjpeg-turbo alone": decode_on_cpu}
+    bare_decoders: dict[str, ProcessImages] = {}
+    bare_decoders["libjpeg-turbo alone"] = partial(_decode_on_cpu, files, pool)
     if device.type == "cuda":
-        bare_decoders["nvJPEG alone"] = decode_on_gpu
+        bare_decoders["nvJPEG alone"] = partial(_decode_on_gpu, files, device)
     return bare_decoders
+
+
+def _read_jpeg_files(dataset: Dataset) -> list[NDArray[np.uint8]]:
+    """Read JPEG files evenly spread over a data set into memory."""
+    stride = -(-len(dataset) // _MAX_DECODE_FILES)
+    files = []
+    for sample_id in range(0, len(dataset), stride):
+        data = dataset[sample_id].data
+        if parse_jpeg_size(data) is not None:
+            files.append(data)
+    return files
+
+
+def _decode_on_cpu(files: Sequence[NDArray[np.uint8]], pool: ThreadPoolExecutor) -> int:
+    """Decode files in threads with libjpeg-turbo; return their number."""
+    import simplejpeg
+
+    images = pool.map(lambda data: simplejpeg.decode_jpeg(data, "RGB"), files)
+    # A list would hold all decoded images at once.
+    return sum(1 for _ in images)
+
+
+def _decode_on_gpu(files: Sequence[NDArray[np.uint8]], device: torch.device) -> int:
+    """Decode files with nvJPEG; return their number."""
+    from torchvision.io import decode_jpeg
+
+    decode_jpeg([torch.from_numpy(data) for data in files], device=device)
+    torch.cuda.synchronize()
+    return len(files)

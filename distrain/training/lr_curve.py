@@ -39,18 +39,20 @@ def lr(
     Args:
         config: the run.
         images: number of training images. Default: those of the data set.
-        points: steps to return; fewer if the run is shorter.
+        points: steps to return, at least 2; fewer if the run is shorter.
         png: plot them into this image file as well.
 
     Raises:
-        UserError: `images` is less than one global batch, the data does not fit, or
-            the file cannot be plotted.
+        UserError: `images` is less than one global batch, `points` is less than 2, the
+            data does not fit, or the file cannot be plotted.
     """
     if images is not None and images < config.global_batch:
         raise UserError(
-            f"--images {images} is less than one global batch ({config.global_batch}): "
+            f"images = {images} is less than one global batch ({config.global_batch}): "
             "pass more"
         )
+    if points < 2:
+        raise UserError(f"points {points} is not valid: use at least 2")
     # Given the number of images, the data set need not exist.
     if images is None:
         order = build_order(config, _load_group_rows(config))
@@ -61,8 +63,7 @@ def lr(
 
     # Evenly spaced; a set, because in a short run several points fall on one step.
     last_step = num_steps - 1
-    last_point = max(1, points - 1)
-    steps = {round(i * last_step / last_point) for i in range(points)}
+    steps = {round(i * last_step / (points - 1)) for i in range(points)}
     curve = []
     for step in sorted(steps):
         rate = config.schedule.get_lr(step, steps_per_epoch, num_steps)

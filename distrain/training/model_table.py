@@ -6,6 +6,7 @@ from pydantic import ValidationInfo, field_validator
 
 from distrain.config import AnyModel
 from distrain.data.config import Augment
+from distrain.errors import UserError
 from distrain.fields import Section
 from distrain.models.model import Model
 from distrain.models.summary import ModelSummary, summarize_layers
@@ -39,11 +40,14 @@ def model(
         name: alexnet, alexnet2012, alexnet_bn, torchvision:NAME or package:callable.
         overrides: changes to the config's sections model and augment, as
             `key.sub=value`; augment.crop is the side of the images.
-        classes: number of classes.
+        classes: number of classes, at least 1.
 
     Raises:
-        UserError: the name or an override is wrong; names every problem at once.
+        UserError: the name or an override is wrong (names every problem at once), or
+            there are no classes.
     """
+    if classes < 1:
+        raise UserError(f"classes {classes} is not valid: use at least 1")
     tree = {"model": {"name": name}}
     config = parse_section(ModelTableConfig, tree, f"model {name}", overrides)
     skeleton = config.model.build_skeleton(classes)

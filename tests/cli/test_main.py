@@ -149,6 +149,16 @@ def test_dry_run_prints_every_derived_number(distrain, recipe, tmp_path):
     assert "rows are read repeatedly" in out
 
 
+def test_digits_are_not_packed_beside_photos(distrain, tmp_path):
+    """A mistyped data.train would train on digits."""
+    (tmp_path / "photos/cat").mkdir(parents=True)
+    own = (f"data.train={tmp_path}/photos", f"data.val={tmp_path}/val")
+    code, _, err = distrain("train", "quickstart", f"run={tmp_path}/run", *own)
+    assert code == 2
+    assert "photos has content, but is no data set: pack it with distrain pack" in err
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat"]
+
+
 def test_dry_run_before_the_data_is_packed(distrain, recipe, tmp_path):
     packed = distrain("train", recipe, "--dry-run", "virtual_workers=2")[1]
     unpacked = ("data.pack=digits", f"data.train={tmp_path}/new")
@@ -427,7 +437,7 @@ def test_lr_without_the_data_and_into_a_file(distrain, recipe, tmp_path):
     )
     assert image.read_bytes().startswith(b"\x89PNG")
     code, _, err = distrain("lr", recipe, "--images", "3")
-    assert (code, "--images 3 is less than one global batch" in err) == (2, True)
+    assert (code, "images = 3 is less than one global batch" in err) == (2, True)
     code, _, err = distrain("lr", recipe, "--png", str(tmp_path / "rate.txt"))
     assert (code, "cannot plot into" in err) == (2, True)
     assert (

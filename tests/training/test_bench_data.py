@@ -13,7 +13,13 @@ from distrain.training.bench_data import make_bench_config, measure_loader
 def test_the_loader_beside_the_bare_decode(digits, change):
     wanted = make_bench_config(
         str(digits / "train"),
-        ["augment.crop=64", "global_batch=64", "device=cpu", change],
+        [
+            "augment.crop=64",
+            "global_batch=64",
+            "device=cpu",
+            "data.decode_threads=2",
+            change,
+        ],
     )
     found = measure_loader(wanted, 128)
     assert (found.images_per_round, found.batch_size, found.num_threads) == (128, 64, 2)
@@ -44,6 +50,8 @@ def test_what_is_decoded_ahead_is_not_counted(digits, monkeypatch):
         return take(loader)
 
     decoded_beside = []
+    taken_before = []
+    pools = []
 
     def decode_bare():
         num_before = num_decoded
@@ -53,20 +61,30 @@ def test_what_is_decoded_ahead_is_not_counted(digits, monkeypatch):
 
     monkeypatch.setattr(PilDecoder, "_decode_window", count_decoded)
     monkeypatch.setattr(Loader, "__next__", count_taken)
-    monkeypatch.setattr(
-        bench_data, "_make_bare_decoders", lambda *_: {"bare": decode_bare}
-    )
+
+    def make_bare_decoders(config, device, pool):
+        taken_before.append(num_taken)
+        pools.append(pool)
+        return {"bare": decode_bare}
+
+    monkeypatch.setattr(bench_data, "_make_bare_decoders", make_bare_decoders)
     overrides = ["augment.crop=64", "global_batch=4", "device=cpu"]
     overrides += ["data.backend=torch", "data.read_ahead=3"]
     measure_loader(make_bench_config(str(digits / "train"), overrides), 8)
     # The first batch, then five rounds of two.
     assert num_taken == 1 + 5 * (3 + 2 + 2)
     assert decoded_beside == [0] * 5
+    # The first batch is timed before the files of the bare decode are read.
+    assert taken_before == [1]
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pools[0].submit(print)
 
 
 def test_what_does_not_fit_is_said(digits):
     with pytest.raises(UserError, match="augment.crop = 224 does not fit the 72 x 72"):
         measure_loader(make_bench_config(str(digits / "train"), []), 128)
+    with pytest.raises(UserError, match="images 0 is not valid: use at least 1"):
+        bench_data.bench_data(str(digits / "train"), images=0)
     with pytest.raises(
         UserError, match="unknown key augment.colr; did you mean augment.colour"
     ):

@@ -1,10 +1,10 @@
 """Quarantine: find the files that crash the decoder, after the crash.
 
-The decoder is C++, and the files may be unverified, or others' that PIL alone verified.
-Each loader of such files records on this machine's disk which samples are in flight. If
-its process dies, the next attempt reads the record and decodes those suspects one at a
-time in a child process. The verdict is a function of the bytes: every attempt that
-repeats this gets the same one.
+DALI is C++, and may crash on files that were never decoded, or that `index` decoded
+with PIL only. Each loader of such files records on this machine's disk which samples
+are in flight. If its process dies, the next attempt reads the record and decodes those
+suspects one at a time in a child process. The verdict is a function of the bytes: every
+attempt that repeats this gets the same one.
 """
 
 import fcntl

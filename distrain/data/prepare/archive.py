@@ -55,8 +55,8 @@ def _open_by_layout(
             )
         if labels_url is not None:
             raise UserError(
-                f"--labels is for a .tar of images without labels, and {first} holds "
-                "one archive per class: leave it out"
+                f"labels are for a .tar of images without labels, and {first} holds "
+                "one archive per class: leave them out"
             )
         return _open_tar_of_tars(store, first)
 
@@ -66,7 +66,7 @@ def _open_by_layout(
 
     if len(files) > 1:
         raise UserError(
-            f"--labels needs a single archive, and {store.redacted_url} has "
+            f"labels need a single archive, and {store.redacted_url} has "
             f"{len(files)}: pass the path of one"
         )
     if labels_url.endswith((".tar.gz", ".tgz")):

@@ -41,6 +41,24 @@ def _ignore(_: object) -> None:
     """Do nothing: the default of callbacks."""
 
 
+def _to_url(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _check_positive(name: str, value: int) -> None:
+    """Raise UserError if an argument is below 1."""
+    if value < 1:
+        raise UserError(f"{name} {value} is not valid: use at least 1")
+
+
+def _get_num_processes(processes: int | None) -> int:
+    """Return the number of processes, by default one per core. Raises UserError."""
+    if processes is None:
+        return count_available_cores()
+    _check_positive("processes", processes)
+    return processes
+
+
 class StatsResult(NamedTuple):
     """Result of `stats`."""
 
@@ -50,14 +68,14 @@ class StatsResult(NamedTuple):
 
 
 def pack(
-    source: str,
-    target: str,
+    source: str | Path,
+    target: str | Path,
     *,
     geometry: str = "square:256",
     encoding: Literal["jpeg", "raw"] = "jpeg",
     quality: int = 95,
-    labels: str | None = None,
-    names: str | None = None,
+    labels: str | Path | None = None,
+    names: str | Path | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     pixel_limit: int = DEFAULT_PIXEL_LIMIT,
@@ -98,29 +116,31 @@ def pack(
     """
     # Check the options before the source is listed, which may take minutes.
     options = PackOptions(Geometry.from_text(geometry), encoding, quality, pixel_limit)
+    _check_positive("pixel_limit", pixel_limit)
+    num_processes = _get_num_processes(processes)
     opened = open_source(
-        source,
-        labels_url=labels,
-        names_url=names,
+        str(source),
+        labels_url=_to_url(labels),
+        names_url=_to_url(names),
         image_column=image_column,
         label_column=label_column,
     )
     on_source(opened.source)
     return pack_dataset(
         opened.source,
-        target,
+        str(target),
         options,
-        num_processes=processes or count_available_cores(),
+        num_processes=num_processes,
         on_progress=on_progress,
     )
 
 
 def index(
-    source: str,
+    source: str | Path,
     *,
-    to: str | None = None,
-    labels: str | None = None,
-    names: str | None = None,
+    to: str | Path | None = None,
+    labels: str | Path | None = None,
+    names: str | Path | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     pixel_limit: int = DEFAULT_PIXEL_LIMIT,
@@ -148,13 +168,17 @@ def index(
         The manifest, and what was rejected, by name and with the reason.
 
     Raises:
-        UserError: the source cannot be trained on in place, or has a manifest already.
+        UserError: the source cannot be trained on in place, has a manifest already, or
+            an option is wrong.
         OSError: reading or writing fails for longer than a minute.
     """
+    # Check the options before the source is listed.
+    _check_positive("pixel_limit", pixel_limit)
+    num_processes = _get_num_processes(processes)
     opened = open_source(
-        source,
-        labels_url=labels,
-        names_url=names,
+        str(source),
+        labels_url=_to_url(labels),
+        names_url=_to_url(names),
         image_column=image_column,
         label_column=label_column,
     )
@@ -162,17 +186,17 @@ def index(
     return index_dataset(
         opened.source,
         opened.columns,
-        to,
-        num_processes=processes or count_available_cores(),
+        _to_url(to),
+        num_processes=num_processes,
         pixel_limit=pixel_limit,
         on_progress=on_progress,
     )
 
 
 def stats(
-    url: str,
+    url: str | Path,
     *,
-    labels: str | None = None,
+    labels: str | Path | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     processes: int | None = None,
@@ -197,29 +221,35 @@ def stats(
         UserError: there are no images, none decodes, or an option does not apply.
         OSError: reading fails for longer than a minute.
     """
+    num_processes = _get_num_processes(processes)
     # Ask for a manifest first: a data set may be named like an archive.
-    if "*" not in url and Store(url).exists(MANIFEST_FILE):
-        if labels or image_column or label_column:
-            raise UserError(
-                f"{Store(url).redacted_url} has its statistics in its manifest: leave "
-                "out --labels, --image-column and --label-column"
-            )
-        return StatsResult(Manifest.load(Store(url)).statistics, [])
+    if "*" not in str(url):
+        store = Store(str(url))
+        if store.exists(MANIFEST_FILE):
+            if labels or image_column or label_column:
+                raise UserError(
+                    f"{store.redacted_url} has its statistics in its manifest: leave "
+                    "out labels, image_column and label_column"
+                )
+            return StatsResult(Manifest.load(store).statistics, [])
 
     source, _ = open_source(
-        url, labels_url=labels, image_column=image_column, label_column=label_column
+        str(url),
+        labels_url=_to_url(labels),
+        image_column=image_column,
+        label_column=label_column,
     )
     on_source(source)
     statistics, rejects = compute_color_statistics(
         source,
-        num_processes=processes or count_available_cores(),
+        num_processes=num_processes,
         on_progress=on_progress,
     )
     return StatsResult(statistics, rejects)
 
 
 def verify(
-    url: str, *, on_progress: Callable[[DatasetProgress], None] = _ignore
+    url: str | Path, *, on_progress: Callable[[DatasetProgress], None] = _ignore
 ) -> VerifyResult:
     """Verify a data set: sizes, checksums, labels, and that every image decodes.
 
@@ -228,7 +258,7 @@ def verify(
 
     Args:
         url: packed or indexed data set (path or URL).
-        on_progress: called after every shard.
+        on_progress: called before the first and after every shard.
 
     Returns:
         The problems found, and how much was read.
@@ -236,11 +266,11 @@ def verify(
     Raises:
         UserError: there is no data set at the URL.
     """
-    store = Store(url)
+    store = Store(str(url))
     return verify_dataset(store, Manifest.load(store), on_progress)
 
 
-def inspect(url: str, *, sheet: str | Path | None = None) -> DatasetSummary:
+def inspect(url: str | Path, *, sheet: str | Path | None = None) -> DatasetSummary:
     """Summarize a data set: rows per class, and sizes of its images.
 
     Reads everything once.

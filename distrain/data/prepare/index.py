@@ -73,7 +73,7 @@ def index_dataset(
             the files.
         num_processes: number of decoding processes.
         pixel_limit: an image that claims more pixels is bad.
-        on_progress: called after every row group.
+        on_progress: called before the first image and after every row group.
 
     Raises:
         UserError: the source is a folder of images, no image decodes, or a manifest
@@ -87,9 +87,8 @@ def index_dataset(
         source, columns, num_processes, pixel_limit, on_progress
     )
 
-    # The manifest comes last: it makes the files a data set.
-    write_rejects(store, rejects)
     if not moments.pixels:
+        write_rejects(store, rejects)
         raise UserError(
             f"none of the {_count_rows(source.blocks)} images in "
             f"{source.store.redacted_url} could be decoded: see "
@@ -99,6 +98,10 @@ def index_dataset(
     if manifest_url is not None:
         shards_url = source.store.local_path or source.store.url
     manifest = _build_manifest(source, columns, groups, moments, shards_url)
+
+    # Write only now: to build the manifest, every file is asked for its size, which may
+    # take minutes. The manifest comes last: it makes the files a data set.
+    write_rejects(store, rejects)
     store.write(MANIFEST_FILE, manifest.to_json().encode(), retry_seconds=RETRY_SECONDS)
     return IndexResult(manifest, rejects, store.url)
 
@@ -175,8 +178,8 @@ def _check_writable(store: Store) -> None:
         raise
     except OSError as error:
         raise UserError(
-            f"cannot write to {store.redacted_url} ({error.strerror or error}): choose "
-            "a place for the manifest with --to"
+            f"cannot write to {store.redacted_url} ({error.strerror or error}): set "
+            "`to` to another folder for the manifest"
         ) from None
 
 

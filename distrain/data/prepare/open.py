@@ -80,15 +80,16 @@ def _check_options(options: SourceOptions, extension: str, store: Store) -> None
         store: where the source is.
     """
     if options.labels_url is not None and extension != "tar":
-        kind = "Parquet files" if extension == "parquet" else "an image folder"
+        is_parquet = extension == "parquet"
+        kind = "holds Parquet files" if is_parquet else "is an image folder"
         raise UserError(
-            f"--labels is for a .tar of images without labels, and "
-            f"{store.redacted_url} is {kind}: leave it out"
+            f"labels are for a .tar of images without labels, and "
+            f"{store.redacted_url} {kind}: leave them out"
         )
     has_column = options.image_column is not None or options.label_column is not None
     if has_column and extension != "parquet":
         raise UserError(
-            "--image-column and --label-column are for Parquet files, and "
+            "image_column and label_column are for Parquet files, and "
             f"{store.redacted_url} has none: leave them out"
         )
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -63,26 +63,28 @@ def verify_dataset(
     Args:
         store: where the manifest is.
         manifest: what the shards should hold.
-        on_progress: called after every shard, with the images that were checked.
+        on_progress: called before the first and after every shard, with the images that
+            were checked.
     """
     shard_store = open_shard_store(manifest, store)
+    num_images = 0
     num_shards = 0
     with ThreadPoolExecutor(count_available_cores()) as pool:
         verifier = _Verifier(shard_store, manifest, pool)
         on_progress(DatasetProgress(0, manifest.num_rows, 0))
         for shard in manifest.shards:
-            num_before = verifier.num_images
-            verifier.verify_shard(shard)
-            num_shards += verifier.num_images > num_before
-            progress = DatasetProgress(
-                verifier.num_images, manifest.num_rows, verifier.bytes_read
+            num_shard_images = verifier.verify_shard(shard)
+            num_images += num_shard_images
+            if num_shard_images:
+                num_shards += 1
+            on_progress(
+                DatasetProgress(num_images, manifest.num_rows, verifier.bytes_read)
             )
-            on_progress(progress)
-    return VerifyResult(manifest, verifier.problems, verifier.num_images, num_shards)
+    return VerifyResult(manifest, verifier.problems, num_images, num_shards)
 
 
 class _Verifier:
-    """Compares shards with the manifest; collects problems and counts what it read."""
+    """Compares shards with the manifest; collects problems and counts bytes read."""
 
     def __init__(
         self, store: Store, manifest: Manifest, pool: ThreadPoolExecutor
@@ -91,32 +93,37 @@ class _Verifier:
         self._manifest = manifest
         self._pool = pool
         self.problems: list[DatasetProblem] = []
-        self.num_images = 0
-        """Images of the row groups that could be parsed."""
         self.bytes_read = 0
 
-    def verify_shard(self, shard: Shard) -> None:
-        """Read a shard, and compare it with the manifest."""
+    def verify_shard(self, shard: Shard) -> int:
+        """Read a shard and compare it with the manifest.
+
+        Returns:
+            Number of images in the row groups that could be parsed.
+        """
+        num_images = 0
         try:
             size = self._store.get_size(shard.path)
             if size != shard.bytes:
                 self._report(shard.path, f"has {size} bytes, not {shard.bytes}")
-                return
+                return 0
             # An indexed file has no SHA-256, and perhaps other content between the
             # indexed ranges: read the ranges alone.
             if shard.sha256 is None:
-                self._verify_groups(shard, partial(self._read, shard.path))
-                return
-            data = self._read(shard.path)
+                counts = self._verify_groups(shard, partial(self._read, shard.path))
+            else:
+                data = self._read(shard.path)
+                if hashlib.sha256(data).hexdigest() != shard.sha256:
+                    self._report(shard.path, "does not match its SHA-256")
+                counts = self._verify_groups(shard, lambda start, end: data[start:end])
+            # Group by group, so that those before a failed read count.
+            for count in counts:
+                num_images += count
         except FileNotFoundError:
             self._report(shard.path, "is missing")
-            return
         except OSError as error:
             self._report(shard.path, f"cannot be read: {error}")
-            return
-        if hashlib.sha256(data).hexdigest() != shard.sha256:
-            self._report(shard.path, "does not match its SHA-256")
-        self._verify_groups(shard, lambda start, end: data[start:end])
+        return num_images
 
     def _report(self, location: str, description: str) -> None:
         self.problems.append(DatasetProblem(location, description))
@@ -130,7 +137,8 @@ class _Verifier:
 
     def _verify_groups(
         self, shard: Shard, read_range: Callable[[int, int], bytes]
-    ) -> None:
+    ) -> Iterator[int]:
+        """Verify row group after row group; yield the number of images of each."""
         # Only Parquet files have a footer; without it, no row group can be parsed.
         footer = None
         if shard.footer_start:
@@ -151,24 +159,25 @@ class _Verifier:
                 return
         for number, group in enumerate(shard.groups):
             data = read_range(group.start, group.end)
-            self._verify_group(shard, number, data, footer)
+            yield self._verify_group(shard, number, data, footer)
 
     def _verify_group(
         self, shard: Shard, number: int, data: bytes, footer: Footer | None
-    ) -> None:
+    ) -> int:
+        """Verify a row group; return its number of images, 0 if it is damaged."""
         # The row group as a whole: a damaged one is one problem, not one per row.
         location = f"{shard.path} row group {number}"
         group = shard.groups[number]
         if crc32c(data) != group.crc32c:
             self._report(location, "does not match its CRC-32C")
-            return
+            return 0
         try:
             table = parse_row_group(
                 self._manifest, shard, number, data, footer, include_metadata=True
             )
         except DamagedParquetError as error:
             self._report(location, str(error))
-            return
+            return 0
         num_rows = len(table.labels)
         if num_rows != group.rows:
             self._report(location, f"has {num_rows} rows, not {group.rows}")
@@ -181,7 +190,7 @@ class _Verifier:
             if problem is not None:
                 name = f" ({table.names[i]})" if table.names else ""
                 self._report(f"{location} row {i}{name}", problem)
-        self.num_images += min(num_rows, group.rows)
+        return min(num_rows, group.rows)
 
 
 def _find_row_problem(
@@ -225,7 +234,7 @@ def summarize_dataset(dataset: Dataset) -> DatasetSummary:
     rows_per_label = Counter[int]()
     image_sizes: list[tuple[int, int]] = []
     file_sizes: list[int] = []
-    # One row group at a time, so that memory stays bounded.
+    # One row group at a time: of all rows, only the sizes are kept.
     group_rows = dataset.manifest.rows_per_group
     group_ends = np.cumsum(group_rows)
     for end, num_rows in zip(group_ends.tolist(), group_rows.tolist(), strict=True):

@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import Executor, Future
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -222,7 +223,7 @@ class Dataset:
     @classmethod
     def open(
         cls,
-        url: str,
+        url: str | Path,
         *,
         memory_bytes: int = 256 << 20,
         retry_seconds: float = 60.0,
@@ -238,7 +239,7 @@ class Dataset:
             UserError: there is no data set, or its manifest is invalid.
             AttemptError: the store does not answer.
         """
-        store = Store(url)
+        store = Store(str(url))
         return cls(
             store,
             Manifest.load(store, retry_seconds),
@@ -251,11 +252,17 @@ class Dataset:
         return self.manifest.num_rows
 
     def __getitem__(self, sample_id: int) -> Row:
-        """Return one sample: the bytes of its image file, label and image size."""
-        if not 0 <= sample_id < len(self):
-            raise IndexError(f"sample {sample_id} of {len(self)}")
-        (row,) = self.read_rows(np.array([sample_id]))
-        return row
+        """Return one sample: the bytes of its image file, label and image size.
+
+        Negative ids count from the end.
+        """
+        try:
+            positive_id = range(len(self))[sample_id]
+        except IndexError:
+            raise IndexError(f"sample {sample_id} of {len(self)}") from None
+        (row,) = self.read_rows(np.array([positive_id]))
+        # A view would keep its whole row group alive.
+        return row._replace(data=row.data.copy())
 
     def find_row_groups(self, sample_ids: NDArray[np.int64]) -> list[int]:
         """Return the row groups that hold samples, ascending."""

@@ -131,9 +131,9 @@ class Manifest:
 
     @property
     def may_crash_decoder(self) -> bool:
-        """Whether DALI may crash on a file: others wrote them, or none was decoded.
+        """True if DALI may crash on a file.
 
-        `index` decodes the files of others with PIL, whose verdict is not DALI's.
+        The files were never decoded, or `index` decoded them with PIL only.
         """
         if self.encoding == "raw":
             return False

@@ -215,7 +215,7 @@ def find_features(
         if column not in schema.names:
             raise UserError(
                 f"{file_name} has no column {column}: name the columns with "
-                "--image-column and --label-column; "
+                "image_column and label_column; "
                 f"it has {', '.join(schema.names)}"
             )
     label_type = schema.field(label_column).type
@@ -259,7 +259,7 @@ def _pick_column(
     if len(columns) > 1:
         raise UserError(
             f"{file_name} has several columns of {default}s, {', '.join(columns)}: "
-            f"choose one with --{default}-column"
+            f"choose one with {default}_column"
         )
     return columns[0]
 
@@ -276,7 +276,7 @@ def _find_bytes_path(column: str, column_type: Any, file_name: str) -> str:
             return f"{column}.bytes"
     raise UserError(
         f"column {column} of {file_name} does not hold image files: "
-        f"its type is {column_type}; choose another with --image-column"
+        f"its type is {column_type}; choose another with image_column"
     )
 
 

@@ -1,5 +1,6 @@
 """Every file survives or is named: refused batches are replayed, crashes traced to their file, fuzz does no harm."""
 
+import gc
 import json
 import os
 import re
@@ -140,6 +141,39 @@ def test_a_batch_that_fails_although_each_file_decodes_is_retried_once(
         with pytest.raises(AttemptError, match=message):
             deliver(narrow(), dataset, requests(range(12), 4), 4)
     assert dataset.bad_samples == {}
+
+
+def test_a_batch_that_was_retried_is_not_kept(tmp_path, narrow, monkeypatch):
+    """It would keep its row groups in memory until the loader is closed."""
+    dataset = write_set(tmp_path / "set", [GOOD[0]] * 12, (72, 90))
+    num_batches = 0
+
+    class Failing(loader.DaliDecoder):
+        def decode_batch(self):
+            nonlocal num_batches
+            images = super().decode_batch()
+            num_batches += 1
+            if num_batches == 1:
+                raise DecodeError(None, "a hiccup")
+            return images
+
+    monkeypatch.setattr(loader, "DaliDecoder", Failing)
+    options = {"batch_size": 4, "device": CPU, "use_augmentation": True}
+    with Loader(
+        dataset,
+        STATISTICS,
+        requests(range(12), 4),
+        **loader_sections(narrow()),
+        **options,
+    ) as opened:
+        assert len(list(opened)) == 3
+        assert opened.num_decoder_rebuilds == 1
+        # Garbage of the decoder that failed.
+        gc.collect()
+        kept = [
+            found for found in gc.get_objects() if type(found) is loader.PendingBatch
+        ]
+        assert [batch for batch in kept if batch.request.cursor.step == 0] == []
 
 
 def test_a_batch_of_raw_pixels_blames_none_of_them(tmp_path, narrow, monkeypatch):

@@ -14,6 +14,7 @@ from shapes import CLASSES, SHAPES, folder, hub, images, tar_of, webdataset
 from distrain.data.batch import iter_evaluation_requests
 from distrain.data.decoding.quarantine import InFlightRecorder
 from distrain.data.loader import Loader
+from distrain.data.prepare import index
 from distrain.data.prepare.index import compute_color_statistics, index_dataset
 from distrain.data.prepare.open import open_source
 from distrain.data.prepare.pack import REJECTS_FILE, Geometry, PackOptions, pack_dataset
@@ -291,6 +292,25 @@ def test_statistics_name_what_they_leave_out(tmp_path):
     ]
 
 
+def test_an_interruption_while_the_manifest_is_built_writes_nothing(
+    tmp_path, monkeypatch
+):
+    found = images(2)
+    found[0] = found[0]._replace(data=b"junk")
+    url = hub(tmp_path, found)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(index, "_build_manifest", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        made(url, tmp_path / "index")
+    assert list((tmp_path / "index").iterdir()) == []
+    monkeypatch.undo()
+    assert len(made(url, tmp_path / "index").rejects) == 1
+    assert (tmp_path / "index" / REJECTS_FILE).exists()
+
+
 def test_what_cannot_be_indexed(tmp_path, monkeypatch):
     place = folder(tmp_path, images(2))
     with pytest.raises(UserError, match="is a folder of image files, and index takes"):
@@ -302,7 +322,7 @@ def test_what_cannot_be_indexed(tmp_path, monkeypatch):
         lambda *_, **__: (_ for _ in ()).throw(PermissionError("read-only")),
     )
     with pytest.raises(
-        UserError, match="cannot write to .*choose a place for the manifest with --to"
+        UserError, match="cannot write to .*set `to` to another folder for the manifest"
     ):
         made(url)
     monkeypatch.undo()

@@ -79,12 +79,15 @@ def test_an_option_for_another_kind_of_source_is_not_ignored(tmp_path):
     found = images(2)
     (tmp_path / "labels.txt").write_text("a\n" * 6)
     labels = {"labels_url": str(tmp_path / "labels.txt")}
-    for shape, kind in (("folder", "an image folder"), ("hub", "Parquet files")):
+    for shape, kind in (
+        ("folder", "is an image folder"),
+        ("hub", "holds Parquet files"),
+    ):
         url = SHAPES[shape](tmp_path, found)
-        with pytest.raises(UserError, match=f"--labels is for a .tar .*is {kind}: lea"):
+        with pytest.raises(UserError, match=f"^labels are for a .tar .* {kind}: lea"):
             open_source(url, **labels)
     url = tar_of_tars(tmp_path, found)
-    with pytest.raises(UserError, match=r"--labels .*holds one archive per class: lea"):
+    with pytest.raises(UserError, match=r"^labels .*holds one archive per class: lea"):
         open_source(url, **labels)
     for shape in ("folder", "webdataset", "archive of archives"):
         (tmp_path / shape).mkdir()
@@ -604,7 +607,8 @@ def test_columns_by_the_hubs_metadata_or_by_name(tmp_path):
     assert len(samples(source)) == 12
     path = parquet(tmp_path / "x.parquet")
     with pytest.raises(
-        UserError, match="has no column photo: .*it has image, other, label"
+        UserError,
+        match="no column photo: .* image_column and label_column; it has image, ",
     ):
         open_source(path, image_column="photo")
     with pytest.raises(UserError, match="column other of .* does not hold integers"):

@@ -100,6 +100,20 @@ def test_rows_are_copied_where_their_groups_do_not_fit(tmp_path):
     assert all(row.data.base is not None for row in kept)
 
 
+def test_samples_by_number(tmp_path):
+    """Negative ones count from the end; none keeps its row group alive."""
+    data = rows(70)
+    write(tmp_path, data)
+    dataset = Dataset.open(tmp_path)
+    for sample_id in range(-70, 70):
+        row = dataset[sample_id]
+        assert (bytes(row.data), row.label) == data[sample_id]
+        assert row.data.base is None
+    for sample_id in (-71, 70):
+        with pytest.raises(IndexError, match=f"sample {sample_id} of 70"):
+            dataset[sample_id]
+
+
 @pytest.mark.parametrize("where", ["group", "footer"])
 def test_a_flipped_byte_is_a_storage_failure(tmp_path, where):
     manifest = write(tmp_path, rows(10))
