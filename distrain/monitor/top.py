@@ -135,7 +135,7 @@ class RunWatcher:
         view = self.view
         # The run directory first: the addresses of the pages change with the nodes.
         if self._store is not None:
-            view.state = read_run_state(self._store, time.time())
+            view.state = read_run_state(self._store)
             self._page_urls = _read_targets(self._store)
             for record in read_metrics(self._store)[-_MAX_POINTS:]:
                 self._append_record(record)
