@@ -1,12 +1,16 @@
 """Data-parallel AlexNet training whose result does not depend on the cluster.
 
-The names below, in `__all__`, are the stable interface: their arguments, and the fields
-of what they return, change only with the major version, and CHANGELOG.md says how. All
-other modules are internal. Config keys, file formats and names of metrics are stable as
-well.
+The names below, in `__all__`, are the stable interface: their arguments and the fields
+of what they return go away or change their meaning only with a new major version, and
+CHANGELOG.md says how. Read results by field name: fields may be added. Texts are for
+people, and may change. Config keys, file formats and names of metrics are stable as
+well. Everything else is internal.
 
     load_config, Config, to_yaml          recipes, with overrides
     list_recipes                          those that ship with the package
+    Model, Loss, UpdateRule, Schedule     base classes of your own, and what declares
+    result_field, operation_field         their fields (configs/README.md)
+    Console, PlainConsole, SilentConsole  where progress is printed
     Summary, Dataset                      what train returns; samples by number
     UserError, RunError, AttemptError     the caller's mistake; the run or one attempt
                                           of it failed
@@ -32,11 +36,17 @@ if TYPE_CHECKING:
     from distrain.data.prepare.commands import index, inspect, pack, stats, verify
     from distrain.data.shards.dataset import Dataset
     from distrain.errors import AttemptError, RunError, UserError
+    from distrain.fields import operation_field, result_field
     from distrain.launch.drain import drain
     from distrain.launch.dry_run import dry_run
     from distrain.launch.jobs import jobs, logs, resume, stop, submit
     from distrain.launch.launcher import train
+    from distrain.losses import Loss
+    from distrain.models.model import Model
+    from distrain.monitor.sinks import Console, PlainConsole, SilentConsole
     from distrain.monitor.top import top
+    from distrain.optim.schedule import Schedule
+    from distrain.optim.update_rule import UpdateRule
     from distrain.trainer import Summary
     from distrain.training.bench_data import bench_data
     from distrain.training.lr_curve import lr
@@ -47,9 +57,16 @@ __version__ = "0.1.0"
 __all__ = [
     "AttemptError",
     "Config",
+    "Console",
     "Dataset",
+    "Loss",
+    "Model",
+    "PlainConsole",
     "RunError",
+    "Schedule",
+    "SilentConsole",
     "Summary",
+    "UpdateRule",
     "UserError",
     "bench_data",
     "drain",
@@ -62,7 +79,9 @@ __all__ = [
     "logs",
     "lr",
     "model",
+    "operation_field",
     "pack",
+    "result_field",
     "resume",
     "schema",
     "stats",
@@ -82,11 +101,17 @@ _MODULES = {
     "distrain.data.prepare.commands": ("index", "inspect", "pack", "stats", "verify"),
     "distrain.data.shards.dataset": ("Dataset",),
     "distrain.errors": ("AttemptError", "RunError", "UserError"),
+    "distrain.fields": ("operation_field", "result_field"),
     "distrain.launch.drain": ("drain",),
     "distrain.launch.dry_run": ("dry_run",),
     "distrain.launch.jobs": ("jobs", "logs", "resume", "stop", "submit"),
     "distrain.launch.launcher": ("train",),
+    "distrain.losses": ("Loss",),
+    "distrain.models.model": ("Model",),
+    "distrain.monitor.sinks": ("Console", "PlainConsole", "SilentConsole"),
     "distrain.monitor.top": ("top",),
+    "distrain.optim.schedule": ("Schedule",),
+    "distrain.optim.update_rule": ("UpdateRule",),
     "distrain.trainer": ("Summary",),
     "distrain.training.bench_data": ("bench_data",),
     "distrain.training.lr_curve": ("lr",),
@@ -106,4 +131,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """List the public names, for completion in a shell."""
-    return [*globals(), *__all__]
+    return [*__all__, "__version__"]

@@ -11,12 +11,22 @@ from pydantic_core import PydanticCustomError
 
 
 def result_field(default: Any = ..., **limits: Any) -> Any:
-    """Declare a field that decides the weights: a resume may not change it."""
+    """Declare a field that decides the weights: a resume may not change it.
+
+    Args:
+        default: default value; without one, a config must set the field.
+        limits: pydantic's constraints, such as ge=0.
+    """
     return Field(default, json_schema_extra={"decides": "result"}, **limits)
 
 
 def operation_field(default: Any = ..., **limits: Any) -> Any:
-    """Declare a field that does not decide the weights: it may change at any time."""
+    """Declare a field that does not decide the weights: it may change at any time.
+
+    Args:
+        default: default value; without one, a config must set the field.
+        limits: pydantic's constraints, such as ge=0.
+    """
     return Field(default, json_schema_extra={"decides": "operation"}, **limits)
 
 

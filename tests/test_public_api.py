@@ -233,6 +233,8 @@ def test_a_run_from_python(narrow, tmp_path, digits):
     assert (again.status, again.weights) == ("already finished", summary.weights)
     lines = package.top(str(tmp_path / "run"))
     assert lines[1] == f"finished: {summary.steps} steps"
+    (log,) = (tmp_path / "run").glob("log-*.txt")
+    assert "validation loss" in log.read_text(), "as the command keeps it"
     text = package.submit(config, dry_run=True).text
     assert "distrain/trainer.py" in text
     other = package.load_config(recipe, [f"run={tmp_path / 'other'}"])
@@ -248,6 +250,33 @@ def test_workers_are_checked_as_in_a_recipe(tmp_path):
         package.train(config, workers="3-2")
     with pytest.raises(package.UserError, match="cannot submit to 'nomad'"):
         package.submit(config, to="nomad")
+
+
+def test_resume_imports_the_files_that_it_sends(tmp_path, monkeypatch):
+    """The run directory's config names a class that only they have."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "kept_losses.py").write_text(
+        "from distrain import Loss\n\n\nclass Mine(Loss):\n"
+        "    def __call__(self, logits, labels):\n        return logits[:, 0]\n"
+    )
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(
+        "data: {train: /data/train}\nschedule: {name: constant, lr: 0.1}\n"
+        "loss: {name: 'kept_losses:Mine'}\n"
+    )
+    submission = package.resume(
+        str(run), files=[tmp_path / "kept_losses.py"], dry_run=True
+    )
+    assert submission.status == "dry_run"
+    assert "kept_losses.py" in submission.text
+    assert " --resume" in submission.text
+
+
+def test_what_a_platform_does_not_take_is_refused(tmp_path):
+    config = package.load_config("quickstart", [f"run={tmp_path}"])
+    with pytest.raises(package.UserError, match="a job on ray has no namespace"):
+        package.submit(config, namespace="mine", dry_run=True)
 
 
 def test_the_layers_of_a_model():

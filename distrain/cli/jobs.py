@@ -60,11 +60,9 @@ def submit_job(
     which all nodes share.
     """
     from distrain.config import format_workers_override, load_config
-    from distrain.launch.jobs import submit
+    from distrain.launch.jobs import make_importable, submit
 
-    # The files sent along lie side by side on the cluster and can be imported there.
-    # Make them importable here too: the config is validated before it is sent.
-    sys.path.extend(str(file.absolute().parent) for file in files or [])
+    make_importable(files or [])
 
     settings = load_config(
         config, [*(overrides or []), *format_workers_override(workers)]
@@ -159,13 +157,15 @@ def show_logs(
         from distrain.monitor.terminal import create_console
 
         stdin_console = create_console()
-        for line in sys.stdin:
-            replay_line(line.rstrip("\n"), stdin_console)
-        stdin_console.stop()
+        try:
+            for line in sys.stdin:
+                replay_line(line.rstrip("\n"), stdin_console)
+        # Ctrl-C must not leave a progress bar on the terminal.
+        finally:
+            stdin_console.stop()
         return
     if follow:
         exit_with_job(follow_job(job, address), address)
-        return
     from distrain.launch.jobs import logs
 
     logs(job, address, log=log_to_stderr)

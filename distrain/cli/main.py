@@ -1,5 +1,6 @@
 """The command line. Heavy packages are imported by the commands that need them."""
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -158,8 +159,6 @@ def show_model(
 
 def print_schema() -> None:
     """Print the JSON Schema of recipes, for completion and checks in editors."""
-    import json
-
     from distrain.config_schema import schema
 
     typer.echo(json.dumps(schema(), indent=2))

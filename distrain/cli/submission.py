@@ -1,6 +1,6 @@
 """What the commands print about a job: how to follow, stop and resume it."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -41,7 +41,7 @@ def print_submission(
         run: run directory.
         follow: follow the job until it ends, then exit with the run's exit code.
     """
-    if submission.status == "dry run":
+    if submission.status == "dry_run":
         typer.echo(submission.text, nl=False)
         return
     is_new = submission.status == "submitted"
@@ -49,12 +49,10 @@ def print_submission(
     job = submission.id
     if to == "ray":
         typer.echo(f"job {job} {outcome}")
+        assert job is not None
         if follow:
             exit_with_job(follow_job(job, address), address)
-        else:
-            typer.echo(
-                f"to follow it: distrain logs {job} -f{_format_address(address)}"
-            )
+        typer.echo(f"to follow it: distrain logs {job} -f{_format_address(address)}")
     elif to == "kuberay":
         # The dashboard of the job's own cluster is inside Kubernetes: follow the run by
         # its directory or its pod's log.
@@ -92,7 +90,7 @@ def follow_job(job: str, address: str | None) -> "JobInfo":
         raise SystemExit(130) from None
 
 
-def exit_with_job(job: "JobInfo", address: str | None) -> None:
+def exit_with_job(job: "JobInfo", address: str | None) -> NoReturn:
     """Exit with the exit code of a job's run; first say how to resume a stopped one."""
     from distrain.launch.ray_jobs import to_exit_code
 

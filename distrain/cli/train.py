@@ -95,7 +95,7 @@ def train(
         summary, signal_number = train_here_or_on_ray(
             settings,
             console,
-            use_ray=address is not None or workers not in (None, "auto"),
+            workers=workers,
             address=address,
             must_resume=must_resume,
             accept_other_hardware=accept_other_hardware,

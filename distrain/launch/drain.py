@@ -16,6 +16,7 @@ from distrain.errors import RunError, UserError
 from distrain.launch.mailbox import list_local_drivers
 from distrain.launch.ray_cluster import (
     HEAD_NODE_RESOURCE,
+    check_not_connected,
     list_nodes,
     summarize_error,
 )
@@ -31,13 +32,15 @@ def drain(seconds: float = 240.0, *, console: Console | None = None) -> None:
     elsewhere.
 
     Args:
-        seconds: give up after so many.
+        seconds: time after which it gives up.
         console: where progress is printed. Default: stdout.
 
     Raises:
-        UserError: Ray is not running on this host.
+        UserError: Ray is not running on this host, or this process is connected to it
+            already.
         RunError: the host is still busy after that time, or Ray failed.
     """
+    check_not_connected()
     deadline = time.monotonic() + seconds
     console = console or PlainConsole(sys.stdout)
     # Explicitly: if it is unset, parts of Ray use the token file and others do not.

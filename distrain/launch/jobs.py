@@ -42,9 +42,10 @@ def _ignore(_: str) -> None:
 class Submission(NamedTuple):
     """Result of `submit` and `resume`."""
 
-    status: Literal["submitted", "already running", "dry run"]
-    id: str
-    """Ray's submission ID, the name of the RayJob, or the number of the Slurm job."""
+    status: Literal["submitted", "already_running", "dry_run"]
+    id: str | None
+    """Ray's submission ID, the name of the RayJob, or the number of the Slurm job; None
+    if Slurm has not numbered it, in a dry run."""
     text: str
     """What is sent: the list of files and the request, the manifests, or the script."""
     namespace: str | None = None
@@ -99,8 +100,8 @@ def submit(
         log: gets a line if the cluster does not answer at once.
 
     Raises:
-        UserError: arguments contradict each other, a path is local to this machine, or
-            the destination rejects the job.
+        UserError: a path is local to this machine, the template or an argument does
+            not fit, or the destination rejects the job.
     """
     if workers is not None:
         config = override_config(config, format_workers_override(str(workers)))
@@ -142,6 +143,7 @@ def resume(
     Raises:
         UserError: as `submit`; or there is no run.
     """
+    make_importable(files)
     # Read the run's config. The directory may have been moved, or be named differently
     # from this machine: the name given here replaces the one in the config.
     store = Store(run)
@@ -237,6 +239,14 @@ def stop(
     return _connect(address, log).stop_job(job, console or PlainConsole(sys.stdout))
 
 
+def make_importable(files: Sequence[str | Path]) -> None:
+    """Make the files that are sent along importable here, where the config is checked.
+
+    On the cluster they lie side by side, so the folder of each is searched.
+    """
+    sys.path.extend(str(Path(file).absolute().parent) for file in files)
+
+
 def get_dashboard_url(address: str | None) -> str:
     """Return the URL of the Ray dashboard: an address, the environment's, or local."""
     return address or os.environ.get("RAY_API_SERVER_ADDRESS") or _LOCAL_DASHBOARD_URL
@@ -254,6 +264,8 @@ def _submit_to_platform(
     namespace: str | None,
     log: Callable[[str], None],
 ) -> Submission:
+    if namespace is not None and to != "kuberay":
+        raise UserError(f"a job on {to} has no namespace: leave it out")
     if to == "ray":
         return _submit_to_ray(spec, address, log)
 
@@ -280,7 +292,7 @@ def _submit_to_ray(
     text = "".join(f"{line}\n" for line in request.format_lines())
     # Needs no cluster.
     if spec.dry_run:
-        return Submission("dry run", request.body["submission_id"], text)
+        return Submission("dry_run", request.body["submission_id"], text)
     job_id, is_new = _connect(address, log).submit_job(request)
     return Submission(_to_status(is_new), job_id, text)
 
@@ -301,7 +313,7 @@ def _submit_to_kuberay(
     manifests = render_manifests(spec.id)
     # Needs no cluster.
     if spec.dry_run:
-        return Submission("dry run", manifests.job_name, manifests.to_yaml(), namespace)
+        return Submission("dry_run", manifests.job_name, manifests.to_yaml(), namespace)
 
     # Render again under a free name: a RayJob of this run may have ended before.
     kubectl = Kubectl()
@@ -322,10 +334,10 @@ def _submit_to_slurm(spec: _JobSpec, template: Path) -> Submission:
     )
     # Needs no cluster, which is also what numbers the job.
     if spec.dry_run:
-        return Submission("dry run", spec.id or "", script)
+        return Submission("dry_run", None, script)
     number, is_new = submit_script(script)
     return Submission(_to_status(is_new), number, script)
 
 
-def _to_status(is_new: bool) -> Literal["submitted", "already running"]:
-    return "submitted" if is_new else "already running"
+def _to_status(is_new: bool) -> Literal["submitted", "already_running"]:
+    return "submitted" if is_new else "already_running"

@@ -1,7 +1,9 @@
 """Train where the arguments say: in this process, on this machine's GPUs, or on Ray."""
 
 from distrain.config import Config, format_workers_override, override_config
+from distrain.data.storage.store import Store
 from distrain.launch.local import count_local_ranks, train_locally
+from distrain.monitor.consoles import LogFileConsole
 from distrain.monitor.sinks import Console
 from distrain.monitor.terminal import create_console
 from distrain.trainer import Summary
@@ -24,15 +26,15 @@ def train(
 
     Args:
         config: the run, from `load_config`.
-        workers: "auto" (one per GPU), N or "MIN-MAX". Default: the config's
-            cluster.workers.
+        workers: "auto" (one per GPU), N or "MIN-MAX"; a number, even 1, means workers
+            of Ray's. Default: the config's cluster.workers.
         address: train on this Ray cluster: "auto" (the one that this machine belongs
             to), HOST:PORT or ray://HOST:PORT. Default: this machine.
         resume: fail if there is no checkpoint.
         accept_other_hardware: resume even if this hardware does not reproduce the
             checkpoint's bits.
-        console: where progress is printed. Default: stdout, with a progress bar if
-            that is a terminal.
+        console: where progress is printed; the run directory gets a copy. Default:
+            stdout, with a progress bar if that is a terminal.
 
     Returns:
         How the run ended, its last training and validation records, and a hash of its
@@ -47,14 +49,15 @@ def train(
     """
     if workers is not None:
         config = override_config(config, format_workers_override(str(workers)))
-    summary, _ = train_here_or_on_ray(
-        config,
-        console or create_console(),
-        use_ray=address is not None or workers not in (None, "auto"),
-        address=address,
-        must_resume=resume,
-        accept_other_hardware=accept_other_hardware,
-    )
+    with LogFileConsole(console or create_console(), Store(str(config.run))) as logged:
+        summary, _ = train_here_or_on_ray(
+            config,
+            logged,
+            workers=workers,
+            address=address,
+            must_resume=resume,
+            accept_other_hardware=accept_other_hardware,
+        )
     return summary
 
 
@@ -62,7 +65,7 @@ def train_here_or_on_ray(
     config: Config,
     console: Console,
     *,
-    use_ray: bool,
+    workers: int | str | None,
     address: str | None,
     must_resume: bool,
     accept_other_hardware: bool,
@@ -70,9 +73,10 @@ def train_here_or_on_ray(
     """Train; return the summary, and the signal that stopped the run early if any.
 
     Several ranks need Ray even on one machine; a single rank trains in this process
-    unless `use_ray` is set.
+    unless an address or a number of workers is given.
     """
-    if use_ray or count_local_ranks(config) > 1:
+    is_cluster = address is not None or workers not in (None, "auto")
+    if is_cluster or count_local_ranks(config) > 1:
         # Ray is slow to import, and one rank does not need it.
         from distrain.launch.ray_driver import train_on_ray
 

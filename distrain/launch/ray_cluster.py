@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import ray
 from ray.exceptions import RayError, RaySystemError
 
+from distrain.data.storage.retry import call_with_retries
 from distrain.errors import RunError, UserError
 from distrain.launch.allocation import Allocation, ClusterNode, to_ray_resources
 from distrain.monitor.sinks import Console
@@ -27,6 +28,8 @@ _CLIENT_SERVER_ERRORS = (
 _MAX_CONNECT_TRIES = 4
 # Seconds for a TCP connection to the head. Ray itself tries for over a minute.
 _TCP_TIMEOUT_SECONDS = 5.0
+# Seconds for which a head that does not answer yet is tried: it may be starting.
+_PROBE_SECONDS = 15.0
 # Raised when a private function of Ray's is gone or has changed.
 _PRIVATE_API_ERRORS = (AttributeError, ImportError, RuntimeError, RaySystemError)
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -65,14 +68,25 @@ def connect_to_ray(
         gpus: GPUs that a Ray started here gives to workers.
 
     Raises:
-        UserError: no cluster answers at the address.
+        UserError: no cluster answers at the address, or this process is connected to
+            one already.
     """
+    check_not_connected()
     _set_default_env(_RAY_TRAIN_ENV)
     with _silence_worker_prints():
         if address is None:
             yield from _run_local_ray(cpus, gpus)
         else:
             yield from _run_client(address, console)
+
+
+def check_not_connected() -> None:
+    """Raise UserError if this process uses Ray: its connection is not ours to close."""
+    if ray.is_initialized():
+        raise UserError(
+            "this process is already connected to a Ray cluster: call ray.shutdown() "
+            "first"
+        )
 
 
 def _set_default_env(variables: Mapping[str, str]) -> None:
@@ -103,7 +117,7 @@ def _silence_worker_prints() -> Iterator[None]:
 def _run_client(address: str, console: Console) -> Iterator[None]:
     console.log(f"connecting to the Ray cluster at {address}")
     try:
-        _probe_address(address)
+        _probe_with_retries(address, console)
         _connect_with_retries(address, console, _QUIET)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
@@ -118,6 +132,22 @@ def _run_client(address: str, console: Console) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _probe_with_retries(address: str, console: Console) -> None:
+    """Probe a cluster's head, which may be starting. Raises OSError."""
+
+    def log_first_failure(_: OSError, failures: int) -> None:
+        if failures == 1:
+            seconds = f"{_PROBE_SECONDS:.0f} s"
+            console.log(f"{address} does not answer yet: retrying for {seconds}")
+
+    call_with_retries(
+        lambda: _probe_address(address),
+        _PROBE_SECONDS,
+        should_retry=lambda error: True,
+        on_retry=log_first_failure,
+    )
 
 
 def _probe_address(address: str) -> None:

@@ -7,6 +7,7 @@ import ray
 from distrain.errors import UserError
 from distrain.launch import ray_cluster
 from distrain.launch.allocation import Allocation, ClusterNode
+from distrain.launch.drain import drain
 from distrain.launch.ray_cluster import connect_to_ray, request_workers
 
 FAILED = "RuntimeError: Starting Ray client server failed. See ray_client_server_23000.err for detailed logs."
@@ -50,17 +51,54 @@ def test_what_fails_for_good_is_raised(console, refused, text, times):
 
 
 @pytest.mark.parametrize("form", ["{}", "ray://{}"])
-def test_an_address_where_nobody_listens_fails_before_ray_tries(console, refused, form):
-    """Ray would try for over a minute."""
+def test_an_address_where_nobody_listens_fails_before_ray_tries(
+    console, refused, monkeypatch, form
+):
+    """Ray would try for over a minute, and print lines of its own."""
+    monkeypatch.setattr(ray_cluster, "_PROBE_SECONDS", 0.2)
     asked = refused(RuntimeError("Ray was asked"), 100)
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = form.format(f"127.0.0.1:{probe.getsockname()[1]}")
-    message = rf"no Ray cluster answers at {address} \(.*Connection refused\): check"
+    # Bound, so that nobody else takes it, and not listened on.
+    with closing(socket.socket()) as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = form.format(f"127.0.0.1:{bound.getsockname()[1]}")
+        message = (
+            rf"no Ray cluster answers at {address} \(.*Connection refused\): check"
+        )
+        with pytest.raises(UserError, match=message), connect_to_ray(address, console):
+            pass
+    assert asked == []
+    assert console.events == [
+        f"connecting to the Ray cluster at {address}",
+        f"{address} does not answer yet: retrying for 0 s",
+    ]
+
+
+def test_a_head_that_is_starting_is_tried_again(console, monkeypatch):
+    refusals = [ConnectionRefusedError("refused")] * 2
+    monkeypatch.setattr(
+        ray_cluster,
+        "_probe_address",
+        lambda _: (_ for _ in ()).throw(refusals.pop()) if refusals else None,
+    )
+    asked = []
+    monkeypatch.setattr(ray, "init", lambda address, **_: asked.append(address))
+    monkeypatch.setattr(ray, "nodes", list)
+    with connect_to_ray("head:6379", console):
+        assert asked == ["head:6379"]
+    assert sum("retrying for 15 s" in event for event in console.events) == 1
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_a_connection_of_the_callers_own_is_left_alone(console, monkeypatch, address):
+    closed = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "shutdown", lambda: closed.append(True))
+    message = r"already connected to a Ray cluster: call ray.shutdown\(\) first"
     with pytest.raises(UserError, match=message), connect_to_ray(address, console):
         pass
-    assert asked == []
-    assert console.events == [f"connecting to the Ray cluster at {address}"]
+    with pytest.raises(UserError, match=message):
+        drain()
+    assert closed == []
 
 
 @pytest.mark.parametrize("form", ["{}", "ray://{}"])
