@@ -157,7 +157,11 @@ def train(
         # Report the outcome.
         metrics.finish_run(stopped=status == "stopped")
         job.flush_metrics()
-        return summarize_run(job, status, time.monotonic() - start_time)
+        summary = summarize_run(job, status, time.monotonic() - start_time)
+        if job.writer:
+            outcome = "stopped" if status == "stopped" else "finished"
+            job.writer.lease.set_outcome(outcome, summary.step, summary.steps)
+        return summary
 
 
 def train_remaining_steps(job: TrainJob, stack: ExitStack) -> str:

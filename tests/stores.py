@@ -1,7 +1,5 @@
 """What every `Store` has to do, wherever its files are."""
 
-import time
-
 import pytest
 
 from distrain.data.storage.backend import DirectoryEntry
@@ -58,10 +56,6 @@ def behaves_as_a_folder(store: Store) -> None:
         False,
     ]
     assert store.get_size("c.bin") == 1000
-    # In seconds since 1970; the storage's clock is another one.
-    modified = store.get_modified_time("c.bin")
-    assert modified is not None
-    assert abs(modified - time.time()) < 24 * 3600
 
     # Written again
     store.write("a/b.bin", b"new")
@@ -78,7 +72,6 @@ def behaves_as_a_folder(store: Store) -> None:
         store.read,
         store.get_size,
         store.get_etag,
-        store.get_modified_time,
     ):
         with pytest.raises(FileNotFoundError):
             act("a/b.bin")

@@ -290,8 +290,8 @@ def test_a_run_from_python(narrow, tmp_path, digits):
     assert "validation loss" in out.getvalue()
     again = package.train(config, console=PlainConsole(io.StringIO()), resume=True)
     assert (again.status, again.weights) == ("already finished", summary.weights)
-    view = package.top(str(tmp_path / "run"))
-    assert view.silent_pages == []
+    lines = package.top(str(tmp_path / "run"))
+    assert lines[1] == f"finished: {summary.steps} steps"
     (log,) = (tmp_path / "run").glob("log-*.txt")
     assert "validation loss" in log.read_text(), "as the command keeps it"
     text = package.submit(config, dry_run=True).text

@@ -37,8 +37,6 @@ from distrain.errors import RunError, UserError
 # Rows and widest bar of the plot in a terminal of 80 columns.
 _LR_TABLE_ROWS = 24
 _LR_BAR_WIDTH = 48
-# Columns of `top` where stdout is not a terminal.
-_PLAIN_WIDTH = 80
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -185,14 +183,15 @@ def watch_run(
     from rich.live import Live
     from rich.text import Text
 
-    from distrain.monitor.top import RunWatcher, render_lines
+    from distrain.monitor.top import RunWatcher, render_lines, top
 
-    watcher = RunWatcher(run)
     console = Console(highlight=False)
     if not console.is_terminal:
-        for line in render_lines(watcher.refresh_view(), _PLAIN_WIDTH):
+        for line in top(run):
             typer.echo(line)
         return
+
+    watcher = RunWatcher(run)
 
     def render_view() -> Text:
         # The width is read each time: the terminal may be resized.

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -56,29 +58,40 @@ def replay_line(text: str, console: Console) -> None:
     of a newer version of distrain.
     """
     try:
-        _replay_call(json.loads(text), console)
-    except (ValueError, LookupError, AttributeError, TypeError):
-        console.log(text)
+        call = _parse_call(json.loads(text), console)
+    except (ValueError, LookupError, TypeError):
+        call = partial(console.log, text)
+    # Outside the `try`: an error of the console itself is the caller's.
+    call()
 
 
-def _replay_call(arguments: Any, console: Console) -> None:
-    """Call a console as the line of JSON with these arguments says.
+def _parse_call(line: Any, console: Console) -> Callable[[], None]:
+    """Return the call of a console that a line of JSON holds.
 
     Raises:
-        ValueError, LookupError, AttributeError, TypeError: it is not such a line.
+        ValueError, LookupError, TypeError: it is not such a line.
     """
-    call = arguments.pop(_CALL_KEY)
-    if call == "event":
-        console.log(**arguments)
-    elif call == "record":
-        record = record_from_dict(arguments["record"])
-        # Steps are not written, so the position comes from the record.
-        console.set_step(record.step)
-        console.log_metrics(record)
-    elif call in ("start", "stop"):
-        getattr(console, call)(**arguments)
-    else:
-        raise ValueError(f"a console has no call {call!r}")
+    name = line[_CALL_KEY]
+    if name == "event":
+        return partial(console.log, line["text"])
+    if name == "start":
+        return partial(
+            console.start,
+            step=line["step"],
+            steps=line["steps"],
+            steps_per_epoch=line["steps_per_epoch"],
+        )
+    if name == "record":
+        return partial(_show_record, console, record_from_dict(line["record"]))
+    if name == "stop":
+        return console.stop
+    raise ValueError(f"a console has no call {name!r}")
+
+
+def _show_record(console: Console, record: MetricsRecord) -> None:
+    # Steps are not written, so the position comes from the record.
+    console.set_step(record.step)
+    console.log_metrics(record)
 
 
 class LogFileConsole:

@@ -90,16 +90,19 @@ def _create_history() -> deque[tuple[int, float]]:
     return deque(maxlen=_MAX_POINTS)
 
 
-def top(run: str) -> RunView:
-    """Return what `distrain top` shows: loss, speed, phases and warnings of a run.
+def top(run: str, *, width: int = 80) -> list[str]:
+    """Return the lines that `distrain top` prints.
+
+    They show loss, speed, phases and warnings of a run.
 
     Args:
         run: run directory (path or URL), or URL of a metrics page.
+        width: columns that curves and bars fill.
 
     Raises:
         UserError: there is no run.
     """
-    return RunWatcher(run).refresh_view()
+    return list(render_lines(RunWatcher(run).refresh_view(), width))
 
 
 class RunWatcher:
@@ -135,7 +138,7 @@ class RunWatcher:
         view = self.view
         # The run directory first: the addresses of the pages change with the nodes.
         if self._store is not None:
-            view.state = read_run_state(self._store, time.time())
+            view.state = read_run_state(self._store)
             self._page_urls = _read_targets(self._store)
             for record in read_metrics(self._store)[-_MAX_POINTS:]:
                 self._append_record(record)

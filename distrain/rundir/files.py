@@ -19,9 +19,6 @@ ATTEMPT_PATTERN = re.compile(r"(\d+)\.json")
 """Inside `ATTEMPTS_DIR`; group 1 is the attempt."""
 CHECKPOINT_PATTERN = re.compile(r"step-(\d+)-attempt-(\d+)")
 """Inside `CHECKPOINTS_DIR`; groups 1 and 2 are step and attempt."""
-LOG_PATTERN = re.compile(r"log-[\d-]+\.txt")
-NOT_FINITE_PATTERN = re.compile(r"not-finite-step-(\d+)\.json")
-"""Group 1 is the step."""
 
 
 # Numbers are padded with zeros, so that names sort as the numbers do. The patterns

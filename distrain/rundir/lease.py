@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from types import TracebackType
 from typing import Any
 
 from distrain.data.storage.store import Store
@@ -48,6 +49,8 @@ class Lease:
         self.attempt = attempt
         self._store = store
         self._record = record
+        # How training ended; it stays empty until then.
+        self._outcome: dict[str, Any] = {}
         # The renewing thread and the training thread both write the record.
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -59,8 +62,13 @@ class Lease:
     def __enter__(self) -> "Lease":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.close(failed=kind is not None)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        _: TracebackType | None,
+    ) -> None:
+        self.close(error)
 
     def record_start(self, step: int, world_size: int) -> None:
         """Record the step that this attempt resumes from, and its number of ranks.
@@ -68,6 +76,16 @@ class Lease:
         From now on, what earlier attempts save beyond that step does not count.
         """
         self._write_record(from_step=step, workers=world_size)
+
+    def set_outcome(self, outcome: str, step: int, steps: int) -> None:
+        """Set how training ended, for the record that `close` writes.
+
+        Args:
+            outcome: "finished", or "stopped" before the last step.
+            step: steps done.
+            steps: of the whole run.
+        """
+        self._outcome = {"outcome": outcome, "step": step, "steps": steps}
 
     def raise_if_superseded(self) -> None:
         """Check the lease. Call it before writing a file that attempts share.
@@ -83,12 +101,20 @@ class Lease:
                 "attempt writes nothing more"
             )
 
-    def close(self, *, failed: bool = False) -> None:
-        """Release the run directory, so that the next attempt need not wait."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Release the run directory, so that the next attempt need not wait.
+
+        Args:
+            error: what ended the attempt, if it failed.
+        """
         self._closing.set()
         self._thread.join()
+        if error is not None:
+            # One line: errors of other libraries may have several.
+            text = " ".join(str(error).split()) or type(error).__name__
+            self._outcome = {"outcome": "failed", "error": text}
         try:
-            self._write_record(ended=True, failed=failed)
+            self._write_record(ended=True, failed=error is not None, **self._outcome)
         except OSError:
             # The next attempt waits until the counter has not changed for a while.
             return

@@ -57,6 +57,28 @@ def test_what_others_write_is_shown_as_it_is(console, text):
     assert console.events == [text]
 
 
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ("start", {"step": 0, "steps": 10, "steps_per_epoch": 5}),
+        ("log_metrics", {"record": RECORDS[0]}),
+        ("stop", {}),
+    ],
+)
+@pytest.mark.parametrize("error", [ValueError, KeyError, AttributeError, TypeError])
+def test_an_error_of_the_console_is_raised(
+    console, monkeypatch, call, arguments, error
+):
+    def fail(*_, **options):
+        raise error
+
+    written = io.StringIO()
+    getattr(JsonConsole(written), call)(**arguments)
+    monkeypatch.setattr(console, call, fail)
+    with pytest.raises(error):
+        replay_line(written.getvalue(), console)
+
+
 @pytest.mark.parametrize("of", [PlainConsole, TerminalConsole])
 def test_a_log_from_its_middle_has_a_line_for_each_record(monkeypatch, of):
     """As of `kubectl logs --tail`: the line that says how many steps there are is missing."""

@@ -2,139 +2,125 @@
 
 import json
 import os
-import time
 
 import pytest
 import torch
 
 from distrain.data.storage.store import Store
+from distrain.distributed.process import get_process_identity
 from distrain.distributed.world import World
 from distrain.errors import RunError
-from distrain.monitor.consoles import LogFileConsole
 from distrain.monitor.run_state import read_run_state
 from distrain.monitor.top import RunWatcher, find_problems, render_lines
-from distrain.rundir.lease import acquire_lease
 from distrain.trainer import train
+
+ELSEWHERE = "boot namespace 1 2"
+IDENTITY = get_process_identity(os.getpid())
 
 
 @pytest.fixture
 def store(tmp_path):
-    return Store(str(tmp_path))
-
-
-def state(store):
-    return read_run_state(store, time.time())
-
-
-def change_record(store, **changes):
-    record = json.loads(store.read("attempts/001.json"))
-    store.write("attempts/001.json", json.dumps({**record, **changes}).encode())
-
-
-def end_attempt(store, console, error=None, *, starts=True):
-    """An attempt as the command runs it: the lease ends before the log."""
-    with (
-        LogFileConsole(console, store) as log,
-        acquire_lease(store, "s", log.log) as lease,
-    ):
-        lease.record_start(3, 1)
-        if starts:
-            log.start(step=3, steps=10, steps_per_epoch=5)
-        if error is not None:
-            raise error
+    """A run directory with a metrics page that does not answer."""
+    store = Store(str(tmp_path))
+    store.write("config.yaml", b"")
+    store.write("targets.json", b'[{"targets": ["127.0.0.1:1"]}]')
+    return store
 
 
 @pytest.mark.parametrize(
-    ("change", "wanted"),
+    ("change", "text", "has_ended"),
     [
-        ({}, "finished"),
-        ({"stops": True}, "stopped after step 1 of 22"),
+        ({}, "finished: 22 steps", True),
+        ({"stops": True}, "attempt 1 stopped after step 1 of 22", False),
         (
             {"schedule": {"name": "constant", "lr": 1e12}},
-            "diverged: see not-finite-step-00000002.json",
+            "attempt 1 failed: training diverged at step 2: ",
+            False,
+        ),
+        (
+            {"data": {"train": "/none"}},
+            "attempt 1 failed: ",
+            False,
         ),
     ],
 )
-def test_how_a_run_ended(narrow, console, change, wanted):
-    change = {"log": {"every": 1}, "checkpoint": {"every": 1}, **change}
+def test_how_a_run_ended(narrow, console, change, text, has_ended):
+    """Of `train` in Python, as of the command: the attempt's record alone counts."""
+    change = {"log": {"every": 1}, **change}
     stops = change.pop("stops", False)
     config = narrow(**change)
     world = World(torch.device("cpu"))
     if stops:
         world.stop_requested.set()
     store = Store(config.run)
+    error = ""
     try:
-        with LogFileConsole(console, store) as log:
-            train(config, world, log)
-    except RunError:
-        assert wanted.startswith("diverged")
-    assert state(store) == (wanted, True)
-    # Once more, without a log: a finished run stays finished.
-    if wanted == "finished":
+        train(config, world, console)
+    except (OSError, ValueError, RunError) as raised:
+        error = str(raised)
+    state = read_run_state(store)
+    assert state.has_ended is has_ended
+    assert state.text.startswith(text)
+    if error:
+        assert state.text == f"attempt 1 failed: {error}"
+    else:
+        assert state.text == text
+    if "diverged" in text:
+        assert f"{config.run}/not-finite-step-00000002.json" in error
+    if has_ended:
         assert train(config, world, console).status == "already finished"
-        assert state(store) == (wanted, True)
-    assert list(render_lines(RunWatcher(config.run).refresh_view(), 80))[1] == wanted
+        assert read_run_state(store) == (text, True)
+        shown = list(render_lines(RunWatcher(config.run).refresh_view(), 80))
+        assert shown[1] == text
 
 
-def test_the_error_that_ended_a_run_is_shown(store, console):
-    assert state(store) == ("not started", False)
-    with pytest.raises(OSError, match="No space"):
-        end_attempt(store, console, OSError(28, "No space left"))
-    assert state(store) == ("failed: [Errno 28] No space left", True)
+FAILED = {"ended": True, "failed": True}
+ENDED = {"ended": True, "failed": False}
 
 
-def test_the_error_of_an_earlier_attempt_is_not_shown(store, console):
-    with pytest.raises(OSError, match="No space"):
-        end_attempt(store, console, OSError(28, "No space left"))
-    # Older by more than a file system's clock may be coarse.
-    (log,) = (name for name in store.list_names() if name.startswith("log-"))
-    os.utime(store.resolve_path(log), (0, time.time() - 60))
-    with pytest.raises(RunError):
-        end_attempt(store, console, RunError("before training"), starts=False)
-    assert state(store) == ("failed", True)
-
-
-def test_a_divergence_without_a_log(store, console):
-    """As of `train` in Python. The evidence of an attempt before step 3 does not count."""
-    with pytest.raises(RunError):
-        end_attempt(store, console, RunError("diverged"), starts=False)
+@pytest.mark.parametrize(
+    ("record", "text", "has_ended"),
+    [
+        ({}, "running: attempt 2, me", False),
+        ({"process": IDENTITY}, "running: attempt 2, me", False),
+        (
+            {"process": f"{IDENTITY}1"},
+            "killed: attempt 2, me, died without releasing the run directory",
+            True,
+        ),
+        (
+            {**ENDED, "outcome": "finished", "step": 9, "steps": 9},
+            "finished: 9 steps",
+            True,
+        ),
+        (
+            {**ENDED, "outcome": "stopped", "step": 3, "steps": 9},
+            "attempt 2 stopped after step 3 of 9",
+            False,
+        ),
+        (
+            {**FAILED, "outcome": "failed", "error": "no route"},
+            "attempt 2 failed: no route",
+            False,
+        ),
+        # Of versions that wrote no outcome.
+        (ENDED, "attempt 2 ended", False),
+        (FAILED, "attempt 2 failed", False),
+    ],
+)
+def test_a_record(store, record, text, has_ended):
+    """Only a run that nobody trains may have pages that do not answer."""
+    common = {"session": "s", "who": "me", "process": ELSEWHERE, "ended": False}
+    store.write("attempts/001.json", json.dumps({**common, **FAILED}).encode())
+    store.write("attempts/002.json", json.dumps({**common, **record}).encode())
+    # The log and the evidence of attempt 1 do not count.
+    store.write("log-20260101-000000.txt", b"2026-01-01T00:00:00Z error: old\n")
     store.write("not-finite-step-00000002.json", b"{}")
-    assert state(store) == ("failed", True)
-    store.write("not-finite-step-00000007.json", b"{}")
-    assert state(store) == ("diverged: see not-finite-step-00000007.json", True)
+    assert read_run_state(store) == (text, has_ended)
+    problems = find_problems(RunWatcher(store.url).refresh_view(), 0.0)
+    silent = ["http://127.0.0.1:1/metrics does not answer"]
+    assert problems == ([] if has_ended else silent)
 
 
-def test_an_end_without_a_log(store, console):
-    end_attempt(store, console, starts=False)
-    assert state(store) == ("ended without an error", True)
-
-
-def test_a_run_that_is_running_killed_or_silent(store, console):
-    store.write("config.yaml", b"")
-    store.write("targets.json", b'[{"targets": ["127.0.0.1:1"]}]')
-    with acquire_lease(store, "s", print) as lease:
-        running = state(store)
-        assert running.text.startswith("running: attempt 1, ")
-        assert f"process {os.getpid()}, since " in running.text
-        view = RunWatcher(store.url).refresh_view()
-        assert find_problems(view, 0.0) == [
-            "http://127.0.0.1:1/metrics does not answer"
-        ]
-
-        # The process of another start time is dead.
-        identity = json.loads(store.read("attempts/001.json"))["process"]
-        change_record(store, process=f"{identity}1")
-        killed = state(store)
-        assert killed.text.startswith("killed: attempt 1, ")
-        assert killed.has_ended
-        view = RunWatcher(store.url).refresh_view()
-        assert find_problems(view, 0.0) == [], "its page need not answer"
-
-        # Of another machine, only the time of the last renewal is known.
-        change_record(store, process="another machine's 1 1")
-        assert state(store).text.startswith("running: ")
-        os.utime(store.resolve_path("attempts/001.json"), (0, time.time() - 100))
-        silent = state(store)
-        assert silent.text.startswith("no sign of life for 100 s from attempt 1, ")
-        assert not silent.has_ended
-        assert lease.attempt == 1
+def test_a_run_without_attempts(store):
+    assert read_run_state(store) == ("not started", False)

@@ -12,7 +12,13 @@ import torch
 
 from distrain.distributed.world import World
 from distrain.errors import UserError
-from distrain.monitor.top import RunWatcher, draw_sparkline, find_problems, render_lines
+from distrain.monitor.top import (
+    RunWatcher,
+    draw_sparkline,
+    find_problems,
+    render_lines,
+    top,
+)
 from distrain.trainer import train
 
 PAGE = """\
@@ -91,6 +97,16 @@ def test_a_page_as_it_is_shown(page):
         "rank 1 waits for data 45% of its time",
         "rank 1 reaches the all-reduce 100% later than the median rank",
     ]
+
+
+def test_the_width_of_what_is_shown(page):
+    def count_blocks(**width):
+        (line,) = [x for x in top(page.url, **width) if x.startswith("forward")]
+        return line.count("█")
+
+    # Three quarters of what is left beside name and value.
+    assert count_blocks() == 38
+    assert count_blocks(width=50) == 15
 
 
 def test_what_was_spent_since_the_look_before(page):

@@ -9,7 +9,7 @@ import pytest
 
 import distrain.rundir.lease
 from distrain.data.storage.store import Store
-from distrain.errors import AttemptError, UserError
+from distrain.errors import AttemptError, RunError, UserError
 from distrain.rundir.lease import (
     Lease,
     acquire_lease,
@@ -52,6 +52,30 @@ def test_attempts_are_numbered_and_end(store):
     assert [(n, r["from_step"], r["ended"], r["failed"]) for n, r in found.items()] == [
         (1, 10, True, False),
         (2, 20, True, False),
+    ]
+
+
+def test_the_record_says_how_the_attempt_ended(store):
+    with acquire_lease(store, "one", print) as lease:
+        lease.set_outcome("stopped", 3, 9)
+    lease = acquire_lease(store, "two", print)
+    lease.set_outcome("finished", 9, 9)
+    lease.close(RunError("the first line\n  - the second"))
+    with pytest.raises(KeyboardInterrupt), acquire_lease(store, "three", print):
+        raise KeyboardInterrupt
+    keys = ("failed", "outcome", "step", "steps", "error")
+    found = [
+        {key: record[key] for key in keys if key in record}
+        for record in read_attempts(store).values()
+    ]
+    assert found == [
+        {"failed": False, "outcome": "stopped", "step": 3, "steps": 9},
+        {
+            "failed": True,
+            "outcome": "failed",
+            "error": "the first line - the second",
+        },
+        {"failed": True, "outcome": "failed", "error": "KeyboardInterrupt"},
     ]
 
 

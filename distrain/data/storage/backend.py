@@ -56,10 +56,6 @@ class StorageBackend(Protocol):
         """Return the ETag of a file's present content; None if there are no ETags."""
         ...
 
-    def get_modified_time(self, path: str) -> float | None:
-        """Return the Unix time of a file's last write; None if it is not known."""
-        ...
-
     def exists(self, path: str) -> bool:
         """Return whether a file or folder exists; one that is forbidden does not."""
         ...

@@ -77,15 +77,6 @@ class FsspecStorage:
         etag = info.get("ETag")
         return None if etag is None else str(etag)
 
-    def get_modified_time(self, path: str) -> float | None:
-        """Return the Unix time of a file's last write, if the client knows it."""
-        full_path = self.resolve_path(path)
-        with self._translate_errors(path):
-            try:
-                return float(self._fs.modified(full_path).timestamp())
-            except NotImplementedError:
-                return None
-
     def _get_info(self, path: str) -> dict[str, Any]:
         full_path = self.resolve_path(path)
         with self._translate_errors(path):

@@ -91,10 +91,6 @@ class LocalStorage:
         self.get_size(path)
         return None
 
-    def get_modified_time(self, path: str) -> float | None:
-        """Return the Unix time of a file's last write."""
-        return os.stat(self.resolve_path(path)).st_mtime
-
     def exists(self, path: str) -> bool:
         """Return whether a file or folder exists and its metadata can be read.
 

@@ -151,10 +151,6 @@ class ObjectStorage:
         etag = head["e_tag"]
         return None if etag is None else str(etag)
 
-    def get_modified_time(self, path: str) -> float | None:
-        """Return the Unix time at which an object was written."""
-        return float(self._head_object(path)["last_modified"].timestamp())
-
     def _head_object(self, path: str) -> Any:
         key = self._build_key(path)
         try:

@@ -171,13 +171,6 @@ class Store:
         """
         return self.backend.get_etag(path)
 
-    def get_modified_time(self, path: str) -> float | None:
-        """Return the Unix time of a file's last write, by the clock of the storage.
-
-        None if the store does not know it. Raises OSError.
-        """
-        return self.backend.get_modified_time(path)
-
     def exists(self, path: str = "") -> bool:
         """Return whether a file or folder exists. Raises OSError if it is unknown."""
         return self.backend.exists(path)
