@@ -13,14 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from distrain.config_keys import find_choice, list_keys
 from distrain.errors import UserError
 from distrain.fields import Section
-from distrain.suggestions import (
-    find_choice,
-    list_keys,
-    list_valid_keys,
-    suggest_keys,
-)
+from distrain.suggestions import suggest_keys
 
 S = TypeVar("S", bound=Section)
 
@@ -250,7 +246,7 @@ def _format_unknown_key(
         section = shlex.quote(f"{path[0]}={values.strip()}")
         typed = names[-1].shown.removeprefix("override ")
         return f"{clash}: replace the section, with {section} instead of {typed}"
-    near = suggest_keys(key, list_valid_keys(section_class, tree))
+    near = suggest_keys(key, list_keys(section_class, tree))
     if not near:
         return f"unknown key {key}: remove it (--dry-run shows all keys)"
     *others, last = near
