@@ -20,6 +20,21 @@ def operation_field(default: Any = ..., **limits: Any) -> Any:
     return Field(default, json_schema_extra={"decides": "operation"}, **limits)
 
 
+def make_conflict(message: str, *fields: str) -> PydanticCustomError:
+    """Make the error, for a validator to raise, of a check across fields.
+
+    Args:
+        message: complete sentence, with the remedy.
+        fields: dotted keys that the check depends on, as seen from the section whose
+            validator it is; messages name the override that set one of them.
+    """
+    return PydanticCustomError(
+        "conflict",
+        "{message}",
+        {"message": message, "fields": fields},
+    )
+
+
 class Section(BaseModel):
     """Section of a config: frozen, strict about types, without unknown keys."""
 

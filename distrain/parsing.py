@@ -46,11 +46,11 @@ class OptionOverride(NamedTuple):
     """The override, `key.sub=value`."""
 
 
-class _Setter(NamedTuple):
+class _AppliedOverride(NamedTuple):
     """Override that has been applied to a tree."""
 
     key: str
-    shown: str
+    label: str
     """What messages call it."""
 
 
@@ -84,7 +84,7 @@ def parse_section(
     """
     tree = deepcopy(tree)
     problems = []
-    setters = []
+    applied = []
     # Apply the overrides. One that cannot be applied is a problem like any other, so
     # that the validation below still runs and reports its own.
     for override in overrides:
@@ -93,13 +93,13 @@ def parse_section(
         if problem:
             problems.append(problem)
         else:
-            setters.append(_make_setter(override))
+            applied.append(_label_override(override))
     # Validate the result.
     try:
         section = section_class.model_validate(tree)
     except ValidationError as error:
         problems += [
-            _explain_problem(section_class, dict(details), tree, setters)
+            _explain_problem(section_class, dict(details), tree, applied)
             for details in error.errors()
         ]
     # Report all problems together.
@@ -111,12 +111,13 @@ def parse_section(
     return section
 
 
-def _make_setter(override: str | OptionOverride) -> _Setter:
+def _label_override(override: str | OptionOverride) -> _AppliedOverride:
     if isinstance(override, OptionOverride):
-        return _Setter(override.text.partition("=")[0], override.option)
+        return _AppliedOverride(override.text.partition("=")[0], override.option)
     key, _, value = override.partition("=")
     # A URL may hold a secret, which messages must not show.
-    return _Setter(key, f"override {key}={'...' if '://' in value else value}")
+    label = f"override {key}={'...' if '://' in value else value}"
+    return _AppliedOverride(key, label)
 
 
 def _parse_yaml(text: str, origin: str) -> Any:
@@ -152,63 +153,51 @@ def _explain_problem(
     section_class: type[Section],
     error: dict[str, Any],
     tree: dict[str, Any],
-    setters: Sequence[_Setter],
+    overrides: Sequence[_AppliedOverride],
 ) -> str:
     """Explain one of pydantic's errors on a tree; name the override that caused it."""
     path = [str(key) for key in error["loc"]]
     if error["type"] == "no_choice":
         path.append("name")
     key = ".".join(path)
-    setter = _find_setter(path, error, tree, setters)
+    override = _find_override(path, error, overrides)
     if error["type"] == "extra_forbidden":
-        problem = _format_unknown_key(section_class, path, tree, setter, setters)
+        problem = _format_unknown_key(section_class, path, tree, override, overrides)
     else:
         problem = _format_problem(key, error)
-    if setter is None:
+    if override is None:
         return problem
     # The override names the key already, unless the problem is another key's.
-    if setter.key == key or setter.key.startswith(f"{key}."):
+    if override.key == key or override.key.startswith(f"{key}."):
         problem = problem.removeprefix(f"{key}: ")
-    return f"{setter.shown}: {problem}"
+    return f"{override.label}: {problem}"
 
 
-def _find_setter(
+def _find_override(
     path: list[str],
     error: dict[str, Any],
-    tree: dict[str, Any],
-    setters: Sequence[_Setter],
-) -> _Setter | None:
+    overrides: Sequence[_AppliedOverride],
+) -> _AppliedOverride | None:
     """Find the last override that set what an error is about; None: the tree did."""
     key = ".".join(path)
-    # It set the value itself, a section around it, or an unknown section.
-    is_unknown = error["type"] == "extra_forbidden"
-    for setter in reversed(setters):
-        if f"{key}.".startswith(f"{setter.key}."):
-            return setter
-        if is_unknown and setter.key.startswith(f"{key}."):
-            return setter
-    if error["type"] != "value_error":
-        return None
-    # It set another key that a check across fields names before the remedy: by its last
-    # part in the same section, in full elsewhere.
-    section = path
-    value: Any = tree
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    if not isinstance(value, dict):
-        section = path[:-1]
-    prefix = "".join(f"{name}." for name in section)
-    cause = error["msg"].removeprefix("Value error, ").partition(": ")[0]
-    for setter in reversed(setters):
-        name = re.escape(setter.key.removeprefix(prefix))
-        if re.search(rf"(?<![\w.]){name}(?![\w.])", cause):
-            return setter
+    keys = [key]
+    # A check across fields depends on others too, named as seen from its section.
+    if error["type"] == "conflict":
+        keys += [".".join([*path[:-1], field]) for field in error["ctx"]["fields"]]
+    for override in reversed(overrides):
+        # It set such a key, or a section around one.
+        if any(f"{other}.".startswith(f"{override.key}.") for other in keys):
+            return override
+        # It set a key of an unknown section.
+        is_unknown = error["type"] == "extra_forbidden"
+        if is_unknown and override.key.startswith(f"{key}."):
+            return override
     return None
 
 
 def _format_problem(key: str, error: dict[str, Any]) -> str:
     """Format one of pydantic's errors at a known key as one line."""
-    if error["type"] in ("no_choice", "no_section"):
+    if error["type"] in ("no_choice", "no_section", "conflict"):
         return f"{key}: {error['msg']}"
     if error["type"] == "missing":
         return f"{key} is missing: set it in the recipe, or as {key}=..."
@@ -223,8 +212,8 @@ def _format_unknown_key(
     section_class: type[Section],
     path: list[str],
     tree: dict[str, Any],
-    setter: _Setter | None,
-    setters: Sequence[_Setter],
+    override: _AppliedOverride | None,
+    overrides: Sequence[_AppliedOverride],
 ) -> str:
     """Explain a key that does not exist, and suggest the key that may be meant."""
     key = ".".join(path)
@@ -234,8 +223,8 @@ def _format_unknown_key(
         assert choice is not None
         name, chosen = choice
         clash = f"{key} is not a setting of {path[0]} {name}"
-        names = [other for other in setters if other.key == f"{path[0]}.name"]
-        if setter is not None or not names:
+        names = [other for other in overrides if other.key == f"{path[0]}.name"]
+        if override is not None or not names:
             return f"{clash}: remove it"
         # The recipe sets the key, and an override the name: only an override of the
         # whole section can leave the key out.
@@ -244,7 +233,7 @@ def _format_unknown_key(
             kept, default_flow_style=True, sort_keys=False, width=math.inf
         )
         section = shlex.quote(f"{path[0]}={values.strip()}")
-        typed = names[-1].shown.removeprefix("override ")
+        typed = names[-1].label.removeprefix("override ")
         return f"{clash}: replace the section, with {section} instead of {typed}"
     near = suggest_keys(key, list_keys(section_class, tree))
     if not near:

@@ -260,6 +260,43 @@ def test_an_override_is_named_by_the_problem_that_it_causes(overrides, problem):
     assert text == f"test with its overrides has 1 problem:\n  - {problem}"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        # The message names the cause in its remedy.
+        (
+            ["data.val=null", "schedule.lr=1"],
+            "override data.val=null: schedule: plateau follows the validation error: "
+            "set data.val",
+        ),
+        (
+            ["data.val=x", "augment={crop: 20}", "epochs=2"],
+            "override augment={crop: 20}: model: alexnet needs augment.crop of at "
+            "least 63 pixels, not 20",
+        ),
+        # Only the remedy names lanes, on which the check does not depend.
+        (
+            ["lanes=2", "data.val=x", "threads=2", "lanes=3"],
+            "override threads=2: reduction: exact mode needs threads = 1, not 2, since "
+            "gradients differ between thread counts: raise lanes (micro-batches "
+            "computed side by side) to use more cores",
+        ),
+        (
+            ["data={train: x, val: y}", "loss={name: hinge, form: binary}",
+             "loss.one_vs_rest=true", "loss.form=crammer_singer"],
+            "override loss.form=crammer_singer: loss.one_vs_rest: one_vs_rest belongs "
+            "to form = binary: remove it, or set that form",
+        ),
+    ],
+)  # fmt: skip
+def test_a_check_across_fields_names_the_last_override_of_its_fields(
+    overrides, problem
+):
+    tree = {**LEAST, "schedule": {"name": "plateau", "lr": 0.1}}
+    text = problems(tree, overrides)
+    assert text == f"test with its overrides has 1 problem:\n  - {problem}"
+
+
 def test_a_problem_of_the_file_is_not_an_overrides():
     text = problems({**LEAST, "epochz": 3, "seed": -1}, ["epochs=0", "lanes=1"])
     assert text.splitlines()[1:] == [
