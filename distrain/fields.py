@@ -154,7 +154,8 @@ class Choice(Section):
     @classmethod
     def find_class(cls, name: Any) -> type["Choice"]:
         """Return the implementation of a name. Raises PydanticCustomError."""
-        if isinstance(name, str) and ":" in name:
+        # A URL is not an import path: an error of the import would show its secret.
+        if isinstance(name, str) and ":" in name and "://" not in name:
             return cls._find_external_class(name)
         if isinstance(name, str) and name in cls.registry:
             return cls.registry[name]

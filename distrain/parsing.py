@@ -82,6 +82,11 @@ def parse_section(
     Raises:
         UserError: naming every problem at once.
     """
+    if isinstance(overrides, str):
+        raise UserError(
+            "overrides must be a list of texts, not one text: use "
+            f"[{_hide_url(repr(overrides))}]"
+        )
     tree = deepcopy(tree)
     problems = []
     applied = []
@@ -115,35 +120,44 @@ def _label_override(override: str | OptionOverride) -> _AppliedOverride:
     if isinstance(override, OptionOverride):
         return _AppliedOverride(override.text.partition("=")[0], override.option)
     key, _, value = override.partition("=")
-    # A URL may hold a secret, which messages must not show.
-    label = f"override {key}={'...' if '://' in value else value}"
-    return _AppliedOverride(key, label)
+    return _AppliedOverride(key, f"override {_hide_url(key)}={_hide_url(value)}")
+
+
+def _hide_url(text: str) -> str:
+    """Hide a text with a URL, which may hold a secret that messages must not show."""
+    return "..." if "://" in text else text
 
 
 def _parse_yaml(text: str, origin: str) -> Any:
     try:
         return _YamlLoader(text).get_single_data()
     except (yaml.YAMLError, ValueError) as error:
-        # PyYAML's messages have several lines.
-        reason = " ".join(str(error).split())
-        raise UserError(f"{origin} is not valid YAML: {reason}") from None
+        # PyYAML's messages have several lines, and an excerpt of the text: a part of it
+        # may hold a secret without looking like a URL.
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            mark = error.problem_mark
+            reason = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+        else:
+            reason = " ".join(str(error).split())
+        raise UserError(f"{origin} is not valid YAML: {_hide_url(reason)}") from None
 
 
 def _apply_override(tree: dict[str, Any], text: str) -> str | None:
     """Apply one override to the tree in place; return the problem, if there is one."""
     key, equals, value = text.partition("=")
+    shown = f"override {_hide_url(repr(text))}"
     if not equals or not key:
-        return f"override {text!r} is not of the form key.sub=value"
+        return f"{shown} is not of the form key.sub=value"
     # Walk to the section that holds the key, creating sections on the way.
     *parents, last = key.split(".")
     node = tree
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            return f"override {text!r}: {parent} is a value, not a section"
+            return f"{shown}: {_hide_url(parent)} is a value, not a section"
     # Values are YAML too, so that numbers, lists and null read as in a file.
     try:
-        node[last] = _parse_yaml(value, f"override {text!r}")
+        node[last] = _parse_yaml(value, shown)
     except UserError as error:
         return str(error)
     return None
@@ -197,15 +211,17 @@ def _find_override(
 
 def _format_problem(key: str, error: dict[str, Any]) -> str:
     """Format one of pydantic's errors at a known key as one line."""
-    if error["type"] in ("no_choice", "no_section", "conflict"):
-        return f"{key}: {error['msg']}"
     if error["type"] == "missing":
         return f"{key} is missing: set it in the recipe, or as {key}=..."
     # Messages of validators are complete sentences; pydantic only puts a prefix before.
     message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
+    value = repr(error["input"])
+    if error["type"] in ("no_choice", "no_section", "conflict", "value_error"):
+        # They may hold the value, and that of a choice its name.
+        for part in (value, error.get("ctx", {}).get("name", "")):
+            message = message.replace(part, _hide_url(part))
         return f"{key}: {message}"
-    return f"{key}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
+    return f"{key}: {message[0].lower()}{message[1:]}, not {_hide_url(value)}"
 
 
 def _format_unknown_key(
@@ -236,6 +252,7 @@ def _format_unknown_key(
         typed = names[-1].label.removeprefix("override ")
         return f"{clash}: replace the section, with {section} instead of {typed}"
     near = suggest_keys(key, list_keys(section_class, tree))
+    key = _hide_url(key)
     if not near:
         return f"unknown key {key}: remove it (--dry-run shows all keys)"
     *others, last = near

@@ -427,6 +427,36 @@ def test_a_secret_in_a_url_is_refused_and_not_shown(key, url):
         assert "hunter2" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("data.val=[s3://u:hunter2@b]", "override data.val=...: input should be a valid string, not ..."),
+        ("data.train.x=s3://u:hunter2@b", "override ...: train is a value, not a section"),
+        ("s3://u:hunter2@b", "override ... is not of the form key.sub=value"),
+        ("s3://u:hunter2@b=1", "override ...=1: unknown key ...: remove it (--dry-run shows all keys)"),
+        ("data.val=[s3://u:hunter2@b", "override ... is not valid YAML: line 1, column 18: "
+         "expected ',' or ']', but got '<stream end>'"),
+        ("data.val=!s3://u:hunter2@b x", "override ... is not valid YAML: ..."),
+        ("schedule=s3://u:hunter2@b", "override schedule=...: must be a section, not ..."),
+        ("cluster.workers=s3://u:hunter2@b", "override cluster.workers=...: must be auto, "
+         "a number of at least 1, or [minimum, maximum], not ..."),
+        ("loss.name=s3://u:hunter2@b", "override loss.name=...: must be one of cross_entropy, hinge, huber, "
+         "l1, l2, smooth_l1, package.module:Class, not ..."),
+    ],
+)  # fmt: skip
+def test_no_message_shows_a_url_which_may_hold_a_secret(override, problem):
+    text = problems(LEAST, [override])
+    assert text == f"test with its overrides has 1 problem:\n  - {problem}"
+
+
+def test_an_excerpt_of_yaml_with_a_secret_is_not_shown(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"data: [s3://u:{'x' * 80}hunter2@b }}\n")
+    with pytest.raises(UserError, match="is not valid YAML") as bad:
+        load_config(path)
+    assert "hunter2" not in str(bad.value)
+
+
 def test_event_files_are_on_a_disk():
     with pytest.raises(UserError, match="tensorboard needs a run directory on a disk"):
         parse_config({**LEAST}, "test", ["run=s3://bucket/run", "log.tensorboard=true"])
