@@ -281,10 +281,11 @@ def load_config(
         raise UserError(_format_unknown_recipe(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read config {path}: {error}") from None
-    # Before the overrides, so that `run=...` wins.
-    if tree.get("run") is None:
-        tree["run"] = f"runs/{path.stem}"
-    return parse_config(tree, str(path), overrides)
+    config = parse_config(tree, str(path), overrides)
+    # After the overrides, one of which may be `run=null`.
+    if config.run is None:
+        config = config.model_copy(update={"run": f"runs/{path.stem}"})
+    return config
 
 
 def parse_config(
@@ -306,15 +307,28 @@ def parse_config_yaml(
     text: str,
     origin: str,
     overrides: Sequence[str | OptionOverride] = (),
+    *,
+    run: str | None = None,
 ) -> Config:
     """Build a config from YAML text and overrides.
 
-    `origin` names the text in messages.
+    Args:
+        text: YAML of a config.
+        origin: name of the text in messages.
+        overrides: changes to the config, applied in this order.
+        run: run directory in place of the text's; None: the text's.
 
     Raises:
         UserError: naming every problem at once.
     """
-    return parse_config(parse_mapping(text, origin), origin, overrides)
+    tree = parse_mapping(text, origin)
+    if run is not None:
+        tree["run"] = run
+    config = parse_config(tree, origin, overrides)
+    # An override may be `run=null`.
+    if config.run is None:
+        config = config.model_copy(update={"run": run})
+    return config
 
 
 def override_config(

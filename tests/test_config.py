@@ -10,6 +10,7 @@ from distrain.config import (
     list_recipes,
     load_config,
     parse_config,
+    parse_config_yaml,
     to_yaml,
 )
 from distrain.distributed.config import Cluster
@@ -122,6 +123,30 @@ def test_overrides(tmp_path):
     )
     assert config.run == "s3://b/r"
     assert load_config(path).schedule.lr == 0.001
+
+
+@pytest.mark.parametrize("override", ["run=", "run=null", "run=~"])
+def test_an_override_with_null_names_the_run_by_its_recipe(tmp_path, override):
+    path = tmp_path / "a.yaml"
+    path.write_text("run: x\ndata: {train: x}\nschedule: {name: constant, lr: 1}\n")
+    assert load_config(path).run == "x"
+    assert load_config(path, [override]).run == "runs/a"
+    # Training refuses an empty name.
+    assert load_config(path, ["run=''"]).run == ""
+
+
+@pytest.mark.parametrize("run", ["20241127", "a #1", "null", "s3://b/r"])
+def test_the_run_of_a_config_text_is_replaced_as_it_is(run):
+    text = "run: x\ndata: {train: x}\nschedule: {name: constant, lr: 1}\n"
+    assert parse_config_yaml(text, "test", run=run).run == run
+    assert parse_config_yaml(text, "test", ["run=null"], run=run).run == run
+    assert parse_config_yaml(text, "test").run == "x"
+
+
+def test_overrides_that_are_one_text():
+    remedy = r"must be a list of texts, not one text: use \['epochs=1'\]"
+    with pytest.raises(UserError, match=remedy):
+        load_config("quickstart", "epochs=1")
 
 
 def problems(tree, overrides=()):
