@@ -23,7 +23,7 @@ from distrain.data.config import Augment, DataConfig
 from distrain.data.storage.url import forbid_url_secrets
 from distrain.distributed.config import Cluster
 from distrain.errors import UserError
-from distrain.fields import Section, operation_field, result_field
+from distrain.fields import Section, make_conflict, operation_field, result_field
 from distrain.losses import CrossEntropy, Loss
 from distrain.models.alexnet import AlexNet
 from distrain.models.model import Model
@@ -154,9 +154,10 @@ class Config(Section):
         if batch is not None and batch % value:
             divisors = [v for v in range(1, batch + 1) if batch % v == 0]
             nearest = min(divisors, key=lambda v: abs(v - value))
-            raise ValueError(
+            raise make_conflict(
                 f"{value} does not divide global_batch = {batch}: "
-                f"use {nearest}, or another global_batch"
+                f"use {nearest}, or another global_batch",
+                "global_batch",
             )
         return value
 
@@ -181,7 +182,11 @@ class Config(Section):
     ) -> Schedule:
         data = info.data.get("data")
         if value.follows_validation and data is not None and data.val is None:
-            raise ValueError(f"{value.name} follows the validation error: set data.val")
+            raise make_conflict(
+                f"{value.name} follows the validation error: set data.val",
+                "schedule.name",
+                "data.val",
+            )
         return value
 
     @field_validator("log")
@@ -193,9 +198,11 @@ class Config(Section):
     ) -> LogConfig:
         run = info.data.get("run") or ""
         if value.tensorboard and "://" in run and not run.startswith("file://"):
-            raise ValueError(
+            raise make_conflict(
                 "tensorboard needs a run directory on a disk: "
-                "use mlflow, or set run to a local path"
+                "use mlflow, or set run to a local path",
+                "log.tensorboard",
+                "run",
             )
         return value
 
@@ -210,16 +217,19 @@ class Config(Section):
             return value
         min_workers, max_workers = value.workers
         if min_workers > max_workers:
-            raise ValueError(
+            raise make_conflict(
                 f"workers = [{min_workers}, {max_workers}] has a minimum above its "
-                "maximum: swap them"
+                "maximum: swap them",
+                "cluster.workers",
             )
         virtual_workers = info.data.get("virtual_workers")
         if virtual_workers is not None and max_workers > virtual_workers:
-            raise ValueError(
+            raise make_conflict(
                 f"workers = {max_workers} is more than virtual_workers = "
                 f"{virtual_workers}, so a worker would have no work: use at most "
-                f"{virtual_workers}"
+                f"{virtual_workers}",
+                "cluster.workers",
+                "virtual_workers",
             )
         return value
 
@@ -232,10 +242,12 @@ class Config(Section):
     ) -> Reduction:
         threads = info.data.get("threads")
         if value.mode == "exact" and threads is not None and threads != 1:
-            raise ValueError(
+            raise make_conflict(
                 f"exact mode needs threads = 1, not {threads}, since gradients differ "
                 "between thread counts: raise lanes (micro-batches computed side by "
-                "side) to use more cores"
+                "side) to use more cores",
+                "reduction.mode",
+                "threads",
             )
         return value
 
@@ -269,10 +281,11 @@ def load_config(
         raise UserError(_format_unknown_recipe(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read config {path}: {error}") from None
-    # Before the overrides, so that `run=...` wins.
-    if tree.get("run") is None:
-        tree["run"] = f"runs/{path.stem}"
-    return parse_config(tree, str(path), overrides)
+    config = parse_config(tree, str(path), overrides)
+    # After the overrides, one of which may be `run=null`.
+    if config.run is None:
+        config = config.model_copy(update={"run": f"runs/{path.stem}"})
+    return config
 
 
 def parse_config(
@@ -294,15 +307,28 @@ def parse_config_yaml(
     text: str,
     origin: str,
     overrides: Sequence[str | OptionOverride] = (),
+    *,
+    run: str | None = None,
 ) -> Config:
     """Build a config from YAML text and overrides.
 
-    `origin` names the text in messages.
+    Args:
+        text: YAML of a config.
+        origin: name of the text in messages.
+        overrides: changes to the config, applied in this order.
+        run: run directory in place of the text's; None: the text's.
 
     Raises:
         UserError: naming every problem at once.
     """
-    return parse_config(parse_mapping(text, origin), origin, overrides)
+    tree = parse_mapping(text, origin)
+    if run is not None:
+        tree["run"] = run
+    config = parse_config(tree, origin, overrides)
+    # An override may be `run=null`.
+    if config.run is None:
+        config = config.model_copy(update={"run": run})
+    return config
 
 
 def check_is_config(value: object, caller: str) -> None:

@@ -19,11 +19,11 @@ def schema() -> dict[str, Any]:
     whatever follows it, and the keys of a class named by its import path are not
     checked.
     """
-    schema = Config.model_json_schema(schema_generator=_ConfigSchemaGenerator)
+    json_schema = Config.model_json_schema(schema_generator=_ConfigSchemaGenerator)
     return {
         "$schema": GenerateJsonSchema.schema_dialect,
         "title": "distrain recipe",
-        **schema,
+        **json_schema,
     }
 
 

@@ -30,6 +30,21 @@ def operation_field(default: Any = ..., **limits: Any) -> Any:
     return Field(default, json_schema_extra={"decides": "operation"}, **limits)
 
 
+def make_conflict(message: str, *fields: str) -> PydanticCustomError:
+    """Make the error, for a validator to raise, of a check across fields.
+
+    Args:
+        message: complete sentence, with the remedy.
+        fields: dotted keys that the check depends on, as seen from the section whose
+            validator it is; messages name the override that set one of them.
+    """
+    return PydanticCustomError(
+        "conflict",
+        "{message}",
+        {"message": message, "fields": fields},
+    )
+
+
 class Section(BaseModel):
     """Section of a config: frozen, strict about types, without unknown keys."""
 
@@ -149,7 +164,8 @@ class Choice(Section):
     @classmethod
     def find_class(cls, name: Any) -> type["Choice"]:
         """Return the implementation of a name. Raises PydanticCustomError."""
-        if isinstance(name, str) and ":" in name:
+        # A URL is not an import path: an error of the import would show its secret.
+        if isinstance(name, str) and ":" in name and "://" not in name:
             return cls._find_external_class(name)
         if isinstance(name, str) and name in cls.registry:
             return cls.registry[name]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ValidationInfo, field_validator
 
 from distrain.errors import UserError
-from distrain.fields import Choice, result_field
+from distrain.fields import Choice, make_conflict, result_field
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,8 +93,9 @@ class Hinge(Loss, name="hinge"):
         info: ValidationInfo,
     ) -> bool:
         if value and info.data.get("form") != "binary":
-            raise ValueError(
-                "one_vs_rest belongs to form = binary: remove it, or set that form"
+            raise make_conflict(
+                "one_vs_rest belongs to form = binary: remove it, or set that form",
+                "form",
             )
         return value
 

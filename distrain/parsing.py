@@ -13,14 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from distrain.config_keys import find_choice, list_keys
 from distrain.errors import UserError
 from distrain.fields import Section
-from distrain.suggestions import (
-    find_choice,
-    list_keys,
-    list_valid_keys,
-    suggest_keys,
-)
+from distrain.suggestions import suggest_keys
 
 S = TypeVar("S", bound=Section)
 
@@ -50,11 +46,11 @@ class OptionOverride(NamedTuple):
     """The override, `key.sub=value`."""
 
 
-class _Setter(NamedTuple):
+class _AppliedOverride(NamedTuple):
     """Override that has been applied to a tree."""
 
     key: str
-    shown: str
+    label: str
     """What messages call it."""
 
 
@@ -86,9 +82,14 @@ def parse_section(
     Raises:
         UserError: naming every problem at once.
     """
+    if isinstance(overrides, str):
+        raise UserError(
+            "overrides must be a list of texts, not one text: use "
+            f"[{_hide_url(repr(overrides))}]"
+        )
     tree = deepcopy(tree)
     problems = []
-    setters = []
+    applied = []
     # Apply the overrides. One that cannot be applied is a problem like any other, so
     # that the validation below still runs and reports its own.
     for override in overrides:
@@ -97,13 +98,13 @@ def parse_section(
         if problem:
             problems.append(problem)
         else:
-            setters.append(_make_setter(override))
+            applied.append(_label_override(override))
     # Validate the result.
     try:
         section = section_class.model_validate(tree)
     except ValidationError as error:
         problems += [
-            _explain_problem(section_class, dict(details), tree, setters)
+            _explain_problem(section_class, dict(details), tree, applied)
             for details in error.errors()
         ]
     # Report all problems together.
@@ -115,38 +116,48 @@ def parse_section(
     return section
 
 
-def _make_setter(override: str | OptionOverride) -> _Setter:
+def _label_override(override: str | OptionOverride) -> _AppliedOverride:
     if isinstance(override, OptionOverride):
-        return _Setter(override.text.partition("=")[0], override.option)
+        return _AppliedOverride(override.text.partition("=")[0], override.option)
     key, _, value = override.partition("=")
-    # A URL may hold a secret, which messages must not show.
-    return _Setter(key, f"override {key}={'...' if '://' in value else value}")
+    return _AppliedOverride(key, f"override {_hide_url(key)}={_hide_url(value)}")
+
+
+def _hide_url(text: str) -> str:
+    """Hide a text with a URL, which may hold a secret that messages must not show."""
+    return "..." if "://" in text else text
 
 
 def _parse_yaml(text: str, origin: str) -> Any:
     try:
         return _YamlLoader(text).get_single_data()
     except (yaml.YAMLError, ValueError) as error:
-        # PyYAML's messages have several lines.
-        reason = " ".join(str(error).split())
-        raise UserError(f"{origin} is not valid YAML: {reason}") from None
+        # PyYAML's messages have several lines, and an excerpt of the text: a part of it
+        # may hold a secret without looking like a URL.
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            mark = error.problem_mark
+            reason = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+        else:
+            reason = " ".join(str(error).split())
+        raise UserError(f"{origin} is not valid YAML: {_hide_url(reason)}") from None
 
 
 def _apply_override(tree: dict[str, Any], text: str) -> str | None:
     """Apply one override to the tree in place; return the problem, if there is one."""
     key, equals, value = text.partition("=")
+    shown = f"override {_hide_url(repr(text))}"
     if not equals or not key:
-        return f"override {text!r} is not of the form key.sub=value"
+        return f"{shown} is not of the form key.sub=value"
     # Walk to the section that holds the key, creating sections on the way.
     *parents, last = key.split(".")
     node = tree
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            return f"override {text!r}: {parent} is a value, not a section"
+            return f"{shown}: {_hide_url(parent)} is a value, not a section"
     # Values are YAML too, so that numbers, lists and null read as in a file.
     try:
-        node[last] = _parse_yaml(value, f"override {text!r}")
+        node[last] = _parse_yaml(value, shown)
     except UserError as error:
         return str(error)
     return None
@@ -156,79 +167,69 @@ def _explain_problem(
     section_class: type[Section],
     error: dict[str, Any],
     tree: dict[str, Any],
-    setters: Sequence[_Setter],
+    overrides: Sequence[_AppliedOverride],
 ) -> str:
     """Explain one of pydantic's errors on a tree; name the override that caused it."""
     path = [str(key) for key in error["loc"]]
     if error["type"] == "no_choice":
         path.append("name")
     key = ".".join(path)
-    setter = _find_setter(path, error, tree, setters)
+    override = _find_override(path, error, overrides)
     if error["type"] == "extra_forbidden":
-        problem = _format_unknown_key(section_class, path, tree, setter, setters)
+        problem = _format_unknown_key(section_class, path, tree, override, overrides)
     else:
         problem = _format_problem(key, error)
-    if setter is None:
+    if override is None:
         return problem
     # The override names the key already, unless the problem is another key's.
-    if setter.key == key or setter.key.startswith(f"{key}."):
+    if override.key == key or override.key.startswith(f"{key}."):
         problem = problem.removeprefix(f"{key}: ")
-    return f"{setter.shown}: {problem}"
+    return f"{override.label}: {problem}"
 
 
-def _find_setter(
+def _find_override(
     path: list[str],
     error: dict[str, Any],
-    tree: dict[str, Any],
-    setters: Sequence[_Setter],
-) -> _Setter | None:
+    overrides: Sequence[_AppliedOverride],
+) -> _AppliedOverride | None:
     """Find the last override that set what an error is about; None: the tree did."""
     key = ".".join(path)
-    # It set the value itself, a section around it, or an unknown section.
-    is_unknown = error["type"] == "extra_forbidden"
-    for setter in reversed(setters):
-        if f"{key}.".startswith(f"{setter.key}."):
-            return setter
-        if is_unknown and setter.key.startswith(f"{key}."):
-            return setter
-    if error["type"] != "value_error":
-        return None
-    # It set another key that a check across fields names before the remedy: by its last
-    # part in the same section, in full elsewhere.
-    section = path
-    value: Any = tree
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    if not isinstance(value, dict):
-        section = path[:-1]
-    prefix = "".join(f"{name}." for name in section)
-    cause = error["msg"].removeprefix("Value error, ").partition(": ")[0]
-    for setter in reversed(setters):
-        name = re.escape(setter.key.removeprefix(prefix))
-        if re.search(rf"(?<![\w.]){name}(?![\w.])", cause):
-            return setter
+    keys = [key]
+    # A check across fields depends on others too, named as seen from its section.
+    if error["type"] == "conflict":
+        keys += [".".join([*path[:-1], field]) for field in error["ctx"]["fields"]]
+    for override in reversed(overrides):
+        # It set such a key, or a section around one.
+        if any(f"{other}.".startswith(f"{override.key}.") for other in keys):
+            return override
+        # It set a key of an unknown section.
+        is_unknown = error["type"] == "extra_forbidden"
+        if is_unknown and override.key.startswith(f"{key}."):
+            return override
     return None
 
 
 def _format_problem(key: str, error: dict[str, Any]) -> str:
     """Format one of pydantic's errors at a known key as one line."""
-    if error["type"] in ("no_choice", "no_section"):
-        return f"{key}: {error['msg']}"
     if error["type"] == "missing":
         return f"{key} is missing: set it in the recipe, or as {key}=..."
     # Messages of validators are complete sentences; pydantic only puts a prefix before.
     message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
+    value = repr(error["input"])
+    if error["type"] in ("no_choice", "no_section", "conflict", "value_error"):
+        # They may hold the value, and that of a choice its name.
+        for part in (value, error.get("ctx", {}).get("name", "")):
+            message = message.replace(part, _hide_url(part))
         return f"{key}: {message}"
-    return f"{key}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
+    return f"{key}: {message[0].lower()}{message[1:]}, not {_hide_url(value)}"
 
 
 def _format_unknown_key(
     section_class: type[Section],
     path: list[str],
     tree: dict[str, Any],
-    setter: _Setter | None,
-    setters: Sequence[_Setter],
+    override: _AppliedOverride | None,
+    overrides: Sequence[_AppliedOverride],
 ) -> str:
     """Explain a key that does not exist, and suggest the key that may be meant."""
     key = ".".join(path)
@@ -238,8 +239,8 @@ def _format_unknown_key(
         assert choice is not None
         name, chosen = choice
         clash = f"{key} is not a setting of {path[0]} {name}"
-        names = [other for other in setters if other.key == f"{path[0]}.name"]
-        if setter is not None or not names:
+        names = [other for other in overrides if other.key == f"{path[0]}.name"]
+        if override is not None or not names:
             return f"{clash}: remove it"
         # The recipe sets the key, and an override the name: only an override of the
         # whole section can leave the key out.
@@ -248,9 +249,10 @@ def _format_unknown_key(
             kept, default_flow_style=True, sort_keys=False, width=math.inf
         )
         section = shlex.quote(f"{path[0]}={values.strip()}")
-        typed = names[-1].shown.removeprefix("override ")
+        typed = names[-1].label.removeprefix("override ")
         return f"{clash}: replace the section, with {section} instead of {typed}"
-    near = suggest_keys(key, list_valid_keys(section_class, tree))
+    near = suggest_keys(key, list_keys(section_class, tree))
+    key = _hide_url(key)
     if not near:
         return f"unknown key {key}: remove it (--dry-run shows all keys)"
     *others, last = near

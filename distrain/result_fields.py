@@ -10,11 +10,6 @@ from pydantic_core import to_jsonable_python
 from distrain.config import Config
 
 
-def iterate_fields(config: Config) -> Iterator[tuple[str, Any, FieldInfo]]:
-    """Iterate over every field that is not a section: (dotted key, value, field)."""
-    yield from _iterate_section_fields(config, "")
-
-
 def get_result_fields(config: Config) -> dict[str, Any]:
     """Return the fields that decide the weights, by dotted key, as JSON values."""
     tree = config.model_dump(mode="json")
@@ -41,20 +36,21 @@ def get_result_defaults(config: Config) -> dict[str, Any]:
 
 
 def _iterate_result_fields(config: Config) -> Iterator[tuple[str, FieldInfo]]:
-    for key, _, info in iterate_fields(config):
+    for key, info in _iterate_fields(config):
         marks = info.json_schema_extra
         # A user's own class may leave fields unmarked: to be safe they count as result.
         if not isinstance(marks, dict) or marks.get("decides", "result") == "result":
             yield key, info
 
 
-def _iterate_section_fields(
+def _iterate_fields(
     section: BaseModel,
-    prefix: str,
-) -> Iterator[tuple[str, Any, FieldInfo]]:
+    prefix: str = "",
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Iterate over every field that is not a section: (dotted key, field)."""
     for name, info in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            yield from _iterate_section_fields(value, f"{prefix}{name}.")
+            yield from _iterate_fields(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value, info
+            yield prefix + name, info

@@ -2,12 +2,6 @@
 
 import difflib
 from collections.abc import Collection, Sequence
-from typing import Any
-
-from pydantic import BaseModel
-from pydantic_core import PydanticCustomError
-
-from distrain.fields import Choice, Section
 
 # Names that torch, torchvision, Lightning, timm and Ray have for keys of a recipe. A
 # dotted name is that of one section; any other stands for itself in all sections.
@@ -116,64 +110,6 @@ def suggest_keys(key: str, known: Collection[str]) -> list[str]:
             found = _find_names(keys, similar)
             return found if len(found) <= _MAX_SUGGESTIONS else []
     return []
-
-
-def list_keys(section: type[BaseModel]) -> list[str]:
-    """List all dotted keys below a section, for all registered choices."""
-    return _list_keys(section, None)
-
-
-def list_valid_keys(section: type[Section], tree: dict[str, Any]) -> list[str]:
-    """List the sections, and the dotted keys that are valid in a tree.
-
-    Of a choice, those are the keys of the implementation that the tree names, which may
-    be a user's own class.
-    """
-    return list(dict.fromkeys([*section.model_fields, *_list_keys(section, tree)]))
-
-
-def find_choice(
-    section: type[Section],
-    key: str,
-    tree: dict[str, Any],
-) -> tuple[str, type[Choice]] | None:
-    """Return the name and class of the implementation that a tree names at a key.
-
-    None: the key is not that of a choice, or the name is not valid.
-    """
-    info = section.model_fields.get(key)
-    kind = info.annotation if info is not None else None
-    if not isinstance(kind, type) or not issubclass(kind, Choice):
-        return None
-    values = tree.get(key, {})
-    if not isinstance(values, dict):
-        return None
-    name = values.get("name", kind.default_name)
-    try:
-        return str(name), kind.find_class(name)
-    # The name is a problem of its own, which validation reports.
-    except PydanticCustomError:
-        return None
-
-
-def _list_keys(section: type[BaseModel], tree: dict[str, Any] | None) -> list[str]:
-    """List dotted keys; of choices those that a tree names, or without one all."""
-    keys: list[str] = []
-    for name, info in section.model_fields.items():
-        kind = info.annotation
-        nested: list[type[BaseModel]] = []
-        if isinstance(kind, type) and issubclass(kind, Choice):
-            assert issubclass(section, Section)
-            chosen = None if tree is None else find_choice(section, name, tree)
-            nested = kind.list_classes() if chosen is None else [chosen[1]]
-        elif isinstance(kind, type) and issubclass(kind, BaseModel):
-            nested = [kind]
-        nested_keys: list[str] = []
-        for nested_class in nested:
-            nested_keys += [f"{name}.{key}" for key in _list_keys(nested_class, None)]
-        # A plain value is a key itself.
-        keys += nested_keys or [name]
-    return list(dict.fromkeys(keys))
 
 
 def _find_names(keys: Collection[str], name: str) -> list[str]:

@@ -10,6 +10,7 @@ from distrain.config import (
     list_recipes,
     load_config,
     parse_config,
+    parse_config_yaml,
     to_yaml,
 )
 from distrain.distributed.config import Cluster
@@ -20,7 +21,7 @@ from distrain.models.alexnet import AlexNet, AlexNetBN
 from distrain.models.model import ImportedModel
 from distrain.optim.schedule import CosineSchedule
 from distrain.optim.sgd import SGD
-from distrain.result_fields import get_result_fields, iterate_fields
+from distrain.result_fields import _iterate_fields, get_result_fields
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 LEAST = {"data": {"train": "somewhere"}, "schedule": {"name": "constant", "lr": 0.1}}
@@ -122,6 +123,30 @@ def test_overrides(tmp_path):
     )
     assert config.run == "s3://b/r"
     assert load_config(path).schedule.lr == 0.001
+
+
+@pytest.mark.parametrize("override", ["run=", "run=null", "run=~"])
+def test_an_override_with_null_names_the_run_by_its_recipe(tmp_path, override):
+    path = tmp_path / "a.yaml"
+    path.write_text("run: x\ndata: {train: x}\nschedule: {name: constant, lr: 1}\n")
+    assert load_config(path).run == "x"
+    assert load_config(path, [override]).run == "runs/a"
+    # Training refuses an empty name.
+    assert load_config(path, ["run=''"]).run == ""
+
+
+@pytest.mark.parametrize("run", ["20241127", "a #1", "null", "s3://b/r"])
+def test_the_run_of_a_config_text_is_replaced_as_it_is(run):
+    text = "run: x\ndata: {train: x}\nschedule: {name: constant, lr: 1}\n"
+    assert parse_config_yaml(text, "test", run=run).run == run
+    assert parse_config_yaml(text, "test", ["run=null"], run=run).run == run
+    assert parse_config_yaml(text, "test").run == "x"
+
+
+def test_overrides_that_are_one_text():
+    remedy = r"must be a list of texts, not one text: use \['epochs=1'\]"
+    with pytest.raises(UserError, match=remedy):
+        load_config("quickstart", "epochs=1")
 
 
 def problems(tree, overrides=()):
@@ -260,6 +285,43 @@ def test_an_override_is_named_by_the_problem_that_it_causes(overrides, problem):
     assert text == f"test with its overrides has 1 problem:\n  - {problem}"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        # The message names the cause in its remedy.
+        (
+            ["data.val=null", "schedule.lr=1"],
+            "override data.val=null: schedule: plateau follows the validation error: "
+            "set data.val",
+        ),
+        (
+            ["data.val=x", "augment={crop: 20}", "epochs=2"],
+            "override augment={crop: 20}: model: alexnet needs augment.crop of at "
+            "least 63 pixels, not 20",
+        ),
+        # Only the remedy names lanes, on which the check does not depend.
+        (
+            ["lanes=2", "data.val=x", "threads=2", "lanes=3"],
+            "override threads=2: reduction: exact mode needs threads = 1, not 2, since "
+            "gradients differ between thread counts: raise lanes (micro-batches "
+            "computed side by side) to use more cores",
+        ),
+        (
+            ["data={train: x, val: y}", "loss={name: hinge, form: binary}",
+             "loss.one_vs_rest=true", "loss.form=crammer_singer"],
+            "override loss.form=crammer_singer: loss.one_vs_rest: one_vs_rest belongs "
+            "to form = binary: remove it, or set that form",
+        ),
+    ],
+)  # fmt: skip
+def test_a_check_across_fields_names_the_last_override_of_its_fields(
+    overrides, problem
+):
+    tree = {**LEAST, "schedule": {"name": "plateau", "lr": 0.1}}
+    text = problems(tree, overrides)
+    assert text == f"test with its overrides has 1 problem:\n  - {problem}"
+
+
 def test_a_problem_of_the_file_is_not_an_overrides():
     text = problems({**LEAST, "epochz": 3, "seed": -1}, ["epochs=0", "lanes=1"])
     assert text.splitlines()[1:] == [
@@ -364,7 +426,7 @@ def test_result_fields_are_the_ones_that_decide():
     ):
         assert key not in fields, key
     assert set(fields) < {
-        key for key, _, _ in iterate_fields(parse_config(LEAST, "test"))
+        key for key, _ in _iterate_fields(parse_config(LEAST, "test"))
     }
 
 
@@ -388,6 +450,36 @@ def test_a_secret_in_a_url_is_refused_and_not_shown(key, url):
         with pytest.raises(UserError, match="the URL holds a secret") as refused:
             parse_config({**LEAST}, "test", overrides)
         assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("data.val=[s3://u:hunter2@b]", "override data.val=...: input should be a valid string, not ..."),
+        ("data.train.x=s3://u:hunter2@b", "override ...: train is a value, not a section"),
+        ("s3://u:hunter2@b", "override ... is not of the form key.sub=value"),
+        ("s3://u:hunter2@b=1", "override ...=1: unknown key ...: remove it (--dry-run shows all keys)"),
+        ("data.val=[s3://u:hunter2@b", "override ... is not valid YAML: line 1, column 18: "
+         "expected ',' or ']', but got '<stream end>'"),
+        ("data.val=!s3://u:hunter2@b x", "override ... is not valid YAML: ..."),
+        ("schedule=s3://u:hunter2@b", "override schedule=...: must be a section, not ..."),
+        ("cluster.workers=s3://u:hunter2@b", "override cluster.workers=...: must be auto, "
+         "a number of at least 1, or [minimum, maximum], not ..."),
+        ("loss.name=s3://u:hunter2@b", "override loss.name=...: must be one of cross_entropy, hinge, huber, "
+         "l1, l2, smooth_l1, package.module:Class, not ..."),
+    ],
+)  # fmt: skip
+def test_no_message_shows_a_url_which_may_hold_a_secret(override, problem):
+    text = problems(LEAST, [override])
+    assert text == f"test with its overrides has 1 problem:\n  - {problem}"
+
+
+def test_an_excerpt_of_yaml_with_a_secret_is_not_shown(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"data: [s3://u:{'x' * 80}hunter2@b }}\n")
+    with pytest.raises(UserError, match="is not valid YAML") as bad:
+        load_config(path)
+    assert "hunter2" not in str(bad.value)
 
 
 def test_event_files_are_on_a_disk():

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ByteSize, ValidationInfo, WithJsonSchema, field_validator
 
 from distrain.data.storage.url import forbid_url_secrets
-from distrain.fields import Section, operation_field, result_field
+from distrain.fields import Section, make_conflict, operation_field, result_field
 
 # pydantic's schema of ByteSize would accept any unit, and anything behind it.
 _SIZE_PATTERN = (
@@ -121,5 +121,8 @@ class Augment(Section):
     ) -> int | None:
         crop = info.data.get("crop")
         if value is not None and crop is not None and value < crop:
-            raise ValueError(f"{value} is less than augment.crop = {crop}: raise it")
+            raise make_conflict(
+                f"{value} is less than augment.crop = {crop}: raise it",
+                "crop",
+            )
         return value

@@ -162,7 +162,8 @@ def resume(
     config = parse_config_yaml(
         text,
         f"{store.redacted_url}/{CONFIG_FILE}",
-        [f"run={run}", *overrides, *workers_override],
+        [*overrides, *workers_override],
+        run=str(run),
     )
 
     paths = [Path(file) for file in files]

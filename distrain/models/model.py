@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
-from distrain.fields import Choice, result_field
+from distrain.fields import Choice, make_conflict, result_field
 
 if TYPE_CHECKING:
     import torch
@@ -39,11 +39,16 @@ class Model(Choice):
         """
 
     def check_crop(self, crop: int) -> None:
-        """Raise ValueError if images of this side, in pixels, are too small."""
+        """Raise a conflict if images of this side, in pixels, are too small.
+
+        It is for a validator of the section that holds `model` and `augment`.
+        """
         if crop < self.min_crop:
-            raise ValueError(
+            raise make_conflict(
                 f"{self.name} needs augment.crop of at least {self.min_crop} pixels, "
-                f"not {crop}"
+                f"not {crop}",
+                "model.name",
+                "augment.crop",
             )
 
     def check_trainable(

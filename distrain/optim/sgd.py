@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from distrain.fields import result_field
+from distrain.fields import make_conflict, result_field
 from distrain.optim.update_rule import ParamGroup, UpdateRule
 
 if TYPE_CHECKING:
@@ -39,10 +39,14 @@ class SGD(UpdateRule, name="sgd"):
         info: ValidationInfo,
     ) -> bool:
         if value and not info.data.get("momentum"):
-            raise ValueError("nesterov needs momentum: raise it, or remove nesterov")
+            raise make_conflict(
+                "nesterov needs momentum: raise it, or remove nesterov",
+                "momentum",
+            )
         if value and info.data.get("form") == "paper":
-            raise ValueError(
-                "the paper's form has no nesterov: remove it, or set form = torch"
+            raise make_conflict(
+                "the paper's form has no nesterov: remove it, or set form = torch",
+                "form",
             )
         return value
 

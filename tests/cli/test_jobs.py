@@ -83,6 +83,21 @@ def test_other_hardware_can_be_accepted(distrain, recipe, tmp_path, to, command)
     assert re.search(place, text)[1].strip() == wanted
 
 
+def test_resume_takes_the_name_of_a_run_as_it_is(
+    distrain, recipe, tmp_path, monkeypatch
+):
+    """It is not YAML: neither a number nor cut at a comment."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("20241127", "a #1"):
+        Path(name).mkdir()
+        Path(name, "config.yaml").write_text(Path(recipe).read_text())
+    code, _, err = distrain("resume", "20241127", "--dry-run")
+    assert (code, "run = 20241127 is a relative path" in err) == (2, True)
+    code, out, err = distrain("resume", str(tmp_path / "a #1"), "--dry-run")
+    assert (code, err) == (0, "")
+    assert f"{tmp_path}/a #1" in out
+
+
 @pytest.mark.parametrize(
     ("status", "wanted"),
     [
