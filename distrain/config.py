@@ -279,6 +279,11 @@ def load_config(
         tree = parse_mapping(file.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise UserError(_format_unknown_recipe(path)) from None
+    except IsADirectoryError:
+        raise UserError(
+            f"{path} is a folder, not a recipe: to resume a run, repeat the command "
+            "that started it"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read config {path}: {error}") from None
     config = parse_config(tree, str(path), overrides)

@@ -148,10 +148,13 @@ class Choice(Section):
         if isinstance(value, cls):
             return value
         if not isinstance(value, dict):
+            # A URL is no name, and may hold a secret.
+            is_name = isinstance(value, str) and "://" not in value
+            example = f", such as {{name: {value}}}" if is_name else ""
             raise PydanticCustomError(
                 "no_section",
-                "must be a section, not {value}",
-                {"value": repr(value)},
+                "must be a section{example}, not {value}",
+                {"example": example, "value": repr(value)},
             )
         name = value.get("name", cls.default_name)
         chosen = cls.find_class(name)

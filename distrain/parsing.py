@@ -57,6 +57,8 @@ class _AppliedOverride(NamedTuple):
 def parse_mapping(text: str, origin: str) -> dict[str, Any]:
     """Parse YAML that holds a mapping of keys to values. Raises UserError."""
     tree = _parse_yaml(text, origin)
+    if tree is None:
+        raise UserError(f"{origin} is empty: it must hold a recipe")
     if not isinstance(tree, dict):
         raise UserError(
             f"{origin} must hold lines of the form `key: value`, not a single "

@@ -142,7 +142,7 @@ def test_a_schedule_has_no_default():
 
 def test_what_is_no_section_is_a_sentence():
     assert problems({**LEAST, "loss": "hinge"}).endswith(
-        "loss: must be a section, not 'hinge'"
+        "loss: must be a section, such as {name: hinge}, not 'hinge'"
     )
     assert "package.module:Class, not ['hinge']" in problems(
         {**LEAST, "loss": {"name": ["hinge"]}}

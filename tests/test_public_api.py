@@ -3,9 +3,11 @@
 import importlib
 import inspect
 import io
+import socket
 import subprocess
 import sys
 import typing
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,28 @@ def test_no_module_has_the_name_of_a_function():
     for name in package.__all__:
         with pytest.raises(ModuleNotFoundError):
             importlib.import_module(f"distrain.{name}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "is empty: it must hold a recipe"), (None, "is a folder, not a recipe")],
+)
+def test_what_is_no_recipe_is_a_sentence(tmp_path, text, message):
+    place = tmp_path / "mine.yaml"
+    if text is None:
+        place.mkdir()
+    else:
+        place.write_text(text)
+    with pytest.raises(package.UserError, match=message):
+        package.load_config(place)
+
+
+def test_a_page_that_does_not_answer_is_a_sentence():
+    with closing(socket.socket()) as bound:
+        bound.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(package.UserError, match="no metrics page answers at"):
+            package.top(url)
 
 
 def test_an_unknown_name_is_an_attribute_error():
@@ -177,6 +201,7 @@ def test_a_data_set_from_python(photos, tmp_path):
     with pytest.raises(package.UserError, match="no folder .*nowhere"):
         package.inspect(target, sheet=tmp_path / "nowhere/sheet.png")
     dataset = package.Dataset.open(target)
+    assert dataset.classes == ("cat", "dog")
     rows = list(dataset)
     assert len(rows) == len(dataset) == 12
     assert sorted(row.label for row in rows) == [0] * 6 + [1] * 6
@@ -282,6 +307,8 @@ def test_a_run_from_python(narrow, tmp_path, digits):
     config = package.load_config(recipe, ["epochs=2", f"run={tmp_path / 'run'}"])
     steps = package.dry_run(config)["steps"]
     curve = package.lr(config, points=5)
+    with pytest.raises(package.UserError, match="cannot plot into"):
+        package.lr(config, png=tmp_path / "nowhere/lr.png")
     out = io.StringIO()
     summary = package.train(config, console=PlainConsole(out))
     assert summary.status == "finished"

@@ -8,6 +8,7 @@ import urllib.request
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -90,7 +91,7 @@ def _create_history() -> deque[tuple[int, float]]:
     return deque(maxlen=_MAX_POINTS)
 
 
-def top(run: str, *, width: int = 80) -> list[str]:
+def top(run: str | Path, *, width: int = 80) -> list[str]:
     """Return the lines that `distrain top` prints.
 
     They show loss, speed, phases and warnings of a run.
@@ -100,9 +101,13 @@ def top(run: str, *, width: int = 80) -> list[str]:
         width: columns that curves and bars fill.
 
     Raises:
-        UserError: there is no run.
+        UserError: there is no run, or no metrics page answers at the URL.
     """
-    return list(render_lines(RunWatcher(run).refresh_view(), width))
+    view = RunWatcher(str(run)).refresh_view()
+    # Without a run directory, the page is all that there is.
+    if view.state is None and view.silent_pages:
+        raise UserError(f"no metrics page answers at {view.silent_pages[0]}")
+    return list(render_lines(view, width))
 
 
 class RunWatcher:

@@ -107,8 +107,9 @@ def _plot_lr_curve(
     )
     axes.set_yscale("log" if config.schedule.is_multiplicative else "linear")
     axes.grid(visible=True, alpha=0.3)
-    # matplotlib reports a suffix that it does not know as a ValueError.
+    # matplotlib reports a suffix that it does not know as a ValueError; a folder may be
+    # missing.
     try:
         figure.savefig(target)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise UserError(f"cannot plot into {target}: {error}") from None

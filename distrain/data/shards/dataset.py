@@ -247,6 +247,11 @@ class Dataset:
             retry_seconds=retry_seconds,
         )
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, by label."""
+        return self.manifest.classes
+
     def __len__(self) -> int:
         """Return the number of samples, bad ones included."""
         return self.manifest.num_rows
