@@ -7,7 +7,7 @@ people, and may change. Config keys, file formats and names of metrics are stabl
 well. Everything else is internal.
 
     load_config, Config, to_yaml          recipes, with overrides
-    list_recipes                          those that ship with the package
+    override_config, list_recipes         a changed config; recipes that are shipped
     Model, Loss, UpdateRule, Schedule     base classes of your own, and what declares
     result_field, operation_field         their fields (configs/README.md)
     Console, PlainConsole, SilentConsole  where progress is printed
@@ -31,7 +31,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distrain.config import Config, list_recipes, load_config, to_yaml
+    from distrain.config import (
+        Config,
+        list_recipes,
+        load_config,
+        override_config,
+        to_yaml,
+    )
     from distrain.config_schema import schema
     from distrain.data.prepare.commands import index, inspect, pack, stats, verify
     from distrain.data.shards.dataset import Dataset
@@ -80,6 +86,7 @@ __all__ = [
     "lr",
     "model",
     "operation_field",
+    "override_config",
     "pack",
     "result_field",
     "resume",
@@ -96,7 +103,13 @@ __all__ = [
 # No module of the package may have one of these names: importing it would put the
 # module in the place of the function.
 _MODULES = {
-    "distrain.config": ("Config", "list_recipes", "load_config", "to_yaml"),
+    "distrain.config": (
+        "Config",
+        "list_recipes",
+        "load_config",
+        "override_config",
+        "to_yaml",
+    ),
     "distrain.config_schema": ("schema",),
     "distrain.data.prepare.commands": ("index", "inspect", "pack", "stats", "verify"),
     "distrain.data.shards.dataset": ("Dataset",),

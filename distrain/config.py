@@ -77,7 +77,10 @@ class CheckpointConfig(Section):
 
 
 class Config(Section):
-    """Config of a run."""
+    """Config of a run, from `load_config`.
+
+    It is frozen: `override_config` returns a changed one.
+    """
 
     run: str | None = operation_field(None)
     """Run directory, a path or any fsspec URL; null: runs/<name of the recipe>.

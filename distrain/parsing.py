@@ -256,7 +256,7 @@ def _format_unknown_key(
     near = suggest_keys(key, list_keys(section_class, tree))
     key = _hide_url(key)
     if not near:
-        return f"unknown key {key}: remove it (--dry-run shows all keys)"
+        return f"unknown key {key}: remove it (distrain schema lists all keys)"
     *others, last = near
     suggestion = f"{', '.join(others)} or {last}" if others else last
     return f"unknown key {key}; did you mean {suggestion}?"

@@ -221,7 +221,7 @@ def test_keys_of_the_other_kind_and_unknown_names():
         "model.width is not a setting of model torchvision:resnet50: remove it" in text
     )
     # lrn is a key of alexnet2012 alone.
-    assert "unknown key model.lrm: remove it (--dry-run shows all keys)" in text
+    assert "unknown key model.lrm: remove it (distrain schema lists all keys)" in text
     text = problems({**LEAST, "loss": {"name": "hinge", "label_smoothing": 0.1}})
     assert "loss.label_smoothing is not a setting of loss hinge: remove it" in text
     text = problems(
@@ -245,7 +245,7 @@ def test_keys_of_the_other_kind_and_unknown_names():
         ),
         (
             ["trainer.x=1"],
-            "override trainer.x=1: unknown key trainer: remove it (--dry-run shows all keys)",
+            "override trainer.x=1: unknown key trainer: remove it (distrain schema lists all keys)",
         ),
         (
             ["schedule.lr=1", "schedule={name: constant}"],
@@ -458,7 +458,7 @@ def test_a_secret_in_a_url_is_refused_and_not_shown(key, url):
         ("data.val=[s3://u:hunter2@b]", "override data.val=...: input should be a valid string, not ..."),
         ("data.train.x=s3://u:hunter2@b", "override ...: train is a value, not a section"),
         ("s3://u:hunter2@b", "override ... is not of the form key.sub=value"),
-        ("s3://u:hunter2@b=1", "override ...=1: unknown key ...: remove it (--dry-run shows all keys)"),
+        ("s3://u:hunter2@b=1", "override ...=1: unknown key ...: remove it (distrain schema lists all keys)"),
         ("data.val=[s3://u:hunter2@b", "override ... is not valid YAML: line 1, column 18: "
          "expected ',' or ']', but got '<stream end>'"),
         ("data.val=!s3://u:hunter2@b x", "override ... is not valid YAML: ..."),

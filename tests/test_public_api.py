@@ -315,6 +315,9 @@ def test_a_run_from_python(narrow, tmp_path, digits):
     assert steps.startswith(f"{summary.steps:,} = 2 x ")
     assert [curve[0].step, curve[-1].step] == [0, summary.steps - 1]
     assert "validation loss" in out.getvalue()
+    assert f"weights   {summary.weights[:16]}" in out.getvalue()
+    changed = package.override_config(config, ["epochs=3"])
+    assert (config.epochs, changed.epochs) == (2, 3)
     again = package.train(config, console=PlainConsole(io.StringIO()), resume=True)
     assert (again.status, again.weights) == ("already finished", summary.weights)
     lines = package.top(str(tmp_path / "run"))

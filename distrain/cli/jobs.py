@@ -96,7 +96,10 @@ def resume_run(
     namespace: NamespaceOption = None,
     accept_other_hardware: OtherHardwareOption = False,
 ) -> None:
-    """Resume a run as a cluster job, from the config in its run directory."""
+    """Resume a run as a cluster job, from the config in its run directory.
+
+    To resume a run on this machine, repeat its `distrain train` command.
+    """
     from distrain.launch.jobs import resume
 
     check_follow(to, run, follow and not dry_run)

@@ -19,8 +19,6 @@ from distrain.errors import UserError
 
 if TYPE_CHECKING:
     from distrain.config import Config
-    from distrain.monitor.sinks import Console
-    from distrain.trainer import Summary
 
 # Names of the numbers of --dry-run, with their colon, are padded to this width.
 _NAME_WIDTH = 26
@@ -29,8 +27,8 @@ _ResumeOption = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Fail if there is no checkpoint (without this flag, one is used if "
-        "present).",
+        help="Fail if there is no checkpoint to resume from (without this flag, one is "
+        "used if present).",
         metavar=NO_VALUE,
     ),
 ]
@@ -86,7 +84,7 @@ def train(
         _print_dry_run(settings, address)
         return
     from distrain.data.storage.store import Store
-    from distrain.launch.launcher import train_here_or_on_ray
+    from distrain.launch.launcher import log_summary, train_here_or_on_ray
     from distrain.monitor.consoles import LogFileConsole
     from distrain.monitor.terminal import create_console
 
@@ -100,8 +98,11 @@ def train(
             must_resume=must_resume,
             accept_other_hardware=accept_other_hardware,
         )
+        # A job's recipe is a temporary copy on the cluster, so its command would be of
+        # no use: `distrain logs -f` and `distrain stop` print one instead.
+        is_job = "DISTRAIN_CONSOLE" in os.environ
         command = _format_resume_command(config, overrides or [], workers, address)
-        _print_summary(console, summary, command)
+        log_summary(console, summary, None if is_job else command)
     # As a shell reports a process that died of the signal.
     if signal_number is not None:
         raise SystemExit(128 + signal_number)
@@ -141,45 +142,3 @@ def _format_resume_command(
     if address is not None:
         arguments.append(f"--address={address}")
     return shlex.join(arguments)
-
-
-def _print_summary(console: "Console", summary: "Summary", command: str) -> None:
-    """Print how the run ended, its validation result, weights and run directory.
-
-    Args:
-        console: where the lines go.
-        summary: how the run ended.
-        command: the command line that resumes the run.
-    """
-    # One line on how it ended.
-    if summary.status == "already finished":
-        console.log(
-            f"{summary.run} is already finished: all {summary.steps} steps were done "
-            "before. To start afresh, name another run directory: run=..."
-        )
-    elif summary.status == "stopped":
-        # A job's recipe is a temporary copy on the cluster, so its command would be
-        # of no use: `distrain logs -f` and `distrain stop` print one instead.
-        is_job = "DISTRAIN_CONSOLE" in os.environ
-        to_resume = "" if is_job else f"; to resume: {command}"
-        console.log(
-            f"stopped and saved after step {summary.step} of {summary.steps}{to_resume}"
-        )
-    else:
-        minutes, seconds = divmod(round(summary.seconds), 60)
-        console.log(
-            f"finished {summary.steps} step{'s' * (summary.steps != 1)}; this attempt "
-            f"took {minutes} min "
-            f"{seconds:02d} s"
-        )
-
-    # The result: the last validation, and a hash to compare runs by.
-    if summary.eval:
-        result = summary.eval
-        # With five classes or fewer, top-5 is always 100 %.
-        top5 = f", top-5 {result.top5:.2%}" if result.classes > 5 else ""
-        console.log(
-            f"validation: top-1 {result.top1:.2%}{top5} of {result.samples:,} images"
-        )
-    console.log(f"weights   {summary.weights[:16]}  ({summary.reduction} reduction)")
-    console.log(f"run       {summary.run}")

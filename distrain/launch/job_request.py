@@ -135,13 +135,17 @@ def check_shared_paths(config: Config) -> None:
         "data.train": config.data.train,
         "data.val": config.data.val,
     }
-    for key, path in paths.items():
-        if path is not None and "://" not in path and not path.startswith("/"):
-            raise UserError(
-                f"{key} = {path} is a relative path, which means nothing on other "
-                "machines: use the URL of a bucket, or an absolute path that all nodes "
-                "of the cluster share"
-            )
+    relative_paths = [
+        f"{key} = {path}"
+        for key, path in paths.items()
+        if path is not None and "://" not in path and not path.startswith("/")
+    ]
+    if relative_paths:
+        raise UserError(
+            f"relative paths mean nothing on other machines "
+            f"({', '.join(relative_paths)}): use URLs of a bucket, or absolute paths "
+            "that all nodes of the cluster share"
+        )
 
 
 def _read_package_source() -> dict[str, bytes]:

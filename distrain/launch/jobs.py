@@ -36,10 +36,6 @@ _EXAMPLE_TEMPLATES = {
 }
 
 
-def _ignore(_: str) -> None:
-    """Drop a line: the default of `log`."""
-
-
 class Submission(NamedTuple):
     """Result of `submit` and `resume`."""
 
@@ -76,7 +72,7 @@ def submit(
     namespace: str | None = None,
     accept_other_hardware: bool = False,
     dry_run: bool = False,
-    log: Callable[[str], None] = _ignore,
+    log: Callable[[str], None] | None = None,
 ) -> Submission:
     """Submit a run as a job: to a Ray cluster, Kubernetes (KubeRay) or Slurm.
 
@@ -125,7 +121,7 @@ def resume(
     namespace: str | None = None,
     accept_other_hardware: bool = False,
     dry_run: bool = False,
-    log: Callable[[str], None] = _ignore,
+    log: Callable[[str], None] | None = None,
 ) -> Submission:
     """Resume a run as a job, from the config in its run directory.
 
@@ -173,7 +169,7 @@ def resume(
 
 
 def jobs(
-    address: str | None = None, *, log: Callable[[str], None] = _ignore
+    address: str | None = None, *, log: Callable[[str], None] | None = None
 ) -> list[JobInfo]:
     """List the jobs that distrain has submitted to a Ray cluster, oldest first.
 
@@ -194,9 +190,9 @@ def logs(
     *,
     follow: bool = False,
     console: Console | None = None,
-    log: Callable[[str], None] = _ignore,
+    log: Callable[[str], None] | None = None,
 ) -> JobInfo:
-    """Print the log of a job, as if its run were on this machine.
+    """Print the log of a job, with the lines that `distrain train` prints.
 
     Args:
         job: job ID.
@@ -227,7 +223,7 @@ def stop(
     address: str | None = None,
     *,
     console: Console | None = None,
-    log: Callable[[str], None] = _ignore,
+    log: Callable[[str], None] | None = None,
 ) -> JobInfo:
     """Ask a job to checkpoint and stop, and wait until it has ended.
 
@@ -256,8 +252,9 @@ def get_dashboard_url(address: str | None) -> str:
     return address or os.environ.get("RAY_API_SERVER_ADDRESS") or _LOCAL_DASHBOARD_URL
 
 
-def _connect(address: str | None, log: Callable[[str], None]) -> RayJobClient:
-    return RayJobClient(get_dashboard_url(address), log=log)
+def _connect(address: str | None, log: Callable[[str], None] | None) -> RayJobClient:
+    url = get_dashboard_url(address)
+    return RayJobClient(url, log=log) if log else RayJobClient(url)
 
 
 def _submit_to_platform(
@@ -266,7 +263,7 @@ def _submit_to_platform(
     address: str | None,
     template: str | Path | None,
     namespace: str | None,
-    log: Callable[[str], None],
+    log: Callable[[str], None] | None,
 ) -> Submission:
     if namespace is not None and to != "kuberay":
         raise UserError(f"a job on {to} has no namespace: leave it out")
@@ -288,7 +285,7 @@ def _submit_to_platform(
 
 
 def _submit_to_ray(
-    spec: _JobSpec, address: str | None, log: Callable[[str], None]
+    spec: _JobSpec, address: str | None, log: Callable[[str], None] | None
 ) -> Submission:
     request = build_job_request(
         spec.config, spec.files, job_id=spec.id, train_options=spec.train_options

@@ -65,7 +65,46 @@ def train(
             must_resume=resume,
             accept_other_hardware=accept_other_hardware,
         )
+        log_summary(logged, summary, "call train again")
     return summary
+
+
+def log_summary(console: Console, summary: Summary, how_to_resume: str | None) -> None:
+    """Log how a run ended, its validation result, weights and run directory.
+
+    Args:
+        console: where the lines go.
+        summary: how the run ended.
+        how_to_resume: command or call that resumes a stopped run, if there is one.
+    """
+    # One line on how it ended.
+    if summary.status == "already finished":
+        console.log(
+            f"{summary.run} is already finished: all {summary.steps} steps were done "
+            "before. To start afresh, name another run directory: run=..."
+        )
+    elif summary.status == "stopped":
+        to_resume = f"; to resume: {how_to_resume}" if how_to_resume else ""
+        console.log(
+            f"stopped and saved after step {summary.step} of {summary.steps}{to_resume}"
+        )
+    else:
+        minutes, seconds = divmod(round(summary.seconds), 60)
+        steps = f"{summary.steps} step{'s' * (summary.steps != 1)}"
+        console.log(
+            f"finished {steps}; this attempt took {minutes} min {seconds:02d} s"
+        )
+
+    # The result: the last validation, and a hash to compare runs by.
+    if summary.eval:
+        result = summary.eval
+        # With five classes or fewer, top-5 is always 100 %.
+        top5 = f", top-5 {result.top5:.2%}" if result.classes > 5 else ""
+        console.log(
+            f"validation: top-1 {result.top1:.2%}{top5} of {result.samples:,} images"
+        )
+    console.log(f"weights   {summary.weights[:16]}  ({summary.reduction} reduction)")
+    console.log(f"run       {summary.run}")
 
 
 def train_here_or_on_ray(

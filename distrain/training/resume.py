@@ -218,16 +218,21 @@ def check_result_fields(config: Config, saved_fields: Mapping[str, Any]) -> None
     # With the defaults first, fields that the checkpoint has win over them.
     current = get_result_fields(config)
     saved = {**get_result_defaults(config), **saved_fields}
+
+    def show(fields: Mapping[str, Any], key: str) -> str:
+        # Another optimizer or schedule has other fields.
+        return repr(fields[key]) if key in fields else "no such field"
+
     differences = [
-        f"\n  - {key}: {saved.get(key)!r} in the checkpoint, {current.get(key)!r} now"
+        f"\n  - {key}: {show(saved, key)} in the checkpoint, {show(current, key)} now"
         for key in sorted(saved.keys() | current.keys())
         if saved.get(key) != current.get(key)
     ]
     if differences:
         raise UserError(
-            f"{config.run} was trained with other settings, so it cannot be resumed "
-            "with these (change them back, or start afresh with another run directory, "
-            f"run=...):{''.join(differences)}"
+            f"{config.run} was trained with other settings:{''.join(differences)}\n"
+            "change them back to resume it, or start afresh in another run directory "
+            "with run=..."
         )
 
 

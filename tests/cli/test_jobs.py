@@ -92,7 +92,7 @@ def test_resume_takes_the_name_of_a_run_as_it_is(
         Path(name).mkdir()
         Path(name, "config.yaml").write_text(Path(recipe).read_text())
     code, _, err = distrain("resume", "20241127", "--dry-run")
-    assert (code, "run = 20241127 is a relative path" in err) == (2, True)
+    assert (code, "(run = 20241127" in err) == (2, True)
     code, out, err = distrain("resume", str(tmp_path / "a #1"), "--dry-run")
     assert (code, err) == (0, "")
     assert f"{tmp_path}/a #1" in out

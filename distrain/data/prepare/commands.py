@@ -37,8 +37,8 @@ from distrain.distributed.process import count_available_cores
 from distrain.errors import UserError
 
 
-def _ignore(_: object) -> None:
-    """Do nothing: the default of callbacks."""
+def _ignore(_: DatasetProgress) -> None:
+    """Do nothing with the progress."""
 
 
 def _to_url(path: str | Path | None) -> str | None:
@@ -80,8 +80,8 @@ def pack(
     label_column: str | None = None,
     pixel_limit: int = DEFAULT_PIXEL_LIMIT,
     processes: int | None = None,
-    on_source: Callable[[ImageSource], None] = _ignore,
-    on_progress: Callable[[DatasetProgress], None] = _ignore,
+    on_source: Callable[[ImageSource], None] | None = None,
+    on_progress: Callable[[DatasetProgress], None] | None = None,
 ) -> PackResult:
     """Decode, check, resize and shard images for training.
 
@@ -125,13 +125,14 @@ def pack(
         image_column=image_column,
         label_column=label_column,
     )
-    on_source(opened.source)
+    if on_source is not None:
+        on_source(opened.source)
     return pack_dataset(
         opened.source,
         str(target),
         options,
         num_processes=num_processes,
-        on_progress=on_progress,
+        on_progress=on_progress or _ignore,
     )
 
 
@@ -145,8 +146,8 @@ def index(
     label_column: str | None = None,
     pixel_limit: int = DEFAULT_PIXEL_LIMIT,
     processes: int | None = None,
-    on_source: Callable[[ImageSource], None] = _ignore,
-    on_progress: Callable[[DatasetProgress], None] = _ignore,
+    on_source: Callable[[ImageSource], None] | None = None,
+    on_progress: Callable[[DatasetProgress], None] | None = None,
 ) -> IndexResult:
     """Index existing Parquet or WebDataset shards, to train on them in place.
 
@@ -182,14 +183,15 @@ def index(
         image_column=image_column,
         label_column=label_column,
     )
-    on_source(opened.source)
+    if on_source is not None:
+        on_source(opened.source)
     return index_dataset(
         opened.source,
         opened.columns,
         _to_url(to),
         num_processes=num_processes,
         pixel_limit=pixel_limit,
-        on_progress=on_progress,
+        on_progress=on_progress or _ignore,
     )
 
 
@@ -200,8 +202,8 @@ def stats(
     image_column: str | None = None,
     label_column: str | None = None,
     processes: int | None = None,
-    on_source: Callable[[ImageSource], None] = _ignore,
-    on_progress: Callable[[DatasetProgress], None] = _ignore,
+    on_source: Callable[[ImageSource], None] | None = None,
+    on_progress: Callable[[DatasetProgress], None] | None = None,
 ) -> StatsResult:
     """Return the color statistics of a data set.
 
@@ -239,17 +241,18 @@ def stats(
         image_column=image_column,
         label_column=label_column,
     )
-    on_source(source)
+    if on_source is not None:
+        on_source(source)
     statistics, rejects = compute_color_statistics(
         source,
         num_processes=num_processes,
-        on_progress=on_progress,
+        on_progress=on_progress or _ignore,
     )
     return StatsResult(statistics, rejects)
 
 
 def verify(
-    url: str | Path, *, on_progress: Callable[[DatasetProgress], None] = _ignore
+    url: str | Path, *, on_progress: Callable[[DatasetProgress], None] | None = None
 ) -> VerifyResult:
     """Verify a data set: sizes, checksums, labels, and that every image decodes.
 
@@ -267,7 +270,7 @@ def verify(
         UserError: there is no data set at the URL.
     """
     store = Store(str(url))
-    return verify_dataset(store, Manifest.load(store), on_progress)
+    return verify_dataset(store, Manifest.load(store), on_progress or _ignore)
 
 
 def inspect(url: str | Path, *, sheet: str | Path | None = None) -> DatasetSummary:

@@ -177,6 +177,10 @@ def open_shard_store(manifest: Manifest, store: Store) -> Store:
 class Dataset:
     """Rows by sample id, with at most `memory_bytes` of row groups cached in memory.
 
+    `Dataset.open` opens a packed or indexed data set; `len(dataset)`, `dataset[i]` and
+    iteration give its rows, each with the bytes of an image file, to be decoded for
+    example by `PIL.Image.open(io.BytesIO(row.data))`.
+
     Only one thread may read rows. Below, `group` is the index of a row group in the
     whole data set, in the order of sample ids, and `group_index` the one in its shard.
     """
