@@ -330,7 +330,7 @@ def test_an_index_that_is_interrupted_writes_nothing(
 ):
     url = shapes.hub(tmp_path, shapes.images(100))
     arguments = ("index", url, "--to", str(tmp_path / "index"), "--processes", "2")
-    # The line before the first process is started, which takes longer than the signal.
+    # At the line that comes before the first process is started.
     code, text = on_a_terminal(command, *arguments, interrupt="300 images of 3")
     assert code == 130
     assert "stopped; nothing was written" in text

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
@@ -68,11 +69,13 @@ class LocalStorage:
         target = self.resolve_path(path)
         # A random name, because several processes may write the same file at once.
         partial = f"{target}.{secrets.token_hex(4)}.partial"
-        _write_new_file(partial, parts)
         try:
+            _write_new_file(partial, parts)
             os.replace(partial, target)
+        # Ctrl-C may come anywhere, also once the file has been removed or renamed.
         except BaseException:
-            os.unlink(partial)
+            with suppress(OSError):
+                os.unlink(partial)
             raise
         _sync_folder(os.path.dirname(target))
 

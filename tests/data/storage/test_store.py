@@ -120,6 +120,23 @@ def test_nothing_half_written_is_left(tmp_path):
     assert store.list_names() == []
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_ctrl_c_is_no_failure_of_the_disk(tmp_path, monkeypatch, moment):
+    """Python raises it between any two calls: before the rename, or right after it."""
+    replace = os.replace
+
+    def interrupted(source, target):
+        if moment == "after":
+            replace(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Store(str(tmp_path)).write("a", b"1")
+    names = [path.name for path in tmp_path.iterdir()]
+    assert names == (["a"] if moment == "after" else [])
+
+
 def test_names_survive_a_power_failure(tmp_path, monkeypatch):
     """The file before its name, then the folder that has the name; new folders too."""
     events = []
