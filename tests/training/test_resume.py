@@ -205,6 +205,6 @@ def test_a_field_that_the_checkpoint_does_not_know_counts_as_its_default(narrow)
     ):
         check_result_fields(config, young)
     with pytest.raises(
-        UserError, match=r"optimizer\.gone: 3 in the checkpoint, None now"
+        UserError, match=r"optimizer\.gone: 3 in the checkpoint, no such field now"
     ):
         check_result_fields(config, {**saved, "optimizer.gone": 3})
