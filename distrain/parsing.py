@@ -51,7 +51,7 @@ class _AppliedOverride(NamedTuple):
 
     key: str
     label: str
-    """What messages call it."""
+    """Name in messages."""
 
 
 def parse_mapping(text: str, origin: str) -> dict[str, Any]:

@@ -292,7 +292,7 @@ def test_a_script_without_the_guard_is_told(photos, tmp_path):
     assert "bootstrapping" not in done.stderr, "multiprocessing's own traceback"
 
 
-@pytest.mark.parametrize("name", ["train", "dry_run", "submit"])
+@pytest.mark.parametrize("name", ["train", "dry_run", "lr", "submit"])
 def test_a_recipe_name_is_no_config(name):
     with pytest.raises(
         package.UserError, match="takes a Config, not 'quickstart': load"

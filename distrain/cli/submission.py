@@ -1,4 +1,4 @@
-"""What the commands print about a job: how to follow, stop and resume it."""
+"""Print the result of a submission, and how to follow, stop and resume the job."""
 
 from typing import TYPE_CHECKING, NoReturn
 

@@ -44,7 +44,7 @@ class Submission(NamedTuple):
     """Ray's submission ID, the name of the RayJob, or the number of the Slurm job; None
     if Slurm has not numbered it, in a dry run."""
     text: str
-    """What is sent: the list of files and the request, the manifests, or the script."""
+    """The list of files and the request (ray), the manifests, or the script."""
     namespace: str | None = None
     """Kubernetes namespace."""
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from distrain.config import Config
+from distrain.config import Config, check_is_config
 from distrain.data.prepare.builtin import BUILT_IN_DATASETS
 from distrain.data.shards.manifest import MANIFEST_FILE
 from distrain.data.storage.store import Store
@@ -46,6 +46,7 @@ def lr(
         UserError: `images` is less than one global batch, `points` is less than 2, the
             data does not fit, or the file cannot be plotted.
     """
+    check_is_config(config, "lr")
     if images is not None and images < config.global_batch:
         raise UserError(
             f"images = {images} is less than one global batch ({config.global_batch}): "

@@ -42,7 +42,7 @@ class VerifyResult(NamedTuple):
     """Result of verifying a data set."""
 
     manifest: Manifest
-    """What the shards should hold."""
+    """Manifest that the shards were compared with."""
     problems: list[DatasetProblem]
     num_images: int
     """Images that were checked: those whose row group could be read and parsed."""
