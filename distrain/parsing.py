@@ -84,11 +84,7 @@ def parse_section(
     Raises:
         UserError: naming every problem at once.
     """
-    if isinstance(overrides, str):
-        raise UserError(
-            "overrides must be a list of texts, not one text: use "
-            f"[{_hide_url(repr(overrides))}]"
-        )
+    check_overrides(overrides)
     tree = deepcopy(tree)
     problems = []
     applied = []
@@ -116,6 +112,16 @@ def parse_section(
         place = f"{origin} with its overrides" if overrides else origin
         raise UserError(f"{place} has {count}:{lines}")
     return section
+
+
+def check_overrides(overrides: object) -> None:
+    """Raise UserError if a caller's overrides are not a list of texts."""
+    is_list = isinstance(overrides, Sequence) and not isinstance(overrides, str)
+    if not is_list or not all(isinstance(o, str | OptionOverride) for o in overrides):
+        raise UserError(
+            f"overrides {_hide_url(repr(overrides))} must be a list of texts of the "
+            'form key.sub=value: use, for example, ["epochs=10"]'
+        )
 
 
 def _label_override(override: str | OptionOverride) -> _AppliedOverride:

@@ -143,10 +143,17 @@ def test_the_run_of_a_config_text_is_replaced_as_it_is(run):
     assert parse_config_yaml(text, "test").run == "x"
 
 
-def test_overrides_that_are_one_text():
-    remedy = r"must be a list of texts, not one text: use \['epochs=1'\]"
+@pytest.mark.parametrize("overrides", ["epochs=1", {"epochs": 1}, [1], None, 3])
+def test_overrides_that_are_no_list_of_texts(overrides):
+    remedy = "must be a list of texts of the form key.sub=value: use, for example, "
     with pytest.raises(UserError, match=remedy):
-        load_config("quickstart", "epochs=1")
+        load_config("quickstart", overrides)
+
+
+def test_wrong_overrides_keep_the_secrets_of_a_url():
+    with pytest.raises(UserError, match=r"overrides \.\.\. must be") as caught:
+        load_config("quickstart", {"data.train": "s3://key:secret@b/train"})
+    assert "secret" not in str(caught.value)
 
 
 def problems(tree, overrides=()):

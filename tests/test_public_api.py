@@ -8,6 +8,7 @@ import subprocess
 import sys
 import typing
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,7 @@ def test_a_data_set_from_python(photos, tmp_path):
         ({"encoding": "png"}, "encoding 'png' is not valid: use jpeg or raw"),
         ({"quality": 101}, "quality 101 is not valid: use 1 to 100"),
         ({"geometry": "round"}, "geometry round is not valid"),
+        ({"geometry": 224}, "geometry 224 is not valid: use keep, short:N or square:N"),
         ({"processes": -1}, "processes -1 is not valid: use at least 1"),
         ({"processes": 0}, "processes 0 is not valid: use at least 1"),
         ({"pixel_limit": 0}, "pixel_limit 0 is not valid: use at least 1"),
@@ -366,6 +368,33 @@ def test_what_a_platform_does_not_take_is_refused(tmp_path):
     config = package.load_config("quickstart", [f"run={tmp_path}"])
     with pytest.raises(package.UserError, match="a job on ray has no namespace"):
         package.submit(config, namespace="mine", dry_run=True)
+    with pytest.raises(package.UserError, match="a Ray cluster has no template"):
+        package.submit(config, template="rayjob.yaml", dry_run=True)
+    for to in ("kuberay", "slurm"):
+        remedy = f"a job on {to} does not go through a Ray dashboard: leave"
+        with pytest.raises(package.UserError, match=remedy):
+            package.submit(config, to=to, address="http://head:8265", dry_run=True)
+
+
+def test_one_file_in_place_of_a_list(tmp_path):
+    config = package.load_config("quickstart", [f"run={tmp_path}"])
+    remedy = r"files must be a list of paths, not one path: use \['loss.py'\]"
+    for call in (partial(package.submit, config), partial(package.resume, tmp_path)):
+        for file in ("loss.py", Path("loss.py")):
+            with pytest.raises(package.UserError, match=remedy):
+                call(files=file)
+
+
+def test_resume_with_one_text_of_overrides(tmp_path):
+    with pytest.raises(package.UserError, match="overrides 'epochs=1' must be a list"):
+        package.resume(tmp_path, "epochs=1")
+
+
+def test_a_function_is_no_console(tmp_path):
+    config = package.load_config("quickstart", [f"run={tmp_path}"])
+    with pytest.raises(package.UserError, match="is not a distrain.Console"):
+        package.train(config, console=print)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_layers_of_a_model():

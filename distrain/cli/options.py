@@ -152,10 +152,9 @@ ProcessesOption = Annotated[
 AddressOption = Annotated[
     str | None,
     typer.Option(
-        envvar="RAY_API_SERVER_ADDRESS",
         metavar="URL",
         help="URL of the Ray dashboard, usually http://HEAD:8265.",
-        show_default="http://127.0.0.1:8265",
+        show_default="RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265",
     ),
 ]
 WorkersOption = Annotated[
@@ -197,10 +196,10 @@ PlatformOption = Annotated[
 TemplateOption = Annotated[
     Path | None,
     typer.Option(
-        envvar="DISTRAIN_TEMPLATE",
         metavar="FILE",
         help="Your site's manifest (kuberay) or script (slurm); examples are in "
         "cluster/.",
+        show_default="DISTRAIN_TEMPLATE",
     ),
 ]
 NamespaceOption = Annotated[

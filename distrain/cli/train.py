@@ -113,10 +113,9 @@ def _print_dry_run(config: "Config", address: str | None) -> None:
     from distrain.config import to_yaml
     from distrain.launch.dry_run import dry_run
 
-    # Print nothing unless all of it can be determined.
-    numbers = dry_run(config, address)
+    # The config first: it is known even if the data or the cluster is not there.
     typer.echo(to_yaml(config))
-    for name, value in numbers.items():
+    for name, value in dry_run(config, address).items():
         typer.echo(f"{name + ':':<{_NAME_WIDTH}} {value}")
 
 

@@ -84,8 +84,8 @@ def describe_run(config: Config, world_size: int) -> dict[str, str]:
         UserError: the data or an imported model does not fit the config.
     """
     # Data: from the manifest, or known in advance for a built-in data set.
-    virtual_workers_per_rank = -(-config.virtual_workers // world_size)
-    data = _describe_data(config, virtual_workers_per_rank)
+    most_virtual_workers = -(-config.virtual_workers // world_size)
+    data = _describe_data(config, most_virtual_workers)
     order = build_order(config, data.group_rows)
 
     # Model: without memory for weights (meta device), except an imported one, which
@@ -100,24 +100,25 @@ def describe_run(config: Config, world_size: int) -> dict[str, str]:
     is_exact = config.reduction.mode == "exact"
     reduced_bytes = num_parameters * (_INT64_BYTES if is_exact else _FP32_BYTES)
     num_steps = config.epochs * order.steps_per_epoch
+    at_most = "at most " if config.virtual_workers % world_size else ""
     return {
         "run directory": str(config.run),
         "global batch": f"{config.global_batch} = {config.virtual_workers} virtual "
         f"workers x {config.micro_batch_size}",
-        "virtual workers per rank": f"{virtual_workers_per_rank} ({world_size} "
-        f"rank{'s' * (world_size > 1)})",
+        "virtual workers": f"{config.virtual_workers}, {at_most}{most_virtual_workers} "
+        "per worker",
         **data.descriptions,
         "steps": f"{num_steps:,} = {config.epochs} x {order.steps_per_epoch} per epoch",
         "left out per epoch": f"{order.num_left_out} images, different ones each time",
         "parameters": f"{num_parameters:,}",
         "checkpoint": f"{format_bytes(checkpoint_bytes)}, the newest "
         f"{config.checkpoint.keep} and the best are kept",
-        "all-reduce per step": f"{format_bytes(reduced_bytes)} per rank "
+        "all-reduce per step": f"{format_bytes(reduced_bytes)} per worker "
         f"({config.reduction.mode})",
     }
 
 
-def _describe_data(config: Config, virtual_workers_per_rank: int) -> _DataFacts:
+def _describe_data(config: Config, most_virtual_workers: int) -> _DataFacts:
     """Return the facts on the training data, of which the manifest is read at most."""
     store = Store(config.data.train)
     if config.data.pack and not store.exists(MANIFEST_FILE):
@@ -134,7 +135,7 @@ def _describe_data(config: Config, virtual_workers_per_rank: int) -> _DataFacts:
         "data": f"{manifest.num_rows:,} images of {_format_image_size(manifest)}, "
         f"{num_classes} classes",
         "data fingerprint": manifest.fingerprint,
-        "data in memory": _describe_memory(config, manifest, virtual_workers_per_rank),
+        "data in memory": _describe_memory(config, manifest, most_virtual_workers),
     }
     return _DataFacts(descriptions, manifest.rows_per_group, num_classes)
 
@@ -147,14 +148,14 @@ def _format_image_size(manifest: Manifest) -> str:
 
 
 def _describe_memory(
-    config: Config, manifest: Manifest, virtual_workers_per_rank: int
+    config: Config, manifest: Manifest, most_virtual_workers: int
 ) -> str:
-    needed = estimate_shuffle_bytes(config, manifest, virtual_workers_per_rank)
+    needed = estimate_shuffle_bytes(config, manifest, most_virtual_workers)
     limit = int(config.data.memory)
     if needed <= limit:
-        return f"{format_bytes(needed)} per rank, of {format_bytes(limit)} allowed"
+        return f"{format_bytes(needed)} per worker, of {format_bytes(limit)} allowed"
     return (
-        f"{format_bytes(limit)} per rank, but shuffling needs {format_bytes(needed)}: "
+        f"{format_bytes(limit)} per worker, but shuffling needs {format_bytes(needed)}: "
         "rows are read repeatedly (raise data.memory, or for a new run lower "
         "data.shuffle_rows)"
     )

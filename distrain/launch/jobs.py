@@ -25,6 +25,7 @@ from distrain.launch.slurm import render_script, submit_script
 from distrain.monitor.consoles import replay_line
 from distrain.monitor.sinks import Console, PlainConsole
 from distrain.monitor.terminal import create_console
+from distrain.parsing import check_overrides
 from distrain.rundir.files import CONFIG_FILE
 
 Platform = Literal["ray", "kuberay", "slurm"]
@@ -103,7 +104,7 @@ def submit(
     check_is_config(config, "submit")
     if workers is not None:
         config = override_config(config, format_workers_override(str(workers)))
-    paths = [Path(file) for file in files]
+    paths = _to_paths(files)
     options = ["--accept-other-hardware"] * accept_other_hardware
     spec = _JobSpec(config, paths, id, options, dry_run)
     return _submit_to_platform(spec, to, address, template, namespace, log)
@@ -142,7 +143,9 @@ def resume(
         UserError: as `submit`; or there is no run.
     """
     run = str(run)
-    make_importable(files)
+    check_overrides(overrides)
+    paths = _to_paths(files)
+    make_importable(paths)
     # Read the run's config. The directory may have been moved, or be named differently
     # from this machine: the name given here replaces the one in the config.
     store = Store(run)
@@ -162,7 +165,6 @@ def resume(
         run=str(run),
     )
 
-    paths = [Path(file) for file in files]
     options = ["--resume", *["--accept-other-hardware"] * accept_other_hardware]
     spec = _JobSpec(config, paths, None, options, dry_run)
     return _submit_to_platform(spec, to, address, template, namespace, log)
@@ -239,17 +241,28 @@ def stop(
     return _connect(address, log).stop_job(job, console or PlainConsole(sys.stdout))
 
 
-def make_importable(files: Sequence[str | Path]) -> None:
+def make_importable(files: Sequence[Path]) -> None:
     """Make the files that are sent along importable here, where the config is checked.
 
     On the cluster they lie side by side, so the folder of each is searched.
     """
-    sys.path.extend(str(Path(file).absolute().parent) for file in files)
+    sys.path.extend(str(file.absolute().parent) for file in files)
+
+
+def _to_paths(files: Sequence[str | Path]) -> list[Path]:
+    """Return the files that are sent along. Raises UserError for a single path."""
+    if isinstance(files, str | Path):
+        raise UserError(
+            f"files must be a list of paths, not one path: use [{str(files)!r}]"
+        )
+    return [Path(file) for file in files]
 
 
 def get_dashboard_url(address: str | None) -> str:
     """Return the URL of the Ray dashboard: an address, the environment's, or local."""
-    return address or os.environ.get("RAY_API_SERVER_ADDRESS") or _LOCAL_DASHBOARD_URL
+    # From Python it may be a number.
+    given = None if address is None else str(address)
+    return given or os.environ.get("RAY_API_SERVER_ADDRESS") or _LOCAL_DASHBOARD_URL
 
 
 def _connect(address: str | None, log: Callable[[str], None] | None) -> RayJobClient:
@@ -265,14 +278,24 @@ def _submit_to_platform(
     namespace: str | None,
     log: Callable[[str], None] | None,
 ) -> Submission:
+    # Refuse what the platform would ignore. The environment's defaults are for all.
+    if to not in ("ray", *_EXAMPLE_TEMPLATES):
+        raise UserError(f"cannot submit to {to!r}: use ray, kuberay or slurm")
     if namespace is not None and to != "kuberay":
         raise UserError(f"a job on {to} has no namespace: leave it out")
+    if address is not None and to != "ray":
+        raise UserError(
+            f"a job on {to} does not go through a Ray dashboard: leave the address out"
+        )
+    if template is not None and to == "ray":
+        raise UserError(
+            "a job on a Ray cluster has no template: leave it out, or say where the "
+            "job runs, with --to kuberay or --to slurm"
+        )
     if to == "ray":
         return _submit_to_ray(spec, address, log)
 
     # KubeRay and Slurm fill the run into the site's own template.
-    if to not in _EXAMPLE_TEMPLATES:
-        raise UserError(f"cannot submit to {to!r}: use ray, kuberay or slurm")
     template = template or os.environ.get("DISTRAIN_TEMPLATE")
     if template is None:
         raise UserError(

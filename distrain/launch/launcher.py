@@ -7,6 +7,7 @@ from distrain.config import (
     override_config,
 )
 from distrain.data.storage.store import Store
+from distrain.errors import UserError
 from distrain.launch.local import count_local_ranks, train_locally
 from distrain.monitor.consoles import LogFileConsole
 from distrain.monitor.sinks import Console
@@ -54,6 +55,11 @@ def train(
             over the run directory.
     """
     check_is_config(config, "train")
+    if console is not None and not isinstance(console, Console):
+        raise UserError(
+            f"console {console!r} is not a distrain.Console, whose methods the run "
+            "calls: leave it out, or give distrain.SilentConsole()"
+        )
     if workers is not None:
         config = override_config(config, format_workers_override(str(workers)))
     with LogFileConsole(console or create_console(), Store(str(config.run))) as logged:
@@ -61,7 +67,7 @@ def train(
             config,
             logged,
             workers=workers,
-            address=address,
+            address=None if address is None else str(address),
             must_resume=resume,
             accept_other_hardware=accept_other_hardware,
         )

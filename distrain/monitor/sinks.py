@@ -4,7 +4,7 @@ import io
 import json
 import math
 from collections.abc import Callable
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, runtime_checkable
 
 from distrain.data.storage.store import Store
 from distrain.monitor.records import (
@@ -16,6 +16,7 @@ from distrain.monitor.records import (
 from distrain.rundir import files
 
 
+@runtime_checkable
 class Console(Protocol):
     """Display of a run for its user."""
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
 from itertools import count
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -72,7 +73,7 @@ class BenchConfig(Section):
 
 
 def bench_data(
-    url: str, overrides: Sequence[str] = (), *, images: int = 2048
+    url: str | Path, overrides: Sequence[str] = (), *, images: int = 2048
 ) -> BenchResult:
     """Time the data loader alone, interleaved with a bare decode of the same files.
 
@@ -88,7 +89,7 @@ def bench_data(
     """
     if images < 1:
         raise UserError(f"images {images} is not valid: use at least 1")
-    return measure_loader(make_bench_config(url, overrides), images)
+    return measure_loader(make_bench_config(str(url), overrides), images)
 
 
 def make_bench_config(url: str, overrides: Sequence[str]) -> BenchConfig:

@@ -3,6 +3,7 @@
 Each comparison is a number of interleaved runs; what is printed is JSON with all of them and the ratio of the medians.
 """
 
+import argparse
 import json
 import os
 import re
@@ -291,6 +292,9 @@ def saving() -> dict[str, object]:
 
 if __name__ == "__main__":
     benches = {"start": start_and_death, "throughput": throughput, "save": saving}
-    for name in sys.argv[1:] or list(benches):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("part", nargs="?", choices=benches, help="Default: all.")
+    chosen = parser.parse_args().part
+    for name in [chosen] if chosen else benches:
         sys.stdout.write(json.dumps({name: benches[name]()}, indent=1) + "\n")
         sys.stdout.flush()

@@ -4,6 +4,7 @@
 that a crash is found and its seeds are known. Prints JSON; ends with 1 if a slice failed.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -72,5 +73,8 @@ def main(files: int, a_process: int) -> int:
 
 
 if __name__ == "__main__":
-    numbers = [int(n) for n in sys.argv[1:]] + [100_000, 2_000][len(sys.argv) - 1 :]
-    raise SystemExit(main(*numbers))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("files", nargs="?", type=int, default=100_000)
+    parser.add_argument("slice", nargs="?", type=int, default=2_000)
+    args = parser.parse_args()
+    raise SystemExit(main(args.files, args.slice))

@@ -12,6 +12,7 @@ It is one process each time, since two that do the same differ by up to three pe
 its threads' share in the CPU time of the run, and the training thread's share of time in calls for it.
 """
 
+import argparse
 import http.client
 import itertools
 import json
@@ -386,13 +387,19 @@ def compared(
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        role, port, *rest = sys.argv[1:]
-        roles = {
-            "run": run,
-            "once_a_second": once_a_second,
-            "hostile": hostile,
-            "another": another,
-        }
-        roles[role](int(port), *rest)
-    main()
+    roles = {
+        "run": run,
+        "once_a_second": once_a_second,
+        "hostile": hostile,
+        "another": another,
+    }
+    parser = argparse.ArgumentParser()
+    # How main starts this file again, for the processes that it measures.
+    parser.add_argument("role", nargs="?", choices=roles, help=argparse.SUPPRESS)
+    parser.add_argument("port", nargs="?", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.role:
+        roles[args.role](args.port, *args.rest)
+    else:
+        main()

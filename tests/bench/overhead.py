@@ -4,6 +4,7 @@ CPU microseconds an image of order, draws, checksum and header walk, and seconds
 rows, ImageNet's number, to its first batch (its manifest names one shard again and again).
 """
 
+import argparse
 import json
 import sys
 import tempfile
@@ -108,4 +109,6 @@ def main(shards: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("shards", help="Packed data set.")
+    main(parser.parse_args().shards)

@@ -4,6 +4,7 @@ All but `converge` take times, on the GPU where there is one and else on one thr
 interleaved rounds (`optimizer` on two threads as well); printed is JSON with medians in milliseconds and their ratios.
 """
 
+import argparse
 import json
 import statistics
 import sys
@@ -331,5 +332,8 @@ class _Quiet:
 
 if __name__ == "__main__":
     parts = {part.__name__: part for part in (optimizer, reduction, lrn, converge)}
-    for chosen in sys.argv[1:] or parts:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("part", nargs="?", choices=parts, help="Default: all.")
+    part = parser.parse_args().part
+    for chosen in [part] if part else parts:
         print(json.dumps({chosen: parts[chosen]()}, indent=1))  # noqa: T201

@@ -6,6 +6,7 @@ memory  the peak memory of a reader at 10 and at 10,000 row groups of one size
 open    opening a data set of 10,000 shards
 """
 
+import argparse
 import http.client
 import io
 import json
@@ -335,5 +336,8 @@ BENCHES = {
 }
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("part", choices=BENCHES)
+    chosen = parser.parse_args().part
     with tempfile.TemporaryDirectory() as folder:
-        BENCHES[sys.argv[1]](Path(folder))
+        BENCHES[chosen](Path(folder))

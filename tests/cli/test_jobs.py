@@ -60,6 +60,30 @@ def test_the_script_is_shown(distrain, recipe, monkeypatch):
     assert "#SBATCH --nodes=1-2\n" in out
 
 
+@pytest.mark.parametrize(
+    ("to", "option", "message"),
+    [
+        ("slurm", "--address=http://head:8265", "a job on slurm does not go through"),
+        ("kuberay", "--address=http://head:8265", "a job on kuberay does not go"),
+        ("ray", "--template=mine.yaml", "a job on a Ray cluster has no template"),
+    ],
+)
+def test_an_option_of_another_platform_is_refused(
+    distrain, recipe, monkeypatch, to, option, message
+):
+    """What the environment gives is for the platforms that use it."""
+    for platform in ("ray", "kuberay", "slurm"):
+        template = str(TEMPLATES.get(platform, TEMPLATES["slurm"]))
+        monkeypatch.setenv("DISTRAIN_TEMPLATE", template)
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head:8265")
+        options = (f"--to={platform}", "--dry-run", "--workers=1")
+        code, _, err = distrain("submit", recipe, *options)
+        assert (code, err) == (0, "")
+    code, out, err = distrain("submit", recipe, f"--to={to}", option, "--dry-run")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+
+
 @pytest.mark.parametrize("command", ["submit", "resume"])
 @pytest.mark.parametrize("to", ["ray", "kuberay", "slurm"])
 def test_other_hardware_can_be_accepted(distrain, recipe, tmp_path, to, command):

@@ -92,12 +92,19 @@ def test_a_dry_run_shows_what_would_be_used(distrain, recipe, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr("distrain.launch.local.count_available_cores", lambda: 16)
     out = distrain("train", recipe, "--dry-run", "device=auto", "virtual_workers=4")[1]
-    assert re.search(r"virtual workers per rank: +1 \(4 ranks\)", out)
+    assert re.search(r"virtual workers: +4, 1 per worker\n", out)
     assert re.search(r"workers: +4, each with a GPU and 2 CPU cores\n", out)
     assert re.search(r"available: +8 GPUs and 16 CPU cores on 1 node", out)
     assert re.search(
         r"idle: +4 of 8 GPUs stay idle: a run has at most virtual_workers = 4", out
     )
+
+
+def test_a_dry_run_without_the_data_shows_the_config(distrain, recipe):
+    code, out, err = distrain("train", recipe, "--dry-run", "data.train=/nowhere")
+    assert code == 2
+    assert "\n  train: /nowhere\n" in out
+    assert err.startswith("error: no data set at /nowhere (it does not exist)")
 
 
 def test_train_prints_plain_lines_in_a_pipe(distrain, recipe, tmp_path):
@@ -135,7 +142,7 @@ def test_dry_run_prints_every_derived_number(distrain, recipe, tmp_path):
     assert "global_batch: 96" in out
     for text in (
         "96 = 6 virtual workers x 16",
-        "6 (1 rank)",
+        "virtual workers:           6, 6 per worker",
         "1,438 images of 72 x 72, 10 classes",
         "14 = 1 x 14 per epoch",
         "94 images, different ones each time",

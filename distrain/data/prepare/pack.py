@@ -79,7 +79,8 @@ class Geometry:
         Raises:
             UserError: the text is something else.
         """
-        kind, _, side = text.partition(":")
+        # From Python it may be a number.
+        kind, _, side = str(text).partition(":")
         if text == "keep":
             return Geometry("keep")
         if kind in ("short", "square") and side.isdecimal() and int(side) > 0:

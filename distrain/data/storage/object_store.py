@@ -32,6 +32,9 @@ CREDENTIALS_BY_SCHEME = {
 
 _EXTRA_BY_SCHEME = {"s3": "s3", "gs": "gcs", "az": "azure"}
 
+# Servers of an instance's or a pod's role, the last that the chains ask.
+_ROLE_SERVERS = ("169.254.169.254", "169.254.170.", "metadata.google.internal")
+
 # `read_timeout` ends a body that stalls; a slow one may take up to an hour.
 _CLIENT_OPTIONS = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "1h"}
 # Few and short: the caller counts the failures, and retries for much longer.
@@ -218,7 +221,14 @@ class ObjectStorage:
                 f"the store denies access to {object_url}: check the credentials, "
                 f"which come from {CREDENTIALS_BY_SCHEME[self._scheme]}"
             )
-        return OSError(_summarize_error(error))
+        reason = _summarize_error(error)
+        # Perhaps only for now, so that the caller may try again.
+        if any(server in reason for server in _ROLE_SERVERS):
+            return OSError(
+                f"no credentials for {self._bucket_url}, which come from "
+                f"{CREDENTIALS_BY_SCHEME[self._scheme]} ({reason})"
+            )
+        return OSError(reason)
 
 
 def _get_last_part(key: str) -> str:
