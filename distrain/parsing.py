@@ -116,8 +116,13 @@ def parse_section(
 
 def check_overrides(overrides: object) -> None:
     """Raise UserError if a caller's overrides are not a list of texts."""
-    is_list = isinstance(overrides, Sequence) and not isinstance(overrides, str)
-    if not is_list or not all(isinstance(o, str | OptionOverride) for o in overrides):
+    # A text is a sequence too, of characters.
+    is_valid = (
+        isinstance(overrides, Sequence)
+        and not isinstance(overrides, str)
+        and all(isinstance(item, str | OptionOverride) for item in overrides)
+    )
+    if not is_valid:
         raise UserError(
             f"overrides {_hide_url(repr(overrides))} must be a list of texts of the "
             'form key.sub=value: use, for example, ["epochs=10"]'

@@ -21,13 +21,28 @@ READMES = {
         "CONTRIBUTING.md",
     )
 }
-# `.ci/run` installs and checks in this way, and trains the whole quickstart.
+# `.ci/run` installs, checks and tests in this way, and trains the whole quickstart.
 RUN_BY_CI = {
+    "pip install -e .",
     "pip install -e '.[jobs]'",
+    "pip install -e '.[test]'",
+    "pip uninstall nvidia-dali-cuda130 && pip install nvidia-dali-cuda120",
+    "pytest -n auto",
+    "pytest -m cluster",
+    "pytest -m slurm",
+    "pytest -m s3",
+    "pytest -m prometheus",
+    "pytest tests/data/test_order.py",
     ".venv/bin/pip install -e '.[dev,quickstart]'",
     ".venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && "
     ".venv/bin/mypy --config-file tests/mypy.ini tests && .venv/bin/pytest -n auto",
     "distrain train configs/quickstart.yaml",
+}
+# No test has what these need: a Docker daemon, root and 25 GB, a GPU.
+RUN_BY_HAND = {
+    "docker build -t REGISTRY/distrain:0.1.0 .",
+    "python3.12 tests/docker.py",
+    "pytest -m gpu",
 }
 # What a sentence names, but does not show in full.
 PARTS = {"ray start", "ray start --block"}
@@ -61,8 +76,13 @@ def commands_in_blocks(text: str) -> list[str]:
 
 
 def commands_in_sentences(text: str) -> list[str]:
-    """Return commands in backticks, and parts of some, of the programs that are tested here."""
-    programs = "distrain|kubectl|promtool|ray"
+    """Return commands in backticks, and parts of some, of all programs that a README names."""
+    programs = (
+        "distrain|kubectl|promtool|ray|pip|pytest|python|python3.12|docker|ssh|openssl|"
+        "sysctl"
+    )
+    # Blocks of code are not among them.
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     lines = re.sub(r"\s+", " ", text)
     return re.findall(rf"`((?:{programs}) [^`]+)`", lines)
 

@@ -3,8 +3,10 @@
 import ast
 import json
 import os
+import runpy
 import subprocess
 import sys
+from importlib.metadata import metadata
 from pathlib import Path
 
 import kube
@@ -17,12 +19,14 @@ from readme_commands import (
     READMES,
     ROOT,
     RUN_BY_CI,
+    RUN_BY_HAND,
     SMALL,
     commands_in_blocks,
     commands_in_sentences,
     shown,
     write_recipe,
 )
+from source_copy import copy_source
 
 from distrain.cli.main import app
 
@@ -76,7 +80,8 @@ def commands_in_tests() -> set[str]:
 
 def test_every_command_shown_runs_in_a_test():
     """And what a sentence names only in part exists."""
-    shown_commands, run = commands_to_run(), commands_in_tests() | RUN_BY_CI
+    shown_commands = commands_to_run()
+    run = commands_in_tests() | RUN_BY_CI | RUN_BY_HAND
     missing = sorted(shown_commands - run)
     assert missing == [], "a README shows these: run them in a test, with `shown`"
     gone = sorted(run - shown_commands)
@@ -189,6 +194,78 @@ def test_the_schema_is_written(folder, shell):
         "epochs"
         in json.loads((folder / "distrain.schema.json").read_text())["properties"]
     )
+
+
+@pytest.fixture
+def install(tmp_path):
+    """Run `pip install` in a copy of the tree, as far as that goes without a network."""
+    source = copy_source(tmp_path / "source")
+
+    def call(words: list[str]) -> None:
+        offline = ("--dry-run", "--no-deps", "--no-index", "--no-build-isolation")
+        done = subprocess.run(
+            [sys.executable, "-m", *words, *offline],
+            cwd=source,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Would install distrain-" in done.stdout
+        # pip says nothing about an extra that does not exist.
+        _, _, extras = words[-1].rstrip("]").partition("[")
+        known = metadata("distrain").get_all("Provides-Extra")
+        assert set(extras.split(",")) <= {*known}
+
+    return call
+
+
+def test_extras_are_installed(install):
+    install(shown("pip install -e '.[gpu]'"))
+    install(shown("pip install -e '.[trackers]'"))
+    # There it is no checkout that is installed.
+    for words in (
+        shown("pip install 'distrain[ilsvrc]'", {"distrain[": ".["}),
+        shown("pip install 'distrain[s3]'", {"distrain[": ".["}),
+        shown("pip install 'distrain[client,jobs]'", {"distrain[": ".["}),
+    ):
+        install(words)
+
+
+@pytest.fixture
+def parse(monkeypatch, capsys):
+    """Let a benchmark check its arguments and print its help; it takes minutes to hours to run."""
+
+    def call(words: list[str]) -> None:
+        python, script, *arguments = words
+        assert python == "python"
+        monkeypatch.setattr(sys, "argv", [script, *arguments, "--help"])
+        monkeypatch.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        out, err = capsys.readouterr()
+        assert (end.value.code, err) == (0, "")
+        assert out.startswith(f"usage: {Path(script).name}")
+
+    return call
+
+
+def test_benchmarks_take_these_arguments(parse):
+    parse(shown("python tests/bench/cluster.py start"))
+    parse(shown("python tests/bench/cluster.py throughput"))
+    parse(shown("python tests/bench/cluster.py save"))
+    parse(shown("python tests/bench/science.py converge"))
+    parse(shown("python tests/bench/science.py optimizer"))
+    parse(shown("python tests/bench/science.py reduction"))
+    parse(shown("python tests/bench/science.py lrn"))
+    parse(shown("python tests/bench/storage.py pack"))
+    parse(shown("python tests/bench/storage.py stream"))
+    parse(shown("python tests/bench/storage.py memory"))
+    parse(shown("python tests/bench/storage.py open"))
+    parse(shown("python tests/bench/overhead.py SHARDS"))
+    parse(shown("python tests/bench/fuzz.py"))
+    parse(shown("python tests/bench/metrics.py"))
+    parse(shown("python tests/bench/peers.py"))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The files of a wheel, built without network from the tree and from a source distribution."""
 
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -8,9 +7,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from source_copy import copy_source
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("LICENSE", "README.md", "pyproject.toml", "configs", "distrain")
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
 
@@ -29,20 +28,7 @@ def build(kind: str, source: Path, folder: Path) -> Path:
 
 @pytest.fixture
 def source(tmp_path):
-    """A copy of what is built: a build writes into its source, and reads what earlier ones left there."""
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            shutil.copytree(
-                ROOT / name,
-                folder / name,
-                symlinks=True,
-                ignore=shutil.ignore_patterns("__pycache__"),
-            )
-        else:
-            shutil.copy(ROOT / name, folder)
-    return folder
+    return copy_source(tmp_path / "source")
 
 
 @pytest.mark.parametrize("kind", ["tree", "sdist"])

@@ -155,9 +155,9 @@ def _describe_memory(
     if needed <= limit:
         return f"{format_bytes(needed)} per worker, of {format_bytes(limit)} allowed"
     return (
-        f"{format_bytes(limit)} per worker, but shuffling needs {format_bytes(needed)}: "
-        "rows are read repeatedly (raise data.memory, or for a new run lower "
-        "data.shuffle_rows)"
+        f"{format_bytes(limit)} per worker, but shuffling needs "
+        f"{format_bytes(needed)}: rows are read repeatedly (raise data.memory, or "
+        "for a new run lower data.shuffle_rows)"
     )
 
 

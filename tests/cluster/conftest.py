@@ -1,7 +1,6 @@
 """A cluster of three hosts, mended before each test, and runs on it that can be watched."""
 
 import os
-import secrets
 import shutil
 import subprocess
 import sys
@@ -50,11 +49,14 @@ def plain() -> dict[str, str]:
         check=True,
     ).stdout
     environment = dict(item.split("=", 1) for item in printed.split("\0") if item)
+    token = subprocess.run(
+        shown("openssl rand -hex 32"), capture_output=True, text=True, check=True
+    ).stdout
     # As an activated environment has it.
     environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {
         **with_own_models(environment),
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_AUTH_TOKEN": token.strip(),
         "PACE": PACE,
     }
 

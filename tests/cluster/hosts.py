@@ -98,16 +98,8 @@ class Hosts:
         sh("ip", "-n", net, "addr", "add", f"{address}/24", "dev", "eth0")
         for link in ("eth0", "lo"):
             sh("ip", "-n", net, "link", "set", link, "up")
-        # As cluster/README.md advises.
-        sh(
-            "ip",
-            "netns",
-            "exec",
-            net,
-            "sh",
-            "-c",
-            "echo 5 > /proc/sys/net/ipv4/tcp_retries2",
-        )
+        sysctl = shown("sysctl -w net.ipv4.tcp_retries2=5")
+        assert sh("ip", "netns", "exec", net, *sysctl).endswith(" = 5\n")
 
     def boot(self, host: str) -> None:
         """Start a host: an init that reaps what is orphaned, and nothing else."""

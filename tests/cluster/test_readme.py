@@ -1,6 +1,8 @@
 """What the READMEs show for Ray clusters, with their recipes, on real hosts."""
 
 import re
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,6 +79,49 @@ def test_members_of_the_cluster(start, site, tmp_path):
     cut += ["cluster.gpus_per_worker=0", "cluster.cpus_per_worker=1"]
     run = start.distrain("n2", *words, *cut, f"run={tmp_path}/other")
     assert run.weights() == site.weights
+
+
+@pytest.fixture
+def ssh_login(hosts, tmp_path) -> Iterator[Path]:
+    """An SSH server on the head; the client's configuration, with which `ssh` logs in there."""
+    for key in ("host", "user"):
+        command = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f")
+        subprocess.run([*command, str(tmp_path / key)], check=True)
+    server = tmp_path / "sshd_config"
+    server.write_text(
+        f"HostKey {tmp_path}/host\nAuthorizedKeysFile {tmp_path}/user.pub\n"
+        "StrictModes no\nPidFile none\n"
+    )
+    client = tmp_path / "ssh_config"
+    client.write_text(
+        f"IdentityFile {tmp_path}/user\nStrictHostKeyChecking no\nExitOnForwardFailure yes\n"
+        f"UserKnownHostsFile {tmp_path}/known_hosts\n"
+    )
+    Path("/run/sshd").mkdir(exist_ok=True)
+    log = tmp_path / "sshd.log"
+    with log.open("w") as stderr:
+        command = ("/usr/sbin/sshd", "-D", "-e", "-f", str(server))
+        sshd = hosts.popen(HEAD, *command, stderr=stderr)
+    await_that(lambda: "Server listening" in log.read_text(), "the SSH server to start")
+    yield client
+    hosts.kill(HEAD, "/usr/sbin/sshd")
+    sshd.wait()
+
+
+def test_the_dashboard_through_a_tunnel(hosts, ssh_login):
+    """Its port is the one that distrain looks for on the same machine."""
+    address = hosts.address[HEAD]
+    ssh, *words = shown(
+        "ssh -L 8265:127.0.0.1:8265 HEAD", {"127.0.0.1": address, "HEAD": address}
+    )
+    # -N: no shell. The tests' dashboard does not listen on loopback.
+    tunnel = hosts.popen("client", ssh, "-F", str(ssh_login), "-N", *words)
+    try:
+        # Nothing else listens at that port there; distrain waits until the tunnel does.
+        assert "error:" not in hosts.run("client", "distrain", "jobs")
+    finally:
+        hosts.kill("client", "ssh -F")
+        tunnel.wait()
 
 
 def test_a_job_is_submitted_followed_stopped_and_resumed(start, site, hosts):
