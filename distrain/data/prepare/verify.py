@@ -157,23 +157,23 @@ class _Verifier:
                 )
                 self._report(shard.path, description)
                 return
-        for number, group in enumerate(shard.groups):
+        for group_index, group in enumerate(shard.groups):
             data = read_range(group.start, group.end)
-            yield self._verify_group(shard, number, data, footer)
+            yield self._verify_group(shard, group_index, data, footer)
 
     def _verify_group(
-        self, shard: Shard, number: int, data: bytes, footer: Footer | None
+        self, shard: Shard, group_index: int, data: bytes, footer: Footer | None
     ) -> int:
         """Verify a row group; return its number of images, 0 if it is damaged."""
         # The row group as a whole: a damaged one is one problem, not one per row.
-        location = f"{shard.path} row group {number}"
-        group = shard.groups[number]
+        location = shard.describe_group(group_index)
+        group = shard.groups[group_index]
         if crc32c(data) != group.crc32c:
             self._report(location, "does not match its CRC-32C")
             return 0
         try:
             table = parse_row_group(
-                self._manifest, shard, number, data, footer, include_metadata=True
+                self._manifest, shard, group_index, data, footer, include_metadata=True
             )
         except DamagedParquetError as error:
             self._report(location, str(error))

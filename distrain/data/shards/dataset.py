@@ -70,7 +70,8 @@ def parse_row_group(
     Args:
         manifest: manifest of the data set.
         shard: the shard that holds the group.
-        group_index: the group's index in the shard.
+        group_index: the group's index in `shard.groups`. Its number in the file may be
+            higher (`RowGroup.number`): `index` leaves out damaged row groups.
         data: the group's bytes, `start` to `end` of the shard.
         footer: footer of the shard, if that is Parquet.
         include_metadata: whether checksums and names are wanted.
@@ -101,7 +102,7 @@ def _parse_packed_group(
         ranges=[ByteRange(group.start, data)],
         file_size=shard.bytes,
         footer=footer,
-        group_index=group_index,
+        row_group=group_index,
         columns=columns,
     )
     values, offsets = view_binary_column(table.column("image"))
@@ -138,7 +139,7 @@ def _parse_indexed_group(
             ranges=[ByteRange(group.start, data)],
             file_size=shard.bytes,
             footer=footer,
-            group_index=group.number,
+            row_group=group.number,
             columns=[manifest.image_column],
         )
         values, offsets = view_binary_column(table.column(0))
@@ -182,7 +183,8 @@ class Dataset:
     example by `PIL.Image.open(io.BytesIO(row.data))`.
 
     Only one thread may read rows. Below, `group` is the index of a row group in the
-    whole data set, in the order of sample ids, and `group_index` the one in its shard.
+    whole data set, in the order of sample ids, and `group_index` the one in
+    `shard.groups`, which may be below its number in the file.
     """
 
     def __init__(
@@ -339,7 +341,7 @@ class Dataset:
         group = int(next_group) - 1
         shard, group_index = self._row_groups[group]
         row = sample_id - self._group_starts[group]
-        return f"{shard.path} row group {group_index} row {row}"
+        return f"{shard.describe_group(group_index)} row {row}"
 
     def _find_group_of_each(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.searchsorted(self._group_starts, sample_ids, side="right") - 1
@@ -406,7 +408,7 @@ class Dataset:
             self.num_groups_read += 1
 
         # Parse them. The checksum is right, so an error here was made by the writer.
-        group_name = f"{self.store.redacted_url}/{shard.path} row group {group_index}"
+        group_name = f"{self.store.redacted_url}/{shard.describe_group(group_index)}"
         try:
             loaded = parse_row_group(
                 self.manifest,

@@ -84,7 +84,7 @@ class RowGroup:
     index: RowIndex | None = None
     """Description of its rows, if the shard itself does not have one."""
     number: int = -1
-    """Index of the row group in a Parquet file that others wrote."""
+    """Index of the row group in a Parquet file that others wrote; -1 elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,15 @@ class Shard:
     footer_crc32c: int = 0
     version: str | None = None
     """ETag of an object that others wrote, if its store has ETags."""
+
+    def describe_group(self, group_index: int) -> str:
+        """Return the file and the number of a row group in it, for messages.
+
+        A Parquet file's own number may be above the index in `groups`, which lacks the
+        row groups that `index` left out. Others have no number of their own.
+        """
+        number = self.groups[group_index].number
+        return f"{self.path} row group {group_index if number < 0 else number}"
 
 
 _STATISTICS_KEYS = ("mean", "covariance", "eigenvalues", "eigenvectors")

@@ -96,15 +96,15 @@ def parse_footer(data: bytes) -> Footer:
         raise DamagedParquetError(f"damaged footer: {error}") from None
 
 
-def _list_column_chunks(footer: Footer, group_index: int, column: str) -> list[Any]:
-    row_group = footer.row_group(group_index)
-    columns = [row_group.column(i) for i in range(row_group.num_columns)]
+def _list_column_chunks(footer: Footer, row_group: int, column: str) -> list[Any]:
+    metadata = footer.row_group(row_group)
+    columns = [metadata.column(i) for i in range(metadata.num_columns)]
     return [chunk for chunk in columns if chunk.path_in_schema == column]
 
 
-def find_column_chunk(footer: Footer, group_index: int, column: str) -> tuple[int, int]:
+def find_column_chunk(footer: Footer, row_group: int, column: str) -> tuple[int, int]:
     """Return start and end of the bytes that hold a column of a row group."""
-    chunks = _list_column_chunks(footer, group_index, column)
+    chunks = _list_column_chunks(footer, row_group, column)
     if not chunks:
         raise AssertionError(column)
     chunk = chunks[0]
@@ -116,15 +116,15 @@ def find_column_chunk(footer: Footer, group_index: int, column: str) -> tuple[in
     return start, start + chunk.total_compressed_size
 
 
-def get_uncompressed_bytes(footer: Footer, group_index: int, column: str) -> int:
+def get_uncompressed_bytes(footer: Footer, row_group: int, column: str) -> int:
     """Return the size of a column of a row group after decompression, as it claims."""
-    chunks = _list_column_chunks(footer, group_index, column)
+    chunks = _list_column_chunks(footer, row_group, column)
     return sum(chunk.total_uncompressed_size for chunk in chunks)
 
 
-def has_dictionary(footer: Footer, group_index: int, column: str) -> bool:
+def has_dictionary(footer: Footer, row_group: int, column: str) -> bool:
     """Return whether a column of a row group may store a value once and repeat it."""
-    chunks = _list_column_chunks(footer, group_index, column)
+    chunks = _list_column_chunks(footer, row_group, column)
     return any(chunk.dictionary_page_offset is not None for chunk in chunks)
 
 
@@ -132,7 +132,7 @@ def read_row_group(
     ranges: Sequence[ByteRange],
     file_size: int,
     footer: Footer,
-    group_index: int,
+    row_group: int,
     columns: Sequence[str],
 ) -> pa.Table:
     """Read columns of a row group from byte ranges of its file.
@@ -141,7 +141,7 @@ def read_row_group(
         ranges: ranges that together hold the columns.
         file_size: bytes of the whole file.
         footer: footer of the file.
-        group_index: index of the row group in the file.
+        row_group: index of the row group in the file.
         columns: names of the columns.
 
     Raises:
@@ -151,9 +151,7 @@ def read_row_group(
         # With pre_buffer, pyarrow would also read what lies between the columns.
         source = pa.PythonFile(_RangeFile(ranges, file_size), "r")
         file = pq.ParquetFile(source, metadata=footer, pre_buffer=False)
-        return file.read_row_group(
-            group_index, columns=list(columns), use_threads=False
-        )
+        return file.read_row_group(row_group, columns=list(columns), use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise DamagedParquetError(f"damaged row group: {error}") from None
 

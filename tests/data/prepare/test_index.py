@@ -237,6 +237,35 @@ def test_a_damaged_row_group_is_left_out_and_named(tmp_path):
     assert len(rows_of(opened(url))) == 53
 
 
+def test_messages_name_the_number_of_a_row_group_in_its_file(tmp_path):
+    """Also of those after a row group that index has left out."""
+    url = Path(hub(tmp_path, images(20)))
+    *_, last = sorted(url.glob("*.parquet"))
+    _, left_out_start, start = (
+        block.start for block in open_source(str(last)).source.blocks
+    )
+    data = bytearray(last.read_bytes())
+    data[left_out_start : left_out_start + 40] = b"\xff" * 40
+    last.write_bytes(bytes(data))
+    made(str(url))
+    dataset = opened(url)
+    where = f"{last.name} row group 2"
+    assert dataset.describe_sample(46) == f"{last.name} row group 0 row 6"
+    assert dataset.describe_sample(47) == f"{where} row 0"
+
+    tree = json.loads((url / MANIFEST_FILE).read_text())
+    (url / MANIFEST_FILE).write_text(json.dumps({**tree, "classes": ["a", "b"]}))
+    with pytest.raises(AttemptError, match=f"{where} row 0 has label 2, but"):
+        opened(url)[47]
+
+    data[start] ^= 1
+    last.write_bytes(bytes(data))
+    problems = verify_dataset(Store(str(url)), dataset.manifest).problems
+    assert [tuple(problem) for problem in problems] == [
+        (where, "does not match its CRC-32C")
+    ]
+
+
 def test_a_damaged_group_of_one_row_is_left_out_too(tmp_path):
     url = Path(hub(tmp_path, images(5)))
     (first, *_) = sorted(url.glob("*.parquet"))
