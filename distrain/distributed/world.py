@@ -101,11 +101,13 @@ class World:
     def all_gather_object(self, value: Any) -> list[Any]:
         """Return the values that all ranks passed, by rank, on every rank.
 
-        Values travel as JSON: tuples come back as lists, and keys as strings.
+        Values travel as JSON, unlike in torch: tuples come back as lists, and keys as
+        strings, on a single rank too.
         """
+        text = json.dumps(value)
         if self.world_size == 1:
-            return [value]
-        encoded = bytearray(json.dumps(value).encode())
+            return [json.loads(text)]
+        encoded = bytearray(text.encode())
         data = torch.frombuffer(encoded, dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
         with _translate_peer_errors():

@@ -95,8 +95,7 @@ def _measure_micro_batches(job: TrainJob, step: int) -> dict[int, dict[str, Any]
     with job.open_loader(job.data.train, requests) as batches:
         engine.lanes.for_each(measure_micro_batch, batches)
 
-    # Merge those of all ranks. They travel as JSON, whose keys are strings.
-    local_numbers = {str(v): numbers for v, numbers in micro_batches.items()}
-    for numbers_of_rank in job.world.all_gather_object(local_numbers):
+    # Merge those of all ranks. They travel as JSON, which makes strings of the keys.
+    for numbers_of_rank in job.world.all_gather_object(micro_batches):
         micro_batches.update({int(v): n for v, n in numbers_of_rank.items()})
     return micro_batches

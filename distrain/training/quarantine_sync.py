@@ -112,9 +112,7 @@ def _merge_verdicts(
     for tables_of_rank in gathered:
         for table in tables_of_rank:
             for key, verdicts in table.items():
-                # On a single rank, sample ids have not been through JSON.
-                plain = {str(i): reason for i, reason in verdicts.items()}
-                merged.setdefault(key, {}).update(plain)
+                merged.setdefault(key, {}).update(verdicts)
     return {key: verdicts for key, verdicts in merged.items() if verdicts}
 
 

@@ -104,8 +104,8 @@ def _gather_rank_reports(job: TrainJob, num_steps: int) -> list[dict[str, Any]]:
     """Gather the new bad samples of all ranks, and their seconds per step.
 
     Returns:
-        By rank: `bad`, reason by sample id; `waited`, for data; `arrived`, from the
-        beginning of a step to the all-reduce.
+        By rank: `bad`, reason by sample id (a string); `waited`, for data; `arrived`,
+        from the beginning of a step to the all-reduce.
     """
     progress = job.progress
     new_bad_samples = {
@@ -127,8 +127,8 @@ def check_bad_samples(job: TrainJob, new_by_rank: Sequence[Mapping[str, str]]) -
 
     Args:
         job: the run.
-        new_by_rank: reason by sample id of each rank's new bad samples. The ids have
-            been through JSON, where more than one rank gathered them.
+        new_by_rank: reason by sample id of each rank's new bad samples; the ids are
+            strings, as `World.all_gather_object` returns them.
 
     Raises:
         RunError: there are more than `data.max_bad_samples`.

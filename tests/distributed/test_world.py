@@ -1,3 +1,4 @@
+import math
 import os
 import threading
 from datetime import timedelta
@@ -29,6 +30,11 @@ def test_hosted_deals_floor_or_ceil(v, data):
     ]
     assert [x for part in dealt for x in part] == list(range(v))
     assert {len(part) for part in dealt} <= {v // ranks, -(-v // ranks)}
+
+
+def test_gathered_values_have_been_through_json_on_a_single_rank_too():
+    value = {1: (2, None), "loss": float("inf")}
+    assert World(CPU).all_gather_object(value) == [{"1": [2, None], "loss": math.inf}]
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
