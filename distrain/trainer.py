@@ -350,9 +350,9 @@ def finish_step(job: TrainJob, steps_done: int) -> bool:
 
     job.console.set_step(steps_done)
     if should_log or should_validate or should_save:
-        # A CPU-GPU sync point. `synchronize` raises if a rank was lost, and
+        # A CPU-GPU sync point. `synchronize_device` raises if a rank was lost, and
         # `log_train_metrics` if a step failed, so that neither is evaluated or saved.
-        world.synchronize()
+        world.synchronize_device()
         log_train_metrics(job, steps_done)
         job.telemetry.metrics.record_norms(list(job.engine.parameters.values()))
     is_best = should_validate and validate(job, steps_done)

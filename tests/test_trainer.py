@@ -329,9 +329,9 @@ class TellingWorld(World):
         self.calls.append("word")
         return super().all_reduce_ints(values)
 
-    def synchronize(self):
+    def synchronize_device(self):
         self.calls.append("settled")
-        super().synchronize()
+        super().synchronize_device()
 
 
 def test_ranks_have_a_word_before_any_of_them_waits_for_its_gpu(

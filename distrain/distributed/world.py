@@ -30,7 +30,7 @@ class World:
 
     Ranks branch only on values that a collective made equal on all of them. Collectives
     on the CPU (gloo) raise LostRankError if another rank is lost; after one on GPUs
-    (NCCL), only `synchronize` does.
+    (NCCL), only `synchronize_device` does.
     """
 
     device: torch.device
@@ -123,8 +123,10 @@ class World:
             for row, size in zip(gathered, sizes, strict=True)
         ]
 
-    def synchronize(self) -> None:
+    def synchronize_device(self) -> None:
         """Block until all work queued on this rank's device is done.
+
+        Not a barrier: it does not wait for other ranks.
 
         Raises:
             LostRankError: another rank is lost, so the results of all-reduces on the
@@ -346,8 +348,8 @@ def _init_gpu_process_group(world: World, options: dict[str, Any]) -> PeerMonito
     communicator = _get_nccl_backend(world.device)
 
     def abort_communicator() -> None:
-        # Set the flag first: the abort unblocks a thread in `synchronize`, which must
-        # not treat the buffer as a finished all-reduce.
+        # Set the flag first: the abort unblocks a thread in `synchronize_device`,
+        # which must not treat the buffer as a finished all-reduce.
         world.peer_lost.set()
         # An abort that times out raises. The run's watchdog then ends this process.
         with suppress(RuntimeError):

@@ -138,7 +138,7 @@ class TrainJob:
             self.writer.log_metrics(record)
 
     def flush_metrics(self) -> None:
-        """Flush the metrics of all ranks, then synchronize.
+        """Flush this rank's metrics, and wait until all ranks have flushed theirs.
 
         So the last page has them all, whichever rank of a node serves it.
         """

@@ -157,10 +157,10 @@ def test_a_lost_peer_aborts_nccl_and_voids_what_was_reduced(joining, cuda, monke
     monkeypatch.setattr(torch.cuda, "synchronize", cuda.noting("synchronize"))
     with joining() as world:
         cuda.world = world
-        world.synchronize()
+        world.synchronize_device()
         cuda.lose()
         with pytest.raises(LostRankError):
-            world.synchronize()
+            world.synchronize_device()
     assert cuda.names[4:] == ["synchronize", "abort", "synchronize", "leave", "destroy"]
     assert cuda.made[5] == ("abort", True), (
         "who waits for the GPU must find it out as soon as the abort frees it"
