@@ -4,10 +4,10 @@ Float sums depend on their order, integer sums do not. In exact mode the loss *s
 micro-batch is multiplied by 2^shift before backward, and its gradients are truncated to
 int64 and added. (A power of two changes only the exponent of a float: no rounding is
 added.) Once per step the sums are converted back: divided by 2^shift and by the number
-of valid samples in the global batch. Means per worker are never averaged, which would
-give more weight to samples of workers with fewer valid ones. In fast mode gradients are
-added in floating point. The statistics of batch normalization are added beside them, in
-fixed point in both modes.
+of valid samples in the global batch. The means of virtual workers are never averaged:
+that would give more weight to the samples of a virtual worker with fewer valid ones. In
+fast mode gradients are added in floating point. The statistics of batch normalization
+are added beside them, in fixed point in both modes.
 """
 
 import math
@@ -114,7 +114,11 @@ class GradientAccumulator:
         self._bucket_waits: list[Callable[[], None]] = []
 
     def _allocate_totals(self, num_batch_stats: int) -> None:
-        """Allocate the fixed-point totals, followed by the batch statistics."""
+        """Allocate the totals, and the means of the batch statistics.
+
+        One int64 tensor holds the totals and, behind them, the sums of the batch
+        statistics in fixed point.
+        """
         self._totals_lock = threading.Lock()
         self._totals = torch.zeros(
             len(Totals._fields) + num_batch_stats,
@@ -170,14 +174,14 @@ class GradientAccumulator:
         # Check the range of all numbers.
         scaled = self._scale_terms(loss_sum, batch_stats)
         terms_in_range = (scaled.abs() < self._max_magnitude).all()
-        is_valid = terms_in_range & self._is_in_range(gradients)
+        is_in_range = terms_in_range & self._is_in_range(gradients)
 
         # Add the totals, in the order of their fields. NaN becomes a different integer
         # on each device: zero it before the conversion.
-        terms = torch.where(is_valid, scaled, 0.0).long()
+        terms = torch.where(is_in_range, scaled, 0.0).long()
         totals = Totals(
             valid_count=valid_count.long(),
-            violation_count=(~is_valid).long(),
+            violation_count=(~is_in_range).long(),
             loss_sum=terms[0],
             top1_count=top1_count.long(),
             top5_count=top5_count.long(),
@@ -188,8 +192,8 @@ class GradientAccumulator:
         # Add the gradients. On a GPU the flag stays on the device, since reading it
         # would be a sync point: a violation adds zeros. On a CPU reading it is free.
         if self._device.type == "cuda":
-            gradients = [torch.where(is_valid, g, 0.0) for g in gradients]
-        elif not is_valid:
+            gradients = [torch.where(is_in_range, g, 0.0) for g in gradients]
+        elif not is_in_range:
             return
         for i, gradient in enumerate(gradients):
             with self._gradient_locks[i]:
@@ -208,8 +212,9 @@ class GradientAccumulator:
     def start_all_reduce(self, world: World) -> Totals:
         """All-reduce the totals, and start to all-reduce the gradients.
 
-        Returns once the totals have arrived; `write_gradients` waits for the gradients.
-        Called on all ranks.
+        On a CPU returns once the totals have arrived. On a GPU it returns at once: the
+        current stream waits for them, not the host. `write_gradients` waits for the
+        gradients. Called on all ranks.
         """
         # A parameter to which nothing was added in this step has the last step's sum.
         for i, gradient_sum in enumerate(self._gradient_sums):

@@ -69,7 +69,8 @@ class Optimizer:
         Args:
             lr: learning rate, a float32 scalar on the device; 0 leaves the weights as
                 they are.
-            lr_ratio: this step's learning rate divided by the previous step's.
+            lr_ratio: this step's learning rate divided by the previous step's. Used by
+                LARS and SGD in the paper's form, whose velocity contains the rate.
         """
         self._transform_gradients()
         for group in self._param_groups:
