@@ -1,10 +1,13 @@
 """Driver of a run on Ray: Ray Train runs the ranks, and the driver watches over it.
 
 One `fit` of Ray Train has a fixed number of workers; when a worker dies, Ray restarts
-the whole worker group. A change of the number (a node is lost, added or drained) ends
-the fit, after a checkpoint if there is time for one, and the next fit resumes from
-there. This rests on Ray's public interface; two private functions give details on the
-cluster, and have fallbacks.
+the whole worker group: another attempt in the same fit. A change of the number (a node
+is lost, added or drained) ends the fit, after a checkpoint if there is time for one,
+and the next fit resumes from there. A launch is one fit or several.
+
+All this rests on Ray's public interface. What is private only adds details (two
+functions on nodes, an attribute with the cause of an exception) or silences prints (a
+function that is replaced); without it, messages and the list of nodes are coarser.
 
 A worker group has *formed* once its ranks are connected: they have initialized their
 process group and run a first collective.
@@ -108,8 +111,9 @@ def _make_paths_absolute(config: Config) -> Config:
 def _configure_local_ray(config: Config) -> tuple[Config, dict[str, int]]:
     """Return the config for a local Ray cluster, and the resources that it gets.
 
-    A number of workers becomes (minimum, as many as fit); `auto` stays. Workers on CPUs
-    may be more than there are cores, if the user asks for so many.
+    The limits [MIN, MAX] become [MIN, the workers that fit, at least MIN and at most
+    MAX], since a machine does not grow; `auto` stays. Workers on CPUs may be more than
+    there are cores, if the user asks for so many.
 
     Raises:
         UserError: there are fewer GPUs than workers.
@@ -316,11 +320,14 @@ class _RayDriver:
                 is_stop_requested = True
                 self._mailbox.request_stop.remote(self._fit_number)
 
-            # Resize only while the ranks train: a group that is starting cannot save.
+            # Resize only once the group has formed, and after an interruption only once
+            # training has resumed: a group that is starting cannot save. (In the first
+            # fit the request may come before training starts; it is then honored after
+            # the first step.)
             now = time.monotonic()
-            is_training = bool(self._rank_nodes) and self._interrupted_at is None
+            can_save = bool(self._rank_nodes) and self._interrupted_at is None
             is_poll_due = now - last_poll >= _NODE_POLL_SECONDS
-            if is_stop_requested or not is_training or not is_poll_due:
+            if is_stop_requested or not can_save or not is_poll_due:
                 continue
             last_poll = now
             reason = self._capacity.find_resize_reason(num_workers, allocation)
@@ -369,7 +376,7 @@ class _RayDriver:
     def _on_group_formed(
         self, rank_nodes: list[tuple[str, str]], placement_group: Any
     ) -> None:
-        """Log the ranks of a new worker group, by host."""
+        """Record a new worker group, and log its ranks by host."""
         self._rank_nodes = rank_nodes
         self._placement_group = placement_group
         self._capacity.on_group_formed([node_id for node_id, _ in rank_nodes])
@@ -385,7 +392,7 @@ class _RayDriver:
         self._console.log(f"worker group formed: {workers} ({ranks_by_host})")
 
     def _on_training_started(self, step: int, steps: int, steps_per_epoch: int) -> None:
-        """Log, after an interruption, how long it was and what it cost."""
+        """Record that training has started; log what an interruption before it cost."""
         # A new checkpoint is progress: what failed before it is settled.
         if step > self._start_step:
             self._failure_causes.clear()
@@ -430,10 +437,11 @@ class _RayDriver:
             self._record_failure(f"Ray Train failed: {summarize_error(error)}")
 
     def _record_failure(self, cause: str) -> None:
+        """Log a failure, keep its cause, and start the clock of the interruption."""
         self._console.stop()
         self._console.log(cause)
         self._failure_causes.append(cause)
-        # Failures of one interruption count from the first.
+        # The interruption began with its first failure.
         self._interrupted_at = self._interrupted_at or time.monotonic()
 
     def _format_first_cause(self) -> str:
