@@ -1,9 +1,10 @@
 """Pack a source: decode, check and resize every image once, and write shards.
 
-The blocks of a source are permuted, their rows are cut into shards (see `shard_plan`),
-and the rows of each shard are shuffled. So the contents of a shard depend on the
-source, the options and the versions of the codecs alone. Each finished shard leaves a
-note (see `pack_notes`), from which an interrupted pack resumes.
+The blocks of a source (image files, ranges of an archive or row groups: see
+`source.Block`) are permuted, their rows are cut into shards (see `shard_plan`), and the
+rows of each shard are shuffled. So the contents of a shard depend on the source, the
+options and the versions of the codecs alone. Each finished shard leaves a note (see
+`pack_notes`), from which an interrupted pack resumes.
 """
 
 import hashlib
@@ -180,7 +181,9 @@ def pack_dataset(
     notes = claim_target(store, _encode_plan(source, options), len(shards))
 
     # Count the rows of finished shards as done.
-    rows_done = sum(rows.num_rows for number in notes for rows in shards[number])
+    rows_done = sum(
+        row_range.num_rows for number in notes for row_range in shards[number]
+    )
     rows_total = sum(block.num_rows for block in source.blocks)
     progress = DatasetProgress(rows_done, rows_total, 0)
     on_progress(progress)
@@ -251,7 +254,8 @@ def _estimate_image_bytes(options: PackOptions) -> float | None:
     """Estimate the bytes of a resized image; None: images keep their size."""
     if options.geometry.kind == "keep":
         return None
-    # Three bytes per raw pixel, and half a byte per pixel of a JPEG.
+    # Three bytes per raw pixel. Half a byte per pixel of a JPEG is a little more than
+    # usual (a seventh of raw).
     side = options.geometry.side
     return side * side * (3.0 if options.encoding == "raw" else 0.5)
 
@@ -267,7 +271,8 @@ def _iter_tasks(
             continue
         groups = list(
             group_into_tasks(
-                row_ranges, lambda rows: (rows.num_rows, rows.block.num_bytes)
+                row_ranges,
+                lambda row_range: (row_range.num_rows, row_range.block.num_bytes),
             )
         )
         for i, group in enumerate(groups, 1):
@@ -287,7 +292,7 @@ def _prepare_shards(
         prepared.moments.merge_moments(task_result.moments)
 
         # Report progress after each task.
-        num_rows = sum(rows.num_rows for rows in task.row_ranges)
+        num_rows = sum(row_range.num_rows for row_range in task.row_ranges)
         images = [row for row in task_result.rows if isinstance(row, _StoredImage)]
         progress = progress._replace(
             done=progress.done + num_rows,
@@ -306,7 +311,8 @@ def _prepare_shards(
 def _prepare_rows(reader: BlockReader, task: _PackTask) -> _PreparedRows:
     rows: list[_StoredImage | Reject] = []
     moments = PixelMoments()
-    blocks_read = prefetch_blocks(reader, [rows.block for rows in task.row_ranges])
+    blocks = [row_range.block for row_range in task.row_ranges]
+    blocks_read = prefetch_blocks(reader, blocks)
     for row_range, (_, block_rows) in zip(task.row_ranges, blocks_read, strict=True):
         if isinstance(block_rows, Reject):
             # A block may be cut between shards: list it once, with its first row.
@@ -356,6 +362,8 @@ def _write_shard(
     """Write a shard and then its note; return the note."""
     # Shuffle the rows, since those of one block still follow each other.
     writer = ShardWriter(classes)
+    # b = 0 is the order of the blocks (`shard_plan`). The seed is always 0: a pack has
+    # none.
     order = draw_permutation(len(prepared.rows), 0, Purpose.PACK, b=1 + shard_number)
     for i in order.tolist():
         row = prepared.rows[i]
