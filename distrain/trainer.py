@@ -103,14 +103,17 @@ def train(
     """Train a run to its end; resume from its newest complete checkpoint if it has one.
 
     Every rank calls this function. Called with a config alone, it trains on this
-    machine in this process, on one GPU if there is one.
+    machine in this process, on one GPU if there is one. The public `distrain.train` is
+    `launch.launcher.train`, which decides where to train and calls this function on
+    each rank.
 
     Args:
         config: the run.
         world: this rank and the others. Default: one rank.
         console: where progress is printed; other ranks than 0 use it only for what
-            rank 0 cannot see (a hang, a file that crashed their decoder). Default:
-            stdout, with a progress bar if that is a terminal.
+            rank 0 cannot see (a hang, files that crashed their decoder, the URL of
+            their node's metrics page). Default: stdout, with a progress bar if that is
+            a terminal.
         must_resume: fail if there is no checkpoint.
         accept_other_hardware: resume even if this hardware does not reproduce the
             checkpoint's bits.
@@ -126,13 +129,13 @@ def train(
     world = world or make_local_world(config.device)
     console = console or create_console()
 
-    # Rank 0 prints the progress of all. Every rank warns of what only it can see.
-    warn = console.log
+    # Rank 0 prints the progress of all. Every rank logs what only it can see.
+    log_local = console.log
     if not world.is_rank_zero:
         console = SilentConsole()
     with explain_full_disk(), ExitStack() as stack:
         # Build everything, and restore the newest checkpoint.
-        metrics = stack.enter_context(open_metrics(config, world, warn))
+        metrics = stack.enter_context(open_metrics(config, world, log_local))
         exact = config.reduction.mode == "exact"
         numerics = set_torch_numerics(
             world.device, precision=config.precision, exact=exact
@@ -142,7 +145,7 @@ def train(
             config,
             world,
             console,
-            warn,
+            log_local,
             metrics,
             stack,
             must_resume=must_resume,
@@ -297,6 +300,8 @@ def update_weights(job: TrainJob, step: int, totals: Totals) -> None:
     # range, or no valid sample), then 0.0 forever. It stays on the device as a factor,
     # because an `if` would have to wait for it. The next log step reports the failure.
     update_factor = engine.meters.add_step(step, totals)
+    # LARS and SGD in the paper's form divide momentum by the ratio of these: their
+    # velocity contains the learning rate.
     lr = job.get_lr(step)
     lr_before = job.get_lr(max(0, step - 1))
 
@@ -324,8 +329,9 @@ def finish_step(job: TrainJob, steps_done: int) -> bool:
     world = job.world
 
     # All ranks must take the same branches below, so the request to stop is summed over
-    # them. The sum travels by gloo, which raises if a rank is lost; that must happen
-    # before anything below waits for a GPU, because NCCL would wait for the lost rank.
+    # them. The sum travels by gloo, which raises if a rank is already lost, before
+    # anything below waits for a GPU. A rank that is lost later is noticed by
+    # `PeerMonitor`, which aborts NCCL; `synchronize_device` then raises.
     (stop_requests,) = world.all_reduce_ints([world.stop_requested.is_set()])
     should_stop = stop_requests > 0
 

@@ -24,7 +24,7 @@ def sync_quarantine(
     world: World,
     datasets: Sequence[Dataset],
     store: Store,
-    warn: Callable[[str], None],
+    log_local: Callable[[str], None],
     on_progress: Callable[[str], None],
 ) -> None:
     """Mark files as bad samples, on all ranks, that crashed a decoder in this run.
@@ -37,7 +37,7 @@ def sync_quarantine(
         world: this rank and the others.
         datasets: the data sets of the run.
         store: the run directory, where rank 0 keeps the verdicts.
-        warn: gets, on every rank, a line on suspects found on its machine.
+        log_local: logs a line on any rank: suspects found on its machine.
         on_progress: gets a short text after each suspect that was decoded.
 
     Raises:
@@ -60,7 +60,7 @@ def sync_quarantine(
                     known = json.loads(store.read(files.QUARANTINE_FILE))
             for key, dataset in zip(keys, datasets, strict=True):
                 local_verdicts[key] = _decode_suspects(
-                    config, world, dataset, notes, warn, on_progress
+                    config, world, dataset, notes, log_local, on_progress
                 )
 
         # Merge the verdicts of all ranks in one collective call, which does not depend
@@ -121,7 +121,7 @@ def _decode_suspects(
     world: World,
     dataset: Dataset,
     stack: ExitStack,
-    warn: Callable[[str], None],
+    log_local: Callable[[str], None],
     on_progress: Callable[[str], None],
 ) -> dict[int, str]:
     """Decode one by one what was in flight when a process died on this machine.
@@ -135,7 +135,7 @@ def _decode_suspects(
     ids = stack.enter_context(claim_suspects(str(config.run), dataset))
     if not len(ids):
         return {}
-    warn(
+    log_local(
         f"an earlier attempt crashed while it decoded {len(ids)} files "
         f"({_describe_samples(dataset, ids)}): checking them one by one"
     )
@@ -154,7 +154,7 @@ def _decode_suspects(
     # A verdict is None for a file that decodes.
     reasons = {i: v for i, v in zip(contents, verdicts, strict=True) if v}
     if not reasons:
-        warn("all of these files decode: they did not cause the crash")
+        log_local("all of these files decode: they did not cause the crash")
     return reasons
 
 

@@ -57,7 +57,7 @@ def build_job(
     config: Config,
     world: World,
     console: Console,
-    warn: Callable[[str], None],
+    log_local: Callable[[str], None],
     metrics: Metrics,
     stack: ExitStack,
     *,
@@ -70,7 +70,8 @@ def build_job(
         config: the run.
         world: this rank and the others.
         console: where rank 0 prints progress.
-        warn: called on a rank when that rank hangs.
+        log_local: logs a line on any rank: that it hangs, or that files may have
+            crashed its decoder.
         metrics: this rank's Prometheus metrics.
         stack: closes everything that is opened here.
         must_resume: fail if there is no checkpoint.
@@ -83,7 +84,7 @@ def build_job(
     """
     # Claim the run directory. From here on, a rank that hangs is ended.
     claimed_run = claim_run_dir(config, world, console, stack, must_resume=must_resume)
-    watchdog = start_watchdog(config, world, warn, claimed_run, stack)
+    watchdog = start_watchdog(config, world, log_local, claimed_run, stack)
     metrics.track_watchdog(watchdog)
 
     # Open the data, and build the model and what trains it.
@@ -93,8 +94,9 @@ def build_job(
     # Check files and hardware, while all ranks still have the initial weights.
     watchdog.mark_progress("checking files that may have crashed the decoder")
     store = claimed_run.store
-    log_progress = watchdog.mark_progress
-    sync_quarantine(config, world, data.all_datasets, store, warn, log_progress)
+    sync_quarantine(
+        config, world, data.all_datasets, store, log_local, watchdog.mark_progress
+    )
     watchdog.mark_progress("the hardware check")
     hardware_hash = check_ranks(config, world, data, engine)
 
@@ -117,6 +119,9 @@ def build_job(
     set_initial_metrics(config, world, metrics, data, claimed_run, writer)
     if warning := explain_memory_shortage(config, data.train.manifest, world):
         console.log(warning)
+    progress = build_progress(claimed_run, data)
+    # Only now: the gauge of quarantined samples, set above, does not count these.
+    data.train.bad_samples.update(progress.bad_samples)
     steps_per_epoch = data.order.steps_per_epoch
     job = TrainJob(
         config=config,
@@ -128,7 +133,7 @@ def build_job(
         data=data,
         engine=engine,
         hardware_hash=hardware_hash,
-        progress=build_progress(claimed_run, data),
+        progress=progress,
     )
 
     # Of a run that is already finished, neither the page nor the checkpoint matters.
@@ -143,7 +148,7 @@ def build_job(
 def start_watchdog(
     config: Config,
     world: World,
-    warn: Callable[[str], None],
+    log_local: Callable[[str], None],
     claimed_run: ClaimedRun,
     stack: ExitStack,
 ) -> Watchdog:
@@ -160,7 +165,7 @@ def start_watchdog(
     def report_hang(sentence: str, stacks: str) -> None:
         name = files.stacks_path(attempt, world.rank)
         # The line first: the storage may be what hangs.
-        warn(
+        log_local(
             f"rank {world.rank} hangs: {sentence}; the stacks of all its threads are "
             f"in {store.redacted_url}/{name}"
         )
@@ -245,7 +250,8 @@ def check_ranks(
             )
 
     # Compare it, and everything else that decides the weights. Versions of a GPU's
-    # libraries are not compared, since the bits are: they only explain a difference.
+    # libraries need not be equal: in exact mode the computed bits are compared instead,
+    # and fast mode promises none. They are listed only to explain a difference.
     environment = collect_environment(world.device)
     hints = select_gpu_versions(environment)
     versions = {name: v for name, v in environment.items() if name not in hints}
@@ -353,7 +359,6 @@ def build_progress(claimed_run: ClaimedRun, data: RunData) -> TrainProgress:
     """Build the initial progress, or that of the checkpoint with its bad samples."""
     state = claimed_run.state
     bad_samples = dict(state.bad_samples) if state else {}
-    data.train.bad_samples.update(bad_samples)
     best = state.best if state else None
     # Drop the best result of another validation set: it cannot be compared.
     if best is not None and best.val != get_val_fingerprint(data.val):

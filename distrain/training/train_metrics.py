@@ -16,16 +16,22 @@ from distrain.training.job import TrainJob
 
 @contextmanager
 def open_metrics(
-    config: Config, world: World, warn: Callable[[str], None]
+    config: Config, world: World, log_local: Callable[[str], None]
 ) -> Iterator[Metrics]:
     """Open this rank's metrics, and serve them until the run has ended.
+
+    Args:
+        config: the run.
+        world: this rank.
+        log_local: logs a line on any rank: the URL of its node's metrics page, or a
+            warning about it.
 
     Raises:
         UserError: the metrics cannot be served at the address.
     """
     with world.raise_on_all_ranks():
         try:
-            metrics = Metrics(config.metrics, str(config.run), world, warn)
+            metrics = Metrics(config.metrics, str(config.run), world, log_local)
         except OSError as error:
             raise UserError(
                 f"metrics cannot be served at {config.metrics.address}: {error}; "
