@@ -41,8 +41,9 @@ class World:
     stop_requested: threading.Event = field(default_factory=threading.Event)
     """Set from outside, on any rank, to end the run after a step, with a checkpoint."""
     session: str = field(default_factory=lambda: secrets.token_hex(8))
-    """Id of the launch. An attempt takes over the run directory from an earlier attempt
-    of the same launch at once, without waiting for its lease to expire."""
+    """Id of the launch: one call of `distrain train`, which may take several attempts.
+    An attempt takes over the run directory from an earlier attempt of the same launch
+    at once, without waiting for its lease to expire."""
     node_address: str = "127.0.0.1"
     """Address of this node that other ranks can reach."""
     on_checkpoint: Callable[[int, str | None], None] = lambda step, name: None
@@ -171,7 +172,12 @@ class World:
             return
 
         report = own_error and [type(own_error).__name__, str(own_error)]
-        error_types = {"UserError": UserError, "RunError": RunError}
+        # distrain raises these three; a subclass of the user's own ends the attempt.
+        error_types = {
+            "UserError": UserError,
+            "RunError": RunError,
+            "AttemptError": AttemptError,
+        }
         for rank_report in self.all_gather_object(report):
             if rank_report is not None:
                 name, message = rank_report
