@@ -142,9 +142,9 @@ class Config(Section):
         return forbid_url_secrets(value)
 
     # Checks across fields are attached to one field each, so that they are reported
-    # together with all other problems; a check of the whole model would run only if all
-    # fields are valid. A validator sees the fields declared before its own, and of
-    # those only the valid ones.
+    # together with all other problems; a check of the whole config (pydantic's
+    # `model_validator`) would run only if all fields are valid. A validator sees the
+    # fields declared before its own, and of those only the valid ones.
 
     @field_validator("virtual_workers")
     @classmethod

@@ -262,6 +262,8 @@ class Loader:
                 "or pack or index the data set again"
             )
 
+        # Only in a data set whose manifest says that it was not verified; `pack` and
+        # `index` write none.
         crop = self._decode_plan.crop_size
         for i, reason in reasons.items():
             self._dataset.bad_samples[int(sample_ids[i])] = reason
@@ -270,7 +272,7 @@ class Loader:
     def _find_bad_files(
         self, pending: PendingBatch, error: DecodeError
     ) -> dict[int, str]:
-        """Return the reason by index in the batch of the files that do not decode."""
+        """Return the files that do not decode, as reasons by index in the batch."""
         if error.index is not None:
             return {error.index: str(error)}
         # Pixels that are stored raw always decode.

@@ -1,4 +1,4 @@
-"""Jobs on a cluster: what submit, resume, jobs, logs and stop do, without a terminal.
+"""The functions behind the commands submit, resume, jobs, logs and stop.
 
 Functions and arguments have the names of the commands and their options.
 """
@@ -42,8 +42,8 @@ class Submission(NamedTuple):
 
     status: Literal["submitted", "already_running", "dry_run"]
     id: str | None
-    """Ray's submission ID, the name of the RayJob, or the number of the Slurm job; None
-    if Slurm has not numbered it, in a dry run."""
+    """Ray's submission ID, the name of the RayJob, or the number of the Slurm job. None
+    in a dry run for Slurm, which numbers a job only when it is submitted."""
     text: str
     """The list of files and the request (ray), the manifests, or the script."""
     namespace: str | None = None
@@ -194,7 +194,7 @@ def logs(
     console: Console | None = None,
     log: Callable[[str], None] | None = None,
 ) -> JobInfo:
-    """Print the log of a job, with the lines that `distrain train` prints.
+    """Print the log of a job as `distrain train` would have printed it here.
 
     Args:
         job: job ID.

@@ -32,7 +32,8 @@ from distrain.distributed.process import get_process_identity, is_dead_local_pro
 from distrain.monitor.pageserver import PageServer
 
 RENDER_INTERVAL_SECONDS = 1.0
-"""Seconds between two renderings of a page."""
+"""Seconds between two rounds of a rank: write its snapshot, take over the page if
+nobody serves it, render."""
 _MAX_PORTS_TRIED = 100
 # Age from which the folder of a launch without living processes is removed.
 _ABANDONED_AFTER_SECONDS = 600.0
@@ -205,6 +206,7 @@ class MetricsEndpoint:
             _try_write_json(self._snapshot_path, snapshot)
 
     def _render_page(self) -> None:
+        """Render the page from the snapshots of all ranks of the node."""
         assert self._server is not None
         snapshots = dict(_read_snapshots(self._folder))
         merged = _MergedCollector(list(snapshots.values()), self._gauge_merges)

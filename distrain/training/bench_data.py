@@ -158,14 +158,14 @@ def format_bench_result(result: BenchResult) -> Iterator[str]:
         f"batches of {result.batch_size}, {result.num_threads} threads, "
         f"medians of {_NUM_ROUNDS} rounds"
     )
-    # The bare decode on the CPU is the limit; raw pixels have none.
-    limit = result.throughputs[1] if len(result.throughputs) > 1 else None
+    # Ratios are to the bare decode on the CPU; without JPEG files there is none.
+    baseline = result.throughputs[1] if len(result.throughputs) > 1 else None
     for throughput in result.throughputs:
         images_per_second = f"{throughput.images_per_second:8,.0f} images/s"
         cpu_ms = f"{throughput.cpu_ms_per_image:7.3f} CPU-ms"
         ratio = ""
-        if limit and throughput is not limit:
-            times = throughput.cpu_ms_per_image / limit.cpu_ms_per_image
+        if baseline and throughput is not baseline:
+            times = throughput.cpu_ms_per_image / baseline.cpu_ms_per_image
             ratio = f", {times:.2f} x the bare decode"
         yield f"{throughput.name:<19} {images_per_second} {cpu_ms}{ratio}"
     yield f"first batch after {result.seconds_to_first_batch:.2f} s"

@@ -219,7 +219,7 @@ class Dataset:
         # Groups that are fetched or being fetched, the least recently used first.
         self._cached_groups: OrderedDict[int, Future[LoadedRowGroup]] = OrderedDict()
         self._cached_bytes = 0
-        self.bad_samples = manifest.bad_samples
+        self.bad_samples = dict(manifest.bad_samples)
         """Reason by sample id of files found not to decode, so each is tried once."""
         # Guards `num_groups_read`, which the fetching threads increment.
         self._lock = threading.Lock()
@@ -333,6 +333,7 @@ class Dataset:
                 if must_copy:
                     data = data.copy()
                 rows[position] = Row(data, loaded.labels[i], loaded.image_sizes[i])
+        # Every position is filled; the condition is for mypy.
         return [row for row in rows if row is not None]
 
     def describe_sample(self, sample_id: int) -> str:
