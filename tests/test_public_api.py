@@ -144,8 +144,10 @@ def test_every_command_is_a_function_with_the_same_words(command):
     for parameter, option in commands()[command].items():
         if parameter in ONLY_TYPED:
             continue
-        # `with` cannot be the name of an argument.
-        assert {"with": "files"}.get(option, option) in taken, f"{command} --{option}"
+        # `with` cannot be the name of an argument. A command reads a recipe, a function
+        # takes the config that `load_config` made of it.
+        name = {"with": "files", "recipe": "config"}.get(option, option)
+        assert name in taken, f"{command} --{option}"
 
 
 @pytest.mark.parametrize("name", sorted({*package.__all__}))

@@ -31,7 +31,7 @@ from distrain.cli.submission import (
 
 
 def submit_job(
-    config: RecipeArgument,
+    recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     address: AddressOption = None,
     workers: WorkersOption = None,
@@ -64,12 +64,12 @@ def submit_job(
 
     make_importable(files or [])
 
-    settings = load_config(
-        config, [*(overrides or []), *format_workers_override(workers)]
+    config = load_config(
+        recipe, [*(overrides or []), *format_workers_override(workers)]
     )
-    check_follow(to, settings.run, follow and not dry_run)
+    check_follow(to, config.run, follow and not dry_run)
     submission = submit(
-        settings,
+        config,
         to=to,
         address=address,
         files=files or [],
@@ -80,7 +80,7 @@ def submit_job(
         dry_run=dry_run,
         log=log_to_stderr,
     )
-    print_submission(submission, to, address, str(settings.run), follow)
+    print_submission(submission, to, address, str(config.run), follow)
 
 
 def resume_run(

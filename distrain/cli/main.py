@@ -89,7 +89,7 @@ def show_version(
 
 
 def show_lr(
-    config: RecipeArgument,
+    recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     images: Annotated[
         int | None,
@@ -108,19 +108,19 @@ def show_lr(
     from distrain.config import load_config
     from distrain.training.lr_curve import lr
 
-    settings = load_config(config, overrides or [])
-    if settings.schedule.follows_validation:
+    config = load_config(recipe, overrides or [])
+    if config.schedule.follows_validation:
         typer.echo(
-            f"{settings.schedule.name}: drops depend on validation and cannot be shown "
+            f"{config.schedule.name}: drops depend on validation and cannot be shown "
             "in advance"
         )
     # Plot into a file.
     if png is not None:
-        lr(settings, images=images, png=png)
+        lr(config, images=images, png=png)
         return
 
     # Or print a table with a bar per row.
-    curve = lr(settings, images=images, points=_LR_TABLE_ROWS)
+    curve = lr(config, images=images, points=_LR_TABLE_ROWS)
     highest = max(point.lr for point in curve)
     typer.echo(f"{'step':>9} {'epoch':>7} {'rate':>10}")
     for step, epoch, rate in curve:

@@ -34,6 +34,7 @@ def complete_recipe(incomplete: str) -> list[str]:
 RecipeArgument = Annotated[
     Path,
     typer.Argument(
+        metavar="RECIPE",
         help="Recipe: a YAML file, or the name of one that ships with distrain, such "
         "as quickstart.",
         autocompletion=complete_recipe,

@@ -60,7 +60,7 @@ _AddressOption = Annotated[
 
 
 def train(
-    config: RecipeArgument,
+    recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     must_resume: _ResumeOption = False,
     dry_run: _DryRunOption = False,
@@ -77,11 +77,11 @@ def train(
 
     # Resolve the config: flags count as overrides and come last.
     _check_submitted_version()
-    settings = load_config(
-        config, [*(overrides or []), *format_workers_override(workers)]
+    config = load_config(
+        recipe, [*(overrides or []), *format_workers_override(workers)]
     )
     if dry_run:
-        _print_dry_run(settings, address)
+        _print_dry_run(config, address)
         return
     from distrain.data.storage.store import Store
     from distrain.launch.launcher import log_summary, train_here_or_on_ray
@@ -89,9 +89,9 @@ def train(
     from distrain.monitor.terminal import create_console
 
     # Train, with a copy of the console's lines in the run directory.
-    with LogFileConsole(create_console(), Store(str(settings.run))) as console:
+    with LogFileConsole(create_console(), Store(str(config.run))) as console:
         summary, signal_number = train_here_or_on_ray(
-            settings,
+            config,
             console,
             workers=workers,
             address=address,
@@ -101,7 +101,7 @@ def train(
         # A job's recipe is a temporary copy on the cluster, so its command would be of
         # no use: `distrain logs -f` and `distrain stop` print one instead.
         is_job = "DISTRAIN_CONSOLE" in os.environ
-        command = _format_resume_command(config, overrides or [], workers, address)
+        command = _format_resume_command(recipe, overrides or [], workers, address)
         log_summary(console, summary, None if is_job else command)
     # As a shell reports a process that died of the signal.
     if signal_number is not None:
@@ -132,10 +132,10 @@ def _check_submitted_version() -> None:
 
 
 def _format_resume_command(
-    config: Path, overrides: Sequence[str], workers: str | None, address: str | None
+    recipe: Path, overrides: Sequence[str], workers: str | None, address: str | None
 ) -> str:
     """Return the command line that resumes this run, quoted for a shell."""
-    arguments = ["distrain", "train", str(config), *overrides]
+    arguments = ["distrain", "train", str(recipe), *overrides]
     if workers is not None:
         arguments.append(f"--workers={workers}")
     if address is not None:
