@@ -325,9 +325,9 @@ class _RayDriver:
             # fit the request may come before training starts; it is then honored after
             # the first step.)
             now = time.monotonic()
-            can_save = bool(self._rank_nodes) and self._interrupted_at is None
+            may_resize = bool(self._rank_nodes) and self._interrupted_at is None
             is_poll_due = now - last_poll >= _NODE_POLL_SECONDS
-            if is_stop_requested or not can_save or not is_poll_due:
+            if is_stop_requested or not may_resize or not is_poll_due:
                 continue
             last_poll = now
             reason = self._capacity.find_resize_reason(num_workers, allocation)
