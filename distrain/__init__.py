@@ -15,7 +15,9 @@ well. Everything else is internal.
     UserError, RunError, AttemptError     the caller's mistake; the run or one attempt
                                           of it failed
 
-Each command has a function of its name, whose arguments are named like the options:
+Each command has a function of its name, whose arguments are named like the options
+(`files` is --with; what only concerns the terminal, --max-rejects, --every and submit's
+--follow, has none):
 
     train, dry_run, lr, model, schema     train a recipe, or look at it first
     submit, resume, jobs, logs, stop      runs as jobs on a cluster

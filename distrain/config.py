@@ -357,18 +357,26 @@ def override_config(
     Raises:
         UserError: naming every problem at once.
     """
+    check_is_config(config, "override_config")
     return parse_config(config.model_dump(mode="json"), "the config", overrides)
 
 
-def format_workers_override(workers: str | None) -> list[OptionOverride]:
-    """Format the override for `--workers auto|N|MIN-MAX`; None: none.
+def format_workers_override(
+    workers: int | str | None, name: str = "--workers "
+) -> list[OptionOverride]:
+    """Format the override for a number of workers, auto, N or MIN-MAX; None: none.
+
+    Args:
+        workers: the value.
+        name: what stands before the value in messages.
 
     Raises:
-        UserError: the option's value is none of these.
+        UserError: the value is none of these.
     """
     if workers is None:
         return []
-    option = f"--workers {workers}"
+    workers = str(workers)
+    option = f"{name}{workers}"
     if workers == "auto":
         return [OptionOverride(option, "cluster.workers=auto")]
     limits = re.fullmatch(r"0*([1-9]\d*)(?:-0*([1-9]\d*))?", workers, re.ASCII)
@@ -381,13 +389,14 @@ def format_workers_override(workers: str | None) -> list[OptionOverride]:
         return [OptionOverride(option, f"cluster.workers={least}")]
     if int(least) > int(most):
         raise UserError(
-            f"{option} has a minimum above its maximum: use --workers {most}-{least}"
+            f"{option} has a minimum above its maximum: use {name}{most}-{least}"
         )
     return [OptionOverride(option, f"cluster.workers=[{least}, {most}]")]
 
 
 def to_yaml(config: Config) -> str:
     """Dump the resolved config as YAML; `load_config` reads an equal one from it."""
+    check_is_config(config, "to_yaml")
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 

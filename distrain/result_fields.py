@@ -1,6 +1,6 @@
 """Fields of a config that decide the weights, which a resume may not change."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from distrain.config import Config
+from distrain.errors import UserError
 
 
 def get_result_fields(config: Config) -> dict[str, Any]:
@@ -33,6 +34,38 @@ def get_result_defaults(config: Config) -> dict[str, Any]:
         default = info.get_default(call_default_factory=True, validated_data={})
         defaults[key] = to_jsonable_python(default)
     return defaults
+
+
+def check_result_fields(config: Config, saved_fields: Mapping[str, Any]) -> None:
+    """Check that the fields that decide the weights are those that a run began with.
+
+    Args:
+        config: config to resume the run with.
+        saved_fields: the run's own, of its checkpoint or config. A field that is not
+            among them, because it is newer, counts as its default.
+
+    Raises:
+        UserError: lists the fields that differ.
+    """
+    # With the defaults first, fields that the checkpoint has win over them.
+    current = get_result_fields(config)
+    saved = {**get_result_defaults(config), **saved_fields}
+
+    def show(fields: Mapping[str, Any], key: str) -> str:
+        # Another optimizer or schedule has other fields.
+        return repr(fields[key]) if key in fields else "no such field"
+
+    differences = [
+        f"\n  - {key}: {show(saved, key)} before, {show(current, key)} now"
+        for key in sorted(saved.keys() | current.keys())
+        if saved.get(key) != current.get(key)
+    ]
+    if differences:
+        raise UserError(
+            f"{config.run} was trained with other settings:{''.join(differences)}\n"
+            "change them back to resume it, or start afresh in another run directory "
+            "with run=..."
+        )
 
 
 def _iterate_result_fields(config: Config) -> Iterator[tuple[str, FieldInfo]]:

@@ -210,6 +210,8 @@ def test_a_data_set_from_python(photos, tmp_path):
     assert sorted(row.label for row in rows) == [0] * 6 + [1] * 6
     with pytest.raises(IndexError):
         dataset[12]
+    with pytest.raises(TypeError, match="'slice' object cannot be interpreted"):
+        dataset[0:2]
 
 
 @pytest.mark.parametrize(
@@ -339,7 +341,7 @@ def test_workers_are_checked_as_in_a_recipe(tmp_path):
     config = package.load_config(
         Path(__file__).parents[1] / "configs/quickstart.yaml", [f"run={tmp_path}"]
     )
-    with pytest.raises(package.UserError, match="has a minimum above its maximum"):
+    with pytest.raises(package.UserError, match="maximum: use workers=2-3"):
         package.train(config, workers="3-2")
     with pytest.raises(package.UserError, match="cannot submit to 'nomad'"):
         package.submit(config, to="nomad")
@@ -390,6 +392,28 @@ def test_one_file_in_place_of_a_list(tmp_path):
 def test_resume_with_one_text_of_overrides(tmp_path):
     with pytest.raises(package.UserError, match="overrides 'epochs=1' must be a list"):
         package.resume(tmp_path, "epochs=1")
+
+
+def test_resume_refuses_what_would_change_the_weights(tmp_path):
+    """When it is typed, and not only once the job has started."""
+    (tmp_path / "config.yaml").write_text(
+        "data: {train: /data/train}\nschedule: {name: constant, lr: 0.1}\n"
+    )
+    submission = package.resume(tmp_path, ["checkpoint.keep=5"], dry_run=True)
+    assert submission.status == "dry_run"
+    with pytest.raises(package.UserError, match="epochs: 90 before, 40 now") as caught:
+        package.resume(tmp_path, ["epochs=40", "checkpoint.keep=5"], dry_run=True)
+    assert "keep" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [(package.override_config, [["epochs=1"]]), (package.to_yaml, [])],
+)
+def test_a_name_is_not_taken_for_a_config(function, arguments):
+    remedy = f"{function.__name__} takes a Config, not 'quickstart': load a recipe"
+    with pytest.raises(package.UserError, match=remedy):
+        function("quickstart", *arguments)
 
 
 def test_a_function_is_no_console(tmp_path):

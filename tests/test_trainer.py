@@ -402,8 +402,8 @@ def test_resume_refuses_other_results_and_takes_other_operations(narrow, console
     with pytest.raises(UserError) as caught:
         run(narrow(seed=3, global_batch=32, log={"every": 1}), console)
     text = str(caught.value)
-    assert "global_batch: 64 in the checkpoint, 32 now" in text
-    assert "seed: 0 in the checkpoint, 3 now" in text
+    assert "global_batch: 64 before, 32 now" in text
+    assert "seed: 0 before, 3 now" in text
     assert "log.every" not in text
 
 

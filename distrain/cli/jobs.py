@@ -17,6 +17,7 @@ from distrain.cli.options import (
     OverridesArgument,
     PlatformOption,
     RecipeArgument,
+    ResumeOverridesArgument,
     TemplateOption,
     WorkersOption,
 )
@@ -85,7 +86,7 @@ def submit_job(
 
 def resume_run(
     run: Annotated[str, typer.Argument(help="Run directory (path or URL).")],
-    overrides: OverridesArgument = None,
+    overrides: ResumeOverridesArgument = None,
     address: AddressOption = None,
     workers: WorkersOption = None,
     files: FilesOption = None,

@@ -66,13 +66,18 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
-        # Python's own text starts with a number, and has the file last.
-        reason = error.strerror or str(error)
-        cause = f"{error.filename}: {reason}" if error.filename else reason
-        sys.stderr.write(
-            f"error: {cause}: check the path, its permissions and the free space\n"
-        )
+        sys.stderr.write(f"error: {_explain_os_error(error)}\n")
         raise SystemExit(1) from None
+
+
+def _explain_os_error(error: OSError) -> str:
+    # Without a number it is not the system's own, but of an object store: a sentence.
+    if error.strerror is None:
+        return str(error)
+    # Python's own text starts with the number, and has the file last.
+    place = f"{error.filename}: " if error.filename else ""
+    remedy = "check the path, its permissions and the free space"
+    return f"{place}{error.strerror}: {remedy}"
 
 
 @app.callback(invoke_without_command=True)

@@ -47,6 +47,14 @@ OverridesArgument = Annotated[
         help="Config overrides, e.g. epochs=10 schedule.lr=0.02",
     ),
 ]
+ResumeOverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="key.sub=value",
+        help="Config overrides of what does not decide the weights, e.g. "
+        "checkpoint.keep=5 data.train=s3://bucket/train",
+    ),
+]
 OtherHardwareOption = Annotated[
     bool,
     typer.Option(

@@ -26,6 +26,7 @@ from distrain.monitor.consoles import replay_line
 from distrain.monitor.sinks import Console, PlainConsole
 from distrain.monitor.terminal import create_console
 from distrain.parsing import check_overrides
+from distrain.result_fields import check_result_fields, get_result_fields
 from distrain.rundir.files import CONFIG_FILE
 
 Platform = Literal["ray", "kuberay", "slurm"]
@@ -103,7 +104,7 @@ def submit(
     """
     check_is_config(config, "submit")
     if workers is not None:
-        config = override_config(config, format_workers_override(str(workers)))
+        config = override_config(config, format_workers_override(workers, "workers="))
     paths = _to_paths(files)
     options = ["--accept-other-hardware"] * accept_other_hardware
     spec = _JobSpec(config, paths, id, options, dry_run)
@@ -128,7 +129,8 @@ def resume(
 
     Args:
         run: run directory (path or URL).
-        overrides: changes to the config, as `key.sub=value`.
+        overrides: changes to the config, as `key.sub=value`, of what does not decide
+            the weights.
         to: see `submit`, as for all that follow.
         address: URL of the Ray dashboard.
         workers: "auto", N or "MIN-MAX".
@@ -140,7 +142,8 @@ def resume(
         log: gets a line if the cluster does not answer at once.
 
     Raises:
-        UserError: as `submit`; or there is no run.
+        UserError: as `submit`; or there is no run, or an override changes what decides
+            its weights.
     """
     run = str(run)
     check_overrides(overrides)
@@ -155,15 +158,13 @@ def resume(
         raise UserError(
             f"{store.redacted_url} is not a run directory: it has no {CONFIG_FILE}"
         ) from None
-    workers_override = format_workers_override(
-        None if workers is None else str(workers)
-    )
-    config = parse_config_yaml(
-        text,
-        f"{store.redacted_url}/{CONFIG_FILE}",
-        [*overrides, *workers_override],
-        run=str(run),
-    )
+    workers_override = format_workers_override(workers)
+    origin = f"{store.redacted_url}/{CONFIG_FILE}"
+    config = parse_config_yaml(text, origin, [*overrides, *workers_override], run=run)
+    # Here, where the user is, and not only once the job has started.
+    if overrides:
+        saved = parse_config_yaml(text, origin, run=run)
+        check_result_fields(config, get_result_fields(saved))
 
     options = ["--resume", *["--accept-other-hardware"] * accept_other_hardware]
     spec = _JobSpec(config, paths, None, options, dry_run)

@@ -61,7 +61,7 @@ def train(
             "calls: leave it out, or give distrain.SilentConsole()"
         )
     if workers is not None:
-        config = override_config(config, format_workers_override(str(workers)))
+        config = override_config(config, format_workers_override(workers, "workers="))
     with LogFileConsole(console or create_console(), Store(str(config.run))) as logged:
         summary, _ = train_here_or_on_ray(
             config,

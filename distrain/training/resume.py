@@ -20,7 +20,6 @@ from distrain.distributed.world import World
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.monitor.sinks import Console
 from distrain.optim.optimizer import Optimizer
-from distrain.result_fields import get_result_defaults, get_result_fields
 from distrain.rundir import files
 from distrain.rundir.checkpoint import (
     LoadedCheckpoint,
@@ -160,7 +159,7 @@ def claim_and_load(
     store = retrier.store
     nothing_to_resume = UserError(
         f"there is no checkpoint to resume from in {store.redacted_url}: check the run "
-        "directory, or start the run without --resume"
+        "directory, or start the run without --resume (from Python, resume=False)"
     )
     # Before the lease, which would leave a record in a directory that may be a typo.
     if must_resume and not retrier(lambda: store.list_names(files.CHECKPOINTS_DIR)):
@@ -203,36 +202,6 @@ def _check_failures(
             f"{num_failed} attempts in a row failed after step {step} without a new "
             f"checkpoint (cluster.max_failures = {config.cluster.max_failures}): fix "
             "the cause, then run the same command to resume"
-        )
-
-
-def check_result_fields(config: Config, saved_fields: Mapping[str, Any]) -> None:
-    """Check that the fields that decide the weights are those of the checkpoint.
-
-    A field that the checkpoint does not know, because it is newer, counts as its
-    default.
-
-    Raises:
-        UserError: lists the fields that differ.
-    """
-    # With the defaults first, fields that the checkpoint has win over them.
-    current = get_result_fields(config)
-    saved = {**get_result_defaults(config), **saved_fields}
-
-    def show(fields: Mapping[str, Any], key: str) -> str:
-        # Another optimizer or schedule has other fields.
-        return repr(fields[key]) if key in fields else "no such field"
-
-    differences = [
-        f"\n  - {key}: {show(saved, key)} in the checkpoint, {show(current, key)} now"
-        for key in sorted(saved.keys() | current.keys())
-        if saved.get(key) != current.get(key)
-    ]
-    if differences:
-        raise UserError(
-            f"{config.run} was trained with other settings:{''.join(differences)}\n"
-            "change them back to resume it, or start afresh in another run directory "
-            "with run=..."
         )
 
 
@@ -279,7 +248,8 @@ def check_hardware(
         raise UserError(
             "this hardware does not reproduce the checkpoint's bits "
             f"({cause}): resume on the same kind of hardware and software, or pass "
-            "--accept-other-hardware to resume without bit-identical results"
+            "--accept-other-hardware (from Python, accept_other_hardware=True) to "
+            "resume without bit-identical results"
         )
     console.log(
         f"warning: other hardware than before ({cause}): from here on, results are not "

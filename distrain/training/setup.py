@@ -25,7 +25,7 @@ from distrain.monitor.telemetry import Telemetry
 from distrain.optim.accumulate import GradientAccumulator
 from distrain.optim.optimizer import Optimizer
 from distrain.optim.schedule import PlateauState
-from distrain.result_fields import get_result_fields
+from distrain.result_fields import check_result_fields, get_result_fields
 from distrain.rundir import files
 from distrain.rundir.checkpoint import write_best
 from distrain.rundir.lease import count_restarts_and_resizes, read_attempts
@@ -38,7 +38,6 @@ from distrain.training.quarantine_sync import sync_quarantine
 from distrain.training.resume import (
     ClaimedRun,
     check_plateau,
-    check_result_fields,
     claim_run_dir,
     restore_checkpoint,
 )

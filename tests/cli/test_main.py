@@ -100,6 +100,28 @@ def test_a_dry_run_shows_what_would_be_used(distrain, recipe, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "x.tar"),
+            "x.tar: No such file or directory: check the path, its permissions and the",
+        ),
+        (OSError("no credentials for s3://b"), "no credentials for s3://b\n"),
+    ],
+)
+def test_only_an_error_of_the_system_gets_its_remedy(
+    distrain, monkeypatch, recipe, error, text
+):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(launcher, "train_locally", fail)
+    code, _, err = distrain("train", recipe)
+    assert code == 1
+    assert err.startswith(f"error: {text}")
+
+
 def test_a_dry_run_without_the_data_shows_the_config(distrain, recipe):
     code, out, err = distrain("train", recipe, "--dry-run", "data.train=/nowhere")
     assert code == 2

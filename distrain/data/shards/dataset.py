@@ -5,6 +5,7 @@ holds the byte range and CRC-32C of every row group, so one ranged read brings o
 group, verified.
 """
 
+import operator
 import threading
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Sequence
@@ -265,10 +266,10 @@ class Dataset:
     def __getitem__(self, sample_id: int) -> Row:
         """Return one sample: the bytes of its image file, label and image size.
 
-        Negative ids count from the end.
+        Negative ids count from the end. There are no slices.
         """
         try:
-            positive_id = range(len(self))[sample_id]
+            positive_id = range(len(self))[operator.index(sample_id)]
         except IndexError:
             raise IndexError(f"sample {sample_id} of {len(self)}") from None
         (row,) = self.read_rows(np.array([positive_id]))
