@@ -15,9 +15,8 @@ def schema() -> dict[str, Any]:
 
     It accepts what the parser accepts, with these differences: checks across fields
     (such as `virtual_workers` dividing `global_batch`) and of URLs are the parser's
-    alone, JSON Schema takes 3.0 for an integer, the parser reads a size such as 8GiB
-    whatever follows it, and the keys of a class named by its import path are not
-    checked.
+    alone, JSON Schema takes 3.0 for an integer, and the keys of a class named by its
+    import path are not checked.
     """
     json_schema = Config.model_json_schema(schema_generator=_ConfigSchemaGenerator)
     return {

@@ -125,6 +125,32 @@ def test_overrides(tmp_path):
     assert load_config(path).schedule.lr == 0.001
 
 
+@pytest.mark.parametrize(
+    ("size", "num_bytes"),
+    [
+        ("512", 512),
+        ("1e9", 10**9),
+        ("1.5k", 1500),
+        ("2gb", 2 * 10**9),
+        ("' 0.5 GiB '", 1 << 29),
+        ("3EiB", 3 << 60),
+    ],
+)
+def test_sizes(size, num_bytes):
+    config = parse_config(LEAST, "test", [f"data.memory={size}"])
+    assert config.data.memory == num_bytes
+
+
+@pytest.mark.parametrize(
+    "size",
+    ["10%", "1,5GiB", "1.5.2GB", "2GiB/rank", "2Gbit", "2gigs", "abc", "64Gi", "0GiB"],
+)
+def test_a_size_is_read_as_a_whole_or_refused(size):
+    text = problems(LEAST, [f"data.cache_bytes={size}"])
+    sentence = f"must be a number of bytes or a size such as 64GiB, not '{size}'"
+    assert text.endswith(f"override data.cache_bytes={size}: {sentence}")
+
+
 @pytest.mark.parametrize("override", ["run=", "run=null", "run=~"])
 def test_an_override_with_null_names_the_run_by_its_recipe(tmp_path, override):
     path = tmp_path / "a.yaml"

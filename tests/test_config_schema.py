@@ -47,6 +47,7 @@ ACROSS_FIELDS = re.compile(
 VALUES = [
     None, True, False, -1, 0, 1, 2, 16, 60, 61, 65535, 65536, 1 << 32, -0.5, 0.5, 0.99, 1.5,
     "", "x", "auto", "1", "8 GiB", "0.5kb", "0 GiB", "0", "GiB", "8 GXB", "8KIBIT", "8 k", "8 ib", "-8",
+    "10%", "1,5GiB", "1.5.2GB", "2GiB/rank", "2Gbit", "2gigs", "1e9", "64Gi", "1.5 tB",
     [], [1], [2, 3], [3, 2], [0, 1], [1, 2, 3], [1, "x"], ["auto"], [True, 1], [1.5, 2], {}, {"a": 1},
 ]  # fmt: skip
 

@@ -1,16 +1,23 @@
 """Config sections of the data sets and of the augmentation."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import (
+    BeforeValidator,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
 from distrain.data.storage.url import forbid_url_secrets
 from distrain.fields import Section, make_conflict, operation_field, result_field
 
-# pydantic's schema of ByteSize would accept any unit, and anything behind it.
+_SIZE_UNITS = "KMGTPE"
+# Above zero, with a unit such as KiB, KB, K or B, in any case, or with none.
 _SIZE_PATTERN = (
-    r"^\s*(?=[\d.]*[1-9])\d*\.?\d+\s*"
-    r"(([KMGTPEkmgtpe][Ii]?)?[Bb]([Ii][Tt])?|[KMGTPEkmgtpe])?\s*$"
+    r"^\s*(?=[0-9.]*[1-9])([0-9]*\.?[0-9]+)\s*"
+    r"(([KMGTPEkmgtpe])([Ii](?=[Bb]))?)?[Bb]?\s*$"
 )
 _SIZE_SCHEMA = {
     "anyOf": [
@@ -18,7 +25,26 @@ _SIZE_SCHEMA = {
         {"type": "string", "pattern": _SIZE_PATTERN},
     ]
 }
-_Size = Annotated[ByteSize, WithJsonSchema(_SIZE_SCHEMA)]
+
+
+def _parse_size(value: Any) -> int:
+    """Parse a number of bytes, or a text such as 64GiB."""
+    # YAML reads 1e9 as a float.
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    size = re.match(_SIZE_PATTERN, value) if isinstance(value, str) else None
+    if size is None:
+        raise ValueError(
+            f"must be a number of bytes or a size such as 64GiB, not {value!r}"
+        )
+    number, _, unit, binary = size.groups()
+    power = _SIZE_UNITS.index(unit.upper()) + 1 if unit else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+_Size = Annotated[int, BeforeValidator(_parse_size), WithJsonSchema(_SIZE_SCHEMA)]
 
 
 class DataConfig(Section):
@@ -48,7 +74,7 @@ class DataConfig(Section):
     pixel_limit: int = result_field(50_000_000, ge=1)
     """Pixels; an image that claims more is a bad sample, so that a damaged header
     cannot take all memory. [result]"""
-    memory: _Size = operation_field(ByteSize(2 << 30), gt=0)
+    memory: _Size = operation_field(2 << 30, gt=0)
     """Bytes of row groups that one rank keeps in memory, a number or a text such as
     512MiB or 2GiB; beyond them rows are read again. [operation]"""
     connections: int = operation_field(8, ge=1)
@@ -56,7 +82,7 @@ class DataConfig(Section):
     cache: str | None = operation_field(None)
     """Folder on this machine's disk that keeps row groups for later epochs, shared by
     all ranks on the machine; null: none. [operation]"""
-    cache_bytes: _Size = operation_field(ByteSize(64 << 30), gt=0)
+    cache_bytes: _Size = operation_field(64 << 30, gt=0)
     """Bytes that `cache` may hold, a number or a text such as 64GiB. [operation]"""
     decode_threads: int | None = operation_field(None, ge=1)
     """Threads that decode images; null: one per CPU core of the rank. [operation]"""
