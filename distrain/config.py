@@ -287,7 +287,11 @@ def load_config(
             f"{path} is a folder, not a recipe: to resume a run, repeat the command "
             "that started it"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path} is not a recipe, since it is not a text in UTF-8: check the path"
+        ) from None
+    except OSError as error:
         raise UserError(f"cannot read config {path}: {error}") from None
     config = parse_config(tree, str(path), overrides)
     # After the overrides, one of which may be `run=null`.

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import ValidationError
+from yaml.composer import ComposerError
 
 from distrain.config_keys import find_choice, list_keys
 from distrain.errors import UserError
@@ -22,7 +23,27 @@ S = TypeVar("S", bound=Section)
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML loader with the numbers of YAML 1.2: PyYAML reads 1e-3 as a string."""
+    """YAML loader that differs from PyYAML's in two things.
+
+    Numbers are those of YAML 1.2 (PyYAML reads 1e-3 as a string), and a key that is set
+    twice is an error (PyYAML takes the last one).
+    """
+
+    # Before the keys that `<<` merges are added, which may be set again.
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping. Raises ComposerError if a key is set twice."""
+        mapping = super().compose_mapping_node(anchor)
+        first_marks: dict[str, yaml.Mark] = {}
+        for key, _ in mapping.value:
+            # A mapping or a list is no key of a recipe: validation refuses it.
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in first_marks:
+                first_line = first_marks[key.value].line + 1
+                problem = f"{key.value} is set twice (first in line {first_line})"
+                raise ComposerError(None, None, problem, key.start_mark)
+            first_marks[key.value] = key.start_mark
+        return mapping
 
 
 # A copy: add_implicit_resolver would change the lists that SafeLoader uses itself.

@@ -432,6 +432,9 @@ def test_what_is_not_a_config(tmp_path):
     bad.write_text("a: [1")
     with pytest.raises(UserError, match="is not valid YAML"):
         load_config(bad)
+    bad.write_bytes(b"\x80\xff")
+    with pytest.raises(UserError, match="bad.yaml is not a recipe, since .* in UTF-8"):
+        load_config(bad)
     bad.write_text("- 1\n")
     with pytest.raises(UserError, match="must hold lines of the form"):
         load_config(bad)
@@ -440,6 +443,25 @@ def test_what_is_not_a_config(tmp_path):
         load_config(bad, ["seed"])
     with pytest.raises(UserError, match="train is a value, not a section"):
         load_config(bad, ["data.train.x=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("epochs: 90\nepochs: 2\n", "line 2, column 1: epochs is set twice (first in line 1)"),
+        ("log:\n  every: 1\n\n  every: 1\n", "line 4, column 3: every is set twice (first in line 2)"),
+        ("log: {every: 1, every: 2}\n", "line 1, column 17: every is set twice (first in line 1)"),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_set_twice_is_refused(text, place):
+    with pytest.raises(UserError) as refused:
+        parse_config_yaml(text, "dup.yaml")
+    assert str(refused.value) == f"dup.yaml is not valid YAML: {place}"
+
+
+def test_a_key_that_a_merge_brings_may_be_set_again():
+    text = "schedule: &s {name: constant, lr: 1}\ndata: {<<: {train: x}, train: y}\n"
+    assert parse_config_yaml(text, "test").data.train == "y"
 
 
 def test_result_fields_are_the_ones_that_decide():
