@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     BeforeValidator,
+    Field,
     SerializeAsAny,
     ValidationInfo,
     field_validator,
@@ -106,7 +107,7 @@ class Config(Section):
     lanes: int | None = operation_field(None, ge=1)
     """Virtual workers that a rank computes side by side; null: one per core on a CPU, 1
     on a GPU. [operation]"""
-    data: DataConfig
+    data: DataConfig = Field(examples=[{"train": "shards/train"}])
     """Data sets and how they are read."""
     augment: Augment = Augment()
     """Augmentation of training images."""
@@ -116,7 +117,7 @@ class Config(Section):
     """Loss."""
     optimizer: AnyUpdateRule = SGD()
     """Optimizer."""
-    schedule: AnySchedule
+    schedule: AnySchedule = Field(examples=[{"name": "constant", "lr": 0.01}])
     """Learning-rate schedule."""
     reduction: Reduction = Reduction()
     """Gradient reduction."""

@@ -60,6 +60,13 @@ class Section(BaseModel):
     )
 
 
+class CommandSection(Section):
+    """Config of a command that uses only some sections and fields of a recipe."""
+
+    command: ClassVar[str]
+    """Command, for messages."""
+
+
 class Choice(Section):
     """Section that has several implementations, of which a config names one.
 
@@ -173,6 +180,10 @@ class Choice(Section):
         if isinstance(name, str) and name in cls.registry:
             return cls.registry[name]
         known = ", ".join([*sorted(cls.registry), cls.import_syntax])
+        if name is None:
+            raise PydanticCustomError(
+                "no_name", "is missing: use one of {known}", {"known": known}
+            )
         raise PydanticCustomError(
             "no_choice",
             "must be one of {known}, not {name}",

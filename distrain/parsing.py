@@ -16,7 +16,7 @@ from yaml.composer import ComposerError
 
 from distrain.config_keys import find_choice, list_keys
 from distrain.errors import UserError
-from distrain.fields import Section
+from distrain.fields import CommandSection, Section
 from distrain.suggestions import suggest_keys
 
 S = TypeVar("S", bound=Section)
@@ -35,7 +35,7 @@ class _YamlLoader(yaml.SafeLoader):
         mapping = super().compose_mapping_node(anchor)
         first_marks: dict[str, yaml.Mark] = {}
         for key, _ in mapping.value:
-            # A mapping or a list is no key of a recipe: validation refuses it.
+            # A mapping or a list as a key is refused when the mapping is constructed.
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in first_marks:
@@ -56,6 +56,27 @@ _YamlLoader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"),
     list("-+.0123456789"),
 )
+
+
+class _OverrideDumper(yaml.SafeDumper):
+    """YAML dumper with double quotes only: an override has single ones around it."""
+
+    def choose_scalar_style(self) -> str:
+        """Choose the quotes of a text; none where it is plain."""
+        style = super().choose_scalar_style()
+        return '"' if style == "'" else style
+
+
+# Wording of pydantic's errors of a type, by its name for them.
+_TYPE_MESSAGES = {
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "string_type": "must be a text",
+    "bool_type": "must be true or false",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a section of keys",
+    "model_type": "must be a section of keys",
+}
 
 
 class OptionOverride(NamedTuple):
@@ -106,6 +127,7 @@ def parse_section(
         UserError: naming every problem at once.
     """
     check_overrides(overrides)
+    _check_not_split(overrides)
     tree = deepcopy(tree)
     problems = []
     applied = []
@@ -126,7 +148,9 @@ def parse_section(
             _explain_problem(section_class, dict(details), tree, applied)
             for details in error.errors()
         ]
-    # Report all problems together.
+    # Report all problems together. Several keys that one override makes wrong give the
+    # same sentence.
+    problems = list(dict.fromkeys(problems))
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         lines = "".join(f"\n  - {line}" for line in problems)
@@ -148,6 +172,25 @@ def check_overrides(overrides: object) -> None:
             f"overrides {_hide_url(repr(overrides))} must be a list of texts of the "
             'form key.sub=value: use, for example, ["epochs=10"]'
         )
+
+
+def _check_not_split(overrides: Sequence[str | OptionOverride]) -> None:
+    """Raise UserError if the shell split an override such as `key={a: 1, b: 2}`."""
+    texts = [item if isinstance(item, str) else item.text for item in overrides]
+    for start, text in enumerate(texts):
+        closing = {"{": "}", "[": "]"}.get(text.partition("=")[2][:1])
+        if closing is None or text.endswith(closing):
+            continue
+        for end in range(start + 1, len(texts)):
+            # That is another override.
+            if "=" in texts[end]:
+                break
+            if texts[end].endswith(closing):
+                quoted = shlex.quote(" ".join(texts[start : end + 1]))
+                raise UserError(
+                    "the shell splits an override at its spaces: put it in quotes, "
+                    f"{_hide_url(quoted)}"
+                )
 
 
 def _label_override(override: str | OptionOverride) -> _AppliedOverride:
@@ -205,14 +248,14 @@ def _explain_problem(
 ) -> str:
     """Explain one of pydantic's errors on a tree; name the override that caused it."""
     path = [str(key) for key in error["loc"]]
-    if error["type"] == "no_choice":
+    if error["type"] in ("no_choice", "no_name"):
         path.append("name")
     key = ".".join(path)
     override = _find_override(path, error, overrides)
     if error["type"] == "extra_forbidden":
         problem = _format_unknown_key(section_class, path, tree, override, overrides)
     else:
-        problem = _format_problem(key, error)
+        problem = _format_problem(section_class, key, error)
     if override is None:
         return problem
     # The override names the key already, unless the problem is another key's.
@@ -243,19 +286,50 @@ def _find_override(
     return None
 
 
-def _format_problem(key: str, error: dict[str, Any]) -> str:
+def _format_problem(
+    section_class: type[Section],
+    key: str,
+    error: dict[str, Any],
+) -> str:
     """Format one of pydantic's errors at a known key as one line."""
     if error["type"] == "missing":
-        return f"{key} is missing: set it in the recipe, or as {key}=..."
+        info = section_class.model_fields.get(key)
+        examples = info.examples if info is not None else None
+        example = _format_section(key, examples[0]) if examples else f"{key}=..."
+        return f"{key} is missing: set it in the recipe, or as {example}"
+    if error["type"] == "no_name":
+        return f"{key} {error['msg']}"
     # Messages of validators are complete sentences; pydantic only puts a prefix before.
     message = error["msg"].removeprefix("Value error, ")
-    value = repr(error["input"])
+    given = error["input"]
+    value = repr(given)
     if error["type"] in ("no_choice", "no_section", "conflict", "value_error"):
         # They may hold the value, and that of a choice its name.
         for part in (value, error.get("ctx", {}).get("name", "")):
             message = message.replace(part, _hide_url(part))
         return f"{key}: {message}"
+    message = message.replace("Input should be", "must be")
+    message = _TYPE_MESSAGES.get(error["type"], message)
+    # Name an example.
+    if error["type"] == "model_type":
+        keys = list_keys(section_class)
+        below = [other for other in keys if other.startswith(f"{key}.")]
+        message += f", such as {below[0]}" if below else ""
+    elif error["type"] == "tuple_type" and isinstance(given, int | float | str):
+        message += f", such as [{_hide_url(str(given))}]"
     return f"{key}: {message[0].lower()}{message[1:]}, not {_hide_url(value)}"
+
+
+def _format_section(key: str, values: dict[str, Any]) -> str:
+    """Format the override that sets a whole section, quoted for the shell."""
+    text = yaml.dump(
+        values,
+        Dumper=_OverrideDumper,
+        default_flow_style=True,
+        sort_keys=False,
+        width=math.inf,
+    )
+    return shlex.quote(f"{key}={text.strip()}")
 
 
 def _format_unknown_key(
@@ -272,21 +346,27 @@ def _format_unknown_key(
         choice = find_choice(section_class, path[0], tree)
         assert choice is not None
         name, chosen = choice
-        clash = f"{key} is not a setting of {path[0]} {name}"
         names = [other for other in overrides if other.key == f"{path[0]}.name"]
         if override is not None or not names:
-            return f"{clash}: remove it"
+            return f"{key} is not a setting of {path[0]} {name}: remove it"
         # The recipe sets the key, and an override the name: only an override of the
-        # whole section can leave the key out.
+        # whole section can leave it out, and with it all that the choice lacks.
         kept = {k: v for k, v in tree[path[0]].items() if k in chosen.model_fields}
-        values = yaml.safe_dump(
-            kept, default_flow_style=True, sort_keys=False, width=math.inf
-        )
-        section = shlex.quote(f"{path[0]}={values.strip()}")
+        left_over = [f"{path[0]}.{k}" for k in tree[path[0]] if k not in kept]
+        set_keys = [other.key for other in overrides]
+        left_over = [other for other in left_over if other not in set_keys]
+        verb = "are not settings" if len(left_over) > 1 else "is not a setting"
         typed = names[-1].label.removeprefix("override ")
-        return f"{clash}: replace the section, with {section} instead of {typed}"
+        return (
+            f"{', '.join(left_over)} {verb} of {path[0]} {name}: replace the "
+            f"section, with {_format_section(path[0], kept)} instead of {typed}"
+        )
     near = suggest_keys(key, list_keys(section_class, tree))
     key = _hide_url(key)
+    is_used = path[0] in section_class.model_fields
+    if not near and not is_used and issubclass(section_class, CommandSection):
+        used = ", ".join(section_class.model_fields)
+        return f"{section_class.command} does not use {key}, only {used}: remove it"
     if not near:
         return f"unknown key {key}: remove it (distrain schema lists all keys)"
     *others, last = near

@@ -1,3 +1,4 @@
+import shlex
 from pathlib import Path
 
 import pytest
@@ -204,11 +205,11 @@ def test_all_problems_at_once():
     assert "has 7 problems" in text
     assert "unknown key epochz; did you mean epochs?" in text
     assert "unknown key data.vall; did you mean data.val?" in text
-    assert "seed: input should be a valid integer, not True" in text
+    assert "seed: must be an integer, not True" in text
     assert "virtual_workers: 4 does not divide global_batch = 10: use 5" in text
     assert "model: alexnet needs augment.crop of at least 63 pixels, not 20" in text
     assert "reduction: exact mode needs threads = 1" in text
-    assert "schedule.lr: input should be greater than 0" in text
+    assert "schedule.lr: must be greater than 0" in text
 
 
 def test_a_crop_that_is_larger_than_the_resized_image():
@@ -287,7 +288,7 @@ def test_keys_of_the_other_kind_and_unknown_names():
         ),
         (
             ["seed=1", "seed=x"],
-            "override seed=x: input should be a valid integer, not 'x'",
+            "override seed=x: must be an integer, not 'x'",
         ),
         (
             ["loss={name: cross}"],
@@ -358,8 +359,8 @@ def test_a_check_across_fields_names_the_last_override_of_its_fields(
 def test_a_problem_of_the_file_is_not_an_overrides():
     text = problems({**LEAST, "epochz": 3, "seed": -1}, ["epochs=0", "lanes=1"])
     assert text.splitlines()[1:] == [
-        "  - seed: input should be greater than or equal to 0, not -1",
-        "  - override epochs=0: input should be greater than or equal to 1, not 0",
+        "  - seed: must be greater than or equal to 0, not -1",
+        "  - override epochs=0: must be greater than or equal to 1, not 0",
         "  - unknown key epochz; did you mean epochs?",
     ]
     tree = {**LEAST, "threads": 2}
@@ -369,6 +370,50 @@ def test_a_problem_of_the_file_is_not_an_overrides():
     assert "override optimizer.momentum=0: optimizer.nesterov: nesterov needs" in (
         problems(tree, ["optimizer.momentum=0"])
     )
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("data=a/b", "must be a section of keys, such as data.train, not 'a/b'"),
+        ("log=true", "must be a section of keys, such as log.every, not True"),
+        ("schedule.drop_epochs=16", "must be a list, such as [16], not 16"),
+        ("schedule.drop_epochs=1,2", "must be a list, such as [1,2], not '1,2'"),
+        ("checkpoint.every=10s", "must be an integer, not '10s'"),
+        ("cluster.wait=30min", "must be a number, not '30min'"),
+        ("augment.mirror=1", "must be true or false, not 1"),
+        ("run=3", "must be a text, not 3"),
+        ("precision=fp8", "must be 'fp32', 'tf32' or 'bf16', not 'fp8'"),
+    ],
+)
+def test_values_of_a_wrong_type(override, problem):
+    schedule = {"name": "step", "lr": 0.1, "drop_epochs": [1]}
+    text = problems({**LEAST, "schedule": schedule}, [override])
+    assert text.endswith(f"\n  - override {override}: {problem}")
+
+
+def test_a_missing_section_gets_an_example_that_works():
+    lines = problems({"epochs": 1}).splitlines()[1:]
+    examples = []
+    for line, key in zip(lines, ("data", "schedule"), strict=True):
+        problem, example = line.split(", or as ")
+        assert problem == f"  - {key} is missing: set it in the recipe"
+        examples += shlex.split(example)
+    assert parse_config({"epochs": 1}, "test", examples).schedule.name == "constant"
+
+
+def test_an_override_that_the_shell_split_is_one_problem():
+    override = "schedule={name: plateau, lr: 0.1}"
+    for split, whole in ((override, override), ("run=x a.b=[1, 2] c=3", "a.b=[1, 2]")):
+        with pytest.raises(UserError) as refused:
+            parse_config(LEAST, "test", split.split())
+        assert str(refused.value) == (
+            f"the shell splits an override at its spaces: put it in quotes, '{whole}'"
+        )
+    # These are two overrides, each wrong.
+    text = problems(LEAST, ["schedule={name: step", "log={every: 1}", "x}"])
+    assert "2 problems" in text
+    assert "is not valid YAML" in text
 
 
 @pytest.mark.parametrize(
@@ -386,6 +431,12 @@ def test_a_problem_of_the_file_is_not_an_overrides():
             "schedule={name: cosine, lr: 0.001}",
             "cosine",
         ),
+        (
+            {"model": {"name": "alexnet2012", "lrn": "paper", "layers": "paper"}},
+            "model.name=torchvision:resnet18",
+            'model={name: "torchvision:resnet18"}',
+            "torchvision:resnet18",
+        ),
     ],
 )  # fmt: skip
 def test_keys_of_the_recipe_that_an_overrides_choice_lacks(
@@ -394,8 +445,11 @@ def test_keys_of_the_recipe_that_an_overrides_choice_lacks(
     """They cannot be removed by an override: the message has one that works."""
     tree = {**LEAST, **section}
     text = problems(tree, [override])
-    assert f"replace the section, with '{remedy}' instead of {override}" in text
+    assert text.endswith(f"replace the section, with '{remedy}' instead of {override}")
     (key,) = section
+    # One remedy, however many keys are left over.
+    assert "1 problem:" in text
+    assert all(f"{key}.{k}" in text for k in set(section[key]) - {"name", "lr"})
     assert getattr(parse_config(tree, "test", [remedy]), key).name == name
 
 
@@ -510,7 +564,7 @@ def test_a_secret_in_a_url_is_refused_and_not_shown(key, url):
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("data.val=[s3://u:hunter2@b]", "override data.val=...: input should be a valid string, not ..."),
+        ("data.val=[s3://u:hunter2@b]", "override data.val=...: must be a text, not ..."),
         ("data.train.x=s3://u:hunter2@b", "override ...: train is a value, not a section"),
         ("s3://u:hunter2@b", "override ... is not of the form key.sub=value"),
         ("s3://u:hunter2@b=1", "override ...=1: unknown key ...: remove it (distrain schema lists all keys)"),

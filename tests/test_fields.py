@@ -135,7 +135,7 @@ def test_without_a_name_it_is_the_defaults_section(override, section, form):
 
 
 def test_a_schedule_has_no_default():
-    assert "schedule.name: must be one of constant, " in problems(
+    assert "schedule.name is missing: use one of constant, " in problems(
         {"data": {"train": "x"}, "schedule": {"lr": 0.1}}
     )
 
@@ -240,7 +240,7 @@ def test_fields_of_a_form_of_ones_own_are_checked(own):
     text = problems(
         {**LEAST, "loss": {"name": "own_losses:Scaled", "factor": -1.0, "factr": 2.0}}
     )
-    assert "loss.factor: input should be greater than 0, not -1.0" in text
+    assert "loss.factor: must be greater than 0, not -1.0" in text
     assert "unknown key loss.factr; did you mean loss.factor?" in text
 
 

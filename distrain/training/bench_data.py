@@ -8,7 +8,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from distrain.data.order import SampleOrder
 from distrain.data.shards.dataset import Dataset
 from distrain.distributed.world import World, make_local_world
 from distrain.errors import UserError
-from distrain.fields import Section, operation_field
+from distrain.fields import CommandSection, operation_field
 from distrain.parsing import parse_section
 from distrain.training.run_data import open_dataset
 
@@ -59,8 +59,10 @@ class BenchResult(NamedTuple):
     """From opening the data set."""
 
 
-class BenchConfig(Section):
+class BenchConfig(CommandSection):
     """Sections and fields of a config that a measurement uses."""
+
+    command: ClassVar[str] = "distrain bench data"
 
     data: DataConfig
     """Samples."""

@@ -1,20 +1,23 @@
 """Table of a model's layers, without a run: `distrain model`."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import ValidationInfo, field_validator
 
 from distrain.config import AnyModel
 from distrain.data.config import Augment
 from distrain.errors import UserError
-from distrain.fields import Section
+from distrain.fields import CommandSection
 from distrain.models.model import Model
 from distrain.models.summary import ModelSummary, summarize_layers
 from distrain.parsing import parse_section
 
 
-class ModelTableConfig(Section):
+class ModelTableConfig(CommandSection):
     """Sections of a config that the table of a model's layers needs."""
+
+    command: ClassVar[str] = "distrain model"
 
     augment: Augment = Augment()
     """Augmentation; its crop is the image size."""

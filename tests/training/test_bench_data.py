@@ -81,6 +81,8 @@ def test_what_does_not_fit_is_said(digits):
     ):
         make_bench_config("x", ["augment.colr=1"])
     with pytest.raises(
-        UserError, match="unknown key optimizer"
-    ):  # of a run, not of its data
+        UserError,
+        match="bench data does not use optimizer, only data, augment, global_batch, "
+        "device: remove it",
+    ):
         make_bench_config("x", ["optimizer.name=adam"])
