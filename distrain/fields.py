@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 import sys
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -235,8 +236,13 @@ def import_attribute(name: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        imported = importlib.import_module(module)
+    except ImportError as error:
+        if module.endswith(".py"):
+            raise ValueError(
+                "cannot be imported: name the module, not its file, as "
+                f"{Path(module).stem}:{attribute}, and start distrain in its folder"
+            ) from None
         raise ValueError(
             f"cannot be imported ({format_error(error)}): "
             "install its package on every node, or start distrain in its folder"
@@ -244,6 +250,13 @@ def import_attribute(name: str) -> Any:
     # Importing runs the user's module, which may raise anything.
     except Exception as error:
         raise ValueError(f"cannot be imported: {format_error(error)}") from error
+    try:
+        return getattr(imported, attribute)
+    except AttributeError:
+        raise ValueError(
+            f"cannot be imported, since module {module} has no {attribute}: "
+            "check the name"
+        ) from None
 
 
 def format_error(error: Exception) -> str:

@@ -37,6 +37,14 @@ class Peculiar(Small):
         self.drop = nn.LocalResponseNorm(3, alpha=0.2, beta=0.5, k=1.5)
 
 
+class Lazy(Small):
+    """Leaves the size of a layer to its first forward."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.out = nn.LazyLinear(classes)
+
+
 class Paced(Small):
     """Waits PACE seconds per forward: a run lasts as long as a fault needs, and leaves the cores to others."""
 

@@ -613,6 +613,20 @@ def test_a_model_without_a_name_is_alexnet():
     }
 
 
+def test_weights_are_not_an_option_of_torchvisions_networks():
+    tree = {**LEAST, "model": {"name": "torchvision:resnet18"}}
+    for override in (
+        "model.options={weights: DEFAULT}",
+        "model.options.weights=DEFAULT",
+    ):
+        assert problems(tree, [override]).endswith(
+            f"override {override}: torchvision's weights cannot be used, since a run "
+            "begins with weights drawn from its seed: remove weights"
+        )
+    own = {"name": "own_models:Small", "options": {"weights": "x"}}
+    assert parse_config({**LEAST, "model": own}, "test").model.options == own["options"]
+
+
 def test_overrides_leave_the_tree_alone():
     tree = {"data": {"train": "a"}, "schedule": {"name": "constant", "lr": 0.1}}
     assert parse_config(tree, "test", ["data.train=b"]).data.train == "b"

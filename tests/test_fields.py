@@ -206,7 +206,25 @@ def test_forms_of_ones_own_train_as_distrains_do(own, command, digits):
             "class Other: pass",
             "own:Other is not a subclass of distrain.losses.Loss: make it one",
         ),
-        ("loss", "own:none", "", "own:none cannot be imported (AttributeError: "),
+        (
+            "loss",
+            "own:Half",
+            "",
+            "own:Half cannot be imported, since module own has no Half: check the name",
+        ),
+        (
+            "loss",
+            "own.py:Half",
+            "",
+            "own.py:Half cannot be imported: name the module, not its file, as "
+            "own:Half, and start distrain in its folder",
+        ),
+        (
+            "loss",
+            "own:Half",
+            "Loss.none",
+            "own:Half cannot be imported: AttributeError: none",
+        ),
         (
             "loss",
             "nowhere:Loss",

@@ -7,11 +7,13 @@ cannot be trained exactly is refused.
 import random
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from distrain.errors import UserError
 from distrain.fields import format_error, import_attribute
@@ -60,6 +62,12 @@ def build_imported_model(
             f"model {name} returned a {type(model).__name__}: "
             "it must return an nn.Module"
         )
+    for key, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            raise UserError(
+                f"model {name}: {key} is of a lazy layer, which has no weights before "
+                "its first forward: use the layer that takes its size"
+            )
     for key, p in model.named_parameters():
         if p.dtype != torch.float32:
             raise UserError(

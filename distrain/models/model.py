@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationInfo, field_validator
 
 from distrain.fields import Choice, make_conflict, result_field
 
@@ -133,6 +133,24 @@ class ImportedModel(Model):
     classes). [result]"""
     options: dict[str, Any] = result_field({})
     """Further keyword arguments of the callable. [result]"""
+
+    @field_validator("options")
+    @classmethod
+    def _check_no_weights(
+        cls,
+        value: dict[str, Any],
+        info: ValidationInfo,
+    ) -> dict[str, Any]:
+        # A callable of the user may have an argument of that name.
+        is_torchvision = info.data.get("name", "").startswith("torchvision:")
+        if is_torchvision and "weights" in value:
+            raise make_conflict(
+                "torchvision's weights cannot be used, since a run begins with weights "
+                "drawn from its seed: remove weights",
+                "name",
+                "options.weights",
+            )
+        return value
 
     def build_skeleton(self, num_classes: int) -> "nn.Module":
         """Build the network with weights: its code decides where they are."""

@@ -123,7 +123,11 @@ def test_frozen_parameters_are_not_trained():
             "no.such.package:net",
             "cannot be imported .*install its package on every node",
         ),
-        ("own_models:Missing", "cannot be imported .*Missing"),
+        ("own_models:Missing", "cannot be imported, since .* has no Missing"),
+        (
+            "own_models:Lazy",
+            "out.weight is of a lazy layer, which has no weights before its first",
+        ),
         ("own_models:NOT_CALLABLE", "is of type int: name a class or function"),
         ("own_models:tower", "returned a str: it must return an nn.Module"),
         ("own_models:broken", "cannot be built: ZeroDivisionError: no 10"),
