@@ -119,9 +119,11 @@ def train(
             checkpoint's bits.
 
     Raises:
-        UserError: config, data, ranks or run directory do not fit together.
-        RunError: too many bad samples, a loss that is not finite, or no complete
-            checkpoint.
+        UserError: config, data, ranks or run directory do not fit together, or there
+            is nothing to resume.
+        RunError: too many bad samples, a loss that is not finite, too many failed
+            attempts, every complete checkpoint is damaged, or the newest undamaged one
+            has another format.
         AttemptError: damaged data, failed storage, a lost rank, or a newer attempt
             that has taken over the run directory.
     """

@@ -205,12 +205,12 @@ def _read_record(store: Store, attempt: int) -> dict[str, Any]:
     return record
 
 
-def is_superseded(
+def is_rolled_back(
     records: Mapping[int, Mapping[str, Any]], attempt: int, step: int
 ) -> bool:
     """Return whether a later attempt resumed from before a step of this attempt.
 
-    What the attempt saved at that step was given up then, and does not count.
+    What the attempt saved at that step was rolled back then, and does not count.
 
     Args:
         records: records of all attempts, by number.

@@ -115,7 +115,8 @@ def claim_run_dir(
     Raises:
         UserError: another run uses the directory, it cannot be used, or there is
             nothing to resume.
-        RunError: no checkpoint is complete, or too many attempts of this launch failed.
+        RunError: every complete checkpoint is damaged, the newest undamaged one has
+            another format, or too many attempts of this launch failed.
         AttemptError: the storage still fails when `checkpoint.patience` is over.
     """
     if not config.run:
@@ -153,7 +154,8 @@ def claim_and_load(
     Raises:
         UserError: another run uses the directory, it cannot be used, or there is
             nothing to resume.
-        RunError: no checkpoint is complete, or too many attempts of this launch failed.
+        RunError: every complete checkpoint is damaged, the newest undamaged one has
+            another format, or too many attempts of this launch failed.
         AttemptError: the storage still fails when `checkpoint.patience` is over.
     """
     store = retrier.store
