@@ -1,4 +1,4 @@
-"""Train a run: `train(config, world, console)`, and the training loop, `fit`.
+"""Train a run: `train(config, world, console)`, and its loop, `run_training_loop`.
 
 The loop is data-parallel over *virtual workers*. A global batch is cut into a fixed
 number of micro-batches, one per virtual worker, and the virtual workers are spread over
@@ -187,12 +187,12 @@ def train_remaining_steps(job: TrainJob, stack: ExitStack) -> str:
     )
     stack.callback(job.console.stop)
     try:
-        return fit(job)
+        return run_training_loop(job)
     except StepFailed as failure:
         raise diagnose_divergence(job, failure.args[0]) from None
 
 
-def fit(job: TrainJob) -> str:
+def run_training_loop(job: TrainJob) -> str:
     """Run the training loop to the last step, or until a stop is requested.
 
     Returns:
