@@ -170,7 +170,7 @@ def claim_and_load(
     # First the lease, then the checkpoint: until it is superseded, an earlier attempt
     # may still write a newer one.
     lease = stack.enter_context(
-        retrier(lambda: acquire_lease(store, world.session, console.log))
+        retrier(lambda: acquire_lease(store, world.launch_id, console.log))
     )
     loaded, problems = retrier(lambda: load_newest_checkpoint(store))
     if must_resume and loaded is None:
@@ -198,7 +198,7 @@ def _check_failures(
     Raises:
         RunError: as many attempts as the config allows failed after this step.
     """
-    num_failed = count_failures(earlier, world.session, step)
+    num_failed = count_failures(earlier, world.launch_id, step)
     if num_failed >= config.cluster.max_failures:
         raise RunError(
             f"{num_failed} attempts in a row failed after step {step} without a new "
