@@ -15,8 +15,8 @@ def schema() -> dict[str, Any]:
 
     It accepts what the parser accepts, with these differences: checks across fields
     (such as `virtual_workers` dividing `global_batch`) and of URLs are the parser's
-    alone, JSON Schema takes 3.0 for an integer, and the keys of a class named by its
-    import path are not checked.
+    alone, JSON Schema takes 3.0 for an integer, and the keys of a loss, optimizer or
+    schedule class of your own are not checked.
     """
     json_schema = Config.model_json_schema(schema_generator=_ConfigSchemaGenerator)
     return {
@@ -58,8 +58,9 @@ class _ConfigSchemaGenerator(GenerateJsonSchema):
             if name != kind.default_name:
                 condition["required"] = ["name"]
             branches.append(self._make_branch(condition, implementation))
-        # Import paths. Where one class stands for all of them (imported networks), its
-        # keys are known; otherwise they are those of a class that is not at hand.
+        # Import paths. ImportedModel stands for every network given by import path, so
+        # its keys are known. The keys of a user's own loss, optimizer or schedule class
+        # are not, and are not checked.
         import_path = {"type": "string", "pattern": ":"}
         names.append({**import_path, "description": kind.import_syntax})
         condition = {"properties": {"name": import_path}, "required": ["name"]}

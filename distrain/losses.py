@@ -77,13 +77,13 @@ class Hinge(Loss, name="hinge"):
         "weston_watkins"
     )
     """weston_watkins: sum over all other classes (the multi-class SVM of lectures);
-    crammer_singer: the worst other class alone; binary: max(0, margin - y s) with y = 1
-    or -1. [result]"""
+    crammer_singer: the worst other class alone; binary: max(0, margin - y s), with
+    y = 1 for class 1 and -1 for class 0, and s = logit 1 - logit 0. [result]"""
     margin: float = result_field(1.0, gt=0)
     """Amount by which the label's score must exceed the others, above 0. [result]"""
     one_vs_rest: bool = result_field(False)
     """Use the binary form with more than two classes: one binary problem per class,
-    summed. [result]"""
+    with its logit as s and y = 1 for the label alone, summed. [result]"""
 
     @field_validator("one_vs_rest")
     @classmethod

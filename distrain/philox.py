@@ -95,7 +95,8 @@ def draw_permutation(
 ) -> NDArray[np.int64]:
     """Draw a random permutation of range(n): the order of n random 64-bit keys.
 
-    Equal keys keep their order.
+    Equal keys keep their order. b, c and d are the last three counter words; the first
+    one counts the pairs of keys.
     """
     # Each counter has four words, which make two keys; w: (4 words, counters).
     counters = np.arange((n + 1) // 2, dtype=np.uint64)
@@ -110,4 +111,6 @@ def draw_permutation(
 def derive_seed(seed: int, purpose: Purpose) -> int:
     """Derive a 63-bit seed for a `torch.Generator`."""
     w = draw_words(seed, purpose)
+    # Shifted by 31, not 32, to stay below 2^63: the words share bit 31. Never change
+    # it: it decides initial weights.
     return (int(w[0]) << 31) ^ int(w[1])

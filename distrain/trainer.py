@@ -1,4 +1,4 @@
-"""Train a run: `train(config, world, console)`, and the training loop, `fit`.
+"""Train a run: `train(config, world, console)`, and its loop, `run_training_loop`.
 
 The loop is data-parallel over *virtual workers*. A global batch is cut into a fixed
 number of micro-batches, one per virtual worker, and the virtual workers are spread over
@@ -119,9 +119,11 @@ def train(
             checkpoint's bits.
 
     Raises:
-        UserError: config, data, ranks or run directory do not fit together.
-        RunError: too many bad samples, a loss that is not finite, or no complete
-            checkpoint.
+        UserError: config, data, ranks or run directory do not fit together, or there
+            is nothing to resume.
+        RunError: too many bad samples, a loss that is not finite, too many failed
+            attempts, every complete checkpoint is damaged, or the newest undamaged one
+            has another format.
         AttemptError: damaged data, failed storage, a lost rank, or a newer attempt
             that has taken over the run directory.
     """
@@ -185,12 +187,12 @@ def train_remaining_steps(job: TrainJob, stack: ExitStack) -> str:
     )
     stack.callback(job.console.stop)
     try:
-        return fit(job)
+        return run_training_loop(job)
     except StepFailed as failure:
         raise diagnose_divergence(job, failure.args[0]) from None
 
 
-def fit(job: TrainJob) -> str:
+def run_training_loop(job: TrainJob) -> str:
     """Run the training loop to the last step, or until a stop is requested.
 
     Returns:

@@ -60,7 +60,7 @@ def main() -> None:
             meet_at(Path(meeting_point)),
             timeout=group_timeout(stall),
             num_cores=1,
-            session=os.environ.get("SESSION", "test"),
+            launch_id=os.environ.get("LAUNCH_ID", "test"),
             on_checkpoint=lambda step, name: console.log(f"saved {step} {name}"),
         ) as world:
             with world.raise_on_all_ranks():

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from distrain.config import load_config
-from distrain.models.layers import AveragePool
+from distrain.models.layers import AdaptiveAvgPool2d
 from distrain.models.response_norm import _LocalResponseNormFunction
 from distrain.optim.lars import LARS
 from distrain.optim.optimizer import Optimizer
@@ -163,7 +163,7 @@ def test_backward_of_response_normalisation():
 
 def test_average_pool_copies_its_matrices_once():
     with fake_gpu() as launches:
-        layer, x = AveragePool(6, 6), torch.empty(2, 256, 1, 2, device=CUDA)
+        layer, x = AdaptiveAvgPool2d(6, 6), torch.empty(2, 256, 1, 2, device=CUDA)
         layer(x)
         assert launches.counts["aten::_to_copy"] == 2
         layer(x)

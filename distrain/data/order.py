@@ -1,10 +1,12 @@
 """Order of samples: which ones virtual worker v sees at step t of epoch e.
 
-A pure function of (seed, e, v, t) and the sizes of the row groups. Per epoch: the row
-groups are permuted and their kept rows concatenated; the result is cut into V equal
-segments, one per virtual worker; inside a segment, blocks of a fixed number of rows are
-shuffled. So a virtual worker reads row groups one after another (sequential ranged
-reads) and holds about one block of rows, and nothing depends on the number of ranks.
+A pure function of (seed, e, v, t) and the sizes of the row groups. Per epoch: the
+rows that do not fill a global batch are left out (other ones each epoch); the row
+groups are permuted and their other rows, the kept ones, concatenated; the result is cut
+into V equal segments, one per virtual worker; inside a segment, blocks of a fixed
+number of rows are shuffled. So a virtual worker reads row groups one after another
+(sequential ranged reads) and holds about one block of rows, and nothing depends on the
+number of ranks.
 """
 
 from dataclasses import dataclass, field
@@ -21,9 +23,9 @@ IntArray = NDArray[np.int64]
 
 
 class Cursor(NamedTuple):
-    """Position in the data, and its whole state: `step` of `epoch` is delivered next.
+    """Position in the data, which is all the state that the input has.
 
-    Both count from 0.
+    `step` of `epoch` is delivered next; both count from 0.
     """
 
     epoch: int

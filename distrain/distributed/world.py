@@ -40,7 +40,7 @@ class World:
     """CPU cores of this rank."""
     stop_requested: threading.Event = field(default_factory=threading.Event)
     """Set from outside, on any rank, to end the run after a step, with a checkpoint."""
-    session: str = field(default_factory=lambda: secrets.token_hex(8))
+    launch_id: str = field(default_factory=lambda: secrets.token_hex(8))
     """Id of the launch: one call of `distrain train`, which may take several attempts.
     An attempt takes over the run directory from an earlier attempt of the same launch
     at once, without waiting for its lease to expire."""
@@ -213,7 +213,7 @@ def open_process_group(
     node_address: str = "127.0.0.1",
     timeout: float,
     num_cores: int,
-    session: str,
+    launch_id: str,
     on_checkpoint: Callable[[int, str | None], None] = lambda step, name: None,
     desired_world_size: int | None = None,
 ) -> Iterator[World]:
@@ -230,7 +230,7 @@ def open_process_group(
         timeout: seconds after which a rank that is missing from a collective counts
             as lost.
         num_cores: CPU cores that this rank may use.
-        session, on_checkpoint: as in World.
+        launch_id, on_checkpoint: as in World.
         desired_world_size: ranks that the run would like to have; None: world_size.
 
     Raises:
@@ -241,7 +241,7 @@ def open_process_group(
         rank,
         world_size,
         num_cores,
-        session=session,
+        launch_id=launch_id,
         node_address=node_address,
         on_checkpoint=on_checkpoint,
         desired_world_size=desired_world_size or world_size,

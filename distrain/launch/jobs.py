@@ -43,8 +43,8 @@ class Submission(NamedTuple):
 
     status: Literal["submitted", "already_running", "dry_run"]
     id: str | None
-    """Ray's submission ID, the name of the RayJob, or the number of the Slurm job. None
-    in a dry run for Slurm, which numbers a job only when it is submitted."""
+    """Ray's submission ID, the name of the RayJob, or the Slurm job ID. None in a dry
+    run for Slurm, which assigns the ID only when a job is submitted."""
     text: str
     """The list of files and the request (ray), the manifests, or the script."""
     namespace: str | None = None

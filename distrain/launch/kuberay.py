@@ -129,7 +129,10 @@ def _validate_job_name(name: str) -> str:
 def _to_kubernetes_name(text: str) -> str:
     """Turn a job id into a valid name. The hash at its end, which is unique, stays."""
     name = re.sub(r"[^a-z0-9-]+", "-", text.lower())[-_MAX_NAME_LENGTH:].strip("-")
-    return name if name[:1].isalpha() else f"run-{name}"[:_MAX_NAME_LENGTH]
+    if name[:1].isalpha():
+        return name
+    prefix = "run-"
+    return prefix + name[len(prefix) - _MAX_NAME_LENGTH :]
 
 
 def _fill_in_job(
@@ -194,7 +197,9 @@ class Kubectl:
     """
 
     def choose_job_name(self, manifests: JobManifests) -> str:
-        """Return the name for a run's RayJob: a number is appended to one that ended.
+        """Return the run's RayJob name, numbered if a RayJob of that name has ended.
+
+        The number is the lowest, from 2, with which no RayJob has ended.
 
         Raises:
             UserError: the cluster cannot be reached, or refuses.
@@ -205,7 +210,8 @@ class Kubectl:
             status = (job.get("status") or {}).get("jobDeploymentStatus")
             if status in _TERMINAL_STATUSES:
                 ended_names.add(job["metadata"]["name"])
-        # Four characters are left for the dash and the number.
+        # Four characters are left for the dash and the number: a name near the limit
+        # loses up to four characters of its hash.
         stem = manifests.job_name[: _MAX_NAME_LENGTH - 4]
         numbered_names = (f"{stem}-{number}" for number in range(2, 1000))
         candidates = (manifests.job_name, *numbered_names)

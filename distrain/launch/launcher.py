@@ -48,9 +48,11 @@ def train(
         weights.
 
     Raises:
-        UserError: config, data, hardware or run directory do not fit together.
+        UserError: config, data, hardware or run directory do not fit together, or
+            there is nothing to resume.
         RunError: too many bad samples, a loss that is not finite, too many failures
-            without a new checkpoint, or no complete checkpoint.
+            without a new checkpoint, every complete checkpoint is damaged, or the
+            newest undamaged one has another format.
         AttemptError: damaged data, failed storage, or another process that has taken
             over the run directory.
     """

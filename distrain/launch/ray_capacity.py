@@ -26,6 +26,8 @@ _POLL_SECONDS = 0.2
 _WORKER_REQUEST_SECONDS = 10.0
 # Seconds for which the cluster must show the same before a run acts on it.
 _STABLE_SECONDS = 3.0
+# Seconds in which the previous workers may still hold their cores.
+_GRACE_SECONDS = 3.0
 
 
 class _StabilityTimer:
@@ -47,9 +49,9 @@ class _StabilityTimer:
 class CapacityPlanner:
     """Chooses the number of workers of each fit, from the capacity of the cluster.
 
-    A fit is one call of Ray Train's `trainer.fit()`. The driver reports with
-    `on_fit_started`, `on_group_formed` and `on_placement_failed` what becomes of the
-    workers.
+    A fit is one call of `TorchTrainer.fit()`: one Ray Train run with a fixed number of
+    workers, over one attempt or several. The driver reports with `on_fit_started`,
+    `on_group_formed` and `on_placement_failed` what becomes of the workers.
     """
 
     def __init__(
@@ -83,8 +85,8 @@ class CapacityPlanner:
         self._allocation: Allocation | None = None
         # The node of each worker of the last worker group.
         self._worker_node_ids: list[str] = []
-        # The number of workers that Ray could not place in the last fit.
-        self._unplaceable_workers: int | None = None
+        # Size of the last worker group that Ray could not place as a whole.
+        self._failed_group_size: int | None = None
         # Times on the monotonic clock.
         self._requested_at: float | None = None
         self._extra_capacity_since: float | None = None
@@ -98,13 +100,13 @@ class CapacityPlanner:
     def on_group_formed(self, worker_node_ids: list[str]) -> None:
         """Record the workers' nodes; GPUs or CPUs are now fixed for the launch."""
         self._worker_node_ids = worker_node_ids
-        self._unplaceable_workers = None
+        self._failed_group_size = None
         if self._allocation is not None:
             self.gpus_per_worker = self._allocation.gpus_per_worker
 
     def on_placement_failed(self, num_workers: int) -> None:
-        """Record that Ray could not place this many workers."""
-        self._unplaceable_workers = num_workers
+        """Record that Ray could not place a group of this many workers."""
+        self._failed_group_size = num_workers
 
     def wait_for_capacity(self) -> tuple[int, Allocation]:
         """Wait for room for the maximum, or, after 3 s, for at least the minimum.
@@ -121,10 +123,10 @@ class CapacityPlanner:
         needs_stability = self._awaits_stable_cluster and self.gpus_per_worker is None
         has_logged_shortage = False
         while not self._stop_event.is_set():
-            # For the first 3 s, plan with all cores: the previous workers may not have
-            # released theirs yet. After that, plan with the cores that are free.
+            # Until the grace time is over, plan with all cores; after that, with those
+            # that are free.
             waited = time.monotonic() - began
-            is_grace_over = waited > _STABLE_SECONDS
+            is_grace_over = waited > _GRACE_SECONDS
             nodes, allocation = self._refresh_allocation(only_available=is_grace_over)
 
             # The nodes of a cluster that starts come up one after another: wait for
@@ -162,14 +164,14 @@ class CapacityPlanner:
         )
 
     def _limit_workers(self, allocation: Allocation) -> int:
-        """Return the maximum, or one less than the number that Ray could not place.
+        """Return the maximum, or one worker fewer than the group that failed.
 
-        A failed number at or below the minimum is ignored: the maximum is tried again.
+        A failed group of the minimum or fewer is ignored: the maximum is tried again.
         """
-        limit = self._unplaceable_workers
-        if limit is None or limit <= allocation.min_workers:
+        failed_size = self._failed_group_size
+        if failed_size is None or failed_size <= allocation.min_workers:
             return allocation.max_workers
-        return min(allocation.max_workers, limit - 1)
+        return min(allocation.max_workers, failed_size - 1)
 
     def _log_idle_gpus(
         self, allocation: Allocation, num_workers: int, nodes: list[ClusterNode]

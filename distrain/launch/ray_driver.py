@@ -160,7 +160,7 @@ class _RayDriver:
         self._config = config
         self._console = console
         self._stop_event = stop
-        self._rank_options = {"session": os.urandom(8).hex(), **options}
+        self._launch_options = {"launch_id": os.urandom(8).hex(), **options}
         self._mailbox = create_mailbox()
         self._warn_about_head_env()
         # A Ray on this machine has all its resources from the start, a cluster may not.
@@ -262,9 +262,9 @@ class _RayDriver:
 
         def run_trainer() -> None:
             try:
-                rank_options = {**self._rank_options, "fit": self._fit_number}
+                launch_options = {**self._launch_options, "fit": self._fit_number}
                 trainer = build_trainer(
-                    self._config, num_workers, allocation, rank_options, self._mailbox
+                    self._config, num_workers, allocation, launch_options, self._mailbox
                 )
                 outcome.value = trainer.fit().return_value
             except BaseException as error:
@@ -359,8 +359,8 @@ class _RayDriver:
                 self._console.log(value)
             elif kind == "formed":
                 self._on_group_formed(*value)
-            elif kind == "lost":
-                self._on_ranks_lost(value)
+            elif kind == "rank_errors":
+                self._on_rank_errors(value)
             elif kind == "start":
                 self._on_training_started(**value)
             elif kind == "advance":
@@ -410,8 +410,8 @@ class _RayDriver:
         self._last_step = step
         self._console.start(step=step, steps=steps, steps_per_epoch=steps_per_epoch)
 
-    def _on_ranks_lost(self, reasons: Mapping[int, str]) -> None:
-        """Record lost ranks; count a worker group that had not formed."""
+    def _on_rank_errors(self, reasons: Mapping[int, str]) -> None:
+        """Record why ranks ended; count a worker group that had not formed."""
         if not self._formed_since_failure:
             self._num_failed_starts += 1
         self._formed_since_failure = False

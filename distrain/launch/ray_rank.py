@@ -69,12 +69,12 @@ class RemoteConsole:
         self._mailbox.send_message.remote("stop", None)
 
 
-def run_rank(rank_options: dict[str, Any]) -> dict[str, Any]:
+def run_rank(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     """Run one rank of one fit.
 
     Args:
-        rank_options: config, allocation, mailbox, and the launch's options: see
-            `ray_trainer.build_trainer`.
+        train_loop_config: config, allocation, mailbox, number of the fit, and id and
+            options of the launch: see `ray_trainer.build_trainer`.
 
     Returns:
         The summary as plain values; or, as status and text, the UserError or RunError
@@ -83,32 +83,32 @@ def run_rank(rank_options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         AttemptError: another attempt may succeed. Ray then replaces all ranks.
     """
-    mailbox = rank_options["mailbox"]
+    mailbox = train_loop_config["mailbox"]
     console = RemoteConsole(mailbox)
-    process_group = _open_process_group(rank_options)
+    process_group = _open_process_group(train_loop_config)
     try:
         with ExitStack() as stack:
             # Form the process group. NCCL would wait forever for a rank that does not
             # come: the watchdog then ends this process.
-            stall_seconds = float(rank_options["config"]["cluster"]["stall"])
+            stall_seconds = float(train_loop_config["config"]["cluster"]["stall"])
             limit = max(stall_seconds, _MIN_FORMING_SECONDS)
             rank = ray.train.get_context().get_world_rank()
             with Watchdog(limit, _make_hang_logger(console, rank)) as watchdog:
                 watchdog.mark_progress("forming the worker group", waiting=True)
                 world = stack.enter_context(process_group)
             _report_group(world, mailbox)
-            _listen_for_stop(world, mailbox, rank_options["fit"])
+            _listen_for_stop(world, mailbox, train_loop_config["fit"])
 
             # Only now, with all ranks together: a module of the user's own, which the
             # config names, may be missing on this host alone.
             with world.raise_on_all_ranks():
-                config = parse_config(rank_options["config"], "the config")
+                config = parse_config(train_loop_config["config"], "the config")
             summary = train(
                 config,
                 world,
                 console,
-                must_resume=rank_options["must_resume"],
-                accept_other_hardware=rank_options["accept_other_hardware"],
+                must_resume=train_loop_config["must_resume"],
+                accept_other_hardware=train_loop_config["accept_other_hardware"],
             )
             return summary.to_dict()
     except AttemptError:
@@ -119,12 +119,12 @@ def run_rank(rank_options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _open_process_group(
-    rank_options: dict[str, Any],
+    train_loop_config: dict[str, Any],
 ) -> AbstractContextManager[World]:
     """Return the process group of this rank's fit; it is formed when it is entered."""
-    allocation: Allocation = rank_options["allocation"]
-    stall_seconds = float(rank_options["config"]["cluster"]["stall"])
-    store = Store(str(rank_options["config"]["run"]))
+    allocation: Allocation = train_loop_config["allocation"]
+    stall_seconds = float(train_loop_config["config"]["cluster"]["stall"])
+    store = Store(str(train_loop_config["config"]["run"]))
     context = ray.train.get_context()
     return open_process_group(
         _select_device(allocation),
@@ -134,7 +134,7 @@ def _open_process_group(
         node_address=ray.util.get_node_ip_address(),
         timeout=group_timeout(stall_seconds),
         num_cores=allocation.cpus_per_worker,
-        session=rank_options["session"],
+        launch_id=train_loop_config["launch_id"],
         on_checkpoint=_make_checkpoint_reporter(store.redacted_url),
         desired_world_size=allocation.max_workers,
     )

@@ -32,7 +32,7 @@ def build_trainer(
     config: Config,
     num_workers: int,
     allocation: Allocation,
-    rank_options: Mapping[str, Any],
+    launch_options: Mapping[str, Any],
     mailbox: Any,
 ) -> "TorchTrainer":
     """Build the trainer of one fit with a fixed number of workers.
@@ -41,8 +41,7 @@ def build_trainer(
         config: the run.
         num_workers: number of ranks.
         allocation: the resources of each rank.
-        rank_options: number of the fit, session and options of the launch, for all
-            ranks.
+        launch_options: id and options of the launch, and the number of the fit.
         mailbox: the launch's mailbox, an actor.
     """
     from ray.train.torch import TorchTrainer
@@ -56,35 +55,36 @@ def build_trainer(
         train_loop_per_worker,
         # What each rank gets: see `ray_rank.run_rank`.
         train_loop_config={
-            **rank_options,
+            **launch_options,
             "config": config.model_dump(mode="json"),
             "mailbox": mailbox,
             "allocation": allocation,
         },
-        torch_config=_NullBackendConfig(),
+        torch_config=_WorkerSetupBackendConfig(),
         scaling_config=ScalingConfig(
             num_workers=num_workers,
             use_gpu=bool(allocation.gpus_per_worker),
             resources_per_worker=rank_resources,
         ),
         run_config=RunConfig(
-            name=f"{rank_options['session']}-{rank_options['fit']}",
+            name=f"{launch_options['launch_id']}-{launch_options['fit']}",
             storage_path=storage_path,
             storage_filesystem=storage_filesystem,
-            # Ray replaces lost ranks without a limit: the ranks count their failed
-            # attempts, and the driver groups that never form.
+            # No limit in Ray: the ranks limit failed attempts, the driver limits worker
+            # groups that never form. A failed controller ends the fit, and the driver
+            # starts the next.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),
-            callbacks=[_LostRankCallback(mailbox)],
+            callbacks=[_RankErrorCallback(mailbox)],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
 
 
-def train_loop_per_worker(rank_options: dict[str, Any]) -> dict[str, Any]:
+def train_loop_per_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     """Call `ray_rank.run_rank` in a worker; torch is imported only there."""
     from distrain.launch.ray_rank import run_rank
 
-    return run_rank(rank_options)
+    return run_rank(train_loop_config)
 
 
 def _install_preemption_handler() -> None:
@@ -93,11 +93,11 @@ def _install_preemption_handler() -> None:
     install_preemption_handler()
 
 
-class _NullBackend(Backend):
-    """Backend without a process group.
+class _WorkerSetupBackend(Backend):
+    """Backend that only prepares the workers: SIGTERM handler, visible GPUs.
 
-    If Ray failed to form one, that would end the fit. The ranks form it themselves, and
-    a failure there ends only an attempt.
+    It forms no process group: if Ray failed to form one, the fit would end. The ranks
+    form it themselves, and a failure there ends only an attempt.
     """
 
     share_cuda_visible_devices = True
@@ -108,17 +108,17 @@ class _NullBackend(Backend):
 
 
 @dataclass
-class _NullBackendConfig(BackendConfig):
+class _WorkerSetupBackendConfig(BackendConfig):
     """Replacement for TorchConfig, which imports torch."""
 
     backend: str = "none"
 
     @property
     def backend_cls(self) -> type[Backend]:
-        return _NullBackend
+        return _WorkerSetupBackend
 
 
-class _LostRankCallback(UserCallback):
+class _RankErrorCallback(UserCallback):
     """Callback in Ray's controller that reports to the driver why ranks ended."""
 
     def __init__(self, mailbox: Any) -> None:
@@ -141,7 +141,7 @@ class _LostRankCallback(UserCallback):
         reasons = {
             rank: summarize_error(error) for rank, error in (causes or errors).items()
         }
-        self._mailbox.send_message.remote("lost", reasons)
+        self._mailbox.send_message.remote("rank_errors", reasons)
 
 
 def _resolve_storage(run: str) -> tuple[str, Any]:

@@ -24,6 +24,8 @@ from distrain.launch.job_request import (
 _BEGIN_MARKER = "# distrain: begin"
 _END_MARKER = "# distrain: end"
 _CONFIG_DELIMITER = "END_OF_CONFIG"
+# sbatch's short forms of the options that are filled in.
+_SHORT_OPTIONS = {"nodes": "-N", "job-name": "-J"}
 # Without COMPLETING: the run of such a job has ended, only its cleanup is left.
 _ACTIVE_STATES = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
 
@@ -39,8 +41,8 @@ def render_script(
     """Fill a run into a site's sbatch script.
 
     The number of nodes follows from `cluster.workers` and from what the script requests
-    per node. If it is `auto`, the script's number stays, and the run uses the GPUs that
-    it finds on the nodes.
+    per node. With `cluster.workers` = auto, the script's number of nodes stays, and the
+    run uses the GPUs that it finds on the nodes.
 
     Args:
         config: the run; its paths must mean the same on all nodes.
@@ -129,7 +131,7 @@ def submit_script(script: str) -> tuple[str, bool]:
     """Submit a script, unless a job of its name is pending or running.
 
     Returns:
-        The job's number, and True if it was submitted now.
+        The job ID, and True if it was submitted now.
 
     Raises:
         UserError: Slurm is missing on this machine, or refuses.
@@ -145,7 +147,7 @@ def submit_script(script: str) -> tuple[str, bool]:
     ).split()
     if active_jobs:
         return active_jobs[0], False
-    # Prints the job's number, followed on some sites by a semicolon and the cluster.
+    # Prints the job ID, followed on some sites by a semicolon and the cluster.
     output = _run_slurm_command("sbatch", "--parsable", script=script)
     return output.strip().partition(";")[0], True
 
@@ -166,15 +168,20 @@ def _run_slurm_command(*command: str, script: str = "") -> str:
 
 
 def _set_directive(script: str, name: str, value: str) -> str:
-    """Set `#SBATCH --name=value` in a script, as its second line if it has none yet."""
+    """Set `#SBATCH --name=value` in a script, as its second line if it has none yet.
+
+    Short forms (-N 4) are replaced too, and every such line: sbatch takes the last one.
+    """
     line = f"#SBATCH --{name}={value}"
-    pattern = rf"^#SBATCH --{name}[= ].*$"
-    changed, count = re.subn(pattern, line, script, count=1, flags=re.MULTILINE)
+    pattern = rf"^#SBATCH[ \t]+(?:--{name}[= ]|{_SHORT_OPTIONS[name]}).*$"
+    changed, count = re.subn(pattern, line, script, flags=re.MULTILINE)
     return changed if count else script.replace("\n", f"\n{line}\n", 1)
 
 
 def _parse_workers_per_node(config: Config, script: str, template: Path) -> int:
     """Return how many ranks fit into what a script requests per node.
+
+    One task per node is assumed, so --cpus-per-task is what a node gives.
 
     Raises:
         UserError: not even one fits.

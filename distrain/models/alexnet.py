@@ -32,7 +32,7 @@ class AlexNet(BuiltInModel, name="alexnet"):
         """Build the layers: images (n, 3, h, w) to logits (n, classes)."""
         from torch import nn
 
-        from distrain.models.layers import AveragePool, Dropout
+        from distrain.models.layers import AdaptiveAvgPool2d, Dropout
 
         c1, c2, c3, c4, hidden = (
             self.scale_channels(c) for c in (64, 192, 384, 256, 4096)
@@ -65,7 +65,7 @@ class AlexNet(BuiltInModel, name="alexnet"):
         # Named as in torchvision, for the keys of the state dict.
         layers = {
             "features": features,
-            "avgpool": AveragePool(6, 6),
+            "avgpool": AdaptiveAvgPool2d(6, 6),
             "flat": nn.Flatten(),
             "classifier": classifier,
         }
@@ -253,7 +253,7 @@ def _build_two_towers(
     """
     from torch import nn
 
-    from distrain.models.layers import AveragePool, Dropout, PadToStride
+    from distrain.models.layers import AdaptiveAvgPool2d, Dropout, PadToStride
 
     c1, c2, c3, units = _scale_all_channels(config)
     # The groups are the two towers; from conv2 to conv5 only conv3 sees both.
@@ -270,7 +270,7 @@ def _build_two_towers(
         layers.append((f"conv{i + 1}", convolution))
         layers += after_convolutions[i]
     # The fully connected layers, over the 36 places of the pooled image.
-    layers += [("avgpool", AveragePool(6, 6)), ("flat", nn.Flatten())]
+    layers += [("avgpool", AdaptiveAvgPool2d(6, 6)), ("flat", nn.Flatten())]
     for i, num_inputs in enumerate((c2 * 36, units)):
         layers.append((f"fc{i + 6}", nn.Linear(num_inputs, units)))
         layers += after_hidden[i]

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from distrain.errors import UserError
 from distrain.fields import format_error, import_attribute
 from distrain.models.layers import (
-    AveragePool,
+    AdaptiveAvgPool2d,
     BatchNorm,
     Dropout,
     micro_batch_context,
@@ -283,7 +283,7 @@ def _make_replacement(
         # None keeps the size of the input. For (1, 1) torch takes the mean, whose
         # backward is deterministic.
         if height is not None and width is not None and (height, width) != (1, 1):
-            return AveragePool(height, width)
+            return AdaptiveAvgPool2d(height, width)
     # Ours needs an odd size; torch's own allows even ones.
     if isinstance(layer, nn.LocalResponseNorm) and layer.size % 2:
         return LocalResponseNorm(

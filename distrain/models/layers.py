@@ -55,7 +55,10 @@ def micro_batch_context(
     step: int,
     virtual_worker: int,
 ) -> Iterator[MicroBatchContext]:
-    """Set the keys of the training forward inside the block, on this thread."""
+    """Provide the context of one training forward on this thread.
+
+    It has the keys of the dropout masks and the record of the batch statistics.
+    """
     token = _current_context.set(MicroBatchContext(seed, step, virtual_worker))
     try:
         yield _get_current_context()
@@ -304,17 +307,17 @@ def update_all_running_stats(
         layer.update_running_stats(stats.view(2, -1), should_update)
 
 
-class AveragePool(nn.Module):
+class AdaptiveAvgPool2d(nn.Module):
     """Adaptive average pooling with a deterministic backward on every device.
 
     Identity if the size is right, else a product with fixed matrices: torch's own layer
     has no deterministic CUDA backward.
     """
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(self, output_height: int, output_width: int) -> None:
         """Set height and width of the output."""
         super().__init__()
-        self.output_size = (height, width)
+        self.output_size = (output_height, output_width)
         # By output size, input size, dtype and device. They are kept, since making one
         # in every forward would copy it to the GPU each time, which synchronizes.
         self._averaging_matrices: dict[
@@ -322,7 +325,7 @@ class AveragePool(nn.Module):
         ] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool x of shape (n, c, h, w) to (n, c, height, width)."""
+        """Pool x of shape (n, c, h, w) to (n, c, output_height, output_width)."""
         if x.shape[-2:] == self.output_size:
             return x
         height, width = x.shape[-2:]

@@ -67,7 +67,7 @@ class MetricsEndpoint:
         registry: CollectorRegistry,
         gauge_merges: Mapping[str, str],
         *,
-        session: str,
+        launch_id: str,
         address: str,
         port: int,
         log: Callable[[str], None],
@@ -78,7 +78,7 @@ class MetricsEndpoint:
             registry: this rank's metrics.
             gauge_merges: how the gauges of several ranks are merged, by name: sum, min
                 or max.
-            session: id of the launch, whose ranks share a page.
+            launch_id: id of the launch, whose ranks share a page.
             address: to listen on.
             port: to listen on; if it is in use, the next free one.
             log: gets warnings, and, once `announce` has been called, the URL of the
@@ -95,7 +95,7 @@ class MetricsEndpoint:
         self._log = log
         self._process_identity = get_process_identity(os.getpid()) or str(os.getpid())
 
-        self._folder = _open_folder(session, self._process_identity)
+        self._folder = _open_folder(launch_id, self._process_identity)
         _remove_abandoned_folders(self._folder)
         # The clock keeps apart two endpoints of one process.
         self._snapshot_path = self._folder / f"{os.getpid()}-{time.monotonic_ns()}.json"
@@ -329,13 +329,13 @@ class _MergedCollector:
             yield metric
 
 
-def _open_folder(session: str, process_identity: str) -> Path:
+def _open_folder(launch_id: str, process_identity: str) -> Path:
     """Return the folder of a launch's snapshots on this node, and create it."""
     # Hosts may share a folder for temporary files, so the name includes a hash of the
     # kernel's boot id and the PID namespace.
     boot_and_namespace = " ".join(process_identity.split()[:2])
     node = hashlib.sha256(boot_and_namespace.encode()).hexdigest()[:8]
-    name = f"distrain-metrics-{os.getuid()}-{session}-{node}"
+    name = f"distrain-metrics-{os.getuid()}-{launch_id}-{node}"
     folder = Path(tempfile.gettempdir()) / name
     folder.mkdir(mode=0o700, exist_ok=True)
     # Another user may have created a folder of that name, and could read the snapshots.

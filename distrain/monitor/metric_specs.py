@@ -148,7 +148,8 @@ COUNTERS = {
     ),
     "store_retries": MetricSpec("Retries of storage requests.", ("split",)),
     "store_errors": MetricSpec(
-        "Storage requests that failed, by kind of error.", ("split", "kind")
+        "Failed reads of a data set and errors of its disk cache, by kind of error.",
+        ("split", "kind"),
     ),
     "cache_hits": MetricSpec("Ranges that were found in the disk cache.", ("split",)),
     "cache_evictions": MetricSpec(

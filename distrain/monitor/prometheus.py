@@ -378,7 +378,7 @@ def _open_endpoint(
     return MetricsEndpoint(
         registry,
         {f"distrain_{name}": spec.merge_mode for name, spec in GAUGES.items()},
-        session=world.session,
+        launch_id=world.launch_id,
         address=config.address,
         port=config.port,
         log=log,

@@ -55,7 +55,7 @@ class Telemetry:
         return self.metrics.time_phase(phase)
 
     def start_clock(self, queue_depths: Callable[[], Mapping[str, int]]) -> None:
-        """Start the clock of the first log step.
+        """Start the first log interval; show the loader's queue lengths from now on.
 
         Args:
             queue_depths: returns the lengths of the loader's queues by stage.
@@ -109,7 +109,10 @@ class Telemetry:
 
     @property
     def data_wait_seconds(self) -> float:
-        """Seconds for which this rank waited for data since the last log step."""
+        """Seconds since the last log step in which a lane waited for data.
+
+        Other lanes may have computed meanwhile.
+        """
         return self._data_wait_seconds
 
     def pop_interval(self) -> tuple[float, float]:
@@ -126,7 +129,11 @@ class Telemetry:
         return seconds, data_wait_seconds
 
     def exclude_time(self, seconds: float) -> None:
-        """Exclude time from the speed of training: that of an evaluation."""
+        """Leave an evaluation out of the interval, and so out of images per second.
+
+        Args:
+            seconds: duration of the evaluation.
+        """
         self._interval_start += seconds
 
     def detect_anomalies(

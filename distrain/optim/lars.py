@@ -24,8 +24,8 @@ class LARS(UpdateRule, name="lars"):
     weight_decay: float = result_field(5e-4, ge=0)
     """Factor of the weights that is added to the gradient. [result]"""
     trust: float = result_field(0.001, gt=0)
-    """Trust coefficient: norm of a layer's step over the norm of its weights, at a
-    learning rate of 1. [result]"""
+    """Trust coefficient (eta of the paper): at a learning rate of 1 and without
+    momentum, a layer's step has at most this fraction of its weights' norm. [result]"""
 
     def list_state_tensors(self) -> tuple[str, ...]:
         """Name the velocity, which exists only with momentum."""

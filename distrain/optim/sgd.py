@@ -61,9 +61,9 @@ class SGD(UpdateRule, name="sgd"):
         lr_ratio: float,
     ) -> None:
         """Update in the form that the config names."""
-        # The paper's velocity contains the learning rate, torch's does not. To compute
-        # the paper's with torch's kernel, momentum is divided by this step's rate over
-        # the last one's.
+        # For the paper's form the buffer keeps u = -v / lr of the paper's v. Then
+        # u <- momentum (previous lr / lr) u + g + weight_decay w, and w <- w - lr u:
+        # torch's kernel with momentum / lr_ratio.
         momentum = self.momentum / lr_ratio if self.form == "paper" else self.momentum
         apply_momentum_sgd(
             group,

@@ -30,7 +30,7 @@ from distrain.rundir.checkpoint_folder import (
     read_verified_files,
     remove_checkpoint,
 )
-from distrain.rundir.lease import Lease, is_superseded, read_attempts
+from distrain.rundir.lease import Lease, is_rolled_back, read_attempts
 from distrain.rundir.safetensors_file import encode_safetensors
 
 FORMAT_VERSION = 3
@@ -169,8 +169,7 @@ class CheckpointManager:
         Raises:
             AttemptError: a save has failed.
         """
-        while not self._pending_warnings.empty():
-            self._warn(self._pending_warnings.get())
+        self._report_warnings()
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
 
@@ -183,8 +182,7 @@ class CheckpointManager:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-            # Report what is queued. It does not come back here: there is no thread.
-            self.poll_save()
+            self._report_warnings()
         if self._save_error is not None:
             # Raise it only once.
             error = self._save_error
@@ -196,6 +194,10 @@ class CheckpointManager:
                 f"{error}; the previous one is untouched: free space or fix the "
                 "storage, then run the same command to resume"
             ) from error
+
+    def _report_warnings(self) -> None:
+        while not self._pending_warnings.empty():
+            self._warn(self._pending_warnings.get())
 
     def _save_in_background(
         self,
@@ -269,7 +271,9 @@ class CheckpointManager:
                     "sha256": digest.hexdigest(),
                 }
 
-            # A manifest of a superseded attempt would not count anyway.
+            # Stop if a newer attempt has taken over. The check need not be atomic with
+            # the write: a manifest that the newer attempt did not see when it chose its
+            # checkpoint is rolled back if it is from a later step.
             self._lease.raise_if_superseded()
             text = json.dumps(manifest, indent=1)
             self._store.write(f"{folder}/{MANIFEST_FILE}", text.encode())
@@ -290,15 +294,17 @@ class CheckpointManager:
     def _prune(self) -> None:
         """Remove all but the newest complete checkpoints and the best one.
 
-        Checkpoints of a superseded attempt are removed too, and incomplete ones.
+        Checkpoints that a later attempt rolled back (it resumed from an earlier step)
+        and incomplete ones are removed too, except the one that `best.json` names.
         """
         records = read_attempts(self._store)
         names = []
         complete_names = []
         for step, attempt, name in list_checkpoints(self._store):
             names.append(name)
-            is_stale = is_superseded(records, attempt, step)
-            if not is_stale and is_complete(self._store, name):
+            if is_rolled_back(records, attempt, step):
+                continue
+            if is_complete(self._store, name):
                 complete_names.append(name)
         kept = {*complete_names[-self._keep_latest :], read_best_name(self._store)}
         for name in names:
@@ -320,19 +326,20 @@ def read_best_name(store: Store) -> str | None:
 
 
 def load_newest_checkpoint(store: Store) -> tuple[LoadedCheckpoint | None, list[str]]:
-    """Load the newest checkpoint that is complete and not superseded.
+    """Load the newest checkpoint that is complete and not rolled back.
 
     Returns:
         The checkpoint (None if there are none), and one sentence on each newer one that
         is damaged.
 
     Raises:
-        RunError: there are checkpoints, and all are damaged.
+        RunError: every complete checkpoint is damaged, or the newest undamaged one has
+            another format.
     """
     problems: list[str] = []
     records = read_attempts(store)
     for step, attempt, name in reversed(list_checkpoints(store)):
-        if is_superseded(records, attempt, step) or not is_complete(store, name):
+        if is_rolled_back(records, attempt, step) or not is_complete(store, name):
             continue
         try:
             return load_checkpoint(store, name), problems

@@ -136,12 +136,13 @@ class Lease:
                 continue
 
 
-def acquire_lease(store: Store, session: str, log: Callable[[str], None]) -> Lease:
+def acquire_lease(store: Store, launch_id: str, log: Callable[[str], None]) -> Lease:
     """Take over a run directory for a new attempt.
 
     Args:
         store: the run directory.
-        session: id of the launch; an attempt of the same launch is superseded at once.
+        launch_id: id of the launch; an attempt of the same launch is superseded at
+            once.
         log: gets a line if it has to wait.
 
     Raises:
@@ -155,7 +156,7 @@ def acquire_lease(store: Store, session: str, log: Callable[[str], None]) -> Lea
         may_be_running = (
             newest
             and not records[newest]["ended"]
-            and records[newest]["session"] != session
+            and records[newest]["session"] != launch_id
         )
         if may_be_running and not _wait_for_owner_end(
             store, newest, records[newest], log
@@ -164,7 +165,7 @@ def acquire_lease(store: Store, session: str, log: Callable[[str], None]) -> Lea
 
         # Create the next record. Of several processes that try, exactly one succeeds.
         record = {
-            "session": session,
+            "session": launch_id,
             **_describe_process(),
             "from_step": None,
             "counter": 0,
@@ -205,12 +206,12 @@ def _read_record(store: Store, attempt: int) -> dict[str, Any]:
     return record
 
 
-def is_superseded(
+def is_rolled_back(
     records: Mapping[int, Mapping[str, Any]], attempt: int, step: int
 ) -> bool:
     """Return whether a later attempt resumed from before a step of this attempt.
 
-    What the attempt saved at that step was given up then, and does not count.
+    What the attempt saved at that step was rolled back then, and does not count.
 
     Args:
         records: records of all attempts, by number.
@@ -222,13 +223,13 @@ def is_superseded(
 
 
 def count_failures(
-    records: Mapping[int, Mapping[str, Any]], session: str, step: int
+    records: Mapping[int, Mapping[str, Any]], launch_id: str, step: int
 ) -> int:
     """Count the latest consecutive attempts that failed without progress.
 
     Args:
         records: records of all earlier attempts, by number.
-        session: id of the launch; an attempt of another one ends the count.
+        launch_id: id of the launch; an attempt of another one ends the count.
         step: step that all of them resumed from.
     """
     count = 0
@@ -236,7 +237,8 @@ def count_failures(
         record = records[number]
         # A killed attempt has no entry `failed`, and has not ended.
         failed = record.get("failed", not record["ended"])
-        if record["session"] != session or record["from_step"] != step or not failed:
+        is_same_launch = record["session"] == launch_id
+        if not is_same_launch or record["from_step"] != step or not failed:
             break
         count += 1
     return count

@@ -115,7 +115,8 @@ def claim_run_dir(
     Raises:
         UserError: another run uses the directory, it cannot be used, or there is
             nothing to resume.
-        RunError: no checkpoint is complete, or too many attempts of this launch failed.
+        RunError: every complete checkpoint is damaged, the newest undamaged one has
+            another format, or too many attempts of this launch failed.
         AttemptError: the storage still fails when `checkpoint.patience` is over.
     """
     if not config.run:
@@ -153,7 +154,8 @@ def claim_and_load(
     Raises:
         UserError: another run uses the directory, it cannot be used, or there is
             nothing to resume.
-        RunError: no checkpoint is complete, or too many attempts of this launch failed.
+        RunError: every complete checkpoint is damaged, the newest undamaged one has
+            another format, or too many attempts of this launch failed.
         AttemptError: the storage still fails when `checkpoint.patience` is over.
     """
     store = retrier.store
@@ -168,7 +170,7 @@ def claim_and_load(
     # First the lease, then the checkpoint: until it is superseded, an earlier attempt
     # may still write a newer one.
     lease = stack.enter_context(
-        retrier(lambda: acquire_lease(store, world.session, console.log))
+        retrier(lambda: acquire_lease(store, world.launch_id, console.log))
     )
     loaded, problems = retrier(lambda: load_newest_checkpoint(store))
     if must_resume and loaded is None:
@@ -196,7 +198,7 @@ def _check_failures(
     Raises:
         RunError: as many attempts as the config allows failed after this step.
     """
-    num_failed = count_failures(earlier, world.session, step)
+    num_failed = count_failures(earlier, world.launch_id, step)
     if num_failed >= config.cluster.max_failures:
         raise RunError(
             f"{num_failed} attempts in a row failed after step {step} without a new "

@@ -79,7 +79,8 @@ def build_job(
 
     Raises:
         UserError: something does not fit together, on any rank.
-        RunError: no checkpoint is complete, or too many attempts failed.
+        RunError: every complete checkpoint is damaged, the newest undamaged one has
+            another format, or too many attempts failed.
     """
     # Claim the run directory. From here on, a rank that hangs is ended.
     claimed_run = claim_run_dir(config, world, console, stack, must_resume=must_resume)

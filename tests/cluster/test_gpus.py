@@ -36,7 +36,7 @@ def test_a_rank_on_every_gpu(narrow, console, monkeypatch, tmp_path):
         config = narrow(device="auto", virtual_workers=8)
         driver = _RayDriver(config, console, None, {}, stop=threading.Event())
         workers, allocation = driver._capacity.wait_for_capacity()
-        order = {"session": "gpus", "fit": 1, "found": str(tmp_path / "found")}
+        order = {"launch_id": "gpus", "fit": 1, "found": str(tmp_path / "found")}
         ray_trainer.build_trainer(
             config, workers, allocation, order, driver._mailbox
         ).fit()

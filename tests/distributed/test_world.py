@@ -121,7 +121,7 @@ def joining(monkeypatch, cuda):
     monkeypatch.setattr(dist, "new_group", cuda.noting("new_group", "a gloo group"))
     monkeypatch.setattr(dist, "is_initialized", lambda: "init" in cuda.names)
     monkeypatch.setattr(dist, "destroy_process_group", cuda.noting("destroy"))
-    options = {"timeout": 5.0, "num_cores": 1, "session": "s"}
+    options = {"timeout": 5.0, "num_cores": 1, "launch_id": "s"}
     return lambda: open_process_group(GPU, 0, 2, lambda address: address, **options)
 
 

@@ -9,7 +9,7 @@ import yaml
 from distrain.config import parse_config_yaml
 from distrain.distributed.config import Cluster
 from distrain.errors import UserError
-from distrain.launch.job_request import JOB_CONFIG_NAME
+from distrain.launch.job_request import JOB_CONFIG_NAME, derive_job_id
 from distrain.launch.kuberay import Kubectl, build_manifests
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
@@ -265,11 +265,20 @@ def test_a_name_that_is_none_is_a_sentence(config, template, job):
 
 
 @pytest.mark.parametrize(
-    "run", ["s3://b/1st", "s3://b/" + "x" * 80, "s3://b/__", "s3://b/Ä"]
+    "run",
+    [
+        "s3://b/1st",
+        "s3://b/" + "1" * 80,
+        "s3://b/" + "x" * 80,
+        "s3://b/__",
+        "s3://b/Ä",
+    ],
 )
 def test_any_run_has_a_name(config, template, run):
     found = build_manifests(config.model_copy(update={"run": run}), template())
     assert kube.problems(found.ray_job) == []
+    job_id = derive_job_id(config.model_copy(update={"run": run}))
+    assert found.job_name.endswith(job_id[-8:]), "the hash is whole"
     assert (
         build_manifests(config, template(), job_name=found.job_name).job_name
         == found.job_name

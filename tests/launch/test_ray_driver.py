@@ -36,7 +36,7 @@ def test_groups_that_never_form_end_the_run(driver, monkeypatch):
     monkeypatch.setattr(
         ray_driver, "build_trainer", lambda *_: SimpleNamespace(fit=stopped.wait)
     )
-    driver._handle_messages = lambda wait: driver._on_ranks_lost(next(told))
+    driver._handle_messages = lambda wait: driver._on_rank_errors(next(told))
     sentence = (
         "2 worker groups in a row were lost before their workers were connected; "
         "the first failure was: lost rank 0"
@@ -50,7 +50,7 @@ def test_an_interruption_and_its_cost_are_one_line(driver, console):
     driver._on_group_formed([("a", "10.0.0.1"), ("b", "10.0.0.2")], None)
     driver._on_training_started(step=0, steps=90, steps_per_epoch=30)
     driver._last_step = 25
-    driver._on_ranks_lost({1: "killed"})
+    driver._on_rank_errors({1: "killed"})
     driver._on_training_started(step=20, steps=90, steps_per_epoch=30)
     formed, lost, resumed = (
         event for event in console.events if not event.startswith(("start ", "stop"))

@@ -84,6 +84,28 @@ def test_a_fixed_number_of_nodes(config, template):
     )
 
 
+@pytest.mark.parametrize(
+    ("nodes", "name"),
+    [("-N 4", "-J x"), ("-N4", "-Jx"), (" --nodes 4", "--job-name x")],
+)
+def test_what_sbatch_would_take_in_place_of_our_lines_is_replaced(
+    config, template, nodes, name
+):
+    """Of two lines it takes the last, and short forms as well as long ones."""
+    lines = f"#SBATCH --nodes=2\n#SBATCH {nodes}\n#SBATCH {name}\n"
+    text = render_script(config, template("#SBATCH --nodes=1\n", lines), job_name="it")
+    assert text.count("#SBATCH --nodes=1-5\n") == 2
+    assert text.count("#SBATCH --job-name=it\n") == 2
+    assert f"#SBATCH {nodes}\n" not in text
+    assert f"#SBATCH {name}\n" not in text
+
+
+def test_a_script_with_short_forms_alone_gets_no_second_line(config, template):
+    text = render_script(config, template("#SBATCH --nodes=1\n", "#SBATCH -N 4\n"))
+    assert text.count("#SBATCH --nodes=1-5\n") == 1
+    assert "-N 4" not in text
+
+
 @pytest.mark.parametrize("gpus", ["--gpus-per-node=4", "--mem=0"])
 def test_with_auto_the_scripts_number_of_nodes_stays(config, template, gpus):
     """The run counts what GPUs Ray shows on them."""

@@ -10,7 +10,7 @@ from torch import nn
 from distrain.errors import UserError
 from distrain.models.external import build_imported_model, run_trial_step
 from distrain.models.layers import (
-    AveragePool,
+    AdaptiveAvgPool2d,
     BatchNorm,
     Dropout,
     get_trainable_parameters,
@@ -83,7 +83,7 @@ def test_first_weights_are_a_function_of_the_seed_and_leave_the_generator_alone(
 def test_an_own_network():
     found = model("own_models:Small", channels=12)
     kinds = [type(layer) for layer in found.children()]
-    assert kinds == [nn.Conv2d, BatchNorm, AveragePool, Dropout, nn.Linear]
+    assert kinds == [nn.Conv2d, BatchNorm, AdaptiveAvgPool2d, Dropout, nn.Linear]
     assert found.drop.p == 0.3
     assert found.conv.out_channels == 12
 

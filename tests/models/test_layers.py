@@ -8,7 +8,7 @@ from torch import nn
 
 from distrain.errors import UserError
 from distrain.models.layers import (
-    AveragePool,
+    AdaptiveAvgPool2d,
     BatchNorm,
     Dropout,
     find_batch_norms,
@@ -99,7 +99,7 @@ def test_pool_equals_torchs(h, w, size):
     x = random(2, 3, h, w)
     # the averages are fp32 numbers
     for a, b in zip(
-        value_and_gradient(AveragePool(*size), x),
+        value_and_gradient(AdaptiveAvgPool2d(*size), x),
         value_and_gradient(nn.AdaptiveAvgPool2d(size), x),
         strict=True,
     ):
@@ -107,7 +107,7 @@ def test_pool_equals_torchs(h, w, size):
 
 
 def test_pool_makes_its_averages_once_and_one_of_evaluation_serves_training():
-    layer, x = AveragePool(2, 3), random(2, 3, 7, 13)
+    layer, x = AdaptiveAvgPool2d(2, 3), random(2, 3, 7, 13)
     with torch.inference_mode():
         layer(x)
     kept = dict(layer._averaging_matrices)

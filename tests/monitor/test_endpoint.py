@@ -31,7 +31,7 @@ registry = CollectorRegistry()
 Counter("work", "Work.", registry=registry).inc(float(sys.argv[2]))
 Gauge("level", "Level.", registry=registry).set(float(sys.argv[2]))
 Histogram("took", "Took.", buckets=(1.0, 10.0), registry=registry).observe(float(sys.argv[2]))
-options = {"session": sys.argv[1], "address": "127.0.0.1", "port": int(sys.argv[3])}
+options = {"launch_id": sys.argv[1], "address": "127.0.0.1", "port": int(sys.argv[3])}
 node = MetricsEndpoint(registry, {"level": "sum"}, **options, log=print)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -53,13 +53,13 @@ def port():
         return probe.getsockname()[1]
 
 
-def node(port, session="s", registry=None, gauges=None, told=None, **metrics):
+def node(port, launch_id="s", registry=None, gauges=None, told=None, **metrics):
     registry = registry or CollectorRegistry()
     tell = (told if told is not None else []).append
     return MetricsEndpoint(
         registry,
         gauges or {},
-        session=session,
+        launch_id=launch_id,
         address="127.0.0.1",
         port=port,
         log=tell,

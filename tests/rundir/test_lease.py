@@ -15,7 +15,7 @@ from distrain.rundir.lease import (
     acquire_lease,
     count_failures,
     count_restarts_and_resizes,
-    is_superseded,
+    is_rolled_back,
     read_attempts,
 )
 
@@ -207,11 +207,11 @@ def test_what_is_filled_a_moment_after_it_was_created_is_looked_at_again(
     filler.join()
 
 
-def test_superseded():
+def test_rolled_back():
     records = {1: {"from_step": 0}, 2: {"from_step": 40}, 3: {"from_step": None}}
-    assert not is_superseded(records, 1, 40)
-    assert is_superseded(records, 1, 41)
-    assert not is_superseded(records, 2, 99), (
+    assert not is_rolled_back(records, 1, 40)
+    assert is_rolled_back(records, 1, 41)
+    assert not is_rolled_back(records, 2, 99), (
         "attempt 3 does not know yet where it starts"
     )
 

@@ -24,8 +24,8 @@ _ASPECT_RANGE = (3 / 4, 4 / 3)
 _MAX_TRIES = 10
 _CHUNK_SIZE = 32
 
-# First counter word of a draw, by its use; try i of a resized window adds i to the
-# last one.
+# First counter word of each draw. Try i of random_resized uses
+# _DRAW_RESIZED_WINDOW + i, so no constant may follow that one.
 _DRAW_WINDOW_AND_MIRROR = 0
 _DRAW_COLOR_SHIFT = 1
 _DRAW_RESIZED_WINDOW = 2
@@ -73,22 +73,25 @@ def draw_augment_params(
             lengths are what `augment.colour_unit` says.
     """
     # Draw per sample; one call for both uses, since a call has a fixed cost.
-    draw_words = _bind_sample_counters(seed, cursor, sample_ids)
+    draw_sample_words = _bind_sample_counters(seed, cursor, sample_ids)
     uses = np.array([[_DRAW_WINDOW_AND_MIRROR], [_DRAW_COLOR_SHIFT]])
     # (4, 2, n)
-    sample_words = draw_words(uses)
+    sample_words = draw_sample_words(uses)
     window_words = sample_words[:, 0]
     color_words = sample_words[:, 1]
 
     # With draws=chunk, replace window and mirror by draws shared by 32 samples.
+    draw_window_words = draw_sample_words
     if augment.draws == "chunk":
-        draw_words = _bind_chunk_counters(seed, cursor, virtual_worker, len(sample_ids))
-        window_words = draw_words(_DRAW_WINDOW_AND_MIRROR)
+        draw_window_words = _bind_chunk_counters(
+            seed, cursor, virtual_worker, len(sample_ids)
+        )
+        window_words = draw_window_words(_DRAW_WINDOW_AND_MIRROR)
 
     # Words 0 and 1 place a random crop, word 2 mirrors; "random_resized" draws words of
     # its own for its tries. (4, n)
     words = window_words.astype(np.uint64)
-    start, size = _draw_windows(words, draw_words, image_sizes, augment)
+    start, size = _draw_windows(words, draw_window_words, image_sizes, augment)
     mirror = words[2] & np.uint64(augment.mirror)
     color_shift = _words_to_normals(color_words) @ (augment.colour * color_axes).T
     return AugmentParams(
@@ -142,14 +145,14 @@ def _bind_chunk_counters(
 
 def _draw_windows(
     window_words: NDArray[np.uint64],
-    draw_words: _DrawWords,
+    draw_window_words: _DrawWords,
     image_sizes: NDArray[np.int64],
     augment: Augment,
 ) -> _Windows:
     """Draw the windows that `augment.window` describes."""
     if augment.window == "random_resized":
         tries = _DRAW_RESIZED_WINDOW + np.arange(_MAX_TRIES)[:, None]
-        return _draw_resized_windows(draw_words(tries), image_sizes)
+        return _draw_resized_windows(draw_window_words(tries), image_sizes)
     if augment.window == "centre":
         return _compute_center_windows(image_sizes, augment)
 

@@ -111,7 +111,9 @@ def pack(
 
     Raises:
         UserError: the source holds nothing to train on, an option is wrong, or the
-            target belongs to another pack.
+            target holds another data set or pack, is in the folder of the images, or
+            cannot be written to.
+        RunError: a process was killed.
         OSError: reading or writing fails for longer than a minute.
     """
     # Check the options before the source is listed, which may take minutes.
@@ -169,8 +171,10 @@ def index(
         The manifest, and what was rejected, by name and with the reason.
 
     Raises:
-        UserError: the source cannot be trained on in place, has a manifest already, or
-            an option is wrong.
+        UserError: the source cannot be trained on in place, its URL contains a secret
+            that the manifest would store, the folder has a manifest already or cannot
+            be written to, no image decodes, or an option is wrong.
+        RunError: a process was killed.
         OSError: reading or writing fails for longer than a minute.
     """
     # Check the options before the source is listed.
@@ -221,6 +225,7 @@ def stats(
 
     Raises:
         UserError: there are no images, none decodes, or an option does not apply.
+        RunError: a process was killed.
         OSError: reading fails for longer than a minute.
     """
     num_processes = _get_num_processes(processes)

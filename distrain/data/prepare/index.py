@@ -76,10 +76,11 @@ def index_dataset(
         on_progress: called before the first image and after every row group.
 
     Raises:
-        UserError: the source is a folder of images, no image decodes, or a manifest
-            exists already.
-        OSError: the source fails for longer than a minute, or the manifest cannot be
-            written.
+        UserError: the source is a folder of images, its URL contains a secret that the
+            manifest would store, the target cannot be written to, a manifest exists
+            already, or no image decodes.
+        RunError: a process was killed.
+        OSError: the source, or later the target, fails for longer than a minute.
     """
     store = source.store if manifest_url is None else Store(manifest_url)
     _check_indexable(source, store)
@@ -144,8 +145,9 @@ def _check_indexable(source: ImageSource, store: Store) -> None:
     """Check that the source can be indexed and that the manifest can be written.
 
     Raises:
-        UserError: the source is a folder of images, its URL contains a secret, or a
-            manifest exists already.
+        UserError: the source is a folder of images, its URL contains a secret that the
+            manifest would store, a manifest exists already, or the folder cannot be
+            written to.
     """
     if source.blocks[0].start is None:
         raise UserError(
@@ -235,6 +237,7 @@ def compute_color_statistics(
 
     Raises:
         UserError: no image decodes.
+        RunError: a process was killed.
         OSError: the source fails for longer than a minute.
     """
     moments = PixelMoments()

@@ -168,7 +168,8 @@ def pack_dataset(
 
     Raises:
         UserError: raw encoding without a square geometry, none of the images decodes,
-            or the target is taken.
+            or the target is taken, in the folder of the images, or cannot be written
+            to.
         RunError: a process was killed.
         OSError: source or target fail for longer than a minute.
     """

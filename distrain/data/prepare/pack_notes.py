@@ -51,7 +51,8 @@ def claim_target(store: Store, plan: bytes, num_shards: int) -> dict[int, ShardN
         num_shards: number of shards of the pack.
 
     Raises:
-        UserError: the target holds a data set, or part of another pack.
+        UserError: the target holds a data set or part of another pack, or cannot be
+            written to.
     """
     existing_plan = None
     if store.exists(_PLAN_FILE):

@@ -23,7 +23,8 @@ class StorageBackend(Protocol):
     """
 
     local_path: str | None
-    """Path of the folder on this machine's disk; None if it is elsewhere."""
+    """Path of the folder in this machine's file system, possibly a network mount; None
+    for a bucket or another fsspec URL."""
 
     def to_fsspec(self) -> Any:
         """Return an fsspec file system for the same files.

@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 
 @dataclass
 class StorageCounters:
-    """Cost of the reads so far."""
+    """Requests of reads and their cost so far, and retries of reads and writes."""
 
     num_requests: int = 0
     bytes_read: int = 0
@@ -33,7 +33,7 @@ class StorageCounters:
     """Summed over all requests, of which several run at once."""
     num_retries: int = 0
     errors_by_kind: Counter[str] = field(default_factory=Counter)
-    """Failed requests by kind."""
+    """Failed reads by kind, and errors of the disk cache."""
     cache_hits: int = 0
     """Ranges read from the disk cache."""
     cache_evictions: int = 0
@@ -63,7 +63,10 @@ class Store:
 
     @property
     def local_path(self) -> str | None:
-        """Path of the folder on this machine's disk; None if it is elsewhere."""
+        """Path of the folder in this machine's file system, possibly a network mount.
+
+        None for a bucket or another fsspec URL.
+        """
         return self.backend.local_path
 
     @property

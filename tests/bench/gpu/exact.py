@@ -280,7 +280,7 @@ def rank_here(path: str, rank: int) -> None:
             meet_at(TMP / "meet"),
             timeout=MOST,
             num_cores=1,
-            session="sheet",
+            launch_id="sheet",
         ) as world,
     ):
         train_here(path, world)
