@@ -219,6 +219,8 @@ def inspect_dataset(
     typer.echo(f"fingerprint  {manifest.fingerprint}")
     for class_name, num_rows in summary.rows_per_class.items():
         typer.echo(f"{num_rows:>12,} {class_name}")
+    if sheet is not None:
+        typer.echo(f"wrote {sheet}")
 
 
 def _format_count(count: int, noun: str) -> str:

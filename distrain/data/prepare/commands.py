@@ -283,11 +283,13 @@ def inspect(url: str | Path, *, sheet: str | Path | None = None) -> DatasetSumma
         sheet: write a contact sheet of random samples to this PNG file.
 
     Raises:
-        UserError: there is no data set at the URL, or no folder for the sheet.
+        UserError: there is no data set at the URL, or the sheet cannot be written.
     """
     # Before all of it is read, which may take hours.
     if sheet is not None and not Path(sheet).parent.is_dir():
         raise UserError(f"no folder {Path(sheet).parent} for the sheet: create it")
+    if sheet is not None and Path(sheet).is_dir():
+        raise UserError(f"the sheet {sheet} is a folder: name a PNG file in it")
     dataset = Dataset.open(url)
     summary = summarize_dataset(dataset)
     if sheet is not None:

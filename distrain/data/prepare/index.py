@@ -146,6 +146,7 @@ def _check_indexable(source: ImageSource, store: Store) -> None:
     Raises:
         UserError: the source is a folder of images, its URL contains a secret, or a
             manifest exists already.
+        AttemptError: a manifest exists, and the store does not answer.
     """
     if source.blocks[0].start is None:
         raise UserError(
@@ -159,6 +160,8 @@ def _check_indexable(source: ImageSource, store: Store) -> None:
             "manifest would store: pass the URL without it"
         )
     if store.exists(MANIFEST_FILE):
+        # A damaged one has a message of its own.
+        Manifest.load(store)
         raise UserError(
             f"{store.redacted_url} has a {MANIFEST_FILE} already: train on it as it "
             "is, or delete that file to index again"

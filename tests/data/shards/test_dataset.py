@@ -174,8 +174,14 @@ def test_what_is_not_a_data_set(tmp_path):
     with pytest.raises(UserError, match=r"it has no manifest.json"):
         reader(tmp_path)
     (tmp_path / MANIFEST_FILE).write_text("{")
-    with pytest.raises(UserError, match="is not JSON"):
+    with pytest.raises(
+        UserError, match=r"damaged \(not JSON\): restore it, or delete it and run"
+    ):
         reader(tmp_path)
+    with pytest.raises(
+        UserError, match=f"{MANIFEST_FILE} is a file: name its folder, {tmp_path}$"
+    ):
+        reader(tmp_path / MANIFEST_FILE)
     (tmp_path / MANIFEST_FILE).write_text("[]")
     with pytest.raises(UserError, match="is not a distrain-shards-2 manifest"):
         reader(tmp_path)
