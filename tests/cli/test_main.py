@@ -345,7 +345,7 @@ def test_a_pack_shows_a_bar_and_goes_on_after_ctrl_c(
     )
     code, text = on_a_terminal(command, *arguments, interrupt="0/300 images")
     assert code == 130
-    assert "stopped; run the same command to resume" in text
+    assert "stopped with 0 finished shards: run the same command to resume" in text
     assert "Traceback" not in text
     code, text = on_a_terminal(command, *arguments)
     assert code == 0
@@ -420,6 +420,12 @@ def test_verify_and_inspect(distrain, digits, tmp_path):
     assert "shard-00000.parquet: has 1 bytes, not" in out
     assert out.splitlines()[-1] == "0 of 359 images in 0 of 1 shard: 1 problem"
     assert "does not match its manifest" in err
+    (copy / "shard-00000.parquet").unlink()
+    (copy / "shard-00000.parquet").symlink_to("shard-00000.parquet")
+    code, out, err = distrain("verify", str(copy))
+    assert code == 1
+    assert "parquet: cannot be read: Too many levels of symbolic links\n" in out
+    assert "was not verified: 1 file could not be read, see above" in err
 
 
 def test_lr_draws_the_schedule(distrain, recipe):
