@@ -566,7 +566,7 @@ def test_a_step_of_bad_samples_only(narrow, console, tmp_path, damaged_set):
         ({"run": ""}, "run is empty: name a run directory"),
         ({"data": {"pack": "digits"}}, "also packs a validation set"),
         ({"run": __file__}, "cannot be written to or read"),
-        ({"data": {"train": __file__}}, "cannot read the data set|no data set"),
+        ({"data": {"train": __file__}}, "is a file: name its folder"),
     ],
 )
 def test_what_does_not_fit(narrow, console, changes, message):
