@@ -222,6 +222,7 @@ def test_a_data_set_from_python(photos, tmp_path):
         ({"geometry": "round"}, "geometry round is not valid"),
         ({"geometry": 224}, "geometry 224 is not valid: use keep, short:N or square:N"),
         ({"processes": -1}, "processes -1 is not valid: use at least 1"),
+        ({"geometry": "square:100000"}, "square:100000 is over the limit of 50,000,00"),
         ({"processes": 0}, "processes 0 is not valid: use at least 1"),
         ({"pixel_limit": 0}, "pixel_limit 0 is not valid: use at least 1"),
     ],
@@ -294,7 +295,9 @@ def test_a_script_without_the_guard_is_told(photos, tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert 'call them below `if __name__ == "__main__":`' in done.stderr
+    *_, last = done.stderr.splitlines()
+    assert 'call them below `if __name__ == "__main__":`' in last
+    assert done.stderr.count("__main__") == 1
     assert "bootstrapping" not in done.stderr, "multiprocessing's own traceback"
 
 

@@ -566,7 +566,7 @@ def test_a_step_of_bad_samples_only(narrow, console, tmp_path, damaged_set):
         ({"run": ""}, "run is empty: name a run directory"),
         ({"data": {"pack": "digits"}}, "also packs a validation set"),
         ({"run": __file__}, "cannot be written to or read"),
-        ({"data": {"train": __file__}}, "cannot read the data set|no data set"),
+        ({"data": {"train": __file__}}, "is a file: name its folder"),
     ],
 )
 def test_what_does_not_fit(narrow, console, changes, message):
@@ -646,10 +646,19 @@ def test_streams_that_do_not_fit_the_memory_are_said(narrow, console):
     assert any("row groups are read many times" in e for e in console.events)
 
 
-def test_validation_of_other_classes(narrow, console, tmp_path, damaged_set):
+@pytest.mark.parametrize(
+    ("classes", "label", "train", "val"),
+    [(["0", "one"], 1, "'1'", "'one'"), (["0", "1", "2"], 3, "'3'", "missing")],
+)
+def test_validation_of_other_classes(
+    narrow, console, tmp_path, damaged_set, classes, label, train, val
+):
     damaged_set(tmp_path / "other", bad=set())
+    manifest = tmp_path / "other" / "manifest.json"
+    tree = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**tree, "classes": classes}))
     with pytest.raises(
-        UserError, match=r"\(10\) and .* \(3\) differ in number or names"
+        UserError, match=f"class {label} is {train} in .* and {val} in .*: both need"
     ):
         run(narrow(data={"val": str(tmp_path / "other")}), console)
 

@@ -25,6 +25,7 @@ from distrain.cli.options import (
     SourceArgument,
     TargetArgument,
 )
+from distrain.cli.submission import log_to_stderr
 from distrain.errors import RunError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def pack_images(
     from distrain.cli.progress import ImageProgress
     from distrain.data.prepare.commands import pack
     from distrain.data.prepare.pack import REJECTS_FILE
+    from distrain.data.prepare.pack_notes import count_finished_shards
     from distrain.data.storage.store import Store
 
     # Finished shards stay when it is interrupted.
@@ -75,9 +77,12 @@ def pack_images(
                 processes=processes,
                 on_source=_print_source,
                 on_progress=progress.update,
+                log=log_to_stderr,
             )
     except KeyboardInterrupt:
-        typer.echo("stopped; run the same command to resume")
+        num_kept = count_finished_shards(Store(target))
+        kept = _format_count(num_kept, "finished shard")
+        typer.echo(f"stopped with {kept}: run the same command to resume")
         raise SystemExit(130) from None
     typer.echo(_format_size(result.manifest, "shard"))
     rejects_url = f"{Store(target).redacted_url}/{REJECTS_FILE}"
@@ -182,6 +187,14 @@ def verify_images(url: DatasetArgument) -> None:
     shards = _format_share(result.num_shards, len(manifest.shards), "shard")
     problems = _format_count(len(result.problems), "problem")
     typer.echo(f"{images} in {shards}: {problems}{known_bad}")
+    # Of a file that could not be read, nothing is known to differ.
+    num_unread = result.num_unread_shards
+    if num_unread and num_unread == len(result.problems):
+        raise RunError(
+            f"{Store(url).redacted_url} was not verified: "
+            f"{_format_count(num_unread, 'file')} could not be read, see above: check "
+            "the permissions and the storage"
+        )
     if result.problems:
         raise RunError(
             f"{Store(url).redacted_url} does not match its manifest: restore the files "
@@ -219,6 +232,8 @@ def inspect_dataset(
     typer.echo(f"fingerprint  {manifest.fingerprint}")
     for class_name, num_rows in summary.rows_per_class.items():
         typer.echo(f"{num_rows:>12,} {class_name}")
+    if sheet is not None:
+        typer.echo(f"wrote {sheet}")
 
 
 def _format_count(count: int, noun: str) -> str:

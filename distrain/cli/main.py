@@ -122,6 +122,7 @@ def show_lr(
     # Plot into a file.
     if png is not None:
         lr(config, images=images, png=png)
+        typer.echo(f"wrote {png}")
         return
 
     # Or print a table with a bar per row.

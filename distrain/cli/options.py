@@ -103,7 +103,7 @@ GeometryOption = Annotated[
     typer.Option(
         metavar="keep|short:N|square:N",
         help="Stored size. keep: as is; short:N: short side of N pixels; square:N: "
-        "the center square of that.",
+        "short side N, then the center N x N.",
     ),
 ]
 EncodingOption = Annotated[

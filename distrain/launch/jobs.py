@@ -158,6 +158,11 @@ def resume(
         raise UserError(
             f"{store.redacted_url} is not a run directory: it has no {CONFIG_FILE}"
         ) from None
+    except NotADirectoryError:
+        folder = store.redacted_url.rpartition("/")[0] or "."
+        raise UserError(
+            f"{store.redacted_url} is a file: name the run directory, {folder}"
+        ) from None
     workers_override = format_workers_override(workers)
     origin = f"{store.redacted_url}/{CONFIG_FILE}"
     config = parse_config_yaml(text, origin, [*overrides, *workers_override], run=run)

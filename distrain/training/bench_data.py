@@ -164,11 +164,11 @@ def format_bench_result(result: BenchResult) -> Iterator[str]:
     baseline = result.throughputs[1] if len(result.throughputs) > 1 else None
     for throughput in result.throughputs:
         images_per_second = f"{throughput.images_per_second:8,.0f} images/s"
-        cpu_ms = f"{throughput.cpu_ms_per_image:7.3f} CPU-ms"
+        cpu_ms = f"{throughput.cpu_ms_per_image:7.3f} CPU-ms per image"
         ratio = ""
         if baseline and throughput is not baseline:
             times = throughput.cpu_ms_per_image / baseline.cpu_ms_per_image
-            ratio = f", {times:.2f} x the bare decode"
+            ratio = f", {times:.2f} x bare"
         yield f"{throughput.name:<19} {images_per_second} {cpu_ms}{ratio}"
     yield f"first batch after {result.seconds_to_first_batch:.2f} s"
 

@@ -75,10 +75,20 @@ def lr(
 
 
 def _load_group_rows(config: Config) -> NDArray[np.int64]:
-    """Return the rows per row group of the training set, shape (groups,)."""
+    """Return the rows per row group of the training set, shape (groups,).
+
+    Raises:
+        UserError: the data sets are not there, or do not fit the config.
+    """
     if config.data.pack and not Store(config.data.train).exists(MANIFEST_FILE):
         return BUILT_IN_DATASETS[config.data.pack].group_rows
-    return open_datasets(config)[0].manifest.rows_per_group
+    try:
+        train, _ = open_datasets(config)
+    except UserError as error:
+        raise UserError(
+            f"{error}; or pass the number of images alone: --images N (lr(images=N))"
+        ) from None
+    return train.manifest.rows_per_group
 
 
 def _plot_lr_curve(
@@ -89,7 +99,7 @@ def _plot_lr_curve(
     The axis is logarithmic for schedules that multiply the rate by factors.
 
     Raises:
-        UserError: matplotlib is not installed, or cannot write this type of file.
+        UserError: matplotlib is not installed, or cannot write this file.
     """
     try:
         # Not pyplot, which would choose a backend that may need a display.
@@ -109,8 +119,13 @@ def _plot_lr_curve(
     axes.set_yscale("log" if config.schedule.is_multiplicative else "linear")
     axes.grid(visible=True, alpha=0.3)
     # matplotlib reports a suffix that it does not know as a ValueError; a folder may be
-    # missing.
+    # missing. It would add a suffix to a name without one.
     try:
-        figure.savefig(target)
+        figure.savefig(target, format=Path(target).suffix[1:] or "png")
+    except IsADirectoryError:
+        raise UserError(
+            f"{target} is a folder: name an image file in it, such as "
+            f"{Path(target) / 'lr.png'}"
+        ) from None
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"cannot plot into {target}: {error}") from None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from distrain.config import Config
 from distrain.data.batch import BatchRequest
@@ -57,14 +58,21 @@ def open_datasets(config: Config) -> tuple[Dataset, Dataset | None]:
         # Labels are numbers: they mean the same only if the names are the same.
         train_classes = train.manifest.classes
         val_classes = val.manifest.classes
-        if val_classes != train_classes:
-            raise UserError(
-                f"the classes of {train.store.redacted_url} ({len(train_classes)}) and "
-                f"{val.store.redacted_url} ({len(val_classes)}) differ in number or "
-                "names: pack both from folders of the same names"
-            )
+        pairs = enumerate(zip_longest(train_classes, val_classes))
+        for label, (train_class, val_class) in pairs:
+            if train_class != val_class:
+                raise UserError(
+                    f"class {label} is {_quote_class(train_class)} in "
+                    f"{train.store.redacted_url} and {_quote_class(val_class)} in "
+                    f"{val.store.redacted_url}: both need the same class names in the "
+                    "same order"
+                )
     config.loss.check_num_classes(len(train.manifest.classes))
     return train, val
+
+
+def _quote_class(name: str | None) -> str:
+    return "missing" if name is None else repr(name)
 
 
 def open_dataset(

@@ -117,6 +117,10 @@ def test_resume_takes_the_name_of_a_run_as_it_is(
         Path(name, "config.yaml").write_text(Path(recipe).read_text())
     code, _, err = distrain("resume", "20241127", "--dry-run")
     assert (code, "(run = 20241127" in err) == (2, True)
+    file = tmp_path / "a #1" / "config.yaml"
+    code, _, err = distrain("resume", str(file), "--dry-run")
+    assert code == 2
+    assert f"is a file: name the run directory, {file.parent}" in err
     code, out, err = distrain("resume", str(tmp_path / "a #1"), "--dry-run")
     assert (code, err) == (0, "")
     assert f"{tmp_path}/a #1" in out

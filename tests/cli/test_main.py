@@ -345,7 +345,7 @@ def test_a_pack_shows_a_bar_and_goes_on_after_ctrl_c(
     )
     code, text = on_a_terminal(command, *arguments, interrupt="0/300 images")
     assert code == 130
-    assert "stopped; run the same command to resume" in text
+    assert "stopped with 0 finished shards: run the same command to resume" in text
     assert "Traceback" not in text
     code, text = on_a_terminal(command, *arguments)
     assert code == 0
@@ -409,6 +409,9 @@ def test_verify_and_inspect(distrain, digits, tmp_path):
     assert "359 images of 10 classes in 1 shard" in out
     assert "height       72 to 72, median 72" in out
     assert sheet.read_bytes().startswith(b"\x89PNG")
+    assert out.splitlines()[-1] == f"wrote {sheet}"
+    code, _, err = distrain("inspect", str(digits / "val"), "--sheet", str(tmp_path))
+    assert (code, "is a folder: name a PNG file in it" in err) == (2, True)
     copy = tmp_path / "copy"
     shutil.copytree(digits / "val", copy)
     (copy / "shard-00000.parquet").write_bytes(b"x")
@@ -417,6 +420,12 @@ def test_verify_and_inspect(distrain, digits, tmp_path):
     assert "shard-00000.parquet: has 1 bytes, not" in out
     assert out.splitlines()[-1] == "0 of 359 images in 0 of 1 shard: 1 problem"
     assert "does not match its manifest" in err
+    (copy / "shard-00000.parquet").unlink()
+    (copy / "shard-00000.parquet").symlink_to("shard-00000.parquet")
+    code, out, err = distrain("verify", str(copy))
+    assert code == 1
+    assert "parquet: cannot be read: Too many levels of symbolic links\n" in out
+    assert "was not verified: 1 file could not be read, see above" in err
 
 
 def test_lr_draws_the_schedule(distrain, recipe):
@@ -452,19 +461,21 @@ def test_lr_without_the_data_and_into_a_file(distrain, recipe, tmp_path):
     )
     assert (code, err) == (0, "")
     assert out.splitlines()[-1].split()[0] == "15,599", "100 epochs of 156 steps"
-    image = tmp_path / "rate.png"
-    assert (
-        distrain(
+    for image in (tmp_path / "rate.png", tmp_path / "rate"):
+        code, out, _ = distrain(
             "lr",
             str(configs / "alexnet-lars-8k.yaml"),
             "--images",
             "1281167",
             "--png",
             str(image),
-        )[0]
-        == 0
-    )
-    assert image.read_bytes().startswith(b"\x89PNG")
+        )
+        assert (code, out) == (0, f"wrote {image}\n")
+        assert image.read_bytes().startswith(b"\x89PNG")
+    code, _, err = distrain("lr", recipe, "--png", str(tmp_path))
+    assert (code, "is a folder: name an image file in it" in err) == (2, True)
+    code, _, err = distrain("lr", recipe, "data.train=nowhere")
+    assert (code, "or pass the number of images alone: --images N" in err) == (2, True)
     code, _, err = distrain("lr", recipe, "--images", "3")
     assert (code, "images = 3 is less than one global batch" in err) == (2, True)
     code, _, err = distrain("lr", recipe, "--png", str(tmp_path / "rate.txt"))

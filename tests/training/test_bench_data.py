@@ -5,7 +5,13 @@ import pytest
 from distrain.data.loader import Loader
 from distrain.errors import UserError
 from distrain.training import bench_data
-from distrain.training.bench_data import make_bench_config, measure_loader
+from distrain.training.bench_data import (
+    BenchResult,
+    Throughput,
+    format_bench_result,
+    make_bench_config,
+    measure_loader,
+)
 
 
 @pytest.mark.parametrize("change", ["data.normalise=device", "data.backend=torch"])
@@ -69,6 +75,16 @@ def test_what_is_decoded_ahead_is_not_counted(digits, monkeypatch):
     assert taken_before == [1]
     with pytest.raises(RuntimeError, match="after shutdown"):
         pools[0].submit(print)
+
+
+def test_lines_name_their_units_in_80_columns():
+    rates = [
+        Throughput("loader", 98_765.4, 123.456),
+        Throughput("libjpeg-turbo alone", 98_765.4, 12.345),
+    ]
+    lines = list(format_bench_result(BenchResult(2048, 128, 16, rates, 12.5)))
+    assert "123.456 CPU-ms per image, 10.00 x bare" in lines[1]
+    assert max(map(len, lines)) <= 80
 
 
 def test_what_does_not_fit_is_said(digits):

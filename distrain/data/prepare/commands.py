@@ -82,6 +82,7 @@ def pack(
     processes: int | None = None,
     on_source: Callable[[ImageSource], None] | None = None,
     on_progress: Callable[[DatasetProgress], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> PackResult:
     """Decode, check, resize and shard images for training.
 
@@ -92,7 +93,7 @@ def pack(
             folder of those, or pattern with `*` (path or URL).
         target: output folder for the shards (path or URL).
         geometry: stored size. keep: as is; short:N: short side of N pixels; square:N:
-            the center square of that.
+            short side N, then the center N x N.
         encoding: jpeg, or raw for uncompressed pixels (square geometry only).
         quality: JPEG quality, 1 to 100.
         labels: labels for a .tar of bare images: a list, or the ILSVRC-2012 devkit.
@@ -105,6 +106,7 @@ def pack(
             `if __name__ == "__main__":`.
         on_source: called once the source is open, before any image is read.
         on_progress: called before the first image and after every shard.
+        log: gets a line if a write to the target fails and is retried.
 
     Returns:
         The manifest, and what was rejected, by name and with the reason.
@@ -117,8 +119,8 @@ def pack(
         OSError: reading or writing fails for longer than a minute.
     """
     # Check the options before the source is listed, which may take minutes.
-    options = PackOptions(Geometry.from_text(geometry), encoding, quality, pixel_limit)
     _check_positive("pixel_limit", pixel_limit)
+    options = PackOptions(Geometry.from_text(geometry), encoding, quality, pixel_limit)
     num_processes = _get_num_processes(processes)
     opened = open_source(
         str(source),
@@ -135,6 +137,7 @@ def pack(
         options,
         num_processes=num_processes,
         on_progress=on_progress or _ignore,
+        log=log,
     )
 
 
@@ -288,11 +291,13 @@ def inspect(url: str | Path, *, sheet: str | Path | None = None) -> DatasetSumma
         sheet: write a contact sheet of random samples to this PNG file.
 
     Raises:
-        UserError: there is no data set at the URL, or no folder for the sheet.
+        UserError: there is no data set at the URL, or the sheet cannot be written.
     """
     # Before all of it is read, which may take hours.
     if sheet is not None and not Path(sheet).parent.is_dir():
         raise UserError(f"no folder {Path(sheet).parent} for the sheet: create it")
+    if sheet is not None and Path(sheet).is_dir():
+        raise UserError(f"the sheet {sheet} is a folder: name a PNG file in it")
     dataset = Dataset.open(url)
     summary = summarize_dataset(dataset)
     if sheet is not None:

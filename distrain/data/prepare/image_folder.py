@@ -19,7 +19,7 @@ from distrain.data.storage.store import Store
 _NUM_THREADS = 16
 # An image outside the class folders is rejected by name; any other file there is taken
 # for a note, a list or a license and ignored.
-_IMAGE_EXTENSIONS = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"}
+IMAGE_EXTENSIONS = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"}
 
 
 @register_opener("")
@@ -35,7 +35,7 @@ def open_image_folder(
     for entry in store.list_entries():
         if entry.is_folder and not entry.name.startswith("."):
             classes.append(entry.name)
-        elif entry.name.rpartition(".")[2].lower() in _IMAGE_EXTENSIONS:
+        elif entry.name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
             rejects.append(Reject(entry.name, "an image outside the class folders"))
 
     # The class folders, listed in threads: each listing of a bucket is a request.

@@ -148,6 +148,7 @@ def _check_indexable(source: ImageSource, store: Store) -> None:
         UserError: the source is a folder of images, its URL contains a secret that the
             manifest would store, a manifest exists already, or the folder cannot be
             written to.
+        AttemptError: a manifest exists, and the store does not answer.
     """
     if source.blocks[0].start is None:
         raise UserError(
@@ -161,6 +162,8 @@ def _check_indexable(source: ImageSource, store: Store) -> None:
             "manifest would store: pass the URL without it"
         )
     if store.exists(MANIFEST_FILE):
+        # A damaged one has a message of its own.
+        Manifest.load(store)
         raise UserError(
             f"{store.redacted_url} has a {MANIFEST_FILE} already: train on it as it "
             "is, or delete that file to index again"

@@ -4,6 +4,7 @@ from fnmatch import fnmatchcase
 
 # Each of these modules registers the kind of source that it opens.
 from distrain.data.prepare import archive, hub_parquet, image_folder  # noqa: F401
+from distrain.data.prepare.image_folder import IMAGE_EXTENSIONS
 from distrain.data.prepare.labels import read_class_names
 from distrain.data.prepare.source import (
     OPENERS_BY_EXTENSION,
@@ -13,6 +14,8 @@ from distrain.data.prepare.source import (
 from distrain.data.storage.backend import DirectoryEntry
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
+
+_ARCHIVE_EXTENSIONS = {"7z", "bz2", "gz", "rar", "tgz", "xz", "zip", "zst"}
 
 
 def open_source(
@@ -53,6 +56,7 @@ def open_source(
 
     source = opened.source
     if not source.blocks:
+        _check_is_folder(store)
         example = ""
         if source.rejects:
             first = source.rejects[0]
@@ -69,6 +73,20 @@ def open_source(
             "needs at least two"
         )
     return opened
+
+
+def _check_is_folder(store: Store) -> None:
+    """Raise UserError if what was opened as a folder is a file."""
+    if store.is_folder(""):
+        return
+    extension = store.url.rpartition(".")[2].lower()
+    if extension in IMAGE_EXTENSIONS:
+        kind = "an image: pass the folder that holds the folders of the classes"
+    elif extension in _ARCHIVE_EXTENSIONS:
+        kind = "a compressed archive: unpack it to a folder or a plain .tar"
+    else:
+        kind = "neither a folder nor a .tar or .parquet file: pass one of these"
+    raise UserError(f"{store.redacted_url} is {kind}")
 
 
 def _check_options(options: SourceOptions, extension: str, store: Store) -> None:
@@ -113,12 +131,24 @@ def _find_files(url: str) -> tuple[Store, list[DirectoryEntry]]:
         store = Store(parent or ("/" if url.startswith("/") else "."))
         files = _match_files(store, last)
         if not files and not store.is_folder(last):
-            raise UserError(f"nothing at {Store(url).redacted_url}: check the path")
+            redacted_url = Store(url).redacted_url
+            if "*" in last:
+                raise UserError(
+                    f"no file matches {redacted_url}: a pattern is for .tar and "
+                    ".parquet files; pass a folder by its name"
+                )
+            raise UserError(f"nothing at {redacted_url}: check the path")
 
     # The URL is a folder, perhaps with a name such as photos.tar.
     if not files:
         store = Store(url)
         if not store.exists():
+            # The HTTP client takes a host that does not answer for a missing file.
+            if "://" in url:
+                raise UserError(
+                    f"nothing at {store.redacted_url}, or its host does not answer: "
+                    "check the URL"
+                )
             raise UserError(f"no folder at {store.redacted_url}: check the path")
         files = _list_shards(store)
 

@@ -109,6 +109,13 @@ class PackOptions:
             raise UserError(f"encoding {self.encoding!r} is not valid: use jpeg or raw")
         if not 1 <= self.quality <= 100:
             raise UserError(f"quality {self.quality} is not valid: use 1 to 100")
+        geometry = self.geometry
+        if geometry.kind == "square" and geometry.side**2 > self.pixel_limit:
+            raise UserError(
+                f"geometry square:{geometry.side} is over the limit of "
+                f"{self.pixel_limit:,} pixels per image: use a smaller square, or "
+                "raise --pixel-limit (pixel_limit)"
+            )
 
 
 class PackResult(NamedTuple):
@@ -150,6 +157,7 @@ def pack_dataset(
     *,
     num_processes: int = 1,
     on_progress: Callable[[DatasetProgress], None] = lambda progress: None,
+    log: Callable[[str], None] | None = None,
 ) -> PackResult:
     """Decode each image once, turn it upright, convert it to RGB, resize and store it.
 
@@ -165,6 +173,7 @@ def pack_dataset(
         options: how images are stored.
         num_processes: number of decoding processes.
         on_progress: called after every few images.
+        log: gets a line if a write to the target fails and is retried.
 
     Raises:
         UserError: raw encoding without a square geometry, none of the images decodes,
@@ -174,7 +183,7 @@ def pack_dataset(
         OSError: source or target fail for longer than a minute.
     """
     # Plan the shards and claim the target before any image is read.
-    store = Store(target_url)
+    store = Store(target_url, log=log)
     _check_packable(source, store, options)
     shards = assign_rows_to_shards(
         source.blocks, _TARGET_SHARD_BYTES, _estimate_image_bytes(options)

@@ -95,6 +95,11 @@ def claim_target(store: Store, plan: bytes, num_shards: int) -> dict[int, ShardN
     return notes
 
 
+def count_finished_shards(store: Store) -> int:
+    """Return the number of shards from which a pack would resume. Raises OSError."""
+    return sum(name.startswith("shard-") for name in store.list_names(_NOTES_FOLDER))
+
+
 def write_note(store: Store, shard_number: int, note: ShardNote) -> None:
     """Mark a shard as finished. Raises OSError."""
     tree = {

@@ -15,11 +15,12 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from distrain.data.prepare.source import Block, BlockReader, BlockRows
-from distrain.errors import RunError
+from distrain.errors import RunError, UserError
 
 _BLAS_THREADS_VARIABLE = "OPENBLAS_NUM_THREADS"
 _PREFETCH_BLOCKS = 8
@@ -39,12 +40,10 @@ def open_process_pool(
 
     With `num_processes` 1, work runs in this process.
     """
-    # A started process imports the main script, which must not call this again.
+    # A started process imports the main script, which must not call this again. The
+    # process that started this one says so.
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        sys.exit(
-            "error: the processes that pack, index and stats start import this script: "
-            'call them below `if __name__ == "__main__":`, or with processes=1'
-        )
+        sys.exit(1)
     # A memory:// store exists in this process only.
     if num_processes == 1 or urlsplit(url).scheme == "memory":
         yield ProcessPool(None, 1, reader)
@@ -54,11 +53,13 @@ def open_process_pool(
     # in it could only spin. Set in the parent, since numpy reads it on import.
     previous_threads = os.environ.get(_BLAS_THREADS_VARIABLE)
     os.environ[_BLAS_THREADS_VARIABLE] = "1"
+    context = multiprocessing.get_context("spawn")
+    has_imported = context.Event()
     executor = ProcessPoolExecutor(
-        num_processes, multiprocessing.get_context("spawn"), _init_process, (reader,)
+        num_processes, context, _init_process, (reader, has_imported)
     )
     try:
-        yield ProcessPool(executor, num_processes, reader)
+        yield ProcessPool(executor, num_processes, reader, has_imported)
     finally:
         executor.shutdown(cancel_futures=True)
         if previous_threads is None:
@@ -75,7 +76,10 @@ class ProcessPool:
         executor: ProcessPoolExecutor | None,
         num_processes: int,
         reader: BlockReader,
+        has_imported: Event | None = None,
     ) -> None:
+        """Wrap an executor; `has_imported` is set once a process runs its tasks."""
+        self._has_imported = has_imported
         self._executor = executor
         self._max_in_flight = _TASKS_PER_PROCESS * num_processes + 1
         self._reader = reader
@@ -88,6 +92,7 @@ class ProcessPool:
         Only a few tasks are in flight at once.
 
         Raises:
+            UserError: no process could import the main script.
             RunError: a process was killed.
         """
         if self._executor is None:
@@ -106,6 +111,12 @@ class ProcessPool:
                 oldest_task, future = in_flight.popleft()
                 yield oldest_task, future.result()
         except BrokenProcessPool:
+            if self._has_imported is not None and not self._has_imported.is_set():
+                raise UserError(
+                    "the processes that pack, index and stats start could not import "
+                    'this script: call them below `if __name__ == "__main__":`, or '
+                    "with processes=1"
+                ) from None
             raise RunError(
                 "a process that decodes images ended early: if it was killed for lack "
                 "of memory, run again with fewer processes (a pack resumes from its "
@@ -130,8 +141,9 @@ class ProcessPool:
 _process_readers: list[BlockReader] = []
 
 
-def _init_process(reader: BlockReader) -> None:
+def _init_process(reader: BlockReader, has_imported: Event) -> None:
     _process_readers.append(reader)
+    has_imported.set()
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent_sentinel = parent.sentinel

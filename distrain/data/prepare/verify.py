@@ -48,6 +48,8 @@ class VerifyResult(NamedTuple):
     """Images that were checked: those whose row group could be read and parsed."""
     num_shards: int
     """Shards that these images are in."""
+    num_unread_shards: int
+    """Shards whose file could not be read, for instance for lack of permission."""
 
 
 def verify_dataset(
@@ -80,7 +82,13 @@ def verify_dataset(
             on_progress(
                 DatasetProgress(num_images, manifest.num_rows, verifier.bytes_read)
             )
-    return VerifyResult(manifest, verifier.problems, num_images, num_shards)
+    return VerifyResult(
+        manifest,
+        verifier.problems,
+        num_images,
+        num_shards,
+        verifier.num_unread_shards,
+    )
 
 
 class _Verifier:
@@ -94,6 +102,7 @@ class _Verifier:
         self._pool = pool
         self.problems: list[DatasetProblem] = []
         self.bytes_read = 0
+        self.num_unread_shards = 0
 
     def verify_shard(self, shard: Shard) -> int:
         """Read a shard and compare it with the manifest.
@@ -122,7 +131,8 @@ class _Verifier:
         except FileNotFoundError:
             self._report(shard.path, "is missing")
         except OSError as error:
-            self._report(shard.path, f"cannot be read: {error}")
+            self._report(shard.path, f"cannot be read: {error.strerror or error}")
+            self.num_unread_shards += 1
         return num_images
 
     def _report(self, location: str, description: str) -> None:

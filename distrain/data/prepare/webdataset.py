@@ -60,9 +60,13 @@ def open_webdataset(store: Store, files: Sequence[DirectoryEntry]) -> ImageSourc
         example = ""
         if samples and isinstance(samples[0], Reject):
             example = f" ({samples[0].name}: {samples[0].reason})"
+        location = store.redacted_url
+        if len(files) == 1:
+            location = f"{location}/{files[0].name}"
         raise UserError(
-            f"{store.redacted_url} holds no labeled images in the WebDataset layout, "
-            f"such as 0001.jpg beside 0001.cls{example}"
+            f"{location} holds no labeled images in the WebDataset layout, such as "
+            f"0001.jpg beside 0001.cls{example}: add the labels, or pass a list of "
+            "them for a single archive, --labels FILE (labels=FILE)"
         )
     classes = name_classes_by_number(max(labels) + 1, store)
     return build_tar_source(store, "WebDataset", classes, samples)

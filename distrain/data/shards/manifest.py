@@ -18,6 +18,7 @@ from distrain.errors import AttemptError, UserError
 
 MANIFEST_FILE = "manifest.json"
 _FORMAT_VERSION = "distrain-shards-2"
+_REMEDY = "restore it, or delete it and run distrain index (or pack again)"
 
 Layout = Literal["distrain", "parquet", "tar"]
 # Little-endian on every machine: these are the types as they are stored.
@@ -256,6 +257,11 @@ def _read_manifest_file(store: Store, retry_seconds: float) -> Any:
             f"no data set at {store.redacted_url} ({reason}): "
             "check the URL, or make one with distrain pack or index"
         ) from None
+    except NotADirectoryError:
+        folder = store.redacted_url.rpartition("/")[0] or "."
+        raise UserError(
+            f"{store.redacted_url} is a file: name its folder, {folder}"
+        ) from None
     except OSError as error:
         # Another attempt may succeed after a transient error, but not after another.
         error_class = AttemptError if is_transient(error) else UserError
@@ -264,14 +270,14 @@ def _read_manifest_file(store: Store, retry_seconds: float) -> Any:
         ) from None
     except ValueError:
         raise UserError(
-            f"{store.redacted_url}/{MANIFEST_FILE} is not JSON: pack or index it again"
+            f"{store.redacted_url}/{MANIFEST_FILE} is damaged (not JSON): {_REMEDY}"
         ) from None
 
 
 def _manifest_from_dict(tree: Any, manifest_url: str) -> Manifest:
     """Return the manifest from the dict that was read as JSON. Raises UserError."""
     invalid = UserError(
-        f"{manifest_url} is not a {_FORMAT_VERSION} manifest: pack or index it again"
+        f"{manifest_url} is not a {_FORMAT_VERSION} manifest: {_REMEDY}"
     )
     if not isinstance(tree, dict):
         raise invalid
@@ -281,7 +287,7 @@ def _manifest_from_dict(tree: Any, manifest_url: str) -> Manifest:
     if not tree.keys() >= set(_STATISTICS_KEYS):
         raise UserError(
             f"{manifest_url} has no color statistics, which normalization and "
-            "PCA color augmentation need: pack or index the data set again "
+            f"PCA color augmentation need: {_REMEDY} "
             "(distrain stats prints the statistics of a data set)"
         )
     try:

@@ -120,7 +120,7 @@ class ShardReader:
                     self._explain_replacement(shard)
                     or f"{shard_url} cannot be read ({error}), "
                     f"retried for {self._retry_seconds:.0f} s: "
-                    "fix the storage, then run the same command to resume"
+                    "fix the storage"
                 ) from error
             if len(data) == end - start and crc32c(data) == checksum:
                 return data
@@ -128,8 +128,7 @@ class ShardReader:
             self._explain_replacement(shard)
             or f"{shard_url} is damaged: bytes {start} to {end}, "
             f"read {_MAX_DAMAGED_READS} times, do not match the manifest's checksum: "
-            "restore the shard, or pack or index it again; "
-            "then run the same command to resume"
+            "restore the shard, or pack or index it again"
         )
 
     def _explain_replacement(self, shard: Shard) -> str | None:

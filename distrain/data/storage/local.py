@@ -177,9 +177,12 @@ def _write_new_file(path: str, parts: Sequence[bytes | memoryview]) -> None:
             # Before a caller renames the file: the new name must have its content
             # even after a power failure.
             os.fsync(file.fileno())
-        except BaseException:
+        except BaseException as error:
             # A full disk still creates names, whose content is then missing.
             os.unlink(path)
+            # The system names no file when it cannot write all of one.
+            if isinstance(error, OSError):
+                error.filename = path
             raise
 
 

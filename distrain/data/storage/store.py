@@ -46,8 +46,12 @@ class Store:
     Paths are relative to it, with `/` between parts.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, log: Callable[[str], None] | None = None) -> None:
         """Open a folder, which need not exist.
+
+        Args:
+            url: path or URL.
+            log: gets a line when a read or write is retried for the first time.
 
         Raises:
             UserError: the URL's scheme is unknown, or its package is not installed.
@@ -56,6 +60,7 @@ class Store:
         self.redacted_url = redact_url(url)
         """The URL for messages: without user, password and query."""
         self.counters = StorageCounters()
+        self._log = log
         # Guards the counters: several threads read from one store.
         self._lock = threading.Lock()
         self.backend = _open_backend(url)
@@ -201,6 +206,11 @@ class Store:
         def count_retry(error: OSError, failures: int) -> None:
             with self._lock:
                 self.counters.num_retries += 1
+            if self._log is not None and failures == 1:
+                self._log(
+                    f"{self.redacted_url}: {error.strerror or error}: retrying for "
+                    f"{retry_seconds:.0f} s"
+                )
 
         return call_with_retries(call, retry_seconds, on_retry=count_retry)
 

@@ -117,6 +117,9 @@ def test_the_manifest_beside_the_files(tmp_path):
         made(url)
     shutil.move(url, tmp_path / "moved")
     assert len(rows_of(opened(tmp_path / "moved"))) == 12
+    (tmp_path / "moved" / MANIFEST_FILE).write_text("{")
+    with pytest.raises(UserError, match="not JSON.*: restore it, or delete it"):
+        made(str(tmp_path / "moved"))
 
 
 def bad_set(tmp_path):

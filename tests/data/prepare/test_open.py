@@ -108,10 +108,32 @@ def test_a_folder_in_the_place_of_a_list_is_one_sentence(tmp_path):
 def test_what_is_not_there(tmp_path):
     with pytest.raises(UserError, match="nothing at .*none.tar: check the path"):
         open_source(str(tmp_path / "none.tar"))
-    with pytest.raises(UserError, match="nothing at"):
-        open_source(str(tmp_path / "*.tar"))
+    (tmp_path / "train").mkdir()
+    with pytest.raises(
+        UserError, match=r"no file matches .*tr\*: a pattern is for .tar and .parquet"
+    ):
+        open_source(str(tmp_path / "tr*"))
     with pytest.raises(UserError, match="no folder at"):
         open_source(str(tmp_path / "none"))
+    with pytest.raises(UserError, match="nothing at http.*, or its host does not ans"):
+        open_source("http://127.0.0.1:9/x")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("000.JPG", "an image: pass the folder that holds the folders of the classes"),
+        ("bare.tar.gz", "a compressed archive: unpack it to a folder or a plain .tar"),
+        (
+            "notes.txt",
+            "neither a folder nor a .tar or .parquet file: pass one of these",
+        ),
+    ],
+)
+def test_another_file_is_called_what_it_is(tmp_path, name, kind):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=f"{name} is {kind}$"):
+        open_source(str(tmp_path / name))
 
 
 def test_a_folder_names_what_it_leaves_out(tmp_path, monkeypatch):
@@ -285,7 +307,7 @@ def test_webdataset_samples_without_image_or_label_are_named(tmp_path):
     ]
     (tmp_path / "y.tar").write_bytes(tar_of([("a.txt", b"x")]))
     with pytest.raises(
-        UserError, match="holds no labeled images in the WebDataset layout"
+        UserError, match="y.tar holds no labeled images in the WebDataset.*--labels"
     ):
         open_source(str(tmp_path / "y.tar"))
 

@@ -608,6 +608,20 @@ def test_a_geometry_that_is_none(text):
         Geometry.from_text(text)
 
 
+def test_a_full_disk_is_told_at_once_and_waited_for(folder, tmp_path, full_disk):
+    lines = []
+    target = tmp_path / "set"
+    with full_disk(3) as make_room:
+
+        def log(line: str) -> None:
+            lines.append(line)
+            make_room()
+
+        packed = pack_folder(str(folder), str(target), Geometry("square", 24), log=log)
+    assert packed.manifest.num_rows > 0
+    assert lines == [f"{target}: File too large: retrying for 60 s"]
+
+
 def test_a_target_that_cannot_be_written_is_one_sentence(tmp_path):
     source = open_source(tar_of_tars(tmp_path, images(2))).source
     (tmp_path / "file").write_text("x")

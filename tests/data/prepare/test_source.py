@@ -65,7 +65,7 @@ def test_what_no_function_opens_is_a_sentence(tmp_path):
     (tmp_path / "set.rar").write_bytes(b"x")
     with pytest.raises(
         UserError,
-        match="no images in .*set.rar: it must hold one folder of images per class, or shards",
+        match="set.rar is a compressed archive: unpack it",
     ):
         open_source(str(tmp_path / "set.rar"))
 

@@ -32,6 +32,7 @@ def test_a_whole_set_has_nothing_wrong(dataset):
         [],
         40,
         3,
+        0,
     )
     assert [(at.done, at.total) for at in seen] == [
         (0, 40),

@@ -124,7 +124,7 @@ def test_a_flipped_byte_is_a_storage_failure(tmp_path, where):
     data[at] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(
-        RunError, match=r"shard-00000.parquet is damaged: .* read 4 times"
+        RunError, match="shard-00000.parquet is damaged: .* read 4 times.*it again$"
     ):
         reader(tmp_path).read_rows(np.arange(3))
 
@@ -174,8 +174,14 @@ def test_what_is_not_a_data_set(tmp_path):
     with pytest.raises(UserError, match=r"it has no manifest.json"):
         reader(tmp_path)
     (tmp_path / MANIFEST_FILE).write_text("{")
-    with pytest.raises(UserError, match="is not JSON"):
+    with pytest.raises(
+        UserError, match=r"damaged \(not JSON\): restore it, or delete it and run"
+    ):
         reader(tmp_path)
+    with pytest.raises(
+        UserError, match=f"{MANIFEST_FILE} is a file: name its folder, {tmp_path}$"
+    ):
+        reader(tmp_path / MANIFEST_FILE)
     (tmp_path / MANIFEST_FILE).write_text("[]")
     with pytest.raises(UserError, match="is not a distrain-shards-2 manifest"):
         reader(tmp_path)

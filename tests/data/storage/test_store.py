@@ -171,8 +171,9 @@ def test_names_survive_a_power_failure(tmp_path, monkeypatch):
 @pytest.mark.parametrize("how", ["write", "create_exclusive"])
 def test_a_full_disk_keeps_no_name_without_content(tmp_path, full_disk, how):
     store = Store(str(tmp_path))
-    with full_disk(3), pytest.raises(OSError, match="too large"):
+    with full_disk(3), pytest.raises(OSError, match="too large") as caught:
         getattr(store, how)("file", b"12345")
+    assert caught.value.filename.startswith(f"{tmp_path}/file")
     assert store.list_names() == []
 
 
