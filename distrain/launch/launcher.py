@@ -162,5 +162,5 @@ def describe_newest_checkpoint(store: Store) -> str:
     except OSError as error:
         return f"{store.redacted_url} cannot be read now ({error})"
     if name is None:
-        return "no checkpoint was saved, so the same command starts afresh"
+        return "no checkpoint is complete, so the same command starts afresh"
     return f"the newest checkpoint is {name}; run the same command to resume from it"

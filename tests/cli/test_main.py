@@ -119,7 +119,7 @@ def test_a_second_ctrl_c_says_what_the_run_resumes_from(distrain, recipe, monkey
         code, out, err = distrain("train", recipe)
         assert (code, err) == (130, "")
         assert out == (
-            "ended at once: no checkpoint was saved, so the same command starts afresh\n"
+            "ended at once: no checkpoint is complete, so the same command starts afresh\n"
         )
     distrain("train", recipe)
     monkeypatch.setattr(launcher, "train_locally", interrupt)
