@@ -223,7 +223,7 @@ def test_a_slow_rank_is_named(config, ranks, tmp_path):
     assert {r["status"] for r in found} == {"finished"}, found
     (warning,) = [line for line in found[0]["told"] if "is slow" in line]
     assert re.fullmatch(
-        r"warning: rank 1 is slow: it reaches the all-reduce after .* s per step, \d+% of it waiting for data; .*",
+        r"warning: rank 1 is slow: it reaches the all-reduce after \d+ ms per step, \d+% of it waiting for data; .*",
         warning,
     )
 

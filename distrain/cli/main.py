@@ -1,7 +1,9 @@
 """The command line. Heavy packages are imported by the commands that need them."""
 
+import atexit
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +54,8 @@ def main() -> None:
 
     Exit code 2: the command, config or data are wrong; 1: the run or the I/O failed.
     """
+    # Ctrl-C while the interpreter shuts down would print a traceback of its own.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     try:
         app()
     except UserError as error:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -38,20 +39,15 @@ def drain(seconds: float = 240.0, *, console: Console | None = None) -> None:
     Raises:
         UserError: Ray is not running on this host, or this process is connected to it
             already.
-        RunError: the host is still busy after that time, or Ray failed.
+        RunError: the host is still busy after that time, or Ray failed or did not
+            answer.
     """
     check_not_connected()
     deadline = time.monotonic() + seconds
     console = console or PlainConsole(sys.stdout)
     # Explicitly: if it is unset, parts of Ray use the token file and others do not.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    try:
-        ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError):
-        raise UserError(
-            "Ray is not running on this host: there is nothing to drain"
-        ) from None
-
+    _connect_to_ray(seconds)
     try:
         node_id = ray.get_runtime_context().get_node_id()
         (node,) = (node for node in ray.nodes() if node["NodeID"] == node_id)
@@ -74,6 +70,41 @@ def drain(seconds: float = 240.0, *, console: Console | None = None) -> None:
         ) from error
     finally:
         ray.shutdown()
+
+
+def _connect_to_ray(timeout_seconds: float) -> None:
+    """Connect to the Ray of this host.
+
+    Raises:
+        UserError: there is none.
+        RunError: its head does not answer in time.
+    """
+    errors: list[BaseException] = []
+
+    def connect() -> None:
+        try:
+            ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+        except BaseException as error:
+            errors.append(error)
+
+    # On a thread: Ray tries for minutes, and has no shorter limit.
+    thread = threading.Thread(target=connect, name="distrain-connect", daemon=True)
+    thread.start()
+    thread.join(timeout_seconds)
+    if thread.is_alive():
+        address = os.environ.get("RAY_ADDRESS")
+        place = f" at {address}" if address else ""
+        raise RunError(
+            f"Ray's head{place} did not answer within {timeout_seconds:.0f} s, so "
+            "nothing was drained: check that the head runs, or end Ray on this host"
+        )
+    try:
+        if errors:
+            raise errors[0]
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError):
+        raise UserError(
+            "Ray is not running on this host: there is nothing to drain"
+        ) from None
 
 
 def _request_ray_drain(node_id: str, timeout_seconds: float) -> None:

@@ -12,6 +12,7 @@ from distrain.launch.local import count_local_ranks, train_locally
 from distrain.monitor.consoles import LogFileConsole
 from distrain.monitor.sinks import Console
 from distrain.monitor.terminal import create_console
+from distrain.rundir.checkpoint import find_newest_checkpoint
 from distrain.trainer import Summary
 
 
@@ -130,20 +131,36 @@ def train_here_or_on_ray(
     unless an address or a number of workers is given.
     """
     is_cluster = address is not None or workers not in (None, "auto")
-    if is_cluster or count_local_ranks(config) > 1:
-        # Ray is slow to import, and one rank does not need it.
-        from distrain.launch.ray_driver import train_on_ray
+    try:
+        if is_cluster or count_local_ranks(config) > 1:
+            # Ray is slow to import, and one rank does not need it.
+            from distrain.launch.ray_driver import train_on_ray
 
-        return train_on_ray(
+            return train_on_ray(
+                config,
+                console,
+                address=address,
+                must_resume=must_resume,
+                accept_other_hardware=accept_other_hardware,
+            )
+        return train_locally(
             config,
             console,
-            address=address,
             must_resume=must_resume,
             accept_other_hardware=accept_other_hardware,
         )
-    return train_locally(
-        config,
-        console,
-        must_resume=must_resume,
-        accept_other_hardware=accept_other_hardware,
-    )
+    except KeyboardInterrupt:
+        newest = describe_newest_checkpoint(Store(str(config.run)))
+        console.log(f"ended at once: {newest}")
+        raise
+
+
+def describe_newest_checkpoint(store: Store) -> str:
+    """Return a sentence on what a run that was ended at once resumes from."""
+    try:
+        name = find_newest_checkpoint(store)
+    except OSError as error:
+        return f"{store.redacted_url} cannot be read now ({error})"
+    if name is None:
+        return "no checkpoint is complete, so the same command starts afresh"
+    return f"the newest checkpoint is {name}; run the same command to resume from it"

@@ -1,5 +1,8 @@
 """Local mode: train in one process, on a GPU if there is one, without Ray."""
 
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch
@@ -7,7 +10,7 @@ import torch
 from distrain.config import Config
 from distrain.distributed.process import count_available_cores
 from distrain.distributed.world import make_local_world
-from distrain.errors import UserError
+from distrain.errors import RunError, UserError
 from distrain.launch.allocation import (
     Allocation,
     ClusterNode,
@@ -15,7 +18,7 @@ from distrain.launch.allocation import (
     compute_allocation,
     describe_idle_gpus,
 )
-from distrain.launch.signals import stop_on_signals
+from distrain.launch.signals import STOPPING_LINE, stop_on_signals
 from distrain.monitor.sinks import Console
 from distrain.trainer import Summary, train
 
@@ -42,13 +45,27 @@ def compute_local_allocation(config: Config) -> tuple[Allocation, list[ClusterNo
     """Compute a run's allocation on this machine; return it and the only node.
 
     Raises:
-        UserError: there are fewer GPUs than workers: a machine gets no more of them.
+        UserError: the machine has fewer GPUs than workers, or fewer cores than a
+            worker is to have.
     """
     node = get_local_node()
     allocation = compute_allocation(config, [node])
     num_gpus = int(node.total_resources["GPU"])
-    # One worker without a GPU passes: `make_local_world` has a better error for it.
-    if allocation.gpus_per_worker and allocation.min_workers > max(1, num_gpus):
+    if allocation.gpus_per_worker and not num_gpus and allocation.min_workers == 1:
+        setting = "device is cuda"
+        remedy = "device=auto or device=cpu"
+        if config.device != "cuda":
+            setting = "cluster.gpus_per_worker is 1"
+            remedy = "cluster.gpus_per_worker=auto"
+        raise UserError(f"{setting}, but this machine has no GPU: use {remedy}")
+    num_cores = int(node.total_resources["CPU"])
+    if allocation.cpus_per_worker > num_cores:
+        raise UserError(
+            f"cluster.cpus_per_worker is {allocation.cpus_per_worker}, but this "
+            f"machine has {num_cores} CPU core{'s' * (num_cores != 1)}: use auto, or "
+            f"at most {num_cores}"
+        )
+    if allocation.gpus_per_worker and allocation.min_workers > num_gpus:
         raise UserError(
             f"{allocation.min_workers} workers need a GPU each, but this machine shows "
             f"{num_gpus}: use --workers auto, or train on CPUs with device=cpu"
@@ -92,7 +109,10 @@ def train_locally(
         console.log(idle)
 
     # Train until the end, or until a signal asks to stop.
-    with stop_on_signals(world.stop_requested.set) as received:
+    with (
+        stop_on_signals(world.stop_requested.set) as received,
+        _log_first_signal(world.stop_requested, received, console),
+    ):
         summary = train(
             config,
             world,
@@ -103,3 +123,29 @@ def train_locally(
     # A signal during the last step did not stop anything.
     was_stopped = bool(received) and summary.status == "stopped"
     return summary, received[0] if was_stopped else None
+
+
+@contextmanager
+def _log_first_signal(
+    stop_requested: threading.Event, received: Sequence[int], console: Console
+) -> Iterator[None]:
+    """Log the first signal when it comes, not after the step, which may take long.
+
+    On a thread: a signal handler may interrupt any print, so it must not print itself.
+    """
+
+    def wait_and_log() -> None:
+        stop_requested.wait()
+        if received:
+            # If nobody reads the output, the training thread raises this as well.
+            with suppress(RunError):
+                console.log(STOPPING_LINE)
+
+    thread = threading.Thread(target=wait_and_log, name="distrain-stop", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        # The run is over: wake the thread.
+        stop_requested.set()
+        thread.join()

@@ -36,7 +36,7 @@ from distrain.launch.ray_cluster import (
     summarize_error,
 )
 from distrain.launch.ray_trainer import build_trainer
-from distrain.launch.signals import stop_on_signals
+from distrain.launch.signals import STOPPING_LINE, stop_on_signals
 from distrain.monitor.records import record_from_dict
 from distrain.monitor.sinks import Console
 from distrain.trainer import Summary
@@ -314,9 +314,7 @@ class _RayDriver:
 
             # Stop for the user.
             if self._stop_event.is_set() and not is_stop_requested:
-                self._console.log(
-                    "stopping: saving first (a second signal ends the run at once)"
-                )
+                self._console.log(STOPPING_LINE)
                 is_stop_requested = True
                 self._mailbox.request_stop.remote(self._fit_number)
 

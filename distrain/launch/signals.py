@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+STOPPING_LINE = "stopping: saving first (a second signal ends the run at once)"
+"""Line for the console at the first signal."""
+
 
 @contextmanager
 def stop_on_signals(on_stop: Callable[[], None]) -> Iterator[list[int]]:

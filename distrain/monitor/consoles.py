@@ -1,13 +1,16 @@
 """Consoles for programs and files: JSON lines for another process, and a log file."""
 
 import json
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, TextIO
 
 from distrain.data.storage.store import Store
+from distrain.errors import RunError
 from distrain.monitor.records import MetricsRecord, record_from_dict, record_to_dict
 from distrain.monitor.sinks import AppendOnlyFile, Console, format_record
 from distrain.rundir import files
@@ -104,6 +107,8 @@ class LogFileConsole:
     def __init__(self, console: Console, store: Store) -> None:
         self._console = console
         self._store = store
+        # Another thread logs the first Ctrl-C.
+        self._lock = threading.Lock()
         timestamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         self._file_name = files.log_path(timestamp)
         self._log_file: AppendOnlyFile | None = None
@@ -131,28 +136,35 @@ class LogFileConsole:
             self._log_file.close()
 
     def log(self, text: str) -> None:
-        """Show a line of text and keep it."""
-        self._console.log(text)
+        """Show a line of text and keep it. Raises RunError if nobody reads it."""
+        with _explain_closed_pipe():
+            self._console.log(text)
         self._append_line(text)
 
     def start(self, *, step: int, steps: int, steps_per_epoch: int) -> None:
         """Open the log file: from now on this attempt owns the run directory."""
         self._console.start(step=step, steps=steps, steps_per_epoch=steps_per_epoch)
         self._num_steps = steps
-        # A run that resumes after the loss of a rank starts again, with the same file.
-        if self._log_file is None:
-            self._log_file = AppendOnlyFile(
-                self._store, self._file_name, self._console.log
-            )
-            self._log_file.write(bytes(self._unwritten))
+        with self._lock:
+            # A run that resumes after the loss of a rank starts again, with the same
+            # file.
+            if self._log_file is None:
+                self._log_file = AppendOnlyFile(
+                    self._store, self._file_name, self._console.log
+                )
+                self._log_file.write(bytes(self._unwritten))
 
     def set_step(self, step: int) -> None:
         """Show the number of steps done; the file does not get it."""
         self._console.set_step(step)
 
     def log_metrics(self, record: MetricsRecord) -> None:
-        """Show a metrics record and keep it as a line of text."""
-        self._console.log_metrics(record)
+        """Show a metrics record and keep it as a line of text.
+
+        Raises RunError if nobody reads it.
+        """
+        with _explain_closed_pipe():
+            self._console.log_metrics(record)
         self._append_line(format_record(record, self._num_steps))
 
     def stop(self) -> None:
@@ -162,11 +174,23 @@ class LogFileConsole:
     def _append_line(self, text: str) -> None:
         timestamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         line = f"{timestamp} {text}\n".encode()
-        if self._log_file is None:
-            self._unwritten += line
-            return
-        self._log_file.write(line)
-        # An upload sends the whole file again, so it must not follow every line.
-        if time.monotonic() - self._last_upload > _UPLOAD_INTERVAL_SECONDS:
-            self._last_upload = time.monotonic()
-            self._log_file.upload()
+        with self._lock:
+            if self._log_file is None:
+                self._unwritten += line
+                return
+            self._log_file.write(line)
+            # An upload sends the whole file again, so it must not follow every line.
+            if time.monotonic() - self._last_upload > _UPLOAD_INTERVAL_SECONDS:
+                self._last_upload = time.monotonic()
+                self._log_file.upload()
+
+
+@contextmanager
+def _explain_closed_pipe() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise RunError(
+            "the reader of the output has ended (a closed pipe, as after `| head`), "
+            "and with it the run: run the same command to resume"
+        ) from None

@@ -17,6 +17,8 @@ _WAITING_FACTOR = 1.25
 _EXIT_CODE = 70
 # A straggler reaches the all-reduce at least so much later than the median rank.
 _STRAGGLER_RATIO = 1.25
+# ... and at least so many seconds per step: less is noise of the system's scheduler.
+_STRAGGLER_SECONDS = 0.01
 # Seconds before a warning about the same rank is repeated.
 _REPEAT_WARNING_SECONDS = 600.0
 # A loss spike is a loss of at least so many times the median of so many losses before.
@@ -151,7 +153,8 @@ class StragglerDetector:
         slowest = max(range(num_ranks), key=lambda rank: arrival_seconds[rank])
         arrival = arrival_seconds[slowest]
         median = sorted(arrival_seconds)[(num_ranks - 1) // 2]
-        if num_ranks == 1 or not arrival or arrival < _STRAGGLER_RATIO * median:
+        is_late = arrival >= _STRAGGLER_RATIO * median
+        if num_ranks == 1 or not is_late or arrival - median < _STRAGGLER_SECONDS:
             return None, None
 
         # Warn about the same rank once in a while only.
@@ -166,8 +169,9 @@ class StragglerDetector:
         if waiting_ratio > 0.1:
             cause = f"{waiting_ratio:.0%} of it waiting for data"
         return slowest, (
-            f"rank {slowest} is slow: it reaches the all-reduce after {arrival:.2f} s "
-            f"per step, {cause}; the median rank after {median:.2f} s"
+            f"rank {slowest} is slow: it reaches the all-reduce after "
+            f"{1000 * arrival:.0f} ms per step, {cause}; the median rank after "
+            f"{1000 * median:.0f} ms"
         )
 
 

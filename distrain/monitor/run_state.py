@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from distrain.data.storage.store import Store
 from distrain.distributed.process import is_dead_local_process
-from distrain.rundir.lease import read_newest_attempt
+from distrain.rundir.lease import iter_newest_attempts
 
 
 class RunState(NamedTuple):
@@ -13,7 +13,7 @@ class RunState(NamedTuple):
 
     text: str
     has_ended: bool
-    """No process trains it, so its metrics pages need not answer."""
+    """No process trains it now, so its metrics pages need not answer."""
 
 
 def read_run_state(store: Store) -> RunState:
@@ -25,14 +25,23 @@ def read_run_state(store: Store) -> RunState:
     Raises:
         OSError: the directory cannot be read.
     """
-    newest = read_newest_attempt(store)
-    if newest is None:
-        return RunState("not started", False)
-    attempt, record = newest
+    refusal = ""
+    for attempt, record in iter_newest_attempts(store):
+        # An attempt that was refused has changed nothing: the one before counts.
+        if record.get("outcome") != "refused":
+            text, has_ended = _describe_attempt(attempt, record)
+            return RunState(f"{text}; {refusal}" if refusal else text, has_ended)
+        if not refusal:
+            # What happened, without the remedy behind the colon.
+            reason = record["error"].partition(": ")[0]
+            refusal = f"attempt {attempt} was refused and changed nothing: {reason}"
+    return RunState(refusal or "not started", bool(refusal))
+
+
+def _describe_attempt(attempt: int, record: Mapping[str, Any]) -> RunState:
+    """Describe a run by its newest attempt that was not refused."""
     if record["ended"]:
-        # After an attempt that stopped or failed, the next one may be starting.
-        has_finished = record.get("outcome") == "finished"
-        return RunState(_describe_end(attempt, record), has_finished)
+        return RunState(_describe_end(attempt, record), True)
     owner = f"attempt {attempt}, {record['who']}"
     if is_dead_local_process(str(record["process"])):
         return RunState(

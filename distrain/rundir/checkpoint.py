@@ -9,7 +9,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,15 +189,24 @@ class CheckpointManager:
             self._save_error = None
             if isinstance(error, AttemptError):
                 raise error
+            reason = getattr(error, "strerror", None) or error
             raise AttemptError(
-                f"a checkpoint could not be saved in {self._store.redacted_url}: "
-                f"{error}; the previous one is untouched: free space or fix the "
+                f"a checkpoint could not be saved in {self._store.redacted_url} "
+                f"({reason}; {self._describe_previous()}): free space or fix the "
                 "storage, then run the same command to resume"
             ) from error
 
     def _report_warnings(self) -> None:
         while not self._pending_warnings.empty():
             self._warn(self._pending_warnings.get())
+
+    def _describe_previous(self) -> str:
+        """Return what a save that failed has left to resume from."""
+        try:
+            name = find_newest_checkpoint(self._store)
+        except OSError:
+            return "the previous one is untouched"
+        return "none was saved before" if name is None else f"{name} is untouched"
 
     def _save_in_background(
         self,
@@ -325,6 +334,22 @@ def read_best_name(store: Store) -> str | None:
         return None
 
 
+def find_newest_checkpoint(store: Store) -> str | None:
+    """Return the name of the newest checkpoint that is complete and not superseded.
+
+    It is not verified. None if there is none. Raises OSError.
+    """
+    return next(_iter_valid_checkpoints(store), None)
+
+
+def _iter_valid_checkpoints(store: Store) -> Iterator[str]:
+    """Yield the checkpoints that are complete and not superseded, newest first."""
+    records = read_attempts(store)
+    for step, attempt, name in reversed(list_checkpoints(store)):
+        if not is_rolled_back(records, attempt, step) and is_complete(store, name):
+            yield name
+
+
 def load_newest_checkpoint(store: Store) -> tuple[LoadedCheckpoint | None, list[str]]:
     """Load the newest checkpoint that is complete and not rolled back.
 
@@ -337,10 +362,7 @@ def load_newest_checkpoint(store: Store) -> tuple[LoadedCheckpoint | None, list[
             another format.
     """
     problems: list[str] = []
-    records = read_attempts(store)
-    for step, attempt, name in reversed(list_checkpoints(store)):
-        if is_rolled_back(records, attempt, step) or not is_complete(store, name):
-            continue
+    for name in _iter_valid_checkpoints(store):
         try:
             return load_checkpoint(store, name), problems
         except DamagedCheckpointError as error:

@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -110,9 +110,11 @@ class Lease:
         self._closing.set()
         self._thread.join()
         if error is not None:
+            # A mistake of the user's was found before training.
+            outcome = "refused" if isinstance(error, UserError) else "failed"
             # One line: errors of other libraries may have several.
             text = " ".join(str(error).split()) or type(error).__name__
-            self._outcome = {"outcome": "failed", "error": text}
+            self._outcome = {"outcome": outcome, "error": text}
         try:
             self._write_record(ended=True, failed=error is not None, **self._outcome)
         except OSError:
@@ -188,13 +190,10 @@ def read_attempts(store: Store) -> dict[int, dict[str, Any]]:
     }
 
 
-def read_newest_attempt(store: Store) -> tuple[int, dict[str, Any]] | None:
-    """Return number and record of the newest attempt, if there is one.
-
-    Raises OSError.
-    """
-    numbers = _list_attempt_numbers(store)
-    return (numbers[-1], _read_record(store, numbers[-1])) if numbers else None
+def iter_newest_attempts(store: Store) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield number and record of each attempt, the newest first. Raises OSError."""
+    for number in reversed(_list_attempt_numbers(store)):
+        yield number, _read_record(store, number)
 
 
 def _read_record(store: Store, attempt: int) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import pty
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,76 @@ def test_fewer_gpus_than_workers_is_a_sentence_at_once(distrain, recipe, monkeyp
         "4 workers need a GPU each, but this machine shows 1: use --workers auto, or train on CPUs"
         in err
     )
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        (
+            "cluster.gpus_per_worker=1",
+            "cluster.gpus_per_worker is 1, but this machine has no GPU: use "
+            "cluster.gpus_per_worker=auto",
+        ),
+        (
+            "device=cuda",
+            "device is cuda, but this machine has no GPU: use device=auto or "
+            "device=cpu",
+        ),
+        (
+            "cluster.cpus_per_worker=64",
+            "cluster.cpus_per_worker is 64, but this machine has 16 CPU cores: use "
+            "auto, or at most 16",
+        ),
+    ],
+)
+def test_what_the_machine_lacks_is_a_sentence(
+    distrain, recipe, monkeypatch, override, sentence, flags
+):
+    """A dry run promises nothing that the run would not get."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr("distrain.launch.local.count_available_cores", lambda: 16)
+    code, _, err = distrain("train", recipe, "device=auto", override, *flags)
+    assert (code, err) == (2, f"error: {sentence}\n")
+
+
+def test_a_second_ctrl_c_says_what_the_run_resumes_from(distrain, recipe, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher, "train_locally", interrupt)
+        code, out, err = distrain("train", recipe)
+        assert (code, err) == (130, "")
+        assert out == (
+            "ended at once: no checkpoint is complete, so the same command starts afresh\n"
+        )
+    distrain("train", recipe)
+    monkeypatch.setattr(launcher, "train_locally", interrupt)
+    code, out, err = distrain("train", recipe)
+    assert (code, err) == (130, "")
+    assert out == (
+        "ended at once: the newest checkpoint is step-00000022-attempt-001; run the "
+        "same command to resume from it\n"
+    )
+
+
+def test_ctrl_c_while_python_shuts_down_prints_nothing():
+    code = """if True:
+        import atexit, os, signal
+        from distrain.cli.main import main
+
+        # Called after what the command itself has registered.
+        atexit.register(os.kill, os.getpid(), signal.SIGINT)
+        main()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == (f"distrain {__version__}\n", "")
 
 
 def test_idle_gpus_are_one_line(distrain, recipe, monkeypatch):

@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
+import ray
 from waiting import PATIENCE, await_that
 
+from distrain.errors import RunError, UserError
 from distrain.launch import drain, mailbox
 
 # Ends after a SIGTERM, when it has read to the end of its input: until then it "saves".
@@ -116,3 +119,31 @@ def test_no_line_for_a_driver_that_ends_just_before_the_signal(
     drivers = drain._DriverStopper(console)
     assert drivers.signal_and_poll()
     assert console.events == []
+
+
+@pytest.mark.parametrize(
+    ("address", "place"), [("127.0.0.1:6399", " at 127.0.0.1:6399"), (None, "")]
+)
+def test_a_head_that_does_not_answer_is_given_up(console, monkeypatch, address, place):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    answer = threading.Event()
+    monkeypatch.setattr(ray, "init", lambda **_: answer.wait())
+    with pytest.raises(
+        RunError, match=f"Ray's head{place} did not answer within 1 s, so nothing"
+    ):
+        drain.drain(1, console=console)
+    answer.set()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(ConnectionError, UserError), (MemoryError, MemoryError)]
+)
+def test_a_host_without_ray_has_nothing_to_drain(console, monkeypatch, error, raised):
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(raised):
+        drain.drain(60, console=console)

@@ -1,12 +1,14 @@
 """What is written for another process is shown there as it would be here; and the log in the run directory."""
 
 import io
+import os
 import sys
 
 import pytest
 from records import eval_record, train_record
 
 from distrain.data.storage.store import Store
+from distrain.errors import RunError
 from distrain.monitor.consoles import JsonConsole, LogFileConsole, replay_line
 from distrain.monitor.sinks import PlainConsole
 from distrain.monitor.terminal import TerminalConsole
@@ -124,3 +126,17 @@ def test_the_log_has_all_lines_with_their_times(console, tmp_path, where):
     assert all(line[4] == "-" and line[19] == "Z" for line in lines)
     assert console.events == ["before", "hello {x}", "start 0/10", "stop"]
     assert console.records == RECORDS
+
+
+def test_a_reader_that_has_ended_is_named_in_the_log(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(writer, "w")
+    logged = LogFileConsole(PlainConsole(stream), Store(str(tmp_path)))
+    logged.start(step=0, steps=1, steps_per_epoch=1)
+    with pytest.raises(RunError, match=r"reader of the output .*to resume"), logged:
+        logged.log("a line")
+    with pytest.raises(BrokenPipeError):
+        stream.close()
+    (log,) = tmp_path.glob("log-*.txt")
+    assert "error: the reader of the output has ended" in log.read_text()

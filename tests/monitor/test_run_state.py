@@ -31,16 +31,17 @@ def store(tmp_path):
     ("change", "text", "has_ended"),
     [
         ({}, "finished: 22 steps", True),
-        ({"stops": True}, "attempt 1 stopped after step 1 of 22", False),
+        ({"stops": True}, "attempt 1 stopped after step 1 of 22", True),
         (
             {"schedule": {"name": "constant", "lr": 1e12}},
             "attempt 1 failed: training diverged at step 2: ",
-            False,
+            True,
         ),
         (
             {"data": {"train": "/none"}},
-            "attempt 1 failed: ",
-            False,
+            "attempt 1 was refused and changed nothing: no data set at /none "
+            "(it does not exist)",
+            True,
         ),
     ],
 )
@@ -61,13 +62,13 @@ def test_how_a_run_ended(narrow, console, change, text, has_ended):
     state = read_run_state(store)
     assert state.has_ended is has_ended
     assert state.text.startswith(text)
-    if error:
+    if "failed" in text:
         assert state.text == f"attempt 1 failed: {error}"
     else:
         assert state.text == text
     if "diverged" in text:
         assert f"{config.run}/not-finite-step-00000002.json" in error
-    if has_ended:
+    if "finished" in text:
         assert train(config, world, console).status == "already finished"
         assert read_run_state(store) == (text, True)
         shown = list(render_lines(RunWatcher(config.run).refresh_view(), 80))
@@ -96,16 +97,21 @@ ENDED = {"ended": True, "failed": False}
         (
             {**ENDED, "outcome": "stopped", "step": 3, "steps": 9},
             "attempt 2 stopped after step 3 of 9",
-            False,
+            True,
         ),
         (
             {**FAILED, "outcome": "failed", "error": "no route"},
             "attempt 2 failed: no route",
-            False,
+            True,
+        ),
+        (
+            {**FAILED, "outcome": "refused", "error": "a is b: - c: 1 - d: 2 do e"},
+            "attempt 1 failed; attempt 2 was refused and changed nothing: a is b",
+            True,
         ),
         # Of versions that wrote no outcome.
-        (ENDED, "attempt 2 ended", False),
-        (FAILED, "attempt 2 failed", False),
+        (ENDED, "attempt 2 ended", True),
+        (FAILED, "attempt 2 failed", True),
     ],
 )
 def test_a_record(store, record, text, has_ended):

@@ -237,19 +237,28 @@ def filling(store, monkeypatch, *, refusals):
     monkeypatch.setattr(store, "write", write)
 
 
-def test_a_failed_save_is_told_and_leaves_the_one_before(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("steps", "left"), [([1], "step-00000001-attempt-001"), ([], None)]
+)
+def test_a_failed_save_is_told_and_leaves_the_one_before(
+    tmp_path, monkeypatch, steps, left
+):
     store = Store(str(tmp_path))
-    save(store, 1)
+    for step in steps:
+        save(store, step)
     filling(store, monkeypatch, refusals=-1)
     with checkpoints(store) as found:
         found.save(2, tensors(2), tensors(3), {}, best=None)
         with pytest.raises(
             AttemptError,
-            match=r"could not be saved .*No space left.*the previous one is untouched",
+            match=r"could not be saved in \S+ \(No space left on device; "
+            + (f"{left} is untouched" if left else "none was saved before")
+            + r"\): free space",
         ):
             found.wait()
-    assert store.list_names("checkpoints") == ["step-00000001-attempt-001"]
-    assert load_newest_checkpoint(store)[0].step == 1
+    assert store.list_names("checkpoints") == [left] * len(steps)
+    loaded = load_newest_checkpoint(store)[0]
+    assert (loaded and loaded.name) == left
 
 
 def test_a_save_is_tried_again_until_there_is_room(tmp_path, monkeypatch):

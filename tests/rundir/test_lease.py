@@ -61,6 +61,7 @@ def test_the_record_says_how_the_attempt_ended(store):
     lease = acquire_lease(store, "two", print)
     lease.set_outcome("finished", 9, 9)
     lease.close(RunError("the first line\n  - the second"))
+    acquire_lease(store, "two", print).close(UserError("other settings"))
     with pytest.raises(KeyboardInterrupt), acquire_lease(store, "three", print):
         raise KeyboardInterrupt
     keys = ("failed", "outcome", "step", "steps", "error")
@@ -75,6 +76,7 @@ def test_the_record_says_how_the_attempt_ended(store):
             "outcome": "failed",
             "error": "the first line - the second",
         },
+        {"failed": True, "outcome": "refused", "error": "other settings"},
         {"failed": True, "outcome": "failed", "error": "KeyboardInterrupt"},
     ]
 

@@ -146,7 +146,9 @@ def test_a_signal_saves_and_says_how_to_go_on(
     out, _ = process.communicate(timeout=60)
     assert process.returncode == code, out
     step, total = re.search(
-        r"stopped and saved after step (\d+) of (\d+); to resume: ", out
+        r"stopping: saving first \(a second signal ends the run at once\)\n(?s:.*)"
+        r"stopped and saved after step (\d+) of (\d+); to resume: ",
+        out,
     ).groups()
     assert 15 <= int(step) < int(total) == 88
     command_line = re.search(r"to resume: distrain (.*)", out)[1].split()
