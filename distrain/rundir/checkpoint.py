@@ -335,7 +335,7 @@ def read_best_name(store: Store) -> str | None:
 
 
 def find_newest_checkpoint(store: Store) -> str | None:
-    """Return the name of the newest checkpoint that is complete and not superseded.
+    """Return the name of the newest checkpoint that is complete and not rolled back.
 
     It is not verified. None if there is none. Raises OSError.
     """
@@ -343,7 +343,7 @@ def find_newest_checkpoint(store: Store) -> str | None:
 
 
 def _iter_valid_checkpoints(store: Store) -> Iterator[str]:
-    """Yield the checkpoints that are complete and not superseded, newest first."""
+    """Yield the checkpoints that are complete and not rolled back, newest first."""
     records = read_attempts(store)
     for step, attempt, name in reversed(list_checkpoints(store)):
         if not is_rolled_back(records, attempt, step) and is_complete(store, name):
