@@ -376,7 +376,7 @@ def format_workers_override(
         name: what stands before the value in messages.
 
     Raises:
-        UserError: the value is none of these.
+        UserError: the value has another form.
     """
     if workers is None:
         return []

@@ -76,7 +76,7 @@ def _connect_to_ray(timeout_seconds: float) -> None:
     """Connect to the Ray of this host.
 
     Raises:
-        UserError: there is none.
+        UserError: Ray does not run on this host.
         RunError: its head does not answer in time.
     """
     errors: list[BaseException] = []

@@ -337,7 +337,9 @@ def read_best_name(store: Store) -> str | None:
 def find_newest_checkpoint(store: Store) -> str | None:
     """Return the name of the newest checkpoint that is complete and not rolled back.
 
-    It is not verified. None if there is none. Raises OSError.
+    Its files are not verified. Return None if no checkpoint is complete.
+
+    Raises OSError.
     """
     return next(_iter_valid_checkpoints(store), None)
 

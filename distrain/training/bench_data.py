@@ -160,7 +160,7 @@ def format_bench_result(result: BenchResult) -> Iterator[str]:
         f"batches of {result.batch_size}, {result.num_threads} threads, "
         f"medians of {_NUM_ROUNDS} rounds"
     )
-    # Ratios are to the bare decode on the CPU; without JPEG files there is none.
+    # Ratios are to the bare decode on the CPU, which only JPEG files have.
     baseline = result.throughputs[1] if len(result.throughputs) > 1 else None
     for throughput in result.throughputs:
         images_per_second = f"{throughput.images_per_second:8,.0f} images/s"
