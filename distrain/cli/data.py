@@ -259,6 +259,8 @@ def _print_source(source: "ImageSource") -> None:
         f"{source.format_name}: {_format_count(num_rows, 'image')} of "
         f"{len(source.classes)} classes in {source.store.redacted_url}"
     )
+    for note in source.notes:
+        typer.echo(f"note         {note}")
 
 
 def _print_color_statistics(statistics: "ColorStatistics") -> None:

@@ -86,6 +86,8 @@ class ImageSource:
     """Files and row groups that were rejected without reading their images."""
     plan_details: Any = None
     """JSON value of everything else that the rows depend on."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know about the source: one sentence each."""
 
 
 class OpenedSource(NamedTuple):
