@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import zip_longest
 
 from distrain.config import Config
 from distrain.data.batch import BatchRequest
@@ -11,6 +10,7 @@ from distrain.data.loader import Loader
 from distrain.data.order import IntArray, SampleOrder
 from distrain.data.prepare.builtin import BUILT_IN_DATASETS
 from distrain.data.prepare.pack_notes import is_pack_target
+from distrain.data.shards.class_names import match_classes
 from distrain.data.shards.dataset import Dataset, open_shard_store
 from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.shards.stats import ColorStatistics
@@ -43,8 +43,9 @@ def open_datasets(config: Config) -> tuple[Dataset, Dataset | None]:
     """Open the training and the validation set, and check that they fit together.
 
     Raises:
-        UserError: a set does not exist, its images are too small, the sets differ in
-            their classes, or the loss does not fit the number of classes.
+        UserError: a set does not exist, its images are too small, the validation set
+            has a class that the training set lacks, or the loss does not fit the number
+            of classes.
     """
     train = open_dataset(config.data.train, config.data, config.augment)
     val = None
@@ -55,24 +56,16 @@ def open_datasets(config: Config) -> tuple[Dataset, Dataset | None]:
             config.augment,
             sequential_batch_size=config.evaluate.batch,
         )
-        # Labels are numbers: they mean the same only if the names are the same.
-        train_classes = train.manifest.classes
-        val_classes = val.manifest.classes
-        pairs = enumerate(zip_longest(train_classes, val_classes))
-        for label, (train_class, val_class) in pairs:
-            if train_class != val_class:
-                raise UserError(
-                    f"class {label} is {_quote_class(train_class)} in "
-                    f"{train.store.redacted_url} and {_quote_class(val_class)} in "
-                    f"{val.store.redacted_url}: both need the same class names in the "
-                    "same order"
-                )
+        # Labels are numbers, which mean the same only by the names of their classes.
+        numbers = match_classes(
+            val.classes,
+            Store(config.data.val).redacted_url,
+            train.classes,
+            Store(config.data.train).redacted_url,
+        )
+        val.renumber_classes(train.classes, numbers)
     config.loss.check_num_classes(len(train.manifest.classes))
     return train, val
-
-
-def _quote_class(name: str | None) -> str:
-    return "missing" if name is None else repr(name)
 
 
 def open_dataset(

@@ -44,7 +44,7 @@ def validate(job: TrainJob, steps_done: int) -> bool:
             top5_count=result.top5_count,
             samples=num_samples,
             seconds=seconds,
-            classes=len(val.manifest.classes),
+            classes=len(val.classes),
         )
     )
     job.telemetry.exclude_time(time.monotonic() - start_time)

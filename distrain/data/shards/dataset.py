@@ -209,6 +209,10 @@ class Dataset:
         """
         self.store = open_shard_store(manifest, store)
         self.manifest = manifest
+        self.classes = manifest.classes
+        """Class names, by label."""
+        # Number in `classes` of each label that is stored; None: the same number.
+        self._class_numbers: NDArray[np.int64] | None = None
         self._memory_bytes = memory_bytes
         self._reader = ShardReader(self.store, manifest, retry_seconds, disk_cache)
         self._row_groups = manifest.row_groups
@@ -254,10 +258,18 @@ class Dataset:
             retry_seconds=retry_seconds,
         )
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, by label."""
-        return self.manifest.classes
+    def renumber_classes(self, classes: Sequence[str], numbers: Sequence[int]) -> None:
+        """Give labels the numbers that their classes have in another data set.
+
+        To be called before the first read.
+
+        Args:
+            classes: class names of the other data set, by label.
+            numbers: number in `classes` of each class of this one.
+        """
+        assert not self._cached_groups, "labels were read before"
+        self.classes = tuple(classes)
+        self._class_numbers = np.array(numbers)
 
     def __len__(self) -> int:
         """Return the number of samples, bad ones included."""
@@ -437,4 +449,6 @@ class Dataset:
                 f"{group_name} row {row} has label {labels[row]}, but the manifest "
                 f"names {num_classes} classes: pack or index it again"
             )
+        if self._class_numbers is not None:
+            loaded = loaded._replace(labels=self._class_numbers[labels].tolist())
         return loaded
