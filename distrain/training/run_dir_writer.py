@@ -122,7 +122,12 @@ class RunDirWriter:
         """
         tree = state.to_dict()
         name = self.checkpointer.save(
-            step, model, optimizer, tree, best=tree["best"] if best else None
+            step,
+            model,
+            optimizer,
+            tree,
+            best=tree["best"] if best else None,
+            kept_step=state.scheduled_best.step if state.scheduled_best else None,
         )
         # In a bucket, the metrics file is brought up to date as often as checkpoints.
         self._metrics_file.upload()
