@@ -30,6 +30,7 @@ from distrain.rundir.checkpoint_loading import (
     find_newest_checkpoint,
 )
 from distrain.rundir.lease import Lease, is_rolled_back, read_attempts
+from distrain.rundir.model_info import ModelInfo
 from distrain.rundir.safetensors_file import encode_safetensors
 
 
@@ -43,6 +44,7 @@ class CheckpointManager:
         *,
         keep_latest: int,
         retry_seconds: float,
+        model_info: ModelInfo | None = None,
         warn: Callable[[str], None],
         on_saved: Callable[[float, int], None] = lambda seconds, size: None,
         on_failure: Callable[[], None] = lambda: None,
@@ -54,6 +56,7 @@ class CheckpointManager:
             lease: the right to write there.
             keep_latest: how many of the newest to keep, beside the best.
             retry_seconds: seconds for which a save that fails is retried.
+            model_info: content of `model.json`; None: checkpoints have none.
             warn: gets warnings, on the training thread.
             on_saved: gets the seconds and bytes of each complete checkpoint, on the
                 background thread.
@@ -64,6 +67,7 @@ class CheckpointManager:
         self._lease = lease
         self._keep_latest = keep_latest
         self._retry_seconds = retry_seconds
+        self._model_info = model_info
         self._warn = warn
         self._on_saved = on_saved
         self._on_failure = on_failure
@@ -220,6 +224,8 @@ class CheckpointManager:
                 for part, state_dict in tensors.items()
             }
             contents["state.json"] = [json.dumps(state, indent=1).encode()]
+            if self._model_info is not None:
+                contents[files.MODEL_FILE] = [self._model_info.to_json().encode()]
             # Retry after any OSError, even one that is usually permanent: a permission
             # that was revoked may be granted again before the time is up.
             size = call_with_retries(

@@ -44,6 +44,7 @@ from distrain.training.resume import (
 from distrain.training.run_data import (
     RunData,
     build_order,
+    describe_model,
     explain_memory_shortage,
     get_val_fingerprint,
     open_datasets,
@@ -116,7 +117,7 @@ def build_job(
     steps_per_epoch = data.order.steps_per_epoch
     progress = build_progress(claimed_run, data.val, config.epochs * steps_per_epoch)
     writer, last_logged_step = open_run_dir_writer(
-        config, world, console, metrics, claimed_run, progress.best_eval, stack
+        config, world, console, metrics, claimed_run, data, progress.best_eval, stack
     )
     set_initial_metrics(config, world, metrics, data, claimed_run, writer)
     if warning := explain_memory_shortage(config, data.train.manifest, world):
@@ -274,6 +275,7 @@ def open_run_dir_writer(
     console: Console,
     metrics: Metrics,
     claimed_run: ClaimedRun,
+    data: RunData,
     best: BestEval | None,
     stack: ExitStack,
 ) -> tuple[RunDirWriter | None, int]:
@@ -297,6 +299,9 @@ def open_run_dir_writer(
         if claimed_run.lease is not None:
             config_yaml = to_yaml(config).encode()
             retrier(lambda: store.write(files.CONFIG_FILE, config_yaml))
+            model_info = describe_model(config, data.train.manifest)
+            model_json = model_info.to_json().encode()
+            retrier(lambda: store.write(files.MODEL_FILE, model_json))
 
             # Take the history of the run from its earlier attempts.
             attempts = retrier(lambda: read_attempts(store))
@@ -314,6 +319,7 @@ def open_run_dir_writer(
                 console,
                 metrics,
                 stack,
+                model_info=model_info,
                 step=claimed_run.step,
             )
     return writer, last_logged_step
