@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BeforeValidator,
     Field,
@@ -37,6 +36,7 @@ from distrain.optim.schedule import Schedule
 from distrain.optim.sgd import SGD
 from distrain.optim.update_rule import UpdateRule
 from distrain.parsing import OptionOverride, parse_mapping, parse_section
+from distrain.yaml12 import dump_yaml
 
 _RECIPES_FOLDER = Path(__file__).parent / "recipes"
 
@@ -402,7 +402,7 @@ def format_workers_override(
 def to_yaml(config: Config) -> str:
     """Dump the resolved config as YAML; `load_config` reads an equal one from it."""
     check_is_config(config, "to_yaml")
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def _format_unknown_recipe(path: Path) -> str:

@@ -4,7 +4,6 @@ Every problem is reported, each in one sentence.
 """
 
 import math
-import re
 import shlex
 from collections.abc import Sequence
 from copy import deepcopy
@@ -12,53 +11,17 @@ from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import ValidationError
-from yaml.composer import ComposerError
 
 from distrain.config_keys import find_choice, list_keys
 from distrain.errors import UserError
 from distrain.fields import CommandSection, Section
 from distrain.suggestions import suggest_keys
+from distrain.yaml12 import Yaml12Dumper, load_yaml
 
 S = TypeVar("S", bound=Section)
 
 
-class _YamlLoader(yaml.SafeLoader):
-    """YAML loader that differs from PyYAML's in two things.
-
-    Numbers are those of YAML 1.2 (PyYAML reads 1e-3 as a string), and a key that is set
-    twice is an error (PyYAML takes the last one).
-    """
-
-    # Before the keys that `<<` merges are added, which may be set again.
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Compose a mapping. Raises ComposerError if a key is set twice."""
-        mapping = super().compose_mapping_node(anchor)
-        first_marks: dict[str, yaml.Mark] = {}
-        for key, _ in mapping.value:
-            # A mapping or a list as a key is refused when the mapping is constructed.
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in first_marks:
-                first_line = first_marks[key.value].line + 1
-                problem = f"{key.value} is set twice (first in line {first_line})"
-                raise ComposerError(None, None, problem, key.start_mark)
-            first_marks[key.value] = key.start_mark
-        return mapping
-
-
-# A copy: add_implicit_resolver would change the lists that SafeLoader uses itself.
-_YamlLoader.yaml_implicit_resolvers = {
-    character: list(resolvers)
-    for character, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"),
-    list("-+.0123456789"),
-)
-
-
-class _OverrideDumper(yaml.SafeDumper):
+class _OverrideDumper(Yaml12Dumper):
     """YAML dumper with double quotes only: an override has single ones around it."""
 
     def choose_scalar_style(self) -> str:
@@ -207,7 +170,7 @@ def _hide_url(text: str) -> str:
 
 def _parse_yaml(text: str, origin: str) -> Any:
     try:
-        return _YamlLoader(text).get_single_data()
+        return load_yaml(text)
     except (yaml.YAMLError, ValueError) as error:
         # PyYAML's messages have several lines, and an excerpt of the text: a part of it
         # may hold a secret without looking like a URL.

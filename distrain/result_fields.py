@@ -39,6 +39,8 @@ def get_result_defaults(config: Config) -> dict[str, Any]:
 def check_result_fields(config: Config, saved_fields: Mapping[str, Any]) -> None:
     """Check that the fields that decide the weights are those that a run began with.
 
+    Only `epochs` may be raised, under a schedule that does not depend on it.
+
     Args:
         config: config to resume the run with.
         saved_fields: the run's own, of its checkpoint or config. A field that is not
@@ -55,17 +57,37 @@ def check_result_fields(config: Config, saved_fields: Mapping[str, Any]) -> None
         # Another optimizer or schedule has other fields.
         return repr(fields[key]) if key in fields else "no such field"
 
-    differences = [
-        f"\n  - {key}: {show(saved, key)} before, {show(current, key)} now"
+    changed_keys = [
+        key
         for key in sorted(saved.keys() | current.keys())
         if saved.get(key) != current.get(key)
     ]
-    if differences:
+    reason = ""
+    if "epochs" in changed_keys:
+        reason = _explain_fixed_epochs(config, saved["epochs"])
+        if not reason:
+            changed_keys.remove("epochs")
+    if changed_keys:
+        differences = [
+            f"\n  - {key}: {show(saved, key)} before, {show(current, key)} now"
+            f"{reason if key == 'epochs' else ''}"
+            for key in changed_keys
+        ]
         raise UserError(
             f"{config.run} was trained with other settings:{''.join(differences)}\n"
             "change them back to resume it, or start afresh in another run directory "
             "with run=..."
         )
+
+
+def _explain_fixed_epochs(config: Config, saved_epochs: int) -> str:
+    """Return why `epochs` may not become the config's; empty: it may."""
+    schedule = config.schedule
+    if schedule.depends_on_length:
+        return f" (the learning rate of schedule {schedule.name} depends on it)"
+    if config.epochs < saved_epochs:
+        return " (it may be raised, but not lowered)"
+    return ""
 
 
 def _iterate_result_fields(config: Config) -> Iterator[tuple[str, FieldInfo]]:

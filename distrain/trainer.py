@@ -345,11 +345,10 @@ def finish_step(job: TrainJob, steps_done: int) -> bool:
     is_last = steps_done == job.total_steps
     is_epoch_end = steps_done % job.data.order.steps_per_epoch == 0
     should_log = is_log_step(job, steps_done)
-    should_validate = job.data.val is not None and (
-        is_last
-        or (is_epoch_end and config.schedule.follows_validation)
-        or is_due(steps_done, config.evaluate.every, is_epoch_end)
+    is_eval_scheduled = (is_epoch_end and config.schedule.follows_validation) or is_due(
+        steps_done, config.evaluate.every, is_epoch_end
     )
+    should_validate = job.data.val is not None and (is_last or is_eval_scheduled)
     should_save = (
         is_last
         or should_stop
@@ -363,7 +362,7 @@ def finish_step(job: TrainJob, steps_done: int) -> bool:
         world.synchronize_device()
         log_train_metrics(job, steps_done)
         job.telemetry.metrics.record_norms(list(job.engine.parameters.values()))
-    is_best = should_validate and validate(job, steps_done)
+    is_best = should_validate and validate(job, steps_done, scheduled=is_eval_scheduled)
     if should_save or is_best:
         save_checkpoint(job, steps_done, best=is_best)
     return should_stop and not is_last

@@ -20,7 +20,7 @@ from distrain.data.storage.store import Store
 from distrain.distributed.world import World
 from distrain.models.alexnet import AlexNet, AlexNetBN
 from distrain.models.model import ImportedModel
-from distrain.rundir.checkpoint import load_newest_checkpoint
+from distrain.rundir.checkpoint_loading import load_newest_checkpoint
 from distrain.trainer import train
 
 

@@ -28,9 +28,9 @@ from distrain.optim.accumulate import GradientAccumulator
 from distrain.rundir.checkpoint import (
     CheckpointManager,
     hash_tensors,
-    load_newest_checkpoint,
     read_best_name,
 )
+from distrain.rundir.checkpoint_loading import load_newest_checkpoint
 from distrain.trainer import Summary, train
 
 CPU = torch.device("cpu")

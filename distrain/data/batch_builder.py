@@ -64,7 +64,7 @@ class BatchBuilder:
             use_augmentation=use_augmentation,
         )
         """Plan of what the decoder does with the images."""
-        self._channel_mean = statistics.mean.astype(np.float32)
+        self._channel_mean, _ = get_normalization(statistics, augment)
         self._color_axes = statistics.compute_principal_axes(augment.colour_unit)
         blank = np.zeros((augment.crop, augment.crop, 3), np.uint8)
         self.placeholder = blank if self.plan.is_raw else encode_ppm(blank)
@@ -160,6 +160,17 @@ class BatchBuilder:
         return file.data, image_size
 
 
+def get_normalization(
+    statistics: ColorStatistics, augment: Augment
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return what is subtracted from each channel of the pixels, and what divides it.
+
+    Both have shape (3,), RGB in units of 0 to 255.
+    """
+    std = statistics.std if augment.scale is None else np.full(3, augment.scale)
+    return statistics.mean.astype(np.float32), std.astype(np.float32)
+
+
 def _make_decode_plan(
     manifest: Manifest,
     statistics: ColorStatistics,
@@ -176,7 +187,7 @@ def _make_decode_plan(
     )
     draws_resized = use_augmentation and augment.window == "random_resized"
 
-    std = statistics.std if augment.scale is None else np.full(3, augment.scale)
+    _, std = get_normalization(statistics, augment)
     return DecodePlan(
         batch_size=batch_size,
         crop_size=augment.crop,
@@ -184,5 +195,5 @@ def _make_decode_plan(
         resize=not is_stored_at_size or draws_resized,
         decode_full_image=not manifest.verified,
         normalize=data.normalise == "loader",
-        std=std.astype(np.float32),
+        std=std,
     )

@@ -12,7 +12,9 @@ from distrain.launch.local import count_local_ranks, train_locally
 from distrain.monitor.consoles import LogFileConsole
 from distrain.monitor.sinks import Console
 from distrain.monitor.terminal import create_console
-from distrain.rundir.checkpoint import find_newest_checkpoint
+from distrain.rundir.checkpoint_loading import (
+    find_newest_checkpoint,
+)
 from distrain.trainer import Summary
 
 

@@ -8,7 +8,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from distrain.errors import UserError
 from distrain.fields import Choice, result_field
@@ -50,6 +50,10 @@ class Schedule(Choice):
     """True if the learning rate depends on validation: a validation set is required."""
     is_multiplicative: ClassVar[bool] = False
     """True if the learning rate changes by factors: it is plotted on a log axis."""
+    depends_on_length: ClassVar[bool] = True
+    """False if the learning rate of a step is the same for any number of epochs:
+    `epochs` of a run may then be raised. A class that computes the rate anew declares
+    it anew."""
 
     lr: float = result_field(gt=0)
     """Learning rate after the warm-up, above 0; it multiplies the mean gradient of the
@@ -57,6 +61,14 @@ class Schedule(Choice):
     warmup_epochs: float = result_field(0.0, ge=0)
     """Epochs in which the learning rate rises linearly to `lr` (Goyal et al. 2017,
     section 2.2); fractions count, 0: no warm-up. [result]"""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        # What the class inherits holds for the rate of its base class.
+        has_own_rate = {"compute_lr_factor", "get_lr"} & vars(cls).keys()
+        if has_own_rate and "depends_on_length" not in vars(cls):
+            cls.depends_on_length = True
 
     @abstractmethod
     def compute_lr_factor(self, position: SchedulePosition) -> float:
@@ -126,6 +138,8 @@ class Schedule(Choice):
 class ConstantSchedule(Schedule, name="constant"):
     """Constant learning rate."""
 
+    depends_on_length = False
+
     def compute_lr_factor(self, position: SchedulePosition) -> float:
         """Return 1 at every step."""
         return 1.0
@@ -135,6 +149,7 @@ class StepSchedule(Schedule, name="step"):
     """Learning rate that drops by a factor at given epochs."""
 
     is_multiplicative = True
+    depends_on_length = False
 
     drop_epochs: tuple[int, ...] = result_field(strict=False)
     """Epochs at whose start the learning rate drops, counted from 0 with the warm-up
@@ -158,6 +173,7 @@ class PlateauSchedule(Schedule, name="plateau"):
     """
 
     follows_validation = True
+    depends_on_length = False
 
     patience: int = result_field(3, ge=1)
     """Epochs without a new highest count of correct validation samples, after which the

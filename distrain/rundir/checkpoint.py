@@ -1,4 +1,4 @@
-"""Checkpoints of a run directory: saved in the background, pruned, loaded.
+"""Checkpoints of a run directory: saved in the background, and pruned.
 
 A checkpoint is a folder (see `checkpoint_folder`); `checkpoints/best.json` names the
 best one.
@@ -9,42 +9,29 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from distrain.data.storage.retry import call_with_retries
 from distrain.data.storage.store import Store
-from distrain.errors import AttemptError, RunError
+from distrain.errors import AttemptError
 from distrain.rundir import files
 from distrain.rundir.checkpoint_folder import (
     MANIFEST_FILE,
-    DamagedCheckpointError,
     is_complete,
     list_checkpoints,
-    read_verified_files,
     remove_checkpoint,
 )
+from distrain.rundir.checkpoint_loading import (
+    FORMAT_VERSION,
+    find_newest_checkpoint,
+)
 from distrain.rundir.lease import Lease, is_rolled_back, read_attempts
+from distrain.rundir.model_info import ModelInfo
 from distrain.rundir.safetensors_file import encode_safetensors
-
-FORMAT_VERSION = 3
-
-
-@dataclass(frozen=True)
-class LoadedCheckpoint:
-    """Checkpoint that was read and verified."""
-
-    name: str
-    step: int
-    model_state_dict: dict[str, Tensor]
-    optimizer_state_dict: dict[str, Tensor]
-    state: dict[str, Any]
 
 
 class CheckpointManager:
@@ -57,6 +44,7 @@ class CheckpointManager:
         *,
         keep_latest: int,
         retry_seconds: float,
+        model_info: ModelInfo | None = None,
         warn: Callable[[str], None],
         on_saved: Callable[[float, int], None] = lambda seconds, size: None,
         on_failure: Callable[[], None] = lambda: None,
@@ -68,6 +56,7 @@ class CheckpointManager:
             lease: the right to write there.
             keep_latest: how many of the newest to keep, beside the best.
             retry_seconds: seconds for which a save that fails is retried.
+            model_info: content of `model.json`; None: checkpoints have none.
             warn: gets warnings, on the training thread.
             on_saved: gets the seconds and bytes of each complete checkpoint, on the
                 background thread.
@@ -78,6 +67,7 @@ class CheckpointManager:
         self._lease = lease
         self._keep_latest = keep_latest
         self._retry_seconds = retry_seconds
+        self._model_info = model_info
         self._warn = warn
         self._on_saved = on_saved
         self._on_failure = on_failure
@@ -96,6 +86,7 @@ class CheckpointManager:
         state: Mapping[str, Any],
         *,
         best: Mapping[str, Any] | None,
+        kept_step: int | None = None,
     ) -> str:
         """Copy the tensors, and write them in the background.
 
@@ -107,6 +98,7 @@ class CheckpointManager:
             optimizer_state_dict: state of the optimizer.
             state: further contents of `state.json`.
             best: contents of `best.json` if this checkpoint is the best so far.
+            kept_step: step of a checkpoint to keep beside the newest and the best.
 
         Returns:
             Name of the checkpoint.
@@ -129,7 +121,7 @@ class CheckpointManager:
         name = files.checkpoint_name(step, self._lease.attempt)
         self._thread = threading.Thread(
             target=self._save_in_background,
-            args=(name, tensors, json_state, best),
+            args=(name, tensors, json_state, best, kept_step),
             name="distrain-checkpoint",
         )
         self._thread.start()
@@ -214,6 +206,7 @@ class CheckpointManager:
         tensors: dict[str, dict[str, Tensor]],
         state: dict[str, Any],
         best: Mapping[str, Any] | None,
+        kept_step: int | None,
     ) -> None:
         def warn_once(error: OSError, failures: int) -> None:
             if failures == 1:
@@ -231,6 +224,8 @@ class CheckpointManager:
                 for part, state_dict in tensors.items()
             }
             contents["state.json"] = [json.dumps(state, indent=1).encode()]
+            if self._model_info is not None:
+                contents[files.MODEL_FILE] = [self._model_info.to_json().encode()]
             # Retry after any OSError, even one that is usually permanent: a permission
             # that was revoked may be granted again before the time is up.
             size = call_with_retries(
@@ -250,7 +245,7 @@ class CheckpointManager:
             self._lease.raise_if_superseded()
             if best is not None:
                 write_best(self._store, name, best)
-            self._prune()
+            self._prune(kept_step)
         except AttemptError as error:
             self._save_error = error
         except OSError as error:
@@ -300,8 +295,8 @@ class CheckpointManager:
             # Without a manifest it is ignored as incomplete; the next prune removes it.
             return
 
-    def _prune(self) -> None:
-        """Remove all but the newest complete checkpoints and the best one.
+    def _prune(self, kept_step: int | None) -> None:
+        """Remove all but the newest complete checkpoints, the best, and one of a step.
 
         Checkpoints that a later attempt rolled back (it resumed from an earlier step)
         and incomplete ones are removed too, except the one that `best.json` names.
@@ -309,13 +304,16 @@ class CheckpointManager:
         records = read_attempts(self._store)
         names = []
         complete_names = []
+        kept = {read_best_name(self._store)}
         for step, attempt, name in list_checkpoints(self._store):
             names.append(name)
             if is_rolled_back(records, attempt, step):
                 continue
             if is_complete(self._store, name):
                 complete_names.append(name)
-        kept = {*complete_names[-self._keep_latest :], read_best_name(self._store)}
+                if step == kept_step:
+                    kept.add(name)
+        kept.update(complete_names[-self._keep_latest :])
         for name in names:
             if name not in kept:
                 remove_checkpoint(self._store, name)
@@ -332,73 +330,6 @@ def read_best_name(store: Store) -> str | None:
         return str(json.loads(store.read(files.BEST_FILE))["checkpoint"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-
-
-def find_newest_checkpoint(store: Store) -> str | None:
-    """Return the name of the newest checkpoint that is complete and not rolled back.
-
-    Its files are not verified. Return None if no checkpoint is complete.
-
-    Raises OSError.
-    """
-    return next(_iter_valid_checkpoints(store), None)
-
-
-def _iter_valid_checkpoints(store: Store) -> Iterator[str]:
-    """Yield the checkpoints that are complete and not rolled back, newest first."""
-    records = read_attempts(store)
-    for step, attempt, name in reversed(list_checkpoints(store)):
-        if not is_rolled_back(records, attempt, step) and is_complete(store, name):
-            yield name
-
-
-def load_newest_checkpoint(store: Store) -> tuple[LoadedCheckpoint | None, list[str]]:
-    """Load the newest checkpoint that is complete and not rolled back.
-
-    Returns:
-        The checkpoint (None if there are none), and one sentence on each newer one that
-        is damaged.
-
-    Raises:
-        RunError: every complete checkpoint is damaged, or the newest undamaged one has
-            another format.
-    """
-    problems: list[str] = []
-    for name in _iter_valid_checkpoints(store):
-        try:
-            return load_checkpoint(store, name), problems
-        except DamagedCheckpointError as error:
-            problems.append(f"checkpoint {name} is damaged: {error}")
-    # Starting afresh here would hide the loss.
-    if problems:
-        raise RunError(
-            f"all checkpoints in {store.redacted_url} are damaged "
-            f"({'; '.join(problems)}): restore one from a backup, or start afresh with "
-            "another run directory, run=..."
-        )
-    return None, problems
-
-
-def load_checkpoint(store: Store, name: str) -> LoadedCheckpoint:
-    """Load one checkpoint, after every byte of it was verified.
-
-    Raises:
-        DamagedCheckpointError: a file is missing, cut off or changed.
-        RunError: it has another format.
-    """
-    contents = read_verified_files(store, name)
-    state = json.loads(contents["state.json"])
-    if state["format"] != FORMAT_VERSION:
-        raise RunError(
-            f"checkpoint {name} has format {state['format']}, and this version of "
-            f"distrain reads format {FORMAT_VERSION}: use the version that wrote it"
-        )
-    try:
-        model = safetensors.torch.load(contents["model.safetensors"])
-        optimizer = safetensors.torch.load(contents["optimizer.safetensors"])
-    except SafetensorError as error:
-        raise DamagedCheckpointError(f"not safetensors: {error}") from None
-    return LoadedCheckpoint(name, state["step"], model, optimizer, state)
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

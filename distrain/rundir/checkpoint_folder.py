@@ -1,17 +1,20 @@
 """Folder of one checkpoint, on any fsspec URL: its files, and what verifies them.
 
 `checkpoints/step-00000120-attempt-001/` holds model.safetensors, optimizer.safetensors,
-state.json and manifest.json. The manifest has size and SHA-256 of each of the others.
-It is written last and removed first: a checkpoint without a manifest does not exist.
+state.json, model.json (see `model_info`; early ones have none) and manifest.json. The
+manifest has size and SHA-256 of each of the others. It is written last and removed
+first: a checkpoint without a manifest does not exist.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 from distrain.data.storage.store import Store
 from distrain.rundir import files
 
 MANIFEST_FILE = "manifest.json"
+_FILES_TO_RESUME = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 
 class DamagedCheckpointError(Exception):
@@ -41,10 +44,18 @@ def remove_checkpoint(store: Store, name: str) -> None:
     store.remove(folder)
 
 
-def read_verified_files(store: Store, name: str) -> dict[str, bytes]:
-    """Read the files of a checkpoint, and compare them with its manifest.
+def read_verified_files(
+    store: Store, name: str, wanted_files: Sequence[str] = _FILES_TO_RESUME
+) -> dict[str, bytes]:
+    """Read files of a checkpoint, and compare them with its manifest.
+
+    Args:
+        store: the run directory.
+        name: the checkpoint.
+        wanted_files: the files. Default: those that a resume takes.
 
     Raises:
+        FileNotFoundError: there is no such checkpoint.
         DamagedCheckpointError: a file is missing, cut off or changed.
     """
     folder = f"{files.CHECKPOINTS_DIR}/{name}"
@@ -60,7 +71,7 @@ def read_verified_files(store: Store, name: str) -> dict[str, bytes]:
         ) from None
 
     contents: dict[str, bytes] = {}
-    for file in ("model.safetensors", "optimizer.safetensors", "state.json"):
+    for file in wanted_files:
         if file not in listed:
             raise DamagedCheckpointError(f"{MANIFEST_FILE} does not name {file}")
         try:

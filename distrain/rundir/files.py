@@ -3,6 +3,8 @@
 import re
 
 CONFIG_FILE = "config.yaml"
+MODEL_FILE = "model.json"
+"""In the run directory and in each checkpoint."""
 CHECKPOINTS_DIR = "checkpoints"
 BEST_FILE = f"{CHECKPOINTS_DIR}/best.json"
 ATTEMPTS_DIR = "attempts"

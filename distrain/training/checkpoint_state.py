@@ -37,6 +37,10 @@ class CheckpointState:
     bad_samples: Mapping[int, str]
     """Reason by sample id, of the training samples that do not decode."""
     best: BestEval | None
+    """Best of all evaluations so far."""
+    scheduled_best: BestEval | None
+    """Best without an evaluation that was made only because the run ended there: this
+    one counts if the run is trained for more epochs."""
     plateau: PlateauState
     """Validation history of a schedule that follows validation."""
     val: str | None
@@ -53,21 +57,29 @@ class CheckpointState:
         return {
             **asdict(self),
             "bad_samples": bad_samples,
-            "best": asdict(self.best) if self.best else {},
+            "best": _best_to_dict(self.best),
+            "scheduled_best": _best_to_dict(self.scheduled_best),
         }
 
     @staticmethod
     def from_dict(tree: Mapping[str, Any]) -> "CheckpointState":
         """Rebuild a state from what `to_dict` returned."""
         # Undo what JSON does to integer keys, dataclasses and tuples. Keys that are not
-        # fields, such as the format version, are left out.
+        # fields, such as the format version, are left out. Early checkpoints have no
+        # `scheduled_best`.
+        tree = {"scheduled_best": tree["best"], **tree}
         values = {field.name: tree[field.name] for field in fields(CheckpointState)}
         values["bad_samples"] = {
             int(sample): reason for sample, reason in tree["bad_samples"].items()
         }
-        values["best"] = BestEval(**tree["best"]) if tree["best"] else None
+        for key in ("best", "scheduled_best"):
+            values[key] = BestEval(**tree[key]) if tree[key] else None
         plateau = tree["plateau"]
         values["plateau"] = PlateauState(
             plateau["best"], plateau["epochs"], tuple(plateau["drops"])
         )
         return CheckpointState(**values)
+
+
+def _best_to_dict(best: BestEval | None) -> dict[str, Any]:
+    return asdict(best) if best else {}

@@ -66,6 +66,7 @@ def build_checkpoint_state(job: TrainJob) -> CheckpointState:
         hardware=job.hardware_hash,
         bad_samples=dict(progress.bad_samples),
         best=progress.best_eval,
+        scheduled_best=progress.scheduled_best_eval,
         plateau=progress.plateau,
         val=get_val_fingerprint(job.data.val),
         reduction=job.config.reduction.mode,

@@ -42,7 +42,7 @@ class ModelEngine:
 class TrainProgress:
     """State that the training loop changes.
 
-    A checkpoint holds `step`, `bad_samples`, `best_eval` and `plateau` of it.
+    A checkpoint holds `step`, `bad_samples`, the best evaluations and `plateau` of it.
     """
 
     step: int
@@ -55,6 +55,9 @@ class TrainProgress:
     reported_bad_samples: set[int]
     """Bad samples that were reported already."""
     best_eval: BestEval | None
+    """Best of all evaluations so far."""
+    scheduled_best_eval: BestEval | None
+    """Best without an evaluation that was made only because the run ends there."""
     plateau: PlateauState
     """Validation history of a schedule that follows validation."""
     reported_bad_val_samples: set[int]

@@ -6,7 +6,7 @@ A run directory belongs to one attempt at a time; the lease is rank 0's.
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from torch import nn
@@ -20,16 +20,22 @@ from distrain.distributed.world import World
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.monitor.sinks import Console
 from distrain.optim.optimizer import Optimizer
+from distrain.optim.schedule import PlateauState
 from distrain.rundir import files
 from distrain.rundir.checkpoint import (
-    LoadedCheckpoint,
     hash_tensors,
+    read_best_name,
+    write_best,
+)
+from distrain.rundir.checkpoint_loading import (
+    LoadedCheckpoint,
+    find_checkpoint,
     load_newest_checkpoint,
 )
 from distrain.rundir.lease import Lease, acquire_lease, count_failures, read_attempts
-from distrain.training.checkpoint_state import CheckpointState
+from distrain.training.checkpoint_state import BestEval, CheckpointState
 from distrain.training.hardware_check import check_equal_on_all_ranks
-from distrain.training.job import ModelEngine
+from distrain.training.job import ModelEngine, TrainProgress
 from distrain.training.run_data import get_val_fingerprint, pack_built_in
 
 T = TypeVar("T")
@@ -307,3 +313,52 @@ def load_and_broadcast(
     # The state dicts list the same tensors in the same order on all ranks.
     for tensor in (*model.state_dict().values(), *optimizer.state_dict().values()):
         world.broadcast(tensor)
+
+
+def build_progress(
+    claimed_run: ClaimedRun, val: Dataset | None, total_steps: int
+) -> TrainProgress:
+    """Build the initial progress, or that of the checkpoint with its bad samples.
+
+    Args:
+        claimed_run: the checkpoint.
+        val: the validation set.
+        total_steps: steps of the whole run; more than those of the checkpoint's config
+            if `epochs` was raised.
+    """
+    state = claimed_run.state
+    bad_samples = dict(state.bad_samples) if state else {}
+    best = None
+    scheduled_best = None
+    if state is not None:
+        scheduled_best = state.scheduled_best
+        # Where the run goes on, an evaluation that was made only because it ended does
+        # not count: a run of that many epochs from the start would not have made it.
+        is_finished = claimed_run.step == total_steps
+        best = state.best if is_finished else scheduled_best
+    # Drop the best result of another validation set: it cannot be compared.
+    if best is not None and best.val != get_val_fingerprint(val):
+        best = None
+        scheduled_best = None
+    return TrainProgress(
+        step=claimed_run.step,
+        bad_samples=bad_samples,
+        reported_bad_samples=set(bad_samples),
+        best_eval=best,
+        scheduled_best_eval=scheduled_best,
+        plateau=state.plateau if state else PlateauState(),
+        reported_bad_val_samples=set(),
+    )
+
+
+def restore_best_name(store: Store, best: BestEval | None) -> None:
+    """Rewrite `best.json` if it does not name the best checkpoint so far.
+
+    An attempt may have been killed between saving the two; or the run goes on after its
+    end, whose evaluation does not count any more. Raises OSError.
+    """
+    if best is None:
+        return
+    name = find_checkpoint(store, best.step)
+    if name is not None and name != read_best_name(store):
+        write_best(store, name, asdict(best))

@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from distrain import __version__
 from distrain.config import Config
 from distrain.data.batch import BatchRequest
+from distrain.data.batch_builder import get_normalization
 from distrain.data.config import Augment, DataConfig
 from distrain.data.loader import Loader
 from distrain.data.order import IntArray, SampleOrder
@@ -19,6 +21,7 @@ from distrain.data.storage.store import Store
 from distrain.distributed.world import World
 from distrain.errors import UserError
 from distrain.monitor.sinks import Console
+from distrain.rundir.model_info import ModelInfo
 
 # Batches whose row groups an evaluation keeps in memory.
 _PREFETCH_BATCHES = 4
@@ -184,6 +187,30 @@ def pin_data_fingerprint(config: Config, manifest: Manifest) -> Config:
         )
     data = config.data.model_copy(update={"fingerprint": actual})
     return config.model_copy(update={"data": data})
+
+
+def describe_model(config: Config, manifest: Manifest) -> ModelInfo:
+    """Return the content of `model.json`.
+
+    Args:
+        config: the run.
+        manifest: the training set's.
+    """
+    mean, std = get_normalization(manifest.statistics, config.augment)
+    return ModelInfo(
+        distrain=__version__,
+        model=config.model.model_dump(mode="json"),
+        classes=manifest.classes,
+        channels="RGB",
+        # Doubles that become the same float32 again.
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        crop=config.augment.crop,
+        short_side=config.augment.short_side,
+        image_size=manifest.image_size,
+        interpolation="bilinear",
+        antialias=True,
+    )
 
 
 def build_order(config: Config, group_rows: IntArray) -> SampleOrder:

@@ -23,6 +23,7 @@ from distrain.result_fields import get_result_fields
 from distrain.rundir import files
 from distrain.rundir.checkpoint import CheckpointManager
 from distrain.rundir.lease import Lease
+from distrain.rundir.model_info import ModelInfo
 from distrain.training.checkpoint_state import CheckpointState
 
 
@@ -38,6 +39,7 @@ class RunDirWriter:
         metrics: Metrics,
         stack: ExitStack,
         *,
+        model_info: ModelInfo,
         step: int,
     ) -> None:
         """Open the metrics file and the trackers; nothing is written yet.
@@ -49,6 +51,7 @@ class RunDirWriter:
             console: where records and warnings are printed.
             metrics: the metrics page.
             stack: closes what is opened here.
+            model_info: content of each checkpoint's `model.json`.
             step: steps done before this attempt.
 
         Raises:
@@ -79,6 +82,7 @@ class RunDirWriter:
             lease,
             keep_latest=config.checkpoint.keep,
             retry_seconds=config.checkpoint.patience,
+            model_info=model_info,
             warn=console.log,
             on_saved=metrics.record_checkpoint,
             on_failure=partial(metrics.increment_counter, "checkpoint_failures"),
@@ -122,7 +126,12 @@ class RunDirWriter:
         """
         tree = state.to_dict()
         name = self.checkpointer.save(
-            step, model, optimizer, tree, best=tree["best"] if best else None
+            step,
+            model,
+            optimizer,
+            tree,
+            best=tree["best"] if best else None,
+            kept_step=state.scheduled_best.step if state.scheduled_best else None,
         )
         # In a bucket, the metrics file is brought up to date as often as checkpoints.
         self._metrics_file.upload()

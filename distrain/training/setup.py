@@ -7,7 +7,6 @@ other ranks would wait for that rank in their next collective.
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
 
 from torch import nn
 
@@ -24,26 +23,28 @@ from distrain.monitor.sinks import Console, read_metrics
 from distrain.monitor.telemetry import Telemetry
 from distrain.optim.accumulate import GradientAccumulator
 from distrain.optim.optimizer import Optimizer
-from distrain.optim.schedule import PlateauState
 from distrain.result_fields import check_result_fields, get_result_fields
 from distrain.rundir import files
-from distrain.rundir.checkpoint import write_best
 from distrain.rundir.lease import count_restarts_and_resizes, read_attempts
+from distrain.training.checkpoint_state import BestEval
 from distrain.training.hardware_check import (
     check_equal_on_all_ranks,
     hash_sample_computation,
 )
-from distrain.training.job import ModelEngine, TrainJob, TrainProgress
+from distrain.training.job import ModelEngine, TrainJob
 from distrain.training.quarantine_sync import sync_quarantine
 from distrain.training.resume import (
     ClaimedRun,
+    build_progress,
     check_plateau,
     claim_run_dir,
+    restore_best_name,
     restore_checkpoint,
 )
 from distrain.training.run_data import (
     RunData,
     build_order,
+    describe_model,
     explain_memory_shortage,
     get_val_fingerprint,
     open_datasets,
@@ -113,16 +114,16 @@ def build_job(
     )
 
     # Open what the run writes, and report where it stands.
+    steps_per_epoch = data.order.steps_per_epoch
+    progress = build_progress(claimed_run, data.val, config.epochs * steps_per_epoch)
     writer, last_logged_step = open_run_dir_writer(
-        config, world, console, metrics, claimed_run, stack
+        config, world, console, metrics, claimed_run, data, progress.best_eval, stack
     )
     set_initial_metrics(config, world, metrics, data, claimed_run, writer)
     if warning := explain_memory_shortage(config, data.train.manifest, world):
         console.log(warning)
-    progress = build_progress(claimed_run, data)
     # Only now: the gauge of quarantined samples, set above, does not count these.
     data.train.bad_samples.update(progress.bad_samples)
-    steps_per_epoch = data.order.steps_per_epoch
     job = TrainJob(
         config=config,
         world=world,
@@ -142,6 +143,9 @@ def build_job(
         if claimed_run.checkpoint is not None:
             name = claimed_run.checkpoint.name
             console.log(f"resumed from step {claimed_run.step} ({name})")
+        saved_epochs = claimed_run.state and claimed_run.state.result["epochs"]
+        if saved_epochs not in (None, config.epochs):
+            console.log(f"epochs is raised from {saved_epochs} to {config.epochs}")
     return job
 
 
@@ -271,9 +275,14 @@ def open_run_dir_writer(
     console: Console,
     metrics: Metrics,
     claimed_run: ClaimedRun,
+    data: RunData,
+    best: BestEval | None,
     stack: ExitStack,
 ) -> tuple[RunDirWriter | None, int]:
     """Open the writer of the run directory, on rank 0.
+
+    `best.json` is rewritten if it does not name the checkpoint of `best`, the best
+    evaluation so far.
 
     Returns:
         The writer (None on other ranks), and the highest step that an earlier attempt
@@ -290,6 +299,9 @@ def open_run_dir_writer(
         if claimed_run.lease is not None:
             config_yaml = to_yaml(config).encode()
             retrier(lambda: store.write(files.CONFIG_FILE, config_yaml))
+            model_info = describe_model(config, data.train.manifest)
+            model_json = model_info.to_json().encode()
+            retrier(lambda: store.write(files.MODEL_FILE, model_json))
 
             # Take the history of the run from its earlier attempts.
             attempts = retrier(lambda: read_attempts(store))
@@ -298,7 +310,7 @@ def open_run_dir_writer(
             metrics.set_gauge("resizes", resizes)
             records = retrier(lambda: read_metrics(store))
             last_logged_step = max((record.step for record in records), default=0)
-            _restore_best_name(claimed_run)
+            retrier(lambda: restore_best_name(store, best))
 
             writer = RunDirWriter(
                 config,
@@ -307,22 +319,10 @@ def open_run_dir_writer(
                 console,
                 metrics,
                 stack,
+                model_info=model_info,
                 step=claimed_run.step,
             )
     return writer, last_logged_step
-
-
-def _restore_best_name(claimed_run: ClaimedRun) -> None:
-    """Rewrite best.json if the loaded checkpoint is the best.
-
-    An attempt may have been killed between saving the two.
-    """
-    loaded = claimed_run.checkpoint
-    best = claimed_run.state.best if claimed_run.state else None
-    if loaded and best and best.step == loaded.step:
-        claimed_run.retrier(
-            lambda: write_best(claimed_run.store, loaded.name, asdict(best))
-        )
 
 
 def set_initial_metrics(
@@ -353,24 +353,6 @@ def set_initial_metrics(
     metrics.set_gauge("attempt", writer.lease.attempt)
     metrics.set_gauge("steps_planned", config.epochs * data.order.steps_per_epoch)
     metrics.set_gauge("step", claimed_run.step)
-
-
-def build_progress(claimed_run: ClaimedRun, data: RunData) -> TrainProgress:
-    """Build the initial progress, or that of the checkpoint with its bad samples."""
-    state = claimed_run.state
-    bad_samples = dict(state.bad_samples) if state else {}
-    best = state.best if state else None
-    # Drop the best result of another validation set: it cannot be compared.
-    if best is not None and best.val != get_val_fingerprint(data.val):
-        best = None
-    return TrainProgress(
-        step=claimed_run.step,
-        bad_samples=bad_samples,
-        reported_bad_samples=set(bad_samples),
-        best_eval=best,
-        plateau=state.plateau if state else PlateauState(),
-        reported_bad_val_samples=set(),
-    )
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:

@@ -13,8 +13,13 @@ from distrain.training.job import TrainJob
 from distrain.training.run_data import get_val_fingerprint
 
 
-def validate(job: TrainJob, steps_done: int) -> bool:
+def validate(job: TrainJob, steps_done: int, *, scheduled: bool) -> bool:
     """Evaluate, log the result, update the best one, and step a plateau schedule.
+
+    Args:
+        job: the run.
+        steps_done: steps done.
+        scheduled: False if it is evaluated only because it is the last step.
 
     Returns:
         True if this is the best evaluation so far, by its count of top-1.
@@ -61,6 +66,8 @@ def validate(job: TrainJob, steps_done: int) -> bool:
     progress.best_eval = BestEval(
         steps_done, result.top1_count, num_samples, get_val_fingerprint(val)
     )
+    if scheduled:
+        progress.scheduled_best_eval = progress.best_eval
     return True
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from distrain.config import load_config
 from distrain.data.storage.store import Store
 from distrain.distributed.world import World
-from distrain.rundir.checkpoint import hash_tensors, load_newest_checkpoint
+from distrain.rundir.checkpoint import hash_tensors
+from distrain.rundir.checkpoint_loading import load_newest_checkpoint
 from distrain.trainer import train
 
 VERSIONS = sorted(

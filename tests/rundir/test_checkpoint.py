@@ -9,9 +9,11 @@ from distrain.errors import AttemptError, RunError
 from distrain.rundir.checkpoint import (
     CheckpointManager,
     hash_tensors,
+    read_best_name,
+)
+from distrain.rundir.checkpoint_loading import (
     load_checkpoint,
     load_newest_checkpoint,
-    read_best_name,
 )
 from distrain.rundir.lease import Lease
 

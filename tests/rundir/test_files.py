@@ -8,6 +8,7 @@ from distrain.rundir import files
 ROOT = Path(__file__).parents[2]
 FIXED = (
     files.CONFIG_FILE,
+    files.MODEL_FILE,
     files.BEST_FILE,
     files.TENSORBOARD_DIR,
     files.MLFLOW_FILE,

@@ -14,6 +14,7 @@ STATE = CheckpointState(
     hardware="ab",
     bad_samples={10: "cut off", 9: "no image"},
     best=BestEval(step=40, top1=7, samples=9, val="cd"),
+    scheduled_best=BestEval(step=20, top1=6, samples=9, val="cd"),
     plateau=PlateauState(7, 1, (20, 40)),
     val="cd",
     reduction="exact",
@@ -22,12 +23,23 @@ STATE = CheckpointState(
 
 @pytest.mark.parametrize("best", [STATE.best, None])
 def test_a_state_comes_back_from_json(best):
+    state = CheckpointState(**{**vars(STATE), "scheduled_best": best})
+    assert from_json(state) == state
     state = CheckpointState(**{**vars(STATE), "best": best})
+    assert from_json(state) == state
+
+
+def from_json(state):
     header = {"format": 3, "step": 43, "attempt": 1}  # a checkpoint's own
-    assert (
-        CheckpointState.from_dict(json.loads(json.dumps({**header, **state.to_dict()})))
-        == state
+    return CheckpointState.from_dict(
+        json.loads(json.dumps({**header, **state.to_dict()}))
     )
+
+
+def test_one_that_knows_only_the_best_of_all_evaluations():
+    tree = json.loads(json.dumps(STATE.to_dict()))
+    del tree["scheduled_best"]
+    assert CheckpointState.from_dict(tree).scheduled_best == STATE.best
 
 
 def test_what_earlier_versions_wrote_is_written_still():
@@ -49,6 +61,7 @@ def test_what_earlier_versions_wrote_is_written_still():
         "hardware",
         "bad_samples",
         "best",
+        "scheduled_best",
         "plateau",
         "val",
         "reduction",
