@@ -1,10 +1,12 @@
 """Shared fixtures. The digits are packed once a session; models are narrow unless a test says otherwise."""
 
+import http.server
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -160,6 +162,36 @@ def damaged_set() -> Callable[..., None]:
 def narrow(digits: Path, tmp_path: Path) -> Callable[..., Config]:
     """Makes configs of a short run of a narrow model on the digits; keywords replace whole top-level keys."""
     return partial(narrow_recipe, digits, tmp_path / "run")
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A proxy that the environment names in every way: it refuses, and records what it was asked for."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def refuse(self) -> None:
+            asked.append(self.path)
+            self.send_error(403)
+
+        do_GET = do_POST = do_CONNECT = refuse  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setenv(name, url)
+        monkeypatch.setenv(name.upper(), url)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    yield asked
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 @pytest.fixture

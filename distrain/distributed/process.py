@@ -1,10 +1,12 @@
-"""Processes: how many CPU cores this one may use, and which other ones are dead."""
+"""Processes: cores and memory that this one may use, and which others are dead."""
 
 import os
 from contextlib import suppress
 from pathlib import Path
 
-_CPU_QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
+from distrain.distributed.cgroup import read_cpu_limit, read_memory_limit
+
+_MEMORY_INFO_FILE = Path("/proc/meminfo")
 
 
 def count_available_cores() -> int:
@@ -16,12 +18,26 @@ def count_available_cores() -> int:
     # Not every system has affinities.
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
-    # Not Linux, no quota ("max"), or version 1 of cgroups: there is no limit to read.
-    with suppress(OSError, ValueError):
-        quota, period = _CPU_QUOTA_FILE.read_text().split()
-        quota_cores = int(quota) // int(period)
-        cores = min(cores, max(1, quota_cores))
-    return cores
+    return min(cores, read_cpu_limit() or cores)
+
+
+def count_available_memory() -> int:
+    """Count the bytes of memory that this process may use.
+
+    Both what the machine has available and the limit of its container (cgroup) count.
+    """
+    memory = _read_machine_memory()
+    return min(memory, read_memory_limit() or memory)
+
+
+def _read_machine_memory() -> int:
+    """Return the bytes that the machine has available, or all that it has."""
+    # Not Linux, or an old kernel.
+    with suppress(OSError, StopIteration):
+        lines = _MEMORY_INFO_FILE.read_text(encoding="utf-8").splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable:"))
+        return int(available.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def get_process_identity(pid: int) -> str | None:

@@ -21,6 +21,7 @@ from distrain.launch.ray_cluster import (
     list_nodes,
     summarize_error,
 )
+from distrain.launch.ray_environment import ignore_foreign_settings
 from distrain.monitor.sinks import Console, PlainConsole
 
 
@@ -83,7 +84,8 @@ def _connect_to_ray(timeout_seconds: float) -> None:
 
     def connect() -> None:
         try:
-            ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+            with ignore_foreign_settings("auto"):
+                ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
         except BaseException as error:
             errors.append(error)
 

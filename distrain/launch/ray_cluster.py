@@ -3,7 +3,6 @@
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from ray.exceptions import RayError, RaySystemError
 from distrain.data.storage.retry import call_with_retries
 from distrain.errors import RunError, UserError
 from distrain.launch.allocation import Allocation, ClusterNode, to_ray_resources
+from distrain.launch.ray_environment import ignore_foreign_settings, make_ray_folder
 from distrain.monitor.sinks import Console
 
 HEAD_NODE_RESOURCE = "node:__internal_head__"
@@ -73,7 +73,7 @@ def connect_to_ray(
     """
     check_not_connected()
     _set_default_env(_RAY_TRAIN_ENV)
-    with _silence_worker_prints():
+    with ignore_foreign_settings(address), _silence_worker_prints():
         if address is None:
             yield from _run_local_ray(cpus, gpus)
         else:
@@ -193,9 +193,10 @@ def _run_local_ray(cpus: int, gpus: int) -> Iterator[None]:
     _set_default_env(RAY_HEAD_ENV)
     # With this variable every process of Ray's compiles torch again: 50 s, not 15 s.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    folder = tempfile.mkdtemp(prefix="distrain-ray-")
+    folder = make_ray_folder()
     try:
         ray.init(
+            address="local",
             num_cpus=cpus,
             num_gpus=gpus,
             include_dashboard=False,

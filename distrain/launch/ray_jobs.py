@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from distrain.data.storage.proxies import must_bypass_proxies
 from distrain.data.storage.retry import call_with_retries
 from distrain.errors import RunError, UserError
 from distrain.launch.job_request import JobRequest
@@ -293,9 +294,13 @@ def _create_client(address: str) -> Any:
         logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
 
     # Ray's client would wait forever for a head that does not answer.
+    request_options: dict[str, Any] = {"timeout": _HTTP_TIMEOUTS}
+    if must_bypass_proxies(address):
+        request_options["proxies"] = {"no_proxy": "*"}
+
     class ClientWithTimeout(JobSubmissionClient):  # type: ignore[misc]
         def _do_request(self, *arguments: Any, **options: Any) -> Any:
-            options = {"timeout": _HTTP_TIMEOUTS, **options}
+            options = {**request_options, **options}
             return super()._do_request(*arguments, **options)
 
     client = ClientWithTimeout(address)

@@ -20,12 +20,17 @@ from distrain.launch.job_request import (
     derive_job_id,
     read_user_files,
 )
+from distrain.launch.sbatch_options import (
+    count_cpus_per_task,
+    count_gpus_per_node,
+    get_option,
+    set_number_of_nodes,
+    set_option,
+)
 
 _BEGIN_MARKER = "# distrain: begin"
 _END_MARKER = "# distrain: end"
 _CONFIG_DELIMITER = "END_OF_CONFIG"
-# sbatch's short forms of the options that are filled in.
-_SHORT_OPTIONS = {"nodes": "-N", "job-name": "-J"}
 # Without COMPLETING: the run of such a job has ended, only its cleanup is left.
 _ACTIVE_STATES = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
 
@@ -67,14 +72,14 @@ def render_script(
         min_nodes = -(-min_workers // workers_per_node)
         max_nodes = -(-max_workers // workers_per_node)
         nodes = f"{min_nodes}-{max_nodes}" if min_nodes < max_nodes else str(min_nodes)
-        script = _set_directive(script, "nodes", nodes)
+        script = set_number_of_nodes(script, nodes)
     name = job_name or re.sub(r"[^\w.-]+", "-", derive_job_id(config))
     if not re.fullmatch(r"[\w.-]+", name):
         raise UserError(
             f"{name!r} is not a valid Slurm job name: use only letters, digits, dots, "
             "dashes and underscores"
         )
-    script = _set_directive(script, "job-name", name)
+    script = set_option(script, "job-name", name)
 
     # Replace what is between the markers; they stay, so that the result is a template
     # again.
@@ -136,7 +141,7 @@ def submit_script(script: str) -> tuple[str, bool]:
     Raises:
         UserError: Slurm is missing on this machine, or refuses.
     """
-    name = re.findall(r"^#SBATCH --job-name=(.+)$", script, re.MULTILINE)[0]
+    name = get_option(script, "job-name")
     active_jobs = _run_slurm_command(
         "squeue",
         "--me",
@@ -148,7 +153,10 @@ def submit_script(script: str) -> tuple[str, bool]:
     if active_jobs:
         return active_jobs[0], False
     # Prints the job ID, followed on some sites by a semicolon and the cluster.
-    output = _run_slurm_command("sbatch", "--parsable", script=script)
+    # The name again, since SBATCH_JOB_NAME would count before the script's.
+    output = _run_slurm_command(
+        "sbatch", "--parsable", f"--job-name={name}", script=script
+    )
     return output.strip().partition(";")[0], True
 
 
@@ -167,29 +175,17 @@ def _run_slurm_command(*command: str, script: str = "") -> str:
     return process.stdout
 
 
-def _set_directive(script: str, name: str, value: str) -> str:
-    """Set `#SBATCH --name=value` in a script, as its second line if it has none yet.
-
-    Short forms (-N 4) are replaced too, and every such line: sbatch takes the last one.
-    """
-    line = f"#SBATCH --{name}={value}"
-    pattern = rf"^#SBATCH[ \t]+(?:--{name}[= ]|{_SHORT_OPTIONS[name]}).*$"
-    changed, count = re.subn(pattern, line, script, flags=re.MULTILINE)
-    return changed if count else script.replace("\n", f"\n{line}\n", 1)
-
-
 def _parse_workers_per_node(config: Config, script: str, template: Path) -> int:
     """Return how many ranks fit into what a script requests per node.
 
     One task per node is assumed, so --cpus-per-task is what a node gives.
 
     Raises:
-        UserError: not even one fits.
+        UserError: not even one fits, or the script does not say how many GPUs a node
+            gives.
     """
-    num_cpus = _parse_option(script, r"(?:--cpus-per-task[= ]|-c ?)")
-    num_gpus = _parse_option(
-        script, r"--(?:gpus-per-node[= ]|gres[= ]gpu:)(?:[a-z]\w*:)?"
-    )
+    num_cpus = count_cpus_per_task(script)
+    num_gpus = count_gpus_per_node(script, str(template))
     num_workers = count_workers_per_node(config, num_cpus, num_gpus)
     if num_workers < 1:
         raise UserError(
@@ -199,13 +195,3 @@ def _parse_workers_per_node(config: Config, script: str, template: Path) -> int:
             "cluster.cpus_per_worker"
         )
     return num_workers
-
-
-def _parse_option(script: str, option: str) -> int:
-    """Return the number in a script's option, 0 if it is not set.
-
-    Of `--gpus-per-node=a100:4` it is 4.
-    """
-    pattern = rf"^#SBATCH {option}(\d+)\s*(?:#.*)?$"
-    match = re.search(pattern, script, re.MULTILINE)
-    return int(match[1]) if match else 0

@@ -4,7 +4,6 @@ import json
 import math
 import textwrap
 import time
-import urllib.request
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from distrain.data.storage.proxies import read_url
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 from distrain.monitor.phases import Phase
@@ -155,8 +155,7 @@ class RunWatcher:
         view.silent_pages = []
         for url in self._page_urls:
             try:
-                with urllib.request.urlopen(url, timeout=2.0) as response:  # noqa: S310 - the user names it
-                    page = response.read().decode()
+                page = read_url(url, timeout_seconds=2.0).decode()
                 _add_page_samples(view.samples, page, run)
             except (OSError, ValueError):
                 view.silent_pages.append(url)

@@ -3,26 +3,35 @@ import os
 import pytest
 
 import distrain.distributed.process
-from distrain.distributed.process import count_available_cores
+from distrain.distributed.process import count_available_cores, count_available_memory
 
 
 @pytest.mark.parametrize(
-    ("quota", "found"),
-    [
-        ("max 100000", 8),
-        ("150000 100000", 1),
-        ("50000 100000", 1),
-        ("400000 100000", 4),
-    ],
+    ("limit", "found"), [(None, 8), (1, 1), (4, 4), (8, 8), (64, 8)]
 )
-def test_a_containers_quota_bounds_the_cores(monkeypatch, tmp_path, quota, found):
-    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+def test_affinity_and_the_containers_limit_bound_the_cores(monkeypatch, limit, found):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
-    monkeypatch.setattr(
-        distrain.distributed.process, "_CPU_QUOTA_FILE", tmp_path / "cpu.max"
-    )
+    monkeypatch.setattr(distrain.distributed.process, "read_cpu_limit", lambda: limit)
     assert count_available_cores() == found
+
+
+@pytest.mark.parametrize(
+    ("limit", "found"), [(None, 4096), (1000, 1000), (1 << 60, 4096)]
+)
+def test_the_machine_and_the_containers_limit_bound_the_memory(
+    monkeypatch, tmp_path, limit, found
+):
+    info = tmp_path / "meminfo"
+    info.write_text("MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable:       4 kB\n")
+    monkeypatch.setattr(distrain.distributed.process, "_MEMORY_INFO_FILE", info)
     monkeypatch.setattr(
-        distrain.distributed.process, "_CPU_QUOTA_FILE", tmp_path / "none"
+        distrain.distributed.process, "read_memory_limit", lambda: limit
     )
-    assert count_available_cores() == 8
+    assert count_available_memory() == found
+
+
+def test_a_machine_that_does_not_say_what_is_available(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        distrain.distributed.process, "_MEMORY_INFO_FILE", tmp_path / "none"
+    )
+    assert count_available_memory() > 1 << 20

@@ -74,6 +74,13 @@ def test_a_head_that_is_starting_is_waited_for():
         thread.join()
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_head_of_this_network_is_reached_around_proxies(proxy, host):
+    with head("2.60.0") as address:
+        RayJobClient(address.replace("127.0.0.1", host), patience=0.0)
+    assert proxy == []
+
+
 def test_nobody_there_is_a_sentence():
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))

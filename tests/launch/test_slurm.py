@@ -94,8 +94,8 @@ def test_what_sbatch_would_take_in_place_of_our_lines_is_replaced(
     """Of two lines it takes the last, and short forms as well as long ones."""
     lines = f"#SBATCH --nodes=2\n#SBATCH {nodes}\n#SBATCH {name}\n"
     text = render_script(config, template("#SBATCH --nodes=1\n", lines), job_name="it")
-    assert text.count("#SBATCH --nodes=1-5\n") == 2
-    assert text.count("#SBATCH --job-name=it\n") == 2
+    assert text.count(" --nodes=1-5\n") == 2
+    assert text.count(" --job-name=it\n") == 2
     assert f"#SBATCH {nodes}\n" not in text
     assert f"#SBATCH {name}\n" not in text
 
@@ -168,6 +168,30 @@ def test_no_slurm_and_one_that_refuses(config, template, tmp_path, monkeypatch):
         UserError, match="Slurm refused: slurm_load_jobs error: no controller"
     ):
         submit_script(text)
+
+
+def test_the_name_of_a_job_is_the_scripts_whatever_the_environment_says(
+    config, template, tmp_path, monkeypatch
+):
+    """SBATCH_JOB_NAME counts before the script: squeue would not find the job, which would start twice."""
+    for command in ("squeue", "sbatch"):
+        path = tmp_path / command
+        path.write_text(f'#!/bin/sh\necho "$@" > {path}.words; cat > /dev/null\n')
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("SBATCH_JOB_NAME", "other")
+    submit_script(render_script(config, template(), job_name="mine"))
+    assert "--name=mine" in (tmp_path / "squeue.words").read_text().split()
+    assert "--job-name=mine" in (tmp_path / "sbatch.words").read_text().split()
+
+
+def test_gpus_for_all_nodes_together_become_gpus_of_each(config, template):
+    """Of 3 to 20 workers with a GPU each, on nodes that have four."""
+    found = template(
+        "--nodes=1\n", "--nodes=2 -G a100:8 --mem=0 # all\n", gpus="--time=9"
+    )
+    text = render_script(config, found)
+    assert "#SBATCH --nodes=1-5 --gpus-per-node=a100:4 --mem=0 # all\n" in text
 
 
 def test_the_head_notices_lost_nodes_fast():

@@ -124,6 +124,11 @@ def test_what_was_spent_since_the_look_before(page):
     assert [step for step, _ in view.history["loss"]] == [40, 50]
 
 
+def test_a_page_of_this_machine_is_read_around_proxies(page, proxy):
+    assert RunWatcher(page.url).refresh_view().silent_pages == []
+    assert proxy == []
+
+
 def test_a_page_that_does_not_answer():
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
