@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from distrain.data.storage.backend import DirectoryEntry, StorageBackend
 from distrain.data.storage.fsspec_storage import FsspecStorage
 from distrain.data.storage.local import LocalStorage
-from distrain.data.storage.object_store import CREDENTIALS_BY_SCHEME, ObjectStorage
+from distrain.data.storage.object_store import EXTRA_BY_SCHEME, ObjectStorage
 from distrain.data.storage.retry import call_with_retries
 from distrain.data.storage.url import redact_url
 from distrain.errors import UserError
@@ -235,7 +235,7 @@ def _open_backend(url: str) -> StorageBackend:
     """Open the backend for a URL's scheme. Raises UserError."""
     # Buckets first: fsspec would need another package for each of them.
     scheme = urlsplit(url).scheme
-    if scheme in CREDENTIALS_BY_SCHEME:
+    if scheme in EXTRA_BY_SCHEME:
         return ObjectStorage(url, scheme)
     try:
         filesystem, root = fsspec.core.url_to_fs(url)
