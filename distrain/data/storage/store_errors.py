@@ -107,7 +107,8 @@ _OTHER_PROBLEMS = {
 
 # Servers of an instance's or a pod's role, the last that the chains ask.
 _ROLE_SERVERS = ("169.254.169.254", "169.254.170.", "metadata.google.internal")
-_CERTIFICATE_WORDS = ("invalid peer certificate", "certificate verify failed")
+# How obstore's TLS library says that it does not trust a server, with the reason.
+_BAD_CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(\w+)")
 
 _MAX_SUMMARY_CHARS = 300
 _REGION_TIMEOUT_SECONDS = 5.0
@@ -227,10 +228,11 @@ def _explain_refusal(answer: _Answer, text: str, request: StoreRequest) -> str |
         if request.action == "list":
             return f"the store refuses to list {request.object_url}: {needed}"
         return f"{denied}: {needed}"
-    if any(words in text for words in _CERTIFICATE_WORDS):
+    if bad_certificate := _BAD_CERTIFICATE.search(text):
+        host = urlsplit(answer.request_url).netloc or bucket
         return (
-            f"the certificate of {urlsplit(answer.request_url).netloc or bucket} is "
-            "not trusted: set SSL_CERT_FILE to a file of the authorities to trust"
+            f"the certificate of {host} is not trusted ({bad_certificate[1]}): set "
+            "SSL_CERT_FILE to a file of the authorities to trust, or check the endpoint"
         )
     return None
 
