@@ -22,7 +22,7 @@ _FILES_BY_VARIABLE = {
     "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials",
 }
 _REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
-_ENDPOINT_VARIABLES = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _SSO_ERRORS = (
     "PendingAuthorizationExpiredError",
     "SSOTokenLoadError",
@@ -63,6 +63,12 @@ class ProfileCredentials:
             "token": frozen.token,
             "expires_at": datetime.now(UTC) + _CREDENTIALS_LIFETIME,
         }
+
+
+def read_endpoint_variable() -> str | None:
+    """Return the endpoint that the environment names, if any."""
+    values = (os.environ.get(name) for name in _ENDPOINT_VARIABLES)
+    return next((value for value in values if value), None)
 
 
 def read_aws_profile() -> tuple[dict[str, str], ProfileCredentials | None]:
@@ -121,8 +127,7 @@ def _read_settings(session: Any) -> dict[str, str]:
     if not any(os.environ.get(name) for name in _REGION_VARIABLES):
         settings["region"] = profile.get("region")
     ignored = os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower()
-    has_endpoint = any(os.environ.get(name) for name in _ENDPOINT_VARIABLES)
-    if not has_endpoint and ignored != "true":
+    if read_endpoint_variable() is None and ignored != "true":
         # The endpoint of S3 alone goes before that of all services.
         services = session.full_config.get("services", {})
         s3_settings = services.get(profile.get("services"), {}).get("s3", {})

@@ -9,9 +9,15 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Literal
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
-from distrain.data.storage.aws_profile import ProfileCredentials, read_aws_profile
+from distrain.data.storage.aws_profile import (
+    ProfileCredentials,
+    read_aws_profile,
+    read_endpoint_variable,
+)
 from distrain.data.storage.backend import DirectoryEntry
+from distrain.data.storage.proxies import must_bypass_proxies
 from distrain.data.storage.retry import RefusedError
 from distrain.data.storage.s3_listing import ODD_KEY, list_with_botocore
 from distrain.data.storage.store_errors import (
@@ -74,7 +80,9 @@ class ObjectStorage:
         self._profile: ProfileCredentials | None = None
         if scheme == "s3":
             settings, self._profile = read_aws_profile()
+            endpoint = read_endpoint_variable() or settings.get("endpoint")
             self._store_options["config"] = settings
+            self._store_options["client_options"].update(_choose_proxy(endpoint))
             self._store_options["credential_provider"] = self._profile
         try:
             self._client = obstore.store.from_url(
@@ -228,6 +236,15 @@ class ObjectStorage:
         object_url = f"{self._bucket_url}/{key}"
         request = StoreRequest(action, self._scheme, self._bucket_url, object_url)
         return translate_store_error(error, request)
+
+
+def _choose_proxy(endpoint: str | None) -> dict[str, str]:
+    """Return client options for an endpoint that is not behind the proxy, else none."""
+    if endpoint is None or not must_bypass_proxies(endpoint):
+        return {}
+    host = urlsplit(endpoint).hostname or ""
+    # The client only excludes hosts from a proxy that is named.
+    return {"proxy_url": next(iter(getproxies().values())), "proxy_excludes": host}
 
 
 def _make_folder_entry(folder_key: str) -> DirectoryEntry:
