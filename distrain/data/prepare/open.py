@@ -143,8 +143,11 @@ def _find_files(url: str) -> tuple[Store, list[DirectoryEntry]]:
     # The URL is a folder, perhaps with a name such as photos.tar.
     if not files:
         store = Store(url)
-        if not store.exists():
-            # The HTTP client takes a host that does not answer for a missing file.
+        try:
+            exists = store.exists()
+        except ConnectionError:
+            exists = False
+        if not exists:
             if "://" in url:
                 raise UserError(
                     f"nothing at {store.redacted_url}, or its host does not answer: "

@@ -132,6 +132,8 @@ class FsspecStorage:
             raise
         except PERMANENT_ERRORS as error:
             raise type(error)(f"{self._redacted_url}/{path}") from None
+        except ConnectionError as error:
+            raise ConnectionError(self._redact_secrets(str(error))) from None
         except OSError as error:
             raise OSError(self._redact_secrets(str(error))) from None
         except RecursionError:

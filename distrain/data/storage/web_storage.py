@@ -89,8 +89,9 @@ class WebStorage(FsspecStorage):
                         "not trusted: set SSL_CERT_FILE to a file of the authorities "
                         "to trust"
                     ) from None
-                if isinstance(cause, Exception):
-                    raise cause from None
+                # The client's own errors of connections are plain OSErrors.
+                if isinstance(cause, OSError) and cause is not error:
+                    raise ConnectionError(str(cause)) from None
                 raise
 
     def _explain_status(self, status: int, path: str) -> OSError:
