@@ -34,6 +34,7 @@ from distrain.cli.options import (
     RecipeArgument,
 )
 from distrain.cli.train import train
+from distrain.data.storage.retry import RefusedError
 from distrain.errors import RunError, UserError
 
 # Rows and widest bar of the plot in a terminal of 80 columns.
@@ -64,6 +65,10 @@ def main() -> None:
     except RunError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None
+    # The store's sentence says what to set: credentials, region, bucket.
+    except RefusedError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
     # Before OSError, its base class: the reader of our output (`| head`) has exited.
     except BrokenPipeError:
         # Python flushes stdout at exit, which would raise once more.

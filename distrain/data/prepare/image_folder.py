@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from distrain.data.prepare.junk import is_junk
 from distrain.data.prepare.source import (
     MAX_FILE_BYTES,
     Block,
@@ -37,13 +38,15 @@ def open_image_folder(
             classes.append(entry.name)
         elif entry.name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
             rejects.append(Reject(entry.name, "an image outside the class folders"))
+        elif entry.is_special and not is_junk(entry.name):
+            rejects.append(Reject(entry.name, f"{entry.problem}, not a class folder"))
 
     # The class folders, listed in threads: each listing of a bucket is a request.
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         listings = pool.map(store.list_entries, classes)
         for label, (name, entries) in enumerate(zip(classes, listings, strict=True)):
             for entry in entries:
-                if entry.name.startswith("."):
+                if is_junk(entry.name):
                     continue
                 block = _check_entry(entry, f"{name}/{entry.name}", label)
                 if isinstance(block, Reject):
@@ -63,7 +66,7 @@ def _check_entry(entry: DirectoryEntry, path: str, label: int) -> Block | Reject
     if entry.is_folder:
         return Reject(display_name, "a folder where an image should be")
     if entry.is_special:
-        reason = "a broken link or a device where an image should be"
+        reason = f"{entry.problem} where an image should be"
         return Reject(display_name, reason)
     size = entry.size or 0
     if size > MAX_FILE_BYTES:

@@ -12,6 +12,7 @@ from distrain.data.prepare.source import (
     SourceOptions,
 )
 from distrain.data.storage.backend import DirectoryEntry
+from distrain.data.storage.retry import RefusedError
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
@@ -142,8 +143,11 @@ def _find_files(url: str) -> tuple[Store, list[DirectoryEntry]]:
     # The URL is a folder, perhaps with a name such as photos.tar.
     if not files:
         store = Store(url)
-        if not store.exists():
-            # The HTTP client takes a host that does not answer for a missing file.
+        try:
+            exists = store.exists()
+        except ConnectionError:
+            exists = False
+        if not exists:
             if "://" in url:
                 raise UserError(
                     f"nothing at {store.redacted_url}, or its host does not answer: "
@@ -159,8 +163,15 @@ def _find_files(url: str) -> tuple[Store, list[DirectoryEntry]]:
 def _match_files(store: Store, pattern: str) -> list[DirectoryEntry]:
     """Return the files of a folder with a name, or matching a pattern with `*`."""
     is_pattern = "*" in pattern
+    try:
+        entries = store.list_entries()
+    except RefusedError:
+        # A store may give a file of a folder that it refuses to list.
+        if is_pattern:
+            raise
+        entries = []
     files = []
-    for entry in store.list_entries():
+    for entry in entries:
         # A name may contain brackets, which are special in a pattern only.
         name = entry.name
         matches = fnmatchcase(name, pattern) if is_pattern else name == pattern

@@ -252,9 +252,8 @@ def _read_manifest_file(store: Store, retry_seconds: float) -> Any:
     try:
         return json.loads(store.read(MANIFEST_FILE, retry_seconds=retry_seconds))
     except FileNotFoundError:
-        reason = f"it has no {MANIFEST_FILE}" if store.exists() else "it does not exist"
         raise UserError(
-            f"no data set at {store.redacted_url} ({reason}): "
+            f"no data set at {store.redacted_url} ({_explain_absence(store)}): "
             "check the URL, or make one with distrain pack or index"
         ) from None
     except NotADirectoryError:
@@ -272,6 +271,15 @@ def _read_manifest_file(store: Store, retry_seconds: float) -> Any:
         raise UserError(
             f"{store.redacted_url}/{MANIFEST_FILE} is damaged (not JSON): {_REMEDY}"
         ) from None
+
+
+def _explain_absence(store: Store) -> str:
+    """Return why there is no manifest."""
+    try:
+        exists = store.exists()
+    except OSError as error:
+        return str(error)
+    return f"it has no {MANIFEST_FILE}" if exists else "it does not exist"
 
 
 def _manifest_from_dict(tree: Any, manifest_url: str) -> Manifest:

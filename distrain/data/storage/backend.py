@@ -12,7 +12,9 @@ class DirectoryEntry(NamedTuple):
     """Bytes of a file; None for a folder, or if the size is not known."""
     is_folder: bool
     is_special: bool = False
-    """True for what cannot be read: a broken link, a pipe, a device."""
+    """True for what cannot be read: a broken link, a pipe, a device, an odd key."""
+    problem: str = "a broken link or a device"
+    """What it is, if it is special."""
 
 
 class StorageBackend(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from distrain.data.storage.backend import DirectoryEntry
-from distrain.data.storage.retry import PERMANENT_ERRORS
+from distrain.data.storage.retry import PERMANENT_ERRORS, RefusedError
 from distrain.data.storage.url import redact_url
 
 _READ_ONLY_SCHEMES = ("http", "https", "zip")
@@ -127,8 +127,13 @@ class FsspecStorage:
         # `from None` everywhere: the client's own message may hold the secrets.
         try:
             yield
+        except RefusedError:
+            # A sentence already, without secrets.
+            raise
         except PERMANENT_ERRORS as error:
             raise type(error)(f"{self._redacted_url}/{path}") from None
+        except ConnectionError as error:
+            raise ConnectionError(self._redact_secrets(str(error))) from None
         except OSError as error:
             raise OSError(self._redact_secrets(str(error))) from None
         except RecursionError:

@@ -5,35 +5,30 @@ Credentials come from the clouds' standard chains: environment, instance or pod 
 and for S3 the profiles of boto3 if that is installed.
 """
 
-import os
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+from distrain.data.storage.aws_profile import (
+    ProfileCredentials,
+    read_aws_profile,
+    read_endpoint_variable,
+)
 from distrain.data.storage.backend import DirectoryEntry
+from distrain.data.storage.proxies import must_bypass_proxies
+from distrain.data.storage.retry import RefusedError
+from distrain.data.storage.s3_listing import ODD_KEY, list_with_botocore
+from distrain.data.storage.store_errors import (
+    StoreRequest,
+    summarize_error,
+    translate_store_error,
+)
 from distrain.errors import UserError
 
-CREDENTIALS_BY_SCHEME = {
-    "s3": (
-        "the AWS chain: AWS_ACCESS_KEY_ID, AWS_PROFILE or ~/.aws (with boto3), "
-        "the role of a pod or an instance"
-    ),
-    "gs": (
-        "Google's chain: GOOGLE_APPLICATION_CREDENTIALS, gcloud's credentials, "
-        "the service account of an instance"
-    ),
-    "az": (
-        "Azure's chain: AZURE_STORAGE_ACCOUNT_NAME with a key, token or client, "
-        "a managed identity"
-    ),
-}
-"""URL schemes of object stores, and where the credentials of each are looked for."""
-
-_EXTRA_BY_SCHEME = {"s3": "s3", "gs": "gcs", "az": "azure"}
-
-# Servers of an instance's or a pod's role, the last that the chains ask.
-_ROLE_SERVERS = ("169.254.169.254", "169.254.170.", "metadata.google.internal")
+EXTRA_BY_SCHEME = {"s3": "s3", "gs": "gcs", "az": "azure"}
+"""URL schemes of object stores, and the extra of distrain that each needs."""
 
 # `read_timeout` ends a body that stalls; a slow one may take up to an hour.
 _CLIENT_OPTIONS = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "1h"}
@@ -64,7 +59,7 @@ class ObjectStorage:
         try:
             import obstore
         except ImportError:
-            extra = _EXTRA_BY_SCHEME[scheme]
+            extra = EXTRA_BY_SCHEME[scheme]
             raise UserError(
                 f"{scheme}:// needs obstore: pip install 'distrain[{extra}]'"
             ) from None
@@ -82,8 +77,13 @@ class ObjectStorage:
             "client_options": {**_CLIENT_OPTIONS, "allow_http": True},
             "retry_config": _RETRY_OPTIONS,
         }
-        if scheme == "s3" and (provider := _find_boto3_credentials()) is not None:
-            self._store_options["credential_provider"] = provider
+        self._profile: ProfileCredentials | None = None
+        if scheme == "s3":
+            settings, self._profile = read_aws_profile()
+            endpoint = read_endpoint_variable() or settings.get("endpoint")
+            self._store_options["config"] = settings
+            self._store_options["client_options"].update(_choose_proxy(endpoint))
+            self._store_options["credential_provider"] = self._profile
         try:
             self._client = obstore.store.from_url(
                 self._bucket_url, **self._store_options
@@ -91,7 +91,7 @@ class ObjectStorage:
         except Exception as error:
             # obstore has one exception for each way in which a URL can be wrong.
             raise UserError(
-                f"cannot open {self._bucket_url}: {_summarize_error(error)}"
+                f"cannot open {self._bucket_url}: {summarize_error(error)}"
             ) from None
 
     def to_fsspec(self) -> Any:
@@ -121,7 +121,7 @@ class ObjectStorage:
             response = self._obstore.get(self._client, key, options=options)
             return memoryview(response.bytes())
         except Exception as error:
-            raise self._to_os_error(error, path) from error
+            raise self._to_os_error(error, path, "read") from error
 
     def write(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
         """Write an object, complete or not at all."""
@@ -141,7 +141,8 @@ class ObjectStorage:
         try:
             self._obstore.put(self._client, key, data, mode=mode)
         except Exception as error:
-            raise self._to_os_error(error, path) from error
+            action = "create" if mode == "create" else "write"
+            raise self._to_os_error(error, path, action) from error
 
     def get_size(self, path: str) -> int:
         """Return the size of an object in bytes."""
@@ -159,7 +160,11 @@ class ObjectStorage:
         try:
             return self._obstore.head(self._client, key)
         except Exception as error:
-            raise self._to_os_error(error, path) from error
+            os_error = self._to_os_error(error, path, "read")
+            if isinstance(os_error, RefusedError):
+                # The answer to a HEAD has no body that says why: ask by a GET.
+                self.read(path, 0, 1)
+            raise os_error from error
 
     def exists(self, path: str) -> bool:
         """Return whether an object of that name exists, or any under that prefix."""
@@ -170,30 +175,39 @@ class ObjectStorage:
         return True
 
     def is_folder(self, path: str) -> bool:
-        """Return whether any object exists under that prefix."""
-        return bool(self.list_entries(path))
+        """Return whether any object exists under that prefix, markers included."""
+        return bool(self._list_all(path))
 
     def list_entries(self, path: str) -> list[DirectoryEntry]:
         """List the objects and prefixes directly under a prefix; prefixes are folders.
 
-        Empty if there are none.
+        Empty if there are none. Markers of folders are left out.
         """
+        entries = self._list_all(path)
+        folder_names = {entry.name for entry in entries if entry.is_folder}
+        return [entry for entry in entries if not _is_marker(entry, folder_names)]
+
+    def _list_all(self, path: str) -> list[DirectoryEntry]:
+        """List a prefix, markers of folders included: that of itself has no name."""
         key = self._build_key(path)
+        prefix = f"{key}/" if key else ""
         try:
-            listing = self._obstore.list_with_delimiter(
-                self._client, f"{key}/" if key else None
-            )
+            listing = self._obstore.list_with_delimiter(self._client, prefix or None)
         except Exception as error:
-            raise self._to_os_error(error, path) from error
-        entries = []
-        for prefix in listing["common_prefixes"]:
-            name = _get_last_part(str(prefix).rstrip("/"))
-            entries.append(DirectoryEntry(name, None, True))
-        for item in listing["objects"]:
-            name = _get_last_part(str(item["path"]))
-            size = int(item["size"])
-            entries.append(DirectoryEntry(name, size, False))
-        return entries
+            # By name, because obstore and its exceptions may not be installed.
+            if self._scheme == "s3" and type(error).__name__ == "InvalidPathError":
+                bucket = urlsplit(self._bucket_url).netloc
+                entries = list_with_botocore(bucket, prefix)
+                if entries is not None:
+                    return entries
+            raise self._to_os_error(error, path, "list") from error
+        folders = [_make_folder_entry(str(key)) for key in listing["common_prefixes"]]
+        # obstore drops the last slash of a marker: that of the prefix itself remains.
+        files = [
+            DirectoryEntry(str(item["path"])[len(prefix) :], int(item["size"]), False)
+            for item in listing["objects"]
+        ]
+        return folders + files
 
     def remove(self, path: str) -> None:
         """Remove an object, or all objects under a prefix."""
@@ -203,69 +217,54 @@ class ObjectStorage:
             keys = list[str]()
             for chunk in self._obstore.list(self._client, f"{key}/"):
                 keys.extend(entry["path"] for entry in chunk)
-            for key_to_delete in keys or [key]:
-                self._obstore.delete(self._client, key_to_delete)
         except Exception as error:
-            raise self._to_os_error(error, path) from error
+            raise self._to_os_error(error, path, "list") from error
+        for key_to_remove in keys or [key]:
+            # obstore gives the marker of the folder the name of an object beside it.
+            if keys and key_to_remove == key:
+                continue
+            try:
+                self._obstore.delete(self._client, key_to_remove)
+            except Exception as error:
+                raise self._to_os_error(error, path, "remove") from error
 
-    def _to_os_error(self, error: Exception, path: str) -> OSError:
-        object_url = f"{self._bucket_url}/{self._build_key(path)}"
-        if isinstance(error, FileNotFoundError):
-            return FileNotFoundError(object_url)
-        # By name, because obstore and its exceptions may not be installed.
-        error_name = type(error).__name__
-        if error_name == "AlreadyExistsError":
-            return FileExistsError(object_url)
-        if error_name in ("PermissionDeniedError", "UnauthenticatedError"):
-            return PermissionError(
-                f"the store denies access to {object_url}: check the credentials, "
-                f"which come from {CREDENTIALS_BY_SCHEME[self._scheme]}"
-            )
-        reason = _summarize_error(error)
-        # Perhaps only for now, so that the caller may try again.
-        if any(server in reason for server in _ROLE_SERVERS):
-            return OSError(
-                f"no credentials for {self._bucket_url}, which come from "
-                f"{CREDENTIALS_BY_SCHEME[self._scheme]} ({reason})"
-            )
-        return OSError(reason)
+    def _to_os_error(self, error: Exception, path: str, action: str) -> OSError:
+        """Return the OSError for an exception of obstore."""
+        if self._profile is not None and self._profile.failure is not None:
+            return self._profile.failure
+        key = self._build_key(path)
+        object_url = f"{self._bucket_url}/{key}"
+        request = StoreRequest(action, self._scheme, self._bucket_url, object_url)
+        return translate_store_error(error, request)
 
 
-def _get_last_part(key: str) -> str:
-    return key.rpartition("/")[2]
+def _choose_proxy(endpoint: str | None) -> dict[str, str]:
+    """Return client options for an endpoint that is not behind the proxy, else none."""
+    if endpoint is None or not must_bypass_proxies(endpoint):
+        return {}
+    host = urlsplit(endpoint).hostname or ""
+    # The client only excludes hosts from a proxy that is named.
+    return {"proxy_url": next(iter(getproxies().values())), "proxy_excludes": host}
 
 
-def _find_boto3_credentials() -> Any:
-    """Return boto3's credential chain, or None to use obstore's own.
+def _make_folder_entry(folder_key: str) -> DirectoryEntry:
+    name = folder_key.rstrip("/").rpartition("/")[2]
+    # Of keys that start with a slash.
+    if not name:
+        return DirectoryEntry("/", None, False, is_special=True, problem=ODD_KEY)
+    return DirectoryEntry(name, None, True)
 
-    boto3's is used if it is installed and a profile or a credentials file exists.
 
-    Raises:
-        UserError: the profile is missing or cannot be read.
+def _is_marker(entry: DirectoryEntry, folder_names: set[str]) -> bool:
+    """Return whether an object only says that a folder exists.
+
+    Consoles, mounts and Hadoop write them: an empty object with the folder's name,
+    before a slash, as it is, or before `_$folder$`.
     """
-    if (
-        "AWS_PROFILE" not in os.environ
-        and not Path("~/.aws/credentials").expanduser().exists()
-    ):
-        return None
-    try:
-        from obstore.auth.boto3 import Boto3CredentialProvider
-    except ImportError:
-        return None
-    try:
-        return Boto3CredentialProvider()
-    except ValueError:
-        # There are profiles, but none of them is in use here.
-        return None
-    except Exception as error:
-        # botocore's own exceptions, for a profile that is missing or unreadable.
-        raise UserError(
-            f"the AWS profile cannot be used: {_summarize_error(error)}"
-        ) from None
-
-
-def _summarize_error(error: BaseException) -> str:
-    """Return the first line of an error: the others may hold signed URLs."""
-    lines = (line.strip() for line in str(error).splitlines())
-    first_line = next((line for line in lines if line), type(error).__name__)
-    return first_line[:300]
+    if entry.is_folder or entry.is_special:
+        return False
+    is_named_like_folder = entry.name in folder_names
+    is_of_hadoop = entry.name.endswith("_$folder$")
+    return not entry.name or (
+        entry.size == 0 and (is_named_like_folder or is_of_hadoop)
+    )

@@ -8,6 +8,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+
+class RefusedError(PermissionError):
+    """A store refuses a request, and will refuse it again: what to set is the message.
+
+    Forbidden, in another region, with a token that has expired, to no bucket.
+    """
+
+
 PERMANENT_ERRORS = (
     FileNotFoundError,
     PermissionError,

@@ -15,9 +15,10 @@ from fsspec.implementations.local import LocalFileSystem
 from distrain.data.storage.backend import DirectoryEntry, StorageBackend
 from distrain.data.storage.fsspec_storage import FsspecStorage
 from distrain.data.storage.local import LocalStorage
-from distrain.data.storage.object_store import CREDENTIALS_BY_SCHEME, ObjectStorage
+from distrain.data.storage.object_store import EXTRA_BY_SCHEME, ObjectStorage
 from distrain.data.storage.retry import call_with_retries
 from distrain.data.storage.url import redact_url
+from distrain.data.storage.web_storage import WebStorage, make_client_options
 from distrain.errors import UserError
 
 _T = TypeVar("_T")
@@ -235,12 +236,16 @@ def _open_backend(url: str) -> StorageBackend:
     """Open the backend for a URL's scheme. Raises UserError."""
     # Buckets first: fsspec would need another package for each of them.
     scheme = urlsplit(url).scheme
-    if scheme in CREDENTIALS_BY_SCHEME:
+    if scheme in EXTRA_BY_SCHEME:
         return ObjectStorage(url, scheme)
+    is_web = scheme in ("http", "https") and "::" not in url
+    options = make_client_options(url) if is_web else {}
     try:
-        filesystem, root = fsspec.core.url_to_fs(url)
+        filesystem, root = fsspec.core.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
         raise UserError(f"cannot open {redact_url(url)}: {error}") from None
     if isinstance(filesystem, LocalFileSystem):
         return LocalStorage(str(root))
+    if is_web:
+        return WebStorage(url, filesystem, str(root))
     return FsspecStorage(url, filesystem, str(root))
