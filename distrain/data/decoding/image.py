@@ -12,7 +12,7 @@ manifests store: what was indexed before keeps the reading that it was indexed w
 
 import io
 import warnings
-from importlib.util import find_spec
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -53,8 +53,13 @@ def _list_pil_formats() -> list[str]:
     # Pillow may be built without a decoder; before 11.3 it had none for AVIF.
     if features.check("jpg_2000"):
         formats.append("JPEG2000")
-    if find_spec("PIL.AvifImagePlugin") is not None and features.check("avif"):
-        formats.append("AVIF")
+    with suppress(ImportError):
+        from PIL import AvifImagePlugin
+
+        # Images are decoded in parallel already.
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+        if AvifImagePlugin.SUPPORTED:
+            formats.append("AVIF")
     return formats
 
 

@@ -169,7 +169,6 @@ def test_an_orientation_that_is_none_turns_nothing(exif):
         (274, SHORT, 2, b"\6\0\1\0"),
         (274, RATIONAL, 1, struct.pack("<LL", 6, 1)),
         (274, LONG, 1, b"\6\0\0\0"),
-        (274, 1, 1, b"\6"),
     ],
 )
 def test_an_orientation_of_another_type_counts(tag):
@@ -220,7 +219,7 @@ SEGMENTS = st.builds(
 ) | st.sampled_from([XMP % b'"6"', XMP % b"6", b"Exif\0\0Exif\0\0II*\0"])
 
 
-@settings(max_examples=250)
+@settings(max_examples=120)
 @given(st.lists(SEGMENTS, max_size=2))
 def test_the_quick_parser_agrees_with_pil_or_leaves_it_to_it(segments):
     data = with_segments(FLAT, *segments)
