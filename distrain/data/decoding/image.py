@@ -197,8 +197,10 @@ def open_rgb(data: bytes, pixel_limit: int, reading: int = READING) -> Image.Ima
 
 def describe_codecs() -> str:
     """Return the versions of the codecs: others may decode or encode other bytes."""
-    libjpeg_version = features.version("libjpeg_turbo")
-    return f"Pillow {PIL.__version__}, libjpeg-turbo {libjpeg_version}"
+    versions = [f"Pillow {PIL.__version__}"]
+    for codec in ("libjpeg_turbo", "jpg_2000", "avif"):
+        versions.append(f"{codec} {features.version(codec)}")
+    return ", ".join(versions)
 
 
 def is_plain_jpeg(data: bytes) -> bool:
