@@ -134,8 +134,8 @@ def index_images(
     if result.num_turned:
         share = _format_share(result.num_turned, result.manifest.num_rows, "image")
         typer.echo(
-            f"note         {share} turned by EXIF orientation whenever read, which "
-            "takes CPU time: distrain pack stores them upright"
+            f"note         {share} turned upright by EXIF whenever they are read, "
+            "which takes CPU time: distrain pack stores them so"
         )
     typer.echo(f"train with data.train={manifest_url}")
     _check_rejects(result.rejects, max_rejects, f"{manifest_url}/{REJECTS_FILE}")

@@ -75,7 +75,7 @@ class ImageFile(NamedTuple):
     height: int
     width: int
     was_turned: bool = False
-    """Its orientation was not upright, so that PIL decoded and turned it."""
+    """It is a JPEG that is not upright, so that PIL decoded and turned it."""
 
 
 def sanitize_file(
@@ -197,10 +197,9 @@ def open_rgb(data: bytes, pixel_limit: int, reading: int = READING) -> Image.Ima
 
 def describe_codecs() -> str:
     """Return the versions of the codecs: others may decode or encode other bytes."""
-    versions = [f"Pillow {PIL.__version__}"]
-    for codec in ("libjpeg_turbo", "jpg_2000", "avif"):
-        versions.append(f"{codec} {features.version(codec)}")
-    return ", ".join(versions)
+    codecs = ("libjpeg_turbo", "jpg_2000", "avif")
+    versions = (f"{codec} {features.version(codec)}" for codec in codecs)
+    return ", ".join([f"Pillow {PIL.__version__}", *versions])
 
 
 def is_plain_jpeg(data: bytes) -> bool:

@@ -54,7 +54,7 @@ class IndexResult(NamedTuple):
     manifest_url: str
     """URL or path of the manifest's folder: what a config names as its data set."""
     num_turned: int = 0
-    """Images that are turned whenever they are read, as their orientation says."""
+    """JPEGs that PIL decodes and turns upright whenever they are read."""
 
 
 class _IndexedBlocks(NamedTuple):

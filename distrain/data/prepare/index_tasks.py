@@ -37,7 +37,7 @@ class DecodedGroup:
     moments: PixelMoments = field(default_factory=PixelMoments)
     rejects: list[Reject] = field(default_factory=list)
     num_turned: int = 0
-    """Images that are turned whenever they are read, as their orientation says."""
+    """JPEGs that PIL decodes and turns upright whenever they are read."""
 
 
 def get_block_end(block: Block) -> int:

@@ -17,10 +17,11 @@ from distrain.data.storage.store import Store
 from distrain.errors import AttemptError, UserError
 
 MANIFEST_FILE = "manifest.json"
-_FORMAT_PREFIX = "distrain-shards-"
-_FORMAT = f"{_FORMAT_PREFIX}3"
+_FORMAT_NAME = "distrain-shards"
+_FORMAT_NUMBER = 3
+_FORMAT = f"{_FORMAT_NAME}-{_FORMAT_NUMBER}"
 # It has no field `reading`: its files are read as they were then.
-_FIRST_READING_FORMAT = f"{_FORMAT_PREFIX}2"
+_FIRST_READING_FORMAT = f"{_FORMAT_NAME}-2"
 FIRST_READING = 1
 """How image files were read by the versions whose manifests do not say it."""
 READING = 2
@@ -329,8 +330,8 @@ def _manifest_from_dict(tree: Any, manifest_url: str) -> Manifest:
 
 def _is_newer(tree: Mapping[str, Any]) -> bool:
     """Return whether a manifest has a format or a reading of a version after this."""
-    number = str(tree.get("format")).removeprefix(_FORMAT_PREFIX)
-    if number.isdecimal() and int(number) > int(_FORMAT.removeprefix(_FORMAT_PREFIX)):
+    prefix, _, number = str(tree.get("format")).rpartition("-")
+    if prefix == _FORMAT_NAME and number.isdecimal() and int(number) > _FORMAT_NUMBER:
         return True
     reading = tree.get("reading")
     return isinstance(reading, int) and reading > READING

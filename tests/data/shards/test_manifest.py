@@ -65,7 +65,8 @@ def test_a_newer_manifest_is_named(folder, fields):
     [
         {"format": "distrain-shards-1"},
         {"format": "distrain-shards-"},
-        {"format": 3},
+        {"format": 4},
+        {"format": "4"},
         {"reading": "left out"},
         {"reading": 1},
         {"reading": "2"},
