@@ -131,6 +131,12 @@ def index_images(
     # Training opens the manifest, which names the shards if they lie elsewhere.
     manifest_url = Store(result.manifest_url).redacted_url
     typer.echo(_format_size(result.manifest, "file"))
+    if result.num_turned:
+        share = _format_share(result.num_turned, result.manifest.num_rows, "image")
+        typer.echo(
+            f"note         {share} turned upright by EXIF whenever they are read, "
+            "which takes CPU time: distrain pack stores them so"
+        )
     typer.echo(f"train with data.train={manifest_url}")
     _check_rejects(result.rejects, max_rejects, f"{manifest_url}/{REJECTS_FILE}")
 

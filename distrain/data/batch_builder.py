@@ -11,9 +11,9 @@ from distrain.data.decoding.augment import (
     draw_augment_params,
     make_center_params,
 )
+from distrain.data.decoding.bad_image import BadImageError
 from distrain.data.decoding.decoder import DecodeInput, DecodePlan
 from distrain.data.decoding.image import (
-    BadImageError,
     encode_ppm,
     sanitize_file,
     view_ppm_pixels,
@@ -147,7 +147,9 @@ class BatchBuilder:
             ) from None
 
     def _sanitize_file(self, row: Row) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        file = sanitize_file(row.data, self._data_config.pixel_limit)
+        file = sanitize_file(
+            row.data, self._data_config.pixel_limit, self._dataset.manifest.reading
+        )
         image_size = (file.height, file.width)
         # The plan of a data set of one size may rely on that size.
         expected_size = self._dataset.manifest.image_size

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from distrain.data.batch import BatchRequest
 from distrain.data.config import Augment, DataConfig
-from distrain.data.decoding.image import parse_jpeg_size
+from distrain.data.decoding.jpeg_header import parse_jpeg_size
 from distrain.data.loader import Loader
 from distrain.data.order import SampleOrder
 from distrain.data.shards.dataset import Dataset

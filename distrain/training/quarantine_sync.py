@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 
 from distrain.config import Config
-from distrain.data.decoding.image import BadImageError, sanitize_file
+from distrain.data.decoding.bad_image import BadImageError
+from distrain.data.decoding.image import sanitize_file
 from distrain.data.decoding.quarantine import claim_suspects, decode_one_by_one
 from distrain.data.order import IntArray
 from distrain.data.shards.dataset import Dataset
@@ -144,7 +145,9 @@ def _decode_suspects(
     contents = {}
     for i, row in zip(ids.tolist(), dataset.read_rows(ids), strict=True):
         with suppress(BadImageError):
-            contents[i] = sanitize_file(row.data, config.data.pixel_limit).data
+            contents[i] = sanitize_file(
+                row.data, config.data.pixel_limit, dataset.manifest.reading
+            ).data
 
     verdicts = decode_one_by_one(
         list(contents.values()),

@@ -18,7 +18,7 @@ from crc32c import crc32c
 
 from distrain.data.config import Augment
 from distrain.data.decoding.augment import draw_augment_params
-from distrain.data.decoding.image import parse_jpeg_size
+from distrain.data.decoding.jpeg_header import parse_jpeg_size
 from distrain.data.order import Cursor, SampleOrder
 from distrain.data.shards.dataset import Dataset
 from distrain.data.shards.manifest import MANIFEST_FILE, Manifest

@@ -1,18 +1,36 @@
 """Image files: which ones DALI may decode, which need PIL first, and which are bad.
 
-DALI 2.4 can crash the process on bytes that it cannot parse, so a strict check of the
-header comes before it. The verdict on a file is a pure function of its bytes and the
-data config, never of crop, batch or rank.
+The verdict on a file is a pure function of its bytes, the data config and the reading,
+never of crop, batch or rank. The reading is the version of how files are read, which
+manifests store: what was indexed before keeps the reading that it was indexed with.
+
+1. Orientation is ignored, except in TIFF. DALI decodes JPEGs of four components.
+   Integers of more than 8 bits are taken for 16 bits, and floats for 8.
+2. Images are turned upright (`orientation.py`). Upright JPEGs of gray or RGB pixels
+   are DALI's, and PIL decodes all others. `rgb.py` has the rule for the pixels' bits.
 """
 
 import io
 import warnings
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError, features
+
+from distrain.data.decoding.bad_image import BadImageError
+from distrain.data.decoding.file_formats import name_damaged_image, name_unread_file
+from distrain.data.decoding.jpeg_header import JpegHeader, parse_jpeg_header
+from distrain.data.decoding.orientation import (
+    UPRIGHT,
+    parse_app1_orientation,
+    read_orientation,
+    turn_upright,
+)
+from distrain.data.decoding.rgb import GrayScale, convert_to_rgb, find_gray_scale
+from distrain.data.shards.manifest import FIRST_READING, READING
 
 # Two settings of the whole process, set at import and not around each call, because
 # threads that decode images share them. PIL warns of damaged metadata, which nothing
@@ -21,87 +39,33 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 warnings.filterwarnings("ignore", module=r"PIL\b")
 Image.MAX_IMAGE_PIXELS = None
 
-_SOI = b"\xff\xd8"
-_EOI = b"\xff\xd9"
-# Frame headers of baseline, extended and progressive JPEG: the ones that DALI decodes.
-_SOF = range(0xC0, 0xC3)
-_SOS = 0xDA
-# Huffman codes and quantization. Without them each decoder fails in its own way.
-_TABLE_MARKERS = {0xC4, 0xDB}
-# What may come before the scan: frames, tables, restart intervals, application data,
-# comments. DALI's parser fails on reserved markers, and may crash the process after
-# such a failure.
-_HEADER_MARKERS = {*_SOF, *_TABLE_MARKERS, 0xDD, *range(0xE0, 0xF0), 0xFE}
-_TAIL_BYTES = 64
 # libjpeg's own limit.
 _MAX_JPEG_SIDE = 65_500
-# The formats that photographs are kept in. PIL knows more, and one of those starts a
-# PostScript interpreter.
-_PIL_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-_EXIF_ORIENTATION = 0x0112
 
 
-class BadImageError(ValueError):
-    """Bytes that are not an image to train on; the message is the reason."""
+def _list_pil_formats() -> list[str]:
+    """Return the formats that PIL may read.
 
-
-def parse_jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
-    """Return height and width of a well-formed JPEG file, from its header.
-
-    Returns None for anything else. A file is well-formed if
-    - each marker up to the scan is allowed there, and its segment ends in the file;
-    - it has one frame header, of 8 bits and 1, 3 or 4 components (not lossless,
-      hierarchical or arithmetic);
-    - its tables come before the scan;
-    - its last 64 bytes hold the end marker, which a truncated file lacks.
+    They are those that photographs are kept in. PIL knows more, and one of those starts
+    a PostScript interpreter.
     """
-    raw = data.data
-    if bytes(raw[:2]) != _SOI:
-        return None
-    if _EOI not in bytes(raw[-_TAIL_BYTES:]):
-        return None
+    formats = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"]
+    # Pillow may be built without a decoder; before 11.3 it had none for AVIF.
+    if features.check("jpg_2000"):
+        formats.append("JPEG2000")
+    with suppress(ImportError):
+        from PIL import AvifImagePlugin
 
-    # Walk the segments: marker (2 bytes), length (2 bytes, itself included), content.
-    position = 2
-    size: tuple[int, int] | None = None
-    markers_seen = set[int]()
-    while position + 4 <= len(raw) and raw[position] == 0xFF:
-        marker = raw[position + 1]
-        length = (raw[position + 2] << 8) | raw[position + 3]
-        if length < 2 or position + 2 + length > len(raw):
-            return None
-        if marker == _SOS:
-            return size if markers_seen >= _TABLE_MARKERS else None
-        if marker not in _HEADER_MARKERS:
-            return None
-        markers_seen.add(marker)
-        if marker in _SOF:
-            is_second_frame = size is not None
-            size = _parse_frame_size(raw[position + 2 : position + 2 + length])
-            if is_second_frame or size is None:
-                return None
-        position += 2 + length
-    return None
+        # Images are decoded in parallel already.
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+        if AvifImagePlugin.SUPPORTED:
+            formats.append("AVIF")
+    return formats
 
 
-def _parse_frame_size(frame: memoryview) -> tuple[int, int] | None:
-    """Return height and width from a JPEG frame header, which begins with its length.
-
-    None if a decoder may fail on it.
-    """
-    if len(frame) < 8:
-        return None
-    precision = frame[2]
-    height = (frame[3] << 8) | frame[4]
-    width = (frame[5] << 8) | frame[6]
-    num_components = frame[7]
-    if precision != 8 or num_components not in (1, 3, 4):
-        return None
-    if len(frame) != 8 + 3 * num_components:
-        return None
-    if height == 0 or width == 0:
-        return None
-    return height, width
+_PIL_FORMATS = _list_pil_formats()
+# DALI and PIL take some files of four components for each other's negative.
+_MAX_DALI_COMPONENTS = 3
 
 
 class ImageFile(NamedTuple):
@@ -110,24 +74,56 @@ class ImageFile(NamedTuple):
     data: NDArray[np.uint8]
     height: int
     width: int
+    was_turned: bool = False
+    """It is a JPEG that is not upright, so that PIL decoded and turned it."""
 
 
-def sanitize_file(data: NDArray[np.uint8], pixel_limit: int) -> ImageFile:
+def sanitize_file(
+    data: NDArray[np.uint8], pixel_limit: int, reading: int = READING
+) -> ImageFile:
     """Return a file that is safe for DALI: these bytes, or a binary PPM made by PIL.
+
+    Args:
+        data: an image file.
+        pixel_limit: pixels that the image may have.
+        reading: version of how files are read.
 
     Raises:
         BadImageError: the bytes do not decode, or claim more than `pixel_limit` pixels.
     """
-    size = parse_jpeg_size(data)
-    if size is None:
-        pixels = decode_rgb(bytes(data), pixel_limit)
-        return ImageFile(encode_ppm(pixels), *pixels.shape[:2])
-    height, width = size
-    if height * width > pixel_limit:
+    header = parse_jpeg_header(data)
+    orientation = UPRIGHT
+    if header is not None:
+        _check_pixel_limit(header.width, header.height, pixel_limit)
+        if reading == FIRST_READING:
+            return ImageFile(data, header.height, header.width)
+        orientation = _find_jpeg_orientation(header, data)
+        if orientation == UPRIGHT and header.num_components <= _MAX_DALI_COMPONENTS:
+            return ImageFile(data, header.height, header.width)
+    pixels = decode_rgb(bytes(data), pixel_limit, reading)
+    height, width = pixels.shape[:2]
+    return ImageFile(encode_ppm(pixels), height, width, orientation != UPRIGHT)
+
+
+def _find_jpeg_orientation(header: JpegHeader, data: NDArray[np.uint8]) -> int:
+    """Return the orientation of a well-formed JPEG file."""
+    orientation = parse_app1_orientation(header.app1_segments)
+    if orientation is not None:
+        return orientation
+    try:
+        with Image.open(io.BytesIO(data.data), formats=["JPEG"]) as image:
+            return read_orientation(image)
+    except UnidentifiedImageError:
+        # PIL refuses what the walk takes; the decoder decides.
+        return UPRIGHT
+
+
+def _check_pixel_limit(width: int, height: int, pixel_limit: int) -> None:
+    """Raise BadImageError if an image has more than `pixel_limit` pixels."""
+    if width * height > pixel_limit:
         raise BadImageError(
             f"{width} x {height} pixels are over the limit of {pixel_limit}"
         )
-    return ImageFile(data, height, width)
 
 
 def encode_ppm(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -156,48 +152,38 @@ def _make_ppm_header(height: int, width: int) -> bytes:
     return b"P6 %d %d 255\n" % (width, height)
 
 
-def decode_rgb(data: bytes, pixel_limit: int) -> NDArray[np.uint8]:
-    """Decode with PIL to RGB of shape (height, width, 3).
-
-    Raises:
-        BadImageError: the bytes do not decode, or claim more than `pixel_limit` pixels.
-    """
-    return np.asarray(open_rgb(data, pixel_limit))
+def decode_rgb(
+    data: bytes, pixel_limit: int, reading: int = READING
+) -> NDArray[np.uint8]:
+    """Decode with PIL to RGB of shape (height, width, 3). See `open_rgb`."""
+    return np.asarray(open_rgb(data, pixel_limit, reading))
 
 
-def open_rgb(
-    data: bytes, pixel_limit: int, *, apply_orientation: bool = False
-) -> Image.Image:
+def open_rgb(data: bytes, pixel_limit: int, reading: int = READING) -> Image.Image:
     """Decode with PIL to an RGB image.
 
     Args:
         data: an image file.
         pixel_limit: pixels that the image may have; more are rejected from the header,
             before memory is taken for them.
-        apply_orientation: turn the image upright, as its EXIF orientation says.
+        reading: version of how files are read; all but the first turn it upright.
 
     Raises:
         BadImageError: the bytes do not decode, or claim more than `pixel_limit` pixels.
     """
     try:
         with Image.open(io.BytesIO(data), formats=_PIL_FORMATS) as image:
-            if image.width * image.height > pixel_limit:
-                raise BadImageError(
-                    f"{image.width} x {image.height} pixels are over the limit of "
-                    f"{pixel_limit}"
-                )
-            if apply_orientation:
-                ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I"):
-                return _scale_gray_to_8_bits(image).convert("RGB")
-            return image.convert("RGB")
-    except BadImageError:
+            _check_pixel_limit(image.width, image.height, pixel_limit)
+            if reading == FIRST_READING:
+                return convert_to_rgb(image, GrayScale())
+            scale = find_gray_scale(image)
+            return convert_to_rgb(turn_upright(image), scale)
+    except (BadImageError, MemoryError):
+        # A lack of memory is the machine's; the bytes may be good.
         raise
     except UnidentifiedImageError:
-        raise BadImageError("the image format is not recognized") from None
-    except MemoryError:
-        # The machine lacks memory; the bytes may be good.
-        raise
+        name = name_unread_file(data) or name_damaged_image(data)
+        raise BadImageError(name or "the image format is not recognized") from None
     except OSError as error:
         # libjpeg and others report a lack of memory as an error of the file.
         if "out of memory" in str(error):
@@ -205,35 +191,23 @@ def open_rgb(
         raise BadImageError(f"{type(error).__name__}: {error}") from None
     except Exception as error:
         # PIL's plugins raise almost any exception on damaged bytes.
-        raise BadImageError(f"{type(error).__name__}: {error}") from None
-
-
-def _scale_gray_to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit gray to 8 bits; PIL's own conversion would clip it to white."""
-    values = np.asarray(image).astype(np.int64)
-    scaled = (values * 255 + 32767) // 65535
-    clipped = np.clip(scaled, 0, 255)
-    return Image.fromarray(clipped.astype(np.uint8))
+        name = name_unread_file(data)
+        raise BadImageError(name or f"{type(error).__name__}: {error}") from None
 
 
 def describe_codecs() -> str:
     """Return the versions of the codecs: others may decode or encode other bytes."""
-    libjpeg_version = features.version("libjpeg_turbo")
-    return f"Pillow {PIL.__version__}, libjpeg-turbo {libjpeg_version}"
+    codecs = ("libjpeg_turbo", "jpg_2000", "avif")
+    versions = (f"{codec} {features.version(codec)}" for codec in codecs)
+    return ", ".join([f"Pillow {PIL.__version__}", *versions])
 
 
 def is_plain_jpeg(data: bytes) -> bool:
     """Return True if a file that decodes is an upright JPEG of gray or RGB pixels."""
-    if parse_jpeg_size(np.frombuffer(data, np.uint8)) is None:
+    header = parse_jpeg_header(np.frombuffer(data, np.uint8))
+    if header is None or header.num_components > _MAX_DALI_COMPONENTS:
         return False
-    with Image.open(io.BytesIO(data)) as image:
-        try:
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        except Exception:
-            # PIL raises almost any exception on damaged metadata. A decoder ignores
-            # such metadata, so the image is not turned.
-            orientation = 1
-        return image.mode in ("L", "RGB") and orientation == 1
+    return _find_jpeg_orientation(header, np.frombuffer(data, np.uint8)) == UPRIGHT
 
 
 def resize_short_side(

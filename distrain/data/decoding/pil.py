@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distrain.data.decoding.bad_image import BadImageError
 from distrain.data.decoding.decoder import (
     DecodeError,
     DecodeInput,
@@ -15,7 +16,8 @@ from distrain.data.decoding.decoder import (
     InputSource,
     normalize_images,
 )
-from distrain.data.decoding.image import BadImageError, crop_and_resize, decode_rgb
+from distrain.data.decoding.image import crop_and_resize, decode_rgb
+from distrain.data.shards.manifest import FIRST_READING
 
 # Files were checked against data.pixel_limit before they are fed.
 _NO_PIXEL_LIMIT = 1 << 31
@@ -95,5 +97,6 @@ class PilDecoder:
         window_size: NDArray[np.float64],
     ) -> NDArray[np.uint8]:
         if not self._plan.is_raw:
-            image = decode_rgb(bytes(image), _NO_PIXEL_LIMIT)
+            # Later readings turn images before they are fed, so nothing is turned here.
+            image = decode_rgb(bytes(image), _NO_PIXEL_LIMIT, FIRST_READING)
         return crop_and_resize(image, window_start, window_size, self._plan.crop_size)

@@ -53,6 +53,18 @@ class IndexResult(NamedTuple):
     """Everything that is not a row of the data set, and rows that do not decode."""
     manifest_url: str
     """URL or path of the manifest's folder: what a config names as its data set."""
+    num_turned: int = 0
+    """JPEGs that PIL decodes and turns upright whenever they are read."""
+
+
+class _IndexedBlocks(NamedTuple):
+    """Result of indexing all blocks."""
+
+    groups: dict[str, list[RowGroup]]
+    """Row groups by file."""
+    moments: PixelMoments
+    rejects: list[Reject]
+    num_turned: int
 
 
 def index_dataset(
@@ -84,7 +96,7 @@ def index_dataset(
     """
     store = source.store if manifest_url is None else Store(manifest_url)
     _check_indexable(source, store)
-    groups, moments, rejects = _index_blocks(
+    groups, moments, rejects, num_turned = _index_blocks(
         source, columns, num_processes, pixel_limit, on_progress
     )
 
@@ -104,7 +116,7 @@ def index_dataset(
     # take minutes. The manifest comes last: it makes the files a data set.
     write_rejects(store, rejects)
     store.write(MANIFEST_FILE, manifest.to_json().encode(), retry_seconds=RETRY_SECONDS)
-    return IndexResult(manifest, rejects, store.url)
+    return IndexResult(manifest, rejects, store.url, num_turned)
 
 
 def _index_blocks(
@@ -113,8 +125,8 @@ def _index_blocks(
     num_processes: int,
     pixel_limit: int,
     on_progress: Callable[[DatasetProgress], None],
-) -> tuple[dict[str, list[RowGroup]], PixelMoments, list[Reject]]:
-    """Index all blocks; return the row groups by file, the moments and the rejects."""
+) -> _IndexedBlocks:
+    """Index all blocks."""
     # A task is one row group: that of a Parquet file, or adjacent files of a tar.
     if columns is None:
         tasks = _group_adjacent_blocks(source.blocks)
@@ -128,17 +140,19 @@ def _index_blocks(
     groups: dict[str, list[RowGroup]] = {}
     moments = PixelMoments()
     rejects = list(source.rejects)
+    num_turned = 0
     progress = DatasetProgress(0, _count_rows(source.blocks), 0)
     on_progress(progress)
     with open_process_pool(num_processes, source.reader, source.store.url) as pool:
         for (blocks, _), decoded in pool.map_tasks(index_blocks, tasks_with_limit):
             moments.merge_moments(decoded.moments)
             rejects.extend(decoded.rejects)
+            num_turned += decoded.num_turned
             if decoded.group is not None:
                 groups.setdefault(blocks[0].path, []).append(decoded.group)
             progress = _advance_progress(progress, blocks)
             on_progress(progress)
-    return groups, moments, rejects
+    return _IndexedBlocks(groups, moments, rejects, num_turned)
 
 
 def _check_indexable(source: ImageSource, store: Store) -> None:

@@ -1,12 +1,14 @@
 """Index one row group, or measure some images: the work of `index` in its processes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from crc32c import crc32c
 
-from distrain.data.decoding.image import BadImageError, decode_rgb, sanitize_file
+from distrain.data.decoding.bad_image import BadImageError
+from distrain.data.decoding.image import decode_rgb, sanitize_file
 from distrain.data.prepare.hub_parquet import RowGroupReader
 from distrain.data.prepare.pack import DEFAULT_PIXEL_LIMIT
 from distrain.data.prepare.process_pool import prefetch_blocks
@@ -26,13 +28,16 @@ class _IndexedRow(NamedTuple):
     bad_reason: str | None
 
 
-class DecodedGroup(NamedTuple):
+@dataclass
+class DecodedGroup:
     """Result of one task."""
 
-    group: RowGroup | None
+    group: RowGroup | None = None
     """None: the row group is damaged as a whole, or only its colors are measured."""
-    moments: PixelMoments
-    rejects: list[Reject]
+    moments: PixelMoments = field(default_factory=PixelMoments)
+    rejects: list[Reject] = field(default_factory=list)
+    num_turned: int = 0
+    """JPEGs that PIL decodes and turns upright whenever they are read."""
 
 
 def get_block_end(block: Block) -> int:
@@ -43,18 +48,17 @@ def get_block_end(block: Block) -> int:
 
 def measure_colors(reader: BlockReader, blocks: Sequence[Block]) -> DecodedGroup:
     """Decode the images of blocks for their color statistics alone."""
-    moments = PixelMoments()
-    rejects: list[Reject] = []
+    decoded = DecodedGroup()
     for _, rows in prefetch_blocks(reader, blocks):
         for row in [rows] if isinstance(rows, Reject) else rows:
             if isinstance(row, Reject):
-                rejects.append(row)
+                decoded.rejects.append(row)
                 continue
             try:
-                moments.add_image(decode_rgb(row.data, DEFAULT_PIXEL_LIMIT))
+                decoded.moments.add_image(decode_rgb(row.data, DEFAULT_PIXEL_LIMIT))
             except BadImageError as error:
-                rejects.append(Reject(row.name, str(error)))
-    return DecodedGroup(None, moments, rejects)
+                decoded.rejects.append(Reject(row.name, str(error)))
+    return decoded
 
 
 def index_tar_blocks(
@@ -72,16 +76,15 @@ def index_tar_blocks(
     group_end = get_block_end(blocks[-1])
     data = reader.read_range(blocks[0].path, group_start, group_end)
 
-    moments = PixelMoments()
-    rejects: list[Reject] = []
+    decoded = DecodedGroup()
     rows: list[_IndexedRow] = []
     for block in blocks:
         # The start of a row counts from the first byte of its group.
         start = (block.start or 0) - group_start
         sample = Sample(block.name, block.label, data[start : start + block.num_bytes])
-        rows.append(_index_row(sample, start, pixel_limit, moments, rejects))
-    group = _build_group(ByteRange(group_start, data), rows)
-    return DecodedGroup(group, moments, rejects)
+        rows.append(_index_row(sample, start, pixel_limit, decoded))
+    decoded.group = _build_group(ByteRange(group_start, data), rows)
+    return decoded
 
 
 def index_row_group(reader: BlockReader, task: tuple[list[Block], int]) -> DecodedGroup:
@@ -95,47 +98,45 @@ def index_row_group(reader: BlockReader, task: tuple[list[Block], int]) -> Decod
     (block,), pixel_limit = task
     images, labels = (reader.read_column(block, column) for column in reader.columns)
     samples = reader.parse_rows(block, [images, labels])
-    moments = PixelMoments()
     if isinstance(samples, Reject):
-        return DecodedGroup(None, moments, [samples])
+        return DecodedGroup(rejects=[samples])
 
     # A bad row keeps its place in the group, so that row numbers match the file.
-    rejects: list[Reject] = []
+    decoded = DecodedGroup()
     rows: list[_IndexedRow] = []
     for sample in samples:
         if isinstance(sample, Reject):
-            rejects.append(sample)
+            decoded.rejects.append(sample)
             rows.append(_IndexedRow(0, 0, 0, 0, 0, 0, sample.reason))
         else:
-            rows.append(_index_row(sample, 0, pixel_limit, moments, rejects))
+            rows.append(_index_row(sample, 0, pixel_limit, decoded))
     # Training reads the image column alone; labels are in the index.
-    group = _build_group(images, rows, block.row_group)
-    return DecodedGroup(group, moments, rejects)
+    decoded.group = _build_group(images, rows, block.row_group)
+    return decoded
 
 
 def _index_row(
-    sample: Sample,
-    start: int,
-    pixel_limit: int,
-    moments: PixelMoments,
-    rejects: list[Reject],
+    sample: Sample, start: int, pixel_limit: int, decoded: DecodedGroup
 ) -> _IndexedRow:
-    """Return the index entry of an image, and add its pixels to the moments.
+    """Return the index entry of an image, and add its pixels to the result's moments.
 
-    An image that does not decode is added to the rejects.
+    An image that does not decode is added to the result's rejects.
     """
     data = sample.data
     height = 0
     width = 0
     bad_reason = None
     try:
-        # The size is that of the training decoder, which ignores EXIF orientation.
-        _, height, width = sanitize_file(np.frombuffer(data, np.uint8), pixel_limit)
-        pixels = decode_rgb(data, pixel_limit)
-        moments.add_image(pixels)
+        # Decode the file that the training decoder gets: its size is the upright one.
+        file = sanitize_file(np.frombuffer(data, np.uint8), pixel_limit)
+        pixels = decode_rgb(file.data.tobytes(), pixel_limit)
+        decoded.moments.add_image(pixels)
+        height = file.height
+        width = file.width
+        decoded.num_turned += file.was_turned
     except BadImageError as error:
         bad_reason = str(error)
-        rejects.append(Reject(sample.name, bad_reason))
+        decoded.rejects.append(Reject(sample.name, bad_reason))
     checksum = crc32c(data)
     return _IndexedRow(
         sample.label, height, width, checksum, start, len(data), bad_reason

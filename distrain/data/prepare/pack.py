@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from distrain.data.decoding.bad_image import BadImageError
 from distrain.data.decoding.image import (
-    BadImageError,
     describe_codecs,
     encode_jpeg,
     encode_ppm,
@@ -48,7 +48,7 @@ from distrain.data.prepare.source import (
     Reject,
     Sample,
 )
-from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
+from distrain.data.shards.manifest import MANIFEST_FILE, READING, Manifest
 from distrain.data.shards.stats import PixelMoments
 from distrain.data.shards.writer import ShardWriter
 from distrain.data.storage.store import Store
@@ -256,6 +256,7 @@ def _encode_plan(source: ImageSource, options: PackOptions) -> bytes:
         "classes": source.classes,
         "blocks": digest.hexdigest(),
         "software": describe_codecs(),
+        "reading": READING,
     }
     return json.dumps(plan, indent=1).encode()
 
@@ -344,7 +345,7 @@ def _prepare_image(
     geometry = options.geometry
     pixel_limit = options.pixel_limit
     try:
-        image = open_rgb(sample.data, pixel_limit, apply_orientation=True)
+        image = open_rgb(sample.data, pixel_limit)
         if geometry.kind == "short":
             image = resize_short_side(image, geometry.side, pixel_limit)
         elif geometry.kind == "square":

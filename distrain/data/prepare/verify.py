@@ -11,7 +11,8 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from distrain.data.decoding.image import BadImageError, crop_and_resize, decode_rgb
+from distrain.data.decoding.bad_image import BadImageError
+from distrain.data.decoding.image import crop_and_resize, decode_rgb
 from distrain.data.prepare.source import RETRY_SECONDS, DatasetProgress
 from distrain.data.shards.dataset import (
     Dataset,
@@ -214,7 +215,7 @@ def _find_row_problem(
     if not 0 <= label < num_classes:
         return f"has label {label}, but there are {num_classes} classes"
     try:
-        height, width = decode_rgb(data, _MAX_PIXELS).shape[:2]
+        height, width = decode_rgb(data, _MAX_PIXELS, manifest.reading).shape[:2]
     except BadImageError as error:
         return f"does not decode: {error}"
     # The manifest has a size if all images have the same one.
@@ -287,7 +288,9 @@ def draw_contact_sheet(
     tiles = np.full((num_tiles, _TILE_SIDE, _TILE_SIDE, 3), 255, np.uint8)
     for tile, sample in zip(tiles, samples, strict=False):
         try:
-            pixels = decode_rgb(bytes(sample.data), _MAX_PIXELS)
+            pixels = decode_rgb(
+                bytes(sample.data), _MAX_PIXELS, dataset.manifest.reading
+            )
         except BadImageError:
             tile[:] = _BAD_TILE_COLOR
             continue

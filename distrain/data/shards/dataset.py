@@ -40,7 +40,8 @@ class Row(NamedTuple):
     """The image file: a view of the row group's buffer, or a copy of its bytes."""
     label: int
     image_size: tuple[int, int]
-    """Height and width in pixels, as recorded when it was packed or indexed."""
+    """Height and width in pixels, as recorded when it was packed or indexed: upright,
+    unless that was before `Manifest.reading` 2. The file's EXIF may have to turn it."""
 
 
 class LoadedRowGroup(NamedTuple):

@@ -17,7 +17,15 @@ from distrain.data.storage.store import Store
 from distrain.errors import AttemptError, UserError
 
 MANIFEST_FILE = "manifest.json"
-_FORMAT_VERSION = "distrain-shards-2"
+_FORMAT_NAME = "distrain-shards"
+_FORMAT_NUMBER = 3
+_FORMAT = f"{_FORMAT_NAME}-{_FORMAT_NUMBER}"
+# It has no field `reading`: its files are read as they were then.
+_FIRST_READING_FORMAT = f"{_FORMAT_NAME}-2"
+FIRST_READING = 1
+"""How image files were read by the versions whose manifests do not say it."""
+READING = 2
+"""How image files are read today; `decoding/image.py` says what has changed."""
 _REMEDY = "restore it, or delete it and run distrain index (or pack again)"
 
 Layout = Literal["distrain", "parquet", "tar"]
@@ -138,6 +146,8 @@ class Manifest:
     """Column of the images in Parquet files."""
     shards_url: str | None = None
     """URL of the shards; None if they are beside the manifest."""
+    reading: int = READING
+    """Version of how the image files are read. A change of it is a change of pixels."""
 
     @property
     def may_crash_decoder(self) -> bool:
@@ -201,8 +211,9 @@ class Manifest:
     def _to_dict(self) -> dict[str, Any]:
         # The fingerprint is a hash of this: another order of keys would change it.
         statistics = self.statistics
-        return {
-            "format": _FORMAT_VERSION,
+        is_first_reading = self.reading == FIRST_READING
+        tree = {
+            "format": _FIRST_READING_FORMAT if is_first_reading else _FORMAT,
             "layout": self.layout,
             "at": self.shards_url,
             "rows": self.num_rows,
@@ -218,6 +229,11 @@ class Manifest:
             "eigenvectors": statistics.eigenvectors.tolist(),
             "shards": [shard_to_dict(shard) for shard in self.shards],
         }
+        # Fields that the format before did not have come last, and only if they are
+        # set, so that the fingerprints of its manifests stay as they were.
+        if not is_first_reading:
+            tree["reading"] = self.reading
+        return tree
 
     @staticmethod
     def load(store: Store, retry_seconds: float = 0.0) -> "Manifest":
@@ -284,12 +300,15 @@ def _explain_absence(store: Store) -> str:
 
 def _manifest_from_dict(tree: Any, manifest_url: str) -> Manifest:
     """Return the manifest from the dict that was read as JSON. Raises UserError."""
-    invalid = UserError(
-        f"{manifest_url} is not a {_FORMAT_VERSION} manifest: {_REMEDY}"
-    )
+    invalid = UserError(f"{manifest_url} is not a {_FORMAT} manifest: {_REMEDY}")
     if not isinstance(tree, dict):
         raise invalid
-    if tree.get("format") != _FORMAT_VERSION:
+    if _is_newer(tree):
+        raise UserError(
+            f"{manifest_url} was written by a newer version of distrain: install that "
+            "version here too, or pack or index the data set again with this one"
+        )
+    if tree.get("format") not in (_FIRST_READING_FORMAT, _FORMAT):
         raise invalid
     # Checked apart from the other keys, for a message that says what needs them.
     if not tree.keys() >= set(_STATISTICS_KEYS):
@@ -311,9 +330,30 @@ def _manifest_from_dict(tree: Any, manifest_url: str) -> Manifest:
             layout=tree["layout"],
             image_column=tree["image_column"],
             shards_url=tree["at"],
+            reading=_read_reading(tree),
         )
     except (KeyError, TypeError, ValueError):
         raise invalid from None
+
+
+def _is_newer(tree: Mapping[str, Any]) -> bool:
+    """Return whether a manifest has a format or a reading of a version after this."""
+    prefix, _, number = str(tree.get("format")).rpartition("-")
+    if prefix == _FORMAT_NAME and number.isdecimal() and int(number) > _FORMAT_NUMBER:
+        return True
+    reading = tree.get("reading")
+    return isinstance(reading, int) and reading > READING
+
+
+def _read_reading(tree: Mapping[str, Any]) -> int:
+    """Return the reading that a manifest was made with. Raises KeyError, ValueError."""
+    if tree["format"] == _FIRST_READING_FORMAT:
+        return FIRST_READING
+    reading = tree["reading"]
+    # The first reading has a format of its own.
+    if not isinstance(reading, int) or reading <= FIRST_READING:
+        raise ValueError(reading)
+    return reading
 
 
 def shard_to_dict(shard: Shard) -> dict[str, Any]:

@@ -387,7 +387,7 @@ def test_ctrl_c_before_the_first_image_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_row_is_as_large_as_the_training_decoder_says(tmp_path):
-    """A JPEG that EXIF turns is trained on as it lies."""
+    """A JPEG that EXIF turns is trained on upright."""
     from photos import rotated
 
     members = [
@@ -401,6 +401,6 @@ def test_a_row_is_as_large_as_the_training_decoder_says(tmp_path):
     assert [
         row.image_size for row in opened(tmp_path / "index").read_rows(np.arange(2))
     ] == [
-        (40, 70),
+        (70, 40),
         (40, 60),
     ]

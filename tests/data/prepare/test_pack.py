@@ -22,7 +22,8 @@ from PIL import Image
 from shapes import SHAPES, images, tar_of_tars
 from waiting import await_that
 
-from distrain.data.decoding.image import parse_jpeg_size, view_ppm_pixels
+from distrain.data.decoding.image import view_ppm_pixels
+from distrain.data.decoding.jpeg_header import parse_jpeg_size
 from distrain.data.prepare import pack as pack_module
 from distrain.data.prepare.digits import pack_digits
 from distrain.data.prepare.open import open_source

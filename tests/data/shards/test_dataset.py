@@ -183,10 +183,10 @@ def test_what_is_not_a_data_set(tmp_path):
     ):
         reader(tmp_path / MANIFEST_FILE)
     (tmp_path / MANIFEST_FILE).write_text("[]")
-    with pytest.raises(UserError, match="is not a distrain-shards-2 manifest"):
+    with pytest.raises(UserError, match="is not a distrain-shards-3 manifest"):
         reader(tmp_path)
     (tmp_path / MANIFEST_FILE).write_text("{}")
-    with pytest.raises(UserError, match="is not a distrain-shards-2 manifest"):
+    with pytest.raises(UserError, match="is not a distrain-shards-3 manifest"):
         reader(tmp_path)
     write(tmp_path / "grey", rows(3))
     tree = json.loads((tmp_path / "grey" / MANIFEST_FILE).read_text())
