@@ -45,8 +45,11 @@ def measure_colors(reader: BlockReader, blocks: Sequence[Block]) -> DecodedGroup
     """Decode the images of blocks for their color statistics alone."""
     moments = PixelMoments()
     rejects: list[Reject] = []
-    for _, rows in prefetch_blocks(reader, blocks):
-        for row in [rows] if isinstance(rows, Reject) else rows:
+    for block, rows in prefetch_blocks(reader, blocks):
+        if isinstance(rows, Reject):
+            rejects.append(rows._replace(num_images=block.num_rows))
+            continue
+        for row in rows:
             if isinstance(row, Reject):
                 rejects.append(row)
                 continue
@@ -97,7 +100,8 @@ def index_row_group(reader: BlockReader, task: tuple[list[Block], int]) -> Decod
     samples = reader.parse_rows(block, [images, labels])
     moments = PixelMoments()
     if isinstance(samples, Reject):
-        return DecodedGroup(None, moments, [samples])
+        reject = samples._replace(num_images=block.num_rows)
+        return DecodedGroup(None, moments, [reject])
 
     # A bad row keeps its place in the group, so that row numbers match the file.
     rejects: list[Reject] = []

@@ -364,7 +364,7 @@ def test_headers_that_would_never_end(tmp_path):
     path.write_bytes(tar_of([*members, ("a.jpg", b"x"), ("a.cls", b"0")]))
     source = open_source(str(path)).source
     assert [block.label for block in source.blocks] == [2, 0]
-    assert {reason for _, reason in source.rejects} == {"its .json holds no label"}
+    assert {reject.reason for reject in source.rejects} == {"its .json holds no label"}
     assert len(source.rejects) == 4
 
 
