@@ -45,6 +45,8 @@ class _Field(NamedTuple):
     name: str
     """Path in the schema, joined by dots."""
     type: Any
+    is_tensor: bool
+    """Whether an extension, such as Ray's tensors, stores arrays in it."""
 
 
 def find_features(
@@ -123,12 +125,21 @@ def _list_fields(schema: Any) -> list[_Field]:
         for i in range(len(parent) if prefix == "" else parent.num_fields):
             field = parent.field(i)
             name = f"{prefix}{field.name}"
-            fields.append(_Field(name, field.type))
+            fields.append(_Field(name, field.type, _is_tensor(field)))
             if pa.types.is_struct(field.type):
                 add_fields(field.type, f"{name}.")
 
     add_fields(schema, "")
     return fields
+
+
+def _is_tensor(field: Any) -> bool:
+    """Return whether a field's extension type gives its lists another meaning."""
+    # Only an extension that is registered shows in the type.
+    is_extension = isinstance(field.type, pa.BaseExtensionType)
+    if b"ARROW:extension:name" in (field.metadata or {}):
+        is_extension = True
+    return is_extension and _is_list(_get_value_type(field.type))
 
 
 def _read_hub_features(footer: Footer) -> dict[str, Mapping[str, object]]:
@@ -233,6 +244,8 @@ def _could_be_images(field: _Field, footer: Footer) -> bool:
     """Return whether a column can be meant, though its name does not say so."""
     if pa.types.is_struct(field.type):
         return _holds_bytes(_find_field_type(field.type, "bytes"))
+    if field.is_tensor:
+        return False
     # What lies in a struct is meant by its `bytes`; short fixed bytes are hashes.
     if field.name not in footer.schema.to_arrow_schema().names:
         return False
@@ -280,7 +293,7 @@ def _holds_bytes(column_type: Any) -> bool:
 def _find_bytes_path(field: _Field, file_name: str) -> str:
     """Return the Parquet path of the image files in a column. Raises UserError."""
     column_type = field.type
-    if _holds_bytes(column_type):
+    if _holds_bytes(column_type) and not field.is_tensor:
         return field.name
     if pa.types.is_struct(column_type):
         bytes_type = _find_field_type(column_type, "bytes")
