@@ -216,7 +216,7 @@ def iter_column(
     # bytes also take their width for a missing value.
     num_rows = max(1, footer.row_group(row_group).num_rows)
     if leaf_schema.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"):
-        max_value_bytes = max(1, sizes.max_value_bytes, leaf_schema.length or 0)
+        max_value_bytes = max(1, sizes.max_page_bytes, leaf_schema.length or 0)
         if max_value_bytes > max_bytes:
             raise OversizeError(max_value_bytes)
         num_rows = min(num_rows, max(1, max_bytes // 4 // max_value_bytes))

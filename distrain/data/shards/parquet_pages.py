@@ -13,13 +13,10 @@ _DATA_HEADER = 5
 _DICTIONARY_HEADER = 7
 _DATA_HEADER_V2 = 8
 _NUM_VALUES = 1
-_ENCODING = 2
-_ENCODING_V2 = 4
 
 _DATA_PAGE = 0
 _DICTIONARY_PAGE = 2
 _DATA_PAGE_V2 = 3
-_DELTA_BYTE_ARRAY = 7
 _MAX_DEPTH = 8
 
 
@@ -32,8 +29,8 @@ class PageSizes(NamedTuple):
 
     total_bytes: int
     """Bytes of all pages after decompression."""
-    max_value_bytes: int
-    """No value is larger, nor are those of a dictionary."""
+    max_page_bytes: int
+    """Bytes of the largest page. No value is larger, wherever it is repeated."""
     num_values: int
     """Values of all pages, those that repeat a dictionary's included."""
 
@@ -51,7 +48,6 @@ def measure_pages(data: bytes | memoryview, num_values: int) -> PageSizes:
     total_bytes = 0
     max_page_bytes = 0
     num_values_seen = 0
-    has_prefixes = False
     position = 0
     while num_values_seen < num_values and position < len(data):
         # Parse the header, and find the next page.
@@ -70,18 +66,13 @@ def measure_pages(data: bytes | memoryview, num_values: int) -> PageSizes:
         elif kind == _DATA_PAGE:
             data_header = _get_struct(header, _DATA_HEADER)
             num_values_seen += _get_int(data_header, _NUM_VALUES)
-            has_prefixes |= data_header.get(_ENCODING) == _DELTA_BYTE_ARRAY
         elif kind == _DATA_PAGE_V2:
             data_header = _get_struct(header, _DATA_HEADER_V2)
             num_values_seen += _get_int(data_header, _NUM_VALUES)
-            has_prefixes |= data_header.get(_ENCODING_V2) == _DELTA_BYTE_ARRAY
 
         total_bytes += page_bytes
         max_page_bytes = max(max_page_bytes, page_bytes)
-
-    # With prefixes of the value before, a value may grow from page to page.
-    max_value_bytes = total_bytes if has_prefixes else max_page_bytes
-    return PageSizes(total_bytes, max_value_bytes, num_values_seen)
+    return PageSizes(total_bytes, max_page_bytes, num_values_seen)
 
 
 def _get_int(struct: dict[int, Any], field: int) -> int:

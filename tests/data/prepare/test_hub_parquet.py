@@ -143,6 +143,31 @@ def test_a_footer_that_claims_too_little_is_not_believed(tmp_path, monkeypatch):
     assert peak < limit
 
 
+def test_a_footer_that_claims_too_few_labels_is_not_believed(tmp_path, monkeypatch):
+    limit = 3 << 20
+    monkeypatch.setattr(row_groups, "MAX_SOURCE_GROUP_BYTES", limit)
+    path = Path(
+        write(
+            tmp_path / "x.parquet",
+            pa.array([b"x"] * 400_000),
+            [0, 1] * 200_000,
+            compression="zstd",
+            use_dictionary=False,
+        )
+    )
+    claimed = pq.read_metadata(path).row_group(0).column(1).total_uncompressed_size
+    true, false = varint(claimed), varint(limit - 1000)
+    assert len(true) == len(false)
+    path.write_bytes(path.read_bytes().replace(true, false))
+
+    def open_it():
+        with pytest.raises(UserError, match="labels that are too large .a column unpa"):
+            open_source(str(path))
+
+    _, peak = peak_bytes(open_it)
+    assert peak < 1 << 20
+
+
 # --- types, encodings, writers
 
 

@@ -51,7 +51,7 @@ def test_pages_are_measured_by_their_headers(
     # The footer counts headers too, which a few values cannot outgrow.
     assert 0 <= chunk.total_uncompressed_size - sizes.total_bytes < len(data) + 700
     largest = max(len(value or b"") for value in found)
-    assert largest <= sizes.max_value_bytes <= sizes.total_bytes
+    assert largest <= sizes.max_page_bytes <= sizes.total_bytes
 
 
 @settings(max_examples=100, deadline=None)
@@ -72,11 +72,11 @@ def test_damaged_pages_are_an_error_of_one_kind(draw):
 @pytest.mark.parametrize(
     "data",
     [
-        b"\x1c" * 100,  # Structs in structs.
-        b"\x19\xfc" + b"\xff" * 4 + b"\x0f" + b"\x19" * 100,  # A list of lists.
+        b"\x1c" * 100_000,  # Structs in structs.
+        b"\x19" * 100_000,  # Lists of lists.
         b"\x18\xff\xff\xff\xff\x0f",  # Text that is longer than the file.
-        b"\x15" + b"\xff" * 12,  # An endless number.
-        b"\x15\x00\x15\x01\x15\x00\x00",  # A negative size.
+        b"\x15" + b"\xff" * 10 + b"\x15\x00\x15\x00\x00",  # An endless number.
+        b"\x15\x00\x15\x01\x15\x00\x2c\x15\x0a\x00\x00",  # A page of -1 bytes.
         b"\x15\x04\x15\x02\x15\x00\x4c\x15\xf0\x01\x00\x00",  # 120 entries in a byte.
     ],
 )
