@@ -206,19 +206,19 @@ def iter_column(
     leaf_schema = footer.schema.column(leaf)
     num_values = footer.row_group(row_group).column(leaf).num_values
     sizes = measure_pages(column_range.data, num_values)
+    num_rows = max(1, footer.row_group(row_group).num_rows)
     unpacked_bytes = sizes.total_bytes
     if leaf_schema.max_repetition_level:
         unpacked_bytes = max(unpacked_bytes, sizes.num_values * _BYTES_PER_ELEMENT)
+    # Missing values take the fixed width too.
+    if leaf_schema.physical_type == "FIXED_LEN_BYTE_ARRAY":
+        unpacked_bytes = max(unpacked_bytes, num_rows * leaf_schema.length)
     if unpacked_bytes > max_bytes:
         raise OversizeError(unpacked_bytes)
 
-    # Rows of fixed width are small, and lists were bounded by their elements. Fixed
-    # bytes also take their width for a missing value.
-    num_rows = max(1, footer.row_group(row_group).num_rows)
-    if leaf_schema.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"):
-        max_value_bytes = max(1, sizes.max_page_bytes, leaf_schema.length or 0)
-        if max_value_bytes > max_bytes:
-            raise OversizeError(max_value_bytes)
+    # Columns of other types have been bounded by the number of their values.
+    if leaf_schema.physical_type == "BYTE_ARRAY":
+        max_value_bytes = max(1, sizes.max_page_bytes)
         num_rows = min(num_rows, max(1, max_bytes // 4 // max_value_bytes))
     try:
         # The reader takes numbers of columns: names may be ambiguous.
