@@ -8,7 +8,11 @@ import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from distrain.data.prepare.class_numbers import LabelValue, number_classes
+from distrain.data.prepare.class_numbers import (
+    LabelValue,
+    note_lookalikes,
+    number_classes,
+)
 from distrain.data.prepare.hub_features import HubFeatures, find_features
 from distrain.data.prepare.label_values import LabelColumn
 from distrain.data.prepare.row_group_reader import RowGroupReader
@@ -81,6 +85,7 @@ def open_parquet(
     labels = LabelColumn(store, sizes, footers, columns.label)
     if blocks and classes:
         labels.check_labeled(blocks)
+        notes += note_lookalikes(classes)
     elif blocks:
         values = labels.read_values(blocks)
         numbering = number_classes(values, store.redacted_url)

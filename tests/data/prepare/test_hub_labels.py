@@ -121,6 +121,15 @@ def test_labels_counted_from_1_and_gaps_are_noted(tmp_path):
     assert "are labels counted from 1?" in note
 
 
+def test_classes_that_look_the_same_are_noted(tmp_path):
+    path = write(tmp_path / "x.parquet", ["cat", "cat ", "dog"])
+    (note,) = open_source(path).source.notes
+    assert note.startswith("'cat' and 'cat ' look the same")
+    path = write(tmp_path / "x.parquet", [0, 1], names=["cat", "Cat"])
+    (note,) = open_source(path).source.notes
+    assert note.startswith("'Cat' and 'cat' look the same")
+
+
 def test_text_labels_of_all_files_are_numbered_together(tmp_path):
     write(tmp_path / "1.parquet", ["dog", "cat"])
     write(tmp_path / "2.parquet", ["ant", "dog"], row_group_size=1)
