@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from distrain.data.shards.manifest import Manifest
     from distrain.data.shards.stats import ColorStatistics
 
-_MAX_SHOWN_REJECTS = 10
+_MAX_SHOWN_REASONS = 20
 
 
 def pack_images(
@@ -56,8 +56,8 @@ def pack_images(
     """
     from distrain.cli.progress import ImageProgress
     from distrain.data.prepare.commands import pack
-    from distrain.data.prepare.pack import REJECTS_FILE
     from distrain.data.prepare.pack_notes import count_finished_shards
+    from distrain.data.prepare.rejects import REJECTS_FILE
     from distrain.data.storage.store import Store
 
     # Finished shards stay when it is interrupted.
@@ -106,7 +106,7 @@ def index_images(
     """
     from distrain.cli.progress import ImageProgress
     from distrain.data.prepare.commands import index
-    from distrain.data.prepare.pack import REJECTS_FILE
+    from distrain.data.prepare.rejects import REJECTS_FILE
     from distrain.data.storage.store import Store
 
     try:
@@ -154,6 +154,7 @@ def print_color_stats(
     """
     from distrain.cli.progress import ImageProgress
     from distrain.data.prepare.commands import stats
+    from distrain.data.prepare.rejects import count_images
 
     with ImageProgress() as progress:
         statistics, rejects = stats(
@@ -167,8 +168,8 @@ def print_color_stats(
         )
     _print_color_statistics(statistics)
     if rejects:
-        name, reason = rejects[0]
-        typer.echo(f"rejected {len(rejects):,} images, the first: {name} ({reason})")
+        _print_rejects(rejects)
+        typer.echo(f"{count_images(rejects):,} rejected in total")
 
 
 def verify_images(url: DatasetArgument) -> None:
@@ -294,22 +295,39 @@ def _check_rejects(
 
     Args:
         rejects: images, or other parts of the source.
-        max_rejects: number of rejects up to which the command succeeds.
+        max_rejects: number of rejected images up to which the command succeeds.
         rejects_url: the file that lists all of them.
 
     Raises:
         RunError: more than `max_rejects` were rejected.
     """
-    for name, reason in rejects[:_MAX_SHOWN_REJECTS]:
-        typer.echo(f"rejected     {name}: {reason}")
+    from distrain.data.prepare.rejects import count_images
+
     if not rejects:
         return
-    total = f"{len(rejects):,} rejected in total, listed in {rejects_url}"
-    if len(rejects) <= max_rejects:
+    _print_rejects(rejects)
+    num_images = count_images(rejects)
+    total = f"{num_images:,} rejected in total, listed in {rejects_url}"
+    if num_images <= max_rejects:
         typer.echo(total)
         return
     # The data set is written in any case; the exit code asks the user to look at it.
     raise RunError(
         f"{total}, which is more than --max-rejects {max_rejects}: look at the list; "
-        "the data set is usable without them"
+        "the data set is usable without them, and the same command with "
+        f"--max-rejects {num_images} accepts that"
     )
+
+
+def _print_rejects(rejects: "Sequence[Reject]") -> None:
+    """Print a line for each reason: how many images, and some of their names."""
+    from distrain.data.prepare.rejects import group_rejects
+
+    groups = group_rejects(rejects)
+    for group in groups[:_MAX_SHOWN_REASONS]:
+        names = ", ".join(group.examples)
+        rest = "" if group.is_complete else ", ..."
+        typer.echo(f"rejected     {group.num_images:,} x {group.reason}: {names}{rest}")
+    if len(groups) > _MAX_SHOWN_REASONS:
+        num_hidden = len(groups) - _MAX_SHOWN_REASONS
+        typer.echo(f"rejected     and for {num_hidden:,} other reasons")

@@ -340,7 +340,7 @@ def test_pack(distrain, tmp_path):
         "pack", source, str(tmp_path / "second"), "--geometry", "square:8"
     )
     assert code == 1
-    assert "rejected     a/2.png: the image format is not recognized" in out
+    assert "rejected     1 x the image format is not recognized: a/2.png" in out
     assert "1 rejected in total" in err
     code, out, err = distrain(
         "pack",

@@ -16,12 +16,9 @@ from distrain.data.prepare.index_tasks import (
     index_tar_blocks,
     measure_colors,
 )
-from distrain.data.prepare.pack import (
-    DEFAULT_PIXEL_LIMIT,
-    REJECTS_FILE,
-    write_rejects,
-)
+from distrain.data.prepare.pack import DEFAULT_PIXEL_LIMIT
 from distrain.data.prepare.process_pool import group_into_tasks, open_process_pool
+from distrain.data.prepare.rejects import REJECTS_FILE, write_rejects
 from distrain.data.prepare.source import (
     RETRY_SECONDS,
     Block,

@@ -9,9 +9,9 @@ from crc32c import crc32c
 
 from distrain.data.decoding.bad_image import BadImageError
 from distrain.data.decoding.image import decode_rgb, sanitize_file
-from distrain.data.prepare.hub_parquet import RowGroupReader
 from distrain.data.prepare.pack import DEFAULT_PIXEL_LIMIT
 from distrain.data.prepare.process_pool import prefetch_blocks
+from distrain.data.prepare.row_group_reader import RowGroupReader
 from distrain.data.prepare.source import Block, BlockReader, FileReader, Reject, Sample
 from distrain.data.shards.manifest import RowGroup, RowIndex
 from distrain.data.shards.parquet import ByteRange
@@ -49,8 +49,11 @@ def get_block_end(block: Block) -> int:
 def measure_colors(reader: BlockReader, blocks: Sequence[Block]) -> DecodedGroup:
     """Decode the images of blocks for their color statistics alone."""
     decoded = DecodedGroup()
-    for _, rows in prefetch_blocks(reader, blocks):
-        for row in [rows] if isinstance(rows, Reject) else rows:
+    for block, rows in prefetch_blocks(reader, blocks):
+        if isinstance(rows, Reject):
+            decoded.rejects.append(rows._replace(num_images=block.num_rows))
+            continue
+        for row in rows:
             if isinstance(row, Reject):
                 decoded.rejects.append(row)
                 continue
@@ -99,7 +102,7 @@ def index_row_group(reader: BlockReader, task: tuple[list[Block], int]) -> Decod
     images, labels = (reader.read_column(block, column) for column in reader.columns)
     samples = reader.parse_rows(block, [images, labels])
     if isinstance(samples, Reject):
-        return DecodedGroup(rejects=[samples])
+        return DecodedGroup(rejects=[samples._replace(num_images=block.num_rows)])
 
     # A bad row keeps its place in the group, so that row numbers match the file.
     decoded = DecodedGroup()

@@ -39,6 +39,7 @@ from distrain.data.prepare.process_pool import (
     open_process_pool,
     prefetch_blocks,
 )
+from distrain.data.prepare.rejects import REJECTS_FILE, count_images, write_rejects
 from distrain.data.prepare.shard_plan import RowRange, assign_rows_to_shards
 from distrain.data.prepare.source import (
     RETRY_SECONDS,
@@ -55,7 +56,6 @@ from distrain.data.storage.store import Store
 from distrain.errors import UserError
 from distrain.philox import Purpose, draw_permutation
 
-REJECTS_FILE = "rejects.jsonl"
 DEFAULT_PIXEL_LIMIT = 50_000_000
 """Pixels per image; one that claims more is rejected before memory is allocated."""
 _TARGET_SHARD_BYTES = 128 << 20
@@ -328,7 +328,8 @@ def _prepare_rows(reader: BlockReader, task: _PackTask) -> _PreparedRows:
         if isinstance(block_rows, Reject):
             # A block may be cut between shards: list it once, with its first row.
             if row_range.start == 0:
-                rows.append(block_rows)
+                num_rows = row_range.block.num_rows
+                rows.append(block_rows._replace(num_images=num_rows))
             continue
         for row in block_rows[row_range.start : row_range.end]:
             if isinstance(row, Sample):
@@ -407,7 +408,7 @@ def _finish_pack(
     if not moments.pixels:
         remove_notes(store)
         raise UserError(
-            f"none of the {len(rejects):,} images could be decoded: see "
+            f"none of the {count_images(rejects):,} images could be decoded: see "
             f"{store.redacted_url}/{REJECTS_FILE}"
         )
 
@@ -425,16 +426,3 @@ def _finish_pack(
     store.write(MANIFEST_FILE, manifest.to_json().encode(), retry_seconds=RETRY_SECONDS)
     remove_notes(store)
     return PackResult(manifest, rejects)
-
-
-def write_rejects(store: Store, rejects: Sequence[Reject]) -> None:
-    """Write the list of rejects, one JSON object per line; no file if it is empty."""
-    if rejects:
-        lines = "".join(
-            json.dumps({"path": name, "reason": reason}) + "\n"
-            for name, reason in rejects
-        )
-        store.write(REJECTS_FILE, lines.encode(), retry_seconds=RETRY_SECONDS)
-    # A list that an earlier attempt left would be wrong now.
-    elif store.exists(REJECTS_FILE):
-        store.remove(REJECTS_FILE)

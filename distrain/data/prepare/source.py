@@ -47,6 +47,8 @@ class Reject(NamedTuple):
 
     name: str
     reason: str
+    num_images: int = 1
+    """Number of images that are left out with it, such as the rows of a row group."""
 
 
 BlockRows: TypeAlias = list[Sample | Reject] | Reject

@@ -21,7 +21,8 @@ from distrain.data.shards.dataset import (
     parse_row_group,
 )
 from distrain.data.shards.manifest import Manifest, Shard
-from distrain.data.shards.parquet import DamagedParquetError, Footer, parse_footer
+from distrain.data.shards.parquet import Footer, parse_footer
+from distrain.data.shards.parquet_pages import DamagedParquetError
 from distrain.data.storage.store import Store
 from distrain.distributed.process import count_available_cores
 from distrain.philox import Purpose, draw_permutation

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from distrain.data.shards.manifest import Manifest, RowGroup, RowIndex, Shard
 from distrain.data.shards.parquet import (
     ByteRange,
-    DamagedParquetError,
     Footer,
     read_row_group,
     view_binary_column,
 )
+from distrain.data.shards.parquet_pages import DamagedParquetError
 from distrain.data.shards.reader import ShardReader
 from distrain.data.storage.cache import DiskCache
 from distrain.data.storage.store import Store

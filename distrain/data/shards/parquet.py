@@ -1,7 +1,6 @@
 """Parquet by byte ranges: find and read parts of a file without all of it."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -9,19 +8,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from distrain.data.shards.parquet_pages import DamagedParquetError, measure_pages
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
 _MAGIC = b"PAR1"
 # Most footers are shorter, so that one read brings a whole one.
 _TAIL_BYTES = 1 << 16
+# An element of a list of bytes is unpacked with its levels and as 32 bits.
+_BYTES_PER_ELEMENT = 8
 
 # A pq.FileMetaData; pyarrow has no types.
 Footer: TypeAlias = Any
 
 
-class DamagedParquetError(ValueError):
-    """Bytes are not what their position in a Parquet file says."""
+class OversizeError(ValueError):
+    """A column of a row group unpacks to more bytes than the limit."""
+
+    def __init__(self, num_bytes: int) -> None:
+        super().__init__(num_bytes)
+        self.num_bytes = num_bytes
 
 
 class ByteRange(NamedTuple):
@@ -35,16 +41,8 @@ class ColumnNames(NamedTuple):
     """Names of the columns of images and labels, as in Parquet's schema."""
 
     image: str
-    """Column of bytes: `image.bytes` in the hub's layout."""
+    """Column of bytes, `image.bytes` in the hub's layout, or of lists of bytes."""
     label: str
-
-
-class HubFeatures(NamedTuple):
-    """Columns and classes of a file, partly from the hub's metadata in it."""
-
-    columns: ColumnNames
-    classes: tuple[str, ...] | None
-    """Names by label, if the file has them."""
 
 
 def read_footer(
@@ -96,18 +94,34 @@ def parse_footer(data: bytes) -> Footer:
         raise DamagedParquetError(f"damaged footer: {error}") from None
 
 
-def _list_column_chunks(footer: Footer, row_group: int, column: str) -> list[Any]:
-    metadata = footer.row_group(row_group)
-    columns = [metadata.column(i) for i in range(metadata.num_columns)]
-    return [chunk for chunk in columns if chunk.path_in_schema == column]
+def find_leaves(footer: Footer, column: str) -> list[int]:
+    """Return the numbers of the stored columns that have a name.
+
+    It is the path in Parquet's schema, or, for a list of bytes, the path of the list:
+    what stands for its elements differs from writer to writer. Two columns have one
+    name if a name contains dots.
+    """
+    schema = footer.schema
+    leaves = [schema.column(i) for i in range(footer.num_columns)]
+    return [
+        i
+        for i, leaf in enumerate(leaves)
+        if leaf.path == column
+        or (leaf.max_repetition_level == 1 and leaf.path.startswith(f"{column}."))
+    ]
+
+
+def _find_leaf(footer: Footer, column: str) -> int:
+    leaves = find_leaves(footer, column)
+    # The features of a file are checked when it is opened.
+    if not leaves:
+        raise AssertionError(column)
+    return leaves[0]
 
 
 def find_column_chunk(footer: Footer, row_group: int, column: str) -> tuple[int, int]:
     """Return start and end of the bytes that hold a column of a row group."""
-    chunks = _list_column_chunks(footer, row_group, column)
-    if not chunks:
-        raise AssertionError(column)
-    chunk = chunks[0]
+    chunk = footer.row_group(row_group).column(_find_leaf(footer, column))
     start = chunk.data_page_offset
     # The dictionary, if there is one, comes before the data. Offset 0 means that there
     # is none: a file begins with its magic number.
@@ -118,14 +132,17 @@ def find_column_chunk(footer: Footer, row_group: int, column: str) -> tuple[int,
 
 def get_uncompressed_bytes(footer: Footer, row_group: int, column: str) -> int:
     """Return the size of a column of a row group after decompression, as it claims."""
-    chunks = _list_column_chunks(footer, row_group, column)
-    return sum(chunk.total_uncompressed_size for chunk in chunks)
+    chunk = footer.row_group(row_group).column(_find_leaf(footer, column))
+    return int(chunk.total_uncompressed_size)
 
 
-def has_dictionary(footer: Footer, row_group: int, column: str) -> bool:
-    """Return whether a column of a row group may store a value once and repeat it."""
-    chunks = _list_column_chunks(footer, row_group, column)
-    return any(chunk.dictionary_page_offset is not None for chunk in chunks)
+def get_statistics_max(footer: Footer, row_group: int, column: str) -> Any:
+    """Return the largest value of a column of a row group, if the footer has it."""
+    chunk = footer.row_group(row_group).column(_find_leaf(footer, column))
+    statistics = chunk.statistics
+    if statistics is None or not statistics.has_min_max:
+        return None
+    return statistics.max
 
 
 def read_row_group(
@@ -148,12 +165,83 @@ def read_row_group(
         DamagedParquetError: the bytes are not such columns.
     """
     try:
-        # With pre_buffer, pyarrow would also read what lies between the columns.
-        source = pa.PythonFile(_RangeFile(ranges, file_size), "r")
-        file = pq.ParquetFile(source, metadata=footer, pre_buffer=False)
-        return file.read_row_group(row_group, columns=list(columns), use_threads=False)
+        # The reader takes numbers of columns: names may be ambiguous.
+        reader = _open_reader(ranges, file_size, footer)
+        leaves = [_find_leaf(footer, column) for column in columns]
+        return reader.read_row_group(row_group, leaves, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise DamagedParquetError(f"damaged row group: {error}") from None
+
+
+def iter_column(
+    column_range: ByteRange,
+    file_size: int,
+    footer: Footer,
+    row_group: int,
+    column: str,
+    max_bytes: int,
+) -> Iterator[pa.Array]:
+    """Read a column of a row group in parts, in bounded memory whatever it claims.
+
+    A small dictionary, or values that share a prefix, may unpack to any size, so each
+    part has as few rows as keep it below a quarter of `max_bytes`.
+
+    Args:
+        column_range: the column's bytes.
+        file_size: bytes of the whole file.
+        footer: footer of the file.
+        row_group: index of the row group in the file.
+        column: name of the column.
+        max_bytes: limit of the column's pages after decompression.
+
+    Yields:
+        Rows of the column; structs around it are removed.
+
+    Raises:
+        DamagedParquetError: the bytes are not such a column.
+        OversizeError: its pages unpack to more than the limit.
+    """
+    # Measure the pages, before any is decompressed.
+    leaf = _find_leaf(footer, column)
+    leaf_schema = footer.schema.column(leaf)
+    num_values = footer.row_group(row_group).column(leaf).num_values
+    sizes = measure_pages(column_range.data, num_values)
+    num_rows = max(1, footer.row_group(row_group).num_rows)
+    unpacked_bytes = sizes.total_bytes
+    if leaf_schema.max_repetition_level:
+        unpacked_bytes = max(unpacked_bytes, sizes.num_values * _BYTES_PER_ELEMENT)
+    # Missing values take the fixed width too.
+    if leaf_schema.physical_type == "FIXED_LEN_BYTE_ARRAY":
+        unpacked_bytes = max(unpacked_bytes, num_rows * leaf_schema.length)
+    if unpacked_bytes > max_bytes:
+        raise OversizeError(unpacked_bytes)
+
+    # Columns of other types have been bounded by the number of their values.
+    if leaf_schema.physical_type == "BYTE_ARRAY":
+        max_value_bytes = max(1, sizes.max_page_bytes)
+        num_rows = min(num_rows, max(1, max_bytes // 4 // max_value_bytes))
+    try:
+        # The reader takes numbers of columns: names may be ambiguous.
+        reader = _open_reader([column_range], file_size, footer)
+        for batch in reader.iter_batches(
+            num_rows, [row_group], column_indices=[leaf], use_threads=False
+        ):
+            yield _unwrap(batch.column(0))
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedParquetError(f"damaged row group: {error}") from None
+
+
+def _open_reader(ranges: Sequence[ByteRange], file_size: int, footer: Footer) -> Any:
+    # With pre_buffer, pyarrow would also read what lies between the columns.
+    source = pa.PythonFile(_RangeFile(ranges, file_size), "r")
+    return pq.ParquetFile(source, metadata=footer, pre_buffer=False).reader
+
+
+def _unwrap(array: pa.Array) -> pa.Array:
+    """Return the field `bytes` of structs, or their only field."""
+    while pa.types.is_struct(array.type):
+        array = array.field("bytes" if array.type.num_fields > 1 else 0)
+    return array.storage if isinstance(array, pa.ExtensionArray) else array
 
 
 def view_binary_column(column: pa.ChunkedArray) -> tuple[NDArray[np.uint8], list[int]]:
@@ -163,9 +251,27 @@ def view_binary_column(column: pa.ChunkedArray) -> tuple[NDArray[np.uint8], list
     """
     # combine_chunks copies even a single chunk.
     array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    if pa.types.is_struct(array.type):
-        array = array.field("bytes")
+    return view_binary_array(_unwrap(array))
+
+
+def view_binary_array(array: pa.Array) -> tuple[NDArray[np.uint8], list[int]]:
+    """Return the bytes and the offsets of an array of bytes, or of lists of bytes.
+
+    Value i is data[offsets[i]:offsets[i + 1]].
+    """
+    # Lists of bytes: Java's are signed.
+    if pa.types.is_fixed_size_list(array.type):
+        array = array.cast(pa.list_(array.type.value_type))
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        _, element_buffer = array.values.buffers()
+        elements = np.empty(0, np.uint8)
+        if element_buffer:
+            elements = np.frombuffer(element_buffer, np.uint8)[array.values.offset :]
+        return elements, array.offsets.to_pylist()
+
     # Strings have the same buffers; anything else must be cast for 32-bit offsets.
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
     if array.type not in (pa.binary(), pa.string()):
         array = array.cast(pa.binary())
 
@@ -178,115 +284,6 @@ def view_binary_column(column: pa.ChunkedArray) -> tuple[NDArray[np.uint8], list
     end = array.offset + len(array) + 1
     offsets = all_offsets[array.offset : end]
     return data, offsets.tolist()
-
-
-def find_features(
-    footer: Footer,
-    file_name: str,
-    image_column: str | None = None,
-    label_column: str | None = None,
-) -> HubFeatures:
-    """Find the columns of images and labels, and the class names.
-
-    The columns are those given, else those in the hub's metadata, else `image` and
-    `label`.
-
-    Args:
-        footer: footer of the file.
-        file_name: name of the file, for messages.
-        image_column: column of images, if the user names one.
-        label_column: column of labels, if the user names one.
-
-    Raises:
-        UserError: a column is missing or has a wrong type, or several are possible.
-    """
-    # Choose the columns.
-    schema = footer.schema.to_arrow_schema()
-    hub_features = _read_hub_features(footer)
-    if not image_column:
-        image_column = _pick_column(hub_features, "Image", "image", file_name)
-    if not label_column:
-        label_column = _pick_column(hub_features, "ClassLabel", "label", file_name)
-
-    # Check that they exist, and their types.
-    for column in (image_column, label_column):
-        if column not in schema.names:
-            raise UserError(
-                f"{file_name} has no column {column}: name the columns with "
-                "image_column and label_column; "
-                f"it has {', '.join(schema.names)}"
-            )
-    label_type = schema.field(label_column).type
-    if not pa.types.is_integer(label_type):
-        raise UserError(
-            f"column {label_column} of {file_name} does not hold integers: "
-            "labels must be integers from 0"
-        )
-    image_type = schema.field(image_column).type
-    image_path = _find_bytes_path(image_column, image_type, file_name)
-
-    columns = ColumnNames(image_path, label_column)
-    return HubFeatures(columns, _find_class_names(hub_features, label_column))
-
-
-def _read_hub_features(footer: Footer) -> dict[str, dict[str, object]]:
-    # Any file may have this key, so the values are checked where they are used.
-    try:
-        tree = json.loads(footer.metadata[b"huggingface"])
-        features = tree["info"]["features"]
-    except (KeyError, TypeError, ValueError):
-        # The file has no metadata of the hub, or something else under its key.
-        return {}
-    return features if isinstance(features, dict) else {}
-
-
-def _pick_column(
-    hub_features: dict[str, dict[str, object]],
-    feature_type: str,
-    default: str,
-    file_name: str,
-) -> str:
-    """Return the column of a type, or the default name if no column has it."""
-    columns = [
-        name
-        for name, feature in hub_features.items()
-        if isinstance(feature, dict) and feature.get("_type") == feature_type
-    ]
-    if default in columns or not columns:
-        return default
-    if len(columns) > 1:
-        raise UserError(
-            f"{file_name} has several columns of {default}s, {', '.join(columns)}: "
-            f"choose one with {default}_column"
-        )
-    return columns[0]
-
-
-def _find_bytes_path(column: str, column_type: Any, file_name: str) -> str:
-    """Return the Parquet path of the image files in a column."""
-    if pa.types.is_binary(column_type):
-        return column
-    if pa.types.is_large_binary(column_type):
-        return column
-    if pa.types.is_struct(column_type):
-        fields = [column_type.field(i) for i in range(column_type.num_fields)]
-        if any(field.name == "bytes" for field in fields):
-            return f"{column}.bytes"
-    raise UserError(
-        f"column {column} of {file_name} does not hold image files: "
-        f"its type is {column_type}; choose another with image_column"
-    )
-
-
-def _find_class_names(
-    hub_features: dict[str, dict[str, object]], label_column: str
-) -> tuple[str, ...] | None:
-    """Return the class names in the hub's metadata, if it has any."""
-    label_feature = hub_features.get(label_column)
-    if not isinstance(label_feature, dict):
-        return None
-    names = label_feature.get("names")
-    return tuple(map(str, names)) if isinstance(names, list) else None
 
 
 class _RangeFile:

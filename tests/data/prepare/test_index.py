@@ -17,7 +17,8 @@ from distrain.data.loader import Loader
 from distrain.data.prepare import index
 from distrain.data.prepare.index import compute_color_statistics, index_dataset
 from distrain.data.prepare.open import open_source
-from distrain.data.prepare.pack import REJECTS_FILE, Geometry, PackOptions, pack_dataset
+from distrain.data.prepare.pack import Geometry, PackOptions, pack_dataset
+from distrain.data.prepare.rejects import REJECTS_FILE
 from distrain.data.prepare.source import Reject
 from distrain.data.prepare.verify import summarize_dataset, verify_dataset
 from distrain.data.shards.dataset import Dataset
@@ -141,7 +142,10 @@ def bad_set(tmp_path):
 def test_what_does_not_decode_keeps_its_place_and_has_no_weight(narrow, tmp_path):
     url, files = bad_set(tmp_path)
     indexed = made(url)
-    assert [name for name, _ in indexed.rejects] == ["x.tar/003.jpg", "x.tar/007.jpg"]
+    assert [reject.name for reject in indexed.rejects] == [
+        "x.tar/003.jpg",
+        "x.tar/007.jpg",
+    ]
     lines = (tmp_path / "tars" / REJECTS_FILE).read_text().splitlines()
     assert json.loads(lines[0]) == {
         "path": "x.tar/003.jpg",
@@ -279,7 +283,7 @@ def test_a_damaged_group_of_one_row_is_left_out_too(tmp_path):
     data[block.start : block.start + 40] = b"\xff" * 40
     first.write_bytes(bytes(data))
     indexed = made(str(url))
-    assert [name for name, _ in indexed.rejects] == [
+    assert [reject.name for reject in indexed.rejects] == [
         f"{first.name} row group 2 of 1 rows"
     ]
     assert indexed.manifest.num_rows == len(rows_of(opened(url))) == 14

@@ -18,7 +18,7 @@ import pytest
 from photos import bomb, encoded, lying, picture
 from shapes import CLASSES, SHAPES, folder, hub, images, tar_of, tar_of_tars, webdataset
 
-from distrain.data.prepare import hub_parquet as hub_module
+from distrain.data.prepare import row_groups as row_groups_module
 from distrain.data.prepare import source as source_module
 from distrain.data.prepare.open import open_source
 from distrain.data.prepare.source import Reject, Sample
@@ -364,7 +364,7 @@ def test_headers_that_would_never_end(tmp_path):
     path.write_bytes(tar_of([*members, ("a.jpg", b"x"), ("a.cls", b"0")]))
     source = open_source(str(path)).source
     assert [block.label for block in source.blocks] == [2, 0]
-    assert {reason for _, reason in source.rejects} == {"its .json holds no label"}
+    assert {reject.reason for reject in source.rejects} == {"its .json holds no label"}
     assert len(source.rejects) == 4
 
 
@@ -589,7 +589,7 @@ def parquet(
     table = pa.table(
         {
             "image": pa.array(rows, image),
-            "other": [1.0] * len(rows),
+            "other": [[1]] * len(rows),
             "label": pa.array(labels, label_type),
         }
     )
@@ -633,7 +633,7 @@ def test_columns_by_the_hubs_metadata_or_by_name(tmp_path):
         match="no column photo: .* image_column and label_column; it has image, ",
     ):
         open_source(path, image_column="photo")
-    with pytest.raises(UserError, match="column other of .* does not hold integers"):
+    with pytest.raises(UserError, match="column other of .* does not hold labels"):
         open_source(path, label_column="other")
     with pytest.raises(
         UserError,
@@ -667,7 +667,7 @@ def test_rows_that_cannot_be_used_are_named(tmp_path):
         Sample("x.parquet row group 0 row 0", 0, data[0]),
         Reject("x.parquet row group 0 row 1", "label 7 is not one of 2 classes"),
         Reject("x.parquet row group 0 row 2", "no bytes"),
-        Reject("x.parquet row group 0 row 3", "label None is not one of 2 classes"),
+        Reject("x.parquet row group 0 row 3", "no label"),
     ]
 
 
@@ -688,7 +688,7 @@ def test_files_of_two_kinds_are_not_mixed(tmp_path):
 
 
 def test_a_row_group_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub_module, "MAX_SOURCE_GROUP_BYTES", 1 << 20)
+    monkeypatch.setattr(row_groups_module, "MAX_SOURCE_GROUP_BYTES", 1 << 20)
     data = [bytes(3 << 20), b"x", b"x", b"x"]
     path = parquet(
         tmp_path / "x.parquet", data=data, compression="zstd", row_group_size=2
@@ -705,7 +705,7 @@ def test_a_row_group_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkey
 
 def test_footers_that_claim_too_much_are_refused_unread(tmp_path, monkeypatch):
     """One image for all rows of a group, which a dictionary holds once; and more rows than any group needs."""
-    monkeypatch.setattr(hub_module, "MAX_SOURCE_GROUP_BYTES", 1 << 20)
+    monkeypatch.setattr(row_groups_module, "MAX_SOURCE_GROUP_BYTES", 1 << 20)
     same = [bytes(50_000)] * 100
     path = parquet(
         tmp_path / "x.parquet",
@@ -714,12 +714,14 @@ def test_footers_that_claim_too_much_are_refused_unread(tmp_path, monkeypatch):
         use_dictionary=["image.bytes"],
         data_page_size=1 << 20,
     )
-    with pytest.raises(
-        UserError,
-        match="its 100 rows may each repeat [0-9]+ bytes, over the limit of 1048576",
-    ):
-        open_source(path)
-    monkeypatch.setattr(hub_module, "MAX_SOURCE_GROUP_ROWS", 3)
+    source = open_source(path).source
+    (refused,) = [source.reader.read_block(block) for block in source.blocks]
+    assert refused.num_images == 100
+    assert re.fullmatch(
+        "a column unpacks to at least [0-9]+ bytes, over the limit of 1048576",
+        refused.reason,
+    )
+    monkeypatch.setattr(row_groups_module, "MAX_SOURCE_GROUP_ROWS", 3)
     path = parquet(tmp_path / "y.parquet", row_group_size=4)
     with pytest.raises(UserError, match="its 4 rows are over the limit of 3"):
         open_source(path)

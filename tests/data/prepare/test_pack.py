@@ -26,14 +26,16 @@ from distrain.data.decoding.image import view_ppm_pixels
 from distrain.data.decoding.jpeg_header import parse_jpeg_size
 from distrain.data.prepare import pack as pack_module
 from distrain.data.prepare.digits import pack_digits
+from distrain.data.prepare.index import compute_color_statistics, index_dataset
 from distrain.data.prepare.open import open_source
 from distrain.data.prepare.pack import (
-    REJECTS_FILE,
     Geometry,
     PackOptions,
     PackResult,
     pack_dataset,
 )
+from distrain.data.prepare.rejects import REJECTS_FILE
+from distrain.data.prepare.source import Reject
 from distrain.data.shards.dataset import Dataset
 from distrain.data.shards.manifest import Manifest
 from distrain.data.storage.store import Store
@@ -149,7 +151,9 @@ def test_rejects_are_named(folder, tmp_path):
         str(folder), str(tmp_path / "dst"), geometry=Geometry("square", 24)
     )
     assert packed.manifest.num_rows == 24
-    assert packed.rejects == [("dog/zz.jpg", "the image format is not recognized")]
+    assert packed.rejects == [
+        Reject("dog/zz.jpg", "the image format is not recognized")
+    ]
     lines = (tmp_path / "dst" / REJECTS_FILE).read_text().splitlines()
     assert json.loads(lines[0])["path"] == "dog/zz.jpg"
 
@@ -196,7 +200,7 @@ def test_every_shape_packs_the_same_with_any_number_of_processes(
     assert results[0] == results[1] == results[2]
     assert len(packed.manifest.shards) > 2
     assert packed.manifest.num_rows == len(found) - 1
-    assert [reason for _, reason in packed.rejects] == [
+    assert [reject.reason for reject in packed.rejects] == [
         "the image format is not recognized"
     ]
     _, rows = files_of(tmp_path / "one")
@@ -318,20 +322,20 @@ def test_images_that_cannot_be_stored_are_named(folder, tmp_path):
     kept = pack_folder(str(folder), str(tmp_path / "keep"), Geometry("keep"))
     reason = "{} x {} pixels: a side of a JPEG has at most 65500"
     assert sorted(kept.rejects) == [
-        ("cat/long.png", reason.format(70_000, 4)),
-        ("cat/strip.png", reason.format(1_000_000, 1)),
+        Reject("cat/long.png", reason.format(70_000, 4)),
+        Reject("cat/strip.png", reason.format(1_000_000, 1)),
     ]
     short = pack_folder(str(folder), str(tmp_path / "short"), Geometry("short", 256))
     assert sorted(short.rejects) == [
-        (
+        Reject(
             "cat/long.png",
             "resized to 4480000 x 256 pixels, the image is over the limit of 50000000",
         ),
-        (
+        Reject(
             "cat/strip.png",
             "resized to 256000000 x 256 pixels, the image is over the limit of 50000000",
         ),
-        ("cat/thin.png", reason.format(76_800, 256)),
+        Reject("cat/thin.png", reason.format(76_800, 256)),
     ]
     assert (
         pack_folder(
@@ -629,3 +633,26 @@ def test_a_target_that_cannot_be_written_is_one_sentence(tmp_path):
     message = r"cannot write to .*file/set \(Not a directory\): choose another target"
     with pytest.raises(UserError, match=message):
         pack_dataset(source, str(tmp_path / "file" / "set"), PackOptions())
+
+
+def test_a_damaged_row_group_counts_its_rows(tmp_path, monkeypatch):
+    """Once, also where it is cut between shards."""
+    monkeypatch.setattr(pack_module, "_TARGET_SHARD_BYTES", 2_000)
+    data = [im.data for im in images(10)]
+    table = pa.table({"image": data, "label": [0, 1, 2] * 10})
+    path = tmp_path / "x.parquet"
+    pq.write_table(table, path, row_group_size=10, compression="snappy")
+    start = open_source(str(path)).source.blocks[1].start
+    assert start is not None
+    damaged = bytearray(path.read_bytes())
+    damaged[start : start + 30] = bytes(30)
+    path.write_bytes(bytes(damaged))
+
+    source = open_source(str(path)).source
+    options = PackOptions(Geometry("square", 24))
+    (reject,) = pack_dataset(source, str(tmp_path / "dst"), options).rejects
+    assert (reject.name, reject.num_images) == ("x.parquet row group 1 of 10 rows", 10)
+    (reject,) = index_dataset(*open_source(str(path)), str(tmp_path / "index")).rejects
+    assert reject.num_images == 10
+    (reject,) = compute_color_statistics(source)[1]
+    assert reject.num_images == 10
