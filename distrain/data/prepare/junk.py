@@ -3,8 +3,8 @@
 One list for every kind of source, compared without regard to case.
 """
 
-_JUNK_FOLDERS = {
-    # macOS, in archives and on network drives.
+_JUNK_NAMES = {
+    # Folders. macOS, in archives and on network drives.
     "__macosx",
     "network trash folder",
     "temporary items",
@@ -29,9 +29,7 @@ _JUNK_FOLDERS = {
     "_temporary",
     "_spark_metadata",
     "_delta_log",
-}
-_JUNK_FILES = {
-    # Windows.
+    # Files. Windows.
     "thumbs.db",
     "thumbs.db:encryptable",
     "ehthumbs.db",
@@ -84,16 +82,7 @@ def is_junk(path: str) -> bool:
     Args:
         path: relative to the source, with `/` between its parts.
     """
-    *folders, name = [part for part in path.lower().split("/") if part != "."]
-    if any(_is_hidden(folder) or folder in _JUNK_FOLDERS for folder in folders):
-        return True
-    return (
-        _is_hidden(name)
-        or name in _JUNK_FOLDERS
-        or name in _JUNK_FILES
-        or name.startswith(_JUNK_PREFIXES)
-        or name.endswith(_JUNK_SUFFIXES)
-    )
+    return any(_is_junk_name(part) for part in path.lower().split("/"))
 
 
 def is_unfinished(name: str) -> bool:
@@ -101,5 +90,11 @@ def is_unfinished(name: str) -> bool:
     return name.rpartition(".")[2].lower() in _UNFINISHED_EXTENSIONS and "." in name
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") and name != ".."
+def _is_junk_name(name: str) -> bool:
+    is_hidden = name.startswith(".") and name not in (".", "..")
+    return (
+        is_hidden
+        or name in _JUNK_NAMES
+        or name.startswith(_JUNK_PREFIXES)
+        or name.endswith(_JUNK_SUFFIXES)
+    )
