@@ -194,9 +194,7 @@ def _check_numbers(
                 f"on purpose with a pattern such as '{pattern}'"
             )
         if missing:
-            notes.append(
-                f"not all shards of {first.stem} are taken: left out {missing}"
-            )
+            notes.append(f"a part of a set is taken: left out {missing}")
     return notes
 
 
@@ -223,11 +221,14 @@ def _list_missing(files: Sequence[_NumberedFile], url: str) -> str:
     num_missing = total - sum(number in numbers for number in file_by_number)
     missing = (number for number in numbers if number not in file_by_number)
 
-    # Name them like the first file, which may have more after the numbers.
+    # Name them like the first file, but for a hash after the numbers.
     match = NUMBERED_NAME.match(first.name)
     assert match is not None
     before = first.name[: match.start(2)]
     after = first.name[match.end(2) : match.end(3)]
+    rest = first.name[match.end(3) :]
+    if rest.startswith("."):
+        after += rest
     names = [
         f"{before}{number:0{len(first.number)}d}{after}"
         for number in islice(missing, _MAX_SHOWN_NAMES)

@@ -183,7 +183,8 @@ def test_one_class_whose_folders_are_no_classes_says_so_alone(tmp_path):
     [
         (
             ("data/train/0.parquet", "data/test/0.parquet", "README.md"),
-            r"holds its .parquet or .tar files in folders \(data/test, data/train\): pass one of them, such as .*/data/test$",
+            r"holds its .parquet or .tar files in folders \(data/test, data/train\): "
+            r"pass one of them, such as .*/data/test$",
         ),
         (
             ("default/train/0000.PARQUET", "assets/logo.png"),
@@ -267,8 +268,10 @@ def test_any_tree_gives_what_a_plain_walk_gives(tmp_path_factory, paths):
         source = open_image_folder(
             Store(str(root)), [], SourceOptions(None, None, None)
         ).source
-    except UserError as error:
-        assert len(wanted) == 1, error
+    except UserError:
+        source = None
+    if source is None:
+        assert len(wanted) == 1, "its folders look like the classes"
         return
     found_by_class = {name: [] for name in source.classes}
     for path, name in labelled(source):
