@@ -8,7 +8,7 @@ from crc32c import crc32c
 
 from distrain.data.decoding.image import BadImageError, decode_rgb, sanitize_file
 from distrain.data.prepare.hub_parquet import RowGroupReader
-from distrain.data.prepare.pack import DEFAULT_PIXEL_LIMIT
+from distrain.data.prepare.pack_options import DEFAULT_PIXEL_LIMIT
 from distrain.data.prepare.process_pool import prefetch_blocks
 from distrain.data.prepare.source import Block, BlockReader, FileReader, Reject, Sample
 from distrain.data.shards.manifest import RowGroup, RowIndex

@@ -83,9 +83,11 @@ def open_source(
     if names_url is not None:
         source.classes = read_class_names(source.classes, names_url)
     if len(source.classes) < 2:
+        # Why a folder is no class, say.
+        reasons = f" ({'; '.join(source.notes)})" if source.notes else ""
         raise UserError(
-            f"{store.redacted_url} holds one class, {source.classes[0]}: training "
-            "needs at least two"
+            f"{store.redacted_url} holds one class, {source.classes[0]}{reasons}: "
+            "training needs at least two"
         )
     return opened
 
