@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from distrain.data.prepare.shard_names import is_shard_name, list_names, strip_copy_mark
-from distrain.data.prepare.splits import is_split_folder
+from distrain.data.prepare.splits import find_split, is_split_folder
 from distrain.data.storage.store import Store
 from distrain.data.storage.url import join_url
 from distrain.errors import UserError
@@ -38,7 +38,7 @@ def check_is_class_root(
         paths: all files below the first level, those of other folders included.
 
     Raises:
-        UserError: they are splits, or hold shards or the folders of the classes.
+        UserError: they are splits, or hold splits, shards or the classes' folders.
     """
     url = store.redacted_url
     # Folders of Parquet or tar files, such as data/train/0000.parquet.
@@ -71,6 +71,27 @@ def check_is_class_root(
             f"{len(inner_names):,} folders of images: if they are the classes, pass "
             f"{join_url(url, class_names[0])}"
         )
+
+    # Splits within each class, such as bottle/train and bottle/test.
+    _check_inner_splits(url, images)
+
+
+def _check_inner_splits(url: str, images: Sequence[str]) -> None:
+    """Raise UserError if class folders hold folders of several splits."""
+    splits_by_class: dict[str, dict[tuple[str, ...], str]] = {}
+    for path in images:
+        class_name, folder, *rest = path.split("/")
+        split = find_split(f"{folder}.") if rest and is_split_folder(folder) else None
+        if split is not None:
+            splits = splits_by_class.setdefault(class_name, {})
+            splits.setdefault(split.key, f"{class_name}/{folder}")
+    for splits in splits_by_class.values():
+        if len(splits) > 1:
+            raise UserError(
+                f"{url} holds several splits in its class folders "
+                f"({list_names(sorted(splits.values()))}): put the folders of each "
+                "split into a folder of its own"
+            )
 
 
 def find_similar_classes(class_names: Sequence[str]) -> list[str]:

@@ -66,7 +66,8 @@ def open_image_folder(
     """Open a folder of one folder of images per class.
 
     Raises:
-        UserError: its folders are splits, or hold shards or the folders of the classes.
+        UserError: its folders are splits, or hold splits, shards or the folders of the
+            classes.
         OSError: it cannot be read.
     """
     # The top level: folders are classes, images there belong to none.

@@ -94,9 +94,10 @@ def select_shards(
             files.append(entry)
     extensions = sorted({get_shard_extension(file.name) for file in files})
     if len(extensions) > 1:
+        suffix = files[-1].name.rpartition(".")[2]
         raise UserError(
-            f"{url} matches files of several kinds ({', '.join(extensions)}): take one "
-            f"kind, such as '{join_url(url, f'*.{extensions[-1]}')}'"
+            f"{url} holds files of several kinds ({', '.join(extensions)}): take one "
+            f"kind, such as '{join_url(url, f'*.{suffix}')}'"
         )
     notes: list[str] = []
     if files and left_out:

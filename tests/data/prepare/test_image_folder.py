@@ -172,6 +172,19 @@ def test_classes_with_the_names_of_splits_are_classes_among_others(tmp_path):
     assert open_source(url).source.classes == ("bus", "test", "train")
 
 
+def test_splits_within_the_classes_are_refused(tmp_path):
+    url = put(
+        tmp_path, "bottle/train/good/1.jpg", "bottle/test/bad/2.jpg", "nut/train/3.jpg"
+    )
+    with pytest.raises(
+        UserError,
+        match=r"several splits in its class folders .bottle/test, bottle/train.: put th",
+    ):
+        open_source(url)
+    url = put(tmp_path / "one", "a/train/1.jpg", "b/train/images/2.jpg", "b/x/3.jpg")
+    assert open_source(url).source.classes == ("a", "b")
+
+
 def test_one_class_whose_folders_are_no_classes_says_so_alone(tmp_path):
     url = put(tmp_path, "cat/1.jpg", "cat/a/2.jpg", "cat/b/3.jpg")
     with pytest.raises(UserError, match=r"holds one class, cat: training needs"):

@@ -230,7 +230,7 @@ def test_files_of_two_kinds_are_refused(tmp_path):
         with pytest.raises(UserError) as raised:
             open_source(place)
         assert str(raised.value) == (
-            f"{url} matches files of several kinds (parquet, tar): take one kind, such "
+            f"{url} holds files of several kinds (parquet, tar): take one kind, such "
             f"as '{url}/*.tar'"
         )
     assert open_source(f"{url}/*.tar").source.format_name == "WebDataset"
