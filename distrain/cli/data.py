@@ -84,7 +84,8 @@ def pack_images(
         kept = _format_count(num_kept, "finished shard")
         typer.echo(f"stopped with {kept}: run the same command to resume")
         raise SystemExit(130) from None
-    typer.echo(_format_size(result.manifest, "shard"))
+    size = _format_size(result.manifest, "shard")
+    typer.echo(f"{size}, complete already" if result.was_complete else size)
     rejects_url = f"{Store(target).redacted_url}/{REJECTS_FILE}"
     _check_rejects(result.rejects, max_rejects, rejects_url)
 
@@ -130,7 +131,8 @@ def index_images(
 
     # Training opens the manifest, which names the shards if they lie elsewhere.
     manifest_url = Store(result.manifest_url).redacted_url
-    typer.echo(_format_size(result.manifest, "file"))
+    size = _format_size(result.manifest, "file")
+    typer.echo(f"{size}, indexed already" if result.was_complete else size)
     if result.num_turned:
         share = _format_share(result.num_turned, result.manifest.num_rows, "image")
         typer.echo(

@@ -335,6 +335,9 @@ def test_pack(distrain, tmp_path):
     assert last == "2 images of 2 classes in 1 shard"
     code, _, err = distrain("pack", source, target)
     assert (code, "holds a data set already" in err) == (2, True)
+    code, out, err = distrain("pack", source, target, "--geometry", "square:8")
+    assert (code, err) == (0, "")
+    assert out.endswith("2 images of 2 classes in 1 shard, complete already\n")
     (tmp_path / "src/a/2.png").write_bytes(b"x")
     code, out, err = distrain(
         "pack", source, str(tmp_path / "second"), "--geometry", "square:8"
@@ -342,6 +345,14 @@ def test_pack(distrain, tmp_path):
     assert code == 1
     assert "rejected     1 x the image format is not recognized: a/2.png" in out
     assert "1 rejected in total" in err
+    assert "the same command with --max-rejects 1 accepts that" in err
+    # Which it does, and without it the exit code stays.
+    again = ("pack", source, str(tmp_path / "second"), "--geometry", "square:8")
+    code, out, err = distrain(*again, "--max-rejects", "1")
+    assert (code, err) == (0, "")
+    assert "complete already" in out
+    assert "1 rejected in total" in out
+    assert distrain(*again)[0] == 1
     code, out, err = distrain(
         "pack",
         source,

@@ -362,8 +362,11 @@ def test_a_pack_between_buckets_through_faults(
     assert len(packed.manifest.shards) > 2
     assert contents_of(target) == contents_of(str(tmp_path / "packed"))
     assert not s3.faults
+    again = pack_dataset(open_source(remote).source, target, treatment)
+    assert again.was_complete
+    other = PackOptions(Geometry("square", 47))
     with pytest.raises(UserError, match="holds a data set already"):
-        pack_dataset(open_source(remote).source, target, treatment)
+        pack_dataset(open_source(remote).source, target, other)
 
 
 def test_a_pack_into_a_bucket_goes_on_after_a_kill(

@@ -14,12 +14,11 @@ from distrain.data.prepare.index import (
     index_dataset,
 )
 from distrain.data.prepare.open import open_source
-from distrain.data.prepare.pack import (
+from distrain.data.prepare.pack import PackResult, pack_dataset
+from distrain.data.prepare.pack_options import (
     DEFAULT_PIXEL_LIMIT,
     Geometry,
     PackOptions,
-    PackResult,
-    pack_dataset,
 )
 from distrain.data.prepare.source import DatasetProgress, ImageSource, Reject
 from distrain.data.prepare.verify import (

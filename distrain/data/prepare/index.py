@@ -16,9 +16,14 @@ from distrain.data.prepare.index_tasks import (
     index_tar_blocks,
     measure_colors,
 )
-from distrain.data.prepare.pack import DEFAULT_PIXEL_LIMIT
+from distrain.data.prepare.pack_options import DEFAULT_PIXEL_LIMIT
+from distrain.data.prepare.plan import (
+    encode_plan,
+    find_finished,
+    write_finished_plan,
+)
 from distrain.data.prepare.process_pool import group_into_tasks, open_process_pool
-from distrain.data.prepare.rejects import REJECTS_FILE, write_rejects
+from distrain.data.prepare.rejects import REJECTS_FILE, read_rejects, write_rejects
 from distrain.data.prepare.source import (
     RETRY_SECONDS,
     Block,
@@ -52,6 +57,8 @@ class IndexResult(NamedTuple):
     """URL or path of the manifest's folder: what a config names as its data set."""
     num_turned: int = 0
     """JPEGs that PIL decodes and turns upright whenever they are read."""
+    was_complete: bool = False
+    """True if the same files had been indexed before: nothing was read."""
 
 
 class _IndexedBlocks(NamedTuple):
@@ -86,13 +93,24 @@ def index_dataset(
 
     Raises:
         UserError: the source is a folder of images, its URL contains a secret that the
-            manifest would store, the target cannot be written to, a manifest exists
-            already, or no image decodes.
+            manifest would store, the target cannot be written to, a manifest of other
+            files or options exists already, or no image decodes.
         RunError: a process was killed.
         OSError: the source, or later the target, fails for longer than a minute.
     """
     store = source.store if manifest_url is None else Store(manifest_url)
     _check_indexable(source, store)
+
+    # Look for the same index, which an earlier call may have finished.
+    plan = encode_plan(source, {"columns": columns, "pixel_limit": pixel_limit})
+    finished = find_finished(store, plan)
+    if finished is not None:
+        num_rows = _count_rows(source.blocks)
+        on_progress(DatasetProgress(num_rows, num_rows, 0))
+        rejects = read_rejects(store)
+        return IndexResult(finished, rejects, store.url, was_complete=True)
+    _check_target(store)
+
     groups, moments, rejects, num_turned = _index_blocks(
         source, columns, num_processes, pixel_limit, on_progress
     )
@@ -112,6 +130,7 @@ def index_dataset(
     # Write only now: to build the manifest, every file is asked for its size, which may
     # take minutes. The manifest comes last: it makes the files a data set.
     write_rejects(store, rejects)
+    write_finished_plan(store, plan)
     store.write(MANIFEST_FILE, manifest.to_json().encode(), retry_seconds=RETRY_SECONDS)
     return IndexResult(manifest, rejects, store.url, num_turned)
 
@@ -153,13 +172,10 @@ def _index_blocks(
 
 
 def _check_indexable(source: ImageSource, store: Store) -> None:
-    """Check that the source can be indexed and that the manifest can be written.
+    """Raise UserError if the source cannot be indexed.
 
-    Raises:
-        UserError: the source is a folder of images, its URL contains a secret that the
-            manifest would store, a manifest exists already, or the folder cannot be
-            written to.
-        AttemptError: a manifest exists, and the store does not answer.
+    It may be a folder of images, or its URL may contain a secret that the manifest
+    would store.
     """
     if source.blocks[0].start is None:
         raise UserError(
@@ -172,12 +188,22 @@ def _check_indexable(source: ImageSource, store: Store) -> None:
             f"the URL of {source.store.redacted_url} contains a secret, which the "
             "manifest would store: pass the URL without it"
         )
+
+
+def _check_target(store: Store) -> None:
+    """Check that a manifest can be written to a folder.
+
+    Raises:
+        UserError: a manifest exists already, or the folder cannot be written to.
+        AttemptError: a manifest exists, and the store does not answer.
+    """
     if store.exists(MANIFEST_FILE):
         # A damaged one has a message of its own.
         Manifest.load(store)
         raise UserError(
-            f"{store.redacted_url} has a {MANIFEST_FILE} already: train on it as it "
-            "is, or delete that file to index again"
+            f"{store.redacted_url} has a {MANIFEST_FILE} already, of other files, "
+            "options or versions: train on it as it is, or delete that file to index "
+            "again"
         )
     _check_writable(store)
 

@@ -9,7 +9,7 @@ from crc32c import crc32c
 
 from distrain.data.decoding.bad_image import BadImageError
 from distrain.data.decoding.image import decode_rgb, sanitize_file
-from distrain.data.prepare.pack import DEFAULT_PIXEL_LIMIT
+from distrain.data.prepare.pack_options import DEFAULT_PIXEL_LIMIT
 from distrain.data.prepare.process_pool import prefetch_blocks
 from distrain.data.prepare.row_group_reader import RowGroupReader
 from distrain.data.prepare.source import Block, BlockReader, FileReader, Reject, Sample

@@ -3,40 +3,77 @@
 One list for every kind of source, compared without regard to case.
 """
 
-_JUNK_FOLDERS = {
-    # macOS, in archives.
+_JUNK_NAMES = {
+    # Folders. macOS, in archives and on network drives.
     "__macosx",
+    "network trash folder",
+    "temporary items",
     # Windows.
     "$recycle.bin",
+    "recycler",
     "system volume information",
     # Linux, at the root of an ext file system.
     "lost+found",
     # Synology and QNAP.
     "@eadir",
     "@tmp",
+    "@sharebin",
     "#recycle",
     "#snapshot",
     "@recycle",
     "@recently-snapshot",
-    # Spark, while it writes.
+    "@__thumb",
+    # Python.
+    "__pycache__",
+    # Spark and Delta Lake.
     "_temporary",
-}
-_JUNK_FILES = {
-    # Windows.
+    "_spark_metadata",
+    "_delta_log",
+    # Files. Windows.
     "thumbs.db",
+    "thumbs.db:encryptable",
     "ehthumbs.db",
+    "ehthumbs_vista.db",
     "desktop.ini",
-    # macOS; the name ends in a carriage return.
+    # macOS; the name ends in a carriage return, which SMB maps to another character.
     "icon\r",
-    # Picasa.
+    "icon\uf00d",
+    "desktop db",
+    "desktop df",
+    # Picasa and Paint Shop Pro.
     "picasa.ini",
+    "pspbrwse.jbf",
     # Spark, Hive and Dask.
     "_success",
     "_metadata",
     "_common_metadata",
 }
-# Alternate data streams of NTFS, as WSL and 7-Zip write them: cat.jpg:Zone.Identifier.
-_JUNK_SUFFIXES = (":zone.identifier",)
+_JUNK_PREFIXES = (
+    # Netatalk writes the dot of a hidden file as :2e.
+    ":2e",
+    # Lock files of office programs.
+    "~$",
+    # Databricks.
+    "_started_",
+    "_committed_",
+)
+_JUNK_SUFFIXES = (
+    # Alternate data streams of NTFS, as WSL and 7-Zip write them.
+    ":zone.identifier",
+    # Synology.
+    "@synoeastream",
+    "@synoresource",
+)
+# Extensions of files that a browser, rclone or another program has not finished.
+_UNFINISHED_EXTENSIONS = (
+    "aria2",
+    "crdownload",
+    "download",
+    "filepart",
+    "opdownload",
+    "part",
+    "partial",
+)
 
 
 def is_junk(path: str) -> bool:
@@ -45,16 +82,19 @@ def is_junk(path: str) -> bool:
     Args:
         path: relative to the source, with `/` between its parts.
     """
-    *folders, name = [part for part in path.lower().split("/") if part != "."]
-    if any(_is_hidden(folder) or folder in _JUNK_FOLDERS for folder in folders):
-        return True
+    return any(_is_junk_name(part) for part in path.lower().split("/"))
+
+
+def is_unfinished(name: str) -> bool:
+    """Return whether a file's name says that its download has not finished."""
+    return name.rpartition(".")[2].lower() in _UNFINISHED_EXTENSIONS and "." in name
+
+
+def _is_junk_name(name: str) -> bool:
+    is_hidden = name.startswith(".") and name not in (".", "..")
     return (
-        _is_hidden(name)
-        or name in _JUNK_FOLDERS
-        or name in _JUNK_FILES
+        is_hidden
+        or name in _JUNK_NAMES
+        or name.startswith(_JUNK_PREFIXES)
         or name.endswith(_JUNK_SUFFIXES)
     )
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") and name != ".."

@@ -1,11 +1,20 @@
 """Open a URL as a source: an image folder, archives, hub Parquet or WebDataset."""
 
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 # Each of these modules registers the kind of source that it opens.
 from distrain.data.prepare import archive, hub_parquet, image_folder  # noqa: F401
 from distrain.data.prepare.image_folder import IMAGE_EXTENSIONS
 from distrain.data.prepare.labels import read_class_names
+from distrain.data.prepare.shard_names import (
+    COMPRESSED_EXTENSIONS,
+    check_one_set,
+    get_shard_extension,
+    is_shard_name,
+    list_names,
+    select_shards,
+)
 from distrain.data.prepare.source import (
     OPENERS_BY_EXTENSION,
     OpenedSource,
@@ -16,7 +25,15 @@ from distrain.data.storage.retry import RefusedError
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
-_ARCHIVE_EXTENSIONS = {"7z", "bz2", "gz", "rar", "tgz", "xz", "zip", "zst"}
+
+class _FoundFiles(NamedTuple):
+    """What a URL means."""
+
+    store: Store
+    files: list[DirectoryEntry]
+    """Archives or Parquet files; none: a folder of class folders."""
+    notes: list[str]
+    """What the user should know about the files."""
 
 
 def open_source(
@@ -45,19 +62,17 @@ def open_source(
             of source.
         OSError: it cannot be read.
     """
-    # Files of a kind without an opener are opened as the folder they lie in: a pattern
-    # may match the files beside the class folders.
-    store, files = _find_files(url)
-    extension = _get_extension(files[0]) if files else ""
-    if extension not in OPENERS_BY_EXTENSION:
-        extension = ""
+    store, files, notes = _find_files(url)
+    extension = get_shard_extension(files[0].name) if files else ""
     options = SourceOptions(labels_url, image_column, label_column)
     _check_options(options, extension, store)
     opened = OPENERS_BY_EXTENSION[extension](store, files, options)
 
     source = opened.source
+    source.notes[:0] = notes
     if not source.blocks:
         _check_is_folder(store)
+        _check_compressed(store)
         example = ""
         if source.rejects:
             first = source.rejects[0]
@@ -69,9 +84,11 @@ def open_source(
     if names_url is not None:
         source.classes = read_class_names(source.classes, names_url)
     if len(source.classes) < 2:
+        # Why a folder is no class, say.
+        reasons = f" ({'; '.join(source.notes)})" if source.notes else ""
         raise UserError(
-            f"{store.redacted_url} holds one class, {source.classes[0]}: training "
-            "needs at least two"
+            f"{store.redacted_url} holds one class, {source.classes[0]}{reasons}: "
+            "training needs at least two"
         )
     return opened
 
@@ -83,11 +100,25 @@ def _check_is_folder(store: Store) -> None:
     extension = store.url.rpartition(".")[2].lower()
     if extension in IMAGE_EXTENSIONS:
         kind = "an image: pass the folder that holds the folders of the classes"
-    elif extension in _ARCHIVE_EXTENSIONS:
+    elif extension in COMPRESSED_EXTENSIONS:
         kind = "a compressed archive: unpack it to a folder or a plain .tar"
     else:
         kind = "neither a folder nor a .tar or .parquet file: pass one of these"
     raise UserError(f"{store.redacted_url} is {kind}")
+
+
+def _check_compressed(store: Store) -> None:
+    """Raise UserError if a folder without images or shards holds other archives."""
+    names = [
+        name
+        for name in store.list_names()
+        if name.rpartition(".")[2].lower() in COMPRESSED_EXTENSIONS
+    ]
+    if names:
+        raise UserError(
+            f"{store.redacted_url} holds compressed archives ({list_names(names)}): "
+            "unpack them to a folder or plain .tar files"
+        )
 
 
 def _check_options(options: SourceOptions, extension: str, store: Store) -> None:
@@ -113,55 +144,55 @@ def _check_options(options: SourceOptions, extension: str, store: Store) -> None
         )
 
 
-def _get_extension(file: DirectoryEntry) -> str:
-    return file.name.rpartition(".")[2]
-
-
-def _list_extensions() -> tuple[str, ...]:
-    return tuple(f".{extension}" for extension in OPENERS_BY_EXTENSION if extension)
-
-
-def _find_files(url: str) -> tuple[Store, list[DirectoryEntry]]:
-    """Return the store of a URL and the archives or Parquet files that the URL means.
-
-    No files mean a folder of class folders.
-    """
+def _find_files(url: str) -> _FoundFiles:
+    """Find the archives or Parquet files that a URL means. Raises UserError."""
     parent, _, last = url.rstrip("/").rpartition("/")
-    files: list[DirectoryEntry] = []
-    if "*" in last or last.endswith(_list_extensions()):
+    if "*" in last or is_shard_name(last):
         store = Store(parent or ("/" if url.startswith("/") else "."))
-        files = _match_files(store, last)
-        if not files and not store.is_folder(last):
-            redacted_url = Store(url).redacted_url
-            if "*" in last:
-                raise UserError(
-                    f"no file matches {redacted_url}: a pattern is for .tar and "
-                    ".parquet files; pass a folder by its name"
-                )
+        found = _find_files_in_folder(store, last)
+        if found is not None:
+            return found
+        redacted_url = Store(url).redacted_url
+        if "*" in last:
+            raise UserError(
+                f"no file matches {redacted_url}: a pattern is for .tar and "
+                ".parquet files; pass a folder by its name"
+            )
+        if "*" in parent:
+            raise UserError(
+                f"nothing at {redacted_url}: a pattern is for the last part of a path; "
+                "pass one folder by its name"
+            )
+        if not store.is_folder(last):
             raise UserError(f"nothing at {redacted_url}: check the path")
 
     # The URL is a folder, perhaps with a name such as photos.tar.
-    if not files:
-        store = Store(url)
-        try:
-            exists = store.exists()
-        except ConnectionError:
-            exists = False
-        if not exists:
-            if "://" in url:
-                raise UserError(
-                    f"nothing at {store.redacted_url}, or its host does not answer: "
-                    "check the URL"
-                )
-            raise UserError(f"no folder at {store.redacted_url}: check the path")
-        files = _list_shards(store)
+    store = Store(url)
+    try:
+        exists = store.exists()
+    except ConnectionError:
+        exists = False
+    if not exists:
+        # The HTTP client takes a host that does not answer for a missing file.
+        if "://" in url:
+            raise UserError(
+                f"nothing at {store.redacted_url}, or its host does not answer: "
+                "check the URL"
+            )
+        raise UserError(f"no folder at {store.redacted_url}: check the path")
+    files, notes = select_shards(store.list_entries(), store.redacted_url)
+    names = [file.name for file in files]
+    notes += check_one_set(names, [], store.redacted_url, is_whole_folder=True)
+    return _FoundFiles(store, files, notes)
 
-    _check_one_set(files, url, store)
-    return store, files
 
+def _find_files_in_folder(store: Store, pattern: str) -> _FoundFiles | None:
+    """Find the files of a folder with a name, or matching a pattern with `*`.
 
-def _match_files(store: Store, pattern: str) -> list[DirectoryEntry]:
-    """Return the files of a folder with a name, or matching a pattern with `*`."""
+    Returns:
+        The files; none of them if a pattern means the files beside class folders; None
+        if there is no such file.
+    """
     is_pattern = "*" in pattern
     try:
         entries = store.list_entries()
@@ -170,43 +201,26 @@ def _match_files(store: Store, pattern: str) -> list[DirectoryEntry]:
         if is_pattern:
             raise
         entries = []
-    files = []
-    for entry in entries:
+    names = [entry.name for entry in entries]
+    if not is_pattern:
         # A name may contain brackets, which are special in a pattern only.
-        name = entry.name
-        matches = fnmatchcase(name, pattern) if is_pattern else name == pattern
-        if matches and not entry.is_folder:
-            files.append(entry)
-    # Some HTTP servers do not list folders: ask for the file itself.
-    if not files and not is_pattern and store.exists(pattern):
-        files = [DirectoryEntry(pattern, store.get_size(pattern), False)]
-    return files
+        files = [
+            entry for entry in entries if entry.name == pattern and not entry.is_folder
+        ]
+        # Some HTTP servers do not list folders: ask for the file itself.
+        if pattern not in names and store.exists(pattern):
+            files = [DirectoryEntry(pattern, store.get_size(pattern), False)]
+        return _FoundFiles(store, files, []) if files else None
 
-
-def _list_shards(store: Store) -> list[DirectoryEntry]:
-    """Return the archives or Parquet files of a folder; of several kinds, the first."""
-    entries = [entry for entry in store.list_entries() if not entry.is_folder]
-    for extension in sorted(_list_extensions()):
-        files = [entry for entry in entries if entry.name.endswith(extension)]
-        if files:
-            return files
-    return []
-
-
-def _check_one_set(files: list[DirectoryEntry], url: str, store: Store) -> None:
-    """Raise UserError if files are of several kinds or of several splits."""
-    if len({_get_extension(file) for file in files}) > 1:
-        raise UserError(
-            f"{Store(url).redacted_url} matches files of several kinds: take one kind, "
-            "such as *.tar"
-        )
-    # The hub names its files like train-00000-of-00005.parquet.
-    if len(files) < 2 or not all("-of-" in file.name for file in files):
-        return
-    names = [file.name.rpartition("/")[2] for file in files]
-    splits = sorted({name.partition("-")[0] for name in names})
-    if len(splits) > 1:
-        raise UserError(
-            f"{store.redacted_url} holds several splits ({', '.join(splits)}): take "
-            f"one of them, such as '{store.redacted_url}/{splits[0]}-*'"
-        )
+    matches = [
+        entry
+        for entry in entries
+        if fnmatchcase(entry.name, pattern) and not entry.is_folder
+    ]
+    if not matches:
+        return None
+    files, notes = select_shards(matches, store.redacted_url)
+    chosen = [file.name for file in files]
+    url = store.redacted_url
+    notes += check_one_set(chosen, names, url, is_whole_folder=False)
+    return _FoundFiles(store, files, notes)

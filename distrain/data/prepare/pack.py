@@ -7,18 +7,15 @@ options and the versions of the codecs alone. Each finished shard leaves a note 
 `pack_notes`), from which an interrupted pack resumes.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple
+from dataclasses import asdict
+from typing import NamedTuple
 
 import numpy as np
 
 from distrain.data.decoding.bad_image import BadImageError
 from distrain.data.decoding.image import (
-    describe_codecs,
     encode_jpeg,
     encode_ppm,
     is_plain_jpeg,
@@ -30,8 +27,16 @@ from distrain.data.prepare.pack_notes import (
     ShardNote,
     claim_target,
     format_shard_name,
+    has_notes,
     remove_notes,
     write_note,
+)
+from distrain.data.prepare.pack_options import Geometry as Geometry  # for callers
+from distrain.data.prepare.pack_options import PackOptions as PackOptions
+from distrain.data.prepare.plan import (
+    encode_plan,
+    find_finished,
+    write_finished_plan,
 )
 from distrain.data.prepare.process_pool import (
     ProcessPool,
@@ -39,7 +44,12 @@ from distrain.data.prepare.process_pool import (
     open_process_pool,
     prefetch_blocks,
 )
-from distrain.data.prepare.rejects import REJECTS_FILE, count_images, write_rejects
+from distrain.data.prepare.rejects import (
+    REJECTS_FILE,
+    count_images,
+    read_rejects,
+    write_rejects,
+)
 from distrain.data.prepare.shard_plan import RowRange, assign_rows_to_shards
 from distrain.data.prepare.source import (
     RETRY_SECONDS,
@@ -56,66 +66,7 @@ from distrain.data.storage.store import Store
 from distrain.errors import UserError
 from distrain.philox import Purpose, draw_permutation
 
-DEFAULT_PIXEL_LIMIT = 50_000_000
-"""Pixels per image; one that claims more is rejected before memory is allocated."""
 _TARGET_SHARD_BYTES = 128 << 20
-
-
-# The fields of Geometry and PackOptions are keys of a pack's plan: renaming one would
-# make every unfinished pack look like another one.
-@dataclass(frozen=True)
-class Geometry:
-    """Size at which images are stored."""
-
-    kind: Literal["keep", "short", "square"]
-    """keep: as they are; short: resized to a short side of `side`; square: resized to
-    that, then cut to the center square."""
-    side: int = 0
-    """Length in pixels."""
-
-    @staticmethod
-    def from_text(text: str) -> "Geometry":
-        """Parse keep, short:N or square:N.
-
-        Raises:
-            UserError: the text is something else.
-        """
-        # From Python it may be a number.
-        kind, _, side = str(text).partition(":")
-        if text == "keep":
-            return Geometry("keep")
-        if kind in ("short", "square") and side.isdecimal() and int(side) > 0:
-            return Geometry("short" if kind == "short" else "square", int(side))
-        raise UserError(
-            f"geometry {text} is not valid: use keep, short:N or square:N, "
-            "with N in pixels"
-        )
-
-
-@dataclass(frozen=True)
-class PackOptions:
-    """Options of how images are stored."""
-
-    geometry: Geometry = Geometry("square", 256)
-    encoding: Literal["jpeg", "raw"] = "jpeg"
-    """jpeg, or raw pixels (binary PPM, seven times the bytes; square geometry only)."""
-    quality: int = 95
-    """JPEG quality, 1 to 100."""
-    pixel_limit: int = DEFAULT_PIXEL_LIMIT
-
-    def __post_init__(self) -> None:
-        """Check the values. Raises UserError."""
-        if self.encoding not in ("jpeg", "raw"):
-            raise UserError(f"encoding {self.encoding!r} is not valid: use jpeg or raw")
-        if not 1 <= self.quality <= 100:
-            raise UserError(f"quality {self.quality} is not valid: use 1 to 100")
-        geometry = self.geometry
-        if geometry.kind == "square" and geometry.side**2 > self.pixel_limit:
-            raise UserError(
-                f"geometry square:{geometry.side} is over the limit of "
-                f"{self.pixel_limit:,} pixels per image: use a smaller square, or "
-                "raise --pixel-limit (pixel_limit)"
-            )
 
 
 class PackResult(NamedTuple):
@@ -124,6 +75,8 @@ class PackResult(NamedTuple):
     manifest: Manifest
     rejects: list[Reject]
     """Every image, or part of the source, that was left out."""
+    was_complete: bool = False
+    """True if an earlier pack had made the same data set: nothing was read."""
 
 
 class _PackTask(NamedTuple):
@@ -164,12 +117,12 @@ def pack_dataset(
     The same source, options and versions of the codecs give the same bytes. With
     geometry keep, an upright gray or RGB JPEG keeps its bytes. If an earlier pack of
     the same source with the same options was interrupted, its finished shards stay and
-    only the others are made.
+    only the others are made; if it has finished, its result is returned.
 
     Args:
         source: the images.
-        target_url: URL or path of the shards; it must not hold a data set, nor an
-            unfinished pack of another one.
+        target_url: URL or path of the shards; it must not hold another data set, nor
+            an unfinished pack of another one.
         options: how images are stored.
         num_processes: number of decoding processes.
         on_progress: called after every few images.
@@ -182,13 +135,21 @@ def pack_dataset(
         RunError: a process was killed.
         OSError: source or target fail for longer than a minute.
     """
-    # Plan the shards and claim the target before any image is read.
+    # Look for the same data set, which an earlier call may have finished.
     store = Store(target_url, log=log)
     _check_packable(source, store, options)
+    plan = encode_plan(source, asdict(options))
+    finished = _find_finished_pack(store, plan)
+    if finished is not None:
+        num_rows = sum(block.num_rows for block in source.blocks)
+        on_progress(DatasetProgress(num_rows, num_rows, 0))
+        return finished
+
+    # Plan the shards and claim the target before any image is read.
     shards = assign_rows_to_shards(
         source.blocks, _TARGET_SHARD_BYTES, _estimate_image_bytes(options)
     )
-    notes = claim_target(store, _encode_plan(source, options), len(shards))
+    notes = claim_target(store, plan, len(shards))
 
     # Count the rows of finished shards as done.
     rows_done = sum(
@@ -218,7 +179,7 @@ def pack_dataset(
             notes[pending[0]] = pending[1].result()
 
     ordered_notes = [notes[number] for number in range(len(shards))]
-    return _finish_pack(store, source, options, ordered_notes)
+    return _finish_pack(store, source, options, plan, ordered_notes)
 
 
 def _check_packable(source: ImageSource, store: Store, options: PackOptions) -> None:
@@ -245,20 +206,18 @@ def _get_location(store: Store) -> str:
     return store.local_path or store.url.rstrip("/")
 
 
-def _encode_plan(source: ImageSource, options: PackOptions) -> bytes:
-    """Encode everything that the shards depend on as JSON."""
-    digest = hashlib.sha256()
-    for block in source.blocks:
-        digest.update(json.dumps(block).encode())
-    plan = {
-        **asdict(options),
-        "details": source.plan_details,
-        "classes": source.classes,
-        "blocks": digest.hexdigest(),
-        "software": describe_codecs(),
-        "reading": READING,
-    }
-    return json.dumps(plan, indent=1).encode()
+def _find_finished_pack(store: Store, plan: bytes) -> PackResult | None:
+    """Return the result of an earlier pack of the same plan, if all of it is there."""
+    manifest = find_finished(store, plan)
+    if manifest is None:
+        return None
+    names = set(store.list_names())
+    if any(shard.path not in names for shard in manifest.shards):
+        return None
+    # A pack that is killed at its very end leaves its notes.
+    if has_notes(store):
+        remove_notes(store)
+    return PackResult(manifest, read_rejects(store), was_complete=True)
 
 
 def _estimate_image_bytes(options: PackOptions) -> float | None:
@@ -396,7 +355,11 @@ def _write_shard(
 
 
 def _finish_pack(
-    store: Store, source: ImageSource, options: PackOptions, notes: Sequence[ShardNote]
+    store: Store,
+    source: ImageSource,
+    options: PackOptions,
+    plan: bytes,
+    notes: Sequence[ShardNote],
 ) -> PackResult:
     """Write the list of rejects and the manifest, then remove the notes."""
     moments = PixelMoments()
@@ -423,6 +386,7 @@ def _finish_pack(
         verified=True,
         statistics=moments.to_statistics(),
     )
+    write_finished_plan(store, plan)
     store.write(MANIFEST_FILE, manifest.to_json().encode(), retry_seconds=RETRY_SECONDS)
     remove_notes(store)
     return PackResult(manifest, rejects)

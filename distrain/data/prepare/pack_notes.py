@@ -42,6 +42,11 @@ def is_pack_target(store: Store) -> bool:
     return store.exists(MANIFEST_FILE) or store.exists(_PLAN_FILE)
 
 
+def has_notes(store: Store) -> bool:
+    """Return whether a folder holds the notes of a pack."""
+    return store.exists(_PLAN_FILE)
+
+
 def claim_target(store: Store, plan: bytes, num_shards: int) -> dict[int, ShardNote]:
     """Claim the target for a pack, and return the notes of its finished shards.
 
@@ -57,12 +62,12 @@ def claim_target(store: Store, plan: bytes, num_shards: int) -> dict[int, ShardN
     existing_plan = None
     if store.exists(_PLAN_FILE):
         existing_plan = store.read(_PLAN_FILE, retry_seconds=RETRY_SECONDS)
-    # With the same plan, a manifest means that the pack was killed at its very end,
-    # before it removed its notes: it then finishes again from them.
+    # A finished data set of the same plan has been looked for before. With the plan
+    # in its notes, a version of distrain that wrote no other was killed at the end.
     if store.exists(MANIFEST_FILE) and existing_plan != plan:
         raise UserError(
-            f"{store.redacted_url} holds a data set already: choose another place, "
-            "or delete it"
+            f"{store.redacted_url} holds a data set already, of other images, options "
+            "or versions: choose another place, or delete it"
         )
     if existing_plan is None:
         try:

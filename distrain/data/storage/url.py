@@ -34,5 +34,18 @@ def redact_url(url: str) -> str:
         host = parsed.netloc.rpartition("@")[2]
         redacted = urlunsplit(parsed._replace(netloc=host, query=""))
         # A path without a scheme stays as it is: "?" and "@" are legal in file names.
-        shown.append(redacted if "://" in part else part)
+        # So does a URL without either, since urlunsplit makes zip: of zip://.
+        has_secret = host != parsed.netloc or bool(parsed.query)
+        shown.append(redacted if "://" in part and has_secret else part)
     return "::".join(shown)
+
+
+def join_url(url: str, path: str) -> str:
+    """Return the URL of a file or folder in the folder of a URL.
+
+    Of a chain of URLs, such as zip://train::photos.zip, the first names the folder.
+    """
+    first, chain, rest = url.partition("::")
+    # The root of an archive is zip://, to which no slash is added.
+    separator = "" if first.endswith("/") else "/"
+    return f"{first}{separator}{path}{chain}{rest}"

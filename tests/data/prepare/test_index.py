@@ -56,7 +56,8 @@ def test_foreign_sets_are_read_as_they_are(tmp_path, shape):
     indexed = made(url, tmp_path / "index", num_processes=2)
     assert indexed.rejects == []
     assert {p: p.stat().st_mtime_ns for p in before} == before
-    assert [p.name for p in (tmp_path / "index").iterdir()] == [MANIFEST_FILE]
+    names = sorted(p.name for p in (tmp_path / "index").iterdir())
+    assert names == [MANIFEST_FILE, "plan.json"]
     dataset = opened(tmp_path / "index")
     assert dataset.manifest.num_rows == len(found)
     assert rows_of(dataset) == sorted(
@@ -114,8 +115,12 @@ def test_the_manifest_beside_the_files(tmp_path):
     assert elsewhere.manifest.fingerprint == indexed.manifest.fingerprint, (
         "where it lies does not matter"
     )
-    with pytest.raises(UserError, match=f"has a {MANIFEST_FILE} already: train on it"):
-        made(url)
+    again = made(url)
+    assert again.was_complete
+    assert again.manifest.fingerprint == indexed.manifest.fingerprint
+    message = f"has a {MANIFEST_FILE} already, of other files, options or versions: tra"
+    with pytest.raises(UserError, match=message):
+        made(url, pixel_limit=1_000_000)
     shutil.move(url, tmp_path / "moved")
     assert len(rows_of(opened(tmp_path / "moved"))) == 12
     (tmp_path / "moved" / MANIFEST_FILE).write_text("{")

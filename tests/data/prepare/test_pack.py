@@ -170,7 +170,12 @@ def test_what_cannot_be_packed(folder, tmp_path):
     with pytest.raises(UserError, match="holds one class, cat"):
         pack_folder(str(tmp_path / "one"), target)
     (tmp_path / "one" / "dog").mkdir()
-    with pytest.raises(UserError, match="none of the 1 images could be decoded"):
+    with pytest.raises(
+        UserError, match="holds one class, cat .the folder dog holds no"
+    ):
+        pack_folder(str(tmp_path / "one"), target)
+    (tmp_path / "one" / "dog" / "b.jpg").write_bytes(b"x")
+    with pytest.raises(UserError, match="none of the 2 images could be decoded"):
         pack_folder(str(tmp_path / "one"), target)
     for place in (folder, folder / "packed"):
         with pytest.raises(
@@ -178,8 +183,8 @@ def test_what_cannot_be_packed(folder, tmp_path):
         ):
             pack_folder(str(folder), str(place))
     pack_folder(str(folder), target, geometry=Geometry("square", 8))
-    with pytest.raises(UserError, match="holds a data set already"):
-        pack_folder(str(folder), target, geometry=Geometry("square", 8))
+    with pytest.raises(UserError, match="holds a data set already, of other images"):
+        pack_folder(str(folder), target, geometry=Geometry("square", 9))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -308,7 +313,7 @@ def test_half_a_pack_is_not_taken_for_another(folder, tmp_path, monkeypatch):
         pack_folder(str(folder), target, Geometry("square", 24)).manifest.num_rows == 24
     )
     with pytest.raises(UserError, match="holds a data set already"):
-        pack_folder(str(folder), target, Geometry("square", 24))
+        pack_folder(str(folder), target, Geometry("square", 16))
 
 
 def test_images_that_cannot_be_stored_are_named(folder, tmp_path):
@@ -412,6 +417,7 @@ def test_a_pack_that_was_killed_at_its_very_end(folder, tmp_path, monkeypatch):
     )
     assert sorted(p.name for p in (tmp_path / "dst").iterdir()) == [
         "manifest.json",
+        "plan.json",
         "shard-00000.parquet",
     ]
 

@@ -27,6 +27,7 @@ def kinds(monkeypatch):
     found = dict(OPENERS_BY_EXTENSION)
     monkeypatch.setattr(source_module, "OPENERS_BY_EXTENSION", found)
     monkeypatch.setattr("distrain.data.prepare.open.OPENERS_BY_EXTENSION", found)
+    monkeypatch.setattr("distrain.data.prepare.shard_names.OPENERS_BY_EXTENSION", found)
     return found
 
 

@@ -1,0 +1,121 @@
+"""Names of class folders: which hold images, and which are not the classes at all."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from distrain.data.prepare.shard_names import is_shard_name, list_names, strip_copy_mark
+from distrain.data.prepare.splits import find_split, is_split_folder
+from distrain.data.storage.store import Store
+from distrain.data.storage.url import join_url
+from distrain.errors import UserError
+
+# Files that are certainly no images. A folder of nothing else is no class; beside
+# images, such a file is rejected by its content as any other.
+_OTHER_EXTENSIONS = {
+    *("txt", "md", "rst", "csv", "tsv", "json", "jsonl", "xml", "yaml", "yml", "html"),
+    *("pdf", "doc", "docx", "xls", "xlsx", "log", "ini", "cfg", "toml", "lst", "list"),
+    *("py", "pyc", "ipynb", "sh", "m", "mat", "npy", "npz", "pkl", "pt", "pth"),
+    *("zip", "tar", "gz", "tgz", "bz2", "xz", "zst", "7z", "rar"),
+    *("parquet", "pq", "parq", "arrow", "tfrecord", "h5", "hdf5", "mdb", "db"),
+    *("mp4", "avi", "mov", "mp3", "wav", "url", "lnk"),
+}
+
+
+def has_image_name(path: str) -> bool:
+    """Return whether a file may be an image by its name."""
+    return path.rpartition(".")[2].lower() not in _OTHER_EXTENSIONS
+
+
+def check_is_class_root(
+    store: Store, class_names: Sequence[str], paths: Sequence[str]
+) -> None:
+    """Check that the folders of the first level are classes.
+
+    Args:
+        store: folder of these folders.
+        class_names: folders of the first level that hold images.
+        paths: all files below the first level, those of other folders included.
+
+    Raises:
+        UserError: they are splits, or hold splits, shards or the classes' folders.
+    """
+    url = store.redacted_url
+    # Folders of Parquet or tar files, such as data/train/0000.parquet.
+    shard_folders = sorted({_get_folder(path) for path in paths if is_shard_name(path)})
+    if shard_folders and len(class_names) < 2:
+        choice = "" if len(shard_folders) == 1 else "one of them, such as "
+        raise UserError(
+            f"{url} holds its .parquet or .tar files in folders "
+            f"({list_names(shard_folders)}): pass {choice}"
+            f"{join_url(url, shard_folders[0])}"
+        )
+
+    # Splits, each of which holds the folders of the classes.
+    splits = [name for name in class_names if is_split_folder(name)]
+    nested = {path.split("/")[0] for path in paths if path.count("/") > 1}
+    if len(splits) > 1 and (len(splits) == len(class_names) or nested >= set(splits)):
+        splits.sort(key=lambda name: (not name.lower().startswith("train"), name))
+        raise UserError(
+            f"{url} holds several splits ({', '.join(splits)}): pass each one by "
+            f"itself, such as {join_url(url, splits[0])}"
+        )
+
+    # One folder around the folders of the classes, as archives often have it.
+    images = [path for path in paths if has_image_name(path)]
+    inner_names = {path.split("/")[1] for path in images if path.count("/") > 1}
+    is_flat = any(path.count("/") == 1 for path in images)
+    if len(class_names) == 1 and len(inner_names) > 1 and not is_flat:
+        raise UserError(
+            f"{url} holds one class, {class_names[0]}, which holds "
+            f"{len(inner_names):,} folders of images: if they are the classes, pass "
+            f"{join_url(url, class_names[0])}"
+        )
+
+    # Splits within each class, such as bottle/train and bottle/test.
+    _check_inner_splits(url, images)
+
+
+def _check_inner_splits(url: str, images: Sequence[str]) -> None:
+    """Raise UserError if class folders hold folders of several splits."""
+    splits_by_class: dict[str, dict[tuple[str, ...], str]] = {}
+    for path in images:
+        class_name, folder, *rest = path.split("/")
+        split = find_split(f"{folder}.") if rest and is_split_folder(folder) else None
+        if split is not None:
+            splits = splits_by_class.setdefault(class_name, {})
+            splits.setdefault(split.key, f"{class_name}/{folder}")
+    for splits in splits_by_class.values():
+        if len(splits) > 1:
+            raise UserError(
+                f"{url} holds several splits in its class folders "
+                f"({list_names(sorted(splits.values()))}): put the folders of each "
+                "split into a folder of its own"
+            )
+
+
+def find_similar_classes(class_names: Sequence[str]) -> list[str]:
+    """Return a sentence for each class that may be a copy or a spelling of another."""
+    notes: list[str] = []
+    names = set(class_names)
+    name_by_look: dict[str, str] = {}
+    for name in class_names:
+        original = strip_copy_mark(name)
+        if original in names:
+            notes.append(
+                f"the class {name!r} looks like a copy of the class {original!r}: "
+                "if it is one, delete it"
+            )
+        look = unicodedata.normalize("NFKC", name).casefold()
+        look = re.sub(r"\s+", " ", look).strip()
+        other = name_by_look.setdefault(look, name)
+        if other != name:
+            notes.append(
+                f"the classes {other!a} and {name!a} look the same: if they "
+                "are one class, put their images in one folder"
+            )
+    return notes
+
+
+def _get_folder(path: str) -> str:
+    return path.rpartition("/")[0]
