@@ -1,10 +1,9 @@
 """Tar archives of one folder of images per class, as a source."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 
 from distrain.data.prepare.source import Block, ImageSource, Reject
-from distrain.data.prepare.tar_listing import find_common_folder
+from distrain.data.prepare.tar_listing import find_common_folder, normalize_name
 from distrain.data.prepare.tar_members import (
     TarMember,
     build_tar_source,
@@ -110,8 +109,7 @@ def _list_image_names(files_by_path: Mapping[str, Sequence[TarMember]]) -> list[
 
 
 def _get_name(file: TarMember) -> str:
-    # Members may be named ./cat/1.jpg.
-    return str(PurePosixPath(file.name))
+    return normalize_name(file.name)
 
 
 def _get_class(name: str, common: str) -> str:

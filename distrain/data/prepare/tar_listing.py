@@ -55,8 +55,7 @@ def list_members(
     member_by_name: dict[str, TarMember | Reject] = {}
     rejects: list[Reject] = []
     for member in iter_members(store, path, start, end):
-        # ./cat.jpg and cat.jpg are one file.
-        name = str(PurePosixPath(member.name))
+        name = normalize_name(member.name)
         if name in member_by_name and not _is_junk_member(name):
             reason = "replaced by a later member of the same name"
             rejects.append(Reject(f"{location}/{member.name}", reason))
@@ -75,9 +74,17 @@ def list_members(
     return MemberList(files, rejects)
 
 
+def normalize_name(name: str) -> str:
+    """Return one spelling of a name: ./cat.jpg and cat.jpg are one file."""
+    is_normal = not name.startswith("./") and "//" not in name and "/./" not in name
+    return name if is_normal else str(PurePosixPath(name))
+
+
 def _is_junk_member(name: str) -> bool:
-    folders = name.split("/")[:-1]
-    return is_junk(name) or any(part.startswith(_PAX_HEADER_FOLDER) for part in folders)
+    if is_junk(name):
+        return True
+    folders = name.split("/")[:-1] if _PAX_HEADER_FOLDER in name else []
+    return any(folder.startswith(_PAX_HEADER_FOLDER) for folder in folders)
 
 
 def find_common_folder(names: Collection[str]) -> str:

@@ -165,46 +165,46 @@ def _read_shard(store: Store, path: str) -> _Shard:
     Raises OSError and UserError.
     """
     files, rejects = list_members(store, path)
-    group_by_key: dict[str, _Group] = {}
+    members_by_key: dict[str, list[TarMember]] = {}
     for member in files:
         extension = get_extension(member.name)
-        if not extension or _METADATA.match(member.name):
-            continue
-        key = member.name[: len(member.name) - len(extension)]
-        group = group_by_key.setdefault(key.removeprefix("./"), _Group())
-        _add_to_group(group, member, extension, path)
+        if extension and not _METADATA.match(member.name):
+            key = member.name[: len(member.name) - len(extension)]
+            members_by_key.setdefault(key.removeprefix("./"), []).append(member)
 
-    has_labels = any(
-        group.label_by_extension and (group.images or group.multi_dot_images)
-        for group in group_by_key.values()
-    )
+    samples: list[_LabeledImage | Reject] = []
+    has_labels = False
+    for key, members in members_by_key.items():
+        group = _classify_members(members, path)
+        if group.label_by_extension and (group.images or group.multi_dot_images):
+            has_labels = True
+        samples.extend(_assemble_sample(path, key, group))
     # Contents of labels are not needed again.
     unlabeled_files = []
     if not has_labels:
         unlabeled_files = [member._replace(label_data=b"") for member in files]
-    samples: list[_LabeledImage | Reject] = []
-    for key, group in group_by_key.items():
-        samples.extend(_assemble_sample(path, key, group))
     return _Shard(samples, has_labels, unlabeled_files, rejects)
 
 
-def _add_to_group(group: _Group, member: TarMember, extension: str, path: str) -> None:
-    """Add a member to the others of its key; extensions of other kinds are ignored."""
-    if extension in LABEL_EXTENSIONS:
-        is_second = extension in group.label_by_extension
-        group.label_by_extension.setdefault(extension, member)
-    elif extension in IMAGE_EXTENSIONS:
-        # Two images of different extensions are refused later, both.
-        is_second = extension in {get_extension(image.name) for image in group.images}
-        if not is_second:
+def _classify_members(members: Sequence[TarMember], path: str) -> _Group:
+    """Tell the members of a key apart; extensions of other kinds are ignored."""
+    group = _Group()
+    extensions: set[str] = set()
+    for member in members:
+        extension = get_extension(member.name)
+        is_label = extension in LABEL_EXTENSIONS
+        if not is_label and extension not in IMAGE_EXTENSIONS:
+            if has_image_extension(member.name):
+                group.multi_dot_images.append(member)
+        elif extension in extensions:
+            reason = "a second file of one sample with the same extension"
+            group.rejects.append(Reject(f"{path}/{member.name}", reason))
+        elif is_label:
+            group.label_by_extension[extension] = member
+        else:
             group.images.append(member)
-    else:
-        is_second = False
-        if has_image_extension(member.name):
-            group.multi_dot_images.append(member)
-    if is_second:
-        reason = "a second file of one sample with the same extension"
-        group.rejects.append(Reject(f"{path}/{member.name}", reason))
+        extensions.add(extension)
+    return group
 
 
 def _assemble_sample(
