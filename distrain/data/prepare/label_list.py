@@ -6,6 +6,7 @@ separates them is what makes names in the list those of the images, or of the cl
 
 import csv
 import io
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -95,7 +96,8 @@ def read_label_list(text: str, score_key: KeyScorer, location: str) -> LabelList
     """Read a list of labels, or a table of files and labels.
 
     Args:
-        text: the list. Lines that begin with `# ` are comments.
+        text: the list. Lines that begin with `# ` are comments. Also JSON: {file:
+            label}, or pairs of them, perhaps under `labels`.
         score_key: how surely a cell is the name of an image.
         location: the list, for messages.
 
@@ -103,6 +105,8 @@ def read_label_list(text: str, score_key: KeyScorer, location: str) -> LabelList
         UserError: it is not clear which columns hold files and labels, or a line has
             other columns than the rest.
     """
+    if text.lstrip().startswith(("{", "[")):
+        return LabelList(True, _read_json_labels(text, location), False, [])
     rows, score_by_column = split_table(text, score_key)
     if not rows:
         raise UserError(f"{location} is empty: it must have one label per image")
@@ -163,6 +167,26 @@ def read_label_list(text: str, score_key: KeyScorer, location: str) -> LabelList
             label = label.partition(" ")[0]
         labels.append(Label(row.line_number, row.cells[key_column], label))
     return LabelList(True, labels, False, notes)
+
+
+def _read_json_labels(text: str, location: str) -> list[Label]:
+    """Read labels from JSON. Raises UserError if it has another form."""
+    try:
+        tree = json.loads(text)
+        if isinstance(tree, dict) and isinstance(tree.get("labels"), list):
+            tree = tree["labels"]
+        pairs = list(tree.items()) if isinstance(tree, dict) else tree
+        labels: list[Label] = []
+        for file, label in pairs:
+            if not isinstance(file, str) or not isinstance(label, (str, int)):
+                raise TypeError(f"{label!r} is no label")
+            labels.append(Label(len(labels) + 1, file, str(label)))
+        return labels
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{location} is not JSON of the form {{file: label}} ({error}): write it "
+            "so, or as lines of file and label"
+        ) from None
 
 
 def get_key_column(score_by_column: Mapping[int, int]) -> int:

@@ -99,6 +99,7 @@ def match_labels(
         min_unique = _MIN_UNIQUE_LINES if table.has_separators else _MIN_UNIQUE_LABELS
         check_is_labeling(labels, list_location, min_unique)
         label_by_file = dict(zip(files, labels, strict=True))
+        notes.extend(_describe_order(files, list_location))
     label_by_file = {file: label for file, label in label_by_file.items() if label}
     check_is_labeling(list(label_by_file.values()), list_location)
 
@@ -119,6 +120,23 @@ def match_labels(
             "number"
         )
     return MatchedLabels(dict(label_by_file), notes)
+
+
+def _describe_order(files: Sequence[str], list_location: str) -> list[str]:
+    """Return a note if names and the numbers in them have different orders."""
+
+    def get_natural_key(file: str) -> list[tuple[int, str]]:
+        parts = re.split(r"([0-9]+)", file)
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+    for file, other in zip(files, sorted(files, key=get_natural_key), strict=True):
+        if file != other:
+            return [
+                f"labels of {list_location} belong to the images in the order of their "
+                f"names, in which {file} comes before {other}: check that the list has "
+                "that order, or add the names to it"
+            ]
+    return []
 
 
 def check_count(num_labels: int, num_files: int, location: str) -> None:

@@ -1,5 +1,7 @@
 """Archives of class folders, archives of archives, and images with a list of labels."""
 
+import json
+
 import pytest
 from shapes import tar_of
 
@@ -171,6 +173,8 @@ def rows(mark, header="", quote=""):
         "class\n" + "".join(f"{n}\n" for n in DOGS),
         "".join(f"{n}\n" for n in DOGS),
         "".join(f'"{n}"\n' for n in DOGS),
+        json.dumps(EXPECTED),
+        json.dumps({"labels": [list(pair) for pair in EXPECTED.items()]}),
     ],
 )
 def test_lists_of_labels_in_every_form(tmp_path, text):
@@ -251,6 +255,9 @@ def test_boxes_beside_the_label(tmp_path):
         ("filename,label\nx0.jpg,a\nx1.jpg,b\n", r"names no image of the archive .first:"
          " x0.jpg a.: check"),
         ("a\nb\na\n", "the list has 3 labels for 4 files in .*x.tar: it must have one"),
+        ('{"images": [{"id": 1}]}', "labels.csv is not JSON of the form {file: label}"),
+        ('{"file_name": "img0.jpg", "label": 1}\n{"file_name": "img1.jpg", "label": 2}',
+         r"labels.csv is not JSON of the form .* \(Extra data"),
         ("", "labels.csv is empty: it must have one label per image"),
         ("img0.jpg,-1\nimg1.jpg,-1\n", "all labels of .*x.tar are -1"),
     ],
@@ -309,3 +316,10 @@ def test_several_columns_of_labels(tmp_path):
     assert source.classes == ("a", "b")
     (note,) = source.notes
     assert "are those of its column label, not of classid" in note
+
+
+def test_names_in_another_order_than_their_numbers_are_a_note(tmp_path):
+    names = [f"{i}.jpg" for i in range(11)]
+    source = opened(tmp_path, bare(*names), "a\n" * 5 + "b\n" * 6)
+    (note,) = source.notes
+    assert "in which 10.jpg comes before 2.jpg: check that the list has" in note
