@@ -11,7 +11,7 @@ from distrain.data.prepare.image_folder import IMAGE_EXTENSIONS
 from distrain.data.prepare.label_list import Label, read_label_list
 from distrain.errors import UserError
 
-_INTEGER = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0*)?")
+_INTEGER = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
 # From so many images on, labels that are all different are no classes.
 _MIN_UNIQUE_LABELS = 10
 _MIN_UNIQUE_LINES = 3
@@ -86,11 +86,16 @@ def match_labels(
     notes = list(table.notes)
     if table.has_files:
         label_by_file, unused = _match_files(files, table.labels, index, list_location)
+        if unused and not label_by_file:
+            raise UserError(
+                f"{list_location} names no image of {location} (first: "
+                f"{unused[0].file}): check that it is the list of this archive"
+            )
         if unused:
             lines = "1 line" if len(unused) == 1 else f"{len(unused)} lines"
             notes.append(
-                f"{lines} of {list_location} name no image of {location} (first: "
-                f"{unused[0].file})"
+                f"no image of {location} has the name in {lines} of {list_location} "
+                f"(first: {unused[0].file})"
             )
     else:
         check_count(len(table.labels), len(files), location)

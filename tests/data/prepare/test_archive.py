@@ -255,6 +255,7 @@ def test_boxes_beside_the_label(tmp_path):
         ("filename,label\nx0.jpg,a\nx1.jpg,b\n", r"names no image of the archive .first:"
          " x0.jpg a.: check"),
         ("a\nb\na\n", "the list has 3 labels for 4 files in .*x.tar: it must have one"),
+        ('{"x0.jpg": "a"}', "names no image of .*x.tar .first: x0.jpg.: check that"),
         ('{"images": [{"id": 1}]}', "labels.csv is not JSON of the form {file: label}"),
         ('{"file_name": "img0.jpg", "label": 1}\n{"file_name": "img1.jpg", "label": 2}',
          r"labels.csv is not JSON of the form .* \(Extra data"),
@@ -298,8 +299,9 @@ def test_lines_without_an_image_are_named(tmp_path):
     source = opened(tmp_path, FOUR, rows(",") + "img9.jpg,owl\nimg8.jpg,owl\n")
     assert found(source) == EXPECTED, "an owl is no class"
     (note,) = source.notes
-    assert note.startswith("2 lines of ")
-    assert note.endswith("x.tar (first: img9.jpg)")
+    assert note.startswith("no image of ")
+    assert " has the name in 2 lines of " in note
+    assert note.endswith("labels.csv (first: img9.jpg)")
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
