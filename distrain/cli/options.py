@@ -126,8 +126,8 @@ LabelsOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Labels for a .tar of bare images: a list, or the ILSVRC-2012 devkit "
-        "(.tar.gz).",
+        help="Labels for a .tar of bare images: one per line, a table of file and "
+        "label (CSV, text, JSON), or the ILSVRC-2012 devkit (.tar.gz).",
     ),
 ]
 ImageColumnOption = Annotated[

@@ -1,11 +1,14 @@
 """Tar archives as a source: ILSVRC-2012's, others with a list of labels, WebDataset."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import PurePosixPath
 
-from distrain.data.prepare.labels import read_devkit, read_lines
+from distrain.data.prepare.class_numbers import LabelValue, number_classes
+from distrain.data.prepare.label_match import check_count, match_labels
+from distrain.data.prepare.labels import read_devkit, read_text
 from distrain.data.prepare.source import (
     Block,
     ImageSource,
@@ -14,11 +17,11 @@ from distrain.data.prepare.source import (
     SourceOptions,
     register_opener,
 )
+from distrain.data.prepare.tar_listing import holds_archives, list_members
 from distrain.data.prepare.tar_members import (
     TarMember,
     build_tar_source,
-    find_first_member_name,
-    iter_members,
+    has_image_extension,
     to_block,
 )
 from distrain.data.prepare.webdataset import open_webdataset
@@ -27,8 +30,6 @@ from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
 _NUM_THREADS = 16
-# First cells of a header line in a list of labels, in lowercase.
-_HEADER_CELLS = ("imageid", "filename", "file")
 
 
 @register_opener("tar")
@@ -47,7 +48,7 @@ def _open_by_layout(
 ) -> ImageSource:
     # An archive of archives has one inner archive per class.
     first = files[0].name
-    if find_first_member_name(store, first).endswith(".tar"):
+    if holds_archives(store, first):
         if len(files) > 1:
             raise UserError(
                 f"{store.redacted_url}: {first} is an archive of archives, which "
@@ -69,10 +70,7 @@ def _open_by_layout(
             f"labels need a single archive, and {store.redacted_url} has "
             f"{len(files)}: pass the path of one"
         )
-    if labels_url.endswith((".tar.gz", ".tgz")):
-        truth, synsets = read_devkit(labels_url)
-        return _open_labeled_tar(store, first, truth, sorted(synsets))
-    return _open_labeled_tar(store, first, read_lines(labels_url), None)
+    return _open_labeled_tar(store, first, labels_url)
 
 
 def _open_tar_of_tars(store: Store, path: str) -> ImageSource:
@@ -85,119 +83,125 @@ def _open_tar_of_tars(store: Store, path: str) -> ImageSource:
         UserError: it is damaged.
     """
     # List the inner archives: labels follow the order of their names.
-    class_archives: list[TarMember] = []
-    rejects: list[Reject] = []
-    for member in iter_members(store, path):
-        if isinstance(member, Reject):
-            rejects.append(Reject(f"{path}/{member.name}", member.reason))
-        elif not member.name.endswith(".tar"):
-            rejects.append(Reject(f"{path}/{member.name}", "not a .tar of a class"))
-        else:
-            class_archives.append(member)
+    members, rejects = list_members(store, path)
+    class_archives = [member for member in members if member.name.endswith(".tar")]
     class_archives.sort(key=lambda member: member.name)
-    classes = [PurePosixPath(member.name).stem for member in class_archives]
+    for member in members:
+        if not member.name.endswith(".tar"):
+            rejects.append(Reject(f"{path}/{member.name}", "not a .tar of a class"))
 
     # Walk them in threads, but keep their order.
     list_archive = partial(_list_class_archive, store, path)
-    blocks: list[Block | Reject] = []
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        labels = range(len(class_archives))
-        for class_blocks in pool.map(list_archive, class_archives, labels):
-            blocks.extend(class_blocks)
-    return build_tar_source(store, "archive of archives", classes, blocks, rejects)
+        listings = list(pool.map(list_archive, class_archives))
+
+    # An archive without a file is no class.
+    classes: list[str] = []
+    empty: list[str] = []
+    blocks: list[Block | Reject] = []
+    for archive, items in zip(class_archives, listings, strict=True):
+        if not items:
+            empty.append(archive.name)
+            continue
+        for item in items:
+            if isinstance(item, Block):
+                blocks.append(item._replace(label=len(classes)))
+            else:
+                blocks.append(item)
+        classes.append(PurePosixPath(archive.name).stem)
+    _check_no_class_twice(classes, f"{store.redacted_url}/{path}")
+    notes = []
+    if empty:
+        notes.append(
+            f"these archives in {path} hold no file, and are no classes: "
+            f"{', '.join(empty)}"
+        )
+    return build_tar_source(
+        store, "archive of archives", classes, blocks, rejects, notes
+    )
+
+
+def _check_no_class_twice(classes: Sequence[str], location: str) -> None:
+    (name, count), *_ = Counter(classes).most_common(1) or [("", 0)]
+    if count > 1:
+        raise UserError(
+            f"{location} holds {count} archives named {name}.tar, in several folders: "
+            "pack each folder by itself"
+        )
 
 
 def _list_class_archive(
-    store: Store, path: str, archive: TarMember, label: int
+    store: Store, path: str, archive: TarMember
 ) -> list[Block | Reject]:
-    """List the images of an inner archive as byte ranges of the outer one."""
-    blocks: list[Block | Reject] = []
-    end = archive.start + archive.num_bytes
-    for member in iter_members(store, path, archive.start, end):
-        name = f"{path}/{archive.name}/{member.name}"
-        if isinstance(member, Reject):
-            blocks.append(Reject(name, member.reason))
-        else:
-            blocks.append(to_block(path, member, label)._replace(name=name))
+    """List the images of an inner archive as byte ranges of the outer one.
+
+    Labels are set later.
+    """
+    files, rejects = list_members(store, path, archive)
+    blocks: list[Block | Reject] = [*rejects]
+    for file in files:
+        name = f"{path}/{archive.name}/{file.name}"
+        blocks.append(to_block(path, file, 0)._replace(name=name))
     return blocks
 
 
-def _open_labeled_tar(
-    store: Store, path: str, label_lines: Sequence[str], classes: Sequence[str] | None
-) -> ImageSource:
+def _open_labeled_tar(store: Store, path: str, labels_url: str) -> ImageSource:
     """Open an archive of images with a list of labels: `ILSVRC2012_img_val.tar`, say.
 
     Args:
         store: where the archive is.
         path: the archive.
-        label_lines: one synset per file in the order of file names, or lines of file
-            name and synset.
-        classes: all synsets; by default those of the list.
+        labels_url: the devkit of ILSVRC-2012, or a list: one label per image in the
+            order of their names, or a table of images and labels.
 
     Raises:
         OSError: the archive cannot be read.
-        UserError: the list is of labels alone, and not one per file.
+        UserError: the list does not fit the archive.
     """
-    # List the files of the archive by name, the order that a list of labels follows.
-    files: list[TarMember] = []
-    rejects: list[Reject] = []
-    for member in iter_members(store, path):
-        if isinstance(member, Reject):
-            rejects.append(Reject(f"{path}/{member.name}", member.reason))
-        else:
-            files.append(member)
-    files.sort(key=lambda member: member.name)
+    # List the images of the archive by name, the order that a list of labels follows.
+    location = f"{store.redacted_url}/{path}"
+    members, rejects = list_members(store, path)
+    members.sort(key=lambda member: member.name)
+    images = [member for member in members if has_image_extension(member.name)]
+    # Without any extension of an image, each file may be one.
+    images = images or members
+    names = [image.name for image in images]
+    for member in sorted(set(members) - set(images)):
+        reason = "no image, by its extension"
+        rejects.append(Reject(f"{path}/{member.name}", reason))
 
-    # Match the list with the files, then number the classes.
-    class_by_file = _match_labels(files, label_lines, f"{store.redacted_url}/{path}")
-    if classes is None:
-        classes = sorted(set(class_by_file.values()))
-    label_by_class = {name: label for label, name in enumerate(classes)}
+    # Match the list with the images, then number the classes.
+    value_by_name: Mapping[str, LabelValue]
+    if labels_url.endswith((".tar.gz", ".tgz")):
+        truth, synsets = read_devkit(labels_url)
+        check_count(len(truth), len(images), location)
+        value_by_name = dict(zip(names, truth, strict=True))
+        values: Iterable[LabelValue] = synsets
+        notes: list[str] = []
+    else:
+        list_location = Store(labels_url).redacted_url
+        value_by_name, notes = match_labels(
+            names, read_text(labels_url), location, list_location
+        )
+        values = value_by_name.values()
+    numbers = number_classes(values, location)
 
     blocks: list[Block | Reject] = []
-    for file in files:
-        label = label_by_class.get(class_by_file.get(file.name, ""))
-        if label is None:
-            name = f"{path}/{file.name}"
+    for image in images:
+        name = f"{path}/{image.name}"
+        if image.name not in value_by_name:
             blocks.append(Reject(name, "the list has no label for it"))
+            continue
+        value = value_by_name[image.name]
+        if value in numbers.number_by_value:
+            blocks.append(to_block(path, image, numbers.number_by_value[value]))
         else:
-            blocks.append(to_block(path, file, label))
-    return build_tar_source(store, "labeled archive", classes, blocks, rejects)
-
-
-def _match_labels(
-    files: Sequence[TarMember], label_lines: Sequence[str], location: str
-) -> dict[str, str]:
-    """Return the class of each file for which the list has exactly one.
-
-    Raises:
-        UserError: the list has labels alone, and not one per file.
-    """
-    # Split the lines, which are separated by spaces or commas, and skip a header.
-    rows = [line.replace(",", " ").split() for line in label_lines if line.strip()]
-    if rows and rows[0][0].lower() in _HEADER_CELLS:
-        rows = rows[1:]
-
-    # Labels alone are in the order of files.
-    if all(len(row) == 1 for row in rows):
-        if len(rows) != len(files):
-            raise UserError(
-                f"the list has {len(rows)} labels for {len(files)} files in "
-                f"{location}: it must have one per file"
-            )
-        return {file.name: row[0] for file, row in zip(files, rows, strict=True)}
-
-    # Lines of file and label: match whole names first. A list may also leave out
-    # folders and extensions, as long as the files of that stem have one label.
-    class_by_name = {row[0]: row[1] for row in rows if len(row) > 1}
-    classes_by_stem: dict[str, set[str]] = {}
-    for name, class_name in class_by_name.items():
-        classes_by_stem.setdefault(PurePosixPath(name).stem, set()).add(class_name)
-    class_by_file: dict[str, str] = {}
-    for file in files:
-        stem_classes = classes_by_stem.get(PurePosixPath(file.name).stem, set())
-        if file.name in class_by_name:
-            class_by_file[file.name] = class_by_name[file.name]
-        elif len(stem_classes) == 1:
-            (class_by_file[file.name],) = stem_classes
-    return class_by_file
+            blocks.append(Reject(name, f"label {value}: no label"))
+    return build_tar_source(
+        store,
+        "labeled archive",
+        numbers.classes,
+        blocks,
+        rejects,
+        [*notes, *numbers.notes],
+    )

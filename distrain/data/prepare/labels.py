@@ -1,8 +1,14 @@
 """Lists beside images: labels of an archive, class names, the devkit of ILSVRC-2012."""
 
+import codecs
 import io
+import json
 import tarfile
+from ast import literal_eval
+from collections.abc import Sequence
+from typing import Any
 
+from distrain.data.prepare.label_list import get_key_column, split_table
 from distrain.data.prepare.source import RETRY_SECONDS
 from distrain.data.storage.retry import PERMANENT_ERRORS
 from distrain.data.storage.store import Store
@@ -11,6 +17,15 @@ from distrain.errors import UserError
 _MAX_DEVKIT_BYTES = 64 << 20
 _GROUND_TRUTH_FILE = "ILSVRC2012_validation_ground_truth.txt"
 _META_FILE = "meta.mat"
+# Exceptions of JSON, and of values that are no names.
+_JSON_ERRORS = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    SyntaxError,
+    RecursionError,
+    MemoryError,
+)
 # Exceptions of tarfile, gzip, scipy and the lookups on a file of some other kind.
 _DEVKIT_ERRORS = (
     tarfile.TarError,
@@ -30,15 +45,17 @@ def read_class_names(classes: tuple[str, ...], url: str) -> tuple[str, ...]:
 
     Args:
         classes: class names of a source, by label.
-        url: lines of class and name, or of one name per class; or the devkit.
+        url: a table of classes and names, one name per line and class, a JSON object
+            such as Keras's imagenet_class_index.json, or the devkit.
 
     Raises:
-        UserError: the file does not exist, or has no name for a class.
+        UserError: the file does not exist, has no name for a class, or two.
     """
     if url.endswith((".tar.gz", ".tgz")):
         _, name_by_class = read_devkit(url)
     else:
-        name_by_class = _parse_class_names(classes, read_lines(url))
+        location = Store(url).redacted_url
+        name_by_class = _parse_class_names(classes, read_text(url), location)
     missing = [key for key in classes if key not in name_by_class]
     if missing:
         raise UserError(
@@ -52,22 +69,74 @@ def read_class_names(classes: tuple[str, ...], url: str) -> tuple[str, ...]:
     )
 
 
-def _parse_class_names(classes: tuple[str, ...], lines: list[str]) -> dict[str, str]:
-    """Parse lines of class and name (split at the first space or comma), or of names.
+def _parse_class_names(
+    classes: Sequence[str], text: str, location: str
+) -> dict[str, str]:
+    """Parse a table of classes and names, or lines of names.
 
     Lines are taken for names alone only if there is one per class and none of them
     begins with a class.
     """
-    lines = [line.replace("\t", " ") for line in lines if line.strip()]
-    name_by_class = {}
-    for line in lines:
-        key, separator, name = line.partition(" " if " " in line else ",")
-        if separator:
-            name_by_class[key.strip(" ,")] = name.strip()
-    if len(lines) == len(classes) and not any(key in name_by_class for key in classes):
-        names = [line.strip() for line in lines]
-        return dict(zip(classes, names, strict=True))
+    if text.lstrip().startswith(("{", "[")):
+        return _parse_json_names(classes, text, location)
+    known = frozenset(classes)
+    rows, score_by_column = split_table(text, lambda cell: 2 * (cell in known))
+    if not score_by_column:
+        names = [" ".join(row.cells) for row in rows]
+        return (
+            dict(zip(classes, names, strict=True)) if len(names) == len(classes) else {}
+        )
+
+    # What follows the class is its name, even if it has commas.
+    column = get_key_column(score_by_column)
+    name_by_class: dict[str, str] = {}
+    for row in rows:
+        key = row.cells[column] if column < len(row.cells) else ""
+        name = ", ".join(row.cells[:column] + row.cells[column + 1 :])
+        if key in known and name_by_class.setdefault(key, name) != name:
+            raise UserError(
+                f"{location} gives {key} two names, {name_by_class[key]} and {name} "
+                f"in line {row.line_number}: keep the right one"
+            )
     return name_by_class
+
+
+def _parse_json_names(
+    classes: Sequence[str], text: str, location: str
+) -> dict[str, str]:
+    """Parse JSON, or a dict of Python: {class: name}, {number: [class, name]}, [name].
+
+    Raises UserError if it is none of these.
+    """
+    try:
+        tree = _parse_tree(text)
+        if isinstance(tree, list):
+            tree = dict(zip(classes, tree, strict=True))
+        name_by_class: dict[str, str] = {}
+        for key, value in tree.items():
+            if isinstance(value, list):
+                synset, name = value
+                name_by_class[synset] = name
+            elif isinstance(value, int):
+                # torchvision's class_to_idx.
+                name_by_class[str(value)] = key
+                continue
+            else:
+                name = value
+            name_by_class[str(key)] = name
+        return {key: str(name) for key, name in name_by_class.items()}
+    except _JSON_ERRORS as error:
+        raise UserError(
+            f"{location} is not a JSON object of classes and names "
+            f"({type(error).__name__}: {error}): write lines of class and name"
+        ) from None
+
+
+def _parse_tree(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return literal_eval(text.strip())
 
 
 def _read_file(url: str) -> bytes:
@@ -86,11 +155,13 @@ def _read_file(url: str) -> bytes:
         ) from None
 
 
-def read_lines(url: str) -> list[str]:
-    """Read the lines of a text file. Raises UserError if it is missing or not UTF-8."""
+def read_text(url: str) -> str:
+    """Read a text file. Raises UserError if it is missing or not UTF-8 or UTF-16."""
+    data = _read_file(url)
+    # Files from Windows may start with a byte order mark; Excel also writes UTF-16.
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        # Files from Windows may start with a byte order mark.
-        return _read_file(url).decode("utf-8-sig").splitlines()
+        return data.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(
             f"{Store(url).redacted_url} is not UTF-8 text: it must have one line per "

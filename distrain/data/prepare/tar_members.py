@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from distrain.data.prepare.image_folder import IMAGE_EXTENSIONS
 from distrain.data.prepare.source import (
     MAX_FILE_BYTES,
     RETRY_SECONDS,
@@ -22,7 +23,7 @@ from distrain.data.prepare.source import (
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
-LABEL_EXTENSIONS = {"cls", "json"}
+LABEL_EXTENSIONS = ("cls", "label", "class", "json")
 """Extensions of members that may be a label; their text is read during the walk."""
 _TAR_BLOCK_BYTES = 512
 _COMPRESSION_MAGIC = {
@@ -173,6 +174,11 @@ def get_extension(name: str) -> str:
     return name.rpartition("/")[2].partition(".")[2].lower()
 
 
+def has_image_extension(name: str) -> bool:
+    """Return whether the last extension of a file name is one of images."""
+    return get_extension(name).rpartition(".")[2] in IMAGE_EXTENSIONS
+
+
 def _may_be_label(member: TarMember) -> bool:
     is_label_file = get_extension(member.name) in LABEL_EXTENSIONS
     return is_label_file and member.num_bytes <= _MAX_LABEL_BYTES
@@ -189,8 +195,10 @@ def _check_member(
         return None
     if path.is_absolute() or ".." in path.parts:
         return Reject(name, "its name leads out of the archive")
-    if info.issym() or info.islnk():
-        return Reject(name, "a link")
+    if info.issym():
+        return Reject(name, "a link: archive it again with tar --dereference")
+    if info.islnk():
+        return Reject(name, "a link: archive it again with tar --hard-dereference")
     if not info.isreg():
         return Reject(name, "a device or another special file")
     # The bytes of a sparse file are not one range of the archive.
@@ -210,23 +218,13 @@ def to_block(path: str, member: TarMember, label: int) -> Block | Reject:
     return Block(path, name, label, member.start, member.num_bytes)
 
 
-def find_first_member_name(store: Store, path: str) -> str:
-    """Return the name of the first file in an archive, or "" if it has no file.
-
-    Raises OSError and UserError.
-    """
-    for member in iter_members(store, path):
-        if isinstance(member, TarMember):
-            return member.name
-    return ""
-
-
 def build_tar_source(
     store: Store,
     format_name: str,
     classes: Sequence[str],
     blocks_and_rejects: Sequence[Block | Reject],
     rejects: Sequence[Reject] = (),
+    notes: Sequence[str] = (),
 ) -> ImageSource:
     """Build a source from the blocks of archives, and move their rejects to its list.
 
@@ -236,10 +234,17 @@ def build_tar_source(
         classes: class names by label.
         blocks_and_rejects: blocks, with the members that cannot be one.
         rejects: further rejects, listed first.
+        notes: what the user should know, one sentence each.
     """
     blocks = [item for item in blocks_and_rejects if isinstance(item, Block)]
     bad_members = [item for item in blocks_and_rejects if isinstance(item, Reject)]
     reader = FileReader(store.url)
     return ImageSource(
-        store, format_name, tuple(classes), blocks, reader, [*rejects, *bad_members]
+        store,
+        format_name,
+        tuple(classes),
+        blocks,
+        reader,
+        [*rejects, *bad_members],
+        notes=list(notes),
     )

@@ -1,0 +1,294 @@
+"""Tables of text that people bring: which columns a list of labels or names has.
+
+Columns are separated by tabs, semicolons, commas, bars, colons or white space: what
+separates them is what makes names in the list those of the images, or of the classes.
+"""
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+from distrain.errors import UserError
+
+_DELIMITERS = ("\t", ";", ",", "|", ":")
+# Names of columns, in lowercase and without punctuation. Of several columns of labels,
+# the first in this order counts.
+_LABEL_COLUMNS = (
+    "label",
+    "labels",
+    "class",
+    "classname",
+    "labelname",
+    "category",
+    "categoryname",
+    "target",
+    "groundtruth",
+    "synset",
+    "wnid",
+    "cls",
+    "predictionstring",
+    "classid",
+    "labelid",
+    "categoryid",
+)
+_FILE_COLUMNS = {
+    "file",
+    "files",
+    "filename",
+    "filenames",
+    "filepath",
+    "fname",
+    "id",
+    "image",
+    "images",
+    "imageid",
+    "imagename",
+    "imagepath",
+    "img",
+    "imgname",
+    "imgpath",
+    "key",
+    "name",
+    "path",
+}
+# Its cells are a class and the corners of boxes, in ILSVRC's LOC_val_solution.csv.
+_BOXES_COLUMN = "predictionstring"
+_SHOW_COLUMNS = "begin it with a line that names the columns, such as filename,label"
+
+KeyScorer: TypeAlias = Callable[[str], int]
+"""How surely a cell is the name of an image, or of a class; 0: it is none."""
+
+
+class Row(NamedTuple):
+    """Row of a table."""
+
+    line_number: int
+    cells: list[str]
+
+
+class Label(NamedTuple):
+    """Label of a list."""
+
+    line_number: int
+    file: str
+    """Name of the image; empty in a list of labels alone."""
+    label: str
+    """Its label; empty if it has none."""
+
+
+class LabelList(NamedTuple):
+    """Labels of a list, in its order."""
+
+    has_files: bool
+    """Whether each label comes with the name of its image."""
+    labels: list[Label]
+    has_separators: bool
+    """Whether labels without files might be several columns."""
+    notes: list[str]
+    """What the user should know, one sentence each."""
+
+
+def read_label_list(text: str, score_key: KeyScorer, location: str) -> LabelList:
+    """Read a list of labels, or a table of files and labels.
+
+    Args:
+        text: the list. Lines that begin with `# ` are comments. Also JSON: {file:
+            label}, or pairs of them, perhaps under `labels`.
+        score_key: how surely a cell is the name of an image.
+        location: the list, for messages.
+
+    Raises:
+        UserError: it is not clear which columns hold files and labels, or a line has
+            other columns than the rest.
+    """
+    if text.lstrip().startswith(("{", "[")):
+        return LabelList(True, _read_json_labels(text, location), False, [])
+    rows, score_by_column = split_table(text, score_key)
+    if not rows:
+        raise UserError(f"{location} is empty: it must have one label per image")
+    header = [_normalize(cell) for cell in rows[0].cells]
+    label_columns = [name for name in _LABEL_COLUMNS if name in header]
+    num_columns = len(header)
+
+    # A list of labels alone, in the order of files, perhaps with a name or an index.
+    if not score_by_column:
+        if label_columns and _FILE_COLUMNS & set(header):
+            raise UserError(
+                f"{location} names no image of the archive (first: "
+                f"{' '.join(rows[min(1, len(rows) - 1)].cells)}): check that it is "
+                "the list of this archive"
+            )
+        column = header.index(label_columns[0]) if label_columns else 0
+        rows = rows[1:] if label_columns else rows
+        has_separators = any(re.search(r"[\s,;|:=]", row.cells[0]) for row in rows)
+        labels = [Label(row.line_number, "", _get(row, column)) for row in rows]
+        return LabelList(False, labels, has_separators, [])
+
+    # A table: the header or, with two columns, the other one tells the labels. A label
+    # such as 1 may be the name of an image too.
+    notes = []
+    label_column = header.index(label_columns[0]) if label_columns else -1
+    score_by_column.pop(label_column, None)
+    key_column = get_key_column(score_by_column)
+    if label_columns and key_column >= 0:
+        rows = rows[1:]
+    elif num_columns == 2 and 0 <= key_column < 2:
+        label_column = 1 - key_column
+        if header[key_column] in _FILE_COLUMNS and not score_key(
+            rows[0].cells[key_column]
+        ):
+            rows = rows[1:]
+    else:
+        raise UserError(
+            f"{location} has {num_columns} columns, and it is not clear which one "
+            f"holds the labels: {_SHOW_COLUMNS}"
+        )
+    if len(label_columns) > 1:
+        others = ", ".join(label_columns[1:])
+        notes.append(
+            f"the labels of {location} are those of its column {label_columns[0]}, not "
+            f"of {others}"
+        )
+
+    labels = []
+    for row in rows:
+        if len(row.cells) != num_columns:
+            raise UserError(
+                f"line {row.line_number} of {location} has {len(row.cells)} columns, "
+                f"and the first line {num_columns}: put names that hold a delimiter "
+                "into quotes"
+            )
+        label = row.cells[label_column]
+        if label_columns and label_columns[0] == _BOXES_COLUMN:
+            label = label.partition(" ")[0]
+        labels.append(Label(row.line_number, row.cells[key_column], label))
+    return LabelList(True, labels, False, notes)
+
+
+def _read_json_labels(text: str, location: str) -> list[Label]:
+    """Read labels from JSON. Raises UserError if it has another form."""
+    try:
+        tree = json.loads(text)
+        if isinstance(tree, dict) and isinstance(tree.get("labels"), list):
+            tree = tree["labels"]
+        pairs = list(tree.items()) if isinstance(tree, dict) else tree
+        labels: list[Label] = []
+        for file, label in pairs:
+            if not isinstance(file, str) or not isinstance(label, (str, int)):
+                raise TypeError(f"{label!r} is no label")
+            labels.append(Label(len(labels) + 1, file, str(label)))
+        return labels
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{location} is not JSON of the form {{file: label}} ({error}): write it "
+            "so, or as lines of file and label"
+        ) from None
+
+
+def get_key_column(score_by_column: Mapping[int, int]) -> int:
+    """Return the column that most surely holds names; -1: none does."""
+    return max(score_by_column, key=lambda key: score_by_column[key], default=-1)
+
+
+def split_table(text: str, score_key: KeyScorer) -> tuple[list[Row], dict[int, int]]:
+    """Split a text into rows of cells.
+
+    Returns:
+        The rows, and the score of each column that has names of images or classes.
+        Without such a column, rows are split only if their first one names a column of
+        labels, and have one cell otherwise.
+    """
+    tables = [_split_at(text, mark) for mark in _DELIMITERS if mark in text]
+    tables.append(_split_behind_keys(text, score_key))
+    tables.append(_split_at(text, " "))
+
+    # Take the table that has the most names.
+    best_score = 0
+    best: tuple[list[Row], dict[int, int]] | None = None
+    for rows in tables:
+        score_by_column = _score_columns(rows, score_key)
+        score = max(score_by_column.values(), default=0)
+        if score > best_score:
+            best_score = score
+            best = (rows, score_by_column)
+    if best is not None:
+        return best
+
+    # Without names: a table with a header, or one label per line.
+    for rows in tables:
+        if rows and len(rows[0].cells) > 1:
+            header = {_normalize(cell) for cell in rows[0].cells}
+            if header & set(_LABEL_COLUMNS) and header & {*_FILE_COLUMNS, ""}:
+                return rows, {}
+    return [Row(number, [_unquote(line)]) for number, line in _iter_lines(text)], {}
+
+
+def _score_columns(rows: Sequence[Row], score_key: KeyScorer) -> dict[int, int]:
+    score_by_column: Counter[int] = Counter()
+    for row in rows:
+        if len(row.cells) > 1:
+            for column, cell in enumerate(row.cells):
+                score = score_key(cell)
+                if score:
+                    score_by_column[column] += score
+    return dict(score_by_column)
+
+
+def _split_at(text: str, mark: str) -> list[Row]:
+    """Split lines at a mark, by the rules of CSV."""
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True
+    )
+    rows = []
+    try:
+        for cells in reader:
+            cells = [cell.strip() for cell in cells]
+            # Some writers end each line with a delimiter.
+            while len(cells) > 2 and not cells[-1]:
+                cells.pop()
+            if any(cells) and not cells[0].startswith("# "):
+                rows.append(Row(reader.line_num, cells))
+    except csv.Error:
+        # A quote that does not end: this is no such table.
+        return []
+    return rows
+
+
+def _split_behind_keys(text: str, score_key: KeyScorer) -> list[Row]:
+    """Split each line at white space, behind the longest name that is known."""
+    rows = []
+    for line_number, line in _iter_lines(text):
+        gaps = list(re.finditer(r"\s+", line))
+        known = [gap for gap in gaps if score_key(line[: gap.start()])]
+        if known:
+            gap = known[-1]
+            cells = [line[: gap.start()], _unquote(line[gap.end() :])]
+        else:
+            cells = line.split(maxsplit=1)
+        rows.append(Row(line_number, cells))
+    return rows
+
+
+def _iter_lines(text: str) -> Sequence[tuple[int, str]]:
+    """Return the lines that are not blank, with their numbers."""
+    lines = enumerate(io.StringIO(text, newline=None), 1)
+    stripped = [(number, line.strip()) for number, line in lines]
+    return [(n, line) for n, line in stripped if line and not line.startswith("# ")]
+
+
+def _unquote(text: str) -> str:
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        return text[1:-1].replace('""', '"')
+    return text
+
+
+def _normalize(cell: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", cell.lower()) if cell.isascii() else cell
+
+
+def _get(row: Row, column: int) -> str:
+    return row.cells[column] if column < len(row.cells) else ""
