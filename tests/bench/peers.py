@@ -337,7 +337,8 @@ def prepare(folder: Path, images: int) -> None:
     from photographs import folder as photographs
 
     from distrain.data.prepare.open import open_source
-    from distrain.data.prepare.pack import Geometry, PackOptions, pack_dataset
+    from distrain.data.prepare.pack import pack_dataset
+    from distrain.data.prepare.pack_options import Geometry, PackOptions
 
     photos = photographs(folder / "photos", images)
     files = sorted(photos.rglob("*.JPEG"))

@@ -21,7 +21,8 @@ from stores import behaves_as_a_folder
 from distrain.data.prepare import pack as pack_module
 from distrain.data.prepare.index import index_dataset
 from distrain.data.prepare.open import open_source
-from distrain.data.prepare.pack import Geometry, PackOptions, pack_dataset
+from distrain.data.prepare.pack import pack_dataset
+from distrain.data.prepare.pack_options import Geometry, PackOptions
 from distrain.data.shards.dataset import Dataset
 from distrain.data.shards.manifest import Manifest
 from distrain.data.storage.store import Store

@@ -3,7 +3,8 @@
 import numpy as np
 
 from distrain.data.decoding.image import encode_png
-from distrain.data.prepare.pack import Geometry, PackOptions, pack_dataset
+from distrain.data.prepare.pack import pack_dataset
+from distrain.data.prepare.pack_options import Geometry, PackOptions
 from distrain.data.prepare.source import Block, BlockRows, ImageSource, Sample
 from distrain.data.shards.manifest import MANIFEST_FILE
 from distrain.data.storage.store import Store

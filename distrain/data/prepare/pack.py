@@ -31,8 +31,7 @@ from distrain.data.prepare.pack_notes import (
     remove_notes,
     write_note,
 )
-from distrain.data.prepare.pack_options import Geometry as Geometry  # for callers
-from distrain.data.prepare.pack_options import PackOptions as PackOptions
+from distrain.data.prepare.pack_options import PackOptions
 from distrain.data.prepare.plan import (
     encode_plan,
     find_finished,
@@ -59,7 +58,7 @@ from distrain.data.prepare.source import (
     Reject,
     Sample,
 )
-from distrain.data.shards.manifest import MANIFEST_FILE, READING, Manifest
+from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.shards.stats import PixelMoments
 from distrain.data.shards.writer import ShardWriter
 from distrain.data.storage.store import Store

@@ -25,7 +25,8 @@ from PIL import Image
 from distrain.data.decoding.image import decode_rgb, is_plain_jpeg, sanitize_file
 from distrain.data.decoding.jpeg_header import parse_jpeg_header
 from distrain.data.decoding.orientation import parse_app1_orientation, read_orientation
-from distrain.data.prepare.pack import Geometry, PackOptions, _prepare_image
+from distrain.data.prepare.pack import _prepare_image
+from distrain.data.prepare.pack_options import Geometry, PackOptions
 from distrain.data.prepare.source import Sample
 from distrain.data.shards.stats import PixelMoments
 

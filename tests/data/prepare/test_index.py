@@ -17,7 +17,8 @@ from distrain.data.loader import Loader
 from distrain.data.prepare import index
 from distrain.data.prepare.index import compute_color_statistics, index_dataset
 from distrain.data.prepare.open import open_source
-from distrain.data.prepare.pack import Geometry, PackOptions, pack_dataset
+from distrain.data.prepare.pack import pack_dataset
+from distrain.data.prepare.pack_options import Geometry, PackOptions
 from distrain.data.prepare.rejects import REJECTS_FILE
 from distrain.data.prepare.source import Reject
 from distrain.data.prepare.verify import summarize_dataset, verify_dataset
