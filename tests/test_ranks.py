@@ -15,7 +15,7 @@ from forks import Fork
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import await_that
 
-from distrain.config import to_yaml
+from distrain.config import EvaluateConfig, to_yaml
 from distrain.data.storage.store import Store
 from distrain.distributed.world import World
 from distrain.models.alexnet import AlexNet, AlexNetBN
@@ -158,6 +158,17 @@ def test_a_resume_on_another_number_of_ranks(config, ranks, console, tmp_path):
         train(config, World(torch.device("cpu")), console, must_resume=True).weights
         == wanted
     )
+
+
+def test_one_more_epoch_on_another_number_of_ranks(config, ranks, console, tmp_path):
+    """All ranks take the same best: that of the end of the first epoch, which 10 does not divide, counts no more."""
+    config = config.model_copy(update={"evaluate": EvaluateConfig(every=10, batch=50)})
+    wanted = alone(config, console, tmp_path).weights
+    train(config.model_copy(update={"epochs": 1}), World(torch.device("cpu")), console)
+    found = ranks.results(ranks.start(config, 2))
+    assert [(r["status"], r["step"], r["weights"]) for r in found] == [
+        ("finished", 46, wanted)
+    ] * 2, found
 
 
 @pytest.mark.parametrize("serving", ["the lead", "another"])
