@@ -33,6 +33,7 @@ from distrain.data.shards.dataset import Dataset
 from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.shards.stats import ColorStatistics
 from distrain.data.storage.store import Store
+from distrain.data.storage.url import expand_home
 from distrain.distributed.process import count_available_cores
 from distrain.errors import UserError
 
@@ -294,12 +295,13 @@ def inspect(url: str | Path, *, sheet: str | Path | None = None) -> DatasetSumma
         UserError: there is no data set at the URL, or the sheet cannot be written.
     """
     # Before all of it is read, which may take hours.
-    if sheet is not None and not Path(sheet).parent.is_dir():
-        raise UserError(f"no folder {Path(sheet).parent} for the sheet: create it")
-    if sheet is not None and Path(sheet).is_dir():
+    sheet = None if sheet is None else Path(expand_home(str(sheet)))
+    if sheet is not None and not sheet.parent.is_dir():
+        raise UserError(f"no folder {sheet.parent} for the sheet: create it")
+    if sheet is not None and sheet.is_dir():
         raise UserError(f"the sheet {sheet} is a folder: name a PNG file in it")
     dataset = Dataset.open(url)
     summary = summarize_dataset(dataset)
     if sheet is not None:
-        Path(sheet).write_bytes(encode_png(draw_contact_sheet(dataset)))
+        sheet.write_bytes(encode_png(draw_contact_sheet(dataset)))
     return summary
