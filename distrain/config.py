@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from distrain.data.config import Augment, DataConfig
-from distrain.data.storage.url import forbid_url_secrets
+from distrain.data.storage.url import expand_home, forbid_url_secrets
 from distrain.distributed.config import Cluster
 from distrain.errors import UserError
 from distrain.fields import Section, make_conflict, operation_field, result_field
@@ -139,8 +139,8 @@ class Config(Section):
 
     @field_validator("run")
     @classmethod
-    def _check_no_secret(cls, value: str | None) -> str | None:
-        return forbid_url_secrets(value)
+    def _check_run(cls, value: str | None) -> str | None:
+        return forbid_url_secrets(expand_home(value))
 
     # Checks across fields are attached to one field each, so that they are reported
     # together with all other problems; a check of the whole config (pydantic's
@@ -275,7 +275,7 @@ def load_config(
     Raises:
         UserError: naming every problem at once.
     """
-    path = Path(path)
+    path = Path(expand_home(str(path)))
     file = path
     if not path.is_file() and str(path) in list_recipes():
         file = _RECIPES_FOLDER / f"{path}.yaml"

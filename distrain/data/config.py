@@ -10,7 +10,7 @@ from pydantic import (
     field_validator,
 )
 
-from distrain.data.storage.url import forbid_url_secrets
+from distrain.data.storage.url import expand_home, forbid_url_secrets
 from distrain.fields import Section, make_conflict, operation_field, result_field
 
 _SIZE_UNITS = "KMGTPE"
@@ -94,6 +94,11 @@ class DataConfig(Section):
     max_bad_samples: int = operation_field(100, ge=0)
     """Distinct samples that may turn out not to decode before the run stops; 0: the
     first one stops it. [operation]"""
+
+    @field_validator("train", "val", "cache")
+    @classmethod
+    def _expand_home(cls, value: str | None) -> str | None:
+        return expand_home(value)
 
     @field_validator("train", "val")
     @classmethod

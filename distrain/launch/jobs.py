@@ -17,6 +17,7 @@ from distrain.config import (
     parse_config_yaml,
 )
 from distrain.data.storage.store import Store
+from distrain.data.storage.url import expand_home
 from distrain.errors import UserError
 from distrain.launch.job_request import build_job_request
 from distrain.launch.kuberay import JobManifests, Kubectl, build_manifests
@@ -145,7 +146,7 @@ def resume(
         UserError: as `submit`; or there is no run, or an override changes what decides
             its weights.
     """
-    run = str(run)
+    run = expand_home(str(run))
     check_overrides(overrides)
     paths = _to_paths(files)
     make_importable(paths)
@@ -252,7 +253,9 @@ def make_importable(files: Sequence[Path]) -> None:
 
     On the cluster they lie side by side, so the folder of each is searched.
     """
-    sys.path.extend(str(file.absolute().parent) for file in files)
+    sys.path.extend(
+        str(Path(expand_home(str(file))).absolute().parent) for file in files
+    )
 
 
 def _to_paths(files: Sequence[str | Path]) -> list[Path]:
@@ -261,7 +264,7 @@ def _to_paths(files: Sequence[str | Path]) -> list[Path]:
         raise UserError(
             f"files must be a list of paths, not one path: use [{str(files)!r}]"
         )
-    return [Path(file) for file in files]
+    return [Path(expand_home(str(file))) for file in files]
 
 
 def get_dashboard_url(address: str | None) -> str:
@@ -308,9 +311,10 @@ def _submit_to_platform(
             f"--to {to} needs --template: a copy of {_EXAMPLE_TEMPLATES[to]} from "
             "distrain's repository, adapted to your site"
         )
+    template_path = Path(expand_home(str(template)))
     if to == "kuberay":
-        return _submit_to_kuberay(spec, Path(template), namespace)
-    return _submit_to_slurm(spec, Path(template))
+        return _submit_to_kuberay(spec, template_path, namespace)
+    return _submit_to_slurm(spec, template_path)
 
 
 def _submit_to_ray(

@@ -205,7 +205,7 @@ def _iter_options(script: str) -> Iterator[SbatchOption]:
         name, flags, value = _split_word(word.text)
         # The value is the next word, which for an unknown option may be another option:
         # that one has no value.
-        used_words = (word,)
+        used_words: tuple[_Word, ...] = (word,)
         is_followed = i < len(words) and not words[i].text.startswith("-")
         if value is None and is_followed:
             used_words = (word, words[i])

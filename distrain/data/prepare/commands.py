@@ -32,8 +32,18 @@ from distrain.data.shards.dataset import Dataset
 from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.shards.stats import ColorStatistics
 from distrain.data.storage.store import Store
-from distrain.distributed.process import count_available_cores
+from distrain.data.storage.url import expand_home
+from distrain.distributed.process import (
+    count_available_cores,
+    count_available_memory,
+)
 from distrain.errors import UserError
+
+# Measured peaks of a process that decodes, in bytes: without images, and per pixel of
+# the largest image, if it is resized before all else, or used at full size.
+_PROCESS_BYTES = 200 << 20
+_RESIZED_PIXEL_BYTES = 8
+_FULL_PIXEL_BYTES = 30
 
 
 def _ignore(_: DatasetProgress) -> None:
@@ -50,12 +60,36 @@ def _check_positive(name: str, value: int) -> None:
         raise UserError(f"{name} {value} is not valid: use at least 1")
 
 
-def _get_num_processes(processes: int | None) -> int:
-    """Return the number of processes, by default one per core. Raises UserError."""
+def _get_num_processes(processes: int | None, image_bytes: int) -> int:
+    """Return the number of processes, by default one per core that memory allows.
+
+    Args:
+        processes: the caller's choice, which memory does not limit.
+        image_bytes: peak memory of a process while it works on the largest image.
+
+    Raises:
+        UserError: the caller's choice is below 1.
+    """
     if processes is None:
-        return count_available_cores()
+        process_bytes = _PROCESS_BYTES + image_bytes
+        num_fitting = count_available_memory() // process_bytes
+        return max(1, min(count_available_cores(), num_fitting))
     _check_positive("processes", processes)
     return processes
+
+
+def _note_memory_limit(
+    source: ImageSource, processes: int | None, num_processes: int
+) -> None:
+    """Add a note to a source if memory allows fewer processes than there are cores."""
+    num_cores = count_available_cores()
+    if processes is None and num_processes < num_cores:
+        memory = count_available_memory() / 2**30
+        source.notes.append(
+            f"{num_processes} of {num_cores} cores are used, since {memory:.1f} GiB of "
+            "memory may not hold the largest images that are allowed for more: lower "
+            "the pixel limit, or set the number of processes"
+        )
 
 
 class StatsResult(NamedTuple):
@@ -100,9 +134,10 @@ def pack(
         image_column: Parquet column of the images. Default: from the metadata.
         label_column: Parquet column of the labels. Default: from the metadata.
         pixel_limit: images of more than this many pixels are rejected.
-        processes: decoding processes. Default: one per core. They import the main
-            script again: unless this is 1, a script must call this function below
-            `if __name__ == "__main__":`.
+        processes: decoding processes. Default: one per core, or fewer if the memory
+            that the process may use does not hold the largest images. They import the
+            main script again: unless this is 1, a script must call this function
+            below `if __name__ == "__main__":`.
         on_source: called once the source is open, before any image is read.
         on_progress: called before the first image and after every shard.
         log: gets a line if a write to the target fails and is retried.
@@ -120,7 +155,9 @@ def pack(
     # Check the options before the source is listed, which may take minutes.
     _check_positive("pixel_limit", pixel_limit)
     options = PackOptions(Geometry.from_text(geometry), encoding, quality, pixel_limit)
-    num_processes = _get_num_processes(processes)
+    is_resized = options.geometry.kind != "keep"
+    pixel_bytes = _RESIZED_PIXEL_BYTES if is_resized else _FULL_PIXEL_BYTES
+    num_processes = _get_num_processes(processes, pixel_bytes * pixel_limit)
     opened = open_source(
         str(source),
         labels_url=_to_url(labels),
@@ -128,6 +165,7 @@ def pack(
         image_column=image_column,
         label_column=label_column,
     )
+    _note_memory_limit(opened.source, processes, num_processes)
     if on_source is not None:
         on_source(opened.source)
     return pack_dataset(
@@ -181,7 +219,7 @@ def index(
     """
     # Check the options before the source is listed.
     _check_positive("pixel_limit", pixel_limit)
-    num_processes = _get_num_processes(processes)
+    num_processes = _get_num_processes(processes, _FULL_PIXEL_BYTES * pixel_limit)
     opened = open_source(
         str(source),
         labels_url=_to_url(labels),
@@ -189,6 +227,7 @@ def index(
         image_column=image_column,
         label_column=label_column,
     )
+    _note_memory_limit(opened.source, processes, num_processes)
     if on_source is not None:
         on_source(opened.source)
     return index_dataset(
@@ -230,7 +269,9 @@ def stats(
         RunError: a process was killed.
         OSError: reading fails for longer than a minute.
     """
-    num_processes = _get_num_processes(processes)
+    num_processes = _get_num_processes(
+        processes, _FULL_PIXEL_BYTES * DEFAULT_PIXEL_LIMIT
+    )
     # Ask for a manifest first: a data set may be named like an archive.
     if "*" not in str(url):
         store = Store(str(url))
@@ -248,6 +289,7 @@ def stats(
         image_column=image_column,
         label_column=label_column,
     )
+    _note_memory_limit(source, processes, num_processes)
     if on_source is not None:
         on_source(source)
     statistics, rejects = compute_color_statistics(
@@ -293,12 +335,13 @@ def inspect(url: str | Path, *, sheet: str | Path | None = None) -> DatasetSumma
         UserError: there is no data set at the URL, or the sheet cannot be written.
     """
     # Before all of it is read, which may take hours.
-    if sheet is not None and not Path(sheet).parent.is_dir():
-        raise UserError(f"no folder {Path(sheet).parent} for the sheet: create it")
-    if sheet is not None and Path(sheet).is_dir():
+    sheet = None if sheet is None else Path(expand_home(str(sheet)))
+    if sheet is not None and not sheet.parent.is_dir():
+        raise UserError(f"no folder {sheet.parent} for the sheet: create it")
+    if sheet is not None and sheet.is_dir():
         raise UserError(f"the sheet {sheet} is a folder: name a PNG file in it")
     dataset = Dataset.open(url)
     summary = summarize_dataset(dataset)
     if sheet is not None:
-        Path(sheet).write_bytes(encode_png(draw_contact_sheet(dataset)))
+        sheet.write_bytes(encode_png(draw_contact_sheet(dataset)))
     return summary

@@ -38,7 +38,7 @@ class DiskCache:
             limit_bytes: maximum size of all entries together.
             counters: where hits, evictions and errors are counted.
         """
-        self._folder = Path(folder).expanduser()
+        self._folder = Path(folder)
         self._limit_bytes = limit_bytes
         self._counters = counters
         self._lock = threading.Lock()

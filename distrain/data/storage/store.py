@@ -17,7 +17,7 @@ from distrain.data.storage.fsspec_storage import FsspecStorage
 from distrain.data.storage.local import LocalStorage
 from distrain.data.storage.object_store import EXTRA_BY_SCHEME, ObjectStorage
 from distrain.data.storage.retry import call_with_retries
-from distrain.data.storage.url import redact_url
+from distrain.data.storage.url import expand_home, redact_url
 from distrain.data.storage.web_storage import WebStorage, make_client_options
 from distrain.errors import UserError
 
@@ -57,6 +57,7 @@ class Store:
         Raises:
             UserError: the URL's scheme is unknown, or its package is not installed.
         """
+        url = expand_home(url)
         self.url = url
         self.redacted_url = redact_url(url)
         """The URL for messages: without user, password and query."""

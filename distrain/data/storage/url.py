@@ -1,11 +1,42 @@
 """URLs of data sets, runs and servers."""
 
+import os
 import re
+from typing import overload
 from urllib.parse import urlsplit, urlunsplit
+
+from distrain.errors import UserError
 
 _SECRET_PARAMETER = re.compile(
     r"(?i)(signature|token|secret|sig|password|passwd|pwd|credential)="
 )
+
+
+@overload
+def expand_home(url: str) -> str: ...
+@overload
+def expand_home(url: None) -> None: ...
+def expand_home(url: str | None) -> str | None:
+    """Return a path with its leading ~ or ~user replaced by that home directory.
+
+    It is the home of this machine, so that the path means the same on others. A URL of
+    another kind, or None, is returned as it is. A folder that is named ~ is ./~.
+
+    Raises:
+        UserError: the home directory is not known.
+    """
+    scheme = "file://" if url is not None and url.startswith("file://") else ""
+    if url is None or not url.removeprefix(scheme).startswith("~"):
+        return url
+    path = url.removeprefix(scheme)
+    expanded = os.path.expanduser(path)
+    # A name that is no user's is left as it is: a file may begin with ~.
+    if expanded == path and path.split("/")[0] == "~":
+        raise UserError(
+            f"{path} is in your home directory, which is not known: set HOME, or write "
+            "the path without ~"
+        )
+    return scheme + expanded
 
 
 def forbid_url_secrets(url: str | None) -> str | None:
