@@ -33,7 +33,7 @@ REFUSALS = [
     ),
     (Answer(400, "ExpiredToken"), "the token has expired"),
     (Answer(400, "TokenRefreshRequired"), "the token has expired"),
-    (Answer(400, "InvalidToken"), "set AWS_SESSION_TOKEN, or unset it"),
+    (Answer(400, "InvalidToken"), "set or unset AWS_SESSION_TOKEN"),
     (Answer(403, "ExpiredToken"), "the token has expired"),
     (Answer(401, "Unauthorized"), "the store denies access to s3://b/p.*AWS_ACCESS"),
     (Answer(403, "InvalidAccessKeyId"), "the access key does not exist.*AWS_ACCESS"),
