@@ -131,8 +131,9 @@ def _read_settings(session: Any) -> dict[str, str]:
         # The endpoint of S3 alone goes before that of all services.
         services = session.full_config.get("services", {})
         s3_settings = services.get(profile.get("services"), {}).get("s3", {})
-        endpoint = s3_settings.get("endpoint_url") or profile.get("endpoint_url")
-        settings["endpoint"] = endpoint
+        settings["endpoint"] = profile.get("endpoint_url")
+        if isinstance(s3_settings, dict) and "endpoint_url" in s3_settings:
+            settings["endpoint"] = s3_settings["endpoint_url"]
     return {name: value for name, value in settings.items() if value}
 
 

@@ -88,11 +88,11 @@ _MISSING_BUCKET_CODES = {"NoSuchBucket", "ContainerNotFound"}
 _CREDENTIAL_PROBLEMS = {
     "ExpiredToken": "the token has expired: get a new one",
     "TokenRefreshRequired": "the token has expired: get a new one",
-    "InvalidToken": "the session token is wrong: set AWS_SESSION_TOKEN, or unset it",
+    "InvalidToken": "the session token is not valid: set or unset AWS_SESSION_TOKEN",
     "InvalidAccessKeyId": "the access key does not exist",
-    "SignatureDoesNotMatch": "the secret key is wrong",
-    "AuthenticationFailed": "the key or token is wrong",
-    "InvalidAuthenticationInfo": "the key or token is wrong or has expired",
+    "SignatureDoesNotMatch": "the secret key does not match",
+    "AuthenticationFailed": "the key or token is not valid",
+    "InvalidAuthenticationInfo": "the key or token is not valid or has expired",
     "NoAuthenticationInformation": "there are none",
 }
 _OTHER_PROBLEMS = {

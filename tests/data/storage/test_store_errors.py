@@ -33,11 +33,11 @@ REFUSALS = [
     ),
     (Answer(400, "ExpiredToken"), "the token has expired"),
     (Answer(400, "TokenRefreshRequired"), "the token has expired"),
-    (Answer(400, "InvalidToken"), "set AWS_SESSION_TOKEN, or unset it"),
+    (Answer(400, "InvalidToken"), "set or unset AWS_SESSION_TOKEN"),
     (Answer(403, "ExpiredToken"), "the token has expired"),
     (Answer(401, "Unauthorized"), "the store denies access to s3://b/p.*AWS_ACCESS"),
     (Answer(403, "InvalidAccessKeyId"), "the access key does not exist.*AWS_ACCESS"),
-    (Answer(403, "SignatureDoesNotMatch"), "the secret key is wrong.*AWS_ACCESS"),
+    (Answer(403, "SignatureDoesNotMatch"), "the secret key does not match.*AWS_ACCESS"),
     (Answer(403, "RequestTimeTooSkewed"), "the clock of this machine is wrong"),
     (Answer(403, "AccountProblem"), "a problem with the account"),
     (Answer(403, "AllAccessDisabled"), "access to the bucket is disabled"),
@@ -87,7 +87,9 @@ def test_what_is_refused_for_good_is_said_at_once(
     assert not is_transient(refused.value)
     # One, one more for a reason or a region that a HEAD or a redirect does not tell.
     assert len(bucket.requests) <= (4 if action == "size" else 2)
-    assert "secret" not in str(refused.value).replace("the secret key is wrong", "")
+    assert "secret" not in str(refused.value).replace(
+        "the secret key does not match", ""
+    )
     assert "\n" not in str(refused.value)
     assert "<" not in str(refused.value)
 
@@ -161,8 +163,18 @@ def test_of_a_conditional_put_a_conflict_is_another_writers_file(bucket):
         ("gs", 401, "", "denies access to gs://b/x.*GOOGLE_APPLICATION_CREDENTIALS"),
         ("gs", 403, "AccessDenied", "storage.objects.get is needed"),
         ("gs", 404, "NoSuchBucket", "there is no bucket b"),
-        ("az", 403, "AuthenticationFailed", "the key or token is wrong.*AZURE_STORAGE"),
-        ("az", 401, "InvalidAuthenticationInfo", "the key or token is wrong or has ex"),
+        (
+            "az",
+            403,
+            "AuthenticationFailed",
+            "the key or token is not valid.*AZURE_STORAGE",
+        ),
+        (
+            "az",
+            401,
+            "InvalidAuthenticationInfo",
+            "the key or token is not valid or has",
+        ),
         ("az", 403, "AuthorizationFailure", "Storage Blob Data Reader is needed"),
         ("az", 404, "ContainerNotFound", "there is no bucket b"),
     ],
