@@ -6,6 +6,7 @@ from typing import NamedTuple
 # Each of these modules registers the kind of source that it opens.
 from distrain.data.prepare import archive, hub_parquet, image_folder  # noqa: F401
 from distrain.data.prepare.image_folder import IMAGE_EXTENSIONS
+from distrain.data.prepare.junk import is_junk
 from distrain.data.prepare.labels import read_class_names
 from distrain.data.prepare.shard_names import (
     COMPRESSED_EXTENSIONS,
@@ -17,6 +18,7 @@ from distrain.data.prepare.shard_names import (
 )
 from distrain.data.prepare.source import (
     OPENERS_BY_EXTENSION,
+    ImageSource,
     OpenedSource,
     SourceOptions,
 )
@@ -73,13 +75,9 @@ def open_source(
     if not source.blocks:
         _check_is_folder(store)
         _check_compressed(store)
-        example = ""
-        if source.rejects:
-            first = source.rejects[0]
-            example = f" (first rejected: {first.name}: {first.reason})"
         raise UserError(
             f"no images in {store.redacted_url}: it must hold one folder of images "
-            f"per class, or shards{example}"
+            f"per class, or shards{_describe_contents(source)}"
         )
     if names_url is not None:
         source.classes = read_class_names(source.classes, names_url)
@@ -91,6 +89,17 @@ def open_source(
             "training needs at least two"
         )
     return opened
+
+
+def _describe_contents(source: ImageSource) -> str:
+    """Return in parentheses what a source without images holds instead."""
+    if source.rejects:
+        first = source.rejects[0]
+        return f" (first rejected: {first.name}: {first.reason})"
+    if source.notes:
+        return f" ({'; '.join(source.notes)})"
+    names = [name for name in source.store.list_names() if not is_junk(name)]
+    return f" (found: {list_names(names)})" if names else ""
 
 
 def _check_is_folder(store: Store) -> None:

@@ -174,12 +174,19 @@ def _check_numbers(
             numbered.append(_NumberedFile(name, *match.groups()))
     notes = _find_gaps(other_names)
 
-    # Sets of several totals are the leftovers of an earlier version.
     files_by_stem: dict[str, list[_NumberedFile]] = {}
     for file in numbered:
         files_by_stem.setdefault(file.stem, []).append(file)
+    for name in other_names:
+        twin = files_by_stem.get(name.rpartition(".")[0])
+        if twin is not None:
+            raise UserError(
+                f"{url} holds {name} and {twin[0].name}, which look like one set as a "
+                "whole and in shards: take one of them with a pattern"
+            )
     for files in files_by_stem.values():
         first = files[0]
+        # Sets of several totals are the leftovers of an earlier version.
         for file in files[1:]:
             if int(file.total) != int(first.total):
                 raise UserError(

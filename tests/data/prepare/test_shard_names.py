@@ -138,6 +138,15 @@ def test_leftovers_of_another_version_are_refused():
         check("a-0-of-2-f00.parquet", "a-0-of-2-ba4.parquet", "a-1-of-2-f00.parquet")
 
 
+def test_a_set_as_a_whole_and_in_shards_is_refused():
+    with pytest.raises(
+        UserError,
+        match=r"x holds a.parquet and a-0-of-1.parquet, which look like one set as a w",
+    ):
+        check("a-0-of-1.parquet", "a.parquet")
+    assert check("a-0-of-1.parquet", "b.parquet") == []
+
+
 def test_gaps_of_plain_numbers_are_noted():
     assert check("t-000.tar", "t-001.tar", "t-003.tar", "t-004.tar") == [
         "1 of the numbered files are missing, the first t-002.tar"
@@ -258,6 +267,20 @@ def test_compressed_archives_alone_are_named(tmp_path):
         match=r"holds compressed archives \(a.tar.gz, b.ZIP\): unpack them to a folder",
     ):
         open_source(str(tmp_path))
+
+
+def test_what_a_folder_without_images_holds_is_said(tmp_path):
+    for paths, found in (
+        (("state.json", "data.arrow"), r"found: data.arrow, state.json"),
+        (("cat/a.txt", "dog/b.csv"), r"2 folders hold no image, .* classes: cat, dog"),
+        (("1.jpg",), r"first rejected: 1.jpg: an image outside the class folders"),
+    ):
+        place = tmp_path / found[:3]
+        for path in paths:
+            (place / path).parent.mkdir(parents=True, exist_ok=True)
+            (place / path).write_bytes(b"x")
+        with pytest.raises(UserError, match=rf"no images in .*shards \({found}\)$"):
+            open_source(str(place))
 
 
 def test_a_pattern_in_the_middle_of_a_path_is_said(tmp_path):
