@@ -12,7 +12,12 @@ from distrain.data.prepare.label_match import match_labels
 from distrain.errors import UserError
 
 ALPHABET = "abZ019 _-.,;|:'\"()\u00e9\u00fc\u732b#=&%+"
-words = st.text(ALPHABET, min_size=1, max_size=8).map(str.strip).filter(bool)
+# A first line that begins with "# " is a comment.
+words = (
+    st.text(ALPHABET, min_size=1, max_size=8)
+    .map(lambda text: text.strip().replace("# ", "#"))
+    .filter(bool)
+)
 file_names = st.builds(
     "{}{}.{}".format,
     st.sampled_from(["", "a/", "a/b c/"]),
