@@ -60,7 +60,7 @@ def spelling(file):
     return unicodedata.normalize("NFC", stem).lower()
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(lists())
 def test_a_list_gives_the_labels_that_it_was_made_of(made):
     labels, text = made
@@ -79,7 +79,7 @@ def test_a_list_gives_the_labels_that_it_was_made_of(made):
         assert found == labels
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(
     st.lists(st.integers(0, 99), min_size=2, max_size=9),
     st.sampled_from([" ", "   ", "\t"]),
