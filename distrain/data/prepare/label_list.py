@@ -57,6 +57,8 @@ _FILE_COLUMNS = {
 }
 # Its cells are a class and the corners of boxes, in ILSVRC's LOC_val_solution.csv.
 _BOXES_COLUMN = "predictionstring"
+# Lines in front of the first row: blank, or a comment.
+_COMMENTS = re.compile(r"\A(?:[ \t]*(?:# [^\r\n]*)?(?:\r\n|\r|\n))+")
 _SHOW_COLUMNS = "begin it with a line that names the columns, such as filename,label"
 
 KeyScorer: TypeAlias = Callable[[str], int]
@@ -96,8 +98,8 @@ def read_label_list(text: str, score_key: KeyScorer, location: str) -> LabelList
     """Read a list of labels, or a table of files and labels.
 
     Args:
-        text: the list. Lines that begin with `# ` are comments. Also JSON: {file:
-            label}, or pairs of them, perhaps under `labels`.
+        text: the list, perhaps behind lines of comments that begin with `# `. Also
+            JSON: {file: label}, or pairs of them, perhaps under `labels`.
         score_key: how surely a cell is the name of an image.
         location: the list, for messages.
 
@@ -202,6 +204,8 @@ def split_table(text: str, score_key: KeyScorer) -> tuple[list[Row], dict[int, i
         Without such a column, rows are split only if their first one names a column of
         labels, and have one cell otherwise.
     """
+    # Comments become blank lines, so that the rows keep their line numbers.
+    text = _COMMENTS.sub(lambda found: "\n" * len(found[0].splitlines()), text)
     tables = [_split_at(text, mark) for mark in _DELIMITERS if mark in text]
     tables.append(_split_behind_keys(text, score_key))
     tables.append(_split_at(text, " "))
@@ -250,7 +254,7 @@ def _split_at(text: str, mark: str) -> list[Row]:
             # Some writers end each line with a delimiter.
             while len(cells) > 2 and not cells[-1]:
                 cells.pop()
-            if any(cells) and not cells[0].startswith("# "):
+            if any(cells):
                 rows.append(Row(reader.line_num, cells))
     except csv.Error:
         # A quote that does not end: this is no such table.
@@ -277,7 +281,7 @@ def _iter_lines(text: str) -> Sequence[tuple[int, str]]:
     """Return the lines that are not blank, with their numbers."""
     lines = enumerate(io.StringIO(text, newline=None), 1)
     stripped = [(number, line.strip()) for number, line in lines]
-    return [(n, line) for n, line in stripped if line and not line.startswith("# ")]
+    return [(n, line) for n, line in stripped if line]
 
 
 def _unquote(text: str) -> str:

@@ -43,19 +43,28 @@ class _NameIndex:
     """
 
     def __init__(self, files: Sequence[str]) -> None:
+        self._paths: set[tuple[str, ...]] = set()
         self._names: set[str] = set()
         self._stems: Counter[str] = Counter()
         for file in files:
-            *_, name = _split_path(file)
+            path = _split_path(file)
+            name = path[-1]
+            self._paths.update(path[i:] for i in range(len(path)))
             self._names.add(name)
             for stem in {name, name.rpartition(".")[0]} - {""}:
                 self._stems[stem] += 1
 
     def score(self, cell: str) -> int:
-        """Return 2 for the name of an image, 1 without its extension, or 0."""
+        """Return how surely a cell is the name of an image.
+
+        3: it may only lack folders; 2: it has other folders; 1: it has another
+        extension, or none; 0: it is no name of an image.
+        """
         path = _split_path(cell)
         if not path:
             return 0
+        if path in self._paths:
+            return 3
         if path[-1] in self._names:
             return 2
         return int(_get_stem(path[-1]) in self._stems)
@@ -245,7 +254,9 @@ def _rank(
 
 
 def _split_path(name: str) -> tuple[str, ...]:
-    name = unicodedata.normalize("NFC", name).replace("\\", "/")
+    if not name.isascii():
+        name = unicodedata.normalize("NFC", name)
+    name = name.replace("\\", "/")
     return tuple(part for part in name.split("/") if part not in ("", "."))
 
 

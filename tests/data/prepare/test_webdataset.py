@@ -6,6 +6,8 @@ import json
 import random
 import subprocess
 import tarfile
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -91,18 +93,55 @@ def test_members_in_any_order(tmp_path, order):
     assert source.rejects == []
 
 
-@settings(max_examples=20)
-@given(st.permutations(range(3)))
-def test_samples_keep_the_order_of_their_first_members(order):
-    import tempfile
-    from pathlib import Path
-
-    keys = [f"{i:03d}" for i in order]
+def test_samples_keep_the_order_of_their_first_members(tmp_path):
+    keys = ["2", "0", "1"]
     members = [(f"{key}.jpg", key.encode()) for key in keys]
-    members += [(f"{key}.cls", b"0" if key == "000" else b"1") for key in sorted(keys)]
+    members += [(f"{key}.cls", b"%d" % (key == "0")) for key in sorted(keys)]
+    source = opened(tmp_path, members)
+    assert [row[1].decode() for row in found(source)] == keys
+
+
+names = st.text("ab1-_ \u00e9", min_size=1, max_size=4)
+folders = st.sampled_from(["", "a.b/", "x/y/"])
+JUNK = ["._0.jpg", "a/.DS_Store", "README", "@eaDir/0.jpg", "x/Thumbs.db", "notes.txt"]
+
+
+@st.composite
+def shards(draw):
+    """Members of a shard in any order, and what they should be read as."""
+    keys = draw(st.lists(st.builds("{}{}".format, folders, names), unique=True))
+    members = [(name, b"junk") for name in draw(st.lists(st.sampled_from(JUNK)))]
+    expected = []
+    for i, key in enumerate(keys):
+        label = draw(st.integers(0, 3))
+        image = f"{key}.{draw(st.sampled_from(['jpg', 'PNG', 'webp', 'v2.jpeg']))}"
+        extension = draw(st.sampled_from(["cls", "json", "txt", None]))
+        text = f'{{"label": {label}}}' if extension == "json" else str(label)
+        members.append((image, b"%d" % i))
+        if extension is not None:
+            members.append((f"{key}.{extension}", text.encode()))
+        if extension in ("cls", "json"):
+            expected.append((image, b"%d" % i, str(label)))
+    return draw(st.permutations(members)), expected
+
+
+@settings(max_examples=20)
+@given(shards())
+def test_shards_of_random_members(made):
+    members, expected = made
     with tempfile.TemporaryDirectory() as place:
+        if len({row[2] for row in expected}) < 2 or expected[0][2] == "0":
+            members = [*members, ("end/0.jpg", b"end"), ("end/0.cls", b"9")]
+            expected = [*expected, ("end/0.jpg", b"end", "9")]
         source = opened(Path(place), members)
-        assert [row[1].decode() for row in found(source)] == keys
+        assert sorted(found(source)) == sorted(expected)
+        images = {name for name, _ in members if name not in JUNK}
+        images = {name for name in images if not name.endswith(("cls", "json", "txt"))}
+        rejected = {reject.name.removeprefix("x.tar/") for reject in source.rejects}
+        replaced = {r.name for r in source.rejects if r.reason.startswith("replaced")}
+        assert {name for name, _, _ in expected} | rejected == images | {
+            name.removeprefix("x.tar/") for name in replaced
+        }
 
 
 def test_a_member_that_was_appended_again_replaces_the_earlier_one(tmp_path):
