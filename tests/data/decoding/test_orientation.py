@@ -153,6 +153,8 @@ def test_a_tag_of_a_wrong_type_loses_no_photo(name, value):
         directory([(274, FLOAT, 1, struct.pack("<f", math.nan))]),
         directory([(274, RATIONAL, 1, bytes(8))]),
         directory([(274, SHORT, 0xFFFFFFFF, b"\6\0")]),
+        # PIL stops at a value outside, so that it does not see the orientation.
+        directory([(270, ASCII, 12, b"\xff\xff\0\0"), (274, SHORT, 1, b"\6\0")]),
     ],
     ids=repr,
 )
