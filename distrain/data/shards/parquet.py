@@ -90,7 +90,8 @@ def parse_footer(data: bytes) -> Footer:
     """
     try:
         return pq.read_metadata(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
+    # Types of other packages that are loaded, such as Ray's, raise ValueError.
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedParquetError(f"damaged footer: {error}") from None
 
 

@@ -112,8 +112,11 @@ RAY = pa.schema(
     [
         pa.field(
             "image",
-            pa.list_(pa.uint8()),
-            metadata={"ARROW:extension:name": "ray.data.arrow_tensor_v2"},
+            pa.large_list(pa.uint8()),
+            metadata={
+                "ARROW:extension:name": "ray.data.arrow_tensor_v2",
+                "ARROW:extension:metadata": "[2]",
+            },
         ),
         pa.field("label", pa.int64()),
     ]
@@ -148,7 +151,7 @@ def test_what_is_no_image_file_is_called_what_it_is(tmp_path, image, reason):
 
 
 def test_tensors_of_ray_are_no_files(tmp_path):
-    """Without Ray, their type is that of a list of bytes."""
+    """Where Ray is not loaded, their type is that of a list of bytes."""
     with pytest.raises(UserError, match="it holds lists of numbers, such as pixels"):
         features_of(tmp_path, pa.table([[[1, 2]] * 2, [0, 1]], schema=RAY))
 

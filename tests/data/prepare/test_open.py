@@ -801,6 +801,7 @@ def true_bomb(side: int) -> bytes:
 
 PACK = (
     "from distrain.data.prepare.pack import *; "
+    "from distrain.data.prepare.pack_options import *; "
     "opened = distrain.data.prepare.open.open_source(sys.argv[1]); "
     "p = pack_dataset(opened.source, sys.argv[2], PackOptions(Geometry('square', 32))); "
     "sys.stderr.write(repr(p.rejects))"

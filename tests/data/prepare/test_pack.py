@@ -28,12 +28,8 @@ from distrain.data.prepare import pack as pack_module
 from distrain.data.prepare.digits import pack_digits
 from distrain.data.prepare.index import compute_color_statistics, index_dataset
 from distrain.data.prepare.open import open_source
-from distrain.data.prepare.pack import (
-    Geometry,
-    PackOptions,
-    PackResult,
-    pack_dataset,
-)
+from distrain.data.prepare.pack import PackResult, pack_dataset
+from distrain.data.prepare.pack_options import Geometry, PackOptions
 from distrain.data.prepare.rejects import REJECTS_FILE
 from distrain.data.prepare.source import Reject
 from distrain.data.shards.dataset import Dataset

@@ -6,7 +6,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 
-from distrain.data.prepare.open import open_source
+from distrain.data.prepare.open import _find_files_in_folder, open_source
 from distrain.data.storage import retry as retry_module
 from distrain.data.storage.backend import DirectoryEntry
 from distrain.data.storage.retry import RefusedError, is_transient
@@ -245,14 +245,13 @@ def test_a_server_that_refuses_head(web):
 
 
 def test_a_file_of_a_folder_that_may_not_be_listed(web):
-    from distrain.data.prepare.open import _match_files
-
     web.files = {"/p/x.tar": b"12345"}
     web.status = lambda _, path: 403 if path.endswith("/") else None
     store = Store(f"{web.url}/p")
-    assert _match_files(store, "x.tar") == [DirectoryEntry("x.tar", 5, False)]
+    found = _find_files_in_folder(store, "x.tar")
+    assert found.files == [DirectoryEntry("x.tar", 5, False)]
     with pytest.raises(RefusedError, match="HTTP 403"):
-        _match_files(store, "*.tar")
+        _find_files_in_folder(store, "*.tar")
 
 
 def test_a_server_that_is_away_may_come_back(clean_aws):
