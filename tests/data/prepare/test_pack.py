@@ -216,6 +216,7 @@ KILLED = """
 import os, signal, sys
 import distrain.data.prepare.pack as module
 from distrain.data.prepare.open import open_source
+from distrain.data.prepare.pack_options import Geometry, PackOptions
 
 if __name__ == "__main__":
     url, target, processes, at = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -223,7 +224,7 @@ if __name__ == "__main__":
     def progress(now):
         if now.done >= at:
             os.kill(os.getpid(), signal.SIGKILL)
-    treatment = module.PackOptions(module.Geometry("square", 48))
+    treatment = PackOptions(Geometry("square", 48))
     module.pack_dataset(open_source(url).source, target, treatment, num_processes=processes, on_progress=progress)
 """
 
