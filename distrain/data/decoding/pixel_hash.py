@@ -1,0 +1,51 @@
+"""Hash of an image's pixels: equal for files that decode to the same image.
+
+It is the 128-bit xxh3 of height and width (32 bits each, little-endian) and then of
+every pixel in four bytes: red, green, blue and 255. That is how PIL holds RGB images in
+memory, so that a photograph is hashed without a copy, in a hundredth of the time that
+it takes to decode and resize it.
+"""
+
+import struct
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+from PIL import Image
+
+HASH_NAME = "xxh3-128 of height, width, RGBX"
+"""Name of the definition, for manifests."""
+HASH_BYTES = 16
+"""Bytes of one hash."""
+# The fourth byte of a pixel, in a 32-bit number of either byte order.
+_PADDING = np.frombuffer(b"\0\0\0\xff", np.uint32)[0]
+
+
+def hash_pixels(image: Image.Image) -> bytes:
+    """Return the hash of an RGB image, 16 bytes."""
+    assert image.mode == "RGB", image.mode
+    pixels = _view_pixels(image)
+    # Some decoders leave other values in the bytes that stand beside the colors.
+    if np.bitwise_and.reduce(pixels) & _PADDING != _PADDING:
+        pixels = pixels | _PADDING
+    state = xxhash.xxh3_128(struct.pack("<II", image.height, image.width))
+    state.update(pixels.data)
+    return state.digest()
+
+
+def _view_pixels(image: Image.Image) -> NDArray[np.uint32]:
+    """Return the pixels as 32-bit numbers, shape (height * width,), if possible a view.
+
+    Their fourth byte may have any value.
+    """
+    # Not every version of PIL exports its memory, and none that of an image in several
+    # blocks (16 MiB and more).
+    try:
+        array = pa.array(image)
+    except (pa.ArrowException, ValueError, TypeError):
+        rgb = np.asarray(image)
+        padded = np.full((*rgb.shape[:2], 4), 255, np.uint8)
+        padded[..., :3] = rgb
+        return padded.view(np.uint32).reshape(-1)
+    return np.frombuffer(array.flatten().buffers()[1], np.uint32)
