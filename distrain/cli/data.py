@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distrain.cli.options import (
+    ClassesOption,
     DatasetArgument,
     Encoding,
     EncodingOption,
@@ -44,6 +45,7 @@ def pack_images(
     quality: QualityOption = 95,
     labels: LabelsOption = None,
     names: NamesOption = None,
+    classes_of: ClassesOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
     max_rejects: MaxRejectsOption = 0,
@@ -71,6 +73,7 @@ def pack_images(
                 quality=quality,
                 labels=labels,
                 names=names,
+                classes_of=classes_of,
                 image_column=image_column,
                 label_column=label_column,
                 pixel_limit=pixel_limit,
@@ -95,6 +98,7 @@ def index_images(
     to: ManifestOption = None,
     labels: LabelsOption = None,
     names: NamesOption = None,
+    classes_of: ClassesOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
     max_rejects: MaxRejectsOption = 0,
@@ -117,6 +121,7 @@ def index_images(
                 to=to,
                 labels=labels,
                 names=names,
+                classes_of=classes_of,
                 image_column=image_column,
                 label_column=label_column,
                 pixel_limit=pixel_limit,

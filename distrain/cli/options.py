@@ -130,6 +130,15 @@ LabelsOption = Annotated[
         "label (CSV, text, JSON), or the ILSVRC-2012 devkit (.tar.gz).",
     ),
 ]
+ClassesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--classes-of",
+        metavar="DATASET",
+        help="Take classes and their numbers from a data set, by name: for a "
+        "validation set, from its training set.",
+    ),
+]
 ImageColumnOption = Annotated[
     str | None,
     typer.Option(

@@ -1,9 +1,8 @@
 """Names of class folders: which hold images, and which are not the classes at all."""
 
-import re
-import unicodedata
 from collections.abc import Sequence
 
+from distrain.data.prepare.class_numbers import note_lookalikes
 from distrain.data.prepare.shard_names import is_shard_name, list_names, strip_copy_mark
 from distrain.data.prepare.splits import find_split, is_split_folder
 from distrain.data.storage.store import Store
@@ -94,11 +93,10 @@ def _check_inner_splits(url: str, images: Sequence[str]) -> None:
             )
 
 
-def find_similar_classes(class_names: Sequence[str]) -> list[str]:
-    """Return a sentence for each class that may be a copy or a spelling of another."""
-    notes: list[str] = []
+def note_similar_classes(class_names: Sequence[str]) -> list[str]:
+    """Return a note for each class that may be a copy of another, or its spelling."""
     names = set(class_names)
-    name_by_look: dict[str, str] = {}
+    notes: list[str] = []
     for name in class_names:
         original = strip_copy_mark(name)
         if original in names:
@@ -106,15 +104,7 @@ def find_similar_classes(class_names: Sequence[str]) -> list[str]:
                 f"the class {name!r} looks like a copy of the class {original!r}: "
                 "if it is one, delete it"
             )
-        look = unicodedata.normalize("NFKC", name).casefold()
-        look = re.sub(r"\s+", " ", look).strip()
-        other = name_by_look.setdefault(look, name)
-        if other != name:
-            notes.append(
-                f"the classes {other!a} and {name!a} look the same: if they "
-                "are one class, put their images in one folder"
-            )
-    return notes
+    return notes + note_lookalikes(class_names)
 
 
 def _get_folder(path: str) -> str:

@@ -1,9 +1,9 @@
 """Classes of labels that a source holds as values: numbers, text or booleans."""
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
+from distrain.data.shards.class_names import fold_name
 from distrain.errors import UserError
 
 LabelValue: TypeAlias = int | str | bool
@@ -94,14 +94,10 @@ def _note_gaps(known: Sequence[int], location: str) -> list[str]:
 
 
 def find_lookalikes(names: Iterable[str]) -> list[list[str]]:
-    """Return groups of names that a reader takes for the same.
-
-    They differ in case, in white space, or in how accents are encoded.
-    """
+    """Return groups of names that a reader takes for the same."""
     groups: dict[str, list[str]] = {}
     for name in sorted(set(names)):
-        normal = unicodedata.normalize("NFC", name).casefold()
-        groups.setdefault(" ".join(normal.split()), []).append(name)
+        groups.setdefault(fold_name(name), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 

@@ -109,6 +109,7 @@ def pack(
     quality: int = 95,
     labels: str | Path | None = None,
     names: str | Path | None = None,
+    classes_of: str | Path | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     pixel_limit: int = DEFAULT_PIXEL_LIMIT,
@@ -131,6 +132,8 @@ def pack(
         quality: JPEG quality, 1 to 100.
         labels: labels for a .tar of bare images: a list, or the ILSVRC-2012 devkit.
         names: readable class names: a file, or that devkit.
+        classes_of: data set whose classes and numbers to take, matched by name: the
+            training set's, for a validation set.
         image_column: Parquet column of the images. Default: from the metadata.
         label_column: Parquet column of the labels. Default: from the metadata.
         pixel_limit: images of more than this many pixels are rejected.
@@ -162,6 +165,7 @@ def pack(
         str(source),
         labels_url=_to_url(labels),
         names_url=_to_url(names),
+        classes_url=_to_url(classes_of),
         image_column=image_column,
         label_column=label_column,
     )
@@ -184,6 +188,7 @@ def index(
     to: str | Path | None = None,
     labels: str | Path | None = None,
     names: str | Path | None = None,
+    classes_of: str | Path | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     pixel_limit: int = DEFAULT_PIXEL_LIMIT,
@@ -200,6 +205,7 @@ def index(
         to: folder for the manifest, if that of the shards is read-only.
         labels: see `pack`.
         names: see `pack`.
+        classes_of: see `pack`.
         image_column: see `pack`.
         label_column: see `pack`.
         pixel_limit: see `pack`.
@@ -224,6 +230,7 @@ def index(
         str(source),
         labels_url=_to_url(labels),
         names_url=_to_url(names),
+        classes_url=_to_url(classes_of),
         image_column=image_column,
         label_column=label_column,
     )

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from distrain.data.prepare.class_folders import note_similar_classes
 from distrain.data.prepare.source import Block, ImageSource, Reject
+from distrain.data.prepare.splits import is_split_folder
 from distrain.data.prepare.tar_listing import find_common_folder, normalize_name
 from distrain.data.prepare.tar_members import (
     TarMember,
@@ -12,18 +14,6 @@ from distrain.data.prepare.tar_members import (
 )
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
-
-_SPLITS = {
-    "train",
-    "training",
-    "val",
-    "valid",
-    "validation",
-    "test",
-    "testing",
-    "dev",
-    "eval",
-}
 
 
 def has_class_folders(files_by_path: Mapping[str, Sequence[TarMember]]) -> bool:
@@ -64,7 +54,7 @@ def open_folder_archives(
                     "list of labels, --labels FILE (labels=FILE)"
                 )
     classes = sorted({_get_class(name, common) for name in image_names})
-    if all(name.lower() in _SPLITS for name in classes):
+    if all(is_split_folder(name) for name in classes):
         raise UserError(
             f"{store.redacted_url}/{next(iter(files_by_path))} holds several splits "
             f"({', '.join(classes)}): unpack it, and pass the folder of one"
@@ -85,7 +75,7 @@ def open_folder_archives(
                 blocks.append(to_block(path, file, label_by_class[class_name]))
             else:
                 empty_folders.add(class_name)
-    notes = []
+    notes = note_similar_classes(classes)
     if empty_folders:
         notes.append(
             "these folders hold no image, and are no classes: "

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from distrain.data.prepare.class_folders import (
     check_is_class_root,
-    find_similar_classes,
     has_image_name,
+    note_similar_classes,
 )
 from distrain.data.prepare.junk import is_junk, is_unfinished
 from distrain.data.prepare.shard_names import list_names
@@ -111,7 +111,7 @@ def open_image_folder(
     classes = tuple(folder.name for folder in class_folders)
     reader = FileReader(store.url)
     source = ImageSource(store, "image folder", classes, blocks, reader, rejects)
-    source.notes = find_similar_classes(classes)
+    source.notes = note_similar_classes(classes)
     if empty_names:
         source.notes.append(_describe_empty_folders(empty_names))
     return OpenedSource(source, None)

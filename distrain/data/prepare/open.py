@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 # Each of these modules registers the kind of source that it opens.
 from distrain.data.prepare import archive, hub_parquet, image_folder  # noqa: F401
+from distrain.data.prepare.adopt_classes import adopt_classes
 from distrain.data.prepare.image_folder import IMAGE_EXTENSIONS
 from distrain.data.prepare.junk import is_junk
 from distrain.data.prepare.labels import read_class_names
@@ -43,6 +44,7 @@ def open_source(
     *,
     labels_url: str | None = None,
     names_url: str | None = None,
+    classes_url: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> OpenedSource:
@@ -56,12 +58,13 @@ def open_source(
             of ILSVRC-2012 (a .tar.gz).
         names_url: readable class names: a file with lines of class and name or with
             one name per label, or that devkit.
+        classes_url: a data set whose classes the source gets, matched by name.
         image_column: image column of Parquet files whose metadata does not name it.
         label_column: label column of such files.
 
     Raises:
-        UserError: the URL holds nothing to train on, or an option is for another kind
-            of source.
+        UserError: the URL holds nothing to train on, an option is for another kind of
+            source, or the data set at `classes_url` lacks a class.
         OSError: it cannot be read.
     """
     store, files, notes = _find_files(url)
@@ -81,12 +84,15 @@ def open_source(
         )
     if names_url is not None:
         source.classes = read_class_names(source.classes, names_url)
+    if classes_url is not None:
+        adopt_classes(source, classes_url)
     if len(source.classes) < 2:
         # Why a folder is no class, say.
         reasons = f" ({'; '.join(source.notes)})" if source.notes else ""
         raise UserError(
             f"{store.redacted_url} holds one class, {source.classes[0]}{reasons}: "
-            "training needs at least two"
+            "training needs at least two (a validation set gets those of its training "
+            "set by --classes-of)"
         )
     return opened
 

@@ -71,7 +71,7 @@ def _explain_difference(name: str, reference: Sequence[str]) -> str:
 
 def describe_difference(name: str, other: str) -> str | None:
     """Return how two different names differ that look the same; None if they do not."""
-    if _normalize(name) != _normalize(other):
+    if fold_name(name) != fold_name(other):
         return None
     if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other):
         return "differ in their Unicode form, NFC and NFD"
@@ -82,7 +82,10 @@ def describe_difference(name: str, other: str) -> str | None:
     return "differ in case, spaces or Unicode form"
 
 
-def _normalize(name: str) -> str:
-    """Return the same text for all names that look the same."""
+def fold_name(name: str) -> str:
+    """Return one text for all names that a reader takes for the same.
+
+    They differ in case, in white space, or in how accents are encoded.
+    """
     text = unicodedata.normalize("NFKC", name).casefold()
-    return " ".join(text.replace("_", " ").replace("-", " ").split())
+    return " ".join(text.split())

@@ -219,9 +219,9 @@ def test_classes_that_look_the_same_are_noted(tmp_path):
     source = open_source(url).source
     assert len(source.classes) == 6
     assert sorted(source.notes) == [
+        r"'Dog' and 'dog' (and 1 more) look the same and are different classes: "
+        "give them one name if one class is meant",
         "the class 'owl - Copy' looks like a copy of the class 'owl': if it is one, delete it",
-        r"the classes 'Dog' and 'dog' look the same: if they are one class, put their images in one folder",
-        r"the classes 'cafe\u0301' and 'caf\xe9' look the same: if they are one class, put their images in one folder",
     ]  # fmt: skip
 
 

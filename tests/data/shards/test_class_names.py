@@ -84,4 +84,4 @@ def test_a_name_that_stands_twice_is_matched_only_as_a_whole():
 
 def test_names_that_are_the_same_do_not_differ():
     assert describe_difference("dog", "cat") is None
-    assert describe_difference("a b", "a-b") == "differ in case, spaces or Unicode form"
+    assert describe_difference("a b", "a-b") is None
