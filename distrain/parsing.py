@@ -304,6 +304,14 @@ def _format_unknown_key(
 ) -> str:
     """Explain a key that does not exist, and suggest the key that may be meant."""
     key = ".".join(path)
+    # Only overrides lead into a section with a dot.
+    for part in path:
+        section, _, field = part.rpartition(".")
+        if section and key in list_keys(section_class):
+            return (
+                f"{key} is a key with a dot in its name, as overrides have: write "
+                f"{field} below {section}"
+            )
     # The key is that of an implementation other than the chosen one.
     if key in list_keys(section_class):
         choice = find_choice(section_class, path[0], tree)

@@ -93,6 +93,15 @@ def test_class_folders_that_cannot_be_told(tmp_path):
         UserError, match=r"x.tar holds several splits \(train, val\): unpack it"
     ):
         opened(tmp_path, bare("d/train/cat/1.jpg", "d/val/cat/2.jpg"))
+    with pytest.raises(
+        UserError, match=r"x.tar holds several splits \(training_set, test_set\)"
+    ):
+        opened(tmp_path, bare("training_set/a/1.jpg", "test_set/a/2.jpg"))
+    with pytest.raises(
+        UserError,
+        match=r"x.tar holds several splits in its class folders \(cat/test, cat/train",
+    ):
+        opened(tmp_path, bare("cat/train/1.jpg", "cat/test/2.jpg", "dog/train/1.jpg"))
     with pytest.raises(UserError, match="x.tar holds no labeled images"):
         opened(tmp_path, bare("cat/1.jpg", "cat/2.jpg"))
     with pytest.raises(UserError, match="x.tar holds no labeled images"):
