@@ -95,7 +95,10 @@ def open_parquet(
         notes += note_lookalikes(classes)
     elif blocks:
         values = labels.read_values(blocks)
-        numbering = number_classes(values, store.redacted_url)
+        location = store.redacted_url
+        if len(files) == 1:
+            location = f"{location}/{files[0].name}"
+        numbering = number_classes(values, location)
         classes = numbering.classes
         number_by_value = numbering.number_by_value
         notes += numbering.notes
