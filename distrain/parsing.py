@@ -176,7 +176,11 @@ def _parse_yaml(text: str, origin: str) -> Any:
         # may hold a secret without looking like a URL.
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
             mark = error.problem_mark
-            reason = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+            problem = error.problem or ""
+            # Some are the second half of a sentence.
+            if problem.startswith("but ") and error.context:
+                problem = f"{error.context}, {problem}"
+            reason = f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
         else:
             reason = " ".join(str(error).split())
         raise UserError(f"{origin} is not valid YAML: {_hide_url(reason)}") from None
