@@ -176,7 +176,11 @@ def _parse_yaml(text: str, origin: str) -> Any:
         # may hold a secret without looking like a URL.
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
             mark = error.problem_mark
-            reason = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+            problem = error.problem or ""
+            # Some are the second half of a sentence.
+            if problem.startswith("but ") and error.context:
+                problem = f"{error.context}, {problem}"
+            reason = f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
         else:
             reason = " ".join(str(error).split())
         raise UserError(f"{origin} is not valid YAML: {_hide_url(reason)}") from None
@@ -304,6 +308,14 @@ def _format_unknown_key(
 ) -> str:
     """Explain a key that does not exist, and suggest the key that may be meant."""
     key = ".".join(path)
+    # Only overrides lead into a section with a dot.
+    for part in path:
+        section, _, field = part.rpartition(".")
+        if section and key in list_keys(section_class):
+            return (
+                f"{key} is a key with a dot in its name, as overrides have: write "
+                f"{field} below {section}"
+            )
     # The key is that of an implementation other than the chosen one.
     if key in list_keys(section_class):
         choice = find_choice(section_class, path[0], tree)

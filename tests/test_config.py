@@ -217,6 +217,29 @@ def test_a_crop_that_is_larger_than_the_resized_image():
     assert "augment.short_side: 200 is less than augment.crop = 224: raise it" in text
 
 
+def test_two_documents_in_one_recipe(tmp_path):
+    path = tmp_path / "two.yaml"
+    path.write_text("epochs: 1\n---\nepochs: 2\n")
+    with pytest.raises(UserError) as raised:
+        load_config(path)
+    assert str(raised.value) == (
+        f"{path} is not valid YAML: line 2, column 1: expected a single document in "
+        "the stream, but found another document"
+    )
+
+
+def test_a_key_of_a_recipe_with_a_dot_in_its_name():
+    text = problems({**LEAST, "optimizer.momentum": 0.9})
+    assert text.endswith(
+        "optimizer.momentum is a key with a dot in its name, as overrides have: write "
+        "momentum below optimizer"
+    )
+    text = problems({**LEAST, "optimizer": {"name": "sgd"}, "optimizer.momentum": 0.9})
+    assert "write momentum below optimizer" in text
+    text = problems({**LEAST, "data.nix": 0.9})
+    assert "unknown key data.nix" in text
+
+
 def test_keys_of_the_other_kind_and_unknown_names():
     text = problems(
         {

@@ -67,7 +67,8 @@ _UNREAD_IMAGES = _make_signatures(
     },
     "{} is not read",
 )
-_OTHER_FILES = [
+# What is in the place of a file that was not really downloaded.
+_STAND_INS = [
     *_make_signatures(
         _DOWNLOAD,
         {
@@ -76,13 +77,16 @@ _OTHER_FILES = [
             "an XML document": rb"(?i)(\xef\xbb\xbf)?\s*<(\?xml|error)\b",
             "a JSON document": rb"(?i)(\xef\xbb\xbf)?\s*[{\[]\s*[\"{\[\]}]",
         },
-        "{}, not an image",
+        "{}",
     ),
     *_make_signatures(
         "run git lfs pull",
         {"a Git LFS pointer": rb"version https://git-lfs\.github\.com"},
-        "{}, not an image",
+        "{}",
     ),
+]
+_OTHER_FILES = [
+    *_STAND_INS,
     *_make_signatures(
         "unpack it",
         {
@@ -95,7 +99,7 @@ _OTHER_FILES = [
             "a RAR archive": rb"Rar!",
             "a tar archive": rb".{257}ustar",
         },
-        "{}, not an image",
+        "{}",
     ),
     *_make_signatures(
         _LEAVE_OUT,
@@ -107,7 +111,7 @@ _OTHER_FILES = [
             "a Parquet file": rb"PAR1",
             "metadata of macOS (AppleDouble)": rb"\0\x05\x16\x07",
         },
-        "{}, not an image",
+        "{}",
     ),
 ]
 # Images that are read, if this Pillow has the decoder and the file is not damaged.
@@ -125,14 +129,30 @@ _READ_IMAGES = {
 }
 
 
+def name_stand_in(data: bytes) -> str | None:
+    """Return what stands in the place of a file, and what to do; or None.
+
+    Args:
+        data: the file, or its first bytes.
+    """
+    start = data[:_TEXT_BYTES]
+    for pattern, name, remedy in _STAND_INS:
+        if pattern.match(start):
+            return f"{name}: {remedy}"
+    return None
+
+
 def name_unread_file(data: bytes) -> str | None:
     """Return what a file is that is never read as an image, and what to do; or None."""
     if not data:
         return "no bytes"
     start = data[:_TEXT_BYTES]
-    for pattern, name, remedy in [*_UNREAD_IMAGES, *_OTHER_FILES]:
+    for pattern, name, remedy in _UNREAD_IMAGES:
         if pattern.match(start):
             return f"{name}: {remedy}"
+    for pattern, name, remedy in _OTHER_FILES:
+        if pattern.match(start):
+            return f"{name}, not an image: {remedy}"
     if not any(start):
         return "nothing but zero bytes, not an image: copy or download it again"
     return None

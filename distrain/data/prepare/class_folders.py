@@ -4,7 +4,11 @@ from collections.abc import Sequence
 
 from distrain.data.prepare.class_numbers import note_lookalikes
 from distrain.data.prepare.shard_names import is_shard_name, list_names, strip_copy_mark
-from distrain.data.prepare.splits import find_split, is_split_folder
+from distrain.data.prepare.splits import (
+    find_split,
+    find_split_folders,
+    is_split_folder,
+)
 from distrain.data.storage.store import Store
 from distrain.data.storage.url import join_url
 from distrain.errors import UserError
@@ -51,10 +55,8 @@ def check_is_class_root(
         )
 
     # Splits, each of which holds the folders of the classes.
-    splits = [name for name in class_names if is_split_folder(name)]
-    nested = {path.split("/")[0] for path in paths if path.count("/") > 1}
-    if len(splits) > 1 and (len(splits) == len(class_names) or nested >= set(splits)):
-        splits.sort(key=lambda name: (not name.lower().startswith("train"), name))
+    splits = find_split_folders(class_names, paths)
+    if splits:
         raise UserError(
             f"{url} holds several splits ({', '.join(splits)}): pass each one by "
             f"itself, such as {join_url(url, splits[0])}"
@@ -72,11 +74,19 @@ def check_is_class_root(
         )
 
     # Splits within each class, such as bottle/train and bottle/test.
-    _check_inner_splits(url, images)
+    check_inner_splits(url, images)
 
 
-def _check_inner_splits(url: str, images: Sequence[str]) -> None:
-    """Raise UserError if class folders hold folders of several splits."""
+def check_inner_splits(url: str, images: Sequence[str]) -> None:
+    """Check that class folders do not hold folders of several splits.
+
+    Args:
+        url: where the class folders are, for messages.
+        images: paths of images from the class folders on.
+
+    Raises:
+        UserError: they do.
+    """
     splits_by_class: dict[str, dict[tuple[str, ...], str]] = {}
     for path in images:
         class_name, folder, *rest = path.split("/")

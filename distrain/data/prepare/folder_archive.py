@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from distrain.data.prepare.class_folders import note_similar_classes
+from distrain.data.prepare.class_folders import (
+    check_inner_splits,
+    note_similar_classes,
+)
 from distrain.data.prepare.source import Block, ImageSource, Reject
-from distrain.data.prepare.splits import is_split_folder
+from distrain.data.prepare.splits import find_split_folders
 from distrain.data.prepare.tar_listing import find_common_folder, normalize_name
 from distrain.data.prepare.tar_members import (
     TarMember,
@@ -54,11 +57,15 @@ def open_folder_archives(
                     "list of labels, --labels FILE (labels=FILE)"
                 )
     classes = sorted({_get_class(name, common) for name in image_names})
-    if all(is_split_folder(name) for name in classes):
+    inner_names = [name.removeprefix(common) for name in image_names]
+    location = f"{store.redacted_url}/{next(iter(files_by_path))}"
+    splits = find_split_folders(classes, inner_names)
+    if splits:
         raise UserError(
-            f"{store.redacted_url}/{next(iter(files_by_path))} holds several splits "
-            f"({', '.join(classes)}): unpack it, and pass the folder of one"
+            f"{location} holds several splits ({', '.join(splits)}): unpack it, and "
+            "pass the folder of one"
         )
+    check_inner_splits(location, inner_names)
 
     # Every file in a class folder may be an image, whatever its name. Files beside the
     # class folders are notes, lists or licenses.

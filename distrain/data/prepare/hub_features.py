@@ -19,6 +19,7 @@ _LABEL_NAMES = {
     "class_id",
     "class_name",
     "cls",
+    "coarse_label",
     "fine_label",
     "label",
     "label_id",

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from distrain.data.decoding.file_formats import name_stand_in
 from distrain.data.prepare.class_numbers import (
     LabelValue,
     note_lookalikes,
@@ -37,6 +38,8 @@ from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
 _NUM_THREADS = 16
+# What stands in the place of a file is told by its first bytes.
+_STAND_IN_BYTES = 1 << 10
 
 
 @register_opener("parquet")
@@ -56,7 +59,11 @@ def open_parquet(
 
     # Read all footers in threads: one or two requests per file.
     def read_file_footer(name: str) -> bytes:
-        _, data = read_footer(store, name, sizes[name], RETRY_SECONDS)
+        try:
+            _, data = read_footer(store, name, sizes[name], RETRY_SECONDS)
+        except UserError:
+            _check_stand_in(store, name, sizes[name])
+            raise
         return data
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
@@ -88,7 +95,10 @@ def open_parquet(
         notes += note_lookalikes(classes)
     elif blocks:
         values = labels.read_values(blocks)
-        numbering = number_classes(values, store.redacted_url)
+        location = store.redacted_url
+        if len(files) == 1:
+            location = f"{location}/{files[0].name}"
+        numbering = number_classes(values, location)
         classes = numbering.classes
         number_by_value = numbering.number_by_value
         notes += numbering.notes
@@ -100,6 +110,16 @@ def open_parquet(
         store, "Parquet", classes, blocks, reader, rejects, details, notes
     )
     return OpenedSource(source, columns)
+
+
+def _check_stand_in(store: Store, name: str, num_bytes: int) -> None:
+    """Raise UserError if a file is an error page, or a pointer of Git LFS."""
+    end = min(num_bytes, _STAND_IN_BYTES)
+    stand_in = name_stand_in(store.read(name, 0, end, retry_seconds=RETRY_SECONDS))
+    if stand_in:
+        raise UserError(
+            f"{store.redacted_url}/{name} is not a Parquet file, but {stand_in}"
+        )
 
 
 def _parse_file_footer(store: Store, name: str, data: bytes) -> Footer:

@@ -157,6 +157,8 @@ def read_label_list(text: str, score_key: KeyScorer, location: str) -> LabelList
         )
 
     labels = []
+    split_column = next((i for i, name in enumerate(header) if name == "split"), -1)
+    splits: set[str] = set()
     for row in rows:
         if len(row.cells) != num_columns:
             raise UserError(
@@ -168,6 +170,13 @@ def read_label_list(text: str, score_key: KeyScorer, location: str) -> LabelList
         if label_columns and label_columns[0] == _BOXES_COLUMN:
             label = label.partition(" ")[0]
         labels.append(Label(row.line_number, row.cells[key_column], label))
+        if split_column >= 0 and score_key(row.cells[key_column]):
+            splits.add(row.cells[split_column])
+    if len(splits) > 1:
+        raise UserError(
+            f"{location} labels images of several splits, as its column split says "
+            f"({', '.join(sorted(splits)[:5])}): keep the lines of one"
+        )
     return LabelList(True, labels, False, notes)
 
 
@@ -179,7 +188,11 @@ def _read_json_labels(text: str, location: str) -> list[Label]:
             tree = tree["labels"]
         pairs = list(tree.items()) if isinstance(tree, dict) else tree
         labels: list[Label] = []
-        for file, label in pairs:
+        for pair in pairs:
+            # The keys of an object of two fields are no pair.
+            if isinstance(pair, dict):
+                raise TypeError("it holds a list of objects")
+            file, label = pair
             if not isinstance(file, str) or not isinstance(label, (str, int)):
                 raise TypeError(f"{label!r} is no label")
             labels.append(Label(len(labels) + 1, file, str(label)))

@@ -209,14 +209,24 @@ def _match_files(
             )
 
     label_by_file: dict[str, str] = {}
-    used: set[tuple[str, ...]] = set()
+    file_by_path: dict[tuple[str, ...], str] = {}
     for file in files:
         entries = _find_entries(_split_path(file), entries_by_stem, index)
-        used.update(entry.path for entry in entries)
+        # A name without folders may be that of several images.
+        for entry in entries:
+            other = file_by_path.setdefault(entry.path, file)
+            if other != file:
+                raise UserError(
+                    f"line {entry.label.line_number} of {location}, "
+                    f"{entry.label.file}, may be {other} or {file}: write the names "
+                    "with their folders and extensions"
+                )
         found = {entry.label.label for entry in entries}
         if len(found) == 1:
             (label_by_file[file],) = found
-    unused = [entry.label for path, entry in entry_by_path.items() if path not in used]
+    unused = [
+        entry.label for path, entry in entry_by_path.items() if path not in file_by_path
+    ]
     return label_by_file, unused
 
 

@@ -164,8 +164,8 @@ def read_text(url: str) -> str:
         return data.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(
-            f"{Store(url).redacted_url} is not UTF-8 text: it must have one line per "
-            "file or class"
+            f"{Store(url).redacted_url} is not UTF-8 text: save it as CSV or text in "
+            "UTF-8, one line per file or class"
         ) from None
 
 

@@ -66,6 +66,40 @@ def is_split_folder(name: str) -> bool:
     return bool(words) and all(word.lower() in _SPLIT_BY_WORD for word in words)
 
 
+def find_split_folders(names: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """Find the folders that are splits and no classes; the training split comes first.
+
+    These are folders whose names tell a split and nothing else, and those that differ
+    in the split alone, as seg_train and seg_test do.
+
+    Args:
+        names: folders beside each other.
+        paths: files below them; beside classes, only folders that hold folders are
+            splits.
+
+    Returns:
+        At least two names, or none.
+    """
+    # Group the names by what is left without the split.
+    key_by_name_by_rest: dict[str, dict[str, tuple[str, ...]]] = {}
+    for name in names:
+        split = find_split(f"{name}.")
+        if split is not None:
+            is_split = is_split_folder(name)
+            rest = "" if is_split else f"{name[: split.start]}*{name[split.end :]}"
+            key_by_name_by_rest.setdefault(rest, {})[name] = split.key
+    splits: list[str] = []
+    for rest, key_by_name in key_by_name_by_rest.items():
+        if not rest or len(set(key_by_name.values())) > 1:
+            splits += key_by_name
+
+    # A class may be called train or test too.
+    nested = {path.split("/")[0] for path in paths if path.count("/") > 1}
+    if len(splits) < 2 or not (len(splits) == len(names) or nested >= set(splits)):
+        return []
+    return sorted(splits, key=lambda name: ("train" not in name.lower(), name))
+
+
 def group_by_split(file_names: Sequence[str]) -> dict[str, list[str]]:
     """Group files by the split that their names tell; the training split comes first.
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from distrain.data.decoding.file_formats import name_stand_in
 from distrain.data.prepare.image_folder import IMAGE_EXTENSIONS
 from distrain.data.prepare.source import (
     MAX_FILE_BYTES,
@@ -39,6 +40,8 @@ _REMOTE_READ_BYTES = 8 << 20
 # Limit of a header, and of a long name or an extension of one.
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_LABEL_BYTES = 1 << 16
+# What stands in the place of an archive is told by its first bytes.
+_STAND_IN_BYTES = 1 << 10
 # Exceptions of tarfile on damaged or hostile headers.
 _TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)
 
@@ -145,7 +148,10 @@ def _open_tar(file: _BufferedRangeFile, location: str) -> tarfile.TarFile:
                     f"{location} is compressed ({compression}): unpack it to a plain "
                     "tar archive, so that it can be read in any order"
                 ) from None
-        raise UserError(f"{location} is not a tar archive ({error})") from None
+        file.seek(0)
+        stand_in = name_stand_in(file.read(_STAND_IN_BYTES))
+        problem = f", but {stand_in}" if stand_in else f" ({error}): download it again"
+        raise UserError(f"{location} is not a tar archive{problem}") from None
 
 
 def _read_next_header(tar: tarfile.TarFile) -> tarfile.TarInfo | None:

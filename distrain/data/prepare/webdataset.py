@@ -15,7 +15,12 @@ from distrain.data.prepare.folder_archive import (
 from distrain.data.prepare.image_folder import IMAGE_EXTENSIONS
 from distrain.data.prepare.label_match import check_is_labeling
 from distrain.data.prepare.source import Block, ImageSource, Reject
-from distrain.data.prepare.tar_listing import list_members
+from distrain.data.prepare.splits import find_split_folders
+from distrain.data.prepare.tar_listing import (
+    find_common_folder,
+    list_members,
+    normalize_name,
+)
 from distrain.data.prepare.tar_members import (
     LABEL_EXTENSIONS,
     TarMember,
@@ -109,6 +114,7 @@ def open_webdataset(store: Store, files: Sequence[DirectoryEntry]) -> ImageSourc
     labeled = [sample for sample in samples if isinstance(sample, _LabeledImage)]
     if not labeled:
         raise _describe_no_labels([*rejects, *_only_rejects(samples)], location)
+    _check_one_split([image.block for image in labeled], location)
     _check_one_type(labeled, location)
     values = [image.value for image in labeled]
     check_is_labeling([value for value in values if isinstance(value, str)], location)
@@ -141,6 +147,22 @@ def _describe_no_labels(rejects: Sequence[Reject], location: str) -> UserError:
         "folder per class, or pass a list of labels for a single archive, "
         "--labels FILE (labels=FILE)"
     )
+
+
+def _check_one_split(blocks: Sequence[Block], location: str) -> None:
+    """Raise UserError if the images lie in folders of several splits."""
+    names = [
+        normalize_name(block.name.removeprefix(block.path)[1:]) for block in blocks
+    ]
+    common = find_common_folder(names)
+    inner_names = [name.removeprefix(common) for name in names]
+    folders = sorted({name.split("/")[0] for name in inner_names if "/" in name})
+    splits = find_split_folders(folders, inner_names)
+    if splits:
+        raise UserError(
+            f"{location} holds several splits ({', '.join(splits)}): write each one to "
+            "archives of its own"
+        )
 
 
 def _check_one_type(labeled: Sequence[_LabeledImage], location: str) -> None:

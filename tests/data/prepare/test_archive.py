@@ -93,6 +93,15 @@ def test_class_folders_that_cannot_be_told(tmp_path):
         UserError, match=r"x.tar holds several splits \(train, val\): unpack it"
     ):
         opened(tmp_path, bare("d/train/cat/1.jpg", "d/val/cat/2.jpg"))
+    with pytest.raises(
+        UserError, match=r"x.tar holds several splits \(training_set, test_set\)"
+    ):
+        opened(tmp_path, bare("training_set/a/1.jpg", "test_set/a/2.jpg"))
+    with pytest.raises(
+        UserError,
+        match=r"x.tar holds several splits in its class folders \(cat/test, cat/train",
+    ):
+        opened(tmp_path, bare("cat/train/1.jpg", "cat/test/2.jpg", "dog/train/1.jpg"))
     with pytest.raises(UserError, match="x.tar holds no labeled images"):
         opened(tmp_path, bare("cat/1.jpg", "cat/2.jpg"))
     with pytest.raises(UserError, match="x.tar holds no labeled images"):
@@ -325,3 +334,28 @@ def test_names_in_another_order_than_their_numbers_are_a_note(tmp_path):
     source = opened(tmp_path, bare(*names), "a\n" * 5 + "b\n" * 6)
     (note,) = source.notes
     assert "in which 10.jpg comes before 2.jpg: check that the list has" in note
+
+
+def test_a_line_that_may_be_of_several_images_is_refused(tmp_path):
+    members = bare("x/1.jpg", "y/1.jpg", "x/2.jpg")
+    message = r"line 1 of .*labels.csv, 1.jpg, may be x/1.jpg or y/1.jpg: write the names with their folders"
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path, members, "1.jpg,a\n2.jpg,b\n")
+    source = opened(tmp_path, members, "x/1.jpg,a\ny/1.jpg,b\n2.jpg,b\n")
+    assert found(source) == {"x/1.jpg": "a", "y/1.jpg": "b", "x/2.jpg": "b"}
+
+
+def test_a_list_whose_column_names_several_splits_is_refused(tmp_path):
+    text = "file,label,split\n1.jpg,a,train\n2.jpg,b,train\n3.jpg,a,test\n"
+    message = r"several splits, as its column split says \(test, train\): keep the lines of one$"
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path, bare("1.jpg", "2.jpg", "3.jpg"), text)
+    # The images of the other split are in another archive.
+    source = opened(tmp_path, bare("1.jpg", "2.jpg"), text)
+    assert source.classes == ("a", "b")
+
+
+def test_a_list_of_json_objects_is_no_pairs_of_their_keys(tmp_path):
+    text = '[{"file": "1.jpg", "label": "a"}, {"file": "2.jpg", "label": "b"}]'
+    with pytest.raises(UserError, match="it holds a list of objects.: write it so"):
+        opened(tmp_path, bare("1.jpg", "2.jpg"), text)

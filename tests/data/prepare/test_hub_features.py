@@ -67,6 +67,10 @@ def test_the_only_columns_that_can_be_meant_are_taken_with_a_note(
             "several columns that may hold labels, cls, target: choose one with label_c",
         ),
         (
+            {"img": BYTES, "fine_label": [0, 1], "coarse_label": [0, 0]},
+            "columns that may hold labels, fine_label, coarse_label: choose one with",
+        ),
+        (
             {"image": BYTES, "id": [0, 1]},
             "has no column label: name the columns .* it has image, id$",
         ),

@@ -76,7 +76,11 @@ def test_labels_of_every_type_are_classes(tmp_path, labels, column_type, expecte
         ([b"\xff", b"a"], None, r"has the label b'\\xff': labels are numbers"),
         ([None, None], pa.null(), "has no labels: labels are"),
         ([None, ""], None, "has no labels: labels are"),
-        ([-1, -1], None, "all labels of .* are -1: this split has no labels; take one"),
+        (
+            [-1, -1],
+            None,
+            "all labels of .*x.parquet are -1: this split has no labels; take one",
+        ),
         ([-1.0, float("nan")], None, "all labels of .* are -1: this split has no"),
     ],
 )

@@ -167,6 +167,16 @@ def test_the_root_of_splits_is_refused_with_a_folder_to_pass(tmp_path):
         open_source(url)
 
 
+def test_folders_that_differ_in_the_split_alone_are_refused(tmp_path):
+    """As on Kaggle: seg_train/seg_train/sea and seg_test/seg_test/sea."""
+    url = put(
+        tmp_path, "seg_train/seg_train/sea/1.jpg", "seg_test/seg_test/sea/2.jpg", "seg_pred/seg_pred/3.jpg",
+    )  # fmt: skip
+    message = rf"^{url} holds several splits \(seg_train, seg_test\): pass each one by itself, such as {url}/seg_train$"
+    with pytest.raises(UserError, match=message):
+        open_source(url)
+
+
 def test_classes_with_the_names_of_splits_are_classes_among_others(tmp_path):
     url = put(tmp_path, "train/1.jpg", "test/2.jpg", "bus/3.jpg", "bus/x/4.jpg")
     assert open_source(url).source.classes == ("bus", "test", "train")

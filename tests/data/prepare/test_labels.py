@@ -95,5 +95,5 @@ def test_text_in_utf_16(tmp_path):
     url = write(tmp_path, lines("\t"), "utf-16")
     assert read_class_names(CLASSES, url) == NAMES
     url = write(tmp_path, lines(" ").replace("tench", "caf\u00e9"), "latin-1")
-    with pytest.raises(UserError, match="names.txt is not UTF-8 text"):
+    with pytest.raises(UserError, match="names.txt is not UTF-8 text: save it as"):
         read_class_names(CLASSES, url)

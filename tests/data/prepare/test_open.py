@@ -836,3 +836,21 @@ def test_a_zip_bomb_is_refused_before_memory_is_taken(tmp_path):
     )
     assert "536870912 bytes are over the limit of 268435456" in child.error
     assert child.mib < 60
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.parquet"])
+def test_what_stands_in_the_place_of_a_file_is_named(tmp_path, name):
+    """A clone without Git LFS, and a page that says that nothing was found."""
+    path = tmp_path / name
+    kind = {"x.tar": "a tar archive", "x.parquet": "a Parquet file"}[name]
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(UserError) as raised:
+        open_source(str(path))
+    pointer = "a Git LFS pointer: run git lfs pull"
+    assert str(raised.value) == f"{path} is not {kind}, but {pointer}"
+    path.write_bytes(b"<!doctype html><html>" + b"x" * 5000)
+    with pytest.raises(UserError, match="but an HTML page: download it again$"):
+        open_source(str(path))
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="again$"):
+        open_source(str(path))

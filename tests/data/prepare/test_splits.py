@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from distrain.data.prepare.splits import (
     find_split,
+    find_split_folders,
     group_by_split,
     is_split_folder,
     suggest_pattern,
@@ -85,3 +86,25 @@ def test_folders_of_splits():
         assert is_split_folder(name)
     for name in ("cat", "trains", "test tube", "0", "n01440764", "my_train"):
         assert not is_split_folder(name)
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        ("val train", "train val"), ("seg_train seg_test", "seg_train seg_test"), ("trainA trainB", ""),
+        ("test_set training_set", "training_set test_set"), ("train_images val_images", "train_images val_images"),
+        ("train_cats test_cats train_dogs test_dogs", "train_cats train_dogs test_cats test_dogs"),
+        ("train bus test", ""), ("cat dog", ""), ("training_shoe dress", ""), ("train_station test_tube", ""),
+        ("train", ""), ("img_train img_training", ""), ("seg_train seg_test seg_pred", ""),
+    ],
+)  # fmt: skip
+def test_folders_beside_each_other_that_are_splits(names, splits):
+    assert sorted(find_split_folders(names.split(), [])) == sorted(splits.split())
+    assert find_split_folders(names.split(), [])[:1] == splits.split()[:1]
+
+
+def test_beside_other_folders_splits_hold_folders():
+    names = ["seg_pred", "seg_test", "seg_train"]
+    paths = ["seg_train/a/1.jpg", "seg_test/a/1.jpg", "seg_pred/1.jpg"]
+    assert find_split_folders(names, paths) == ["seg_train", "seg_test"]
+    assert find_split_folders(names, paths[1:]) == []

@@ -53,6 +53,14 @@ def test_hidden_files_of_macos_are_passed_over(tmp_path):
     assert source.rejects == []
 
 
+def test_splits_in_one_archive_are_refused(tmp_path):
+    members = [(f"d/{f}/{n}", b) for f in ("val", "train") for n, b in PARTS]
+    message = r"x.tar holds several splits \(train, val\): write each one to archives of its own$"
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path, members)
+    assert len(found(opened(tmp_path, members[:4]))) == 2
+
+
 @pytest.mark.parametrize(
     "junk",
     [
