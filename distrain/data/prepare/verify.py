@@ -20,7 +20,8 @@ from distrain.data.shards.dataset import (
     open_shard_store,
     parse_row_group,
 )
-from distrain.data.shards.manifest import Manifest, Shard
+from distrain.data.shards.entries import Shard
+from distrain.data.shards.manifest import Manifest
 from distrain.data.shards.parquet import Footer, parse_footer
 from distrain.data.shards.parquet_pages import DamagedParquetError
 from distrain.data.storage.store import Store

@@ -60,7 +60,7 @@ def delivered(narrow, folder, backend: str) -> dict[int, torch.Tensor]:
 
 def make_old(folder: Path, sizes: list[tuple[int, int]]) -> None:
     """Rewrite a manifest as an earlier version wrote it for the same files."""
-    from distrain.data.shards.manifest import RowIndex
+    from distrain.data.shards.entries import RowIndex
 
     tree = json.loads((folder / MANIFEST_FILE).read_text())
     assert tree.pop("reading") == READING
