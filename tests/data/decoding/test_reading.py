@@ -12,7 +12,8 @@ from shapes import tar_of
 from test_loader import by_id, deliver, requests
 
 from distrain.data.decoding.image import decode_rgb
-from distrain.data.prepare.commands import index, pack, verify
+from distrain.data.prepare.commands import index, pack
+from distrain.data.prepare.examine import verify
 from distrain.data.shards.manifest import MANIFEST_FILE, READING
 
 LIMIT = 1_000_000
