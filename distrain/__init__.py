@@ -41,7 +41,8 @@ if TYPE_CHECKING:
         to_yaml,
     )
     from distrain.config_schema import schema
-    from distrain.data.prepare.commands import index, inspect, pack, stats, verify
+    from distrain.data.prepare.commands import index, pack, stats
+    from distrain.data.prepare.examine import inspect, verify
     from distrain.data.shards.dataset import Dataset
     from distrain.errors import AttemptError, RunError, UserError
     from distrain.fields import operation_field, result_field
@@ -113,7 +114,8 @@ _MODULES = {
         "to_yaml",
     ),
     "distrain.config_schema": ("schema",),
-    "distrain.data.prepare.commands": ("index", "inspect", "pack", "stats", "verify"),
+    "distrain.data.prepare.commands": ("index", "pack", "stats"),
+    "distrain.data.prepare.examine": ("inspect", "verify"),
     "distrain.data.shards.dataset": ("Dataset",),
     "distrain.errors": ("AttemptError", "RunError", "UserError"),
     "distrain.fields": ("operation_field", "result_field"),

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from distrain.data.shards.manifest import MANIFEST_FILE, Manifest, Shard
+from distrain.data.shards.entries import Shard
+from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.shards.stats import ColorStatistics
 from distrain.data.shards.writer import MAX_GROUP_ROWS, ShardWriter
 from distrain.data.storage.store import Store

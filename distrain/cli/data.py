@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distrain.cli.options import (
+    AgainstOption,
     ClassesOption,
     DatasetArgument,
     Encoding,
@@ -19,6 +20,7 @@ from distrain.cli.options import (
     ManifestOption,
     MaxRejectsOption,
     NamesOption,
+    NearOption,
     PixelLimitOption,
     ProcessesOption,
     QualityOption,
@@ -179,17 +181,22 @@ def print_color_stats(
         typer.echo(f"{count_images(rejects):,} rejected in total")
 
 
-def verify_images(url: DatasetArgument) -> None:
+def verify_images(
+    url: DatasetArgument,
+    against: AgainstOption = None,
+    near: NearOption = False,
+) -> None:
     """Verify a data set: sizes, checksums, labels, and that every image decodes.
 
-    Reads everything once.
+    Reads everything once, and finds images that are in it, or in two sets, twice.
     """
+    from distrain.cli.duplicates import check_leaks, print_duplicates
     from distrain.cli.progress import ImageProgress
-    from distrain.data.prepare.commands import verify
+    from distrain.data.prepare.examine import verify
     from distrain.data.storage.store import Store
 
     with ImageProgress() as progress:
-        result = verify(url, on_progress=progress.update)
+        result = verify(url, against=against, near=near, on_progress=progress.update)
     manifest = result.manifest
 
     # Bad samples that `index` recorded are not problems: they have weight zero.
@@ -200,6 +207,7 @@ def verify_images(url: DatasetArgument) -> None:
     images = _format_share(result.num_images, manifest.num_rows, "image")
     shards = _format_share(result.num_shards, len(manifest.shards), "shard")
     problems = _format_count(len(result.problems), "problem")
+    print_duplicates(result.duplicates)
     typer.echo(f"{images} in {shards}: {problems}{known_bad}")
     # Of a file that could not be read, nothing is known to differ.
     num_unread = result.num_unread_shards
@@ -214,6 +222,7 @@ def verify_images(url: DatasetArgument) -> None:
             f"{Store(url).redacted_url} does not match its manifest: restore the files "
             "listed above, or pack or index the data set again"
         )
+    check_leaks(result.duplicates)
 
 
 def inspect_dataset(
@@ -222,12 +231,14 @@ def inspect_dataset(
         Path | None,
         typer.Option(help="Write a contact sheet of random samples to this PNG file."),
     ] = None,
+    near: NearOption = False,
 ) -> None:
-    """Summarize a data set: classes, image sizes, encoding and colors."""
-    from distrain.data.prepare.commands import inspect
+    """Summarize a data set: classes, image sizes, encoding, colors and duplicates."""
+    from distrain.cli.duplicates import print_duplicates
+    from distrain.data.prepare.examine import inspect
     from distrain.data.storage.store import Store
 
-    summary = inspect(url, sheet=sheet)
+    summary = inspect(url, sheet=sheet, near=near)
     manifest = summary.manifest
     typer.echo(_format_size(manifest, "shard"))
     if manifest.shards_url:
@@ -244,6 +255,7 @@ def inspect_dataset(
     if manifest.bad_samples:
         typer.echo(f"bad samples  {len(manifest.bad_samples):,} (ignored in training)")
     typer.echo(f"fingerprint  {manifest.fingerprint}")
+    print_duplicates(summary.duplicates)
     for class_name, num_rows in summary.rows_per_class.items():
         typer.echo(f"{num_rows:>12,} {class_name}")
     if sheet is not None:

@@ -165,6 +165,22 @@ ProcessesOption = Annotated[
     int | None,
     typer.Option(min=1, help="Decoding processes.", show_default="one per core"),
 ]
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Data set, usually the training set, whose images must not be in this "
+        "one.",
+    ),
+]
+NearOption = Annotated[
+    bool,
+    typer.Option(
+        "--near",
+        help="Also find images that look alike; reads and decodes all of them.",
+        metavar=NO_VALUE,
+    ),
+]
 
 # Jobs.
 AddressOption = Annotated[

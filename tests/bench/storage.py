@@ -36,7 +36,8 @@ from distrain.data.prepare.open import open_source
 from distrain.data.prepare.pack import pack_dataset
 from distrain.data.prepare.pack_options import Geometry, PackOptions
 from distrain.data.shards.dataset import Dataset
-from distrain.data.shards.manifest import MANIFEST_FILE, Manifest, RowGroup, Shard
+from distrain.data.shards.entries import RowGroup, Shard
+from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.storage.store import Store
 from distrain.distributed.process import count_available_cores
 

@@ -14,12 +14,23 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
+from distrain.data.decoding.image import describe_codecs
+from distrain.data.shards.entries import HASH_BYTES
+from distrain.data.shards.manifest import PixelHash
+
 HASH_NAME = "xxh3-128 of height, width, RGBX"
 """Name of the definition, for manifests."""
-HASH_BYTES = 16
-"""Bytes of one hash."""
 # The fourth byte of a pixel, in a 32-bit number of either byte order.
 _PADDING = np.frombuffer(b"\0\0\0\xff", np.uint32)[0]
+
+
+NO_HASH = bytes(HASH_BYTES)
+"""Stands for the hash of an image that does not decode."""
+
+
+def describe_pixel_hash() -> PixelHash:
+    """Return the definition of `hash_pixels`, and the decoder of this environment."""
+    return PixelHash(HASH_NAME, describe_codecs())
 
 
 def hash_pixels(image: Image.Image) -> bytes:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from distrain.data.decoding.image import encode_png
 from distrain.data.prepare.index import (
     IndexResult,
     compute_color_statistics,
@@ -21,18 +20,9 @@ from distrain.data.prepare.pack_options import (
     PackOptions,
 )
 from distrain.data.prepare.source import DatasetProgress, ImageSource, Reject
-from distrain.data.prepare.verify import (
-    DatasetSummary,
-    VerifyResult,
-    draw_contact_sheet,
-    summarize_dataset,
-    verify_dataset,
-)
-from distrain.data.shards.dataset import Dataset
 from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.shards.stats import ColorStatistics
 from distrain.data.storage.store import Store
-from distrain.data.storage.url import expand_home
 from distrain.distributed.process import (
     count_available_cores,
     count_available_memory,
@@ -305,50 +295,3 @@ def stats(
         on_progress=on_progress or _ignore,
     )
     return StatsResult(statistics, rejects)
-
-
-def verify(
-    url: str | Path, *, on_progress: Callable[[DatasetProgress], None] | None = None
-) -> VerifyResult:
-    """Verify a data set: sizes, checksums, labels, and that every image decodes.
-
-    Reads everything once. Bad samples that `index` recorded are not problems: they
-    have weight zero in training.
-
-    Args:
-        url: packed or indexed data set (path or URL).
-        on_progress: called before the first and after every shard.
-
-    Returns:
-        The problems found, and how much was read.
-
-    Raises:
-        UserError: there is no data set at the URL.
-    """
-    store = Store(str(url))
-    return verify_dataset(store, Manifest.load(store), on_progress or _ignore)
-
-
-def inspect(url: str | Path, *, sheet: str | Path | None = None) -> DatasetSummary:
-    """Summarize a data set: rows per class, and sizes of its images.
-
-    Reads everything once.
-
-    Args:
-        url: packed or indexed data set (path or URL).
-        sheet: write a contact sheet of random samples to this PNG file.
-
-    Raises:
-        UserError: there is no data set at the URL, or the sheet cannot be written.
-    """
-    # Before all of it is read, which may take hours.
-    sheet = None if sheet is None else Path(expand_home(str(sheet)))
-    if sheet is not None and not sheet.parent.is_dir():
-        raise UserError(f"no folder {sheet.parent} for the sheet: create it")
-    if sheet is not None and sheet.is_dir():
-        raise UserError(f"the sheet {sheet} is a folder: name a PNG file in it")
-    dataset = Dataset.open(url)
-    summary = summarize_dataset(dataset)
-    if sheet is not None:
-        sheet.write_bytes(encode_png(draw_contact_sheet(dataset)))
-    return summary

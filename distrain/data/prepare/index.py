@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from crc32c import crc32c
 
+from distrain.data.decoding.pixel_hash import describe_pixel_hash
 from distrain.data.prepare.index_tasks import (
     get_block_end,
     index_row_group,
@@ -31,13 +32,8 @@ from distrain.data.prepare.source import (
     ImageSource,
     Reject,
 )
-from distrain.data.shards.manifest import (
-    MANIFEST_FILE,
-    Layout,
-    Manifest,
-    RowGroup,
-    Shard,
-)
+from distrain.data.shards.entries import RowGroup, Shard
+from distrain.data.shards.manifest import MANIFEST_FILE, Layout, Manifest
 from distrain.data.shards.parquet import ColumnNames, read_footer
 from distrain.data.shards.stats import ColorStatistics, PixelMoments
 from distrain.data.shards.writer import MAX_GROUP_ROWS, TARGET_GROUP_BYTES
@@ -248,6 +244,7 @@ def _build_manifest(
         layout=layout,
         image_column=columns.image if columns else "",
         shards_url=shards_url,
+        pixel_hash=describe_pixel_hash(),
     )
 
 

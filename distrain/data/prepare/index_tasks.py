@@ -8,12 +8,13 @@ import numpy as np
 from crc32c import crc32c
 
 from distrain.data.decoding.bad_image import BadImageError
-from distrain.data.decoding.image import decode_rgb, sanitize_file
+from distrain.data.decoding.image import decode_rgb, open_rgb, sanitize_file
+from distrain.data.decoding.pixel_hash import NO_HASH, hash_pixels
 from distrain.data.prepare.pack_options import DEFAULT_PIXEL_LIMIT
 from distrain.data.prepare.process_pool import prefetch_blocks
 from distrain.data.prepare.row_group_reader import RowGroupReader
 from distrain.data.prepare.source import Block, BlockReader, FileReader, Reject, Sample
-from distrain.data.shards.manifest import RowGroup, RowIndex
+from distrain.data.shards.entries import RowGroup, RowIndex
 from distrain.data.shards.parquet import ByteRange
 from distrain.data.shards.stats import PixelMoments
 
@@ -26,6 +27,7 @@ class _IndexedRow(NamedTuple):
     start: int
     size: int
     bad_reason: str | None
+    pixel_hash: bytes = NO_HASH
 
 
 @dataclass
@@ -129,11 +131,13 @@ def _index_row(
     height = 0
     width = 0
     bad_reason = None
+    pixel_hash = NO_HASH
     try:
         # Decode the file that the training decoder gets: its size is the upright one.
         file = sanitize_file(np.frombuffer(data, np.uint8), pixel_limit)
-        pixels = decode_rgb(file.data.tobytes(), pixel_limit)
-        decoded.moments.add_image(pixels)
+        image = open_rgb(file.data.tobytes(), pixel_limit)
+        pixel_hash = hash_pixels(image)
+        decoded.moments.add_image(np.asarray(image))
         height = file.height
         width = file.width
         decoded.num_turned += file.was_turned
@@ -142,16 +146,16 @@ def _index_row(
         decoded.rejects.append(Reject(sample.name, bad_reason))
     checksum = crc32c(data)
     return _IndexedRow(
-        sample.label, height, width, checksum, start, len(data), bad_reason
+        sample.label, height, width, checksum, start, len(data), bad_reason, pixel_hash
     )
 
 
 def _build_group(
     image_range: ByteRange, rows: list[_IndexedRow], row_group: int = -1
 ) -> RowGroup:
-    # One array per field of the rows, except for the reasons.
+    # One array per field of the rows, except for the reasons and the hashes.
     label, height, width, checksum, start, size = (
-        np.array(column) for column in list(zip(*rows, strict=True))[:-1]
+        np.array(column) for column in list(zip(*rows, strict=True))[:-2]
     )
     bad = {
         i: row.bad_reason for i, row in enumerate(rows) if row.bad_reason is not None
@@ -164,4 +168,5 @@ def _build_group(
         crc32c(image_range.data),
         index,
         row_group,
+        b"".join(row.pixel_hash for row in rows),
     )

@@ -23,6 +23,7 @@ from distrain.data.decoding.image import (
     resize_short_side,
     resize_to_square,
 )
+from distrain.data.decoding.pixel_hash import describe_pixel_hash, hash_pixels
 from distrain.data.prepare.pack_notes import (
     ShardNote,
     claim_target,
@@ -95,6 +96,8 @@ class _StoredImage(NamedTuple):
     name: str
     image_size: tuple[int, int]
     """Height and width in pixels."""
+    pixel_hash: bytes
+    """Hash of the upright pixels before it was resized."""
 
 
 class _PreparedRows(NamedTuple):
@@ -305,6 +308,7 @@ def _prepare_image(
     pixel_limit = options.pixel_limit
     try:
         image = open_rgb(sample.data, pixel_limit)
+        pixel_hash = hash_pixels(image)
         if geometry.kind == "short":
             image = resize_short_side(image, geometry.side, pixel_limit)
         elif geometry.kind == "square":
@@ -320,7 +324,8 @@ def _prepare_image(
     except BadImageError as error:
         return Reject(sample.name, str(error))
     moments.add_image(pixels)
-    return _StoredImage(data, sample.label, sample.name, (image.height, image.width))
+    image_size = (image.height, image.width)
+    return _StoredImage(data, sample.label, sample.name, image_size, pixel_hash)
 
 
 # --- write the target
@@ -338,7 +343,9 @@ def _write_shard(
     for i in order.tolist():
         row = prepared.rows[i]
         if isinstance(row, _StoredImage):
-            writer.add_row(row.data, row.label, row.name, row.image_size)
+            writer.add_row(
+                row.data, row.label, row.name, row.image_size, row.pixel_hash
+            )
 
     # Write no file for a shard without an image.
     rejects = [row for row in prepared.rows if isinstance(row, Reject)]
@@ -384,6 +391,7 @@ def _finish_pack(
         encoding=options.encoding,
         verified=True,
         statistics=moments.to_statistics(),
+        pixel_hash=describe_pixel_hash(),
     )
     write_finished_plan(store, plan)
     store.write(MANIFEST_FILE, manifest.to_json().encode(), retry_seconds=RETRY_SECONDS)

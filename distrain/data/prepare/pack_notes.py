@@ -8,12 +8,8 @@ import json
 from typing import NamedTuple
 
 from distrain.data.prepare.source import RETRY_SECONDS, Reject
-from distrain.data.shards.manifest import (
-    MANIFEST_FILE,
-    Shard,
-    shard_from_dict,
-    shard_to_dict,
-)
+from distrain.data.shards.entries import Shard, shard_from_dict, shard_to_dict
+from distrain.data.shards.manifest import MANIFEST_FILE
 from distrain.data.shards.stats import PixelMoments
 from distrain.data.storage.retry import PERMANENT_ERRORS
 from distrain.data.storage.store import Store

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distrain.data.decoding.image import describe_codecs
+from distrain.data.decoding.pixel_hash import HASH_NAME
 from distrain.data.prepare.source import RETRY_SECONDS, ImageSource
 from distrain.data.shards.manifest import MANIFEST_FILE, READING, Manifest
 from distrain.data.storage.store import Store
@@ -29,6 +30,8 @@ def encode_plan(source: ImageSource, options: Mapping[str, Any]) -> bytes:
         "blocks": digest.hexdigest(),
         "software": describe_codecs(),
         "reading": READING,
+        # A shard that is finished without hashes would stay without them.
+        "pixel_hash": HASH_NAME,
     }
     return json.dumps(plan, indent=1).encode()
 

@@ -12,10 +12,13 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from distrain.data.decoding.bad_image import BadImageError
-from distrain.data.decoding.image import crop_and_resize, decode_rgb
+from distrain.data.decoding.image import crop_and_resize, decode_rgb, open_rgb
+from distrain.data.decoding.pixel_hash import describe_pixel_hash, hash_pixels
+from distrain.data.prepare.duplicates import DuplicateReport
 from distrain.data.prepare.source import RETRY_SECONDS, DatasetProgress
 from distrain.data.shards.dataset import Dataset, open_shard_store
-from distrain.data.shards.manifest import Manifest, Shard
+from distrain.data.shards.entries import HASH_BYTES, RowGroup, Shard
+from distrain.data.shards.manifest import Manifest
 from distrain.data.shards.parquet import Footer, parse_footer
 from distrain.data.shards.parquet_pages import DamagedParquetError
 from distrain.data.shards.row_group import LoadedRowGroup, parse_row_group
@@ -48,6 +51,8 @@ class VerifyResult(NamedTuple):
     """Shards that these images are in."""
     num_unread_shards: int
     """Shards whose file could not be read, for instance for lack of permission."""
+    duplicates: DuplicateReport | None = None
+    """Equal images, in the data set and across it and another one."""
 
 
 def verify_dataset(
@@ -194,15 +199,30 @@ class _Verifier:
         known_bad = group.index.bad if group.index is not None else {}
         rows = [i for i in range(num_rows) if i not in known_bad]
         find_problem = partial(_find_row_problem, self._manifest, table)
-        for i, problem in zip(rows, self._pool.map(find_problem, rows), strict=True):
+        hashes = self._get_pixel_hashes(group)
+        problems = self._pool.map(find_problem, rows, [hashes.get(i) for i in rows])
+        for i, problem in zip(rows, problems, strict=True):
             if problem is not None:
                 name = f" ({table.names[i]})" if table.names else ""
                 self._report(f"{location} row {i}{name}", problem)
         return min(num_rows, group.rows)
 
+    def _get_pixel_hashes(self, group: RowGroup) -> dict[int, bytes]:
+        """Return the hash by row of pixels that must be the same here.
+
+        Those of a packed image may be from before it was resized, and other versions of
+        the codecs may decode other pixels.
+        """
+        hashes = group.pixel_hashes
+        is_same = self._manifest.pixel_hash == describe_pixel_hash()
+        if group.index is None or hashes is None or not is_same:
+            return {}
+        starts = range(0, len(hashes), HASH_BYTES)
+        return {i: hashes[start : start + HASH_BYTES] for i, start in enumerate(starts)}
+
 
 def _find_row_problem(
-    manifest: Manifest, table: LoadedRowGroup, row: int
+    manifest: Manifest, table: LoadedRowGroup, row: int, expected_hash: bytes | None
 ) -> str | None:
     data = bytes(table.data[table.starts[row] : table.ends[row]])
     label = table.labels[row]
@@ -212,13 +232,18 @@ def _find_row_problem(
     if not 0 <= label < num_classes:
         return f"has label {label}, but there are {num_classes} classes"
     try:
-        height, width = decode_rgb(data, _MAX_PIXELS, manifest.reading).shape[:2]
+        image = open_rgb(data, _MAX_PIXELS, manifest.reading)
     except BadImageError as error:
         return f"does not decode: {error}"
     # The manifest has a size if all images have the same one.
     expected = manifest.image_size or table.image_sizes[row]
-    if (height, width) != expected:
-        return f"is {width} x {height} pixels, not {expected[1]} x {expected[0]}"
+    if (image.height, image.width) != expected:
+        return (
+            f"is {image.width} x {image.height} pixels, "
+            f"not {expected[1]} x {expected[0]}"
+        )
+    if expected_hash is not None and hash_pixels(image) != expected_hash:
+        return "has other pixels than when it was indexed"
     return None
 
 
@@ -235,6 +260,8 @@ class DatasetSummary(NamedTuple):
     """Minimum, median and maximum in pixels."""
     widths: tuple[int, int, int]
     """Minimum, median and maximum in pixels."""
+    duplicates: DuplicateReport | None = None
+    """Equal images."""
 
 
 def summarize_dataset(dataset: Dataset) -> DatasetSummary:

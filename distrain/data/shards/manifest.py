@@ -1,16 +1,21 @@
 """Manifest of a data set: shards, row groups with checksums, classes and colors."""
 
-import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distrain.data.shards.entries import (
+    RowGroup,
+    Shard,
+    shard_from_dict,
+    shard_to_dict,
+)
 from distrain.data.shards.stats import ColorStatistics
 from distrain.data.storage.retry import is_transient
 from distrain.data.storage.store import Store
@@ -29,96 +34,15 @@ READING = 2
 _REMEDY = "restore it, or delete it and run distrain index (or pack again)"
 
 Layout = Literal["distrain", "parquet", "tar"]
-# Little-endian on every machine: these are the types as they are stored.
-_INDEX_DTYPES: dict[str, Any] = {
-    "label": np.dtype("<i4"),
-    "height": np.dtype("<i4"),
-    "width": np.dtype("<i4"),
-    "crc32c": np.dtype("<u4"),
-    "start": np.dtype("<i8"),
-    "size": np.dtype("<i8"),
-}
 
 
-@dataclass(frozen=True, eq=False)
-class RowIndex:
-    """Rows of a group that others wrote, as `distrain index` found them."""
+class PixelHash(NamedTuple):
+    """What the hashes of pixels in a manifest are."""
 
-    label: NDArray[np.int32]
-    height: NDArray[np.int32]
-    width: NDArray[np.int32]
-    crc32c: NDArray[np.uint32]
-    """CRC-32C of the image file."""
-    start: NDArray[np.int64]
-    """Offset of the image file from the group's first byte; used in a tar."""
-    size: NDArray[np.int64]
-    """Bytes of the image file."""
-    bad: Mapping[int, str]
-    """Reason by row of images that do not decode. Such a row keeps its sample id, and
-    has weight zero."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict for JSON.
-
-        Each column is its numbers, little-endian (4, 4, 4, 4, 8 and 8 bytes each), in
-        base 64.
-        """
-        columns = {}
-        for name, dtype in _INDEX_DTYPES.items():
-            data = getattr(self, name).astype(dtype).tobytes()
-            columns[name] = base64.b64encode(data).decode()
-        # As strings, because JSON has no integer keys.
-        bad = {str(row): reason for row, reason in self.bad.items()}
-        return {**columns, "bad": bad}
-
-    @staticmethod
-    def from_dict(tree: Mapping[str, Any]) -> "RowIndex":
-        """Return the index from the dict that `to_dict` makes."""
-        columns = {}
-        for name, dtype in _INDEX_DTYPES.items():
-            data = base64.b64decode(tree[name])
-            columns[name] = np.frombuffer(data, dtype)
-        bad = {int(row): reason for row, reason in tree["bad"].items()}
-        return RowIndex(**columns, bad=bad)
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """One row group: bytes start to end of its shard."""
-
-    rows: int
-    start: int
-    end: int
-    crc32c: int
-    index: RowIndex | None = None
-    """Description of its rows, if the shard itself does not have one."""
-    number: int = -1
-    """Index of the row group in a Parquet file that others wrote; -1 elsewhere."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One file of a data set."""
-
-    path: str
-    bytes: int
-    groups: tuple[RowGroup, ...]
-    sha256: str | None = None
-    """SHA-256 of the file, if `pack` wrote it."""
-    footer_start: int = 0
-    """Offset of the footer in a Parquet file; 0 in a tar."""
-    footer_crc32c: int = 0
-    version: str | None = None
-    """ETag of an object that others wrote, if its store has ETags."""
-
-    def describe_group(self, group_index: int) -> str:
-        """Return the file and the number of a row group in it, for messages.
-
-        A Parquet file's own number may be above the index in `groups`, which lacks the
-        row groups that `index` left out. Others have no number of their own.
-        """
-        number = self.groups[group_index].number
-        return f"{self.path} row group {group_index if number < 0 else number}"
+    definition: str
+    """Name of the hash, and of what is hashed."""
+    decoder: str
+    """Versions of the codecs that decoded the images: others may give other pixels."""
 
 
 _STATISTICS_KEYS = ("mean", "covariance", "eigenvalues", "eigenvectors")
@@ -148,6 +72,8 @@ class Manifest:
     """URL of the shards; None if they are beside the manifest."""
     reading: int = READING
     """Version of how the image files are read. A change of it is a change of pixels."""
+    pixel_hash: PixelHash | None = None
+    """Hash by which equal images are found; None: the row groups have no hashes."""
 
     @property
     def may_crash_decoder(self) -> bool:
@@ -191,10 +117,24 @@ class Manifest:
             first_id += group.rows
         return bad_samples
 
+    @property
+    def pixel_hashes(self) -> NDArray[np.uint64] | None:
+        """Hash of each row's pixels, shape (rows, 2), zeros for a bad row.
+
+        None if there are no hashes.
+        """
+        if self.pixel_hash is None:
+            return None
+        data = b"".join(group.pixel_hashes or b"" for group in self._list_groups())
+        return np.frombuffer(data, "<u8").reshape(self.num_rows, 2)
+
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the content; the location of the data set does not matter."""
-        tree = {**self._to_dict(), "at": None}
+        """SHA-256 of the content; the location of the data set does not matter.
+
+        Nor do the hashes of pixels, which training does not use.
+        """
+        tree = {**self._to_dict(include_hashes=False), "at": None}
         text = json.dumps(tree)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -208,7 +148,7 @@ class Manifest:
         """Return the manifest as it is stored."""
         return json.dumps(self._to_dict(), indent=1)
 
-    def _to_dict(self) -> dict[str, Any]:
+    def _to_dict(self, *, include_hashes: bool = True) -> dict[str, Any]:
         # The fingerprint is a hash of this: another order of keys would change it.
         statistics = self.statistics
         is_first_reading = self.reading == FIRST_READING
@@ -227,12 +167,17 @@ class Manifest:
             "covariance": statistics.covariance.tolist(),
             "eigenvalues": statistics.eigenvalues.tolist(),
             "eigenvectors": statistics.eigenvectors.tolist(),
-            "shards": [shard_to_dict(shard) for shard in self.shards],
+            "shards": [
+                shard_to_dict(shard, include_hashes=include_hashes)
+                for shard in self.shards
+            ],
         }
         # Fields that the format before did not have come last, and only if they are
         # set, so that the fingerprints of its manifests stay as they were.
         if not is_first_reading:
             tree["reading"] = self.reading
+        if include_hashes and self.pixel_hash is not None:
+            tree["pixel_hash"] = self.pixel_hash._asdict()
         return tree
 
     @staticmethod
@@ -320,8 +265,9 @@ def _manifest_from_dict(tree: Any, manifest_url: str) -> Manifest:
     try:
         size = tree["size"]
         statistics = (np.array(tree[name]) for name in _STATISTICS_KEYS)
+        shards = tuple(shard_from_dict(shard) for shard in tree["shards"])
         return Manifest(
-            shards=tuple(shard_from_dict(shard) for shard in tree["shards"]),
+            shards=shards,
             classes=tuple(tree["classes"]),
             image_size=size and (size[0], size[1]),
             encoding=tree["encoding"],
@@ -331,6 +277,7 @@ def _manifest_from_dict(tree: Any, manifest_url: str) -> Manifest:
             image_column=tree["image_column"],
             shards_url=tree["at"],
             reading=_read_reading(tree),
+            pixel_hash=_read_pixel_hash(tree, shards),
         )
     except (KeyError, TypeError, ValueError):
         raise invalid from None
@@ -345,6 +292,19 @@ def _is_newer(tree: Mapping[str, Any]) -> bool:
     return isinstance(reading, int) and reading > READING
 
 
+def _read_pixel_hash(
+    tree: Mapping[str, Any], shards: Sequence[Shard]
+) -> PixelHash | None:
+    """Return what the hashes of pixels are. Raises TypeError, ValueError."""
+    if "pixel_hash" not in tree:
+        return None
+    pixel_hash = PixelHash(**tree["pixel_hash"])
+    groups = [group for shard in shards for group in shard.groups]
+    if any(group.pixel_hashes is None for group in groups):
+        raise ValueError(pixel_hash)
+    return pixel_hash
+
+
 def _read_reading(tree: Mapping[str, Any]) -> int:
     """Return the reading that a manifest was made with. Raises KeyError, ValueError."""
     if tree["format"] == _FIRST_READING_FORMAT:
@@ -354,36 +314,3 @@ def _read_reading(tree: Mapping[str, Any]) -> int:
     if not isinstance(reading, int) or reading <= FIRST_READING:
         raise ValueError(reading)
     return reading
-
-
-def shard_to_dict(shard: Shard) -> dict[str, Any]:
-    """Return a dict of a shard for JSON."""
-    # Leave out keys that do not apply: the SHA-256 or the ETag.
-    tree = {name: value for name, value in vars(shard).items() if value is not None}
-    tree["groups"] = [_group_to_dict(group) for group in shard.groups]
-    return tree
-
-
-def _group_to_dict(group: RowGroup) -> dict[str, Any]:
-    tree = dict(vars(group))
-    if group.index is not None:
-        tree["index"] = group.index.to_dict()
-    else:
-        # Groups of `pack` have neither.
-        del tree["index"]
-        del tree["number"]
-    return tree
-
-
-def shard_from_dict(tree: Mapping[str, Any]) -> Shard:
-    """Return the shard from the dict that `shard_to_dict` makes."""
-    groups = tuple(_group_from_dict(group) for group in tree["groups"])
-    fields = {**tree, "groups": groups}
-    return Shard(**fields)
-
-
-def _group_from_dict(tree: Mapping[str, Any]) -> RowGroup:
-    fields = dict(tree)
-    if "index" in fields:
-        fields["index"] = RowIndex.from_dict(fields["index"])
-    return RowGroup(**fields)

@@ -6,7 +6,8 @@ from collections import OrderedDict
 
 from crc32c import crc32c
 
-from distrain.data.shards.manifest import Manifest, Shard
+from distrain.data.shards.entries import Shard
+from distrain.data.shards.manifest import Manifest
 from distrain.data.shards.parquet import Footer, parse_footer
 from distrain.data.storage.cache import DiskCache
 from distrain.data.storage.store import Store

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from distrain.data.shards.manifest import Manifest, RowGroup, RowIndex, Shard
+from distrain.data.shards.entries import RowGroup, RowIndex, Shard
+from distrain.data.shards.manifest import Manifest
 from distrain.data.shards.parquet import (
     ByteRange,
     Footer,

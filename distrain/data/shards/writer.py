@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from crc32c import crc32c
 
-from distrain.data.shards.manifest import RowGroup, Shard
+from distrain.data.shards.entries import RowGroup, Shard
 from distrain.data.shards.parquet import parse_footer
 
 MAX_GROUP_ROWS = 100
@@ -32,7 +32,10 @@ class ShardWriter:
         self._schema = _make_schema(classes)
         # Rows of the row group that is not written yet, and bytes of their image files.
         self._rows: list[dict[str, Any]] = []
+        self._group_hashes: list[bytes] = []
         self._group_bytes = 0
+        # Hashes of the pixels of each row group that is written.
+        self._hashes: list[bytes | None] = []
         self._sink = pa.BufferOutputStream()
         # JPEG does not compress, and dictionary and statistics would make reads four
         # times slower.
@@ -50,6 +53,7 @@ class ShardWriter:
         label: int,
         path: str,
         size: tuple[int, int],
+        pixel_hash: bytes | None = None,
     ) -> None:
         """Add an image file.
 
@@ -58,6 +62,8 @@ class ShardWriter:
             label: index of its class.
             path: source of the file.
             size: height and width in pixels.
+            pixel_hash: hash of its pixels; either all files of a shard have one, or
+                none.
         """
         height, width = size
         self._rows.append(
@@ -69,6 +75,8 @@ class ShardWriter:
                 "crc32c": crc32c(data),
             }
         )
+        if pixel_hash is not None:
+            self._group_hashes.append(pixel_hash)
         self._group_bytes += len(data)
         is_full = len(self._rows) == self._max_group_rows
         if is_full or self._group_bytes >= TARGET_GROUP_BYTES:
@@ -83,13 +91,17 @@ class ShardWriter:
         self._flush_group()
         self._writer.close()
         data = memoryview(self._sink.getvalue())
-        return _describe_shard(path, data), data
+        return _describe_shard(path, data, self._hashes), data
 
     def _flush_group(self) -> None:
         if self._rows:
             table = pa.Table.from_pylist(self._rows, self._schema)
             self._writer.write_table(table)
+            hashes = self._group_hashes
+            assert len(hashes) in (0, len(self._rows))
+            self._hashes.append(b"".join(hashes) if hashes else None)
             self._rows = []
+            self._group_hashes = []
             self._group_bytes = 0
 
 
@@ -118,7 +130,9 @@ def _make_schema(classes: Sequence[str]) -> pa.Schema:
     return pa.schema(fields, metadata={"huggingface": json.dumps(info)})
 
 
-def _describe_shard(path: str, data: memoryview) -> Shard:
+def _describe_shard(
+    path: str, data: memoryview, hashes: Sequence[bytes | None]
+) -> Shard:
     """Build the manifest's entry: byte ranges and checksums of the row groups."""
     # A Parquet file ends with its footer, the footer's length, and a magic number.
     footer_length = int.from_bytes(data[-8:-4], "little") + 8
@@ -136,7 +150,9 @@ def _describe_shard(path: str, data: memoryview) -> Shard:
             column.data_page_offset + column.total_compressed_size for column in columns
         )
         checksum = crc32c(data[start:end])
-        groups.append(RowGroup(row_group.num_rows, start, end, checksum))
+        groups.append(
+            RowGroup(row_group.num_rows, start, end, checksum, pixel_hashes=hashes[g])
+        )
     return Shard(
         path=path,
         bytes=len(data),

@@ -12,7 +12,8 @@ from shapes import tar_of
 from test_loader import by_id, deliver, requests
 
 from distrain.data.decoding.image import decode_rgb
-from distrain.data.prepare.commands import index, pack, verify
+from distrain.data.prepare.commands import index, pack
+from distrain.data.prepare.examine import verify
 from distrain.data.shards.manifest import MANIFEST_FILE, READING
 
 LIMIT = 1_000_000
@@ -60,7 +61,7 @@ def delivered(narrow, folder, backend: str) -> dict[int, torch.Tensor]:
 
 def make_old(folder: Path, sizes: list[tuple[int, int]]) -> None:
     """Rewrite a manifest as an earlier version wrote it for the same files."""
-    from distrain.data.shards.manifest import RowIndex
+    from distrain.data.shards.entries import RowIndex
 
     tree = json.loads((folder / MANIFEST_FILE).read_text())
     assert tree.pop("reading") == READING

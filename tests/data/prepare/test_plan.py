@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from shapes import folder, images, webdataset
 
+from distrain.data.decoding.pixel_hash import HASH_NAME
 from distrain.data.prepare.commands import index, pack
-from distrain.data.prepare.plan import PLAN_FILE
+from distrain.data.prepare.open import open_source
+from distrain.data.prepare.plan import PLAN_FILE, encode_plan
 from distrain.errors import UserError
 
 
@@ -61,3 +63,10 @@ def test_a_finished_index_is_found_complete(tmp_path):
     shutil.copy(url / "train-0000.tar", url / "train-0001.tar")
     with pytest.raises(UserError, match="already, of other files, options or versions"):
         index(url, processes=1)
+
+
+def test_shards_without_hashes_of_pixels_are_not_kept(photos):
+    """An unfinished pack of a version without them has another plan."""
+    source = open_source(photos).source
+    plan = json.loads(encode_plan(source, {}))
+    assert plan["pixel_hash"] == HASH_NAME

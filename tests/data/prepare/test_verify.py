@@ -1,11 +1,15 @@
+import base64
 import hashlib
 import json
 
 import numpy as np
 import pytest
+import shapes
 from crc32c import crc32c
 from photos import encoded, picture, write_set
 
+from distrain.data.prepare.commands import index
+from distrain.data.prepare.examine import verify
 from distrain.data.prepare.verify import (
     draw_contact_sheet,
     summarize_dataset,
@@ -28,7 +32,7 @@ def wrong_with(dataset):
 
 def test_a_whole_set_has_nothing_wrong(dataset):
     seen = []
-    assert verify_dataset(dataset.store, dataset.manifest, seen.append)[1:] == (
+    assert verify_dataset(dataset.store, dataset.manifest, seen.append)[1:5] == (
         [],
         40,
         3,
@@ -170,3 +174,32 @@ def test_the_sheet_shows_samples(tmp_path):
         255,
     ]
     assert Store(str(tmp_path / "set")).exists()
+
+
+@pytest.mark.parametrize("decoder", ["same", "other"])
+def test_pixels_that_are_not_those_of_the_index_are_found(tmp_path, decoder):
+    """Only where the decoder is the same: others may decode other pixels."""
+    members = [
+        member
+        for i in range(3)
+        for member in (
+            (f"{i}.jpg", encoded(picture(i, 40, 60)) if i else b"junk"),
+            (f"{i}.cls", b"%d" % (i % 2)),
+        )
+    ]
+    (tmp_path / "x.tar").write_bytes(shapes.tar_of(members))
+    index(tmp_path, processes=1)
+    assert verify(tmp_path).problems == []
+    tree = json.loads((tmp_path / MANIFEST_FILE).read_text())
+    (group,) = tree["shards"][0]["groups"]
+    hashes = base64.b64decode(group["pixel_hashes"])
+    assert hashes[:16] == bytes(16), "of the bad image"
+    group["pixel_hashes"] = base64.b64encode(hashes[:-1] + b"x").decode()
+    if decoder == "other":
+        tree["pixel_hash"]["decoder"] = "Pillow 1"
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps(tree))
+    problem = (
+        "x.tar row group 0 row 2",
+        "has other pixels than when it was indexed",
+    )
+    assert verify(tmp_path).problems == ([problem] if decoder == "same" else [])

@@ -3,9 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from photos import encoded, picture, write_set
+from PIL import Image
 
+from distrain.data.decoding.pixel_hash import describe_pixel_hash, hash_pixels
+from distrain.data.prepare.commands import pack
+from distrain.data.shards.dataset import Dataset
 from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
@@ -77,3 +82,59 @@ def test_a_manifest_that_is_none_is_refused(folder, fields):
     change(folder, **fields)
     with pytest.raises(UserError, match="is not a distrain-shards-3 manifest: restore"):
         Manifest.load(Store(str(folder)))
+
+
+@pytest.fixture
+def hashed(tmp_path):
+    """A set of which each image has a hash, in two row groups."""
+    for i in range(150):
+        name = tmp_path / "photos" / "ab"[i % 2] / f"{i}.png"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_bytes(encoded(picture(i, 4, 4), "PNG"))
+    pack(tmp_path / "photos", tmp_path / "set", geometry="square:4", processes=1)
+    return tmp_path / "set"
+
+
+def test_hashes_are_those_of_the_rows(hashed):
+    """In the order of the rows, whatever row group they are in."""
+    dataset = Dataset.open(hashed)
+    hashes = dataset.manifest.pixel_hashes
+    assert hashes is not None
+    assert hashes.shape == (150, 2)
+    assert len(np.unique(hashes, axis=0)) == 150
+    assert dataset.manifest.pixel_hash == describe_pixel_hash()
+    expected = {
+        hash_pixels(Image.open(path))
+        for path in (hashed.parent / "photos").glob("*/*.png")
+    }
+    assert {row.tobytes() for row in hashes} == expected
+
+
+def test_hashes_do_not_change_the_fingerprint(hashed):
+    """So that a run resumes with a set that was packed again, to get them."""
+    tree = json.loads((hashed / MANIFEST_FILE).read_text())
+    before = Manifest.load(Store(str(hashed)))
+    assert json.loads(before.to_json()) == tree
+    del tree["pixel_hash"]
+    for group in tree["shards"][0]["groups"]:
+        del group["pixel_hashes"]
+    (hashed / MANIFEST_FILE).write_text(json.dumps(tree))
+    without = Manifest.load(Store(str(hashed)))
+    assert without.pixel_hashes is None
+    assert without.fingerprint == before.fingerprint
+    assert json.loads(without.to_json()) == tree
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "no definition"])
+def test_hashes_that_do_not_fit_the_rows_are_refused(hashed, damage):
+    tree = json.loads((hashed / MANIFEST_FILE).read_text())
+    group = tree["shards"][0]["groups"][1]
+    if damage == "missing":
+        del group["pixel_hashes"]
+    elif damage == "short":
+        group["pixel_hashes"] = group["pixel_hashes"][4:]
+    else:
+        tree["pixel_hash"] = {"decoder": "x"}
+    (hashed / MANIFEST_FILE).write_text(json.dumps(tree))
+    with pytest.raises(UserError, match="is not a distrain-shards-3 manifest"):
+        Manifest.load(Store(str(hashed)))

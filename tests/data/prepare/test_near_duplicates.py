@@ -1,0 +1,105 @@
+"""Images that look alike."""
+
+import itertools
+import json
+import sys
+
+import numpy as np
+import pytest
+from hashed_sets import opened, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from photos import encoded, picture
+from PIL import Image, ImageEnhance
+
+from distrain.data.prepare.commands import pack
+from distrain.data.prepare.duplicates import find_duplicates
+from distrain.data.prepare.near_duplicates import (
+    add_near_duplicates,
+    find_near_pairs,
+    load_perceptual_hash,
+)
+from distrain.data.shards.manifest import MANIFEST_FILE
+from distrain.errors import UserError
+
+BITS = st.integers(0, 63)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=6),
+    st.lists(st.tuples(st.integers(0, 5), st.sets(BITS, max_size=5)), max_size=8),
+)
+def test_pairs_are_those_of_a_plain_search(base, changes):
+    """Also pairs whose three bits lie in three bands."""
+    values = list(base)
+    for i, bits in changes:
+        values.append(base[i % len(base)] ^ sum(1 << bit for bit in bits))
+    expected = {
+        (i, j)
+        for i, j in itertools.combinations(range(len(values)), 2)
+        if (values[i] ^ values[j]).bit_count() <= 3
+    }
+    found = set()
+    for firsts, seconds in find_near_pairs(np.array(values, np.uint64)):
+        pairs = zip(firsts.tolist(), seconds.tolist(), strict=True)
+        found |= {(min(pair), max(pair)) for pair in pairs}
+    assert found == expected
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """A re-encoded and a brighter image in the other set, and one twice in its own."""
+    files = [encoded(picture(i, 120, 160), quality=95) for i in range(8)]
+    brighter = ImageEnhance.Brightness(Image.fromarray(picture(1, 120, 160))).enhance(
+        0.95
+    )
+    train = {f"{'ab'[i % 2]}/{i}.jpg": files[i] for i in range(4)}
+    val = {f"{'ab'[i % 2]}/{i}.jpg": files[i] for i in range(4, 8)}
+    val["a/equal.jpg"] = files[2]
+    val["a/again.jpg"] = encoded(picture(0, 120, 160), quality=50)
+    val["b/brighter.jpg"] = encoded(np.asarray(brighter))
+    val["b/small.png"] = encoded(
+        np.asarray(Image.fromarray(picture(6, 120, 160)).resize((80, 60))), "PNG"
+    )
+    for name, images in (("train", train), ("val", val)):
+        source = write(tmp_path / "photos" / name, images)
+        pack(source, tmp_path / name, geometry="short:64", processes=1)
+    return tmp_path
+
+
+def test_images_that_look_alike_are_found_and_equal_ones_left_out(packed):
+    val, train = opened(packed / "val"), opened(packed / "train")
+    report = add_near_duplicates(find_duplicates(val, train), val, train)
+    assert report.leaks == (1, ["val a/equal.jpg = train a/2.jpg"])
+    assert report.near_leaks is not None
+    assert report.near_leaks.num_images == 2
+    assert sorted(report.near_leaks.examples) == [
+        "val a/again.jpg ~ train a/0.jpg",
+        "val b/brighter.jpg ~ train b/1.jpg",
+    ]
+    assert report.near_copies is not None
+    assert sorted(report.near_copies.examples) == [
+        "a/6.jpg ~ b/small.png",
+        "b/small.png ~ a/6.jpg",
+    ]
+
+
+def test_sets_without_hashes_have_near_duplicates_too(packed):
+    path = packed / "val" / MANIFEST_FILE
+    tree = json.loads(path.read_text())
+    del tree["pixel_hash"]
+    path.write_text(json.dumps(tree))
+    val = opened(packed / "val")
+    report = add_near_duplicates(find_duplicates(val), val)
+    assert report.copies is None
+    assert report.near_copies is not None
+    assert report.near_copies.num_images == 2
+
+
+def test_without_the_library_there_is_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagehash", None)
+    with pytest.raises(
+        UserError, match=r"needs ImageHash: pip install 'distrain\[near\]'"
+    ):
+        load_perceptual_hash()
