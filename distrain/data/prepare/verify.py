@@ -14,15 +14,11 @@ from numpy.typing import NDArray
 from distrain.data.decoding.bad_image import BadImageError
 from distrain.data.decoding.image import crop_and_resize, decode_rgb
 from distrain.data.prepare.source import RETRY_SECONDS, DatasetProgress
-from distrain.data.shards.dataset import (
-    Dataset,
-    LoadedRowGroup,
-    open_shard_store,
-    parse_row_group,
-)
+from distrain.data.shards.dataset import Dataset, open_shard_store
 from distrain.data.shards.manifest import Manifest, Shard
 from distrain.data.shards.parquet import Footer, parse_footer
 from distrain.data.shards.parquet_pages import DamagedParquetError
+from distrain.data.shards.row_group import LoadedRowGroup, parse_row_group
 from distrain.data.storage.store import Store
 from distrain.distributed.process import count_available_cores
 from distrain.philox import Purpose, draw_permutation
