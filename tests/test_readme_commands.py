@@ -10,6 +10,7 @@ from importlib.metadata import metadata
 from pathlib import Path
 
 import kube
+import numpy as np
 import pytest
 import typer
 import yaml
@@ -126,6 +127,19 @@ def test_own_images_are_trained_on_and_watched(packed, run):
     assert "finished 1 step" in out
     assert (packed / "runs/my/checkpoints").is_dir()
     assert "runs/my  step 1\n" in run(shown("distrain top runs/my"))
+
+
+def test_one_folder_of_photos_is_divided_and_trained_on(run, folder):
+    for i in range(60):
+        place = folder / "photos" / ("cat", "dog")[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).bytes(3 * 64 * 64)
+        (place / f"{i}.ppm").write_bytes(b"P6 64 64 255\n" + pixels)
+    out = run(shown("distrain pack photos shards --val 0.1"), "--processes=1")
+    assert "train with data.train=shards/train data.val=shards/val" in out
+    write_recipe(folder)
+    out = run(shown("distrain train my.yaml"), *SMALL)
+    assert "validation loss" in out
 
 
 def test_data_sets_are_verified_inspected_indexed_and_measured(packed, run):

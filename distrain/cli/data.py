@@ -27,11 +27,15 @@ from distrain.cli.options import (
     ShardsArgument,
     SourceArgument,
     TargetArgument,
+    ValOption,
+    ValTargetOption,
 )
+from distrain.cli.pack_report import describe_split
 from distrain.cli.submission import log_to_stderr
 from distrain.errors import RunError
 
 if TYPE_CHECKING:
+    from distrain.data.prepare.pack import PackResult
     from distrain.data.prepare.source import ImageSource, Reject
     from distrain.data.shards.manifest import Manifest
     from distrain.data.shards.stats import ColorStatistics
@@ -42,6 +46,8 @@ _MAX_SHOWN_REASONS = 20
 def pack_images(
     source: SourceArgument,
     target: TargetArgument,
+    val: ValOption = None,
+    val_dst: ValTargetOption = None,
     geometry: GeometryOption = "square:256",
     encoding: EncodingOption = Encoding.JPEG,
     quality: QualityOption = 95,
@@ -61,15 +67,18 @@ def pack_images(
     from distrain.cli.progress import ImageProgress
     from distrain.data.prepare.commands import pack
     from distrain.data.prepare.pack_notes import count_finished_shards
-    from distrain.data.prepare.rejects import REJECTS_FILE
+    from distrain.data.prepare.pack_split import get_split_targets
     from distrain.data.storage.store import Store
 
+    targets = [target] if val is None else get_split_targets(target, val_dst)
     # Finished shards stay when it is interrupted.
     try:
         with ImageProgress() as progress:
             result = pack(
                 source,
                 target,
+                val=val,
+                val_dst=val_dst,
                 geometry=geometry,
                 encoding=encoding.value,
                 quality=quality,
@@ -85,14 +94,49 @@ def pack_images(
                 log=log_to_stderr,
             )
     except KeyboardInterrupt:
-        num_kept = count_finished_shards(Store(target))
+        num_kept = sum(count_finished_shards(Store(url)) for url in targets)
         kept = _format_count(num_kept, "finished shard")
         typer.echo(f"stopped with {kept}: run the same command to resume")
         raise SystemExit(130) from None
-    size = _format_size(result.manifest, "shard")
-    typer.echo(f"{size}, complete already" if result.was_complete else size)
-    rejects_url = f"{Store(target).redacted_url}/{REJECTS_FILE}"
-    _check_rejects(result.rejects, max_rejects, rejects_url)
+    _report_pack(result, targets, max_rejects)
+
+
+def _report_pack(
+    result: "PackResult", targets: "Sequence[str]", max_rejects: int
+) -> None:
+    """Print what was packed and rejected.
+
+    Args:
+        result: of one data set, or of a training and a validation set.
+        targets: URL of each.
+        max_rejects: see `_check_rejects`.
+
+    Raises:
+        RunError: more than `max_rejects` images were rejected.
+    """
+    from distrain.data.prepare.rejects import REJECTS_FILE
+    from distrain.data.storage.store import Store
+
+    parts = [result] if result.val is None else [result, result.val]
+    urls = [Store(target).redacted_url for target in targets]
+    rejects_urls: list[str] = []
+    rejects: list[Reject] = []
+    for part, url in zip(parts, urls, strict=True):
+        size = _format_size(part.manifest, "shard")
+        place = "" if result.val is None else f" in {url}"
+        complete = ", complete already" if part.was_complete else ""
+        typer.echo(f"{size}{place}{complete}")
+        if part.rejects:
+            rejects.extend(part.rejects)
+            rejects_urls.append(f"{url}/{REJECTS_FILE}")
+
+    # How many of each class are for validation.
+    if result.split is not None:
+        for line in describe_split(result.split, result.manifest.classes):
+            typer.echo(line)
+    if result.val is not None:
+        typer.echo(f"train with data.train={urls[0]} data.val={urls[1]}")
+    _check_rejects(rejects, max_rejects, " and ".join(rejects_urls))
 
 
 def index_images(

@@ -30,6 +30,15 @@ def complete_recipe(incomplete: str) -> list[str]:
     return names + sorted(glob(f"{escape(incomplete)}*.yaml"))
 
 
+def _parse_fraction(text: str | float) -> float:
+    """Parse a fraction. Raises BadParameter."""
+    try:
+        return float(text)
+    except ValueError:
+        message = f"{text} is no number: use a fraction, such as 0.1"
+        raise typer.BadParameter(message) from None
+
+
 # Config.
 RecipeArgument = Annotated[
     Path,
@@ -96,6 +105,23 @@ ManifestOption = Annotated[
         metavar="URL",
         help="Folder for the manifest, if that of the shards is read-only.",
         show_default="the shards' folder",
+    ),
+]
+ValOption = Annotated[
+    float | None,
+    typer.Option(
+        parser=_parse_fraction,
+        metavar="FRACTION",
+        help="Fraction of the images for validation, such as 0.1: DST/train and "
+        "DST/val are packed.",
+    ),
+]
+ValTargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--val-dst",
+        metavar="URL",
+        help="Output folder for the validation set; DST is then the training set's.",
     ),
 ]
 GeometryOption = Annotated[

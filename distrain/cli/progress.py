@@ -35,7 +35,8 @@ class ImageProgress:
         # The number of images is known at the first update only.
         self._task_id = self._progress_bar.add_task("", total=None)
         self._on_terminal = sys.stdout.isatty()
-        self._started_at: float | None = None
+        self._stage: str | None = None
+        self._started_at = 0.0
         self._initial_done = 0
         self._printed_tenths = 0
 
@@ -55,13 +56,16 @@ class ImageProgress:
     def update(self, progress: "DatasetProgress") -> None:
         """Show the progress so far.
 
-        The first call must come before any work: what it reports as done was done by
-        an earlier process and does not count towards images/s.
+        The first call of a stage must come before any work: what it reports as done
+        was done by an earlier process and does not count towards images/s.
         """
-        if self._started_at is None:
+        if progress.stage != self._stage:
+            self._stage = progress.stage
             self._started_at = time.monotonic()
             self._initial_done = progress.done
+            self._printed_tenths = 0
             if self._on_terminal:
+                self._progress_bar.reset(self._task_id)
                 self._progress_bar.start()
         # On the first call, no time has passed.
         seconds = max(time.monotonic() - self._started_at, 1e-9)
@@ -74,7 +78,7 @@ class ImageProgress:
     def _update_bar(
         self, progress: "DatasetProgress", images_per_second: float
     ) -> None:
-        counts = f"{progress.done:,}/{progress.total:,} images"
+        counts = f"{_name_stage(progress)}{progress.done:,}/{progress.total:,} images"
         megabytes = progress.num_bytes / 1e6
         self._progress_bar.update(
             self._task_id,
@@ -95,9 +99,14 @@ class ImageProgress:
         # All of it may have been done by an earlier process, at no rate of ours.
         seconds_left = images_left / images_per_second if images_per_second else 0
         time_left = timedelta(seconds=round(seconds_left))
-        counts = f"{progress.done:,} of {progress.total:,} images"
+        stage = _name_stage(progress)
+        counts = f"{stage}{progress.done:,} of {progress.total:,} images"
         megabytes = progress.num_bytes / 1e6
         typer.echo(
             f"{counts}  {images_per_second:,.0f}/s  {megabytes:,.1f} MB  "
             f"{time_left} left"
         )
+
+
+def _name_stage(progress: "DatasetProgress") -> str:
+    return f"{progress.stage}: " if progress.stage else ""

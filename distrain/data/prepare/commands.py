@@ -19,6 +19,11 @@ from distrain.data.prepare.pack_options import (
     Geometry,
     PackOptions,
 )
+from distrain.data.prepare.pack_split import (
+    check_fraction,
+    get_split_targets,
+    pack_split,
+)
 from distrain.data.prepare.source import DatasetProgress, ImageSource, Reject
 from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.shards.stats import ColorStatistics
@@ -94,6 +99,8 @@ def pack(
     source: str | Path,
     target: str | Path,
     *,
+    val: float | None = None,
+    val_dst: str | Path | None = None,
     geometry: str = "square:256",
     encoding: Literal["jpeg", "raw"] = "jpeg",
     quality: int = 95,
@@ -116,6 +123,12 @@ def pack(
         source: folder with one subfolder of images per class, .tar or .parquet file,
             folder of those, or pattern with `*` (path or URL).
         target: output folder for the shards (path or URL).
+        val: fraction of the images that are for validation, such as 0.1, in every
+            class alike. Each image's own bytes decide, so that more images, or other
+            names, change nothing; images of equal pixels follow the first of them. It
+            takes one more pass over the images.
+        val_dst: folder for those; `target` then has the others. Default: `train` and
+            `val` in `target`.
         geometry: stored size. keep: as is; short:N: short side of N pixels; square:N:
             short side N, then the center N x N.
         encoding: jpeg, or raw for uncompressed pixels (square geometry only).
@@ -136,7 +149,8 @@ def pack(
         log: gets a line if a write to the target fails and is retried.
 
     Returns:
-        The manifest, and what was rejected, by name and with the reason.
+        The manifest, and what was rejected, by name and with the reason; with `val`,
+        those of the training set, and the validation set's in the field `val`.
 
     Raises:
         UserError: the source holds nothing to train on, an option is wrong, or the
@@ -147,6 +161,14 @@ def pack(
     """
     # Check the options before the source is listed, which may take minutes.
     _check_positive("pixel_limit", pixel_limit)
+    if val is not None:
+        check_fraction(val)
+    elif val_dst is not None:
+        raise UserError(
+            f"there are no images for {Store(str(val_dst)).redacted_url}: set the "
+            "fraction for validation, such as --val 0.1 (val), or leave out --val-dst "
+            "(val_dst)"
+        )
     options = PackOptions(Geometry.from_text(geometry), encoding, quality, pixel_limit)
     is_resized = options.geometry.kind != "keep"
     pixel_bytes = _RESIZED_PIXEL_BYTES if is_resized else _FULL_PIXEL_BYTES
@@ -162,6 +184,16 @@ def pack(
     _note_memory_limit(opened.source, processes, num_processes)
     if on_source is not None:
         on_source(opened.source)
+    if val is not None:
+        return pack_split(
+            opened.source,
+            get_split_targets(str(target), _to_url(val_dst)),
+            val,
+            options,
+            num_processes=num_processes,
+            on_progress=on_progress or _ignore,
+            log=log,
+        )
     return pack_dataset(
         opened.source,
         str(target),

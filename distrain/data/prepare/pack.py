@@ -59,6 +59,7 @@ from distrain.data.prepare.source import (
     Reject,
     Sample,
 )
+from distrain.data.prepare.validation_rows import SplitCounts
 from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.shards.stats import PixelMoments
 from distrain.data.shards.writer import ShardWriter
@@ -77,6 +78,10 @@ class PackResult(NamedTuple):
     """Every image, or part of the source, that was left out."""
     was_complete: bool = False
     """True if an earlier pack had made the same data set: nothing was read."""
+    val: "PackResult | None" = None
+    """Result of the validation set, if the images were divided."""
+    split: SplitCounts | None = None
+    """Images of both by class; None also if both were complete."""
 
 
 class _PackTask(NamedTuple):
@@ -139,9 +144,9 @@ def pack_dataset(
     """
     # Look for the same data set, which an earlier call may have finished.
     store = Store(target_url, log=log)
-    _check_packable(source, store, options)
+    check_packable(source, store, options)
     plan = encode_plan(source, asdict(options))
-    finished = _find_finished_pack(store, plan)
+    finished = find_finished_pack(store, plan)
     if finished is not None:
         num_rows = sum(block.num_rows for block in source.blocks)
         on_progress(DatasetProgress(num_rows, num_rows, 0))
@@ -184,7 +189,7 @@ def pack_dataset(
     return _finish_pack(store, source, options, plan, ordered_notes)
 
 
-def _check_packable(source: ImageSource, store: Store, options: PackOptions) -> None:
+def check_packable(source: ImageSource, store: Store, options: PackOptions) -> None:
     """Raise UserError if options do not fit, or the target overlaps the source."""
     if options.encoding == "raw" and options.geometry.kind != "square":
         raise UserError(
@@ -193,8 +198,8 @@ def _check_packable(source: ImageSource, store: Store, options: PackOptions) -> 
         )
     # A folder inside an image folder would be read as a class by the next pack.
     # Blocks of tars and Parquet files, which have a start, are not in such folders.
-    source_location = _get_location(source.store)
-    target_location = _get_location(store)
+    source_location = get_location(source.store)
+    target_location = get_location(store)
     is_image_folder = source.blocks[0].start is None
     is_inside_source = target_location.startswith(f"{source_location}/")
     if target_location == source_location or (is_image_folder and is_inside_source):
@@ -204,11 +209,12 @@ def _check_packable(source: ImageSource, store: Store, options: PackOptions) -> 
         )
 
 
-def _get_location(store: Store) -> str:
+def get_location(store: Store) -> str:
+    """Return a text that is equal for stores of one folder."""
     return store.local_path or store.url.rstrip("/")
 
 
-def _find_finished_pack(store: Store, plan: bytes) -> PackResult | None:
+def find_finished_pack(store: Store, plan: bytes) -> PackResult | None:
     """Return the result of an earlier pack of the same plan, if all of it is there."""
     manifest = find_finished(store, plan)
     if manifest is None:

@@ -17,6 +17,8 @@ from distrain.errors import UserError
 
 _NOTES_FOLDER = ".pack"
 _PLAN_FILE = f"{_NOTES_FOLDER}/plan.json"
+SIDES_FILE = f"{_NOTES_FOLDER}/sides.npz"
+"""Which rows are for validation, where a pack divides a source."""
 
 
 class ShardNote(NamedTuple):

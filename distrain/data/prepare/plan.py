@@ -21,7 +21,7 @@ PLAN_FILE = "plan.json"
 def encode_plan(source: ImageSource, options: Mapping[str, Any]) -> bytes:
     """Encode everything that a data set depends on as JSON."""
     digest = hashlib.sha256()
-    for block in source.blocks:
+    for block in source.planned_blocks or source.blocks:
         digest.update(json.dumps(block).encode())
     plan = {
         **options,

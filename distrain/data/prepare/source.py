@@ -63,6 +63,8 @@ class DatasetProgress(NamedTuple):
     total: int
     num_bytes: int
     """Bytes read (index, verify) or encoded (pack) so far by this process."""
+    stage: str = ""
+    """What is being done, where a command goes over the images several times."""
 
 
 class BlockReader(Protocol):
@@ -90,6 +92,8 @@ class ImageSource:
     """JSON value of everything else that the rows depend on."""
     notes: list[str] = field(default_factory=list)
     """What the user should know about the source: one sentence each."""
+    planned_blocks: list[Block] | None = None
+    """What the plan of a data set names instead of `blocks`, which are selected."""
 
 
 class OpenedSource(NamedTuple):
