@@ -73,11 +73,16 @@ def check_is_class_root(
         )
 
     # Splits within each class, such as bottle/train and bottle/test.
-    _check_inner_splits(url, images)
+    check_inner_splits(url, images)
 
 
-def _check_inner_splits(url: str, images: Sequence[str]) -> None:
-    """Raise UserError if class folders hold folders of several splits."""
+def check_inner_splits(url: str, images: Sequence[str]) -> None:
+    """Raise UserError if class folders hold folders of several splits.
+
+    Args:
+        url: of the class folders, for messages.
+        images: paths of the images, which begin with their class.
+    """
     splits_by_class: dict[str, dict[tuple[str, ...], str]] = {}
     for path in images:
         class_name, folder, *rest = path.split("/")

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from distrain.data.prepare.class_folders import check_inner_splits
 from distrain.data.prepare.source import Block, ImageSource, Reject
+from distrain.data.prepare.splits import is_split_folder
 from distrain.data.prepare.tar_listing import find_common_folder, normalize_name
 from distrain.data.prepare.tar_members import (
     TarMember,
@@ -12,18 +14,6 @@ from distrain.data.prepare.tar_members import (
 )
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
-
-_SPLITS = {
-    "train",
-    "training",
-    "val",
-    "valid",
-    "validation",
-    "test",
-    "testing",
-    "dev",
-    "eval",
-}
 
 
 def has_class_folders(files_by_path: Mapping[str, Sequence[TarMember]]) -> bool:
@@ -64,11 +54,13 @@ def open_folder_archives(
                     "list of labels, --labels FILE (labels=FILE)"
                 )
     classes = sorted({_get_class(name, common) for name in image_names})
-    if all(name.lower() in _SPLITS for name in classes):
+    location = f"{store.redacted_url}/{next(iter(files_by_path))}"
+    if all(is_split_folder(name) for name in classes):
         raise UserError(
-            f"{store.redacted_url}/{next(iter(files_by_path))} holds several splits "
-            f"({', '.join(classes)}): unpack it, and pass the folder of one"
+            f"{location} holds several splits ({', '.join(classes)}): unpack it, and "
+            "pass the folder of one"
         )
+    check_inner_splits(location, [name.removeprefix(common) for name in image_names])
 
     # Every file in a class folder may be an image, whatever its name. Files beside the
     # class folders are notes, lists or licenses.
