@@ -79,7 +79,6 @@ def list_files(data: bytes, location: str) -> Files:
                 rejects.append(f"{location}/{escape(by_name[name][0])}")
             outside = name.startswith(("/", "../"))
             is_good = file is not None and not outside
-            by_name.pop(name, None)
             by_name[name] = (info.name, file.read() if file and is_good else None)
 
     # Folders around everything came with the archive, hidden or not.
@@ -195,6 +194,13 @@ def _split_name(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", suffix.lower()
 
 
+def _is_known(suffix: str) -> bool:
+    """Whether a suffix is that of a label or of a usual image."""
+    return suffix in LABEL_SUFFIXES or (
+        "." not in suffix and is_image_name("." + suffix)
+    )
+
+
 def _parse_label(suffix: str, data: bytes) -> int | str | None:
     """A number from text or JSON, or a name."""
     try:
@@ -233,17 +239,23 @@ def read_tars(case: list[list[Member]], options: dict[str, Any]) -> Reading | Re
         by_key: dict[str, list[tuple[str, str]]] = {}
         for name in data_by_name:
             key, suffix = _split_name(name)
-            if suffix:
-                by_key.setdefault(key, []).append((suffix, name))
+            parts = by_key.setdefault(key, [])
+            # A second .jpg, as .JPG, is left out.
+            if suffix in dict(parts) and _is_known(suffix):
+                bad_samples.append(f"{path_name}/{name}")
+            elif suffix:
+                parts.append((suffix, name))
         for key, parts in by_key.items():
             labels = {
                 suffix: name for suffix, name in parts if suffix in LABEL_SUFFIXES
             }
             # Images with further extensions count where there is no usual one.
-            usual = [name for suffix, name in parts if is_image_name(f"x.{suffix}")
-                     and "." not in suffix]  # fmt: skip
-            other = [name for suffix, name in parts
-                     if suffix in ("left.jpg", "avif")]  # fmt: skip
+            usual = [
+                name
+                for suffix, name in parts
+                if _is_known(suffix) and suffix not in LABEL_SUFFIXES
+            ]
+            other = [name for suffix, name in parts if suffix in ("left.jpg", "avif")]
             is_labeled = is_labeled or bool(labels and (usual or other))
             found = usual or other
             suffix = min(labels, key=LABEL_SUFFIXES.index, default="")
