@@ -3,7 +3,7 @@
 import io
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +45,7 @@ JUNK = (
     "_SUCCESS",
 )
 IMAGE_SUFFIXES = ("jpg", "JPEG", "png", "Png", "webp", "tif", "gif", "bmp", "ppm")
+RARE_SUFFIXES = ("avif", "JP2", "pgm", "jfif", "heic")
 OTHER_SUFFIXES = ("txt", "csv", "json", "md", "pdf", "zip", "html")
 LOSS = "lost without a word"
 
@@ -65,7 +66,7 @@ class Reading(NamedTuple):
     classes: tuple[str, ...]
     rejects: list[str]
     """Name of each thing that is left out."""
-    mentions: list[str] = []
+    mentions: Sequence[str] = ()
     """Names that a note or a reject must hold."""
 
 
@@ -127,6 +128,13 @@ def get_suffix(name: str) -> str:
 
 def is_image_name(name: str) -> bool:
     """Whether a file's name says that it is an image."""
+    return is_usual_image_name(name) or get_suffix(name).upper() in {
+        suffix.upper() for suffix in RARE_SUFFIXES
+    }
+
+
+def is_usual_image_name(name: str) -> bool:
+    """Whether it says so in one of the usual ways."""
     return get_suffix(name) in {suffix.lower() for suffix in IMAGE_SUFFIXES}
 
 

@@ -9,6 +9,7 @@ from structure.common import (
     IMAGE_SUFFIXES,
     JUNK,
     OTHER_SUFFIXES,
+    RARE_SUFFIXES,
     Found,
     Kind,
     Reading,
@@ -61,11 +62,9 @@ class Entry(NamedTuple):
 
 
 def _file_names() -> st.SearchStrategy[str]:
-    suffixes = st.sampled_from(IMAGE_SUFFIXES + OTHER_SUFFIXES)
+    suffixes = st.sampled_from(IMAGE_SUFFIXES + RARE_SUFFIXES + OTHER_SUFFIXES)
     named = st.builds("{}.{}".format, st.sampled_from(_STEMS), suffixes)
-    return (
-        named | st.sampled_from(JUNK) | st.sampled_from(("IMG_1", "0.part", "1.avif"))
-    )
+    return named | st.sampled_from(JUNK) | st.sampled_from(("IMG_1", "0.part"))
 
 
 @st.composite
@@ -174,7 +173,7 @@ def read_folder(case: list[Entry], options: dict[str, Any]) -> Reading | Refusal
             continue
         if os.path.isdir(path):
             walks[name] = _Walk(root, name)
-        elif is_image_name(name) or name == "1.avif" or not os.path.isfile(path):
+        elif is_image_name(name) or not os.path.isfile(path):
             rejects.append(name)
 
     # A folder without images is no class, and named.

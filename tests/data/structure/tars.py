@@ -12,6 +12,7 @@ from structure.common import (
     IMAGE_SUFFIXES,
     JUNK,
     OTHER_SUFFIXES,
+    RARE_SUFFIXES,
     Found,
     Kind,
     Reading,
@@ -19,6 +20,7 @@ from structure.common import (
     escape,
     is_image_name,
     is_junk_path,
+    is_usual_image_name,
     label_data,
     make_pool,
 )
@@ -142,7 +144,7 @@ def sample_cases(draw: st.DrawFn) -> list[list[Member]]:
         folder = draw(st.sampled_from(("", "./", "x/", "a.b/")))
         for key in draw(st.lists(st.sampled_from(_KEYS), min_size=2, max_size=6)):
             image = draw(st.integers(0, 39))
-            suffix = draw(st.sampled_from(("jpg", "jpg", *IMAGE_SUFFIXES)))
+            suffix = draw(st.sampled_from(("jpg", "jpg", *IMAGE_SUFFIXES, "avif")))
             shape = draw(st.integers(0, 15))
             if shape:
                 members.append(Member(f"{folder}{key}.{suffix}", image))
@@ -150,7 +152,9 @@ def sample_cases(draw: st.DrawFn) -> list[list[Member]]:
                 label, data = draw(_labels(values))
                 members.append(Member(f"{folder}{key}.{label}", data))
             if shape == 2:
-                other = draw(st.sampled_from(("left.jpg", "avif", "txt", "pyd", "png")))
+                other = draw(
+                    st.sampled_from(("left.jpg", "txt", "pyd", "png", *RARE_SUFFIXES))
+                )
                 members.append(Member(f"{folder}{key}.{other}", image))
             if shape == 3:
                 members.append(Member(f"{folder}{key}.{suffix}", b""))
@@ -165,7 +169,7 @@ def class_folder_cases(draw: st.DrawFn) -> list[list[Member]]:
     classes = draw(st.lists(st.sampled_from(pool), min_size=1, max_size=3, unique=True))
     root = draw(st.sampled_from(("", "./", "photos/", "a/b/", ".cache/")))
     inner = st.sampled_from(("", "", "", "deep/", "a.jpg/", "train/", "test/"))
-    suffixes = st.sampled_from((*IMAGE_SUFFIXES * 2, *OTHER_SUFFIXES, "avif"))
+    suffixes = st.sampled_from((*IMAGE_SUFFIXES * 2, *OTHER_SUFFIXES, *RARE_SUFFIXES))
     shards: list[list[Member]] = []
     for _ in range(draw(st.sampled_from((1, 1, 2)))):
         members = draw(st.lists(_odd_members(), max_size=2))
@@ -197,7 +201,7 @@ def _split_name(name: str) -> tuple[str, str]:
 def _is_known(suffix: str) -> bool:
     """Whether a suffix is that of a label or of a usual image."""
     return suffix in LABEL_SUFFIXES or (
-        "." not in suffix and is_image_name("." + suffix)
+        "." not in suffix and is_usual_image_name("." + suffix)
     )
 
 
@@ -255,7 +259,11 @@ def read_tars(case: list[list[Member]], options: dict[str, Any]) -> Reading | Re
                 for suffix, name in parts
                 if _is_known(suffix) and suffix not in LABEL_SUFFIXES
             ]
-            other = [name for suffix, name in parts if suffix in ("left.jpg", "avif")]
+            other = [
+                name
+                for suffix, name in parts
+                if is_image_name(name) and not _is_known(suffix)
+            ]
             is_labeled = is_labeled or bool(labels and (usual or other))
             found = usual or other
             suffix = min(labels, key=LABEL_SUFFIXES.index, default="")
@@ -308,7 +316,7 @@ def _read_class_folders(
         for path, data_by_name in files.items()
         for name in data_by_name
     }
-    of_images = [parts for (_, name), parts in places.items() if _is_image(name)]
+    of_images = [parts for (_, name), parts in places.items() if is_image_name(name)]
     folders = [[*parts[:-1], ""] for parts in of_images]
     common = [part for part in posixpath.commonprefix(folders) if part]
     inside = {
@@ -316,8 +324,8 @@ def _read_class_folders(
         for place, parts in places.items()
         if parts[: len(common)] == common and len(parts) > len(common)
     }
-    classes = {inside[place][0] for place in inside if _is_image(place[1])}
-    if any(len(inside[place]) < 2 for place in inside if _is_image(place[1])):
+    classes = {inside[place][0] for place in inside if is_image_name(place[1])}
+    if any(len(inside[place]) < 2 for place in inside if is_image_name(place[1])):
         return refusal
     if len(classes) < 2 or classes <= set(SPLITS):
         return refusal
@@ -331,7 +339,7 @@ def _read_class_folders(
         if parts[0] not in classes:
             mentions.add(parts[0])
             continue
-        if len(parts) > 2 and parts[1] in SPLITS and _is_image(name):
+        if len(parts) > 2 and parts[1] in SPLITS and is_image_name(name):
             splits[parts[0]].add(SPLITS[parts[1]])
         if data:
             images.append(Found(f"{path}/{name}", parts[0], label_data(data)))
@@ -340,10 +348,6 @@ def _read_class_folders(
     if not images or any(len(found) > 1 for found in splits.values()):
         return refusal
     return Reading(images, tuple(sorted(classes)), rejects, list(mentions))
-
-
-def _is_image(name: str) -> bool:
-    return is_image_name(name) or name.endswith(".avif")
 
 
 SAMPLES = Kind(sample_cases(), write_tars, read_tars)
