@@ -35,7 +35,13 @@ _NUM_THREADS = 16
 _MAX_DEPTH = 32
 # An image outside the class folders is rejected by name; any other file there is taken
 # for a note, a list or a license and ignored.
-IMAGE_EXTENSIONS = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"}
+USUAL_EXTENSIONS = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"}
+# Others that are read, and formats that are rejected by name: convert them.
+IMAGE_EXTENSIONS = {
+    *USUAL_EXTENSIONS,
+    *("jpe", "jfif", "jp2", "j2k", "avif", "pbm", "pgm", "pnm", "pam"),
+    *("heic", "heif", "jxl", "dng", "cr2", "cr3", "nef", "arw"),
+}
 
 
 @dataclass

@@ -75,11 +75,13 @@ def open_source(
 
     source = opened.source
     source.notes[:0] = notes
+    # The file or pattern, as the user gave it; its folder may hold others.
+    location = Store(url).redacted_url
     if not source.blocks:
         _check_is_folder(store)
         _check_compressed(store)
         raise UserError(
-            f"no images in {store.redacted_url}: it must hold one folder of images "
+            f"no images in {location}: it must hold one folder of images "
             f"per class, or shards{_describe_contents(source)}"
         )
     if names_url is not None:
@@ -90,7 +92,7 @@ def open_source(
         # Why a folder is no class, say.
         reasons = f" ({'; '.join(source.notes)})" if source.notes else ""
         raise UserError(
-            f"{store.redacted_url} holds one class, {source.classes[0]}{reasons}: "
+            f"{location} holds one class, {source.classes[0]}{reasons}: "
             "training needs at least two (a validation set gets those of its training "
             "set by --classes-of)"
         )

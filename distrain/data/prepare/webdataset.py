@@ -12,7 +12,7 @@ from distrain.data.prepare.folder_archive import (
     has_class_folders,
     open_folder_archives,
 )
-from distrain.data.prepare.image_folder import IMAGE_EXTENSIONS
+from distrain.data.prepare.image_folder import USUAL_EXTENSIONS
 from distrain.data.prepare.label_match import check_is_labeling
 from distrain.data.prepare.source import Block, ImageSource, Reject
 from distrain.data.prepare.splits import find_split_folders
@@ -61,9 +61,10 @@ class _Group:
     """Members of one key."""
 
     images: list[TarMember] = field(default_factory=list)
-    """Images whose extension has no dot."""
-    multi_dot_images: list[TarMember] = field(default_factory=list)
-    """Images such as 0001.left.jpg, whose key is 0001."""
+    """Images of a usual extension without a dot."""
+    other_images: list[TarMember] = field(default_factory=list)
+    """Images such as 0001.avif, or 0001.left.jpg, whose key is 0001: those of a sample
+    that has no usual one."""
     label_by_extension: dict[str, TarMember] = field(default_factory=dict)
     rejects: list[Reject] = field(default_factory=list)
 
@@ -198,7 +199,7 @@ def _read_shard(store: Store, path: str) -> _Shard:
     has_labels = False
     for key, members in members_by_key.items():
         group = _classify_members(members, path)
-        if group.label_by_extension and (group.images or group.multi_dot_images):
+        if group.label_by_extension and (group.images or group.other_images):
             has_labels = True
         samples.extend(_assemble_sample(path, key, group))
     # Contents of labels are not needed again.
@@ -215,9 +216,9 @@ def _classify_members(members: Sequence[TarMember], path: str) -> _Group:
     for member in members:
         extension = get_extension(member.name)
         is_label = extension in LABEL_EXTENSIONS
-        if not is_label and extension not in IMAGE_EXTENSIONS:
+        if not is_label and extension not in USUAL_EXTENSIONS:
             if has_image_extension(member.name):
-                group.multi_dot_images.append(member)
+                group.other_images.append(member)
         elif extension in extensions:
             reason = "a second file of one sample with the same extension"
             group.rejects.append(Reject(f"{path}/{member.name}", reason))
@@ -237,10 +238,12 @@ def _assemble_sample(
     # WebDataset's key ends at the first dot, so photo.v2.jpg may belong to others.
     images = group.images
     if not images and group.label_by_extension:
-        images = group.multi_dot_images
+        images = group.other_images
     elif not images:
-        for member in group.multi_dot_images:
-            yield Reject(f"{path}/{member.name}", "more than one dot in its name")
+        for member in group.other_images:
+            has_dot = "." in get_extension(member.name)
+            reason = "more than one dot in its name" if has_dot else "no label"
+            yield Reject(f"{path}/{member.name}", reason)
         return
 
     # A sample has one image and one label. JSON may also describe the whole archive.
@@ -248,10 +251,12 @@ def _assemble_sample(
     is_json_alone = not images and set(group.label_by_extension) == {"json"}
     if is_json_alone and isinstance(value, Reject):
         return
-    name = f"{path}/{images[0].name if images else key}"
     if len(images) != 1:
-        yield Reject(name, f"{len(images)} images in one sample")
+        reason = f"{len(images)} images in one sample"
+        names = [image.name for image in images] or [key]
+        yield from (Reject(f"{path}/{name}", reason) for name in names)
         return
+    name = f"{path}/{images[0].name}"
     if isinstance(value, Reject):
         yield value._replace(name=name)
         return

@@ -102,6 +102,11 @@ def test_class_folders_that_cannot_be_told(tmp_path):
         match=r"x.tar holds several splits in its class folders \(cat/test, cat/train",
     ):
         opened(tmp_path, bare("cat/train/1.jpg", "cat/test/2.jpg", "dog/train/1.jpg"))
+    with pytest.raises(UserError, match=r"several splits \(train2017, val2017\)"):
+        opened(tmp_path, bare("train2017/1.jpg", "val2017/2.jpg"))
+    inner = r"x.tar holds several splits in its class folders \(cat/test, cat/train\)"
+    with pytest.raises(UserError, match=inner):
+        opened(tmp_path, bare("d/cat/train/1.jpg", "d/cat/test/2.jpg", "d/dog/3.jpg"))
     with pytest.raises(UserError, match="x.tar holds no labeled images"):
         opened(tmp_path, bare("cat/1.jpg", "cat/2.jpg"))
     with pytest.raises(UserError, match="x.tar holds no labeled images"):
@@ -109,6 +114,14 @@ def test_class_folders_that_cannot_be_told(tmp_path):
 
 
 # --- archives of archives
+
+
+def test_a_refused_archive_is_named_and_not_its_folder(tmp_path):
+    one = [("cat.tar", tar_of(bare("1.jpg")))]
+    with pytest.raises(UserError, match=r"/x.tar holds one class, cat: "):
+        opened(tmp_path, one)
+    with pytest.raises(UserError, match=r"^no images in .*/x.tar: it must hold"):
+        opened(tmp_path, [("cat.tar", tar_of([("1.jpg", b"")]))])
 
 
 def test_an_archive_of_archives_with_junk(tmp_path):

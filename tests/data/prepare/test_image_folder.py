@@ -222,6 +222,13 @@ def test_folders_of_shards_are_named(tmp_path, paths, message):
         open_source(url)
 
 
+@pytest.mark.parametrize("name", ["a.AVIF", "a.jp2", "a.pgm", "a.jfif", "a.heic"])
+def test_images_of_rarer_formats_outside_the_classes_are_named(tmp_path, name):
+    url = put(tmp_path, "cat/1.jpg", "dog/2.jpg", name, "list.txt")
+    reason = "an image outside the class folders"
+    assert open_source(url).source.rejects == [Reject(name, reason)]
+
+
 def test_classes_that_look_the_same_are_noted(tmp_path):
     url = put(
         tmp_path, "caf\u00e9/1.jpg", "cafe\u0301/2.jpg", "Dog/1.jpg", "dog/2.jpg", "owl/1.jpg", "owl - Copy/2.jpg",

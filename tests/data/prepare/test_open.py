@@ -302,6 +302,7 @@ def test_webdataset_samples_without_image_or_label_are_named(tmp_path):
         Reject("x.tar/b.", "0 images in one sample"),
         Reject("x.tar/c.jpg", "its .cls holds no label"),
         Reject("x.tar/d.jpg", "2 images in one sample"),
+        Reject("x.tar/d.png", "2 images in one sample"),
         Reject("x.tar/e.jpg", "its .json holds no label"),
         Reject("x.tar/f.jpg", "label -1: no label"),
     ]

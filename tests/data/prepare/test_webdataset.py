@@ -335,7 +335,24 @@ def test_an_image_whose_name_has_more_than_one_dot(tmp_path):
     ]
     source = opened(tmp_path, members)
     assert found(source) == [*EXPECTED, ("2.img.JPG", b"r", "1")]
-    assert source.rejects == [Reject("x.tar/3.left.jpg", "2 images in one sample")]
+    assert source.rejects == [
+        Reject("x.tar/3.left.jpg", "2 images in one sample"),
+        Reject("x.tar/3.right.jpg", "2 images in one sample"),
+    ]
+
+
+def test_images_of_rarer_formats(tmp_path):
+    """They count in a sample that has no usual image; none is lost."""
+    members = [
+        *PARTS,
+        ("2.avif", b"r"),
+        ("2.cls", b"1"),
+        ("3.heic", b"x"),
+        ("1.pgm", b"depth"),
+    ]
+    source = opened(tmp_path, members)
+    assert found(source) == [*EXPECTED, ("2.avif", b"r", "1")]
+    assert source.rejects == [Reject("x.tar/3.heic", "no label")]
 
 
 @pytest.mark.parametrize(
