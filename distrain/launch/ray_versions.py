@@ -32,7 +32,7 @@ def get_own_versions() -> Versions:
 
 
 def explain_version_mismatch(address: str, error: BaseException) -> str | None:
-    """Return a sentence if Ray refused a connection since versions differ, else None.
+    """Return a sentence if Ray refused to connect since versions differ, else None.
 
     Args:
         address: of the cluster.
@@ -41,14 +41,15 @@ def explain_version_mismatch(address: str, error: BaseException) -> str | None:
     found = _MISMATCH_PATTERN.search(str(error))
     if found is None:
         return None
+    cluster = Versions(found["ray"], found["python"])
     own = get_own_versions()
     remedies = []
-    if found["ray"] != own.ray:
-        remedies.append(f"pip install 'ray=={found['ray']}'")
-    if found["python"] != own.python:
-        remedies.append(f"use Python {found['python']}")
+    if cluster.ray != own.ray:
+        remedies.append(f"pip install 'ray=={cluster.ray}'")
+    if cluster.python != own.python:
+        remedies.append(f"use Python {cluster.python}")
     return (
-        f"the cluster at {address} runs {Versions(found['ray'], found['python'])}, this "
+        f"the cluster at {address} runs {cluster}, this "
         f"machine {own}, and the two must be equal: {' and '.join(remedies)} here, or "
         "install this machine's versions there"
     )
@@ -70,6 +71,6 @@ def describe_job_versions(address: str, cluster: Versions) -> str | None:
     if not has_other_ray and not has_other_python:
         return None
     return (
-        f"the cluster at {address} runs {cluster}, this machine {own}: the job uses the "
-        "cluster's; install those here to try your code with them"
+        f"the cluster at {address} runs {cluster}, this machine {own}: the job uses "
+        "the cluster's; install those here to try your code with them"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from distrain.data.decoding.image import encode_png
+from distrain.data.prepare.decode_memory import FULL_PIXEL_BYTES
 from distrain.data.prepare.index import (
     IndexResult,
     compute_color_statistics,
@@ -40,10 +41,9 @@ from distrain.distributed.process import (
 from distrain.errors import UserError
 
 # Measured peaks of a process that decodes, in bytes: without images, and per pixel of
-# the largest image, if it is resized before all else, or used at full size.
+# the largest image, if it is resized before all else.
 _PROCESS_BYTES = 200 << 20
 _RESIZED_PIXEL_BYTES = 8
-_FULL_PIXEL_BYTES = 30
 
 
 def _ignore(_: DatasetProgress) -> None:
@@ -156,7 +156,7 @@ def pack(
     _check_positive("pixel_limit", pixel_limit)
     options = PackOptions(Geometry.from_text(geometry), encoding, quality, pixel_limit)
     is_resized = options.geometry.kind != "keep"
-    pixel_bytes = _RESIZED_PIXEL_BYTES if is_resized else _FULL_PIXEL_BYTES
+    pixel_bytes = _RESIZED_PIXEL_BYTES if is_resized else FULL_PIXEL_BYTES
     num_processes = _get_num_processes(processes, pixel_bytes * pixel_limit)
     opened = open_source(
         str(source),
@@ -219,7 +219,7 @@ def index(
     """
     # Check the options before the source is listed.
     _check_positive("pixel_limit", pixel_limit)
-    num_processes = _get_num_processes(processes, _FULL_PIXEL_BYTES * pixel_limit)
+    num_processes = _get_num_processes(processes, FULL_PIXEL_BYTES * pixel_limit)
     opened = open_source(
         str(source),
         labels_url=_to_url(labels),
@@ -270,7 +270,7 @@ def stats(
         OSError: reading fails for longer than a minute.
     """
     num_processes = _get_num_processes(
-        processes, _FULL_PIXEL_BYTES * DEFAULT_PIXEL_LIMIT
+        processes, FULL_PIXEL_BYTES * DEFAULT_PIXEL_LIMIT
     )
     # Ask for a manifest first: a data set may be named like an archive.
     if "*" not in str(url):
