@@ -71,9 +71,10 @@ def test_memory_of_all_ranks_of_a_machine_is_compared_with_its_limit(
 
 
 def test_a_warning_changes_no_bit(narrow, console, tmp_path, monkeypatch):
-    weights = train(narrow(run=str(tmp_path / "a")), World(CPU), console).weights
+    first = narrow(run=str(tmp_path / "a"), global_batch=480)
+    weights = train(first, World(CPU), console).weights
     assert not any("may be killed" in event for event in console.events)
     monkeypatch.setattr(run_data, "count_available_memory", lambda: 1000)
-    again = train(narrow(run=str(tmp_path / "b")), World(CPU), console)
-    assert again.weights == weights
+    second = narrow(run=str(tmp_path / "b"), global_batch=480)
+    assert train(second, World(CPU), console).weights == weights
     assert sum("may be killed" in event for event in console.events) == 1
