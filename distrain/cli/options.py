@@ -189,7 +189,11 @@ PixelLimitOption = Annotated[
 ]
 ProcessesOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Decoding processes.", show_default="one per core"),
+    typer.Option(
+        min=1,
+        help="Decoding processes.",
+        show_default="one per core, or fewer if memory is short",
+    ),
 ]
 AgainstOption = Annotated[
     str | None,

@@ -15,6 +15,7 @@ from distrain.data.storage.retry import call_with_retries
 from distrain.errors import RunError, UserError
 from distrain.launch.allocation import Allocation, ClusterNode, to_ray_resources
 from distrain.launch.ray_environment import ignore_foreign_settings, make_ray_folder
+from distrain.launch.ray_versions import explain_version_mismatch
 from distrain.monitor.sinks import Console
 
 HEAD_NODE_RESOURCE = "node:__internal_head__"
@@ -68,8 +69,8 @@ def connect_to_ray(
         gpus: GPUs that a Ray started here gives to workers.
 
     Raises:
-        UserError: no cluster answers at the address, or this process is connected to
-            one already.
+        UserError: no cluster answers at the address, its Ray or Python is of another
+            version, or this process is connected to one already.
     """
     check_not_connected()
     _set_default_env(_RAY_TRAIN_ENV)
@@ -121,6 +122,8 @@ def _run_client(address: str, console: Console) -> Iterator[None]:
         _probe_with_retries(address, console)
         _connect_with_retries(address, console, _QUIET)
     except (OSError, RuntimeError, ValueError) as error:
+        if reason := explain_version_mismatch(address, error):
+            raise UserError(reason) from None
         raise UserError(
             f"no Ray cluster answers at {address} ({summarize_error(error)}): "
             "check that Ray runs there, or pass another --address"

@@ -20,6 +20,7 @@ from distrain.data.storage.proxies import must_bypass_proxies
 from distrain.data.storage.retry import call_with_retries
 from distrain.errors import RunError, UserError
 from distrain.launch.job_request import JobRequest
+from distrain.launch.ray_versions import Versions, describe_job_versions
 from distrain.monitor.consoles import replay_line
 from distrain.monitor.sinks import Console
 
@@ -62,7 +63,8 @@ class RayJobClient:
         Args:
             address: of the head's dashboard, as host:port or URL.
             patience: seconds for which a head that does not answer yet is retried.
-            log: gets a line when the first try has failed.
+            log: gets a line when the first try has failed, and one if a submitted job
+                will run with other versions of Ray or Python than this machine's.
 
         Raises:
             UserError: no cluster answers there, the token is wrong, or its Ray is too
@@ -71,6 +73,7 @@ class RayJobClient:
         # Explicitly: if it is unset, parts of Ray use the token file and others do not.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         self._address = address if "://" in address else f"http://{address}"
+        self._log = log
 
         def try_connect() -> Any:
             with self._translate_errors():
@@ -117,6 +120,8 @@ class RayJobClient:
                 job_id = f"{requested_id}-{number}"
             if job_id in jobs:
                 return job_id, False
+            if note := describe_job_versions(self._address, self._fetch_versions()):
+                self._log(note)
 
             # Ray's client uploads the archive from a file.
             with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
@@ -133,6 +138,14 @@ class RayJobClient:
                 }
                 self._client.submit_job(**body)
         return job_id, True
+
+    def _fetch_versions(self) -> Versions:
+        """Return the cluster's versions: of Ray, and of Python if its head tells it."""
+        response = self._client._do_request("GET", "/api/v0/cluster_metadata")
+        python_version = ""
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            python_version = response.json()["data"]["pythonVersion"]
+        return Versions(str(self._client._server_ray_version), python_version)
 
     def list_jobs(self) -> list[JobInfo]:
         """List the jobs that distrain submitted, oldest first."""
@@ -309,7 +322,8 @@ def _create_client(address: str) -> Any:
         min_version = ".".join(map(str, _MIN_RAY_VERSION))
         raise UserError(
             f"the cluster at {address} runs Ray {version}, and distrain needs "
-            f"{min_version} or newer (here: {ray.__version__}): upgrade the cluster"
+            f"{min_version} or newer (here: {ray.__version__}): install "
+            f"'ray[default]=={ray.__version__}' on the cluster"
         )
     return client
 

@@ -1,5 +1,6 @@
 """Data sets of a run: opened, and checked against each other and the config."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.shards.stats import ColorStatistics
 from distrain.data.storage.cache import DiskCache
 from distrain.data.storage.store import Store
+from distrain.distributed.process import count_available_memory
 from distrain.distributed.world import World
 from distrain.errors import UserError
 from distrain.monitor.sinks import Console
@@ -252,6 +254,34 @@ def explain_memory_shortage(
         "groups are read many times: raise it (a lower data.shuffle_rows is for new "
         "runs only)"
     )
+
+
+def explain_memory_excess(
+    config: Config, manifest: Manifest, world: World
+) -> str | None:
+    """Return a warning if the row groups of a machine's ranks may exceed its memory.
+
+    All ranks must call it.
+
+    Args:
+        config: the run.
+        manifest: of the training set. An evaluation keeps only a few batches.
+        world: this rank.
+    """
+    # Ranks of one machine have its address; containers on it have smaller limits.
+    ranks = world.all_gather_object([world.node_address, count_available_memory()])
+    rank_bytes = min(int(config.data.memory), sum(_list_row_group_bytes(manifest)))
+    num_ranks = Counter(address for address, _ in ranks)
+    for address, available_bytes in sorted(ranks):
+        if num_ranks[address] * rank_bytes > available_bytes:
+            fitting_bytes = available_bytes // num_ranks[address]
+            return (
+                f"warning: data.memory = {int(config.data.memory):,} bytes per rank is "
+                f"more than {address} has ({available_bytes:,} for all of its ranks, "
+                f"{num_ranks[address]}), so that they may be killed: lower it well "
+                f"below {fitting_bytes:,}"
+            )
+    return None
 
 
 def estimate_shuffle_bytes(

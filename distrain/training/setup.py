@@ -45,6 +45,7 @@ from distrain.training.run_data import (
     RunData,
     build_order,
     describe_model,
+    explain_memory_excess,
     explain_memory_shortage,
     get_val_fingerprint,
     open_datasets,
@@ -121,6 +122,8 @@ def build_job(
     )
     set_initial_metrics(config, world, metrics, data, claimed_run, writer)
     if warning := explain_memory_shortage(config, data.train.manifest, world):
+        console.log(warning)
+    if warning := explain_memory_excess(config, data.train.manifest, world):
         console.log(warning)
     # Only now: the gauge of quarantined samples, set above, does not count these.
     data.train.bad_samples.update(progress.bad_samples)

@@ -2,25 +2,46 @@
 
 import http.server
 import json
+import platform
 import socket
 import threading
 from contextlib import closing, contextmanager
 
 import pytest
+import ray
 
 from distrain.errors import RunError, UserError
+from distrain.launch.job_request import JobRequest
 from distrain.launch.ray_jobs import JobInfo, RayJobClient, to_exit_code
 
 
 @contextmanager
-def head(version, *, port=0):
-    """Answers as a cluster's head of a version does when it is asked for that."""
+def head(version, *, port=0, metadata=None):
+    """Answers as a cluster's head of a version does: asked for it, or given a job.
+
+    Args:
+        version: of its Ray.
+        port: 0: any.
+        metadata: what it says of the cluster.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            body = json.dumps(
-                {"version": "4", "ray_version": version, "ray_commit": "x"}
-            ).encode()
+            answers = {
+                "/api/version": {"version": "4", "ray_version": version},
+                "/api/v0/cluster_metadata": metadata,
+                "/api/jobs/": [],
+            }
+            self.answer(answers.get(self.path, {}))
+
+        def do_POST(self):
+            length = int(self.headers["Content-Length"])
+            body = json.loads(self.rfile.read(length))
+            job_id = body["submission_id"]
+            self.answer({"job_id": job_id, "submission_id": job_id})
+
+        def answer(self, value):
+            body = json.dumps(value).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -49,9 +70,50 @@ def token(monkeypatch):
 def test_a_cluster_with_an_old_ray_is_refused():
     with (
         head("2.40.0") as address,
-        pytest.raises(UserError, match=r"runs Ray 2\.40\.0, and distrain needs 2\.60"),
+        pytest.raises(
+            UserError,
+            match=r"runs Ray 2\.40\.0, and distrain needs 2\.60.*: install 'ray\[default\]==2",
+        ),
     ):
         RayJobClient(address)
+
+
+@pytest.mark.parametrize(
+    ("version", "python", "expected"),
+    [
+        ("2.61.0", "3.12.1", "runs Ray 2.61.0 and Python 3.12.1, this machine Ray "),
+        (ray.__version__, "3.8.2", f"runs Ray {ray.__version__} and Python 3.8.2, "),
+        (ray.__version__, platform.python_version(), None),
+        # The patch version of Python does not matter.
+        (ray.__version__, platform.python_version() + "1", None),
+    ],
+)
+def test_a_job_on_other_versions_is_told_once(version, python, expected):
+    told = []
+    request = JobRequest(
+        {}, b"", {"submission_id": "x", "entrypoint": "true", "runtime_env": {}}
+    )
+    with head(version, metadata={"data": {"pythonVersion": python}}) as address:
+        job = RayJobClient(address, log=told.append).submit_job(request)
+    assert job == ("x", True)
+    if expected is None:
+        assert told == []
+        return
+    own = f"Ray {ray.__version__} and Python {platform.python_version()}"
+    (note,) = told
+    assert expected in note
+    assert f"this machine {own}: the job uses the cluster's; install" in note
+
+
+@pytest.mark.parametrize("metadata", [None, {}, [], {"data": {}}])
+def test_a_head_that_does_not_tell_its_python_takes_jobs(metadata):
+    told = []
+    request = JobRequest(
+        {}, b"", {"submission_id": "x", "entrypoint": "true", "runtime_env": {}}
+    )
+    with head("2.61.0", metadata=metadata) as address:
+        RayJobClient(address, log=told.append).submit_job(request)
+    assert "runs Ray 2.61.0, this machine" in told[0]
 
 
 def test_a_head_that_is_starting_is_waited_for():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from distrain.data.prepare.decode_memory import FULL_PIXEL_BYTES
 from distrain.data.prepare.index import (
     IndexResult,
     compute_color_statistics,
@@ -35,10 +36,9 @@ from distrain.distributed.process import (
 from distrain.errors import UserError
 
 # Measured peaks of a process that decodes, in bytes: without images, and per pixel of
-# the largest image, if it is resized before all else, or used at full size.
+# the largest image, if it is resized before all else.
 _PROCESS_BYTES = 200 << 20
 _RESIZED_PIXEL_BYTES = 8
-_FULL_PIXEL_BYTES = 30
 
 
 def _ignore(_: DatasetProgress) -> None:
@@ -171,7 +171,7 @@ def pack(
         )
     options = PackOptions(Geometry.from_text(geometry), encoding, quality, pixel_limit)
     is_resized = options.geometry.kind != "keep"
-    pixel_bytes = _RESIZED_PIXEL_BYTES if is_resized else _FULL_PIXEL_BYTES
+    pixel_bytes = _RESIZED_PIXEL_BYTES if is_resized else FULL_PIXEL_BYTES
     num_processes = _get_num_processes(processes, pixel_bytes * pixel_limit)
     opened = open_source(
         str(source),
@@ -247,7 +247,7 @@ def index(
     """
     # Check the options before the source is listed.
     _check_positive("pixel_limit", pixel_limit)
-    num_processes = _get_num_processes(processes, _FULL_PIXEL_BYTES * pixel_limit)
+    num_processes = _get_num_processes(processes, FULL_PIXEL_BYTES * pixel_limit)
     opened = open_source(
         str(source),
         labels_url=_to_url(labels),
@@ -299,7 +299,7 @@ def stats(
         OSError: reading fails for longer than a minute.
     """
     num_processes = _get_num_processes(
-        processes, _FULL_PIXEL_BYTES * DEFAULT_PIXEL_LIMIT
+        processes, FULL_PIXEL_BYTES * DEFAULT_PIXEL_LIMIT
     )
     # Ask for a manifest first: a data set may be named like an archive.
     if "*" not in str(url):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from distrain.data.decoding.bad_image import BadImageError
 from distrain.data.decoding.image import open_rgb
-from distrain.data.decoding.pixel_hash import HASH_BYTES, hash_pixels
+from distrain.data.decoding.pixel_hash import hash_pixels
 from distrain.data.prepare.process_pool import (
     group_into_tasks,
     open_process_pool,
@@ -30,6 +30,7 @@ from distrain.data.prepare.source import (
     Reject,
     Sample,
 )
+from distrain.data.shards.entries import HASH_BYTES
 
 _NO_LABEL = -1
 

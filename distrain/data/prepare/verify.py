@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from distrain.data.decoding.bad_image import BadImageError
 from distrain.data.decoding.image import crop_and_resize, decode_rgb, open_rgb
 from distrain.data.decoding.pixel_hash import describe_pixel_hash, hash_pixels
+from distrain.data.prepare.decode_memory import count_decoding_threads
 from distrain.data.prepare.duplicates import DuplicateReport
 from distrain.data.prepare.source import RETRY_SECONDS, DatasetProgress
 from distrain.data.shards.dataset import Dataset, open_shard_store
@@ -23,7 +24,6 @@ from distrain.data.shards.parquet import Footer, parse_footer
 from distrain.data.shards.parquet_pages import DamagedParquetError
 from distrain.data.shards.row_group import LoadedRowGroup, parse_row_group
 from distrain.data.storage.store import Store
-from distrain.distributed.process import count_available_cores
 from distrain.philox import Purpose, draw_permutation
 
 # Above the default limit of pack and index: what they accepted must decode here.
@@ -74,17 +74,14 @@ def verify_dataset(
     shard_store = open_shard_store(manifest, store)
     num_images = 0
     num_shards = 0
-    with ThreadPoolExecutor(count_available_cores()) as pool:
-        verifier = _Verifier(shard_store, manifest, pool)
-        on_progress(DatasetProgress(0, manifest.num_rows, 0))
-        for shard in manifest.shards:
-            num_shard_images = verifier.verify_shard(shard)
-            num_images += num_shard_images
-            if num_shard_images:
-                num_shards += 1
-            on_progress(
-                DatasetProgress(num_images, manifest.num_rows, verifier.bytes_read)
-            )
+    verifier = _Verifier(shard_store, manifest)
+    on_progress(DatasetProgress(0, manifest.num_rows, 0))
+    for shard in manifest.shards:
+        num_shard_images = verifier.verify_shard(shard)
+        num_images += num_shard_images
+        if num_shard_images:
+            num_shards += 1
+        on_progress(DatasetProgress(num_images, manifest.num_rows, verifier.bytes_read))
     return VerifyResult(
         manifest,
         verifier.problems,
@@ -97,12 +94,9 @@ def verify_dataset(
 class _Verifier:
     """Compares shards with the manifest; collects problems and counts bytes read."""
 
-    def __init__(
-        self, store: Store, manifest: Manifest, pool: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, store: Store, manifest: Manifest) -> None:
         self._store = store
         self._manifest = manifest
-        self._pool = pool
         self.problems: list[DatasetProblem] = []
         self.bytes_read = 0
         self.num_unread_shards = 0
@@ -195,12 +189,19 @@ class _Verifier:
         if num_rows != group.rows:
             self._report(location, f"has {num_rows} rows, not {group.rows}")
 
-        # Each row, decoded in threads, except for those that index found to be bad.
+        # Each row, decoded in as many threads as memory allows, except for those that
+        # index found to be bad.
         known_bad = group.index.bad if group.index is not None else {}
         rows = [i for i in range(num_rows) if i not in known_bad]
         find_problem = partial(_find_row_problem, self._manifest, table)
         hashes = self._get_pixel_hashes(group)
-        problems = self._pool.map(find_problem, rows, [hashes.get(i) for i in rows])
+        row_hashes = [hashes.get(i) for i in rows]
+        sizes = [self._manifest.image_size or table.image_sizes[i] for i in rows]
+        max_pixels = max(
+            (int(height) * int(width) for height, width in sizes), default=0
+        )
+        with ThreadPoolExecutor(count_decoding_threads(max_pixels)) as pool:
+            problems = list(pool.map(find_problem, rows, row_hashes))
         for i, problem in zip(rows, problems, strict=True):
             if problem is not None:
                 name = f" ({table.names[i]})" if table.names else ""

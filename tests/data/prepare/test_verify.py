@@ -8,6 +8,7 @@ import shapes
 from crc32c import crc32c
 from photos import encoded, picture, write_set
 
+from distrain.data.prepare import verify as verify_module
 from distrain.data.prepare.commands import index
 from distrain.data.prepare.examine import verify
 from distrain.data.prepare.verify import (
@@ -44,6 +45,21 @@ def test_a_whole_set_has_nothing_wrong(dataset):
         (32, 40),
         (40, 40),
     ]
+
+
+def test_threads_are_as_many_as_the_largest_images_of_a_group_allow(
+    dataset, monkeypatch
+):
+    largest = []
+
+    def count(max_pixels):
+        largest.append(max_pixels)
+        return 1
+
+    monkeypatch.setattr(verify_module, "count_decoding_threads", count)
+    assert wrong_with(dataset) == []
+    # The last picture of each group of eight is the largest.
+    assert largest == [60 * (40 + last) for last in (7, 15, 23, 31, 39)]
 
 
 @pytest.mark.parametrize("place", ["group", "footer"])

@@ -1,7 +1,9 @@
 import socket
 
 import pytest
+from photos import encoded, picture, write_set
 
+from distrain.data.shards.dataset import Dataset
 from distrain.data.storage.proxies import must_bypass_proxies, read_url
 
 
@@ -64,3 +66,18 @@ def test_another_servers_page_goes_through_the_proxy(proxy, monkeypatch):
     with pytest.raises(OSError, match="403"):
         read_url("http://ray.example.com:8265/metrics", timeout_seconds=2.0)
     assert proxy == ["http://ray.example.com:8265/metrics"]
+
+
+def test_a_data_set_in_a_bucket_of_this_network_is_read_around_proxies(
+    bucket, proxy, tmp_path
+):
+    files = [encoded(picture(i, 20, 30)) for i in range(6)]
+    write_set(tmp_path / "set", files)
+    paths = [path for path in (tmp_path / "set").rglob("*") if path.is_file()]
+    bucket.objects = {
+        f"p/{path.relative_to(tmp_path / 'set').as_posix()}": path.read_bytes()
+        for path in paths
+    }
+    dataset = Dataset.open("s3://b/p", retry_seconds=0.0)
+    assert [bytes(row.data) for row in dataset] == files
+    assert proxy == []
