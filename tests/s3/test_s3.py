@@ -377,9 +377,10 @@ def test_a_pack_into_a_bucket_goes_on_after_a_kill(
     code = (
         "import os, signal, sys\nimport distrain.data.prepare.pack as p\n"
         "from distrain.data.prepare.open import open_source\n"
+        "from distrain.data.prepare.pack_options import Geometry, PackOptions\n"
         "if __name__ == '__main__':\n    p._TARGET_SHARD_BYTES = 40_000\n    at = int(sys.argv[3])\n"
         "    kill = lambda now: now.done >= at and os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    options = p.PackOptions(p.Geometry('square', 48))\n"
+        "    options = PackOptions(Geometry('square', 48))\n"
         "    source = open_source(sys.argv[1]).source\n"
         "    p.pack_dataset(source, sys.argv[2], options, num_processes=2, on_progress=kill)\n"
     )

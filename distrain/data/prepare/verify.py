@@ -16,16 +16,12 @@ from distrain.data.decoding.image import crop_and_resize, decode_rgb, open_rgb
 from distrain.data.decoding.pixel_hash import describe_pixel_hash, hash_pixels
 from distrain.data.prepare.duplicates import DuplicateReport
 from distrain.data.prepare.source import RETRY_SECONDS, DatasetProgress
-from distrain.data.shards.dataset import (
-    Dataset,
-    LoadedRowGroup,
-    open_shard_store,
-    parse_row_group,
-)
+from distrain.data.shards.dataset import Dataset, open_shard_store
 from distrain.data.shards.entries import HASH_BYTES, RowGroup, Shard
 from distrain.data.shards.manifest import Manifest
 from distrain.data.shards.parquet import Footer, parse_footer
 from distrain.data.shards.parquet_pages import DamagedParquetError
+from distrain.data.shards.row_group import LoadedRowGroup, parse_row_group
 from distrain.data.storage.store import Store
 from distrain.distributed.process import count_available_cores
 from distrain.philox import Purpose, draw_permutation
