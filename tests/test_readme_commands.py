@@ -156,6 +156,14 @@ def test_data_sets_are_verified_inspected_indexed_and_measured(packed, run):
     assert (packed / "shards/train/manifest.json").exists()
 
 
+def test_images_in_two_sets_are_named(packed, distrain):
+    """The sets of these tests have the same images."""
+    words = shown("distrain verify shards/val --against shards/train")
+    code, out, _ = distrain(*words[1:])
+    assert code == 1
+    assert "leaks        8 images of shards/val also in shards/train: val " in out
+
+
 def test_recipes_are_looked_at_and_changed(packed, run):
     write_recipe(packed, "configs/README.md")
     out = run(shown("distrain train my.yaml --dry-run"), *SMALL)
@@ -241,6 +249,7 @@ def test_extras_are_installed(install):
     for words in (
         shown("pip install 'distrain[ilsvrc]'", {"distrain[": ".["}),
         shown("pip install 'distrain[s3]'", {"distrain[": ".["}),
+        shown("pip install 'distrain[near]'", {"distrain[": ".["}),
         shown("pip install 'distrain[client,jobs]'", {"distrain[": ".["}),
     ):
         install(words)
@@ -280,6 +289,7 @@ def test_benchmarks_take_these_arguments(parse):
     parse(shown("python tests/bench/fuzz.py"))
     parse(shown("python tests/bench/metrics.py"))
     parse(shown("python tests/bench/peers.py"))
+    parse(shown("python tests/bench/duplicates.py search"))
 
 
 @pytest.fixture
