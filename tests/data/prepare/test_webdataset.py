@@ -348,7 +348,7 @@ def test_images_of_rarer_formats(tmp_path):
         ("2.avif", b"r"),
         ("2.cls", b"1"),
         ("3.heic", b"x"),
-        ("1.pgm", b"depth"),
+        ("0001.pgm", b"depth"),
     ]
     source = opened(tmp_path, members)
     assert found(source) == [*EXPECTED, ("2.avif", b"r", "1")]
