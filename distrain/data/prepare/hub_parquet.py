@@ -27,8 +27,10 @@ from distrain.data.prepare.source import (
     SourceOptions,
     register_opener,
 )
+from distrain.data.prepare.splits import is_split_folder
 from distrain.data.shards.parquet import (
     Footer,
+    get_statistics_range,
     parse_footer,
     read_footer,
 )
@@ -38,6 +40,7 @@ from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
 _NUM_THREADS = 16
+_SPLIT_COLUMN = "split"
 # What stands in the place of a file is told by its first bytes.
 _STAND_IN_BYTES = 1 << 10
 
@@ -74,6 +77,7 @@ def open_parquet(
     }
 
     # List the row groups, which depend on footers alone.
+    _check_one_split(store, footers)
     features = _find_common_features(store, footers, options)
     columns = features.columns
     blocks: list[Block] = []
@@ -110,6 +114,25 @@ def open_parquet(
         store, "Parquet", classes, blocks, reader, rejects, details, notes
     )
     return OpenedSource(source, columns)
+
+
+def _check_one_split(store: Store, footers: Mapping[str, Footer]) -> None:
+    """Raise UserError if a column says that rows are of several splits.
+
+    The statistics in the footers tell, so that nothing is read.
+    """
+    splits: dict[str, str] = {}
+    for name, footer in footers.items():
+        for g in range(footer.num_row_groups):
+            for value in get_statistics_range(footer, g, _SPLIT_COLUMN) or ():
+                if isinstance(value, str) and is_split_folder(value):
+                    splits.setdefault(value, name)
+    if len(splits) > 1:
+        raise UserError(
+            f"{store.redacted_url} holds rows of several splits "
+            f"({', '.join(sorted(splits))}) by its column {_SPLIT_COLUMN}, such as "
+            f"{next(iter(splits.values()))}: write each split into files of its own"
+        )
 
 
 def _check_stand_in(store: Store, name: str, num_bytes: int) -> None:

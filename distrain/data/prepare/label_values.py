@@ -15,7 +15,7 @@ from distrain.data.shards.parquet import (
     Footer,
     OversizeError,
     find_column_chunk,
-    get_statistics_max,
+    get_statistics_range,
 )
 from distrain.data.shards.parquet_pages import DamagedParquetError
 from distrain.data.storage.store import Store
@@ -121,13 +121,13 @@ class LabelColumn:
         """
         for block in blocks:
             footer = self._footers[block.path]
-            max_label = get_statistics_max(footer, block.row_group, self._column)
-            if isinstance(max_label, int) and max_label >= 0:
-                return
-            if max_label is None:
+            bounds = get_statistics_range(footer, block.row_group, self._column)
+            if bounds is None:
                 values = self._read_group_values(block)
                 if any(isinstance(value, int) and value >= 0 for value in values):
                     return
+            elif isinstance(bounds[1], int) and bounds[1] >= 0:
+                return
         raise UserError(
             f"{self._store.redacted_url} has no labels, column {self._column} holds "
             "none from 0: take a split that has, such as train or validation"

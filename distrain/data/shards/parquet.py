@@ -137,13 +137,20 @@ def get_uncompressed_bytes(footer: Footer, row_group: int, column: str) -> int:
     return int(chunk.total_uncompressed_size)
 
 
-def get_statistics_max(footer: Footer, row_group: int, column: str) -> Any:
-    """Return the largest value of a column of a row group, if the footer has it."""
-    chunk = footer.row_group(row_group).column(_find_leaf(footer, column))
-    statistics = chunk.statistics
+def get_statistics_range(
+    footer: Footer, row_group: int, column: str
+) -> tuple[Any, Any] | None:
+    """Return the smallest and the largest value of a column of a row group.
+
+    None if the file has no such column, or the footer does not tell.
+    """
+    leaves = find_leaves(footer, column)
+    if not leaves:
+        return None
+    statistics = footer.row_group(row_group).column(leaves[0]).statistics
     if statistics is None or not statistics.has_min_max:
         return None
-    return statistics.max
+    return statistics.min, statistics.max
 
 
 def read_row_group(

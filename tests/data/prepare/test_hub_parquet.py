@@ -363,3 +363,26 @@ def test_a_path_without_bytes_is_named(tmp_path):
         "no bytes, only the path a/x.jpg",
         "no bytes",
     ]
+
+
+def test_rows_of_several_splits_are_refused(tmp_path):
+    """As a column says: the validation rows would be trained on."""
+    rows = {"image": [b"a", b"b"], "label": [0, 1]}
+    path = tmp_path / "x.parquet"
+    for splits, is_refused in (
+        (["train", "test"], True),
+        (["train", "train"], False),
+        (["a", "b"], False),
+        ([None, "val"], False),
+        ([1, 2], False),
+    ):
+        pq.write_table(pa.table({**rows, "split": splits}), path)
+        if is_refused:
+            message = (
+                r"holds rows of several splits \(test, train\) by its column split, "
+                "such as x.parquet: write each split into files of its own"
+            )
+            with pytest.raises(UserError, match=message):
+                open_source(str(path))
+        else:
+            assert len(open_source(str(path)).source.blocks) == 1

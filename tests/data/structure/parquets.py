@@ -211,7 +211,7 @@ def _read_image(cell: Any) -> bytes:
 
 def _read_label(value: Any) -> Any:
     if isinstance(value, float):
-        return None if math.isnan(value) else int(value)
+        value = None if math.isnan(value) else int(value)
     if isinstance(value, str):
         return value if value.strip() else None
     is_negative = isinstance(value, int) and value < 0
