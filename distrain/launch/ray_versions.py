@@ -4,8 +4,6 @@ import platform
 import re
 from typing import NamedTuple
 
-import ray
-
 # Ray's message for versions that differ has those of the cluster first, then ours.
 _MISMATCH_PATTERN = re.compile(
     r"Version mismatch: The cluster was started with:"
@@ -28,6 +26,9 @@ class Versions(NamedTuple):
 
 def get_own_versions() -> Versions:
     """Return the versions of this process."""
+    # A dry run of a job needs no Ray.
+    import ray
+
     return Versions(ray.__version__, platform.python_version())
 
 

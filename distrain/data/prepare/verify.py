@@ -266,15 +266,17 @@ class DatasetSummary(NamedTuple):
 
 
 def summarize_dataset(dataset: Dataset) -> DatasetSummary:
-    """Read every row once, and count classes and sizes."""
+    """Read every row once, and count classes and sizes of those that are not bad."""
     rows_per_label = Counter[int]()
     image_sizes: list[tuple[int, int]] = []
     file_sizes: list[int] = []
     # One row group at a time: of all rows, only the sizes are kept.
     group_rows = dataset.manifest.rows_per_group
     group_ends = np.cumsum(group_rows)
+    bad_samples = dataset.manifest.bad_samples
     for end, num_rows in zip(group_ends.tolist(), group_rows.tolist(), strict=True):
-        for row in dataset.read_rows(np.arange(end - num_rows, end)):
+        ids = [i for i in range(end - num_rows, end) if i not in bad_samples]
+        for row in dataset.read_rows(np.array(ids, np.int64)):
             rows_per_label[row.label] += 1
             image_sizes.append(row.image_size)
             file_sizes.append(len(row.data))

@@ -71,6 +71,17 @@ def test_foreign_sets_are_read_as_they_are(tmp_path, shape):
     assert summarize_dataset(dataset).heights == (40, 49, 59)
 
 
+def test_a_summary_is_of_the_images_that_decode(tmp_path):
+    files = [(f"{i}.jpg", image.data) for i, image in enumerate(images(2))]
+    files[0] = ("0.jpg", b"no image")
+    labels = [(f"{i}.cls", b"%d" % (i % 2)) for i in range(len(files))]
+    (tmp_path / "x.tar").write_bytes(tar_of([*files, *labels]))
+    assert len(made(str(tmp_path / "x.tar")).rejects) == 1
+    summary = summarize_dataset(opened(tmp_path))
+    assert summary.rows_per_class == {"0": 2, "1": 3}
+    assert summary.heights == (40, 40, 41)
+
+
 @pytest.mark.parametrize("shape", FOREIGN)
 def test_they_train_on_the_same_pixels_as_packed_ones(narrow, tmp_path, shape):
     """Every image of the set, resized and cut to its centre, against the same files packed byte for byte."""
