@@ -5,7 +5,7 @@ before the role of a pod or an instance, for which obstore's own chain is asked.
 """
 
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from distrain.data.storage.retry import RefusedError
@@ -61,7 +61,7 @@ class ProfileCredentials:
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
-            "expires_at": datetime.now(UTC) + _CREDENTIALS_LIFETIME,
+            "expires_at": datetime.now(timezone.utc) + _CREDENTIALS_LIFETIME,
         }
 
 

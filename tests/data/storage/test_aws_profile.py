@@ -194,7 +194,7 @@ def test_an_sso_login_that_has_expired(aws, server, how):
 
 def test_credentials_that_expire_are_renewed(clean_aws):
     """botocore renews what it is asked for; obstore must ask again before the end."""
-    from datetime import UTC, datetime, timedelta
+    from datetime import datetime, timedelta, timezone
     from types import SimpleNamespace
 
     from distrain.data.storage.aws_profile import ProfileCredentials
@@ -202,7 +202,7 @@ def test_credentials_that_expire_are_renewed(clean_aws):
     frozen = SimpleNamespace(access_key="a", secret_key="b", token="c")
     credentials = SimpleNamespace(get_frozen_credentials=lambda: frozen)
     given = ProfileCredentials(credentials, "x")()
-    assert given.pop("expires_at") < datetime.now(UTC) + timedelta(minutes=10)
+    assert given.pop("expires_at") < datetime.now(timezone.utc) + timedelta(minutes=10)
     assert given == {
         "access_key_id": "a",
         "secret_access_key": "b",
