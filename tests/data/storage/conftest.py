@@ -27,7 +27,6 @@ def server():
 @pytest.fixture
 def bucket(clean_aws, server):
     """A server that the environment names, with keys for it."""
-    pytest.importorskip("obstore")
     clean_aws.setenv("AWS_ACCESS_KEY_ID", "key")
     clean_aws.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     clean_aws.setenv("AWS_ENDPOINT_URL", server.url)

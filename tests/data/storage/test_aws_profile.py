@@ -8,9 +8,6 @@ from distrain.data.storage.retry import RefusedError
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
-pytest.importorskip("obstore")
-pytest.importorskip("botocore")
-
 KEYS = "aws_access_key_id = {0}\naws_secret_access_key = secret-of-{0}\n"
 SSO = "sso_account_id = 1\nsso_role_name = r\nregion = eu-west-1\n"
 

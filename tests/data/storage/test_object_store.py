@@ -83,7 +83,6 @@ ODD_KEYS = [
 
 
 def test_keys_that_cannot_be_read_are_named_and_the_others_are_read(bucket):
-    pytest.importorskip("botocore")
     bucket.objects = {f"p/{c}/{i}.jpg": b"x" for c in "ab" for i in range(4)}
     bucket.objects |= dict.fromkeys([*ODD_KEYS, "p/a/", "p/a/deep/"], b"")
     source = open_source("s3://b/p").source
@@ -95,7 +94,6 @@ def test_keys_that_cannot_be_read_are_named_and_the_others_are_read(bucket):
 
 
 def test_odd_keys_beside_the_classes_are_named(bucket):
-    pytest.importorskip("botocore")
     bucket.objects = {f"p/{c}/0.jpg": b"x" for c in "ab"}
     bucket.objects |= {"p//x.jpg": b"", "p/\t/x.jpg": b""}
     source = open_source("s3://b/p").source
@@ -146,7 +144,6 @@ def test_without_botocore_the_key_is_said(bucket, monkeypatch):
 
 
 def test_a_refused_listing_by_botocore_is_an_error(bucket):
-    pytest.importorskip("botocore")
     bucket.objects = {"p/a//x.jpg": b""}
     asked = []
 

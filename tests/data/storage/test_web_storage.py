@@ -13,8 +13,6 @@ from distrain.data.storage.retry import RefusedError, is_transient
 from distrain.data.storage.store import Store
 from distrain.data.storage.web_storage import parse_index
 
-pytest.importorskip("aiohttp")
-
 APACHE = """<!DOCTYPE HTML PUBLIC "-//W3C//DTD HTML 3.2 Final//EN">
 <html><head><title>Index of /photos</title></head><body><h1>Index of /photos</h1>
 <table><tr><th valign="top"><img src="/icons/blank.gif" alt="[ICO]"></th>
