@@ -36,12 +36,14 @@ def group(parent: Path) -> Iterator[Path]:
 
 
 def can_make_groups() -> bool:
-    """Some containers mount them read-only; trees of files stand in for them then (tests/distributed/test_cgroup.py)."""
+    """Some containers mount them read-only.
+
+    Trees of files stand for them then: tests/distributed/test_cgroup.py.
+    """
     try:
         with group(TOP) as above, group(above):
             return True
-    except OSError as error:
-        print(f"no control groups can be made here: {error}")
+    except OSError:
         return False
 
 
