@@ -1,4 +1,4 @@
-"""What the commands say of equal images."""
+"""Print which images of data sets are equal."""
 
 from typing import TYPE_CHECKING
 

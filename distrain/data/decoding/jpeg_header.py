@@ -24,7 +24,7 @@ _TAIL_BYTES = 64
 
 
 class JpegHeader(NamedTuple):
-    """What the header of a well-formed JPEG file says."""
+    """Parsed header of a well-formed JPEG file."""
 
     height: int
     """Pixels, as they are stored: the image may have to be turned."""

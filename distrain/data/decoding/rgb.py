@@ -28,7 +28,7 @@ _REMEDY = "convert it to 8 or 16 bits without a sign"
 
 
 class GrayScale(NamedTuple):
-    """How integers of more than 8 bits stand for gray."""
+    """Range of gray values in an image of more than 8 bits."""
 
     white: int = 65535
     """Value that becomes 255."""

@@ -10,7 +10,7 @@ LabelValue: TypeAlias = int | str | bool
 """Label as a source stores it."""
 _MAX_CLASSES = 1 << 20
 CONVERT = "labels are numbers from 0, one per class, or names"
-"""What labels must be, for messages."""
+"""Requirement on labels, for error messages."""
 
 
 class ClassNumbers(NamedTuple):
