@@ -17,6 +17,8 @@ _MAGIC = b"PAR1"
 _TAIL_BYTES = 1 << 16
 # An element of a list of bytes is unpacked with its levels and as 32 bits.
 _BYTES_PER_ELEMENT = 8
+# Names that a writer gives to the levels below a list, such as `list.element`.
+_MAX_LIST_LEVELS = 2
 
 # A pq.FileMetaData; pyarrow has no types.
 Footer: TypeAlias = Any
@@ -99,17 +101,22 @@ def find_leaves(footer: Footer, column: str) -> list[int]:
     """Return the numbers of the stored columns that have a name.
 
     It is the path in Parquet's schema, or, for a list of bytes, the path of the list:
-    what stands for its elements differs from writer to writer. Two columns have one
-    name if a name contains dots.
+    what stands for its elements differs from writer to writer, such as
+    `column.list.element`. Two columns may have one name if a name contains dots.
     """
     schema = footer.schema
     leaves = [schema.column(i) for i in range(footer.num_columns)]
-    return [
-        i
-        for i, leaf in enumerate(leaves)
-        if leaf.path == column
-        or (leaf.max_repetition_level == 1 and leaf.path.startswith(f"{column}."))
-    ]
+    named = [i for i, leaf in enumerate(leaves) if leaf.path == column]
+    return named or [i for i, leaf in enumerate(leaves) if _is_list_of(leaf, column)]
+
+
+def _is_list_of(leaf: Any, column: str) -> bool:
+    """Return whether a stored column holds the elements of a list."""
+    if leaf.max_repetition_level != 1 or not leaf.path.startswith(f"{column}."):
+        return False
+    # Below the list, one or two levels are named; more are a longer name with dots.
+    levels = leaf.path[len(column) + 1 :].split(".")
+    return len(levels) <= _MAX_LIST_LEVELS and "" not in levels
 
 
 def _find_leaf(footer: Footer, column: str) -> int:

@@ -333,6 +333,18 @@ def test_columns_in_structs_are_found_by_their_path(tmp_path):
         assert pairs(source) == list(zip((0, 1, 1, 0), IMAGES, strict=True))
 
 
+@pytest.mark.parametrize("name", ["label.", "label.image"])
+def test_a_list_whose_name_begins_with_another_columns_is_not_that_column(
+    tmp_path, name
+):
+    lists = pa.array([list(image) for image in IMAGES], pa.list_(pa.uint8()))
+    table = pa.table({name: lists, "label": [0, 1, 1, 0]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    source, columns = open_source(str(tmp_path / "x.parquet"), image_column=name)
+    assert columns == (name, "label")
+    assert pairs(source) == list(zip((0, 1, 1, 0), IMAGES, strict=True))
+
+
 def test_two_columns_of_one_name_are_refused(tmp_path):
     both = pa.table(
         {
