@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import posixpath
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,6 +183,10 @@ def read_labeled(case: Labeled, options: dict[str, Any]) -> Reading | Refusal:
     label_by_name = dict(case.rows)
     if case.form == "lines":
         lines = Path(options["labels_url"]).read_text().split("\n")
+        # Lines that are all different might be a table without its names of files.
+        is_unlike = len(lines) > 2 and len(set(lines)) == len(lines)
+        if is_unlike and any(re.search(r"[\s,]", line) for line in lines):
+            return refusal
         label_by_name = dict(zip(sorted(names), lines, strict=True))
     labels = {label for name, label in label_by_name.items() if name in names}
     if not labels:
