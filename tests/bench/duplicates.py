@@ -6,6 +6,7 @@ near    CPU milliseconds per image of reading, decoding and hashing packed 256 x
 """
 
 import argparse
+import io
 import os
 import resource
 import shutil
@@ -56,13 +57,24 @@ def cpu_seconds(checkout: Path, arguments: list[str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def write_samples(photos: Path, tar: Path) -> None:
+    """Write a folder of classes as a WebDataset shard of `.jpg` and `.cls`."""
+    classes = sorted(path.name for path in photos.iterdir())
+    with tarfile.open(tar, "w") as archive:
+        for path in sorted(photos.rglob("*.JPEG")):
+            key = f"{path.parent.name}_{path.stem}"
+            archive.add(path, f"{key}.jpg")
+            label = str(classes.index(path.parent.name)).encode()
+            member = tarfile.TarInfo(f"{key}.cls")
+            member.size = len(label)
+            archive.addfile(member, io.BytesIO(label))
+
+
 def bench_cost(work: Path, other: Path, images: int) -> None:
     """Compare pack and index with those of another checkout."""
     photos = photographs.folder(work / "photos", images)
     (work / "tars").mkdir()
-    with tarfile.open(work / "tars/photos.tar", "w") as archive:
-        for path in sorted(photos.rglob("*.JPEG")):
-            archive.add(path, path.relative_to(photos))
+    write_samples(photos, work / "tars/photos.tar")
     here = Path(__file__).parents[2]
     target = work / "target"
     commands = {

@@ -35,21 +35,31 @@ def describe_pixel_hash() -> PixelHash:
 
 def hash_pixels(image: Image.Image) -> bytes:
     """Return the hash of an RGB image, 16 bytes."""
-    assert image.mode == "RGB", image.mode
-    pixels = _view_pixels(image)
+    return hash_rgbx(view_rgbx(image))
+
+
+def hash_rgbx(pixels: NDArray[np.uint8]) -> bytes:
+    """Return the hash of an RGB image, 16 bytes.
+
+    Args:
+        pixels: the image, as `view_rgbx` returns it.
+    """
+    height, width = pixels.shape[:2]
+    words = pixels.view(np.uint32).reshape(-1)
     # Some decoders leave other values in the bytes that stand beside the colors.
-    if np.bitwise_and.reduce(pixels) & _PADDING != _PADDING:
-        pixels = pixels | _PADDING
-    state = xxhash.xxh3_128(struct.pack("<II", image.height, image.width))
-    state.update(pixels.data)
+    if np.bitwise_and.reduce(words) & _PADDING != _PADDING:
+        words = words | _PADDING
+    state = xxhash.xxh3_128(struct.pack("<II", height, width))
+    state.update(words.data)
     return state.digest()
 
 
-def _view_pixels(image: Image.Image) -> NDArray[np.uint32]:
-    """Return the pixels as 32-bit numbers, shape (height * width,), if possible a view.
+def view_rgbx(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels of an RGB image, shape (height, width, 4), if possible a view.
 
     Their fourth byte may have any value.
     """
+    assert image.mode == "RGB", image.mode
     # Not every version of PIL exports its memory, and none that of an image in several
     # blocks (16 MiB and more).
     try:
@@ -58,5 +68,6 @@ def _view_pixels(image: Image.Image) -> NDArray[np.uint32]:
         rgb = np.asarray(image)
         padded = np.full((*rgb.shape[:2], 4), 255, np.uint8)
         padded[..., :3] = rgb
-        return padded.view(np.uint32).reshape(-1)
-    return np.frombuffer(array.flatten().buffers()[1], np.uint32)
+        return padded
+    values = np.frombuffer(array.values.buffers()[1], np.uint8)
+    return values.reshape(image.height, image.width, 4)

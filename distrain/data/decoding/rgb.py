@@ -79,7 +79,9 @@ def convert_to_rgb(image: Image.Image, scale: GrayScale) -> Image.Image:
         scale: meaning of its values, if they are integers of more than 8 bits.
     """
     if not image.mode.startswith("I"):
-        return image.convert("RGB")
+        # A conversion to the same mode would copy all pixels. Loading may change it.
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")
     # PIL's own conversion would clip to white.
     values = np.asarray(image).astype(np.int64)
     scaled = (values * 255 + scale.white // 2) // scale.white

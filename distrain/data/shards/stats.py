@@ -30,8 +30,8 @@ class PixelMoments:
         """Sums of the products RR, GG, BB, RG, RB and GB."""
 
     def add_image(self, image: NDArray[np.uint8]) -> None:
-        """Add an RGB image of shape (height, width, 3)."""
-        flat = image.reshape(-1, 3)
+        """Add an RGB image of shape (height, width, 3), or 4 with a byte of padding."""
+        flat = image.reshape(-1, image.shape[2])
         # Exact in float64: at most 2^37 pixels of 255^2 each stay below 2^53. One
         # channel at a time is six times faster than one product of matrices.
         channels = [flat[:, i].astype(np.float64) for i in range(3)]

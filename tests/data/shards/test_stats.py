@@ -25,6 +25,15 @@ def test_moments_equal_numpys_in_any_order():
     assert np.array_equal(found.covariance, backward.to_statistics().covariance)
 
 
+def test_a_fourth_byte_of_padding_is_not_a_color():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    padded = PixelMoments()
+    padded.add_image(pixels)
+    plain = PixelMoments()
+    plain.add_image(pixels[..., :3])
+    assert vars(padded) == vars(plain)
+
+
 def test_principal_axes_rebuild_the_covariance():
     a = np.random.default_rng(1).normal(size=(3, 3))
     statistics = ColorStatistics.from_covariance(np.zeros(3), a @ a.T)
