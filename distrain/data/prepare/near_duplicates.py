@@ -66,7 +66,7 @@ def add_near_duplicates(
     """
     # Hash one image of each group of equal ones of a data set.
     own_ids, own_hashes = _hash_dataset(dataset)
-    near = _mark_near(own_hashes)
+    near = find_near_matches(own_hashes)
     report = report._replace(
         near_copies=_describe_pairs(near, (dataset, own_ids), (dataset, own_ids))
     )
@@ -77,7 +77,7 @@ def add_near_duplicates(
     other_ids, other_hashes = _hash_dataset(other)
     is_new = ~np.isin(own_ids, _find_leaked_ids(dataset, other))
     new_ids = own_ids[is_new]
-    near = _mark_near(own_hashes[is_new], other_hashes)
+    near = find_near_matches(own_hashes[is_new], other_hashes)
     return report._replace(
         near_leaks=_describe_pairs(near, (dataset, new_ids), (other, other_ids))
     )
@@ -169,7 +169,7 @@ def find_near_pairs(
             offset += 1
 
 
-def _mark_near(
+def find_near_matches(
     hashes: NDArray[np.uint64], other_hashes: NDArray[np.uint64] | None = None
 ) -> NDArray[np.int64]:
     """Return for each hash the index of another one that is near, or -1.
@@ -178,18 +178,36 @@ def _mark_near(
         hashes: hashes of a data set.
         other_hashes: those of the data set to look in; by default the same one.
     """
-    num_hashes = len(hashes)
-    near = np.full(num_hashes, -1)
-    if other_hashes is None:
-        for firsts, seconds in find_near_pairs(hashes):
-            near[firsts] = seconds
-            near[seconds] = firsts
-        return near
-    for firsts, seconds in find_near_pairs(np.concatenate([hashes, other_hashes])):
-        # Either of the two may be of the other data set.
-        for own, others in ((firsts, seconds), (seconds, firsts)):
-            is_across = (own < num_hashes) & (others >= num_hashes)
-            near[own[is_across]] = others[is_across] - num_hashes
+    # Compare each value once: frames of a video, say, may have one in common by the
+    # thousand, whose pairs would be millions.
+    targets = hashes if other_hashes is None else other_hashes
+    values, value_ids = np.unique(
+        np.concatenate([hashes, targets]), return_inverse=True
+    )
+    own_ids = value_ids[: len(hashes)]
+    target_ids = value_ids[len(hashes) :]
+
+    # The first and the last index in `targets` of each value, or -1. Of indices that
+    # stand twice, numpy keeps the last.
+    last = np.full(len(values), -1)
+    last[target_ids] = np.arange(len(targets))
+    first = np.full(len(values), -1)
+    first[target_ids[::-1]] = np.arange(len(targets))[::-1]
+
+    # Mark the values that are near another one.
+    near_of_value = np.full(len(values), -1)
+    for ids, other_ids in find_near_pairs(values):
+        for here, there in ((ids, other_ids), (other_ids, ids)):
+            has_target = last[there] >= 0
+            near_of_value[here[has_target]] = last[there[has_target]]
+
+    # An equal value is nearer, unless it is the hash itself.
+    near: NDArray[np.int64] = near_of_value[own_ids]
+    for equal in (first[own_ids], last[own_ids]):
+        is_match = equal >= 0
+        if other_hashes is None:
+            is_match &= equal != np.arange(len(hashes))
+        near = np.where(is_match, equal, near)
     return near
 
 

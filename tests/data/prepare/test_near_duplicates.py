@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from photos import encoded, picture
 from PIL import Image, ImageEnhance
 
+from distrain.data.prepare import near_duplicates
 from distrain.data.prepare.commands import pack
 from distrain.data.prepare.duplicates import find_duplicates
 from distrain.data.prepare.near_duplicates import (
     add_near_duplicates,
+    find_near_matches,
     find_near_pairs,
     load_perceptual_hash,
 )
@@ -45,6 +47,45 @@ def test_pairs_are_those_of_a_plain_search(base, changes):
         pairs = zip(firsts.tolist(), seconds.tolist(), strict=True)
         found |= {(min(pair), max(pair)) for pair in pairs}
     assert found == expected
+
+
+NEAR_VALUES = st.sampled_from([0, 1, 0b111, 0b1111, 1 << 63, 2**64 - 1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(NEAR_VALUES, min_size=1, max_size=6),
+    st.none() | st.lists(NEAR_VALUES, min_size=1, max_size=6),
+)
+def test_a_match_is_another_image_and_an_equal_hash_if_there_is_one(own, others):
+    found = find_near_matches(
+        np.array(own, np.uint64), others and np.array(others, np.uint64)
+    )
+    for i, (value, match) in enumerate(zip(own, found.tolist(), strict=True)):
+        targets = own if others is None else others
+        distances = [(value ^ target).bit_count() for target in targets]
+        if others is None:
+            distances[i] = 64
+        if match < 0:
+            assert min(distances) > 3
+        else:
+            assert distances[match] <= 3
+            assert distances[match] == 0 or min(distances) > 0
+
+
+def test_hashes_that_are_the_same_are_compared_once(monkeypatch):
+    """The pairs of a hundred thousand frames without a picture would take hours."""
+    compared = []
+
+    def find_pairs(hashes):
+        compared.append(len(hashes))
+        return iter(())
+
+    monkeypatch.setattr(near_duplicates, "find_near_pairs", find_pairs)
+    assert find_near_matches(np.zeros(4, np.uint64)).tolist() == [3, 3, 3, 0]
+    across = find_near_matches(np.zeros(2, np.uint64), np.zeros(3, np.uint64))
+    assert across.tolist() == [2, 2]
+    assert compared == [1, 1]
 
 
 @pytest.fixture
