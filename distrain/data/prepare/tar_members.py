@@ -128,7 +128,7 @@ def iter_members(
                     member = member._replace(label_data=file.read(info.size))
             if member is not None:
                 yield member
-        _check_end(tar, file)
+        _check_end(tar, file, location)
     except tarfile.TarError as error:
         raise UserError(
             f"{location} is truncated or damaged ({error}): download it again"
@@ -162,8 +162,13 @@ def _read_next_header(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
         raise tarfile.ReadError(f"{type(error).__name__}: {error}") from None
 
 
-def _check_end(tar: tarfile.TarFile, file: _BufferedRangeFile) -> None:
-    """Raise ReadError unless the archive has an end mark and only zeros follow it."""
+def _check_end(tar: tarfile.TarFile, file: _BufferedRangeFile, location: str) -> None:
+    """Check that the archive has an end mark, and that only zeros follow it.
+
+    Raises:
+        ReadError: it has no end mark.
+        UserError: there is data after it.
+    """
     # tarfile takes a damaged or missing header for the end of the archive.
     file.seek(tar.offset)
     end_mark = file.read(_TAR_BLOCK_BYTES)
@@ -172,7 +177,11 @@ def _check_end(tar: tarfile.TarFile, file: _BufferedRangeFile) -> None:
     # Images in a second, appended archive would be lost silently.
     while padding := file.read(_MAX_HEADER_BYTES):
         if padding.strip(b"\0"):
-            raise tarfile.ReadError(f"there is data after its end at byte {tar.offset}")
+            raise UserError(
+                f"{location} has data after its end mark at byte {tar.offset}: if cat "
+                "joined archives, join them with tar --concatenate; if not, download "
+                "it again"
+            )
 
 
 def get_extension(name: str) -> str:
