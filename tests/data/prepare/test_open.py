@@ -323,7 +323,7 @@ def test_what_stands_behind_the_end_of_an_archive_is_not_lost_in_silence(tmp_pat
     ):
         open_source(str(path))
     path.write_bytes(first[: 512 * 3] + bytes(1024) + first[512 * 3 :])
-    with pytest.raises(UserError, match="data after its end mark.*download it again"):
+    with pytest.raises(UserError, match="is truncated or damaged"):
         open_source(str(path))
     path.write_bytes(first.rstrip(b"\0") + bytes(-len(first.rstrip(b"\0")) % 512))
     with pytest.raises(UserError, match="is truncated or damaged .no header at byte"):
