@@ -48,6 +48,7 @@ from distrain.data.prepare.process_pool import (
 from distrain.data.prepare.rejects import (
     REJECTS_FILE,
     count_images,
+    describe_main_reason,
     read_rejects,
     write_rejects,
 )
@@ -387,7 +388,8 @@ def _finish_pack(
     if not moments.pixels:
         remove_notes(store)
         raise UserError(
-            f"none of the {count_images(rejects):,} images could be decoded: see "
+            f"none of the {count_images(rejects):,} images could be decoded "
+            f"({describe_main_reason(rejects)}): see "
             f"{store.redacted_url}/{REJECTS_FILE}"
         )
 

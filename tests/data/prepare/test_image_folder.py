@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from distrain.data.prepare.image_folder import open_image_folder
 from distrain.data.prepare.junk import is_junk
 from distrain.data.prepare.open import open_source
-from distrain.data.prepare.source import Reject, SourceOptions
+from distrain.data.prepare.source import Reject
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
@@ -295,9 +295,7 @@ def test_any_tree_gives_what_a_plain_walk_gives(tmp_path_factory, paths):
         if any(not path.endswith(".txt") for path in found)
     }
     try:
-        source = open_image_folder(
-            Store(str(root)), [], SourceOptions(None, None, None)
-        ).source
+        source = open_image_folder(Store(str(root)))
     except UserError:
         source = None
     if source is None:
