@@ -171,7 +171,10 @@ def _check_end(tar: tarfile.TarFile, file: _BufferedRangeFile) -> None:
     # Images in a second, appended archive would be lost silently.
     while padding := file.read(_MAX_HEADER_BYTES):
         if padding.strip(b"\0"):
-            raise tarfile.ReadError(f"there is data after its end at byte {tar.offset}")
+            raise tarfile.ReadError(
+                f"there is data after its end at byte {tar.offset}; archives are "
+                "joined by tar --concatenate, not by cat"
+            )
 
 
 def get_extension(name: str) -> str:

@@ -214,6 +214,14 @@ def test_one_class_whose_folders_are_no_classes_says_so_alone(tmp_path):
             r"in folders \(default/train\): pass [^ ]*/default/train$",
         ),
         (("wds/train-0.tar", "docs/a.md"), r"in folders \(wds\): pass [^ ]*/wds$"),
+        (
+            ("x/label=cat/part-0.parquet", "x/label=dog/part-0.parquet"),
+            r"partitioned by the column label \(x/label=cat, x/label=dog\), which its",
+        ),
+        (
+            ("split=train/0.parquet", "split=test/0.parquet"),
+            r"pass one of them, such as .*/split=test$",
+        ),
     ],
 )
 def test_folders_of_shards_are_named(tmp_path, paths, message):
