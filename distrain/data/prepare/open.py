@@ -77,6 +77,7 @@ def open_source(
     source.notes[:0] = notes
     # The file or pattern, as the user gave it; its folder may hold others.
     location = Store(url).redacted_url
+    source.location = location
     if not source.blocks:
         _check_is_folder(store)
         _check_compressed(store)
