@@ -327,7 +327,7 @@ def _print_source(source: "ImageSource") -> None:
     num_rows = sum(block.num_rows for block in source.blocks)
     typer.echo(
         f"{source.format_name}: {_format_count(num_rows, 'image')} of "
-        f"{len(source.classes)} classes in {source.store.redacted_url}"
+        f"{len(source.classes)} classes in {source.location}"
     )
     for note in source.notes:
         typer.echo(f"note         {note}")

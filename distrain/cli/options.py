@@ -152,8 +152,8 @@ LabelsOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Labels for a .tar of bare images: one per line, a table of file and "
-        "label (CSV, text, JSON), or the ILSVRC-2012 devkit (.tar.gz).",
+        help="Labels for a folder or .tar of bare images: one per line, a table of "
+        "file and label (CSV, text, JSON), or the ILSVRC-2012 devkit (.tar.gz).",
     ),
 ]
 ClassesOption = Annotated[

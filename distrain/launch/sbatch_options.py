@@ -26,6 +26,7 @@ _SHORT_FORMS = {
     "gpus-per-task": "",
     "gpus-per-socket": "",
     "sockets-per-node": "",
+    "tres-per-task": "",
 }
 # Short options without a value: several may be written as one word, -HN4.
 _SHORT_FLAGS = "hHkKOQsvVWI"
@@ -106,7 +107,9 @@ def count_gpus_per_node(script: str, origin: str) -> int:
         if num_gpus:
             return num_gpus
 
+    tres_per_task = get_option(script, "tres-per-task")
     per_task = _count_gpus(get_option(script, "gpus-per-task"))
+    per_task = per_task or _count_gpus(tres_per_task, is_gres=True)
     if per_task:
         return per_task * _count_tasks_per_node(script)
 
@@ -148,13 +151,19 @@ def set_number_of_nodes(script: str, nodes: str) -> str:
 
 def count_cpus_per_task(script: str) -> int:
     """Count the CPUs that a script requests for a task; 0 if it does not say."""
-    return _parse_count(get_option(script, "cpus-per-task"))
+    count = _parse_count(get_option(script, "cpus-per-task"))
+    # --tres-per-task=cpu:8,gres/gpu:1
+    in_tres = re.search(
+        r"(?:^|,)cpu[:=](\d+)", get_option(script, "tres-per-task") or ""
+    )
+    return count or (int(in_tres[1]) if in_tres else 0)
 
 
 def _count_gpus(value: str | None, *, is_gres: bool = False) -> int:
     """Sum the GPUs in a value such as `4`, `a100:2,h100:2`, or of --gres, `gpu:a100:4`.
 
-    An entry without a count is one GPU. Other resources of --gres do not count.
+    An entry without a count is one GPU. Other resources of --gres, whose form
+    --tres-per-task has, do not count.
     """
     # --gres=gpu:4(S:0-1) names sockets.
     entries = re.sub(r"\(.*?\)", "", value or "").split(",")

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import shapes
 from exif import orientation, with_segments
 from photos import encoded, picture
@@ -49,3 +50,15 @@ def test_what_is_no_image_is_named(distrain, tmp_path):
     rejects = {tree["path"]: tree["reason"] for tree in map(json.loads, lines)}
     assert rejects == {k: reason for k, (_, reason) in files.items() if reason}
     assert "2 images of 2 classes in 1 shard" in out.splitlines()
+
+
+@pytest.mark.parametrize("name", ["x.tar", "*.tar"])
+def test_the_source_is_named_as_it_was_given(distrain, tmp_path, monkeypatch, name):
+    """A file beside others, not their folder."""
+    monkeypatch.chdir(tmp_path)
+    members = [(f"{folder}/1.jpg", encoded(picture(0, 9, 9))) for folder in "ab"]
+    (tmp_path / "x.tar").write_bytes(shapes.tar_of(members))
+    (tmp_path / "y.parquet").write_bytes(b"x")
+    _, out, _ = distrain("pack", name, "dst")
+    first = out.splitlines()[0]
+    assert first == f"archive of class folders: 2 images of 2 classes in {name}"

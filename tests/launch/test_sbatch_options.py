@@ -65,6 +65,10 @@ def script(*lines):
         ("--gpus-per-task=2", 2),
         ("--gpus-per-task=a100:1 --ntasks-per-node=4", 4),
         ("--gpus-per-task=1 -n 8 -N 2", 4),
+        ("--tres-per-task=gres/gpu:2", 2),
+        ("--tres-per-task=cpu:8,gres/gpu:a100:1 --ntasks-per-node=4", 4),
+        ("--tres-per-task=cpu=8,gres/gpu=1", 1),
+        ("--tres-per-task=cpu:8", 0),
         ("--gpus-per-task=1 --ntasks=4", 4),
         ("--gpus-per-socket=2 --sockets-per-node=2", 4),
         # Other options that look alike.
@@ -141,6 +145,8 @@ def test_requests_that_do_not_say_what_a_node_has(options, sentence):
         "-c '16'",
         "-c 4 -c 16",
         "--cpus-per-t=16",
+        "--tres-per-task=gres/gpu:1,cpu:16",
+        "--tres-per-task=cpu=16",
     ],
 )
 def test_cores_of_a_task(options):

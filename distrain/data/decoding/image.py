@@ -29,6 +29,7 @@ from distrain.data.decoding.orientation import (
     read_orientation,
     turn_upright,
 )
+from distrain.data.decoding.png_chunks import strip_png_metadata
 from distrain.data.decoding.rgb import GrayScale, convert_to_rgb, find_gray_scale
 from distrain.data.shards.manifest import FIRST_READING, READING
 
@@ -171,6 +172,8 @@ def open_rgb(data: bytes, pixel_limit: int, reading: int = READING) -> Image.Ima
     Raises:
         BadImageError: the bytes do not decode, or claim more than `pixel_limit` pixels.
     """
+    if reading != FIRST_READING:
+        data = strip_png_metadata(data)
     try:
         with Image.open(io.BytesIO(data), formats=_PIL_FORMATS) as image:
             _check_pixel_limit(image.width, image.height, pixel_limit)

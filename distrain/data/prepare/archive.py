@@ -1,14 +1,13 @@
 """Tar archives as a source: ILSVRC-2012's, others with a list of labels, WebDataset."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import PurePosixPath
 
-from distrain.data.prepare.class_numbers import LabelValue, number_classes
-from distrain.data.prepare.label_match import check_count, match_labels
-from distrain.data.prepare.labels import read_devkit, read_text
+from distrain.data.prepare.image_folder import has_image_extension
+from distrain.data.prepare.labeled_images import label_images
 from distrain.data.prepare.source import (
     Block,
     ImageSource,
@@ -21,7 +20,6 @@ from distrain.data.prepare.tar_listing import holds_archives, list_members
 from distrain.data.prepare.tar_members import (
     TarMember,
     build_tar_source,
-    has_image_extension,
     to_block,
 )
 from distrain.data.prepare.webdataset import open_webdataset
@@ -170,38 +168,20 @@ def _open_labeled_tar(store: Store, path: str, labels_url: str) -> ImageSource:
         reason = "no image, by its extension"
         rejects.append(Reject(f"{path}/{member.name}", reason))
 
-    # Match the list with the images, then number the classes.
-    value_by_name: Mapping[str, LabelValue]
-    if labels_url.endswith((".tar.gz", ".tgz")):
-        truth, synsets = read_devkit(labels_url)
-        check_count(len(truth), len(images), location)
-        value_by_name = dict(zip(names, truth, strict=True))
-        values: Iterable[LabelValue] = synsets
-        notes: list[str] = []
-    else:
-        list_location = Store(labels_url).redacted_url
-        value_by_name, notes = match_labels(
-            names, read_text(labels_url), location, list_location
-        )
-        values = value_by_name.values()
-    numbers = number_classes(values, location)
+    labeled = label_images(names, labels_url, location)
 
     blocks: list[Block | Reject] = []
     for image in images:
-        name = f"{path}/{image.name}"
-        if image.name not in value_by_name:
-            blocks.append(Reject(name, "the list has no label for it"))
-            continue
-        value = value_by_name[image.name]
-        if value in numbers.number_by_value:
-            blocks.append(to_block(path, image, numbers.number_by_value[value]))
+        if image.name in labeled.label_by_name:
+            blocks.append(to_block(path, image, labeled.label_by_name[image.name]))
         else:
-            blocks.append(Reject(name, f"label {value}: no label"))
+            reason = labeled.reason_by_name[image.name]
+            blocks.append(Reject(f"{path}/{image.name}", reason))
     return build_tar_source(
         store,
         "labeled archive",
-        numbers.classes,
+        labeled.classes,
         blocks,
         rejects,
-        [*notes, *numbers.notes],
+        labeled.notes,
     )

@@ -47,6 +47,7 @@ def check_is_class_root(
     # Folders of Parquet or tar files, such as data/train/0000.parquet.
     shard_folders = sorted({_get_folder(path) for path in paths if is_shard_name(path)})
     if shard_folders and len(class_names) < 2:
+        _check_no_partitions(url, shard_folders)
         choice = "" if len(shard_folders) == 1 else "one of them, such as "
         raise UserError(
             f"{url} holds its .parquet or .tar files in folders "
@@ -75,6 +76,20 @@ def check_is_class_root(
 
     # Splits within each class, such as bottle/train and bottle/test.
     check_inner_splits(url, images)
+
+
+def _check_no_partitions(url: str, folders: Sequence[str]) -> None:
+    """Raise UserError if folders are named `label=cat`, as Spark and pandas do."""
+    partitions = [folder.rpartition("/")[2].partition("=") for folder in folders]
+    columns = {column for column, mark, _ in partitions if mark}
+    # Of folders such as split=train, one is to be passed.
+    is_split = any(is_split_folder(value) for _, _, value in partitions)
+    if len(columns) == 1 and len(folders) > 1 and not is_split:
+        column = columns.pop()
+        raise UserError(
+            f"{url} is partitioned by the column {column} ({list_names(folders)}), "
+            "which its files lack: write them again without partitions"
+        )
 
 
 def check_inner_splits(url: str, images: Sequence[str]) -> None:

@@ -133,7 +133,8 @@ def pack(
             short side N, then the center N x N.
         encoding: jpeg, or raw for uncompressed pixels (square geometry only).
         quality: JPEG quality, 1 to 100.
-        labels: labels for a .tar of bare images: a list, or the ILSVRC-2012 devkit.
+        labels: labels for a folder or .tar of bare images: a list, or the ILSVRC-2012
+            devkit.
         names: readable class names: a file, or that devkit.
         classes_of: data set whose classes and numbers to take, matched by name: the
             training set's, for a validation set.

@@ -6,13 +6,13 @@ from distrain.data.prepare.class_folders import (
     check_inner_splits,
     note_similar_classes,
 )
+from distrain.data.prepare.image_folder import has_image_extension
 from distrain.data.prepare.source import Block, ImageSource, Reject
 from distrain.data.prepare.splits import find_split_folders
 from distrain.data.prepare.tar_listing import find_common_folder, normalize_name
 from distrain.data.prepare.tar_members import (
     TarMember,
     build_tar_source,
-    has_image_extension,
     to_block,
 )
 from distrain.data.storage.store import Store

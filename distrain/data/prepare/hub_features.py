@@ -312,6 +312,10 @@ def _describe_type(column_type: Any) -> str:
     if _is_text(value_type):
         return "it holds text, such as paths or base64"
     if _is_list(value_type):
+        inner_type = value_type.value_type
+        is_file = not _is_list(inner_type) and _holds_bytes(inner_type)
+        if is_file or pa.types.is_struct(inner_type):
+            return "it holds several images per row"
         return "it holds lists of numbers, such as pixels"
     if pa.types.is_struct(value_type):
         names = [field.name for field in value_type]

@@ -22,10 +22,7 @@ from distrain.data.prepare.source import (
     Block,
     FileReader,
     ImageSource,
-    OpenedSource,
     Reject,
-    SourceOptions,
-    register_opener,
 )
 from distrain.data.storage.backend import DirectoryEntry
 from distrain.data.storage.store import Store
@@ -42,6 +39,12 @@ IMAGE_EXTENSIONS = {
     *("jpe", "jfif", "jp2", "j2k", "avif", "pbm", "pgm", "pnm", "pam"),
     *("heic", "heif", "jxl", "dng", "cr2", "cr3", "nef", "arw"),
 }
+
+
+def has_image_extension(path: str) -> bool:
+    """Return whether the last extension of a file name is one of images."""
+    _, dot, extension = path.rpartition("/")[2].rpartition(".")
+    return bool(dot) and extension.lower() in IMAGE_EXTENSIONS
 
 
 @dataclass
@@ -65,10 +68,7 @@ class _Folder(NamedTuple):
     machine."""
 
 
-@register_opener("")
-def open_image_folder(
-    store: Store, files: Sequence[DirectoryEntry], options: SourceOptions
-) -> OpenedSource:
+def open_image_folder(store: Store) -> ImageSource:
     """Open a folder of one folder of images per class.
 
     Raises:
@@ -84,12 +84,12 @@ def open_image_folder(
             continue
         if entry.is_folder:
             names.append(entry.name)
-        elif entry.name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
+        elif has_image_extension(entry.name):
             reason = "an image outside the class folders"
-            rejects.append(Reject(_to_display_name(entry.name), reason))
+            rejects.append(Reject(to_display_name(entry.name), reason))
         elif entry.is_special:
             reason = f"{entry.problem}, not a class folder"
-            rejects.append(Reject(_to_display_name(entry.name), reason))
+            rejects.append(Reject(to_display_name(entry.name), reason))
 
     # A folder without an image is no class.
     class_folders: list[ClassFolder] = []
@@ -101,14 +101,14 @@ def open_image_folder(
         if any(has_image_name(path) for path, _ in folder.files):
             class_folders.append(folder)
         elif not folder.rejects:
-            empty_names.append(_to_display_name(folder.name))
+            empty_names.append(to_display_name(folder.name))
     check_is_class_root(store, [folder.name for folder in class_folders], all_paths)
 
     # Labels follow the order of names.
     blocks: list[Block] = []
     for label, folder in enumerate(class_folders):
         for path, entry in folder.files:
-            block = _check_file(entry, path, label)
+            block = check_file(entry, path, label)
             if isinstance(block, Reject):
                 rejects.append(block)
             else:
@@ -120,7 +120,22 @@ def open_image_folder(
     source.notes = note_similar_classes(classes)
     if empty_names:
         source.notes.append(_describe_empty_folders(empty_names))
-    return OpenedSource(source, None)
+    return source
+
+
+def list_files(store: Store) -> tuple[list[tuple[str, DirectoryEntry]], list[Reject]]:
+    """Return path and entry of each file at any depth, and folders not entered.
+
+    Junk is left out.
+    """
+    entries = [entry for entry in store.list_entries() if not is_junk(entry.name)]
+    files = [(entry.name, entry) for entry in entries if not entry.is_folder]
+    rejects: list[Reject] = []
+    names = [entry.name for entry in entries if entry.is_folder]
+    for folder in _list_class_folders(store, names):
+        files.extend(folder.files)
+        rejects.extend(folder.rejects)
+    return files, rejects
 
 
 def _list_class_folders(store: Store, names: Sequence[str]) -> list[ClassFolder]:
@@ -174,7 +189,7 @@ def _enter_folder(
 ) -> None:
     """Add a folder to a level, or to the rejects if it would be entered without end."""
     real_paths = _find_real_paths(store, path, parent_real_paths)
-    display_name = _to_display_name(path)
+    display_name = to_display_name(path)
     # A link to a folder is followed, but not to one that the link lies in.
     if real_paths and real_paths[-1] in parent_real_paths:
         reason = "a link to a folder that it lies in"
@@ -194,9 +209,9 @@ def _find_real_paths(
     return (*parent_real_paths, os.path.realpath(store.resolve_path(path)))
 
 
-def _check_file(entry: DirectoryEntry, path: str, label: int) -> Block | Reject:
+def check_file(entry: DirectoryEntry, path: str, label: int) -> Block | Reject:
     """Return the block of a file in a class folder, or why it cannot be an image."""
-    display_name = _to_display_name(path)
+    display_name = to_display_name(path)
     if entry.is_special:
         reason = f"{entry.problem} where an image should be"
         return Reject(display_name, reason)
@@ -209,7 +224,8 @@ def _check_file(entry: DirectoryEntry, path: str, label: int) -> Block | Reject:
     return Block(path, display_name, label, None, size)
 
 
-def _to_display_name(path: str) -> str:
+def to_display_name(path: str) -> str:
+    """Return the name of a file as text that can be printed and stored."""
     # A file name may be any bytes, and rejects are written as UTF-8.
     return path.encode("utf-8", "backslashreplace").decode()
 

@@ -24,7 +24,12 @@ from distrain.data.prepare.plan import (
     write_finished_plan,
 )
 from distrain.data.prepare.process_pool import group_into_tasks, open_process_pool
-from distrain.data.prepare.rejects import REJECTS_FILE, read_rejects, write_rejects
+from distrain.data.prepare.rejects import (
+    REJECTS_FILE,
+    describe_main_reason,
+    read_rejects,
+    write_rejects,
+)
 from distrain.data.prepare.source import (
     RETRY_SECONDS,
     Block,
@@ -115,7 +120,8 @@ def index_dataset(
         write_rejects(store, rejects)
         raise UserError(
             f"none of the {_count_rows(source.blocks)} images in "
-            f"{source.store.redacted_url} could be decoded: see "
+            f"{source.store.redacted_url} could be decoded "
+            f"({describe_main_reason(rejects)}): see "
             f"{store.redacted_url}/{REJECTS_FILE}"
         )
     shards_url = None

@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from distrain.errors import UserError
 
@@ -59,6 +59,8 @@ _FILE_COLUMNS = {
 _BOXES_COLUMN = "predictionstring"
 # Lines in front of the first row: blank, or a comment.
 _COMMENTS = re.compile(r"\A(?:[ \t]*(?:# [^\r\n]*)?(?:\r\n|\r|\n))+")
+# Values of JSON that are a cell of a table, besides null.
+_CELL_TYPES = (str, int, float)
 _SHOW_COLUMNS = "begin it with a line that names the columns, such as filename,label"
 
 KeyScorer: TypeAlias = Callable[[str], int]
@@ -99,7 +101,8 @@ def read_label_list(text: str, score_key: KeyScorer, location: str) -> LabelList
 
     Args:
         text: the list, perhaps behind lines of comments that begin with `# `. Also
-            JSON: {file: label}, or pairs of them, perhaps under `labels`.
+            JSON: {file: label}, or pairs of them, perhaps under `labels`, or a list or
+            lines of objects, whose keys name the columns.
         score_key: how surely a cell is the name of an image.
         location: the list, for messages.
 
@@ -107,9 +110,14 @@ def read_label_list(text: str, score_key: KeyScorer, location: str) -> LabelList
         UserError: it is not clear which columns hold files and labels, or a line has
             other columns than the rest.
     """
-    if text.lstrip().startswith(("{", "[")):
+    objects = _parse_json_objects(text)
+    if objects is not None:
+        rows = _tabulate(objects)
+        score_by_column = _score_columns(rows, score_key)
+    elif text.lstrip().startswith(("{", "[")):
         return LabelList(True, _read_json_labels(text, location), False, [])
-    rows, score_by_column = split_table(text, score_key)
+    else:
+        rows, score_by_column = split_table(text, score_key)
     if not rows:
         raise UserError(f"{location} is empty: it must have one label per image")
     header = [_normalize(cell) for cell in rows[0].cells]
@@ -120,9 +128,9 @@ def read_label_list(text: str, score_key: KeyScorer, location: str) -> LabelList
     if not score_by_column:
         if label_columns and _FILE_COLUMNS & set(header):
             raise UserError(
-                f"{location} names no image of the archive (first: "
+                f"{location} names no image of the source (first: "
                 f"{' '.join(rows[min(1, len(rows) - 1)].cells)}): check that it is "
-                "the list of this archive"
+                "the list of these images"
             )
         column = header.index(label_columns[0]) if label_columns else 0
         rows = rows[1:] if label_columns else rows
@@ -178,6 +186,39 @@ def read_label_list(text: str, score_key: KeyScorer, location: str) -> LabelList
             f"({', '.join(sorted(splits)[:5])}): keep the lines of one"
         )
     return LabelList(True, labels, False, notes)
+
+
+def _parse_json_objects(text: str) -> list[dict[str, Any]] | None:
+    """Return the objects of a JSON list or of JSON lines; None: it is something else.
+
+    One object alone is the form {file: label}.
+    """
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    objects: Any
+    try:
+        try:
+            objects = json.loads(text)
+        except ValueError:
+            objects = [json.loads(line) for _, line in _iter_lines(text)]
+    except (ValueError, RecursionError):
+        return None
+    is_table = isinstance(objects, list) and all(
+        isinstance(item, dict)
+        and all(cell is None or isinstance(cell, _CELL_TYPES) for cell in item.values())
+        for item in objects
+    )
+    return objects if is_table and objects else None
+
+
+def _tabulate(objects: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return rows of cells, one column per key, below a header."""
+    keys = list(dict.fromkeys(key for item in objects for key in item))
+    rows = [Row(0, keys)]
+    for number, item in enumerate(objects, 1):
+        cells = [item.get(key) for key in keys]
+        rows.append(Row(number, ["" if cell is None else str(cell) for cell in cells]))
+    return rows
 
 
 def _read_json_labels(text: str, location: str) -> list[Label]:

@@ -98,7 +98,7 @@ def match_labels(
         if unused and not label_by_file:
             raise UserError(
                 f"{list_location} names no image of {location} (first: "
-                f"{unused[0].file}): check that it is the list of this archive"
+                f"{unused[0].file}): check that it is the list of these images"
             )
         if unused:
             lines = "1 line" if len(unused) == 1 else f"{len(unused)} lines"

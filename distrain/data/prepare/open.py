@@ -4,7 +4,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 # Each of these modules registers the kind of source that it opens.
-from distrain.data.prepare import archive, hub_parquet, image_folder  # noqa: F401
+from distrain.data.prepare import archive, hub_parquet, labeled_folder  # noqa: F401
 from distrain.data.prepare.adopt_classes import adopt_classes
 from distrain.data.prepare.image_folder import IMAGE_EXTENSIONS
 from distrain.data.prepare.junk import is_junk
@@ -53,9 +53,9 @@ def open_source(
     Args:
         url: a folder of one folder of images per class, a .tar or .parquet file, a
             folder of those, or a pattern with `*` for some of them.
-        labels_url: labels for an archive of images without labels: a list (one label
-            per file in the order of names, or lines of file and label), or the devkit
-            of ILSVRC-2012 (a .tar.gz).
+        labels_url: labels for an archive or a folder of images without labels: a list
+            (one label per file in the order of names, or lines of file and label), or
+            the devkit of ILSVRC-2012 (a .tar.gz).
         names_url: readable class names: a file with lines of class and name or with
             one name per label, or that devkit.
         classes_url: a data set whose classes the source gets, matched by name.
@@ -77,6 +77,7 @@ def open_source(
     source.notes[:0] = notes
     # The file or pattern, as the user gave it; its folder may hold others.
     location = Store(url).redacted_url
+    source.location = location
     if not source.blocks:
         _check_is_folder(store)
         _check_compressed(store)
@@ -146,12 +147,10 @@ def _check_options(options: SourceOptions, extension: str, store: Store) -> None
         extension: of the source's files; "": a folder of class folders.
         store: where the source is.
     """
-    if options.labels_url is not None and extension != "tar":
-        is_parquet = extension == "parquet"
-        kind = "holds Parquet files" if is_parquet else "is an image folder"
+    if options.labels_url is not None and extension == "parquet":
         raise UserError(
-            f"labels are for a .tar of images without labels, and "
-            f"{store.redacted_url} {kind}: leave them out"
+            "labels are for a folder or a .tar of images without labels, and "
+            f"{store.redacted_url} holds Parquet files: leave them out"
         )
     has_column = options.image_column is not None or options.label_column is not None
     if has_column and extension != "parquet":

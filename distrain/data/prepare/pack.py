@@ -7,6 +7,7 @@ options and the versions of the codecs alone. Each finished shard leaves a note 
 `pack_notes`), from which an interrupted pack resumes.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -47,6 +48,7 @@ from distrain.data.prepare.process_pool import (
 from distrain.data.prepare.rejects import (
     REJECTS_FILE,
     count_images,
+    describe_main_reason,
     read_rejects,
     write_rejects,
 )
@@ -211,7 +213,10 @@ def check_packable(source: ImageSource, store: Store, options: PackOptions) -> N
 
 def get_location(store: Store) -> str:
     """Return a text that is equal for stores of one folder."""
-    return store.local_path or store.url.rstrip("/")
+    if store.local_path is not None:
+        # `.`, `..` and links: `../shards` is not in the folder `.`.
+        return os.path.realpath(store.local_path)
+    return store.url.rstrip("/")
 
 
 def find_finished_pack(store: Store, plan: bytes) -> PackResult | None:
@@ -383,7 +388,8 @@ def _finish_pack(
     if not moments.pixels:
         remove_notes(store)
         raise UserError(
-            f"none of the {count_images(rejects):,} images could be decoded: see "
+            f"none of the {count_images(rejects):,} images could be decoded "
+            f"({describe_main_reason(rejects)}): see "
             f"{store.redacted_url}/{REJECTS_FILE}"
         )
 

@@ -52,6 +52,16 @@ def group_rejects(rejects: Iterable[Reject]) -> list[RejectGroup]:
     return sorted(groups, key=lambda group: -group.num_images)
 
 
+def describe_main_reason(rejects: Iterable[Reject]) -> str:
+    """Return how many images are left out for the most frequent reason, and for which.
+
+    Args:
+        rejects: at least one.
+    """
+    main = group_rejects(rejects)[0]
+    return f"{main.num_images:,} x {main.reason}"
+
+
 def _join_reasons(reasons: Sequence[str]) -> str:
     """Return the common text of reasons that differ in their numbers alone."""
     # One set per number of the text: what stands there in any of the reasons.

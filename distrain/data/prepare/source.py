@@ -94,6 +94,8 @@ class ImageSource:
     """What the user should know about the source: one sentence each."""
     planned_blocks: list[Block] | None = None
     """What the plan of a data set names instead of `blocks`, which are selected."""
+    location: str = ""
+    """Folder, file or pattern as the user gave it, for messages."""
 
 
 class OpenedSource(NamedTuple):

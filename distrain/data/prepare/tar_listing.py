@@ -4,13 +4,13 @@ from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from distrain.data.prepare.image_folder import has_image_extension
 from distrain.data.prepare.junk import is_junk
 from distrain.data.prepare.source import Reject
 from distrain.data.prepare.tar_members import (
     LABEL_EXTENSIONS,
     TarMember,
     get_extension,
-    has_image_extension,
     iter_members,
 )
 from distrain.data.storage.store import Store

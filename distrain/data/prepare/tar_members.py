@@ -12,7 +12,6 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from distrain.data.decoding.file_formats import name_stand_in
-from distrain.data.prepare.image_folder import IMAGE_EXTENSIONS
 from distrain.data.prepare.source import (
     MAX_FILE_BYTES,
     RETRY_SECONDS,
@@ -187,11 +186,6 @@ def _check_end(tar: tarfile.TarFile, file: _BufferedRangeFile, location: str) ->
 def get_extension(name: str) -> str:
     """Return the part of a file name after its first dot, in lowercase."""
     return name.rpartition("/")[2].partition(".")[2].lower()
-
-
-def has_image_extension(name: str) -> bool:
-    """Return whether the last extension of a file name is one of images."""
-    return get_extension(name).rpartition(".")[2] in IMAGE_EXTENSIONS
 
 
 def _may_be_label(member: TarMember) -> bool:

@@ -12,7 +12,7 @@ from distrain.data.prepare.folder_archive import (
     has_class_folders,
     open_folder_archives,
 )
-from distrain.data.prepare.image_folder import USUAL_EXTENSIONS
+from distrain.data.prepare.image_folder import USUAL_EXTENSIONS, has_image_extension
 from distrain.data.prepare.label_match import check_is_labeling
 from distrain.data.prepare.source import Block, ImageSource, Reject
 from distrain.data.prepare.splits import find_split_folders
@@ -26,7 +26,6 @@ from distrain.data.prepare.tar_members import (
     TarMember,
     build_tar_source,
     get_extension,
-    has_image_extension,
     to_block,
 )
 from distrain.data.storage.backend import DirectoryEntry

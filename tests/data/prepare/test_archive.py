@@ -274,13 +274,15 @@ def test_boxes_beside_the_label(tmp_path):
         ("image,breed,age\nimg0.jpg,a,3\n", "has 3 columns, and it is not clear"),
         ("img0.jpg,tench\nimg1.jpg,pug, pug-dog\n", "line 2 of .* has 3 columns, and the"
          " first line 2: put names"),
-        ("filename,label\nx0.jpg,a\nx1.jpg,b\n", r"names no image of the archive .first:"
+        ("filename,label\nx0.jpg,a\nx1.jpg,b\n", r"names no image of the source .first:"
          " x0.jpg a.: check"),
         ("a\nb\na\n", "the list has 3 labels for 4 files in .*x.tar: it must have one"),
         ('{"x0.jpg": "a"}', "names no image of .*x.tar .first: x0.jpg.: check that"),
         ('{"images": [{"id": 1}]}', "labels.csv is not JSON of the form {file: label}"),
-        ('{"file_name": "img0.jpg", "label": 1}\n{"file_name": "img1.jpg", "label": 2}',
+        ('{"file_name": "img0.jpg", "label": 1}\n{"file_name": "img1.jpg",',
          r"labels.csv is not JSON of the form .* \(Extra data"),
+        ('[{"file": "img0.jpg", "label": {"id": 1}}]', "it holds a list of objects.: w"),
+        ('[{"file": "img0.jpg", "breed": 1, "age": 2}]', "has 3 columns, and it is not"),
         ("", "labels.csv is empty: it must have one label per image"),
         ("img0.jpg,-1\nimg1.jpg,-1\n", "all labels of .*x.tar are -1"),
     ],
@@ -368,7 +370,7 @@ def test_a_list_whose_column_names_several_splits_is_refused(tmp_path):
     assert source.classes == ("a", "b")
 
 
-def test_a_list_of_json_objects_is_no_pairs_of_their_keys(tmp_path):
+def test_the_keys_of_json_objects_are_columns(tmp_path):
     text = '[{"file": "1.jpg", "label": "a"}, {"file": "2.jpg", "label": "b"}]'
-    with pytest.raises(UserError, match="it holds a list of objects.: write it so"):
-        opened(tmp_path, bare("1.jpg", "2.jpg"), text)
+    source = opened(tmp_path, bare("1.jpg", "2.jpg"), text)
+    assert found(source) == {"1.jpg": "a", "2.jpg": "b"}

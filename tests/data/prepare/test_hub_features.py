@@ -137,6 +137,8 @@ TENSOR = pa.ExtensionArray.from_storage(
         (["a.jpg", "b.jpg"], "it holds text, such as paths or base64"),
         ([[[[1, 2]]]] * 2, "it holds lists of numbers, such as pixels"),
         ([[1, 2]] * 2, "it holds lists of numbers, such as pixels"),
+        ([[b"x", b"y"]] * 2, "it holds several images per row"),
+        ([[{"bytes": b"x"}]] * 2, "it holds several images per row"),
         ([SPARK] * 2, "it holds decoded pixels, as Spark stores images"),
         (
             [{"path": "x", "size": 3}] * 2,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from distrain.data.prepare.image_folder import open_image_folder
 from distrain.data.prepare.junk import is_junk
 from distrain.data.prepare.open import open_source
-from distrain.data.prepare.source import Reject, SourceOptions
+from distrain.data.prepare.source import Reject
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
@@ -214,6 +214,14 @@ def test_one_class_whose_folders_are_no_classes_says_so_alone(tmp_path):
             r"in folders \(default/train\): pass [^ ]*/default/train$",
         ),
         (("wds/train-0.tar", "docs/a.md"), r"in folders \(wds\): pass [^ ]*/wds$"),
+        (
+            ("x/label=cat/part-0.parquet", "x/label=dog/part-0.parquet"),
+            r"partitioned by the column label \(x/label=cat, x/label=dog\), which its",
+        ),
+        (
+            ("split=train/0.parquet", "split=test/0.parquet"),
+            r"pass one of them, such as .*/split=test$",
+        ),
     ],
 )
 def test_folders_of_shards_are_named(tmp_path, paths, message):
@@ -295,9 +303,7 @@ def test_any_tree_gives_what_a_plain_walk_gives(tmp_path_factory, paths):
         if any(not path.endswith(".txt") for path in found)
     }
     try:
-        source = open_image_folder(
-            Store(str(root)), [], SourceOptions(None, None, None)
-        ).source
+        source = open_image_folder(Store(str(root)))
     except UserError:
         source = None
     if source is None:

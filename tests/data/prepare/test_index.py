@@ -385,7 +385,9 @@ def test_what_cannot_be_indexed(tmp_path, monkeypatch):
         index_dataset(source, columns, str(tmp_path / "index"))
     junk = tar_of([("0.jpg", b"x"), ("0.cls", b"0"), ("1.jpg", b"x"), ("1.cls", b"1")])
     (tmp_path / "junk.tar").write_bytes(junk)
-    with pytest.raises(UserError, match="none of the 2 images in .* could be decoded"):
+    with pytest.raises(
+        UserError, match="none of the 2 images in .* could be decoded .2 x the im"
+    ):
         made(str(tmp_path / "junk.tar"), tmp_path / "other")
 
 

@@ -154,6 +154,18 @@ def test_rejects_are_named(folder, tmp_path):
     assert json.loads(lines[0])["path"] == "dog/zz.jpg"
 
 
+def test_a_target_beside_the_folder_of_images(folder, tmp_path, monkeypatch):
+    """`..` and links: what counts is where the target is, not how it is written."""
+    monkeypatch.chdir(folder)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    for target in ("shards", str(link / "shards"), "../link", "dog/../shards"):
+        with pytest.raises(UserError, match="is in the folder of the images"):
+            pack_folder(".", target)
+    assert not pack_folder(".", "../shards", Geometry("square", 8)).rejects
+    pack_folder(str(folder), f"{folder}/cat/../../more", Geometry("square", 8))
+
+
 def test_what_cannot_be_packed(folder, tmp_path):
     target = str(tmp_path / "dst")
     with pytest.raises(UserError, match="no folder at"):
@@ -171,7 +183,10 @@ def test_what_cannot_be_packed(folder, tmp_path):
     ):
         pack_folder(str(tmp_path / "one"), target)
     (tmp_path / "one" / "dog" / "b.jpg").write_bytes(b"x")
-    with pytest.raises(UserError, match="none of the 2 images could be decoded"):
+    with pytest.raises(
+        UserError,
+        match=r"none of the 2 images could be decoded .2 x the image format is not rec",
+    ):
         pack_folder(str(tmp_path / "one"), target)
     for place in (folder, folder / "packed"):
         with pytest.raises(
