@@ -1,5 +1,6 @@
 """Processes: cores and memory that this one may use, and which others are dead."""
 
+import ctypes
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -7,6 +8,11 @@ from pathlib import Path
 from distrain.distributed.cgroup import read_cpu_limit, read_memory_limit
 
 _MEMORY_INFO_FILE = Path("/proc/meminfo")
+# Parameters of glibc's mallopt(3), and the largest value that it takes for the second.
+_TRIM_THRESHOLD = -1
+_MMAP_THRESHOLD = -3
+_MAX_MMAP_THRESHOLD_BYTES = 32 << 20
+_KEPT_BYTES = 64 << 20
 
 
 def count_available_cores() -> int:
@@ -38,6 +44,19 @@ def _read_machine_memory() -> int:
         available = next(line for line in lines if line.startswith("MemAvailable:"))
         return int(available.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep 64 MiB of freed memory for its next allocations.
+
+    By default, glibc gives the buffers of an image back to the system, which maps and
+    clears their pages again for the next image: half of the CPU time of measuring
+    photographs. Other C libraries have no such setting, and nothing is changed.
+    """
+    with suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, _MAX_MMAP_THRESHOLD_BYTES)
+        mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def get_process_identity(pid: int) -> str | None:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from distrain.data.prepare.source import Block, BlockReader, BlockRows
+from distrain.distributed.process import keep_freed_memory
 from distrain.errors import RunError, UserError
 
 _BLAS_THREADS_VARIABLE = "OPENBLAS_NUM_THREADS"
@@ -46,6 +47,7 @@ def open_process_pool(
         sys.exit(1)
     # A memory:// store exists in this process only.
     if num_processes == 1 or urlsplit(url).scheme == "memory":
+        keep_freed_memory()
         yield ProcessPool(None, 1, reader)
         return
 
@@ -144,6 +146,7 @@ _process_readers: list[BlockReader] = []
 def _init_process(reader: BlockReader, has_imported: Event) -> None:
     _process_readers.append(reader)
     has_imported.set()
+    keep_freed_memory()
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent_sentinel = parent.sentinel
