@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import PurePosixPath
 
+from distrain.data.prepare.class_folders import has_image_name, note_other_files
 from distrain.data.prepare.image_folder import has_image_extension
 from distrain.data.prepare.labeled_images import label_images
 from distrain.data.prepare.source import (
@@ -164,9 +165,13 @@ def _open_labeled_tar(store: Store, path: str, labels_url: str) -> ImageSource:
     # Without any extension of an image, each file may be one.
     images = images or members
     names = [image.name for image in images]
+    other_names: list[str] = []
     for member in sorted(set(members) - set(images)):
-        reason = "no image, by its extension"
-        rejects.append(Reject(f"{path}/{member.name}", reason))
+        name = f"{path}/{member.name}"
+        if has_image_name(name):
+            rejects.append(Reject(name, "no image, by its extension"))
+        else:
+            other_names.append(name)
 
     labeled = label_images(names, labels_url, location)
 
@@ -183,5 +188,5 @@ def _open_labeled_tar(store: Store, path: str, labels_url: str) -> ImageSource:
         labeled.classes,
         blocks,
         rejects,
-        labeled.notes,
+        [*labeled.notes, *note_other_files(other_names)],
     )

@@ -14,7 +14,7 @@ from distrain.data.storage.url import join_url
 from distrain.errors import UserError
 
 # Files that are certainly no images. A folder of nothing else is no class; beside
-# images, such a file is rejected by its content as any other.
+# images, such a file is passed over.
 _OTHER_EXTENSIONS = {
     *("txt", "md", "rst", "csv", "tsv", "json", "jsonl", "xml", "yaml", "yml", "html"),
     *("pdf", "doc", "docx", "xls", "xlsx", "log", "ini", "cfg", "toml", "lst", "list"),
@@ -27,7 +27,25 @@ _OTHER_EXTENSIONS = {
 
 def has_image_name(path: str) -> bool:
     """Return whether a file may be an image by its name."""
-    return path.rpartition(".")[2].lower() not in _OTHER_EXTENSIONS
+    return _get_extension(path) not in _OTHER_EXTENSIONS
+
+
+def note_other_files(names: Sequence[str]) -> list[str]:
+    """Return a sentence for files beside images that are none by their names."""
+    names_by_extension: dict[str, list[str]] = {}
+    for name in sorted(names):
+        names_by_extension.setdefault(_get_extension(name), []).append(name)
+    if not names_by_extension:
+        return []
+    kinds = ", ".join(
+        f"{len(found):,} .{extension} ({found[0]})"
+        for extension, found in names_by_extension.items()
+    )
+    return [f"passed over files that are no images by their names: {kinds}"]
+
+
+def _get_extension(path: str) -> str:
+    return path.rpartition(".")[2].lower()
 
 
 def check_is_class_root(

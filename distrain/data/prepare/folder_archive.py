@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from distrain.data.prepare.class_folders import (
     check_inner_splits,
+    has_image_name,
+    note_other_files,
     note_similar_classes,
 )
 from distrain.data.prepare.image_folder import has_image_extension
@@ -67,10 +69,11 @@ def open_folder_archives(
         )
     check_inner_splits(location, inner_names)
 
-    # Every file in a class folder may be an image, whatever its name. Files beside the
-    # class folders are notes, lists or licenses.
+    # A file in a class folder may be an image unless its name says that it is none.
+    # Files beside the class folders are notes, lists or licenses.
     label_by_class = {name: label for label, name in enumerate(classes)}
     blocks: list[Block | Reject] = []
+    other_names: list[str] = []
     empty_folders: set[str] = set()
     for path, files in files_by_path.items():
         for file in files:
@@ -78,11 +81,13 @@ def open_folder_archives(
             if not name.startswith(common) or "/" not in name.removeprefix(common):
                 continue
             class_name = _get_class(name, common)
-            if class_name in label_by_class:
+            if class_name not in label_by_class:
+                empty_folders.add(class_name)
+            elif has_image_name(name):
                 blocks.append(to_block(path, file, label_by_class[class_name]))
             else:
-                empty_folders.add(class_name)
-    notes = note_similar_classes(classes)
+                other_names.append(f"{path}/{file.name}")
+    notes = [*note_similar_classes(classes), *note_other_files(other_names)]
     if empty_folders:
         notes.append(
             "these folders hold no image, and are no classes: "

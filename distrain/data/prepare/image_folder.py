@@ -13,6 +13,7 @@ from typing import NamedTuple
 from distrain.data.prepare.class_folders import (
     check_is_class_root,
     has_image_name,
+    note_other_files,
     note_similar_classes,
 )
 from distrain.data.prepare.junk import is_junk, is_unfinished
@@ -106,8 +107,12 @@ def open_image_folder(store: Store) -> ImageSource:
 
     # Labels follow the order of names.
     blocks: list[Block] = []
+    other_names: list[str] = []
     for label, folder in enumerate(class_folders):
         for path, entry in folder.files:
+            if not has_image_name(path):
+                other_names.append(to_display_name(path))
+                continue
             block = check_file(entry, path, label)
             if isinstance(block, Reject):
                 rejects.append(block)
@@ -118,6 +123,7 @@ def open_image_folder(store: Store) -> ImageSource:
     reader = FileReader(store.url)
     source = ImageSource(store, "image folder", classes, blocks, reader, rejects)
     source.notes = note_similar_classes(classes)
+    source.notes += note_other_files(other_names)
     if empty_names:
         source.notes.append(_describe_empty_folders(empty_names))
     return source

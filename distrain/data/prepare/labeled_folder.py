@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from distrain.data.prepare.class_folders import has_image_name
+from distrain.data.prepare.class_folders import has_image_name, note_other_files
 from distrain.data.prepare.image_folder import (
     check_file,
     has_image_extension,
@@ -48,12 +48,15 @@ def _open_labeled_folder(store: Store, labels_url: str) -> ImageSource:
     files, rejects = list_files(store)
     entry_by_path = dict(files)
     paths = [path for path in entry_by_path if has_image_extension(path)]
-    # Without any extension of an image, each file may be one. Beside images, the list
-    # itself and other texts are passed over.
+    # Without any extension of an image, each file may be one.
     if not paths:
         paths = [path for path in entry_by_path if has_image_name(path)]
-    for path in sorted(filter(has_image_name, entry_by_path.keys() - set(paths))):
-        rejects.append(Reject(to_display_name(path), "no image, by its extension"))
+    other_names: list[str] = []
+    for path in sorted(entry_by_path.keys() - set(paths)):
+        if has_image_name(path):
+            rejects.append(Reject(to_display_name(path), "no image, by its extension"))
+        else:
+            other_names.append(to_display_name(path))
     paths.sort()
     # Class folders would be ignored.
     top_names = {path.partition("/")[0] for path in paths}
@@ -82,5 +85,5 @@ def _open_labeled_folder(store: Store, labels_url: str) -> ImageSource:
         blocks,
         FileReader(store.url),
         rejects,
-        notes=labeled.notes,
+        notes=[*labeled.notes, *note_other_files(other_names)],
     )

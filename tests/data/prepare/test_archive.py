@@ -311,8 +311,10 @@ def test_other_files_in_the_archive_are_not_counted(tmp_path):
     source = opened(tmp_path, members, "a\nb\na\nb\n")
     assert list(found(source).values()) == ["a", "b", "a", "b"]
     assert source.rejects == [
-        Reject("x.tar/img0.jpg", "replaced by a later member of the same name"),
-        Reject("x.tar/README.txt", "no image, by its extension"),
+        Reject("x.tar/img0.jpg", "replaced by a later member of the same name")
+    ]
+    assert source.notes == [
+        "passed over files that are no images by their names: 1 .txt (x.tar/README.txt)"
     ]
     # Without an extension of images, each file may be one.
     source = opened(tmp_path, bare("val/0", "val/1"), "0 a\n1 b\n")

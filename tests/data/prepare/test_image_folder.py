@@ -69,15 +69,38 @@ def test_junk_within_a_class_is_skipped_and_all_else_is_not(tmp_path):
     """A file that only its content shows to be no image is rejected when it is read."""
     url = put(
         tmp_path, "cat/1.jpg", "cat/Thumbs.db", "cat/desktop.ini", "cat/.DS_Store", "cat/@eaDir/1.jpg/M.jpg",
-        "cat/readme.txt", "cat/noextension", "dog/2.jpg", "dog/3.jpg.crdownload", "dog/4.jpg.part",
+        "cat/noextension", "dog/2.jpg", "dog/3.jpg.crdownload", "dog/4.jpg.part",
     )  # fmt: skip
     source = open_source(url).source
     assert [block.path for block in source.blocks] == [
-        "cat/1.jpg", "cat/noextension", "cat/readme.txt", "dog/2.jpg",
+        "cat/1.jpg", "cat/noextension", "dog/2.jpg",
     ]  # fmt: skip
     assert source.rejects == [
         Reject("dog/3.jpg.crdownload", "an unfinished download"),
         Reject("dog/4.jpg.part", "an unfinished download"),
+    ]
+
+
+def test_other_files_beside_the_images_of_a_class_are_counted_by_kind(tmp_path):
+    """As Tiny ImageNet has boxes in each class folder."""
+    url = put(
+        tmp_path,
+        "n01/images/1.jpg",
+        "n01/n01_boxes.txt",
+        "n02/images/1.jpg",
+        "n02/n02_boxes.TXT",
+        "n02/more.zip",
+    )
+    source = open_source(url).source
+    assert source.classes == ("n01", "n02")
+    assert [block.path for block in source.blocks] == [
+        "n01/images/1.jpg",
+        "n02/images/1.jpg",
+    ]
+    assert source.rejects == []
+    assert source.notes == [
+        "passed over files that are no images by their names: 2 .txt "
+        "(n01/n01_boxes.txt), 1 .zip (n02/more.zip)"
     ]
 
 
@@ -291,17 +314,15 @@ def test_any_tree_gives_what_a_plain_walk_gives(tmp_path_factory, paths):
         if not path.exists() and not any(parent.is_file() for parent in path.parents):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"x")
+    # A folder of texts alone is no class.
     images_by_class: dict[str, list[str]] = {}
     for folder, _, names in os.walk(root):
         for name in names:
             path = (Path(folder) / name).relative_to(root)
-            if path.parts[:-1] and not is_junk(path.as_posix()):
+            is_image = path.suffix != ".txt" and not is_junk(path.as_posix())
+            if path.parts[:-1] and is_image:
                 images_by_class.setdefault(path.parts[0], []).append(path.as_posix())
-    wanted = {
-        name: sorted(found)
-        for name, found in images_by_class.items()
-        if any(not path.endswith(".txt") for path in found)
-    }
+    wanted = {name: sorted(found) for name, found in images_by_class.items()}
     try:
         source = open_image_folder(Store(str(root)))
     except UserError:

@@ -16,6 +16,7 @@ from structure.common import (
     Kind,
     Reading,
     Refusal,
+    count_other_files,
     is_image_name,
     label_data,
 )
@@ -196,7 +197,7 @@ def read_labeled(case: Labeled, options: dict[str, Any]) -> Reading | Refusal:
     else:
         classes = tuple(sorted(labels))
     images: list[Found] = []
-    rejects = [*files.rejects, *(f"{path.name}/{name}" for name in others)]
+    rejects = list(files.rejects)
     for name in names:
         location = f"{path.name}/{name}"
         if name in label_by_name and files.data_by_name[name]:
@@ -206,7 +207,7 @@ def read_labeled(case: Labeled, options: dict[str, Any]) -> Reading | Refusal:
             rejects.append(location)
     if len(classes) < 2 or not images:
         return refusal
-    return Reading(images, classes, rejects)
+    return Reading(images, classes, rejects, counts=count_other_files(others))
 
 
 NESTED = Kind(nested_cases(), write_nested, read_nested)

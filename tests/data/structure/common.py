@@ -3,7 +3,8 @@
 import io
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,8 @@ class Reading(NamedTuple):
     """Name of each thing that is left out."""
     mentions: Sequence[str] = ()
     """Names that a note or a reject must hold."""
+    counts: Sequence[str] = ()
+    """Counts of what is passed over, as a note must have them."""
 
 
 class Refusal(NamedTuple):
@@ -124,6 +127,12 @@ def is_junk_path(path: str) -> bool:
 def get_suffix(name: str) -> str:
     """The last extension of a file, in lowercase."""
     return name.rpartition(".")[2].lower() if "." in name else ""
+
+
+def count_other_files(names: Iterable[str]) -> list[str]:
+    """What a note says of files beside images that are none by their names."""
+    counts = Counter(map(get_suffix, names))
+    return [f" {count} .{suffix} (" for suffix, count in counts.items()]
 
 
 def is_image_name(name: str) -> bool:
@@ -198,6 +207,8 @@ def compare(found: Read | str, expected: Reading | Refusal, *, has_names: bool) 
     # A long list names the first ones and counts the others.
     for name in sorted(expected.mentions)[:2]:
         assert is_mentioned(name, text), f"{name!r}: {LOSS} in {text!r}"
+    for count in expected.counts:
+        assert count in text, f"{count!r}: {LOSS} in {text!r}"
 
 
 def check_case(kind: Kind, case: Any) -> None:

@@ -14,6 +14,7 @@ from structure.common import (
     Kind,
     Reading,
     Refusal,
+    count_other_files,
     escape,
     get_suffix,
     is_image_name,
@@ -191,16 +192,21 @@ def read_folder(case: list[Entry], options: dict[str, Any]) -> Reading | Refusal
         return Refusal([root])
 
     images: list[Found] = []
+    others: list[str] = []
     for name in classes:
         for path in walks[name].files:
             place = Path(root, path)
-            if not place.is_file() or path.endswith(".part"):
+            if get_suffix(path) in OTHER_SUFFIXES:
+                others.append(path)
+            elif not place.is_file() or path.endswith(".part"):
                 rejects.append(path)
             else:
                 images.append(Found(escape(path), name, label_data(place.read_bytes())))
     if not images:
         return Refusal([root])
-    return Reading(images, tuple(classes), [escape(name) for name in rejects], mentions)
+    rejects = [escape(name) for name in rejects]
+    counts = count_other_files(others)
+    return Reading(images, tuple(classes), rejects, mentions, counts)
 
 
 def _has_splits(classes: list[str], paths: list[str]) -> bool:

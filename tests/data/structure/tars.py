@@ -17,7 +17,9 @@ from structure.common import (
     Kind,
     Reading,
     Refusal,
+    count_other_files,
     escape,
+    get_suffix,
     is_image_name,
     is_junk_path,
     is_usual_image_name,
@@ -331,6 +333,7 @@ def _read_class_folders(
         return refusal
     splits: dict[str, set[str]] = {name: set() for name in classes}
     images: list[Found] = []
+    others: list[str] = []
     mentions: set[str] = set()
     for (path, name), parts in inside.items():
         if len(parts) < 2:
@@ -341,13 +344,16 @@ def _read_class_folders(
             continue
         if len(parts) > 2 and parts[1] in SPLITS and is_image_name(name):
             splits[parts[0]].add(SPLITS[parts[1]])
-        if data:
+        if get_suffix(name) in OTHER_SUFFIXES:
+            others.append(name)
+        elif data:
             images.append(Found(f"{path}/{name}", parts[0], label_data(data)))
         else:
             rejects.append(f"{path}/{name}")
     if not images or any(len(found) > 1 for found in splits.values()):
         return refusal
-    return Reading(images, tuple(sorted(classes)), rejects, list(mentions))
+    counts = count_other_files(others)
+    return Reading(images, tuple(sorted(classes)), rejects, list(mentions), counts)
 
 
 SAMPLES = Kind(sample_cases(), write_tars, read_tars)
