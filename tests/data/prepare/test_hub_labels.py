@@ -184,8 +184,9 @@ def test_a_file_without_rows_does_not_matter_whatever_its_columns(tmp_path):
     (tmp_path / "1.parquet").unlink()
     with pytest.raises(UserError, match="0.parquet does not hold image files"):
         open_source(str(tmp_path))
+    empty = pa.table({"image": pa.array([], pa.binary()), "label": pa.nulls(0)})
     for i in (0, 2):
-        write(tmp_path / f"{i}.parquet", [], pa.string())
+        pq.write_table(empty, tmp_path / f"{i}.parquet")
     with pytest.raises(
         UserError, match=r"no images .*\(its Parquet files have no rows"
     ):
