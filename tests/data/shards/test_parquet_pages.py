@@ -94,5 +94,5 @@ def test_a_page_that_is_cut_off_is_damaged():
 def test_a_long_list_in_a_header_is_passed_over():
     """Field 9, a list of 16 integers, then a data page of 5 values in no bytes."""
     header = b"\x15\x00\x15\x00\x15\x00\x2c\x15\x0a\x00"
-    long_list = b"\x49\xf5\x10" + bytes(16)
+    long_list = b"\x49\xf5\x10" + b"\x7f" * 16
     assert measure_pages(header + long_list + b"\x00", 5) == (0, 0, 5)
