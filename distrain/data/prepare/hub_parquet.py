@@ -5,8 +5,9 @@ text or booleans.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from distrain.data.decoding.file_formats import name_stand_in
 from distrain.data.prepare.class_numbers import (
@@ -15,9 +16,9 @@ from distrain.data.prepare.class_numbers import (
     number_classes,
 )
 from distrain.data.prepare.hub_features import HubFeatures, find_features
-from distrain.data.prepare.label_values import LabelColumn
+from distrain.data.prepare.label_values import LabelColumn, iter_values
 from distrain.data.prepare.row_group_reader import RowGroupReader
-from distrain.data.prepare.row_groups import list_row_groups
+from distrain.data.prepare.row_groups import explain_oversize, list_row_groups
 from distrain.data.prepare.source import (
     RETRY_SECONDS,
     Block,
@@ -29,8 +30,13 @@ from distrain.data.prepare.source import (
 )
 from distrain.data.prepare.splits import is_split_folder
 from distrain.data.shards.parquet import (
+    IS_ENCRYPTED,
     Footer,
+    OversizeError,
+    find_column_chunk,
+    find_leaves,
     get_statistics_range,
+    is_signed,
     parse_footer,
     read_footer,
 )
@@ -76,8 +82,12 @@ def open_parquet(
         for name, data in footer_data.items()
     }
 
+    # A file without rows may have any columns, unless there is no other.
+    footers = {
+        name: footer for name, footer in footers.items() if _has_rows(footer)
+    } or footers
+
     # List the row groups, which depend on footers alone.
-    _check_one_split(store, footers)
     features = _find_common_features(store, footers, options)
     columns = features.columns
     blocks: list[Block] = []
@@ -89,10 +99,14 @@ def open_parquet(
             else:
                 blocks.append(block)
 
+    _check_one_split(store, footers, sizes, blocks)
+
     # Without class names in the metadata, all labels must be read.
     classes = features.classes or ()
     number_by_value: Mapping[LabelValue, int] = {i: i for i in range(len(classes))}
     notes = list(features.notes)
+    if not blocks and not rejects:
+        notes.append("its Parquet files have no rows")
     labels = LabelColumn(store, sizes, footers, columns.label)
     if blocks and classes:
         labels.check_labeled(blocks)
@@ -116,23 +130,72 @@ def open_parquet(
     return OpenedSource(source, columns)
 
 
-def _check_one_split(store: Store, footers: Mapping[str, Footer]) -> None:
+def _has_rows(footer: Footer) -> bool:
+    return any(footer.row_group(g).num_rows for g in range(footer.num_row_groups))
+
+
+def _check_one_split(
+    store: Store,
+    footers: Mapping[str, Footer],
+    sizes: Mapping[str, int],
+    blocks: Sequence[Block],
+) -> None:
     """Raise UserError if a column says that rows are of several splits.
 
-    The statistics in the footers tell, so that nothing is read.
+    The statistics in the footers tell, as a rule, so that nothing is read.
     """
+
+    def find_values(block: Block) -> Collection[Any]:
+        footer = footers[block.path]
+        if not _has_text_column(footer, _SPLIT_COLUMN):
+            return ()
+        bounds = get_statistics_range(footer, block.row_group, _SPLIT_COLUMN)
+        if bounds is None:
+            return _read_splits(store, block, footer, sizes[block.path])
+        return bounds
+
     splits: dict[str, str] = {}
-    for name, footer in footers.items():
-        for g in range(footer.num_row_groups):
-            for value in get_statistics_range(footer, g, _SPLIT_COLUMN) or ():
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        for block, values in zip(blocks, pool.map(find_values, blocks), strict=True):
+            for value in values:
                 if isinstance(value, str) and is_split_folder(value):
-                    splits.setdefault(value, name)
+                    splits.setdefault(value, block.path)
     if len(splits) > 1:
         raise UserError(
             f"{store.redacted_url} holds rows of several splits "
             f"({', '.join(sorted(splits))}) by its column {_SPLIT_COLUMN}, such as "
             f"{next(iter(splits.values()))}: write each split into files of its own"
         )
+
+
+def _has_text_column(footer: Footer, column: str) -> bool:
+    """Return whether a file has one column of a name, of text or bytes."""
+    leaves = [footer.schema.column(leaf) for leaf in find_leaves(footer, column)]
+    return [(leaf.path, leaf.physical_type) for leaf in leaves] == [
+        (column, "BYTE_ARRAY")
+    ]
+
+
+def _read_splits(
+    store: Store, block: Block, footer: Footer, file_bytes: int
+) -> set[Any]:
+    """Read the values of a row group's column of splits. Raises UserError, OSError."""
+    values: set[Any] = set()
+    try:
+        start, end = find_column_chunk(footer, block.row_group, _SPLIT_COLUMN)
+        if not 0 <= start <= end <= file_bytes:
+            raise DamagedParquetError("it lies outside the file")
+        for found in iter_values(store, block, _SPLIT_COLUMN, footer, file_bytes):
+            values.update(found)
+    except (DamagedParquetError, OversizeError) as error:
+        reason = str(error)
+        if isinstance(error, OversizeError):
+            reason = explain_oversize(error)
+        raise UserError(
+            f"{store.redacted_url}/{block.path} has a column {_SPLIT_COLUMN} that "
+            f"cannot be read ({reason}): download it again, or leave that column out"
+        ) from None
+    return values
 
 
 def _check_stand_in(store: Store, name: str, num_bytes: int) -> None:
@@ -147,11 +210,14 @@ def _check_stand_in(store: Store, name: str, num_bytes: int) -> None:
 
 def _parse_file_footer(store: Store, name: str, data: bytes) -> Footer:
     try:
-        return parse_footer(data)
+        footer = parse_footer(data)
     except DamagedParquetError as error:
         raise UserError(
             f"{store.redacted_url}/{name} cannot be read ({error}): download it again"
         ) from None
+    if is_signed(footer, data):
+        raise UserError(f"{store.redacted_url}/{name} {IS_ENCRYPTED}")
+    return footer
 
 
 def _find_common_features(

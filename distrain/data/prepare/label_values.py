@@ -1,7 +1,7 @@
 """Label values of Parquet columns: what a stored label means."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,8 +32,6 @@ def encode_labels(array: pa.Array) -> tuple[list[Any], list[int]]:
     bytes are text. What cannot be a label stays as it is.
     """
     # Views of text would lose their missing values below.
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
     if pa.types.is_string_view(array.type):
         array = array.cast(pa.string())
     if pa.types.is_binary_view(array.type):
@@ -41,6 +39,23 @@ def encode_labels(array: pa.Array) -> tuple[list[Any], list[int]]:
     encoded = array.dictionary_encode(null_encoding="encode")
     values = [_to_label(value) for value in encoded.dictionary.to_pylist()]
     return values, encoded.indices.to_pylist()
+
+
+def iter_values(
+    store: Store, block: Block, column: str, footer: Footer, file_bytes: int
+) -> Iterator[list[Any]]:
+    """Read a column of a row group; yield the distinct labels of each of its parts.
+
+    Raises:
+        DamagedParquetError: the column is damaged.
+        OversizeError: it unpacks to too much.
+        OSError: it cannot be read.
+    """
+    start, end = find_column_chunk(footer, block.row_group, column)
+    data = store.read(block.path, start, end, retry_seconds=RETRY_SECONDS)
+    column_range = ByteRange(start, data)
+    for array in iter_group_column(block, column, column_range, footer, file_bytes):
+        yield encode_labels(array)[0]
 
 
 def _to_label(value: Any) -> Any:
@@ -126,7 +141,7 @@ class LabelColumn:
                 values = self._read_group_values(block)
                 if any(isinstance(value, int) and value >= 0 for value in values):
                     return
-            elif isinstance(bounds[1], int) and bounds[1] >= 0:
+            elif isinstance(bounds[1], (int, float)) and bounds[1] >= 0:
                 return
         raise UserError(
             f"{self._store.redacted_url} has no labels, column {self._column} holds "
@@ -136,19 +151,16 @@ class LabelColumn:
     def _read_group_values(self, block: Block) -> set[LabelValue]:
         """Read the distinct labels of a row group. Raises UserError and OSError."""
         name = block.path
-        footer = self._footers[name]
-        start, end = find_column_chunk(footer, block.row_group, self._column)
-        data = self._store.read(name, start, end, retry_seconds=RETRY_SECONDS)
         values: set[LabelValue] = set()
         try:
-            for array in iter_group_column(
+            for found in iter_values(
+                self._store,
                 block,
                 self._column,
-                ByteRange(start, data),
-                footer,
+                self._footers[name],
                 self._file_bytes[name],
             ):
-                values.update(self._check_values(name, encode_labels(array)[0]))
+                values.update(self._check_values(name, found))
                 self._check_count(values)
         except DamagedParquetError as error:
             raise UserError(

@@ -7,7 +7,11 @@ from typing import Any, TypeAlias
 
 from distrain.data.prepare.class_numbers import LabelValue
 from distrain.data.prepare.label_values import encode_labels, is_missing
-from distrain.data.prepare.row_groups import explain_oversize, iter_group_column
+from distrain.data.prepare.row_groups import (
+    WRITE_SMALLER,
+    explain_oversize,
+    iter_group_column,
+)
 from distrain.data.prepare.source import (
     MAX_FILE_BYTES,
     RETRY_SECONDS,
@@ -135,7 +139,8 @@ class RowGroupReader:
         except DamagedParquetError as error:
             return Reject(group_name, str(error), block.num_rows)
         except OversizeError as error:
-            return Reject(group_name, explain_oversize(error), block.num_rows)
+            reason = f"{explain_oversize(error)}: {WRITE_SMALLER}"
+            return Reject(group_name, reason, block.num_rows)
         return rows
 
     def _iter_arrays(
@@ -176,12 +181,14 @@ class RowGroupReader:
             data, offsets = view_binary_array(array)
             if len(rows) + len(array) > len(labels):
                 raise DamagedParquetError("damaged row group: it has too many images")
+            # A missing value of a fixed width takes that width all the same.
+            is_valid = array.is_valid().to_pylist()
             for i in range(len(array)):
                 name = f"{block.name} row {len(rows)}"
                 label = labels[len(rows)]
                 start = offsets[i]
                 end = offsets[i + 1]
-                problem = _find_size_problem(end - start)
+                problem = _find_size_problem(end - start if is_valid[i] else 0)
                 if problem is not None:
                     rows.append(Reject(name, problem))
                 elif isinstance(label, str):
@@ -201,8 +208,8 @@ class RowGroupReader:
         paths = self._read_paths(block) if any(has_no_bytes) else []
         for i, path in enumerate(paths):
             if has_no_bytes[i] and isinstance(path, str):
-                reason = f"{_NO_BYTES}, only the path {path:.200}"
-                rows[i] = Reject(rows[i].name, reason)
+                name = f"{rows[i].name} ({path:.200})"
+                rows[i] = Reject(name, f"{_NO_BYTES}, only a path")
         return rows
 
     def _read_paths(self, block: Block) -> list[object]:

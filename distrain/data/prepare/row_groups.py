@@ -17,6 +17,8 @@ from distrain.data.shards.parquet import (
 MAX_SOURCE_GROUP_BYTES = 1 << 30
 """Bytes that a column of a row group may unpack to, its repeated values included; one
 that has more is rejected."""
+WRITE_SMALLER = "write smaller row groups"
+"""What to do about a row group over the limits, for messages."""
 MAX_SOURCE_GROUP_ROWS = 1 << 20
 """Rows that a row group may have."""
 
@@ -58,7 +60,10 @@ def _explain_oversize(
     """
     limit = MAX_SOURCE_GROUP_BYTES
     if not 0 <= num_rows <= MAX_SOURCE_GROUP_ROWS:
-        return f"its {num_rows} rows are over the limit of {MAX_SOURCE_GROUP_ROWS}"
+        return (
+            f"its {num_rows} rows are over the limit of {MAX_SOURCE_GROUP_ROWS}: "
+            f"{WRITE_SMALLER}"
+        )
     for column in columns:
         start, end = find_column_chunk(footer, row_group, column)
         if not 0 <= start <= end <= file_bytes:
@@ -66,7 +71,8 @@ def _explain_oversize(
         claimed = get_uncompressed_bytes(footer, row_group, column)
         if not 0 <= claimed <= limit:
             return (
-                f"its {num_rows} rows claim {claimed} bytes, over the limit of {limit}"
+                f"its {num_rows} rows claim {claimed} bytes, over the limit of "
+                f"{limit}: {WRITE_SMALLER}"
             )
     return None
 

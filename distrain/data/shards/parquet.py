@@ -13,12 +13,18 @@ from distrain.data.storage.store import Store
 from distrain.errors import UserError
 
 _MAGIC = b"PAR1"
+_ENCRYPTED_MAGIC = b"PARE"
+# An encrypted file whose footer is readable ends it with a nonce and a tag.
+_SIGNATURE_BYTES = 28
 # Most footers are shorter, so that one read brings a whole one.
 _TAIL_BYTES = 1 << 16
 # An element of a list of bytes is unpacked with its levels and as 32 bits.
 _BYTES_PER_ELEMENT = 8
 # Names that a writer gives to the levels below a list, such as `list.element`.
 _MAX_LIST_LEVELS = 2
+
+IS_ENCRYPTED = "is encrypted: store it without encryption"
+"""What is wrong with an encrypted file, for messages."""
 
 # A pq.FileMetaData; pyarrow has no types.
 Footer: TypeAlias = Any
@@ -65,6 +71,8 @@ def read_footer(
     # Read the end of the file; 12 bytes are two magic numbers and the footer's length.
     start = max(0, file_size - _TAIL_BYTES)
     tail = store.read(path, start, file_size, retry_seconds=retry_seconds)
+    if tail[-4:] == _ENCRYPTED_MAGIC:
+        raise UserError(f"{store.redacted_url}/{path} {IS_ENCRYPTED}")
     is_complete = len(tail) >= 12 and tail[-4:] == _MAGIC
     if not is_complete:
         raise UserError(
@@ -95,6 +103,19 @@ def parse_footer(data: bytes) -> Footer:
     # Types of other packages that are loaded, such as Ray's, raise ValueError.
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedParquetError(f"damaged footer: {error}") from None
+
+
+def is_signed(footer: Footer, data: bytes) -> bool:
+    """Return whether a footer says that columns are encrypted, though it is not itself.
+
+    pyarrow ends the process if such a column is looked up without a key.
+
+    Args:
+        footer: the footer.
+        data: its bytes to the end of the file.
+    """
+    # What follows are the footer's length and the magic number.
+    return bool(len(data) - 8 - footer.serialized_size == _SIGNATURE_BYTES)
 
 
 def find_leaves(footer: Footer, column: str) -> list[int]:
@@ -157,7 +178,11 @@ def get_statistics_range(
     statistics = footer.row_group(row_group).column(leaves[0]).statistics
     if statistics is None or not statistics.has_min_max:
         return None
-    return statistics.min, statistics.max
+    try:
+        return statistics.min, statistics.max
+    except UnicodeDecodeError:
+        # Text that is cut within a character, or damaged.
+        return None
 
 
 def read_row_group(
@@ -210,7 +235,7 @@ def iter_column(
         max_bytes: limit of the column's pages after decompression.
 
     Yields:
-        Rows of the column; structs around it are removed.
+        Rows of the column; structs around it and dictionaries are removed.
 
     Raises:
         DamagedParquetError: the bytes are not such a column.
@@ -253,10 +278,13 @@ def _open_reader(ranges: Sequence[ByteRange], file_size: int, footer: Footer) ->
 
 
 def _unwrap(array: pa.Array) -> pa.Array:
-    """Return the field `bytes` of structs, or their only field."""
+    """Return the field `bytes` of structs, or their only field, without dictionary."""
     while pa.types.is_struct(array.type):
         array = array.field("bytes" if array.type.num_fields > 1 else 0)
-    return array.storage if isinstance(array, pa.ExtensionArray) else array
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    # Part of a column has the dictionary of all of it, which would count each time.
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
 def view_binary_column(column: pa.ChunkedArray) -> tuple[NDArray[np.uint8], list[int]]:
@@ -285,8 +313,6 @@ def view_binary_array(array: pa.Array) -> tuple[NDArray[np.uint8], list[int]]:
         return elements, array.offsets.to_pylist()
 
     # Strings have the same buffers; anything else must be cast for 32-bit offsets.
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
     if array.type not in (pa.binary(), pa.string()):
         array = array.cast(pa.binary())
 

@@ -116,6 +116,17 @@ def test_a_split_without_labels_is_said_though_classes_have_names(
     assert labels_of(open_source(path).source)[3] == "b"
 
 
+def test_floats_with_class_names_are_labels(tmp_path):
+    """As pandas stores integers where some are missing."""
+    path = write(
+        tmp_path / "x.parquet", [1.0, None, 0.0], pa.float64(), names=["a", "b"]
+    )
+    assert labels_of(open_source(path).source) == ["b", "no label", "a"]
+    write(tmp_path / "x.parquet", [-1.0, None], pa.float64(), names=["a", "b"])
+    with pytest.raises(UserError, match="has no labels, column label"):
+        open_source(path)
+
+
 def test_labels_counted_from_1_and_gaps_are_noted(tmp_path):
     path = write(tmp_path / "x.parquet", [1, 4, 4, 2])
     source = open_source(path).source
@@ -161,6 +172,23 @@ def test_files_that_differ_in_how_they_are_stored_are_one_set(tmp_path):
     assert labels_of(source) == [
         "dog", "cat", "dog", "no label", "ant", "dog", "no label", "no label", "cat",
     ]  # fmt: skip
+
+
+def test_a_file_without_rows_does_not_matter_whatever_its_columns(tmp_path):
+    """Such as pandas and Dask write from an empty frame."""
+    empty = pa.table({"image": pa.nulls(0), "label": pa.nulls(0)})
+    pq.write_table(empty, tmp_path / "0.parquet")
+    write(tmp_path / "1.parquet", ["dog", "cat"])
+    pq.write_table(empty, tmp_path / "2.parquet")
+    assert labels_of(open_source(str(tmp_path)).source) == ["dog", "cat"]
+    (tmp_path / "1.parquet").unlink()
+    with pytest.raises(UserError, match="0.parquet does not hold image files"):
+        open_source(str(tmp_path))
+    empty = pa.table({"image": pa.array([], pa.binary()), "label": pa.nulls(0)})
+    for i in (0, 2):
+        pq.write_table(empty, tmp_path / f"{i}.parquet")
+    with pytest.raises(UserError, match="no images .*its Parquet files have no rows"):
+        open_source(str(tmp_path))
 
 
 def test_lists_of_bytes_whose_elements_have_other_names_are_one_set(tmp_path):

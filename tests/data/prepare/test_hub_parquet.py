@@ -1,10 +1,12 @@
 """Parquet as people's writers make it: sizes, types, encodings, names and labels."""
 
+import base64
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as encryption
 import pytest
 from photos import encoded, picture
 
@@ -61,6 +63,16 @@ def test_ordinary_row_groups_with_a_dictionary_are_taken(tmp_path, sizes, group_
     source = open_source(path).source
     assert source.rejects == []
     assert pairs(source) == list(zip(labels, data, strict=True))
+
+
+def test_different_images_in_a_dictionary_are_no_bomb(tmp_path, monkeypatch):
+    """They are read in parts, and each part brings the whole dictionary along."""
+    monkeypatch.setattr(row_groups, "MAX_SOURCE_GROUP_BYTES", 4 << 20)
+    generator = np.random.default_rng(0)
+    data = [generator.bytes(10_000) for _ in range(100)]
+    labels = [i % 2 for i in range(len(data))]
+    path = write(tmp_path / "x.parquet", pa.array(data).dictionary_encode(), labels)
+    assert pairs(open_source(path).source) == list(zip(labels, data, strict=True))
 
 
 # Arrow crashes if a pool goes before what was allocated in it.
@@ -244,6 +256,18 @@ def test_images_in_every_encoding_are_taken(
     assert {row.reason for row in rows if isinstance(row, Reject)} == {"no bytes"}
 
 
+def test_a_missing_image_of_a_fixed_width_has_no_bytes(tmp_path):
+    data = IMAGES[0]
+    for kind, value in (
+        (pa.binary(len(data)), data),
+        (pa.list_(pa.uint8(), len(data)), list(data)),
+    ):
+        image = pa.array([value, None, value, value], kind)
+        rows = read(open_source(write(tmp_path / "x.parquet", image)).source)
+        assert rows.pop(1) == Reject("x.parquet row group 0 row 1", "no bytes")
+        assert [row.data for row in rows] == [data] * 3
+
+
 @pytest.mark.parametrize("path", sorted(FILES.glob("*.parquet")), ids=lambda p: p.stem)
 def test_files_of_other_packages_are_taken(path):
     source = open_source(str(path)).source
@@ -369,26 +393,30 @@ def test_a_path_without_bytes_is_named(tmp_path):
         None,
     ]
     path = write(tmp_path / "x.parquet", pa.array(rows, STRUCT))
-    assert [
-        row.reason for row in read(open_source(path).source) if isinstance(row, Reject)
-    ] == [
-        "no bytes, only the path a/x.jpg",
-        "no bytes",
+    rows = read(open_source(path).source)
+    assert [row for row in rows if isinstance(row, Reject)] == [
+        Reject("x.parquet row group 0 row 0 (a/x.jpg)", "no bytes, only a path"),
+        Reject("x.parquet row group 0 row 3", "no bytes"),
     ]
 
 
-def test_rows_of_several_splits_are_refused(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"write_statistics": False}])
+def test_rows_of_several_splits_are_refused(tmp_path, options):
     """As a column says: the validation rows would be trained on."""
     rows = {"image": [b"a", b"b"], "label": [0, 1]}
     path = tmp_path / "x.parquet"
     for splits, is_refused in (
         (["train", "test"], True),
+        (pa.array(["train", "test"]).dictionary_encode(), True),
         (["train", "train"], False),
         (["a", "b"], False),
         ([None, "val"], False),
+        ([None, None], False),
+        ([b"\xff", b"train"], False),
         ([1, 2], False),
+        ([["train"], ["train", "test"]], False),
     ):
-        pq.write_table(pa.table({**rows, "split": splits}), path)
+        pq.write_table(pa.table({**rows, "split": splits}), path, **options)
         if is_refused:
             message = (
                 r"holds rows of several splits \(test, train\) by its column split, "
@@ -398,3 +426,55 @@ def test_rows_of_several_splits_are_refused(tmp_path):
                 open_source(str(path))
         else:
             assert len(open_source(str(path)).source.blocks) == 1
+
+
+def test_splits_that_cannot_be_read_are_not_taken_for_one(tmp_path):
+    path = tmp_path / "x.parquet"
+    rows = {"image": [b"a", b"b"], "label": [0, 1], "split": ["train", "test"]}
+    pq.write_table(pa.table(rows), path, write_statistics=False, use_dictionary=False)
+    start = pq.read_metadata(path).row_group(0).column(2).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + 20] = bytes(20)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="x.parquet has a column split that cannot be"):
+        open_source(str(path))
+
+
+def test_damaged_statistics_of_splits_do_not_hide_them(tmp_path):
+    path = tmp_path / "x.parquet"
+    rows = {"image": [b"a", b"b"], "label": [0, 1], "split": ["train", "test"]}
+    pq.write_table(pa.table(rows), path)
+    data = path.read_bytes()
+    start = len(data) - pq.read_metadata(path).serialized_size
+    path.write_bytes(data[:start] + data[start:].replace(b"train", b"\xff" * 5))
+    with pytest.raises(UserError, match=r"several splits \(test, train\)"):
+        open_source(str(path))
+
+
+# --- encryption
+
+
+class NoKeys(encryption.KmsClient):
+    """Keys that anyone can read."""
+
+    def __init__(self, _):
+        encryption.KmsClient.__init__(self)
+
+    def wrap_key(self, key_bytes, _):
+        return base64.b64encode(key_bytes)
+
+
+@pytest.mark.parametrize("plaintext_footer", [True, False])
+@pytest.mark.parametrize("column", ["image", "label", "other"])
+def test_an_encrypted_file_is_called_what_it_is(tmp_path, plaintext_footer, column):
+    config = encryption.EncryptionConfiguration(
+        "key", column_keys={"key": [column]}, plaintext_footer=plaintext_footer
+    )
+    properties = encryption.CryptoFactory(NoKeys).file_encryption_properties(
+        encryption.KmsConnectionConfig(), config
+    )
+    path = tmp_path / "x.parquet"
+    table = pa.table({"image": IMAGES, "label": [0, 1, 1, 0], "other": [1] * 4})
+    pq.write_table(table, path, encryption_properties=properties)
+    with pytest.raises(UserError, match="x.parquet is encrypted: store it without enc"):
+        open_source(str(path))

@@ -700,7 +700,9 @@ def test_a_row_group_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkey
     (refused,) = source.rejects
     assert refused.name == "x.parquet row group 0"
     assert re.fullmatch(
-        "its 2 rows claim 31457.. bytes, over the limit of 1048576", refused.reason
+        "its 2 rows claim 31457.. bytes, over the limit of 1048576: "
+        "write smaller row groups",
+        refused.reason,
     )
 
 
@@ -719,12 +721,15 @@ def test_footers_that_claim_too_much_are_refused_unread(tmp_path, monkeypatch):
     (refused,) = [source.reader.read_block(block) for block in source.blocks]
     assert refused.num_images == 100
     assert re.fullmatch(
-        "a column unpacks to at least [0-9]+ bytes, over the limit of 1048576",
+        "a column unpacks to at least [0-9]+ bytes, over the limit of 1048576: "
+        "write smaller row groups",
         refused.reason,
     )
     monkeypatch.setattr(row_groups_module, "MAX_SOURCE_GROUP_ROWS", 3)
     path = parquet(tmp_path / "y.parquet", row_group_size=4)
-    with pytest.raises(UserError, match="its 4 rows are over the limit of 3"):
+    with pytest.raises(
+        UserError, match="its 4 rows are over the limit of 3: write smaller row groups"
+    ):
         open_source(path)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from shapes import folder, images, webdataset
 
-from distrain.data.decoding.pixel_hash import HASH_NAME
 from distrain.data.prepare.commands import index, pack
 from distrain.data.prepare.open import open_source
 from distrain.data.prepare.plan import PLAN_FILE, encode_plan
@@ -65,8 +64,14 @@ def test_a_finished_index_is_found_complete(tmp_path):
         index(url, processes=1)
 
 
-def test_shards_without_hashes_of_pixels_are_not_kept(photos):
-    """An unfinished pack of a version without them has another plan."""
+@pytest.mark.parametrize("name", ["READING", "describe_codecs", "HASH_NAME", "classes"])
+def test_a_plan_changes_with_all_that_the_shards_depend_on(photos, monkeypatch, name):
     source = open_source(photos).source
-    plan = json.loads(encode_plan(source, {}))
-    assert plan["pixel_hash"] == HASH_NAME
+    before = encode_plan(source, {})
+    assert encode_plan(source, {}) == before
+    if name == "classes":
+        source.classes = source.classes[::-1]
+    else:
+        other = (lambda: "other") if name == "describe_codecs" else "other"
+        monkeypatch.setattr(f"distrain.data.prepare.plan.{name}", other)
+    assert encode_plan(source, {}) != before

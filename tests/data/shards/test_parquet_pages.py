@@ -83,3 +83,16 @@ def test_damaged_pages_are_an_error_of_one_kind(draw):
 def test_headers_that_lead_nowhere(data):
     with pytest.raises(DamagedParquetError):
         measure_pages(data, 5)
+
+
+def test_a_page_that_is_cut_off_is_damaged():
+    data, chunk = column_of([b"abc", b"d"], use_dictionary=False, compression="none")
+    with pytest.raises(DamagedParquetError, match="a page is cut off"):
+        measure_pages(data[:-1], chunk.num_values)
+
+
+def test_a_long_list_in_a_header_is_passed_over():
+    """Field 9, a list of 16 integers, then a data page of 5 values in no bytes."""
+    header = b"\x15\x00\x15\x00\x15\x00\x2c\x15\x0a\x00"
+    long_list = b"\x49\xf5\x10" + b"\x7f" * 16
+    assert measure_pages(header + long_list + b"\x00", 5) == (0, 0, 5)
