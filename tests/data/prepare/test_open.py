@@ -252,6 +252,10 @@ def test_an_archive_that_is_cut_damaged_or_compressed_is_said(tmp_path):
         open_source(str(path))
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         second = tar.getmembers()[1].offset
+        data_start = tar.getmembers()[1].offset_data
+    path.write_bytes(whole[: data_start + 1])
+    with pytest.raises(UserError, match="damaged .it ends inside .*download it again"):
+        open_source(str(path))
     damaged = bytearray(whole)
     damaged[second + 10] ^= (
         1  # its checksum is wrong now; tarfile itself would end here without a word

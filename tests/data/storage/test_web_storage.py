@@ -81,6 +81,7 @@ class WebServer(SmallServer):
         self.template, self.row = SERVERS["python"]
         self.requests = []
         self.status = lambda method, path: None
+        self.moved = {}
 
 
 class _Handler(SmallHandler):
@@ -92,6 +93,8 @@ class _Handler(SmallHandler):
             self.close_connection = True
         elif status is not None:
             self.answer(status, b"")
+        elif path in server.moved:
+            self.answer(302, b"", [("Location", server.moved[path])])
         elif path in server.files:
             self.answer(200, server.files[path])
         elif not path.endswith("/") and any(
@@ -173,8 +176,40 @@ def test_links_to_elsewhere_are_no_entries():
 def test_a_folder_that_is_moved(web):
     web.template, web.row = SERVERS["whole paths"]
     web.files = {"/there/photos/a/1.jpg": b"x"}
-    moved = Store(f"{web.url}/there/photos")
-    assert moved.list_names() == ["a"]
+    web.moved = {"/photos/": "/there/photos/"}
+    assert Store(f"{web.url}/photos").list_names() == ["a"]
+
+
+def test_a_name_of_bytes_that_are_no_text(web):
+    web.status = lambda _, path: 403 if path == "/p/\ufffd.jpg" else None
+    with pytest.raises(RefusedError, match="HTTP 403"):
+        Store(f"{web.url}/p").read("\udcff.jpg")
+    assert web.requests == [("GET", "/p/%FF.jpg")]
+
+
+def test_a_server_that_asks_for_a_password(web):
+    web.status = lambda *_: 401
+    with pytest.raises(RefusedError, match="the server asks for a password for http"):
+        Store(f"{web.url}/p").read("x")
+
+
+def test_a_server_that_is_not_trusted(web, monkeypatch):
+    store = Store(f"{web.url}/p")
+
+    def fail(*_, **__):
+        raise OSError("[SSL: CERTIFICATE_VERIFY_FAILED] unable to get local issuer")
+
+    monkeypatch.setattr(store.backend._fs, "cat_file", fail)
+    message = r"the certificate of 127\.0\.0\.1:\d+ is not trusted: set SSL_CERT_FILE"
+    with pytest.raises(RefusedError, match=message):
+        store.read("x")
+
+
+def test_a_server_that_does_not_say_a_size(web, monkeypatch):
+    store = Store(f"{web.url}/p")
+    monkeypatch.setattr(store.backend._fs, "info", lambda _: {"size": None})
+    with pytest.raises(RefusedError, match="does not say the size of .*/p/x: use one"):
+        store.get_size("x")
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 405, 407, 451, 501])
