@@ -2,13 +2,13 @@
 
 import hashlib
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from small_server import SmallHandler, SmallServer, serve
 
 PAGE = 3
 
@@ -32,38 +32,22 @@ class Answer(NamedTuple):
     """More XML in the body."""
 
 
-class BucketServer(ThreadingHTTPServer):
+class BucketServer(SmallServer):
     """One bucket of any name; `refuse` gives the answer in place of the true one."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.objects: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.refuse: Callable[[Request], Answer | None] = lambda _: None
-        self.url = f"http://127.0.0.1:{self.server_port}"
 
 
-@contextmanager
-def serve_bucket() -> Iterator[BucketServer]:
-    server = BucketServer()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def serve_bucket() -> AbstractContextManager[BucketServer]:
+    return serve(BucketServer())
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(SmallHandler):
     server: BucketServer
-    protocol_version = "HTTP/1.1"
-    # Without it, the body waits for the client's delayed acknowledgment of the headers.
-    disable_nagle_algorithm = True
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def handle_request(self) -> None:
         url = urlsplit(self.path)
@@ -154,12 +138,3 @@ class _Handler(BaseHTTPRequestHandler):
             xml += "<LastModified>2024-01-01T00:00:00.000Z</LastModified></Contents>"
         xml += "</ListBucketResult>"
         self.answer(200, xml.encode(), [("Content-Type", "application/xml")])
-
-    def answer(self, status: int, body: bytes, headers=()) -> None:
-        self.send_response(status)
-        for name, value in headers:
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)

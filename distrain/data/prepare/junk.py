@@ -3,6 +3,8 @@
 One list for every kind of source, compared without regard to case.
 """
 
+import re
+
 _JUNK_NAMES = {
     # Folders. macOS, in archives and on network drives.
     "__macosx",
@@ -12,6 +14,8 @@ _JUNK_NAMES = {
     "$recycle.bin",
     "recycler",
     "system volume information",
+    # Android, on memory cards.
+    "lost.dir",
     # Linux, at the root of an ext file system.
     "lost+found",
     # Synology and QNAP.
@@ -23,6 +27,9 @@ _JUNK_NAMES = {
     "@recycle",
     "@recently-snapshot",
     "@__thumb",
+    "@transcode",
+    # NetApp; its folders hold copies of all files.
+    "~snapshot",
     # Python.
     "__pycache__",
     # Spark and Delta Lake.
@@ -64,12 +71,18 @@ _JUNK_SUFFIXES = (
     "@synoeastream",
     "@synoresource",
 )
+# Folders of what CHKDSK finds on a damaged disk.
+_CHKDSK_FOLDER = re.compile(r"found\.\d{3}")
 # Extensions of files that a browser, rclone or another program has not finished.
 _UNFINISHED_EXTENSIONS = (
+    "!qb",
+    "!ut",
     "aria2",
     "crdownload",
     "download",
     "filepart",
+    "gstmp",
+    "incomplete",
     "opdownload",
     "part",
     "partial",
@@ -97,4 +110,5 @@ def _is_junk_name(name: str) -> bool:
         or name in _JUNK_NAMES
         or name.startswith(_JUNK_PREFIXES)
         or name.endswith(_JUNK_SUFFIXES)
+        or _CHKDSK_FOLDER.fullmatch(name) is not None
     )

@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from distrain.errors import UserError
@@ -260,29 +260,41 @@ def split_table(text: str, score_key: KeyScorer) -> tuple[list[Row], dict[int, i
     """
     # Comments become blank lines, so that the rows keep their line numbers.
     text = _COMMENTS.sub(lambda found: "\n" * len(found[0].splitlines()), text)
-    tables = [_split_at(text, mark) for mark in _DELIMITERS if mark in text]
-    tables.append(_split_behind_keys(text, score_key))
-    tables.append(_split_at(text, " "))
-
-    # Take the table that has the most names.
+    # Take the table that has the most names. Without names: one with a header.
     best_score = 0
     best: tuple[list[Row], dict[int, int]] | None = None
-    for rows in tables:
+    headed: list[Row] | None = None
+    for rows in _iter_tables(text, score_key):
         score_by_column = _score_columns(rows, score_key)
         score = max(score_by_column.values(), default=0)
         if score > best_score:
             best_score = score
             best = (rows, score_by_column)
+        elif headed is None and _has_header(rows):
+            headed = rows
     if best is not None:
         return best
-
-    # Without names: a table with a header, or one label per line.
-    for rows in tables:
-        if rows and len(rows[0].cells) > 1:
-            header = {_normalize(cell) for cell in rows[0].cells}
-            if header & set(_LABEL_COLUMNS) and header & {*_FILE_COLUMNS, ""}:
-                return rows, {}
+    if headed is not None:
+        return headed, {}
+    # One label per line.
     return [Row(number, [_unquote(line)]) for number, line in _iter_lines(text)], {}
+
+
+def _iter_tables(text: str, score_key: KeyScorer) -> Iterator[list[Row]]:
+    """Yield a text split at each mark that may separate its columns."""
+    for mark in _DELIMITERS:
+        if mark in text:
+            yield _split_at(text, mark)
+    yield _split_behind_keys(text, score_key)
+    yield _split_at(text, " ")
+
+
+def _has_header(rows: Sequence[Row]) -> bool:
+    """Return whether the first row names columns of labels and of files or numbers."""
+    if not rows or len(rows[0].cells) < 2:
+        return False
+    header = {_normalize(cell) for cell in rows[0].cells}
+    return bool(header & set(_LABEL_COLUMNS) and header & {*_FILE_COLUMNS, ""})
 
 
 def _score_columns(rows: Sequence[Row], score_key: KeyScorer) -> dict[int, int]:

@@ -36,6 +36,42 @@ class _Entry(NamedTuple):
     label: Label
 
 
+class _ListedNames:
+    """Names in a list, found by those of images."""
+
+    def __init__(self) -> None:
+        self._by_stem: dict[str, list[_Entry]] = {}
+        # Where classes are folders, each may have an image of the same name.
+        self._by_folder_and_stem: dict[tuple[str, str], list[_Entry]] = {}
+
+    def add(self, entry: _Entry) -> None:
+        """Add a name, which may lack its extension."""
+        stem = _get_stem(entry.path[-1])
+        place = (_get_folder(entry.path), stem)
+        self._by_stem.setdefault(stem, []).append(entry)
+        self._by_folder_and_stem.setdefault(place, []).append(entry)
+
+    def find_in_folder(self, path: tuple[str, ...]) -> list[_Entry]:
+        """Return the entries of an image's name that have its folder, or none.
+
+        If the image itself has no folder, return all.
+        """
+        folder = _get_folder(path)
+        if not folder:
+            return self.find_anywhere(path)
+        return [
+            entry
+            for stem in _list_stems(path[-1])
+            for place in (folder, "")
+            for entry in self._by_folder_and_stem.get((place, stem), [])
+        ]
+
+    def find_anywhere(self, path: tuple[str, ...]) -> list[_Entry]:
+        """Return all entries of an image's name, whatever their folder."""
+        stems = _list_stems(path[-1])
+        return [entry for stem in stems for entry in self._by_stem.get(stem, [])]
+
+
 class _NameIndex:
     """Names of images, found again in other spellings.
 
@@ -51,7 +87,7 @@ class _NameIndex:
             name = path[-1]
             self._paths.update(path[i:] for i in range(len(path)))
             self._names.add(name)
-            for stem in {name, name.rpartition(".")[0]} - {""}:
+            for stem in _list_stems(name):
                 self._stems[stem] += 1
 
     def score(self, cell: str) -> int:
@@ -191,7 +227,7 @@ def _match_files(
     """Return the label of each file, and the lines that are of none."""
     # A file may stand in the list several times, with one label.
     entry_by_path: dict[tuple[str, ...], _Entry] = {}
-    entries_by_stem: dict[str, list[_Entry]] = {}
+    listed = _ListedNames()
     for label in labels:
         path = _split_path(label.file)
         if not path:
@@ -199,7 +235,7 @@ def _match_files(
         if path not in entry_by_path:
             entry = _Entry(path, label)
             entry_by_path[path] = entry
-            entries_by_stem.setdefault(_get_stem(path[-1]), []).append(entry)
+            listed.add(entry)
         elif entry_by_path[path].label.label != label.label:
             first = entry_by_path[path].label
             raise UserError(
@@ -211,7 +247,7 @@ def _match_files(
     label_by_file: dict[str, str] = {}
     file_by_path: dict[tuple[str, ...], str] = {}
     for file in files:
-        entries = _find_entries(_split_path(file), entries_by_stem, index)
+        entries = _find_entries(_split_path(file), listed, index)
         # A name without folders may be that of several images.
         for entry in entries:
             other = file_by_path.setdefault(entry.path, file)
@@ -231,22 +267,17 @@ def _match_files(
 
 
 def _find_entries(
-    path: tuple[str, ...],
-    entries_by_stem: dict[str, list[_Entry]],
-    index: _NameIndex,
+    path: tuple[str, ...], listed: _ListedNames, index: _NameIndex
 ) -> list[_Entry]:
     """Return the entries whose name fits a file best."""
-    name = path[-1]
-    entries: list[_Entry] = []
-    for stem in {name, name.rpartition(".")[0]} - {""}:
-        entries.extend(entries_by_stem.get(stem, []))
-    if not entries:
-        return []
-    best = max(_rank(path, entry.path) for entry in entries)
+    entries = listed.find_in_folder(path)
+    best = max((_rank(path, entry.path) for entry in entries), default=None)
     # Another folder is another file, unless the name is that of one image alone.
-    is_same_folder = best[0]
-    if not is_same_folder and not index.is_unique(_get_stem(name)):
-        return []
+    if best is None or not best[0]:
+        if not index.is_unique(_get_stem(path[-1])):
+            return []
+        entries = listed.find_anywhere(path)
+        best = max((_rank(path, entry.path) for entry in entries), default=None)
     return [entry for entry in entries if _rank(path, entry.path) == best]
 
 
@@ -268,6 +299,16 @@ def _split_path(name: str) -> tuple[str, ...]:
         name = unicodedata.normalize("NFC", name)
     name = name.replace("\\", "/")
     return tuple(part for part in name.split("/") if part not in ("", "."))
+
+
+def _get_folder(path: tuple[str, ...]) -> str:
+    """Return the folder right around a file, "" for none."""
+    return path[-2] if len(path) > 1 else ""
+
+
+def _list_stems(name: str) -> set[str]:
+    """Return what a list may call a file: its name, with or without extension."""
+    return {name, name.rpartition(".")[0]} - {""}
 
 
 def _get_stem(name: str) -> str:

@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from ast import literal_eval
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,8 +64,9 @@ def read_class_names(classes: tuple[str, ...], url: str) -> tuple[str, ...]:
             f"{len(classes)} classes (first: {missing[0]}): add a line for each"
         )
     names = [name_by_class[key] for key in classes]
+    count_by_name = Counter(names)
     return tuple(
-        f"{name} ({key})" if names.count(name) > 1 else name
+        f"{name} ({key})" if count_by_name[name] > 1 else name
         for key, name in zip(classes, names, strict=True)
     )
 

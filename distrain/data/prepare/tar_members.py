@@ -26,12 +26,19 @@ from distrain.errors import UserError
 LABEL_EXTENSIONS = ("cls", "label", "class", "json")
 """Extensions of members that may be a label; their text is read during the walk."""
 _TAR_BLOCK_BYTES = 512
+# First bytes of archives that only have the name of a tar.
 _COMPRESSION_MAGIC = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
     b"\xfd7zXZ": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!": "rar",
 }
+# Members of incremental and multi-volume archives that hold no file: the names in a
+# folder, the label of a volume.
+_NO_FILE_TYPES = (b"D", b"V")
 # On a disk, where a read is a system call, a header is read by itself; on a remote
 # store, where it is a request, together with what follows.
 _LOCAL_READ_BYTES = 4 << 10
@@ -53,6 +60,23 @@ class TarMember(NamedTuple):
     num_bytes: int
     label_data: bytes = b""
     """Content of the file, if it may be a label."""
+
+
+class _TarInfo(tarfile.TarInfo):
+    """Header of a member, with the name that GNU tar means.
+
+    tarfile puts the prefix of a header before its name in every format. In GNU tar's
+    own format there is none: `tar --listed-incremental` writes times there.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_TarInfo":
+        """Read a header of 512 bytes."""
+        info = super().frombuf(buf, encoding, errors)
+        if buf[257:265] == tarfile.GNU_MAGIC and buf[345] != 0:
+            prefix = buf[345:500].partition(b"\0")[0].decode(encoding, errors)
+            info.name = info.name.removeprefix(f"{prefix}/")
+        return info
 
 
 class _BufferedRangeFile:
@@ -137,7 +161,7 @@ def iter_members(
 def _open_tar(file: _BufferedRangeFile, location: str) -> tarfile.TarFile:
     """Read the first header. Raises UserError if the file is not a plain tar."""
     try:
-        return tarfile.open(fileobj=file, mode="r:", errorlevel=2)  # type: ignore[call-overload, no-any-return]
+        return tarfile.open(fileobj=file, mode="r:", tarinfo=_TarInfo, errorlevel=2)  # type: ignore[call-overload, no-any-return]
     except _TAR_ERRORS as error:
         file.seek(0)
         first_bytes = file.read(6)
@@ -196,11 +220,11 @@ def _may_be_label(member: TarMember) -> bool:
 def _check_member(
     info: tarfile.TarInfo, archive_start: int
 ) -> TarMember | Reject | None:
-    """Return a member as a readable file, or why it is not one; None for a folder."""
+    """Return a member as a readable file, or why it is not one; None for no file."""
     # A name may be any bytes, and rejects are written as UTF-8.
     name = info.name.encode("utf-8", "backslashreplace").decode()
     path = PurePosixPath(info.name)
-    if info.isdir():
+    if info.isdir() or info.type in _NO_FILE_TYPES:
         return None
     if path.is_absolute() or ".." in path.parts:
         return Reject(name, "its name leads out of the archive")

@@ -3,7 +3,7 @@
 Apache, nginx, lighttpd, Python and others list a folder as a page of links.
 """
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from typing import Any
@@ -32,6 +32,33 @@ class WebStorage(FsspecStorage):
         # Names may hold what means something in a URL, and bytes that are no text.
         return super().resolve_path(quote(path, errors="surrogateescape"))
 
+    def read(self, path: str, start: int | None, end: int | None) -> bytes:
+        """Return bytes start to end of a file. Raises RefusedError if it sends all."""
+
+        async def check(response: Any) -> None:
+            is_whole = response.status == 200
+            if is_whole and not _is_within(response.content_length, start, end):
+                raise RefusedError(
+                    f"the server sends all of {self._describe(path)} where a part is "
+                    "asked for: use one that supports range requests, or download the "
+                    "file"
+                )
+
+        return self._fetch(path, self.resolve_path(path), check, start, end)
+
+    def _fetch(
+        self,
+        path: str,
+        url: str,
+        check: Callable[[Any], Awaitable[None]],
+        start: int | None = None,
+        end: int | None = None,
+    ) -> bytes:
+        """Return content at a URL, after a check of the response before its body."""
+        with self._translate_errors(path):
+            data = self._fs.cat_file(url, start=start, end=end, raise_for_status=check)
+            return bytes(data)
+
     def get_size(self, path: str) -> int:
         """Return the size of a file in bytes."""
         size = self._get_info(path)["size"]
@@ -58,9 +85,9 @@ class WebStorage(FsspecStorage):
         """List what the index page of a folder links to; empty if there is no page."""
         page_url = f"{self.resolve_path(path)}/"
         try:
+            page = self._fetch(path, page_url, _check_is_page)
+            entries = parse_index(page, page_url)
             with self._translate_errors(path):
-                page = self._fs.cat_file(page_url)
-                entries = parse_index(page, page_url)
                 # Links from the root of a server to which the request was redirected.
                 if not entries:
                     final_url = self._fs.info(page_url)["url"]
@@ -89,9 +116,14 @@ class WebStorage(FsspecStorage):
                         "not trusted: set SSL_CERT_FILE to a file of the authorities "
                         "to trust"
                     ) from None
-                # The client's own errors of connections are plain OSErrors.
-                if isinstance(cause, OSError) and cause is not error:
-                    raise ConnectionError(str(cause)) from None
+                # Of errors of connections, some are plain OSErrors, and some come as
+                # a missing file.
+                is_connection = isinstance(error, FileNotFoundError) or isinstance(
+                    cause, OSError
+                )
+                if cause is not error and is_connection:
+                    message = str(cause) or type(cause).__name__
+                    raise ConnectionError(message) from None
                 raise
 
     def _explain_status(self, status: int, path: str) -> OSError:
@@ -154,6 +186,19 @@ def parse_index(page: bytes, page_url: str) -> list[DirectoryEntry]:
             entry = DirectoryEntry(name, None, is_folder)
         entries.setdefault(name, entry)
     return list(entries.values())
+
+
+async def _check_is_page(response: Any) -> None:
+    """Raise FileNotFoundError for a file where an index page should be."""
+    # Some servers give the file at x.tar/ too, which may be large.
+    if response.status == 200 and "html" not in response.content_type:
+        raise FileNotFoundError
+
+
+def _is_within(num_bytes: int | None, start: int | None, end: int | None) -> bool:
+    """Return whether all bytes of a file lie within start and end."""
+    is_to_end = end is None or (num_bytes is not None and num_bytes <= end)
+    return not start and is_to_end
 
 
 def _decode(part: str) -> str:

@@ -8,6 +8,7 @@ import unicodedata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distrain.data.prepare import label_match
 from distrain.data.prepare.label_match import match_labels
 from distrain.errors import UserError
 
@@ -93,3 +94,24 @@ def test_a_list_of_files_and_numbers(numbers, gap, name):
     matched = match_labels(files, "".join(lines), "x.tar", "labels.txt")
     assert matched.value_by_file == dict(zip(files, numbers, strict=True))
     assert matched.notes == []
+
+
+def test_images_of_one_name_in_many_folders_are_not_compared_with_each_other(
+    monkeypatch,
+):
+    """Else a set of 1,000 classes with an image 1.jpg each takes hours."""
+    labels = {f"train/{c}/{i}.jpg": f"class {c}" for c in range(50) for i in range(3)}
+    rank = label_match._rank
+    ranked = []
+    monkeypatch.setattr(
+        label_match, "_rank", lambda *paths: ranked.append(paths) or rank(*paths)
+    )
+    for start, end in (("train/", ""), ("", ""), ("", ".jpg"), ("train/", ".jpg")):
+        lines = [
+            f"{file.removeprefix(start).removesuffix(end)},{label}\n"
+            for file, label in labels.items()
+        ]
+        ranked.clear()
+        matched = match_labels(list(labels), "".join(lines), "x.tar", "labels.csv")
+        assert matched.value_by_file == labels
+        assert len(ranked) == 2 * len(labels)

@@ -252,6 +252,10 @@ def test_an_archive_that_is_cut_damaged_or_compressed_is_said(tmp_path):
         open_source(str(path))
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         second = tar.getmembers()[1].offset
+        data_start = tar.getmembers()[1].offset_data
+    path.write_bytes(whole[: data_start + 1])
+    with pytest.raises(UserError, match="damaged .it ends inside .*download it again"):
+        open_source(str(path))
     damaged = bytearray(whole)
     damaged[second + 10] ^= (
         1  # its checksum is wrong now; tarfile itself would end here without a word
@@ -261,9 +265,10 @@ def test_an_archive_that_is_cut_damaged_or_compressed_is_said(tmp_path):
         UserError, match=f"is truncated or damaged .no header at byte {second}"
     ):
         open_source(str(path))
-    (tmp_path / "x.tar").write_bytes(b"\x1f\x8b" + bytes(600))
-    with pytest.raises(UserError, match=r"is compressed \(gzip\): unpack it"):
-        open_source(str(tmp_path / "x.tar"))
+    for magic, kind in ((b"\x1f\x8b", "gzip"), (b"PK\3\4", "zip"), (b"Rar!", "rar")):
+        (tmp_path / "x.tar").write_bytes(magic + bytes(600))
+        with pytest.raises(UserError, match=rf"is compressed \({kind}\): unpack it"):
+            open_source(str(tmp_path / "x.tar"))
     (tmp_path / "y.tar").write_bytes(b"hello" * 300)
     with pytest.raises(UserError, match="is not a tar archive"):
         open_source(str(tmp_path / "y.tar"))

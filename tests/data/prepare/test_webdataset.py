@@ -212,6 +212,21 @@ def test_an_archive_by_tar_itself_of_a_folder(tmp_path):
     assert sorted(row[1] for row in found(source)) == [b"p", b"q"]
 
 
+def test_a_backup_by_tar_has_the_names_of_its_files(tmp_path):
+    """GNU tar writes times where other formats have the first part of a name."""
+    for name in ("cat/1.jpg", "dog/1.jpg"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True)
+        (tmp_path / "data" / name).write_bytes(b"x")
+    command = ["tar", "--format=gnu", "-C", tmp_path / "data", "--label=all"]
+    for more in ([], [f"--listed-incremental={tmp_path / 'list'}"]):
+        path = tmp_path / "x.tar"
+        subprocess.run([*command, *more, "-cf", path, "."], check=True)
+        source = open_source(str(path)).source
+        assert source.classes == ("cat", "dog")
+        assert [row[0] for row in found(source)] == ["./cat/1.jpg", "./dog/1.jpg"]
+        assert source.rejects == []
+
+
 def test_links_say_how_to_archive_again(tmp_path):
     for name, data in PARTS:
         (tmp_path / name).write_bytes(data)

@@ -154,3 +154,15 @@ def test_a_refused_listing_by_botocore_is_an_error(bucket):
     bucket.refuse = refuse
     with pytest.raises(OSError, match="AccessDenied"):
         Store("s3://b/p/a").list_names()
+
+
+def test_odd_keys_of_a_public_bucket_by_its_other_variables(bucket, clean_aws):
+    """The listing of odd keys by botocore heeds what obstore does."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        clean_aws.delenv(name)
+    clean_aws.setenv("AWS_ENDPOINT", bucket.url)
+    clean_aws.setenv("AWS_ALLOW_HTTP", "true")
+    clean_aws.setenv("AWS_SKIP_SIGNATURE", "true")
+    bucket.objects = {"p/a//x.jpg": b"", "p/a/y.jpg": b"", "p/a/": b""}
+    assert sorted(Store("s3://b/p/a").list_names()) == ["/", "y.jpg"]
+    assert {request.access_key for request in bucket.requests} == {""}

@@ -1,10 +1,9 @@
 """Folders on web servers, listed by the pages that such servers make."""
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, unquote, urlsplit
 
 import pytest
+from small_server import SmallHandler, SmallServer, serve
 
 from distrain.data.prepare.open import _find_files_in_folder, open_source
 from distrain.data.storage import retry as retry_module
@@ -69,31 +68,33 @@ NAMES = [
 ]
 
 
-class WebServer(ThreadingHTTPServer):
+GONE = -1
+"""Status of a server that closes the connection without an answer."""
+
+
+class WebServer(SmallServer):
     """Files by path, folders by an index page, and answers that a test sets."""
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.files = {}
         self.template, self.row = SERVERS["python"]
         self.requests = []
         self.status = lambda method, path: None
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.moved = {}
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def log_message(self, *_):
-        pass
-
+class _Handler(SmallHandler):
     def handle_request(self):
         server, path = self.server, unquote(urlsplit(self.path).path)
         server.requests.append((self.command, self.path))
         status = server.status(self.command, path)
-        if status is not None:
+        if status == GONE:
+            self.close_connection = True
+        elif status is not None:
             self.answer(status, b"")
+        elif path in server.moved:
+            self.answer(302, b"", [("Location", server.moved[path])])
         elif path in server.files:
             self.answer(200, server.files[path])
         elif not path.endswith("/") and any(
@@ -117,25 +118,11 @@ class _Handler(BaseHTTPRequestHandler):
         rows = "".join(row.format(quote(n).replace("'", "&#39;"), n) for n in names)
         return self.server.template.replace("ROWS", rows).encode()
 
-    def answer(self, status, body, headers=()):
-        self.send_response(status)
-        for name, value in headers:
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
 
 @pytest.fixture
 def web(clean_aws):
-    server = WebServer()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serve(WebServer()) as server:
+        yield server
 
 
 @pytest.mark.parametrize("kind", SERVERS)
@@ -189,8 +176,40 @@ def test_links_to_elsewhere_are_no_entries():
 def test_a_folder_that_is_moved(web):
     web.template, web.row = SERVERS["whole paths"]
     web.files = {"/there/photos/a/1.jpg": b"x"}
-    moved = Store(f"{web.url}/there/photos")
-    assert moved.list_names() == ["a"]
+    web.moved = {"/photos/": "/there/photos/"}
+    assert Store(f"{web.url}/photos").list_names() == ["a"]
+
+
+def test_a_name_of_bytes_that_are_no_text(web):
+    web.status = lambda _, path: 403 if path == "/p/\ufffd.jpg" else None
+    with pytest.raises(RefusedError, match="HTTP 403"):
+        Store(f"{web.url}/p").read("\udcff.jpg")
+    assert web.requests == [("GET", "/p/%FF.jpg")]
+
+
+def test_a_server_that_asks_for_a_password(web):
+    web.status = lambda *_: 401
+    with pytest.raises(RefusedError, match="the server asks for a password for http"):
+        Store(f"{web.url}/p").read("x")
+
+
+def test_a_server_that_is_not_trusted(web, monkeypatch):
+    store = Store(f"{web.url}/p")
+
+    def fail(*_, **__):
+        raise OSError("[SSL: CERTIFICATE_VERIFY_FAILED] unable to get local issuer")
+
+    monkeypatch.setattr(store.backend._fs, "cat_file", fail)
+    message = r"the certificate of 127\.0\.0\.1:\d+ is not trusted: set SSL_CERT_FILE"
+    with pytest.raises(RefusedError, match=message):
+        store.read("x")
+
+
+def test_a_server_that_does_not_say_a_size(web, monkeypatch):
+    store = Store(f"{web.url}/p")
+    monkeypatch.setattr(store.backend._fs, "info", lambda _: {"size": None})
+    with pytest.raises(RefusedError, match="does not say the size of .*/p/x: use one"):
+        store.get_size("x")
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 405, 407, 451, 501])
@@ -260,22 +279,46 @@ def test_a_server_that_is_away_may_come_back(clean_aws):
         assert is_transient(failed.value)
 
 
+def test_a_server_that_goes_away_has_the_file_all_the_same(web):
+    web.files = {"/p/x": b"x"}
+    web.status = lambda *_: GONE
+    store = Store(f"{web.url}/p")
+    for act in (store.read, store.get_size, store.exists, store.list_names):
+        with pytest.raises(OSError, match="disconnected") as failed:
+            act("x")
+        assert is_transient(failed.value)
+
+
+def test_a_server_that_sends_all_for_a_part(web):
+    """As `python -m http.server` does: the part would begin at a wrong byte."""
+    web.files = {"/p/x.tar": b"12345"}
+    store = Store(f"{web.url}/p")
+    for start, end in ((0, 5), (0, 99), (None, 5), (0, None)):
+        assert store.read("x.tar", start, end) == b"12345"
+    for start, end in ((0, 4), (1, 5), (2, None)):
+        with pytest.raises(RefusedError, match=r"/p/x\.tar where a part is asked for"):
+            store.read("x.tar", start, end, retry_seconds=60)
+
+
+def test_a_file_is_not_read_for_an_index_page(web):
+    """Some servers give x.zip at x.zip/ too."""
+    web.files = {"/p/x.zip/": b"<a href=a.jpg>"}
+    store = Store(f"{web.url}/p")
+    assert store.list_names("x.zip") == []
+    assert not store.is_folder("x.zip")
+
+
 # --- proxies
 
 
 @pytest.fixture
 def proxy(web, clean_aws):
     """A proxy that answers all itself, and the environment that names it."""
-    server = WebServer()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    server.files = {"/p/x": b"by way of the proxy"}
-    for name in ("HTTP_PROXY", "http_proxy"):
-        clean_aws.setenv(name, server.url)
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serve(WebServer()) as server:
+        server.files = {"/p/x": b"by way of the proxy"}
+        for name in ("HTTP_PROXY", "http_proxy"):
+            clean_aws.setenv(name, server.url)
+        yield server
 
 
 def test_a_proxy_is_for_other_hosts_alone(web, proxy, clean_aws):
