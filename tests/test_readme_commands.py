@@ -292,6 +292,7 @@ def test_benchmarks_take_these_arguments(parse):
     parse(shown("python tests/bench/duplicates.py near"))
     parse(shown("python tests/bench/duplicates.py near --images 1000"))
     parse(shown("python tests/bench/duplicates.py search"))
+    parse(shown("python tests/bench/structure_fuzz.py"))
 
 
 @pytest.fixture

@@ -235,9 +235,11 @@ def read_tables(case: Table, options: dict[str, Any]) -> Reading | Refusal:
         for image, label in zip(images, labels, strict=True):
             rows.append((path.name, _read_image(image), _read_label(label)))
 
-    # Files of labels or images of two kinds are no set, even if one has no rows.
-    kinds = {_get_kind(file.label_type) for file in case.files}
-    storages = {_get_storage(file.image_type) for file in case.files}
+    # Files of labels or images of two kinds are no set. One without rows may have any
+    # columns, beside others.
+    files = [file for file in case.files if file.rows] or case.files
+    kinds = {_get_kind(file.label_type) for file in files}
+    storages = {_get_storage(file.image_type) for file in files}
     if len(kinds) > 1 or len(storages) > 1:
         return Refusal(["1.parquet", "2.parquet"])
     known = {label for *_, label in rows if label is not None}
