@@ -285,6 +285,7 @@ def summarize_error(error: BaseException) -> str:
     first_line = next((line for line in lines if line), type(error).__name__)
     # The body of an answer, which may be long, says in its code what it is about.
     summary = re.split(r":\s*<|: \{", first_line, maxsplit=1)[0]
+    summary = re.sub(r"(https?://)[^\s/?@]+@", r"\1", summary)
     summary = re.sub(r"(https?://[^\s?]+)\?\S*", r"\1", summary)
     if answer.code:
         summary = f"{summary}: {answer.code}"

@@ -6,6 +6,7 @@ from bucket_server import Answer
 from distrain.data.storage import retry as retry_module
 from distrain.data.storage.retry import RefusedError, is_transient
 from distrain.data.storage.store import Store
+from distrain.data.storage.store_errors import summarize_error
 
 REGION_XML = "<Region>eu-west-1</Region>"
 REGION_HEADER = (("x-amz-bucket-region", "eu-west-1"),)
@@ -211,3 +212,23 @@ def test_a_certificate_that_is_not_trusted_names_the_variable():
     assert "minio:9000 is not trusted (UnknownIssuer): set SSL_CERT_FILE" in str(
         refused
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "summary"),
+    [
+        (
+            OSError("GET https://s3.x/a.tar?X-Amz-Signature=5ec failed"),
+            "GET https://s3.x/a.tar failed",
+        ),
+        (
+            OSError("error sending request for url (https://me:5ec@x/a?sig=5ec)"),
+            "error sending request for url (https://x/a",
+        ),
+        (OSError("\nfirst line\nsecond"), "first line"),
+        (OSError(), "OSError"),
+        (OSError("x" * 5000), "x" * 300),
+    ],
+)
+def test_a_summary_is_one_line_without_what_may_be_secret(error, summary):
+    assert summarize_error(error) == summary
