@@ -139,7 +139,12 @@ def test_a_head_that_does_not_answer_is_given_up(console, monkeypatch, address, 
         RunError, match=f"Ray's head{place} did not answer within 1 s, so nothing"
     ):
         drain.drain(1, console=console)
+    # The thread has changed Ray's settings, and restores them as it ends: before another
+    # one changes them, or they would stay changed.
     answer.set()
+    for thread in threading.enumerate():
+        if thread.name == "distrain-connect":
+            thread.join()
 
 
 @pytest.mark.parametrize(
