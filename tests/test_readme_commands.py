@@ -289,6 +289,7 @@ def test_benchmarks_take_these_arguments(parse):
     parse(shown("python tests/bench/fuzz.py"))
     parse(shown("python tests/bench/metrics.py"))
     parse(shown("python tests/bench/peers.py"))
+    parse(shown("python tests/bench/duplicates.py cost OTHER"))
     parse(shown("python tests/bench/duplicates.py near"))
     parse(shown("python tests/bench/duplicates.py near --images 1000"))
     parse(shown("python tests/bench/duplicates.py search"))
