@@ -73,7 +73,7 @@ _STAND_INS = [
         _DOWNLOAD,
         {
             "an HTML page": rb"(?i)(\xef\xbb\xbf)?\s*(<!--.{0,900}-->\s*)?"
-            rb"<(!doctype\s+html|html|head|body|title)\b",
+            rb"<(!doctype\s+html|html|head|body|title|meta|script|style|div|h1|p)\b",
             "an XML document": rb"(?i)(\xef\xbb\xbf)?\s*<(\?xml|error)\b",
             "a JSON document": rb"(?i)(\xef\xbb\xbf)?\s*[{\[]\s*[\"{\[\]}]",
         },

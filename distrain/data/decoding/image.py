@@ -187,12 +187,10 @@ def open_rgb(data: bytes, pixel_limit: int, reading: int = READING) -> Image.Ima
     except UnidentifiedImageError:
         name = name_unread_file(data) or name_damaged_image(data)
         raise BadImageError(name or "the image format is not recognized") from None
-    except OSError as error:
-        # libjpeg and others report a lack of memory as an error of the file.
-        if "out of memory" in str(error):
-            raise MemoryError from error
-        raise BadImageError(f"{type(error).__name__}: {error}") from None
     except Exception as error:
+        # Codecs report a lack of memory as an error of the file.
+        if "out of memory" in str(error).lower():
+            raise MemoryError from error
         # PIL's plugins raise almost any exception on damaged bytes.
         name = name_unread_file(data)
         raise BadImageError(name or f"{type(error).__name__}: {error}") from None

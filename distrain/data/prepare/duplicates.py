@@ -242,7 +242,8 @@ def _find_conflicts(equal: EqualImages, samples: Sequence[NamedSample]) -> Match
     group_ends = np.cumsum(np.bincount(equal.groups))
     start = 0
     for end in group_ends.tolist():
-        known = [sample for sample in samples[start:end] if sample.class_name]
+        members = samples[start:end]
+        known = [sample for sample in members if sample.class_name is not None]
         start = end
         others = [other for other in known if other.class_name != known[0].class_name]
         num_images += len(others)

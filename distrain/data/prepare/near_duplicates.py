@@ -1,19 +1,22 @@
 """Find images that look alike, by a perceptual hash: every image is read and decoded.
 
 Two images look alike if at most 3 of the 64 bits of their hashes differ. The hash is
-`phash` of the library ImageHash, of the stored images.
+`phash` of the library ImageHash, of the stored images. Plain images, such as those of
+one color, all have nearly the same hash and are left out.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distrain.data.decoding.bad_image import BadImageError
 from distrain.data.decoding.image import open_rgb
+from distrain.data.prepare.decode_memory import count_decoding_threads
 from distrain.data.prepare.duplicates import (
     MAX_EXAMPLES,
     DuplicateReport,
@@ -26,7 +29,6 @@ from distrain.data.prepare.duplicates import (
 from distrain.data.prepare.sample_names import name_samples
 from distrain.data.prepare.source import RETRY_SECONDS
 from distrain.data.shards.dataset import Dataset, Row, open_shard_store
-from distrain.distributed.process import count_available_cores
 from distrain.errors import UserError
 
 _MAX_DISTANCE = 3
@@ -36,6 +38,16 @@ _BAND_BITS = 16
 # Above the default limit of pack and index: what they accepted must decode here.
 _MAX_PIXELS = 1 << 28
 _MEMORY_BYTES = 64 << 20
+
+
+class _HashedImages(NamedTuple):
+    """Images of a data set with their perceptual hashes."""
+
+    ids: NDArray[np.int64]
+    """Sample ids, ascending."""
+    hashes: NDArray[np.uint64]
+    notes: list[str]
+    """A sentence on the images that are left out, if there are any."""
 
 
 def load_perceptual_hash() -> Callable[[Any], Any]:
@@ -65,28 +77,28 @@ def add_near_duplicates(
         AttemptError: images cannot be read.
     """
     # Hash one image of each group of equal ones of a data set.
-    own_ids, own_hashes = _hash_dataset(dataset)
-    near = find_near_matches(own_hashes)
+    own = _hash_dataset(dataset)
+    near = find_near_matches(own.hashes)
     report = report._replace(
-        near_copies=_describe_pairs(near, (dataset, own_ids), (dataset, own_ids))
+        near_copies=_describe_pairs(near, (dataset, own.ids), (dataset, own.ids)),
+        notes=[*report.notes, *own.notes],
     )
     if other is None:
         return report
 
     # Images that are in the other data set are leaks already.
-    other_ids, other_hashes = _hash_dataset(other)
-    is_new = ~np.isin(own_ids, _find_leaked_ids(dataset, other))
-    new_ids = own_ids[is_new]
-    near = find_near_matches(own_hashes[is_new], other_hashes)
+    others = _hash_dataset(other)
+    is_new = ~np.isin(own.ids, _find_leaked_ids(dataset, other))
+    new_ids = own.ids[is_new]
+    near = find_near_matches(own.hashes[is_new], others.hashes)
     return report._replace(
-        near_leaks=_describe_pairs(near, (dataset, new_ids), (other, other_ids))
+        near_leaks=_describe_pairs(near, (dataset, new_ids), (other, others.ids)),
+        notes=[*report.notes, *others.notes],
     )
 
 
-def _hash_dataset(
-    dataset: HashedSet,
-) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """Return ids and hashes of the images, without those that equal an earlier one."""
+def _hash_dataset(dataset: HashedSet) -> _HashedImages:
+    """Hash the images, without those that equal an earlier one."""
     hash_row = partial(_hash_row, load_perceptual_hash(), dataset.manifest.reading)
     manifest = dataset.manifest
     is_kept = np.ones(manifest.num_rows, bool)
@@ -105,15 +117,28 @@ def _hash_dataset(
     hashes = list[int | None]()
     ids = np.flatnonzero(is_kept)
     group_ends = np.cumsum(manifest.rows_per_group)
-    with ThreadPoolExecutor(count_available_cores()) as pool:
-        # One row group at a time: only the hashes are kept.
-        for group_ids in np.split(ids, np.searchsorted(ids, group_ends[:-1])):
-            hashes.extend(pool.map(hash_row, reader.read_rows(group_ids)))
+    # One row group at a time, in as many threads as memory allows: only the hashes are
+    # kept.
+    for group_ids in np.split(ids, np.searchsorted(ids, group_ends[:-1])):
+        rows = reader.read_rows(group_ids)
+        max_pixels = max((math.prod(row.image_size) for row in rows), default=0)
+        with ThreadPoolExecutor(count_decoding_threads(max_pixels)) as pool:
+            hashes.extend(pool.map(hash_row, rows))
 
-    # Images that do not decode have no hash.
+    # Images that do not decode have no hash. That of a plain image is nearly zero, so
+    # that all of them would look alike.
     decoded = [i for i, value in enumerate(hashes) if value is not None]
-    values = [value for value in hashes if value is not None]
-    return ids[decoded], np.array(values, np.uint64)
+    values = np.array([value for value in hashes if value is not None], np.uint64)
+    is_plain = np.bitwise_count(values) <= _MAX_DISTANCE
+    num_plain = int(np.count_nonzero(is_plain))
+    notes = []
+    if num_plain:
+        images = "plain image" if num_plain == 1 else "plain images"
+        notes.append(
+            f"{num_plain:,} {images} of {dataset.url}, such as of one color, not "
+            "compared by looks: their perceptual hashes are all alike"
+        )
+    return _HashedImages(ids[decoded][~is_plain], values[~is_plain], notes)
 
 
 def _hash_row(

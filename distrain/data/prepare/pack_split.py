@@ -215,6 +215,11 @@ def _check_sides(sides: RowSides, train: _Side, val: _Side, fraction: float) -> 
             f"none of the {len(is_image):,} images in {url} could be decoded: "
             "distrain pack without val lists the reasons"
         )
+    if int(np.count_nonzero(sides.follows)) == num_images - 1:
+        raise UserError(
+            f"{url} has a single image and {num_images - 1:,} copies of it, and equal "
+            "images are never divided: add other images, or pack without val"
+        )
     name = "training" if num_val else "validation"
     change = "smaller" if num_val else "larger"
     raise UserError(

@@ -56,6 +56,9 @@ NAMED = [
         b"\n<!DOCTYPE html><html><svg></svg>",
         "an HTML page, not an image: download it again",
     ),
+    (b"<p>Not found</p>", "an HTML page, not an image: download it again"),
+    (b"<meta charset=utf-8>", "an HTML page, not an image: download it again"),
+    (b"<pre>text</pre>", "the image format is not recognized"),
     (b"\xef\xbb\xbf<HTML>", "an HTML page, not an image: download it again"),
     (
         b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distrain.data.decoding import image as image_module
 from distrain.data.decoding.bad_image import BadImageError
 from distrain.data.decoding.image import (
     decode_rgb,
@@ -68,6 +69,23 @@ def test_a_cut_file_is_bad_whatever_the_window():
     cut = file()[: len(file()) // 2]
     with pytest.raises(BadImageError, match="truncated"):
         sanitize_file(cut, LIMIT)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        # Of Pillow's own decoders, and of AVIF's.
+        OSError("out of memory error when reading image file"),
+        RuntimeError("Pixel allocation failed: Out of memory"),
+    ],
+)
+def test_a_lack_of_memory_is_not_the_files_fault(error, monkeypatch):
+    def turn(image):
+        raise error
+
+    monkeypatch.setattr(image_module, "turn_upright", turn)
+    with pytest.raises(MemoryError):
+        decode_rgb(bytes(file()), LIMIT)
 
 
 @pytest.mark.parametrize("side", [2000, 20000])

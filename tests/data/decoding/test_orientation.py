@@ -17,7 +17,7 @@ from exif import (
     orientation,
     with_segments,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from photos import encoded, picture
 from PIL import Image
@@ -224,6 +224,7 @@ SEGMENTS = st.builds(
 
 @settings(max_examples=120)
 @given(st.lists(SEGMENTS, max_size=2))
+@example([orientation(6), orientation(3)])
 def test_the_quick_parser_agrees_with_pil_or_leaves_it_to_it(segments):
     data = with_segments(FLAT, *segments)
     header = parse_jpeg_header(np.frombuffer(data, np.uint8))

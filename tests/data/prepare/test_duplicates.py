@@ -21,6 +21,7 @@ from distrain.data.prepare.duplicates import (
     find_duplicates,
     find_equal_images,
 )
+from distrain.data.prepare.sample_names import NamedSample
 from distrain.data.shards.manifest import MANIFEST_FILE
 
 
@@ -203,6 +204,14 @@ def test_groups_are_those_of_a_plain_search(sets):
     assert sorted(found.values()) == sorted(
         ids for ids in expected.values() if len(ids) > 1
     )
+
+
+def test_a_class_without_letters_is_a_class():
+    """Tables may have a class whose name is the empty text."""
+    equal = find_equal_images([np.ones((3, 2), np.uint64)])
+    samples = [NamedSample("x", ""), NamedSample("y", None), NamedSample("z", "cat")]
+    found = duplicates._find_conflicts(equal, samples)
+    assert found == (1, ["z (cat) = x ()"])
 
 
 def test_three_examples_are_enough(tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -124,6 +125,48 @@ def test_images_that_look_alike_are_found_and_equal_ones_left_out(packed):
         "a/6.jpg ~ b/small.png",
         "b/small.png ~ a/6.jpg",
     ]
+
+
+def test_plain_images_are_not_compared(tmp_path):
+    """Their hashes say nothing: black, white and red would look alike."""
+    plain = [0, 255, (255, 0, 0)]
+    files = {
+        f"a/{i}.png": encoded(np.full((20, 30, 3), color, np.uint8), "PNG")
+        for i, color in enumerate(plain)
+    }
+    files["b/0.jpg"] = encoded(picture(0, 120, 160), quality=95)
+    files["b/1.jpg"] = encoded(picture(0, 120, 160), quality=50)
+    source = write(tmp_path / "photos", files)
+    pack(source, tmp_path / "set", geometry="keep", processes=1)
+    dataset = opened(tmp_path / "set")
+    report = add_near_duplicates(find_duplicates(dataset), dataset)
+    assert report.near_copies is not None
+    assert sorted(report.near_copies.examples) == [
+        "b/0.jpg ~ b/1.jpg",
+        "b/1.jpg ~ b/0.jpg",
+    ]
+    (note,) = report.notes
+    assert note.startswith(f"3 plain images of {dataset.url}, such as of one color, ")
+
+    other = opened(shutil.copytree(tmp_path / "set", tmp_path / "other"))
+    report = add_near_duplicates(find_duplicates(dataset, other), dataset, other)
+    assert report.near_leaks == (0, [])
+    assert [note.partition(",")[0] for note in report.notes] == [
+        f"3 plain images of {url}" for url in (dataset.url, other.url)
+    ]
+
+
+def test_no_more_images_are_decoded_at_a_time_than_fit_into_memory(packed, monkeypatch):
+    sizes = []
+
+    def count_threads(max_pixels):
+        sizes.append(max_pixels)
+        return 1
+
+    monkeypatch.setattr(near_duplicates, "count_decoding_threads", count_threads)
+    val = opened(packed / "val")
+    add_near_duplicates(find_duplicates(val), val)
+    assert sizes == [64 * 85]
 
 
 def test_sets_without_hashes_have_near_duplicates_too(packed):

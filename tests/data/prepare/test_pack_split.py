@@ -282,6 +282,16 @@ def test_one_that_is_killed_goes_on_and_makes_the_same_bytes(
     assert files_in(target) == wanted
 
 
+@pytest.mark.parametrize("val", [0.05, 0.95])
+def test_copies_of_one_image_cannot_be_divided(tmp_path, val):
+    """No fraction would help."""
+    copies = [Labeled(i % 3, f"{i}.JPEG", images(1)[0].data) for i in range(4)]
+    url = SHAPES["folder"](tmp_path, copies)
+    with pytest.raises(UserError, match="has a single image and 3 copies of it, and "):
+        pack(url, tmp_path / "dst", val=val)
+    assert files_in(tmp_path / "dst") == {}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
