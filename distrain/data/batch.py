@@ -1,6 +1,6 @@
 """Micro-batches: which samples a rank asks for, and what the loader delivers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distrain.data.decoding.augment import CENTER_WINDOW, EvalWindow
 from distrain.data.decoding.decoder import DecodeInput, DecodePlan, normalize_images
 from distrain.data.order import Cursor, SampleOrder
 
@@ -24,6 +25,8 @@ class BatchRequest(NamedTuple):
     """Sample ids, shape (b,)."""
     num_padding: int
     """Samples at the end that only fill up the shape, and get weight 0."""
+    window: EvalWindow = CENTER_WINDOW
+    """Window of an evaluation; training draws its windows."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +147,16 @@ def iter_training_requests(
 
 
 def iter_evaluation_requests(
-    num_rows: int, batch_size: int, rank: int, world_size: int
+    num_rows: int,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    windows: Sequence[EvalWindow] = (CENTER_WINDOW,),
 ) -> Iterator[BatchRequest]:
     """Yield every `world_size`-th chunk of `batch_size` consecutive sample ids.
 
     The chunks do not depend on the number of ranks. The last one is padded to the same
-    shape.
+    shape. A chunk is yielded once per window.
     """
     chunks = enumerate(range(0, num_rows, batch_size))
     for chunk, start in islice(chunks, rank, None, world_size):
@@ -157,4 +164,6 @@ def iter_evaluation_requests(
         num_padding = max(0, start + batch_size - num_rows)
         # Pad with the chunk's first sample, which is read anyway.
         sample_ids[batch_size - num_padding :] = start
-        yield BatchRequest(Cursor(0, chunk), 0, sample_ids, num_padding)
+        cursor = Cursor(0, chunk)
+        for window in windows:
+            yield BatchRequest(cursor, 0, sample_ids, num_padding, window)

@@ -1,5 +1,7 @@
 """Builder of the decoder's input: reads and checks images, draws augmentation."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ from distrain.data.config import Augment, DataConfig
 from distrain.data.decoding.augment import (
     AugmentParams,
     draw_augment_params,
-    make_center_params,
+    make_eval_params,
 )
 from distrain.data.decoding.bad_image import BadImageError
 from distrain.data.decoding.decoder import DecodeInput, DecodePlan
@@ -24,13 +26,23 @@ from distrain.data.shards.stats import ColorStatistics
 from distrain.errors import AttemptError
 
 
+class Normalization(NamedTuple):
+    """What is subtracted from each channel of the pixels, and what divides it.
+
+    Both have shape (3,), RGB in units of 0 to 255.
+    """
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+
+
 class BatchBuilder:
     """Builds the decoder's input, one micro-batch at a time."""
 
     def __init__(
         self,
         dataset: Dataset,
-        statistics: ColorStatistics,
+        statistics: ColorStatistics | Normalization,
         *,
         data: DataConfig,
         augment: Augment,
@@ -42,7 +54,8 @@ class BatchBuilder:
 
         Args:
             dataset: where the samples are; bad samples are looked up and added there.
-            statistics: for normalization and colors; always the training set's.
+            statistics: for normalization and colors; always the training set's. Without
+                augmentation, the normalization is enough.
             data: how samples are read and decoded.
             augment: how samples are augmented.
             seed: seed of the draws, 32 bits.
@@ -55,17 +68,22 @@ class BatchBuilder:
         self._augment_config = augment
         self._seed = seed
         self._use_augmentation = use_augmentation
+        if isinstance(statistics, ColorStatistics):
+            normalization = get_normalization(statistics, augment)
+            self._color_axes = statistics.compute_principal_axes(augment.colour_unit)
+        else:
+            assert not use_augmentation, "a color shift takes the colors' axes"
+            normalization = statistics
         self.plan = _make_decode_plan(
             dataset.manifest,
-            statistics,
+            normalization,
             data,
             augment,
             batch_size=batch_size,
             use_augmentation=use_augmentation,
         )
         """Plan of what the decoder does with the images."""
-        self._channel_mean, _ = get_normalization(statistics, augment)
-        self._color_axes = statistics.compute_principal_axes(augment.colour_unit)
+        self._channel_mean = normalization.mean
         blank = np.zeros((augment.crop, augment.crop, 3), np.uint8)
         self.placeholder = blank if self.plan.is_raw else encode_ppm(blank)
         """Blank image that takes the place of bad samples and of padding."""
@@ -110,7 +128,7 @@ class BatchBuilder:
         self, request: BatchRequest, image_sizes: NDArray[np.int64]
     ) -> AugmentParams:
         if not self._use_augmentation:
-            return make_center_params(image_sizes, self._augment_config)
+            return make_eval_params(image_sizes, self._augment_config, request.window)
         return draw_augment_params(
             self._seed,
             request.cursor,
@@ -162,20 +180,16 @@ class BatchBuilder:
         return file.data, image_size
 
 
-def get_normalization(
-    statistics: ColorStatistics, augment: Augment
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return what is subtracted from each channel of the pixels, and what divides it.
-
-    Both have shape (3,), RGB in units of 0 to 255.
-    """
+def get_normalization(statistics: ColorStatistics, augment: Augment) -> Normalization:
+    """Return the normalization of images of a training set with these statistics."""
     std = statistics.std if augment.scale is None else np.full(3, augment.scale)
-    return statistics.mean.astype(np.float32), std.astype(np.float32)
+    mean = statistics.mean
+    return Normalization(mean.astype(np.float32), std.astype(np.float32))
 
 
 def _make_decode_plan(
     manifest: Manifest,
-    statistics: ColorStatistics,
+    normalization: Normalization,
     data: DataConfig,
     augment: Augment,
     *,
@@ -189,7 +203,6 @@ def _make_decode_plan(
     )
     draws_resized = use_augmentation and augment.window == "random_resized"
 
-    _, std = get_normalization(statistics, augment)
     return DecodePlan(
         batch_size=batch_size,
         crop_size=augment.crop,
@@ -197,5 +210,5 @@ def _make_decode_plan(
         resize=not is_stored_at_size or draws_resized,
         decode_full_image=not manifest.verified,
         normalize=data.normalise == "loader",
-        std=std,
+        std=normalization.std,
     )

@@ -10,7 +10,7 @@ from contextlib import suppress
 import torch
 
 from distrain.data.batch import BatchRequest, MicroBatch, PendingBatch
-from distrain.data.batch_builder import BatchBuilder
+from distrain.data.batch_builder import BatchBuilder, Normalization
 from distrain.data.config import Augment, DataConfig
 from distrain.data.decoding.dali import DaliDecoder
 from distrain.data.decoding.decoder import DecodeError, DecodeInput, Decoder
@@ -35,7 +35,7 @@ class Loader:
     def __init__(
         self,
         dataset: Dataset,
-        statistics: ColorStatistics,
+        statistics: ColorStatistics | Normalization,
         requests: Iterable[BatchRequest],
         *,
         data: DataConfig,
@@ -51,7 +51,8 @@ class Loader:
 
         Args:
             dataset: where the samples are; bad samples are looked up and added there.
-            statistics: for normalization and colors; always the training set's.
+            statistics: for normalization and colors; always the training set's. Without
+                augmentation, the normalization is enough.
             requests: the micro-batches to load.
             data: how samples are read and decoded.
             augment: how samples are augmented.
@@ -60,8 +61,8 @@ class Loader:
                 name for what crashed the decoder.
             batch_size: samples per request.
             device: where the images go.
-            use_augmentation: random crop, horizontal flip and color jitter; otherwise a
-                center crop.
+            use_augmentation: random crop, horizontal flip and color jitter; otherwise
+                the window of the request.
             num_cores: CPU cores of this rank, None: all of this process; they set the
                 number of decoding threads unless `data` does.
 

@@ -72,10 +72,6 @@ def autocast(config: Config, device: torch.device) -> torch.autocast:
 def count_correct(logits: Tensor, labels: Tensor, weights: Tensor, k: int) -> Tensor:
     """Count the valid samples with their label among the k highest logits.
 
-    A tie goes to the lower class, and a logit that is NaN counts as higher than the
-    label's. So the count is the same on every device, which torch.topk would not
-    promise.
-
     Args:
         logits: (n, classes).
         labels: int64 of shape (n,).
@@ -85,11 +81,28 @@ def count_correct(logits: Tensor, labels: Tensor, weights: Tensor, k: int) -> Te
     Returns:
         int64 scalar.
     """
+    is_correct = rank_labels(logits, labels) < k
+    return (is_correct & (weights > 0)).sum()
+
+
+def rank_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """Count the classes that rank above each sample's label: 0 if it is the highest.
+
+    A tie goes to the lower class, and a logit that is NaN counts as higher than the
+    label's. So the rank is the same on every device, which torch.topk would not
+    promise.
+
+    Args:
+        logits: (n, classes), or anything that is the higher the likelier the class.
+        labels: int64 of shape (n,).
+
+    Returns:
+        int64 of shape (n,).
+    """
     label_logits = logits.gather(1, labels[:, None])
     classes = torch.arange(logits.shape[1], device=labels.device)
     # (n, classes): True where the class ranks below the label, or is the label. NaN
     # compares as false, so it never ranks below.
     is_tie_lost = (logits == label_logits) & (classes >= labels[:, None])
     is_not_above = (logits < label_logits) | is_tie_lost
-    is_correct = (~is_not_above).sum(1) < k
-    return (is_correct & (weights > 0)).sum()
+    return (~is_not_above).sum(1)

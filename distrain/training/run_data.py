@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from distrain import __version__
 from distrain.config import Config
 from distrain.data.batch import BatchRequest
-from distrain.data.batch_builder import get_normalization
+from distrain.data.batch_builder import Normalization, get_normalization
 from distrain.data.config import Augment, DataConfig
 from distrain.data.loader import Loader
 from distrain.data.order import IntArray, SampleOrder
@@ -325,7 +325,7 @@ def open_loader(
     config: Config,
     world: World,
     dataset: Dataset,
-    statistics: ColorStatistics,
+    statistics: ColorStatistics | Normalization,
     requests: Iterable[BatchRequest],
     *,
     evaluation: bool = False,
@@ -336,7 +336,8 @@ def open_loader(
         config: the run.
         world: this rank.
         dataset: the data set to read.
-        statistics: for normalization and color shifts; always the training set's.
+        statistics: for normalization and color shifts; always the training set's. For
+            an evaluation, the normalization is enough.
         requests: the batches to load.
         evaluation: True: chunks of `evaluate.batch` samples, center crops; False:
             micro-batches, augmented.

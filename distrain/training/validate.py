@@ -32,7 +32,7 @@ def validate(job: TrainJob, steps_done: int, *, scheduled: bool) -> bool:
     order = job.data.order
     assert val is not None
 
-    # Evaluate. A set of nothing but bad samples has an accuracy of 0.
+    # Evaluate.
     start_time = time.monotonic()
     result = evaluate_dataset(job, val)
     seconds = time.monotonic() - start_time
@@ -43,8 +43,8 @@ def validate(job: TrainJob, steps_done: int, *, scheduled: bool) -> bool:
             step=steps_done,
             epoch=order.get_cursor(steps_done - 1).epoch,
             loss=result.loss,
-            top1=result.top1_count / num_samples if num_samples else 0.0,
-            top5=result.top5_count / num_samples if num_samples else 0.0,
+            top1=result.top1,
+            top5=result.top5,
             top1_count=result.top1_count,
             top5_count=result.top5_count,
             samples=num_samples,

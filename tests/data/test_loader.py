@@ -21,7 +21,7 @@ from distrain.data.batch import (
     iter_evaluation_requests,
     iter_training_requests,
 )
-from distrain.data.decoding.augment import draw_augment_params, make_center_params
+from distrain.data.decoding.augment import draw_augment_params, make_eval_params
 from distrain.data.decoding.dali import DaliDecoder
 from distrain.data.decoding.image import decode_rgb, encode_ppm
 from distrain.data.decoding.pil import PilDecoder
@@ -210,7 +210,7 @@ def test_evaluation_takes_the_centre(packed, photographs, narrow):
             config, dataset, iter_evaluation_requests(40, 16, 0, 1), 16, augmented=False
         )
         rows = dataset.read_rows(np.arange(40))
-        draws = make_center_params(
+        draws = make_eval_params(
             np.array([row.image_size for row in rows]), config.augment
         )
         for i, image in by_id(batches).items():

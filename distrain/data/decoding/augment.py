@@ -11,6 +11,7 @@ and the size.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,27 @@ _DRAW_RESIZED_WINDOW = 2
 
 _Windows = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Start and size of n windows, vertical and horizontal, each of shape (n, 2)."""
+
+
+class EvalWindow(NamedTuple):
+    """Place of an evaluation's window in the resized image, in halves of the margin."""
+
+    vertical: int
+    """0: at the top; 1: in the middle; 2: at the bottom."""
+    horizontal: int
+    """0: at the left; 1: in the middle; 2: at the right."""
+
+
+CENTER_WINDOW = EvalWindow(1, 1)
+TEN_CROP_WINDOWS = (
+    EvalWindow(0, 0),
+    EvalWindow(0, 2),
+    EvalWindow(2, 0),
+    EvalWindow(2, 2),
+    CENTER_WINDOW,
+)
+"""Four corners and the center, which the paper also mirrors (section 4.1)."""
+
 _DrawWords = Callable[[int | NDArray[np.int64]], NDArray[np.uint32]]
 """Draws four words per sample for a first counter word: shape (4, ..., n)."""
 
@@ -102,17 +124,20 @@ def draw_augment_params(
     )
 
 
-def make_center_params(
-    image_sizes: NDArray[np.int64], augment: Augment
+def make_eval_params(
+    image_sizes: NDArray[np.int64],
+    augment: Augment,
+    window: EvalWindow = CENTER_WINDOW,
 ) -> AugmentParams:
-    """Return the parameters of evaluation: center window, no mirror, no color shift.
+    """Return the parameters of evaluation: a fixed window, no mirror, no color shift.
 
     Args:
         image_sizes: height and width of each stored image in pixels, shape (n, 2).
         augment: sizes of crop and short side.
+        window: place of the window.
     """
     n = len(image_sizes)
-    start, size = _compute_center_windows(image_sizes, augment)
+    start, size = _compute_fixed_windows(image_sizes, augment, window)
     no_mirror = np.zeros(n, np.int32)
     no_color_shift = np.zeros((n, 3), np.float32)
     return AugmentParams(start, size, no_mirror, no_color_shift)
@@ -154,7 +179,7 @@ def _draw_windows(
         tries = _DRAW_RESIZED_WINDOW + np.arange(_MAX_TRIES)[:, None]
         return _draw_resized_windows(draw_window_words(tries), image_sizes)
     if augment.window == "centre":
-        return _compute_center_windows(image_sizes, augment)
+        return _compute_fixed_windows(image_sizes, augment, CENTER_WINDOW)
 
     scale, resized = _compute_resized_sizes(image_sizes, augment.short_side)
     # Multiply and shift: maps a 32-bit word to [0, range), biased by less than
@@ -164,12 +189,12 @@ def _draw_windows(
     return corner * scale, augment.crop * scale
 
 
-def _compute_center_windows(
-    image_sizes: NDArray[np.int64], augment: Augment
+def _compute_fixed_windows(
+    image_sizes: NDArray[np.int64], augment: Augment, window: EvalWindow
 ) -> _Windows:
-    """Return the center windows."""
+    """Return the windows at one place; an odd margin is larger at bottom or right."""
     scale, resized = _compute_resized_sizes(image_sizes, augment.short_side)
-    corner = (resized - augment.crop) // 2
+    corner = (resized - augment.crop) * np.array(window) // 2
     return corner * scale, augment.crop * scale
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distrain.data.config import Augment
-from distrain.data.decoding.augment import draw_augment_params, make_center_params
+from distrain.data.decoding.augment import draw_augment_params, make_eval_params
 from distrain.data.decoding.image import resize_short_side
 from distrain.data.order import Cursor
 
@@ -43,7 +43,7 @@ def test_windows_lie_inside_images_of_any_size(sizes, window, epoch):
     assert (d.window_start >= 0).all()
     assert (d.window_size > 0).all()
     assert (d.window_start + d.window_size <= np.array(sizes) * (1 + 1e-12)).all()
-    c = make_center_params(np.array(sizes), Augment(crop=224, short_side=256))
+    c = make_eval_params(np.array(sizes), Augment(crop=224, short_side=256))
     assert (c.window_start >= 0).all()
     assert (c.window_start + c.window_size <= np.array(sizes) * (1 + 1e-12)).all()
 
@@ -185,7 +185,7 @@ def test_chunks_of_neighbouring_virtual_workers_are_all_different():
 
 
 def test_centre():
-    d = make_center_params(np.tile([256, 255], (3, 1)), Augment(crop=224))
+    d = make_eval_params(np.tile([256, 255], (3, 1)), Augment(crop=224))
     assert d.window_start.tolist() == [[16, 15]] * 3
     assert not d.mirror.any()
     assert not d.color_shift.any()
@@ -202,7 +202,7 @@ def test_no_augmentation_is_the_evaluation_draw():
             colour=0.0,
             short_side=short_side,
         )
-        wanted = make_center_params(sizes, Augment(crop=224, short_side=short_side))
+        wanted = make_eval_params(sizes, Augment(crop=224, short_side=short_side))
         for field in ("window_start", "window_size", "mirror", "color_shift"):
             assert np.array_equal(getattr(none, field), getattr(wanted, field)), field
     assert draws(window="centre").mirror.any(), "the window alone"
