@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from distrain import __version__
-from distrain.cli.after_training import evaluate_models
+from distrain.cli.after_training import evaluate_models, predict_images
 from distrain.cli.data import (
     index_images,
     inspect_dataset,
@@ -254,6 +254,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "schema": print_schema,
     "top": watch_run,
     "eval": evaluate_models,
+    "predict": predict_images,
     "submit": submit_job,
     "jobs": list_jobs,
     "logs": show_logs,

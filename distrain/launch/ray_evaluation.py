@@ -19,7 +19,7 @@ from distrain.launch.allocation import (
     explain_shortage,
     to_ray_resources,
 )
-from distrain.launch.evaluation import EvalRequest, make_eval_world
+from distrain.launch.eval_request import EvalRequest, make_eval_world
 from distrain.launch.ray_cluster import connect_to_ray, list_nodes, summarize_error
 from distrain.launch.ray_driver import configure_local_ray
 from distrain.monitor.sinks import Console
