@@ -21,12 +21,8 @@ class EvalRequest(NamedTuple):
 
     def open_models(self) -> list[TrainedModel]:
         """Open the models. Raises UserError and RunError."""
-        return [
-            open_trained_model(
-                f"{run}/{files.CHECKPOINTS_DIR}/{name}", overrides=self.overrides
-            )
-            for run, name in self.models
-        ]
+        urls = [f"{run}/{files.CHECKPOINTS_DIR}/{name}" for run, name in self.models]
+        return [open_trained_model(url, overrides=self.overrides) for url in urls]
 
 
 def make_eval_world(

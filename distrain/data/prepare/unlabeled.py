@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+# Each of these modules registers the kind of file that it opens.
+from distrain.data.prepare import archive, hub_parquet  # noqa: F401
 from distrain.data.prepare.class_folders import has_image_name
 from distrain.data.prepare.hub_features import find_image_path
 from distrain.data.prepare.image_folder import check_file, list_files
