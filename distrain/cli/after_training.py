@@ -32,7 +32,7 @@ class CropsChoice(str, Enum):
 ModelsArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="RUN... [key.sub=value...]",
+        metavar="RUN|key.sub=value",
         help="Run directory, or a folder in its checkpoints (path or URL); of several "
         "the class probabilities are averaged. And config overrides of what does not "
         "decide the weights, e.g. lanes=2 device=cpu data.backend=torch",
@@ -92,7 +92,7 @@ RunArgument = Annotated[
 SourcesArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="IMAGE... [key.sub=value...]",
+        metavar="IMAGE|key.sub=value",
         help="Image files, folders with images, .tar or .parquet files, or packed data "
         "sets (paths or URLs). And config overrides of what does not decide the "
         "weights, e.g. device=cpu data.backend=torch",

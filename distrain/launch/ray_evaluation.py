@@ -76,7 +76,8 @@ def evaluate_on_ray(
             # A worker without a chunk would have nothing to do.
             num_chunks = -(-num_rows // config.evaluate.batch)
             num_workers = min(choose_num_workers(allocation, nodes), num_chunks)
-            console.log(f"evaluating on {num_workers} workers")
+            plural = "s" * (num_workers != 1)
+            console.log(f"evaluating on {num_workers} worker{plural}")
             return _run_parts(
                 config, request, allocation, num_rows, num_workers, on_progress
             )

@@ -24,7 +24,11 @@ from distrain.data.prepare.source import (
     Sample,
 )
 from distrain.data.prepare.tar_listing import list_members
-from distrain.data.prepare.tar_members import to_block
+from distrain.data.prepare.tar_members import (
+    LABEL_EXTENSIONS,
+    get_extension,
+    to_block,
+)
 from distrain.data.shards.dataset import Dataset
 from distrain.data.shards.manifest import MANIFEST_FILE
 from distrain.data.shards.parquet import ColumnNames, parse_footer, read_footer
@@ -109,17 +113,19 @@ def _iter_shards(store: Store, names: Sequence[str]) -> Iterator[Sample | Reject
 
 
 def _iter_tar(store: Store, path: str) -> Iterator[Sample | Reject]:
-    """Read the images of an archive, and of archives in it."""
+    """Read the images of an archive, and of archives in it, without labels."""
     members, rejects = list_members(store, path)
     inner_archives = [member for member in members if is_shard_name(member.name)]
-    for archive in inner_archives:
-        inner_members, inner_rejects = list_members(store, path, archive)
+    for inner_archive in inner_archives:
+        inner_members, inner_rejects = list_members(store, path, inner_archive)
         members = [*members, *inner_members]
         rejects += inner_rejects
     blocks = [
         to_block(path, member, label=-1)
         for member in members
-        if has_image_name(member.name) and member not in inner_archives
+        if has_image_name(member.name)
+        and get_extension(member.name) not in LABEL_EXTENSIONS
+        and member not in inner_archives
     ]
     yield from _read_blocks(store, [*rejects, *blocks])
 
