@@ -29,7 +29,7 @@ from distrain.data.prepare.unlabeled import iter_unlabeled
 from distrain.distributed.lane_pool import LanePool
 from distrain.distributed.numerics import set_torch_numerics
 from distrain.distributed.world import make_local_world
-from distrain.errors import UserError
+from distrain.errors import RunError, UserError
 from distrain.inference.scoring import find_top_classes
 from distrain.inference.trained_model import TrainedModel, open_trained_model
 from distrain.training.forward_pass import predict_logits
@@ -120,6 +120,7 @@ class Predictor:
         Raises:
             UserError: there is nothing at a path.
             OSError: it cannot be read.
+            RunError: there is not enough memory for an image.
         """
         # Check that there is something at each, before the first prediction.
         opened = [iter_unlabeled(str(source)) for source in images]
@@ -177,6 +178,11 @@ class Predictor:
                 files[i] = _check_file(sample.data, self.model.config.data.pixel_limit)
             except BadImageError as error:
                 problems[i] = str(error)
+            except MemoryError:
+                raise RunError(
+                    f"there is not enough memory to decode {sample.name}: free some, "
+                    "or lower lanes or data.pixel_limit"
+                ) from None
 
         # Compute the others.
         tops: dict[int, tuple[ClassProbability, ...]] = {}

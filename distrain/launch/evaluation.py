@@ -92,8 +92,6 @@ def evaluate(
     )
 
     # Evaluate, and join what the workers found.
-    if on_progress is not None:
-        on_progress(0, len(dataset))
     is_cluster = address is not None or workers not in (None, "auto")
     if is_cluster or count_local_ranks(config) > 1:
         # Ray is slow to import, and one process does not need it.
@@ -110,6 +108,8 @@ def evaluate(
     else:
         allocation, _ = compute_local_allocation(config)
         world = make_eval_world(config, allocation, rank=0, world_size=1)
+        if on_progress is not None:
+            on_progress(0, len(dataset))
         parts = [
             evaluate_part(opened, data_url, CROPS[crops], world, on_progress),
         ]

@@ -97,6 +97,9 @@ def _run_parts(
     on_progress: Callable[[int, int], None] | None,
 ) -> list[EvalPart]:
     """Run one task per worker, and wait for all of them."""
+    # Only now: a line of the console would break a progress bar.
+    if on_progress is not None:
+        on_progress(0, num_rows)
     resources = to_ray_resources(allocation)
     run_task = ray.remote(
         num_cpus=resources["CPU"],

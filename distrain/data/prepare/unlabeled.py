@@ -1,6 +1,7 @@
 """Images without labels, from anything that `pack` reads, and single files."""
 
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -41,7 +42,8 @@ def iter_unlabeled(url: str) -> Iterator[Sample | Reject]:
 
     Args:
         url: an image file, a folder with images at any depth, a .tar or .parquet file
-            or a folder of those, or a packed or indexed data set.
+            or a folder of those, a pattern with `*` for some files of a folder, or a
+            packed or indexed data set.
 
     Returns:
         Each image file, or why there is none: in the order of names or rows. They are
@@ -56,10 +58,12 @@ def iter_unlabeled(url: str) -> Iterator[Sample | Reject]:
     if store.exists(MANIFEST_FILE):
         return _add_location(store, _iter_dataset(url))
 
-    # A single file.
+    # A pattern, or a single file.
     parent, _, name = url.rpartition("/")
+    parent_store = Store(parent or ("/" if url.startswith("/") else "."))
+    if "*" in name:
+        return _iter_pattern(parent_store, name)
     if not store.is_folder(""):
-        parent_store = Store(parent or ("/" if url.startswith("/") else "."))
         if not parent_store.exists(name):
             raise UserError(f"nothing at {store.redacted_url}: check the path")
         if is_shard_name(name):
@@ -87,6 +91,27 @@ def _add_location(
     for item in items:
         name = item.name if folder == "." else f"{folder.rstrip('/')}/{item.name}"
         yield item._replace(name=name)
+
+
+def _iter_pattern(store: Store, pattern: str) -> Iterator[Sample | Reject]:
+    """Read the files of a folder whose names match a pattern.
+
+    Raises:
+        UserError: there are none.
+    """
+    entries = [
+        entry
+        for entry in store.list_entries()
+        if fnmatchcase(entry.name, pattern) and not entry.is_folder
+    ]
+    if not entries:
+        raise UserError(f"no file matches {store.redacted_url}/{pattern}")
+    shards, _ = select_shards(entries, store.redacted_url)
+    if shards:
+        names = [shard.name for shard in shards]
+        return _add_location(store, _iter_shards(store, names))
+    blocks = [check_file(entry, entry.name, label=-1) for entry in entries]
+    return _add_location(store, _read_blocks(store, blocks))
 
 
 def _iter_file(store: Store, name: str, shown: str) -> Iterator[Sample]:

@@ -100,8 +100,17 @@ def test_a_data_set_and_its_bad_images(tmp_path, damaged_set):
     assert items[1].data == b"junk"
 
 
-@pytest.mark.parametrize("name", ["none", "none.jpg", "none.tar", "empty"])
+def test_a_pattern(tmp_path, files):
+    """As the source of pack may be; a shell expands it, but not in a bucket."""
+    for i, data in enumerate(files):
+        (tmp_path / f"{i}.jpg").write_bytes(data)
+        write_tar(tmp_path / f"{i}.tar", {"a.jpg": data})
+    assert [item.data for item in read(tmp_path / "[01].jpg*")] == files[:2]
+    assert [item.data for item in read(tmp_path / "*.tar")] == files
+
+
+@pytest.mark.parametrize("name", ["none", "none.jpg", "none.tar", "empty", "*.png"])
 def test_nothing_is_a_sentence_at_once(tmp_path, name):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="nothing at|no images in"):
+    with pytest.raises(UserError, match="nothing at|no images in|no file matches"):
         iter_unlabeled(str(tmp_path / name))
