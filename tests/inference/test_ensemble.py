@@ -86,3 +86,12 @@ def test_what_is_not_finite_counts_for_nothing(value):
     ensemble.add_part(0, batch(0, value))
     found = ensemble.add_part(1, batch(0, value))
     assert found.logits.isfinite().all()
+
+
+def test_a_network_that_has_diverged_counts_for_nothing():
+    """Beside one that has not, on every device: as an integer NaN would be another number on each."""
+    ensemble = Ensemble([network(1), network(float("nan"))], CROPS["center"])
+    ensemble.add_part(1, batch(0, 1.0))
+    found = ensemble.add_part(0, batch(0, 1.0))
+    alone = network(1)(batch(0, 1.0).images).double().softmax(1)
+    assert torch.allclose(found.probabilities, alone / 2, atol=1e-14)
