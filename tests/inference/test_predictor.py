@@ -7,13 +7,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from photos import encoded, picture
+from photos import encoded, picture, write_set
 from PIL import Image
 
+from distrain.data.decoding.image import encode_ppm
 from distrain.data.shards.dataset import Dataset
 from distrain.errors import UserError
 from distrain.inference.predictor import Predictor
 from distrain.launch.evaluation import evaluate
+from distrain.monitor.sinks import SilentConsole
+from distrain.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +138,28 @@ def test_nothing_at_a_path_is_told_before_the_first_prediction(predictor, folder
 def test_what_is_no_image_in_memory_is_a_sentence(predictor, image):
     with pytest.raises(UserError, match="is not one: give the bytes of a file"):
         predictor.predict_images([image])
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+@pytest.mark.parametrize("encoding", ["jpeg", "raw"])
+def test_sets_that_are_resized_too(narrow, tmp_path, backend, encoding):
+    """Photographs of many sizes as they are, trained on with a short side; and pixels stored raw."""
+    if encoding == "jpeg":
+        files = [encoded(picture(i, 70 + 7 * i, 400 - 8 * i)) for i in range(40)]
+        size, augment = None, {"crop": 64, "short_side": 72}
+    else:
+        files = [bytes(encode_ppm(picture(i, 80, 72))) for i in range(40)]
+        size, augment = (80, 72), {"crop": 64}
+    write_set(tmp_path / "set", files, size, encoding=encoding, proved=True)
+    url = str(tmp_path / "set")
+    config = narrow(
+        data={"train": url, "val": url, "backend": backend},
+        augment=augment,
+        global_batch=20,
+        evaluate={"batch": 16},
+    )
+    train(config, console=SilentConsole())
+    table = evaluate(config.run, console=SilentConsole()).images
+    found = values(Predictor(config.run).predict(url))
+    assert [[p for _, p in row] for row in found] == table.top_probabilities.tolist()
+    assert len({row[0][1] for row in found}) == 40
