@@ -110,6 +110,14 @@ def test_what_is_no_image_is_named_and_the_others_are_predicted(predictor, folde
     assert not found[2].classes
 
 
+def test_a_file_that_is_cut_below_its_window_is_bad_too(predictor):
+    """As in a data set: whether it decodes does not depend on the window."""
+    data = encoded(picture(1, 720, 72 * 5))
+    whole, cut = predictor.predict_images([data, data[: len(data) * 9 // 10]])
+    assert whole.classes
+    assert "truncated" in cut.problem
+
+
 def test_images_of_any_size_are_resized(predictor):
     """A picture stored at twice the size gives nearly what it gives at its own."""
     pixels = picture(1, 144, 144)

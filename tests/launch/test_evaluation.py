@@ -101,3 +101,11 @@ def test_workers_that_compute_other_bits_are_refused(trained, monkeypatch):
 def test_the_result_can_be_written_as_json(trained):
     tree = distrain.evaluate(trained.run).to_dict()
     assert json.loads(json.dumps(tree, allow_nan=False)) == tree
+
+
+def test_the_workers_of_the_training_are_not_those_of_an_evaluation(narrow):
+    """Nor are there at most as many as virtual workers."""
+    config = narrow(cluster={"workers": [2, 3]}, virtual_workers=4)
+    assert evaluation._set_workers(config, None).cluster.workers == "auto"
+    assert evaluation._set_workers(config, 9).cluster.workers == (9, 9)
+    assert evaluation._set_workers(config, "2-5").cluster.workers == (2, 5)
