@@ -110,12 +110,14 @@ def test_what_is_no_image_is_named_and_the_others_are_predicted(predictor, folde
     assert not found[2].classes
 
 
-def test_a_file_that_is_cut_below_its_window_is_bad_too(predictor):
-    """As in a data set: whether it decodes does not depend on the window."""
+def test_a_file_that_pack_refuses_is_refused(predictor):
+    """Here for damage below the window, which a decoder of the window alone passes over."""
     data = encoded(picture(1, 720, 72 * 5))
-    whole, cut = predictor.predict_images([data, data[: len(data) * 9 // 10]])
+    place = len(data) * 9 // 10
+    damaged = data[:place] + b"\xff\xc4" + data[place:]
+    whole, bad = predictor.predict_images([data, damaged])
     assert whole.classes
-    assert "truncated" in cut.problem
+    assert "broken data stream" in bad.problem
 
 
 def test_images_of_any_size_are_resized(predictor):
