@@ -46,8 +46,10 @@ if TYPE_CHECKING:
     from distrain.data.shards.dataset import Dataset
     from distrain.errors import AttemptError, RunError, UserError
     from distrain.fields import operation_field, result_field
+    from distrain.inference.evaluation import Evaluation
     from distrain.launch.drain import drain
     from distrain.launch.dry_run import dry_run
+    from distrain.launch.evaluation import evaluate
     from distrain.launch.jobs import jobs, logs, resume, stop, submit
     from distrain.launch.launcher import train
     from distrain.losses import Loss
@@ -68,6 +70,7 @@ __all__ = [
     "Config",
     "Console",
     "Dataset",
+    "Evaluation",
     "Loss",
     "Model",
     "PlainConsole",
@@ -80,6 +83,7 @@ __all__ = [
     "bench_data",
     "drain",
     "dry_run",
+    "evaluate",
     "index",
     "inspect",
     "jobs",
@@ -119,8 +123,10 @@ _MODULES = {
     "distrain.data.shards.dataset": ("Dataset",),
     "distrain.errors": ("AttemptError", "RunError", "UserError"),
     "distrain.fields": ("operation_field", "result_field"),
+    "distrain.inference.evaluation": ("Evaluation",),
     "distrain.launch.drain": ("drain",),
     "distrain.launch.dry_run": ("dry_run",),
+    "distrain.launch.evaluation": ("evaluate",),
     "distrain.launch.jobs": ("jobs", "logs", "resume", "stop", "submit"),
     "distrain.launch.launcher": ("train",),
     "distrain.losses": ("Loss",),

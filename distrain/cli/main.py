@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from distrain import __version__
+from distrain.cli.after_training import evaluate_models
 from distrain.cli.data import (
     index_images,
     inspect_dataset,
@@ -252,6 +253,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "model": show_model,
     "schema": print_schema,
     "top": watch_run,
+    "eval": evaluate_models,
     "submit": submit_job,
     "jobs": list_jobs,
     "logs": show_logs,

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 class ImageProgress:
     """Context manager that shows images done, images/s, megabytes and the time left."""
 
-    def __init__(self) -> None:
-        """Prepare the bar; the first `update` shows it."""
+    def __init__(self, *, to_stderr: bool = False) -> None:
+        """Prepare the bar; the first `update` shows it.
+
+        Args:
+            to_stderr: print on stderr, since stdout holds a result that may be piped.
+        """
         columns = (
             BarColumn(bar_width=None),
             TextColumn("{task.description}"),
@@ -26,7 +30,7 @@ class ImageProgress:
         )
         self._progress_bar = Progress(
             *columns,
-            console=Console(highlight=False),
+            console=Console(highlight=False, stderr=to_stderr),
             refresh_per_second=4,
             # Cleared at the end, where the command prints a result instead.
             transient=True,
@@ -34,7 +38,8 @@ class ImageProgress:
         )
         # The number of images is known at the first update only.
         self._task_id = self._progress_bar.add_task("", total=None)
-        self._on_terminal = sys.stdout.isatty()
+        self._to_stderr = to_stderr
+        self._on_terminal = (sys.stderr if to_stderr else sys.stdout).isatty()
         self._stage: str | None = None
         self._started_at = 0.0
         self._initial_done = 0
@@ -79,12 +84,12 @@ class ImageProgress:
         self, progress: "DatasetProgress", images_per_second: float
     ) -> None:
         counts = f"{_name_stage(progress)}{progress.done:,}/{progress.total:,} images"
-        megabytes = progress.num_bytes / 1e6
+        speed = f"{images_per_second:,.0f}/s{_format_bytes(progress, decimals=0)}"
         self._progress_bar.update(
             self._task_id,
             total=progress.total,
             completed=progress.done,
-            description=f"{counts}  {images_per_second:,.0f}/s  {megabytes:,.0f} MB",
+            description=f"{counts}  {speed}",
         )
 
     def _print_tenth(
@@ -101,11 +106,18 @@ class ImageProgress:
         time_left = timedelta(seconds=round(seconds_left))
         stage = _name_stage(progress)
         counts = f"{stage}{progress.done:,} of {progress.total:,} images"
-        megabytes = progress.num_bytes / 1e6
         typer.echo(
-            f"{counts}  {images_per_second:,.0f}/s  {megabytes:,.1f} MB  "
-            f"{time_left} left"
+            f"{counts}  {images_per_second:,.0f}/s"
+            f"{_format_bytes(progress, decimals=1)}  {time_left} left",
+            err=self._to_stderr,
         )
+
+
+def _format_bytes(progress: "DatasetProgress", *, decimals: int) -> str:
+    """Return the megabytes so far, where they are counted."""
+    if not progress.num_bytes:
+        return ""
+    return f"  {progress.num_bytes / 1e6:,.{decimals}f} MB"
 
 
 def _name_stage(progress: "DatasetProgress") -> str:

@@ -72,7 +72,7 @@ def train_on_ray(
     config = _make_paths_absolute(config)
     local_resources: dict[str, int] = {}
     if address is None:
-        config, local_resources = _configure_local_ray(config)
+        config, local_resources = configure_local_ray(config)
     options = {
         "must_resume": must_resume,
         "accept_other_hardware": accept_other_hardware,
@@ -108,7 +108,7 @@ def _make_paths_absolute(config: Config) -> Config:
     return config.model_copy(update={"run": to_absolute(config.run), "data": data})
 
 
-def _configure_local_ray(config: Config) -> tuple[Config, dict[str, int]]:
+def configure_local_ray(config: Config) -> tuple[Config, dict[str, int]]:
     """Return the config for a local Ray cluster, and the resources that it gets.
 
     The limits [MIN, MAX] become [MIN, the workers that fit, at least MIN and at most

@@ -14,7 +14,8 @@ from distrain.data.storage.store import Store
 from distrain.rundir import files
 
 MANIFEST_FILE = "manifest.json"
-_FILES_TO_RESUME = ("model.safetensors", "optimizer.safetensors", "state.json")
+FILES_TO_EVALUATE = ("model.safetensors", "state.json")
+FILES_TO_RESUME = (*FILES_TO_EVALUATE, "optimizer.safetensors")
 
 
 class DamagedCheckpointError(Exception):
@@ -45,7 +46,7 @@ def remove_checkpoint(store: Store, name: str) -> None:
 
 
 def read_verified_files(
-    store: Store, name: str, wanted_files: Sequence[str] = _FILES_TO_RESUME
+    store: Store, name: str, wanted_files: Sequence[str] = FILES_TO_RESUME
 ) -> dict[str, bytes]:
     """Read files of a checkpoint, and compare them with its manifest.
 

@@ -13,6 +13,8 @@ from distrain.data.storage.store import Store
 from distrain.errors import RunError
 from distrain.rundir import files
 from distrain.rundir.checkpoint_folder import (
+    FILES_TO_EVALUATE,
+    FILES_TO_RESUME,
     DamagedCheckpointError,
     is_complete,
     list_checkpoints,
@@ -31,6 +33,7 @@ class LoadedCheckpoint:
     step: int
     model_state_dict: dict[str, Tensor]
     optimizer_state_dict: dict[str, Tensor]
+    """Empty if it was not asked for."""
     state: dict[str, Any]
 
 
@@ -66,8 +69,14 @@ def _iter_valid_checkpoints(store: Store) -> Iterator[str]:
             yield name
 
 
-def load_newest_checkpoint(store: Store) -> tuple[LoadedCheckpoint | None, list[str]]:
+def load_newest_checkpoint(
+    store: Store, *, with_optimizer: bool = True
+) -> tuple[LoadedCheckpoint | None, list[str]]:
     """Load the newest checkpoint that is complete and not rolled back.
+
+    Args:
+        store: the run directory.
+        with_optimizer: read the optimizer's state, too.
 
     Returns:
         The checkpoint (None if there are none), and one sentence on each newer one that
@@ -80,7 +89,8 @@ def load_newest_checkpoint(store: Store) -> tuple[LoadedCheckpoint | None, list[
     problems: list[str] = []
     for name in _iter_valid_checkpoints(store):
         try:
-            return load_checkpoint(store, name), problems
+            loaded = load_checkpoint(store, name, with_optimizer=with_optimizer)
+            return loaded, problems
         except DamagedCheckpointError as error:
             problems.append(f"checkpoint {name} is damaged: {error}")
     # Starting afresh here would hide the loss.
@@ -93,14 +103,23 @@ def load_newest_checkpoint(store: Store) -> tuple[LoadedCheckpoint | None, list[
     return None, problems
 
 
-def load_checkpoint(store: Store, name: str) -> LoadedCheckpoint:
-    """Load one checkpoint, after every byte of it was verified.
+def load_checkpoint(
+    store: Store, name: str, *, with_optimizer: bool = True
+) -> LoadedCheckpoint:
+    """Load one checkpoint, after every byte that is read was verified.
+
+    Args:
+        store: the run directory.
+        name: the checkpoint.
+        with_optimizer: read the optimizer's state, too.
 
     Raises:
+        FileNotFoundError: there is no such checkpoint.
         DamagedCheckpointError: a file is missing, cut off or changed.
         RunError: it has another format.
     """
-    contents = read_verified_files(store, name)
+    wanted_files = FILES_TO_RESUME if with_optimizer else FILES_TO_EVALUATE
+    contents = read_verified_files(store, name, wanted_files)
     state = json.loads(contents["state.json"])
     if state["format"] != FORMAT_VERSION:
         raise RunError(
@@ -109,7 +128,9 @@ def load_checkpoint(store: Store, name: str) -> LoadedCheckpoint:
         )
     try:
         model = safetensors.torch.load(contents["model.safetensors"])
-        optimizer = safetensors.torch.load(contents["optimizer.safetensors"])
+        optimizer = {}
+        if with_optimizer:
+            optimizer = safetensors.torch.load(contents["optimizer.safetensors"])
     except SafetensorError as error:
         raise DamagedCheckpointError(f"not safetensors: {error}") from None
     return LoadedCheckpoint(name, state["step"], model, optimizer, state)

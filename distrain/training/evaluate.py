@@ -16,7 +16,7 @@ from distrain.losses import Loss
 from distrain.training.forward_pass import predict_logits, rank_labels
 
 # Fractional bits of a loss: the sum over 2^31 samples of loss 1 fits an int64.
-_LOSS_FRACTION_BITS = 32
+LOSS_FRACTION_BITS = 32
 
 
 class SampleScores(NamedTuple):
@@ -61,7 +61,7 @@ class EvalResult:
         num_samples, top1, top5, loss_sum, num_not_finite = sums
         mean_loss = float("nan")
         if num_samples and not num_not_finite:
-            mean_loss = loss_sum / 2**_LOSS_FRACTION_BITS / num_samples
+            mean_loss = loss_sum / 2**LOSS_FRACTION_BITS / num_samples
         return EvalResult(num_samples, top1, top5, mean_loss, dict(bad_samples))
 
 
@@ -131,9 +131,9 @@ def score_samples(loss: Loss, logits: Tensor, labels: Tensor) -> SampleScores:
     """
     losses = loss(logits, labels).double()
     # NaN and infinity would be different integers on each device.
-    is_finite = losses.abs() < 2.0 ** (63 - _LOSS_FRACTION_BITS)
+    is_finite = losses.abs() < 2.0 ** (63 - LOSS_FRACTION_BITS)
     finite_losses = torch.where(is_finite, losses, 0.0)
-    fixed_losses = (finite_losses * 2**_LOSS_FRACTION_BITS).long()
+    fixed_losses = (finite_losses * 2**LOSS_FRACTION_BITS).long()
     return SampleScores(rank_labels(logits, labels), fixed_losses, is_finite)
 
 

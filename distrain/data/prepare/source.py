@@ -62,7 +62,8 @@ class DatasetProgress(NamedTuple):
     """Images processed so far, rejects included."""
     total: int
     num_bytes: int
-    """Bytes read (index, verify) or encoded (pack) so far by this process."""
+    """Bytes read (index, verify) or encoded (pack) so far by this process; 0 where they
+    are not counted."""
     stage: str = ""
     """What is being done, where a command goes over the images several times."""
 
