@@ -86,6 +86,19 @@ def read_weights_file(url: str) -> WeightsFile:
         AttemptError: its storage fails.
     """
     data, shown = _read_file(url)
+    return decode_weights(data, shown)
+
+
+def decode_weights(data: bytes | memoryview, shown: str) -> WeightsFile:
+    """Return the weights in the bytes of a file, as `read_weights_file` does.
+
+    Args:
+        data: content of the file.
+        shown: URL of the file without credentials, for messages.
+
+    Raises:
+        UserError: it is not a file of weights, it holds code, or it is too large.
+    """
     is_safetensors = shown.partition("::")[0].endswith(".safetensors")
     # A length of 8 bytes stands before the JSON of a safetensors file.
     if is_safetensors or data[8:9] == b"{":
@@ -125,12 +138,22 @@ def _read_file(url: str) -> tuple[bytes | memoryview, str]:
             f"{shown} is a folder: name the file of the weights in it"
         ) from None
     except OSError as error:
-        # Another attempt may succeed after a transient error, but not after another.
-        error_class = AttemptError if is_transient(error) else UserError
-        reason = error.strerror or error
-        raise error_class(
-            f"cannot read {shown} ({reason}): check the path and its permissions"
-        ) from None
+        raise make_read_error(shown, error) from None
+
+
+def make_read_error(shown: str, error: OSError) -> UserError | AttemptError:
+    """Make the error for weights that cannot be read.
+
+    Args:
+        shown: where they are, without credentials.
+        error: what the storage raised.
+    """
+    # Another attempt may succeed after a transient error, but not after another.
+    error_class = AttemptError if is_transient(error) else UserError
+    reason = error.strerror or error
+    return error_class(
+        f"cannot read {shown} ({reason}): check the path and its permissions"
+    )
 
 
 def _make_too_large(shown: str, num_bytes: int) -> UserError:

@@ -31,6 +31,14 @@ from distrain.training.hardware_check import (
     check_equal_on_all_ranks,
     hash_sample_computation,
 )
+from distrain.training.initial_weights import (
+    InitialWeights,
+    explain_unread_init,
+    keep_initial_hash,
+    load_initial_weights,
+    read_initial_weights,
+    share_initial_hash,
+)
 from distrain.training.job import ModelEngine, TrainJob
 from distrain.training.quarantine_sync import sync_quarantine
 from distrain.training.resume import (
@@ -91,6 +99,7 @@ def build_job(
 
     # Open the data, and build the model and what trains it.
     config, data, model = open_data_and_model(config, world, claimed_run)
+    config, initial_weights = read_init(config, world, claimed_run, data, model)
     engine = build_engine(config, world, model, stack)
 
     # Check files and hardware, while all ranks still have the initial weights.
@@ -102,9 +111,15 @@ def build_job(
     watchdog.mark_progress("the hardware check")
     hardware_hash = check_ranks(config, world, data, engine)
 
-    # Restore the checkpoint: rank 0 has read it, the others wait for its tensors.
+    # Load the weights of `model.init`, or restore the checkpoint: rank 0 has read them,
+    # the others wait for the tensors.
     if claimed_run.state is not None:
         watchdog.mark_progress("restoring the checkpoint", waiting=True)
+    elif config.model.init is not None:
+        watchdog.mark_progress("loading the initial weights", waiting=True)
+        load_initial_weights(world, model, initial_weights)
+        for line in initial_weights.lines if initial_weights else ():
+            console.log(line)
     restore_checkpoint(
         world,
         console,
@@ -149,6 +164,10 @@ def build_job(
         saved_epochs = claimed_run.state and claimed_run.state.result["epochs"]
         if saved_epochs not in (None, config.epochs):
             console.log(f"epochs is raised from {saved_epochs} to {config.epochs}")
+        if claimed_run.state is not None:
+            unread = explain_unread_init(config, claimed_run.state)
+            if unread is not None:
+                console.log(unread)
     return job
 
 
@@ -197,11 +216,45 @@ def open_data_and_model(
         train, val = open_datasets(config)
         config = pin_data_fingerprint(config, train.manifest)
         if claimed_run.state is not None:
+            config = keep_initial_hash(config, claimed_run.state)
             check_result_fields(config, claimed_run.state.result)
             check_plateau(config, val, claimed_run.state)
         data = RunData(train, val, build_order(config, train.manifest.rows_per_group))
         model = build_model(config, len(train.manifest.classes)).to(world.device)
     return config, data, model
+
+
+def read_init(
+    config: Config,
+    world: World,
+    claimed_run: ClaimedRun,
+    data: RunData,
+    model: nn.Module,
+) -> tuple[Config, InitialWeights | None]:
+    """Read the weights of `model.init` on rank 0, at the start of a run alone.
+
+    Returns:
+        The config with the hash of their file, and the weights, on rank 0.
+
+    Raises:
+        UserError: there are none, or they do not fit the network.
+        AttemptError: their storage fails.
+    """
+    if claimed_run.state is not None:
+        return config, None
+    if config.model.init is None:
+        if config.model.init_sha256 is not None:
+            raise UserError(
+                "model.init_sha256 is set, but model.init is not: set model.init to "
+                "the weights that it belongs to, or remove it"
+            )
+        return config, None
+    weights = None
+    with world.raise_on_all_ranks():
+        if world.is_rank_zero:
+            classes = data.train.manifest.classes
+            weights = read_initial_weights(config, model, classes)
+    return share_initial_hash(config, world, weights), weights
 
 
 def build_engine(

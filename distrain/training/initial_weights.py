@@ -1,0 +1,121 @@
+"""First weights of a run that starts from those of another: `model.init`."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from distrain.config import Config
+from distrain.distributed.world import World
+from distrain.errors import UserError
+from distrain.models.weight_matching import find_class_dimensions, match_weights
+from distrain.rundir.weights_source import read_named_weights
+from distrain.training.checkpoint_state import CheckpointState
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights that a run starts from, on rank 0 alone."""
+
+    tensors: dict[str, Tensor]
+    """By the network's names; what is not among them keeps its drawn weights."""
+    sha256: str
+    """Of the file that they are from."""
+    lines: tuple[str, ...]
+    """What is taken and what is new, for the log."""
+
+
+def read_initial_weights(
+    config: Config, model: nn.Module, classes: tuple[str, ...]
+) -> InitialWeights:
+    """Read the weights that `model.init` names, and match them to the network.
+
+    Args:
+        config: the run.
+        model: the network, built for the run's classes.
+        classes: class names of the run, by label.
+
+    Raises:
+        UserError: there are none, they are of another network, or not those that
+            `model.init_sha256` names.
+        AttemptError: their storage fails.
+    """
+    source = read_named_weights(str(config.model.init))
+    weights = source.file
+    expected_hash = config.model.init_sha256
+    if expected_hash not in (None, weights.sha256):
+        raise UserError(
+            f"model.init_sha256 is {expected_hash}, but {weights.url} has "
+            f"{weights.sha256}: use the file that the config was made for, or remove "
+            "model.init_sha256"
+        )
+    state_dict = model.state_dict()
+    tensors = {
+        name: tensor
+        for name, tensor in weights.tensors.items()
+        if name in state_dict or not config.model.is_unused_weight(name)
+    }
+    matched = match_weights(
+        tensors,
+        state_dict,
+        find_class_dimensions(config.model, state_dict, len(classes)),
+        weights.url,
+        classes=classes,
+        file_classes=source.classes,
+    )
+    lines = (*weights.notes, f"init: {matched.description}")
+    return InitialWeights(matched.tensors, weights.sha256, lines)
+
+
+def share_initial_hash(
+    config: Config, world: World, weights: InitialWeights | None
+) -> Config:
+    """Return the config with the hash of the weights that rank 0 has read.
+
+    All ranks must call it.
+    """
+    local_hash = weights and weights.sha256
+    return _set_hash(config, world.all_gather_object(local_hash)[0])
+
+
+def keep_initial_hash(config: Config, state: CheckpointState) -> Config:
+    """Return the config with the hash of the weights that a resumed run started from.
+
+    Raises:
+        UserError: the run started from drawn weights, and the config names others.
+    """
+    saved_hash = state.result.get("model.init_sha256")
+    if saved_hash is None and config.model.init is not None:
+        raise UserError(
+            f"{config.run} started from drawn weights, and model.init is for the start "
+            "of a run: remove it to resume, or start afresh in another run directory "
+            "with run=..."
+        )
+    # Another hash is refused with all other differences.
+    if config.model.init_sha256 is not None:
+        return config
+    return _set_hash(config, saved_hash)
+
+
+def explain_unread_init(config: Config, state: CheckpointState) -> str | None:
+    """Return a line if a resume names other weights than the run has started from."""
+    if config.model.init in (None, state.config["model"].get("init")):
+        return None
+    return (
+        "model.init is not read, since the run has started from other weights (SHA-256 "
+        f"{config.model.init_sha256})"
+    )
+
+
+def load_initial_weights(
+    world: World, model: nn.Module, weights: InitialWeights | None
+) -> None:
+    """Load the weights on rank 0, which has read them, and broadcast all tensors."""
+    if weights is not None:
+        model.load_state_dict(weights.tensors, strict=False)
+    for tensor in model.state_dict().values():
+        world.broadcast(tensor)
+
+
+def _set_hash(config: Config, sha256: str | None) -> Config:
+    model = config.model.model_copy(update={"init_sha256": sha256})
+    return config.model_copy(update={"model": model})
