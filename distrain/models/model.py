@@ -30,6 +30,10 @@ class Model(Choice):
     init_sha256: str | None = result_field(None, pattern="^[0-9a-f]{64}$")
     """SHA-256 of the file of weights that `init` led to; null: filled in when the run
     starts. [result]"""
+    freeze: tuple[str, ...] = result_field((), strict=False)
+    """Names of layers or parameters that are not trained, such as [features,
+    classifier.1]: what is below them is frozen too, and batch normalization there
+    stands still. [result]"""
 
     @field_validator("init")
     @classmethod

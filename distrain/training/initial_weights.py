@@ -62,19 +62,51 @@ def read_initial_weights(
         classes=classes,
         file_classes=source.classes,
     )
+    parameters = dict(model.named_parameters())
+    for name in matched.new_names:
+        if name in parameters and not parameters[name].requires_grad:
+            raise UserError(
+                f"model.freeze includes {name}, which {weights.url} does not have for "
+                "these classes, so that it would stay as it is drawn: leave it out of "
+                "model.freeze"
+            )
     lines = (*weights.notes, f"init: {matched.description}")
     return InitialWeights(matched.tensors, weights.sha256, lines)
 
 
-def share_initial_hash(
-    config: Config, world: World, weights: InitialWeights | None
-) -> Config:
-    """Return the config with the hash of the weights that rank 0 has read.
+def share_initial_weights(
+    config: Config, world: World, model: nn.Module, classes: tuple[str, ...]
+) -> tuple[Config, InitialWeights | None]:
+    """Read the weights of `model.init` on rank 0, for a run that starts.
 
     All ranks must call it.
+
+    Args:
+        config: the run.
+        world: this rank.
+        model: the network, built for the run's classes.
+        classes: class names of the run, by label.
+
+    Returns:
+        The config with the hash of the weights' file; and on rank 0 the weights, if
+        there is a `model.init`.
+
+    Raises:
+        UserError, AttemptError: as in `read_initial_weights`.
     """
+    if config.model.init is None:
+        if config.model.init_sha256 is not None:
+            raise UserError(
+                "model.init_sha256 is set, but model.init is not: set model.init to "
+                "the weights that it belongs to, or remove it"
+            )
+        return config, None
+    weights = None
+    with world.raise_on_all_ranks():
+        if world.is_rank_zero:
+            weights = read_initial_weights(config, model, classes)
     local_hash = weights and weights.sha256
-    return _set_hash(config, world.all_gather_object(local_hash)[0])
+    return _set_hash(config, world.all_gather_object(local_hash)[0]), weights
 
 
 def keep_initial_hash(config: Config, state: CheckpointState) -> Config:

@@ -14,7 +14,6 @@ from distrain.config import Config, to_yaml
 from distrain.distributed.lane_pool import LanePool, count_lanes
 from distrain.distributed.numerics import collect_environment, select_gpu_versions
 from distrain.distributed.world import World
-from distrain.errors import UserError
 from distrain.models.layers import find_batch_norms, get_trainable_parameters
 from distrain.monitor.health import Watchdog
 from distrain.monitor.meters import Meters
@@ -32,14 +31,13 @@ from distrain.training.hardware_check import (
     hash_sample_computation,
 )
 from distrain.training.initial_weights import (
-    InitialWeights,
     explain_unread_init,
     keep_initial_hash,
     load_initial_weights,
-    read_initial_weights,
-    share_initial_hash,
+    share_initial_weights,
 )
 from distrain.training.job import ModelEngine, TrainJob
+from distrain.training.model_setup import build_model
 from distrain.training.quarantine_sync import sync_quarantine
 from distrain.training.resume import (
     ClaimedRun,
@@ -99,7 +97,11 @@ def build_job(
 
     # Open the data, and build the model and what trains it.
     config, data, model = open_data_and_model(config, world, claimed_run)
-    config, initial_weights = read_init(config, world, claimed_run, data, model)
+    initial_weights = None
+    if claimed_run.state is None:
+        config, initial_weights = share_initial_weights(
+            config, world, model, data.train.manifest.classes
+        )
     engine = build_engine(config, world, model, stack)
 
     # Check files and hardware, while all ranks still have the initial weights.
@@ -222,39 +224,6 @@ def open_data_and_model(
         data = RunData(train, val, build_order(config, train.manifest.rows_per_group))
         model = build_model(config, len(train.manifest.classes)).to(world.device)
     return config, data, model
-
-
-def read_init(
-    config: Config,
-    world: World,
-    claimed_run: ClaimedRun,
-    data: RunData,
-    model: nn.Module,
-) -> tuple[Config, InitialWeights | None]:
-    """Read the weights of `model.init` on rank 0, at the start of a run alone.
-
-    Returns:
-        The config with the hash of their file, and the weights, on rank 0.
-
-    Raises:
-        UserError: there are none, or they do not fit the network.
-        AttemptError: their storage fails.
-    """
-    if claimed_run.state is not None:
-        return config, None
-    if config.model.init is None:
-        if config.model.init_sha256 is not None:
-            raise UserError(
-                "model.init_sha256 is set, but model.init is not: set model.init to "
-                "the weights that it belongs to, or remove it"
-            )
-        return config, None
-    weights = None
-    with world.raise_on_all_ranks():
-        if world.is_rank_zero:
-            classes = data.train.manifest.classes
-            weights = read_initial_weights(config, model, classes)
-    return share_initial_hash(config, world, weights), weights
 
 
 def build_engine(
@@ -409,29 +378,3 @@ def set_initial_metrics(
     metrics.set_gauge("attempt", writer.lease.attempt)
     metrics.set_gauge("steps_planned", config.epochs * data.order.steps_per_epoch)
     metrics.set_gauge("step", claimed_run.step)
-
-
-def build_model(config: Config, num_classes: int) -> nn.Module:
-    """Build the model with its initial weights, on the CPU.
-
-    Raises:
-        UserError: it cannot be trained exactly, or a micro-batch has no variance.
-    """
-    model = config.model.build(num_classes, config.seed)
-    check_model(config, model, num_classes)
-    return model
-
-
-def check_model(config: Config, model: nn.Module, num_classes: int) -> None:
-    """Check that a model can be trained exactly, with micro-batches of this size.
-
-    Raises:
-        UserError: it cannot, or it has batch norm and micro-batches of one sample.
-    """
-    config.model.check_trainable(model, num_classes, config.augment.crop)
-    if config.micro_batch_size == 1 and find_batch_norms(model):
-        raise UserError(
-            f"{config.model.name} has batch normalization, and virtual_workers = "
-            f"{config.virtual_workers} leaves one sample to each, which has no "
-            "variance: lower virtual_workers, or raise global_batch"
-        )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from distrain.errors import UserError
@@ -149,4 +150,23 @@ def test_another_network(tensors, problem):
     assert text.endswith(
         ": it is of another network; set model.name, and settings such as model.width, "
         "to those that it was trained with"
+    )
+
+
+def test_alexnet_has_the_layout_of_torchvisions():
+    with torch.device("meta"):
+        given = torchvision.models.alexnet(num_classes=1000).state_dict()
+    model = Model.parse_choice({"name": "alexnet"})
+    expected = model.build_skeleton(10).state_dict()
+    found = match_weights(
+        given,
+        expected,
+        find_class_dimensions(model, expected, 10),
+        "a.pth",
+        classes=tuple("abcdefghij"),
+        file_classes=None,
+    )
+    assert found.description == (
+        "14 tensors from a.pth; classifier.6.weight, classifier.6.bias are new: 10 "
+        "classes, not 1000"
     )

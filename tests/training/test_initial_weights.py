@@ -3,7 +3,6 @@
 import hashlib
 
 import pytest
-import safetensors.torch
 import torch
 import torchvision
 
@@ -97,17 +96,6 @@ def test_torchvisions_own_state_dicts(name, short, tmp_path):
     assert found.tensors.keys() == model.state_dict().keys() - new
     assert all(torch.equal(found.tensors[key], given[key]) for key in found.tensors)
     assert found.lines[-1].endswith("; fc.weight, fc.bias are new: 3 classes, not 1000")
-
-
-def test_torchvisions_alexnet_has_our_layout(short, tmp_path):
-    given = torchvision.models.alexnet(num_classes=3).state_dict()
-    path = tmp_path / "given.safetensors"
-    safetensors.torch.save_file(given, path)
-    config = short("tuned", model={"name": "alexnet", "init": str(path)})
-    model = config.model.build_skeleton(3)
-    found = read_initial_weights(config, model, ("a", "b", "c"))
-    assert found.tensors.keys() == given.keys()
-    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_resume_does_not_need_the_file(short, console, tmp_path):
@@ -205,3 +193,16 @@ def test_another_url_is_not_read_by_a_resume_which_says_so(short, console, tmp_p
         "model.init is not read, since the run has started from other weights (SHA-256 "
         f"{sha256})"
     ]
+
+
+def test_a_new_head_must_be_trained(short, console, tmp_path):
+    path = tmp_path / "given.pth"
+    write_weights(path, 5)
+    model = {"name": "alexnet", "width": 0.04, "init": str(path)}
+    frozen = {**model, "freeze": ["features", "classifier.6.bias"]}
+    with pytest.raises(UserError) as caught:
+        run(short("tuned", model=frozen), console)
+    assert str(caught.value) == (
+        f"model.freeze includes classifier.6.bias, which {path} does not have for these "
+        "classes, so that it would stay as it is drawn: leave it out of model.freeze"
+    )
