@@ -255,7 +255,9 @@ def forward_backward_step(job: TrainJob, step: int, batch: MicroBatch) -> None:
         batch.images  # noqa: B018
 
     with telemetry.time_phase(Phase.FORWARD):
-        logits, loss, batch_stats = forward(job.config, engine.model, step, batch)
+        logits, loss, batch_stats = forward(
+            job.config, engine.model, step, batch, engine.class_weights
+        )
 
     # autograd.grad instead of backward(): all lanes share the parameters, and their
     # `.grad` belongs to the reduced gradient.

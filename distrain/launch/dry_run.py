@@ -106,8 +106,8 @@ def describe_run(config: Config, world_size: int) -> dict[str, str]:
     reduced_bytes = num_trained * (_INT64_BYTES if is_exact else _FP32_BYTES)
     # The file is read when the run starts.
     init = {}
-    if config.model.init is not None:
-        init = {"initial weights": redact_url(config.model.init)}
+    if config.model.init_from is not None:
+        init = {"initial weights": redact_url(config.model.init_from)}
     num_steps = config.epochs * order.steps_per_epoch
     at_most = "at most " if config.virtual_workers % world_size else ""
     return {

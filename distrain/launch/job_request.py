@@ -134,7 +134,7 @@ def check_shared_paths(config: Config) -> None:
         "run": config.run,
         "data.train": config.data.train,
         "data.val": config.data.val,
-        "model.init": config.model.init,
+        "model.init_from": config.model.init_from,
     }
     relative_paths = [
         f"{key} = {path}"

@@ -105,11 +105,11 @@ def _make_paths_absolute(config: Config) -> Config:
         for name in ("train", "val", "cache")
     }
     data = config.data.model_copy(update=data_paths)
-    init = to_absolute(config.model.init)
+    init_from = to_absolute(config.model.init_from)
     changes = {
         "run": to_absolute(config.run),
         "data": data,
-        "model": config.model.model_copy(update={"init": init}),
+        "model": config.model.model_copy(update={"init_from": init_from}),
     }
     return config.model_copy(update=changes)
 

@@ -22,20 +22,20 @@ class Model(Choice):
     """Smallest side of an image in pixels that the network can take, where it is known
     without building the network."""
 
-    init: str | None = operation_field(None)
+    init_from: str | None = operation_field(None)
     """Path or URL of the weights that a new run starts from: a run directory (its best
     checkpoint, else the newest), a checkpoint, or a file of safetensors or torch.save
     (torchvision's, say); null: weights drawn from the seed. A resume does not read it.
     [operation]"""
     init_sha256: str | None = result_field(None, pattern="^[0-9a-f]{64}$")
-    """SHA-256 of the file of weights that `init` led to; null: filled in when the run
-    starts. [result]"""
+    """SHA-256 of the file of weights that `init_from` led to; null: filled in when the
+    run starts. [result]"""
     freeze: tuple[str, ...] = result_field((), strict=False)
     """Names of layers or parameters that are not trained, such as [features,
     classifier.1]: what is below them is frozen too, and batch normalization there
     stands still. [result]"""
 
-    @field_validator("init")
+    @field_validator("init_from")
     @classmethod
     def _check_init(cls, value: str | None) -> str | None:
         return forbid_url_secrets(expand_home(value))
@@ -172,8 +172,8 @@ class ImportedModel(Model):
         if is_torchvision and "weights" in value:
             raise make_conflict(
                 "torchvision's weights are not downloaded by a run: remove weights, "
-                "save them by torch.save(model.state_dict(), FILE) and set model.init "
-                "to that file",
+                "save them by torch.save(model.state_dict(), FILE) and set "
+                "model.init_from to that file",
                 "name",
                 "options.weights",
             )

@@ -1,4 +1,4 @@
-"""First weights of a run that starts from those of another: `model.init`."""
+"""First weights of a run that starts from those of another: `model.init_from`."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class InitialWeights:
 def read_initial_weights(
     config: Config, model: nn.Module, classes: tuple[str, ...]
 ) -> InitialWeights:
-    """Read the weights that `model.init` names, and match them to the network.
+    """Read the weights that `model.init_from` names, and match them to the network.
 
     Args:
         config: the run.
@@ -39,7 +39,7 @@ def read_initial_weights(
             `model.init_sha256` names.
         AttemptError: their storage fails.
     """
-    source = read_named_weights(str(config.model.init))
+    source = read_named_weights(str(config.model.init_from))
     weights = source.file
     expected_hash = config.model.init_sha256
     if expected_hash not in (None, weights.sha256):
@@ -77,7 +77,7 @@ def read_initial_weights(
 def share_initial_weights(
     config: Config, world: World, model: nn.Module, classes: tuple[str, ...]
 ) -> tuple[Config, InitialWeights | None]:
-    """Read the weights of `model.init` on rank 0, for a run that starts.
+    """Read the weights of `model.init_from` on rank 0, for a run that starts.
 
     All ranks must call it.
 
@@ -89,16 +89,16 @@ def share_initial_weights(
 
     Returns:
         The config with the hash of the weights' file; and on rank 0 the weights, if
-        there is a `model.init`.
+        there is a `model.init_from`.
 
     Raises:
         UserError, AttemptError: as in `read_initial_weights`.
     """
-    if config.model.init is None:
+    if config.model.init_from is None:
         if config.model.init_sha256 is not None:
             raise UserError(
-                "model.init_sha256 is set, but model.init is not: set model.init to "
-                "the weights that it belongs to, or remove it"
+                "model.init_sha256 is set, but model.init_from is not: set "
+                "model.init_from to the weights that it belongs to, or remove it"
             )
         return config, None
     weights = None
@@ -116,11 +116,11 @@ def keep_initial_hash(config: Config, state: CheckpointState) -> Config:
         UserError: the run started from drawn weights, and the config names others.
     """
     saved_hash = state.result.get("model.init_sha256")
-    if saved_hash is None and config.model.init is not None:
+    if saved_hash is None and config.model.init_from is not None:
         raise UserError(
-            f"{config.run} started from drawn weights, and model.init is for the start "
-            "of a run: remove it to resume, or start afresh in another run directory "
-            "with run=..."
+            f"{config.run} started from drawn weights, and model.init_from is for the "
+            "start of a run: remove it to resume, or start afresh in another run "
+            "directory with run=..."
         )
     # Another hash is refused with all other differences.
     if config.model.init_sha256 is not None:
@@ -130,11 +130,11 @@ def keep_initial_hash(config: Config, state: CheckpointState) -> Config:
 
 def explain_unread_init(config: Config, state: CheckpointState) -> str | None:
     """Return a line if a resume names other weights than the run has started from."""
-    if config.model.init in (None, state.config["model"].get("init")):
+    if config.model.init_from in (None, state.config["model"].get("init_from")):
         return None
     return (
-        "model.init is not read, since the run has started from other weights (SHA-256 "
-        f"{config.model.init_sha256})"
+        "model.init_from is not read, since the run has started from other weights "
+        f"(SHA-256 {config.model.init_sha256})"
     )
 
 

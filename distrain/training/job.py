@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from distrain.config import Config
 from distrain.data.batch import BatchRequest
@@ -36,6 +36,9 @@ class ModelEngine:
     optimizer: Optimizer
     meters: Meters
     lanes: LanePool
+    class_weights: Tensor | None
+    """Factor on the losses of each class, float32 of shape (classes,); None: all alike.
+    """
 
 
 @dataclass

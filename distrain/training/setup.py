@@ -8,7 +8,7 @@ other ranks would wait for that rank in their next collective.
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from torch import nn
+from torch import Tensor, nn
 
 from distrain.config import Config, to_yaml
 from distrain.distributed.lane_pool import LanePool, count_lanes
@@ -26,6 +26,7 @@ from distrain.result_fields import check_result_fields, get_result_fields
 from distrain.rundir import files
 from distrain.rundir.lease import count_restarts_and_resizes, read_attempts
 from distrain.training.checkpoint_state import BestEval
+from distrain.training.class_weights import open_class_weights
 from distrain.training.hardware_check import (
     check_equal_on_all_ranks,
     hash_sample_computation,
@@ -102,7 +103,8 @@ def build_job(
         config, initial_weights = share_initial_weights(
             config, world, model, data.train.manifest.classes
         )
-    engine = build_engine(config, world, model, stack)
+    class_weights = open_class_weights(config, world, data.train)
+    engine = build_engine(config, world, model, class_weights, stack)
 
     # Check files and hardware, while all ranks still have the initial weights.
     watchdog.mark_progress("checking files that may have crashed the decoder")
@@ -113,11 +115,11 @@ def build_job(
     watchdog.mark_progress("the hardware check")
     hardware_hash = check_ranks(config, world, data, engine)
 
-    # Load the weights of `model.init`, or restore the checkpoint: rank 0 has read them,
-    # the others wait for the tensors.
+    # Load the weights of `model.init_from`, or restore the checkpoint: rank 0 has read
+    # them, the others wait for the tensors.
     if claimed_run.state is not None:
         watchdog.mark_progress("restoring the checkpoint", waiting=True)
-    elif config.model.init is not None:
+    elif config.model.init_from is not None:
         watchdog.mark_progress("loading the initial weights", waiting=True)
         load_initial_weights(world, model, initial_weights)
         for line in initial_weights.lines if initial_weights else ():
@@ -227,7 +229,11 @@ def open_data_and_model(
 
 
 def build_engine(
-    config: Config, world: World, model: nn.Module, stack: ExitStack
+    config: Config,
+    world: World,
+    model: nn.Module,
+    class_weights: Tensor | None,
+    stack: ExitStack,
 ) -> ModelEngine:
     """Build what trains a model: accumulator, optimizer, meters, and lanes."""
     parameters = get_trainable_parameters(model)
@@ -251,6 +257,7 @@ def build_engine(
         optimizer=Optimizer(config.optimizer, parameters),
         meters=Meters(world.device, accumulator.loss_shift),
         lanes=stack.enter_context(lanes),
+        class_weights=class_weights,
     )
 
 
@@ -274,6 +281,7 @@ def check_ranks(
                 world,
                 data.train,
                 engine.model,
+                engine.class_weights,
                 engine.accumulator.loss_scale,
                 engine.lanes,
             )

@@ -61,7 +61,7 @@ def first_weights(config, console):
 
 def test_a_run_starts_from_the_file_with_a_new_head(short, console, tmp_path):
     given = write_weights(tmp_path / "given.pth", 1000)
-    model = {"name": "alexnet", "width": 0.04, "init": str(tmp_path / "given.pth")}
+    model = {"name": "alexnet", "width": 0.04, "init_from": str(tmp_path / "given.pth")}
     config = short("tuned", model=model, seed=3)
     found = first_weights(config, console)
     drawn = config.model.build(3, 3).state_dict()
@@ -86,7 +86,7 @@ def test_torchvisions_own_state_dicts(name, short, tmp_path):
         "tuned",
         model={
             "name": f"torchvision:{name}",
-            "init": str(tmp_path / "given.pth"),
+            "init_from": str(tmp_path / "given.pth"),
             "options": options,
         },
     )
@@ -103,7 +103,7 @@ def test_a_resume_does_not_need_the_file(short, console, tmp_path):
     path = tmp_path / "given.pth"
     write_weights(path, 5)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    model = {"name": "alexnet", "width": 0.04, "init": str(path)}
+    model = {"name": "alexnet", "width": 0.04, "init_from": str(path)}
     wanted = run(short("whole", model=model, epochs=2), console).weights
     drawn = run(short("drawn", epochs=2), console).weights
     assert wanted != drawn
@@ -112,9 +112,9 @@ def test_a_resume_does_not_need_the_file(short, console, tmp_path):
     assert train(config, stop_after(console, 3), console).status == "stopped"
     path.unlink()
     saved = load_config(tmp_path / "parts" / "config.yaml")
-    assert (saved.model.init, saved.model.init_sha256) == (str(path), sha256)
+    assert (saved.model.init_from, saved.model.init_sha256) == (str(path), sha256)
     console.events.clear()
-    for changed in (config, saved, override_config(config, ["model.init=null"])):
+    for changed in (config, saved, override_config(config, ["model.init_from=null"])):
         assert run(changed, console).weights == wanted
     assert not any(event.startswith("init: ") for event in console.events)
 
@@ -128,7 +128,9 @@ def test_the_best_checkpoint_of_a_run_gives_its_classes(short, console, tmp_path
     first = short("first")
     run(first, console)
     config = short(
-        "second", model={"name": "alexnet", "width": 0.04, "init": first.run}, seed=9
+        "second",
+        model={"name": "alexnet", "width": 0.04, "init_from": first.run},
+        seed=9,
     )
     found = first_weights(config, console)
     given = load_newest_checkpoint(Store(first.run))[0].model_state_dict
@@ -144,7 +146,7 @@ def test_what_does_not_fit(short, console, tmp_path):
     path = tmp_path / "given.pth"
     write_weights(path, 3, width=0.1)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    model = {"name": "alexnet", "width": 0.04, "init": str(path)}
+    model = {"name": "alexnet", "width": 0.04, "init_from": str(path)}
 
     def refuse(name="refused", **changes):
         with pytest.raises(UserError) as caught:
@@ -163,12 +165,14 @@ def test_what_does_not_fit(short, console, tmp_path):
         "config was made for, or remove model.init_sha256"
     )
     hash_alone = {"name": "alexnet", "width": 0.04, "init_sha256": sha256}
-    assert "model.init_sha256 is set, but model.init is not" in refuse(model=hash_alone)
+    assert "model.init_sha256 is set, but model.init_from is not" in refuse(
+        model=hash_alone
+    )
 
     # A run that has started otherwise.
     run(short("drawn"), console)
     write_weights(path, 3)
-    assert "started from drawn weights, and model.init is for the start" in refuse(
+    assert "started from drawn weights, and model.init_from is for the start" in refuse(
         "drawn", model=model
     )
     run(short("tuned", model=model), console)
@@ -181,16 +185,18 @@ def test_what_does_not_fit(short, console, tmp_path):
 def test_another_url_is_not_read_by_a_resume_which_says_so(short, console, tmp_path):
     path = tmp_path / "given.pth"
     write_weights(path, 3)
-    model = {"name": "alexnet", "width": 0.04, "init": str(path)}
+    model = {"name": "alexnet", "width": 0.04, "init_from": str(path)}
     train(short("tuned", model=model), stop_after(console, 2), console)
     train(
-        short("tuned", model={**model, "init": None}), stop_after(console, 4), console
+        short("tuned", model={**model, "init_from": None}),
+        stop_after(console, 4),
+        console,
     )
-    run(short("tuned", model={**model, "init": "elsewhere.pth"}), console)
+    run(short("tuned", model={**model, "init_from": "elsewhere.pth"}), console)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     lines = [event for event in console.events if "is not read" in event]
     assert lines == [
-        "model.init is not read, since the run has started from other weights (SHA-256 "
+        "model.init_from is not read, since the run has started from other weights (SHA-256 "
         f"{sha256})"
     ]
 
@@ -198,7 +204,7 @@ def test_another_url_is_not_read_by_a_resume_which_says_so(short, console, tmp_p
 def test_a_new_head_must_be_trained(short, console, tmp_path):
     path = tmp_path / "given.pth"
     write_weights(path, 5)
-    model = {"name": "alexnet", "width": 0.04, "init": str(path)}
+    model = {"name": "alexnet", "width": 0.04, "init_from": str(path)}
     frozen = {**model, "freeze": ["features", "classifier.6.bias"]}
     with pytest.raises(UserError) as caught:
         run(short("tuned", model=frozen), console)
