@@ -110,6 +110,7 @@ def describe_run(config: Config, world_size: int) -> dict[str, str]:
         init = {"initial weights": redact_url(config.model.init_from)}
     num_steps = config.epochs * order.steps_per_epoch
     at_most = "at most " if config.virtual_workers % world_size else ""
+    may_stop = "at most " if config.stop.patience is not None else ""
     return {
         "run directory": str(config.run),
         "global batch": f"{config.global_batch} = {config.virtual_workers} virtual "
@@ -117,7 +118,8 @@ def describe_run(config: Config, world_size: int) -> dict[str, str]:
         "virtual workers": f"{config.virtual_workers}, {at_most}{most_virtual_workers} "
         "per worker",
         **data.descriptions,
-        "steps": f"{num_steps:,} = {config.epochs} x {order.steps_per_epoch} per epoch",
+        "steps": f"{may_stop}{num_steps:,} = {config.epochs} x {order.steps_per_epoch} "
+        "per epoch",
         "left out per epoch": f"{order.num_left_out} images, different ones each time",
         "parameters": parameters,
         **init,

@@ -17,6 +17,7 @@ from distrain.monitor.records import EvalRecord, MetricsRecord, TrainRecord
 from distrain.monitor.sinks import Console
 from distrain.monitor.telemetry import Telemetry
 from distrain.optim.accumulate import GradientAccumulator
+from distrain.optim.early_stopping import StopState
 from distrain.optim.optimizer import Optimizer
 from distrain.optim.schedule import PlateauState
 from distrain.training.checkpoint_state import BestEval
@@ -45,7 +46,8 @@ class ModelEngine:
 class TrainProgress:
     """State that the training loop changes.
 
-    A checkpoint holds `step`, `bad_samples`, the best evaluations and `plateau` of it.
+    A checkpoint holds `step`, `bad_samples`, the best evaluations, `plateau` and `stop`
+    of it.
     """
 
     step: int
@@ -63,6 +65,8 @@ class TrainProgress:
     """Best without an evaluation that was made only because the run ends there."""
     plateau: PlateauState
     """Validation history of a schedule that follows validation."""
+    stop: StopState
+    """Validation history of early stopping."""
     reported_bad_val_samples: set[int]
     """Validation samples that do not decode, all of them reported."""
     last_train_record: TrainRecord | None = None
@@ -99,6 +103,17 @@ class TrainJob:
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return self.config.epochs * self.data.order.steps_per_epoch
+
+    @property
+    def is_stopped_early(self) -> bool:
+        """Whether `stop.patience` is over before the last step."""
+        is_over = self.progress.stop.is_over(self.config.stop)
+        return is_over and self.progress.step < self.total_steps
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no step is left."""
+        return self.progress.step == self.total_steps or self.is_stopped_early
 
     def get_lr(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0.

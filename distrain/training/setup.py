@@ -160,7 +160,7 @@ def build_job(
     )
 
     # Of a run that is already finished, neither the page nor the checkpoint matters.
-    if claimed_run.step < job.total_steps:
+    if not job.is_finished:
         metrics.announce_page()
         if claimed_run.checkpoint is not None:
             name = claimed_run.checkpoint.name

@@ -151,6 +151,7 @@ def test_biases_have_their_own_rate_and_decay(make):
     torch.testing.assert_close(both["norm.weight"], both["fc.weight"].flatten())
 
 
+@pytest.mark.parametrize("make", [*RULES, LARS])
 def test_rates_by_prefix(make):
     """The longest prefix of a name counts, times the rate of biases."""
     rule = make(bias_lr=2.0).model_copy(
@@ -163,6 +164,7 @@ def test_rates_by_prefix(make):
     Optimizer(rule, ours).step(torch.tensor(0.01))
     moved = [1 - p for p in ours.values()]
     for distance, factor in zip(moved, [1, 3, 6, 0.5, 1], strict=True):
+        assert torch.all(distance > 0)
         torch.testing.assert_close(distance, factor * moved[0], rtol=1e-4, atol=0)
 
 
