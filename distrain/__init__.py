@@ -12,6 +12,7 @@ well. Everything else is internal.
     result_field, operation_field         their fields (configs/README.md)
     Console, PlainConsole, SilentConsole  where progress is printed
     Summary, Dataset                      what train returns; samples by number
+    Evaluation                            what evaluate returns
     UserError, RunError, AttemptError     the caller's mistake; the run or one attempt
                                           of it failed
 
@@ -20,6 +21,7 @@ Each command has a function of its name, whose arguments are named like the opti
 --follow, has none):
 
     train, dry_run, lr, model, schema     train a recipe, or look at it first
+    evaluate (eval), Predictor (predict)  use a trained model
     submit, resume, jobs, logs, stop      runs as jobs on a cluster
     drain, top                            a node that goes; a run as it trains
     pack, index, stats, verify, inspect   data sets
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from distrain.errors import AttemptError, RunError, UserError
     from distrain.fields import operation_field, result_field
     from distrain.inference.evaluation import Evaluation
+    from distrain.inference.predictor import Predictor
     from distrain.launch.drain import drain
     from distrain.launch.dry_run import dry_run
     from distrain.launch.evaluation import evaluate
@@ -74,6 +77,7 @@ __all__ = [
     "Loss",
     "Model",
     "PlainConsole",
+    "Predictor",
     "RunError",
     "Schedule",
     "SilentConsole",
@@ -124,6 +128,7 @@ _MODULES = {
     "distrain.errors": ("AttemptError", "RunError", "UserError"),
     "distrain.fields": ("operation_field", "result_field"),
     "distrain.inference.evaluation": ("Evaluation",),
+    "distrain.inference.predictor": ("Predictor",),
     "distrain.launch.drain": ("drain",),
     "distrain.launch.dry_run": ("dry_run",),
     "distrain.launch.evaluation": ("evaluate",),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,7 +26,8 @@ from distrain.data.decoding.image import encode_jpeg
 from distrain.data.prepare.digits import pack_digits
 from distrain.data.shards.stats import PixelMoments
 from distrain.data.storage.store import Store
-from distrain.monitor.records import MetricsRecord
+from distrain.monitor.records import EvalRecord, MetricsRecord
+from distrain.trainer import train
 
 # No test asserts a time, and none leaves anything in the checkout.
 settings.register_profile("distrain", deadline=None, database=None)
@@ -134,6 +135,33 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
     pack_digits(str(folder / "train"), str(folder / "val"))
     return folder
+
+
+class TrainedRun(NamedTuple):
+    """A run that has been trained, and what it reported of its validation."""
+
+    run: Path
+    records: list[EvalRecord]
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """A run of two epochs on the digits, evaluated after each: better than chance, and far from perfect."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    config = narrow_recipe(
+        digits,
+        run,
+        epochs=2,
+        model={"name": "alexnet", "width": 0.04, "dropout": 0.0},
+        optimizer={"name": "adam"},
+        schedule={"name": "constant", "lr": 0.005},
+        data={"val": str(digits / "val")},
+        evaluate={"batch": 50},
+        checkpoint={"keep": 5},
+    )
+    console = Recorder()
+    train(config, console=console)
+    return TrainedRun(run, [r for r in console.records if isinstance(r, EvalRecord)])
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ READMES = {
         "configs/README.md",
         "distrain/README.md",
         "distrain/data/README.md",
+        "distrain/inference/README.md",
         "cluster/README.md",
         "tests/bench/README.md",
         "CONTRIBUTING.md",

@@ -1,22 +1,27 @@
 """No tensor of a step is on the wrong device, and nothing in it waits for the GPU: on fake tensors, without a GPU."""
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from fake_gpu import CUDA, config, fake_gpu, whole
+from fake_gpu import CUDA, config, fake_gpu, micro_batch, network, whole
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
 )
 
 from distrain.config import load_config
+from distrain.inference.ensemble import CROPS, Ensemble
+from distrain.inference.scoring import find_top_classes
 from distrain.models.layers import AdaptiveAvgPool2d
 from distrain.models.response_norm import _LocalResponseNormFunction
 from distrain.optim.lars import LARS
 from distrain.optim.optimizer import Optimizer
 from distrain.rundir.checkpoint import CheckpointManager
+from distrain.training.evaluate import score_samples
+from distrain.training.forward_pass import predict_logits
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 MODELS = [
@@ -211,3 +216,24 @@ def test_a_checkpoint_is_copied_into_pinned_memory_and_waited_for_once(monkeypat
     assert {t.device.type for t in found.values()} == {"cpu"}
     assert made == [True] * 3
     assert waited == [True]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("crops", CROPS)
+def test_an_evaluation_stays_on_the_gpu(crops, precision):
+    """Until the results per image of a whole chunk are copied: of two networks, the last part returns them."""
+    settings = config(precision=precision)
+    with fake_gpu():
+        model = network(settings).eval()
+        batch = micro_batch(settings, 4, bad=True)
+        ensemble = Ensemble(
+            [partial(predict_logits, settings, model)] * 2, CROPS[crops]
+        )
+        num_parts = 2 * len(CROPS[crops].windows)
+        *earlier, found = [ensemble.add_part(i % 2, batch) for i in range(num_parts)]
+        assert earlier == [None] * (num_parts - 1)
+        scores = score_samples(settings.loss, found.logits, batch.labels)
+        top = find_top_classes(found.logits, found.probabilities)
+        assert {t.device for t in (*scores, *top, *found[1:])} == {CUDA}
+        with pytest.raises(AssertionError, match="waits for cuda"):
+            top.classes.cpu()

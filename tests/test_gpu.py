@@ -16,6 +16,8 @@ from distrain.data.decoding import dali
 from distrain.data.decoding.image import encode_ppm
 from distrain.data.loader import Loader
 from distrain.distributed.world import World
+from distrain.inference.predictor import Predictor
+from distrain.launch.evaluation import evaluate
 from distrain.trainer import train
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
@@ -127,3 +129,25 @@ def test_a_run_and_its_resume_give_the_same_weights(narrow, console, gpu, tmp_pa
     assert train(config, world, console).status == "stopped"
     del console.set_step
     assert train(config, World(gpu), console).weights == whole
+
+
+def test_evaluation_and_prediction_give_what_training_reported(
+    narrow, console, gpu, digits
+):
+    """Several passes, crops, and a lone image: on this device, the same bits."""
+    config = narrow(
+        device=gpu.type, data={"val": str(digits / "val")}, evaluate={"batch": 50}
+    )
+    reported = train(config, World(gpu), console).eval
+    found = evaluate(config.run, console=console)
+    counts = (found.result.top1_count, found.result.top5_count, found.result.loss)
+    assert counts == (reported.top1_count, reported.top5_count, reported.loss)
+    ten = [evaluate(config.run, crops="ten", console=console) for _ in range(2)]
+    assert ten[0].to_dict() == ten[1].to_dict()
+    # Decoding on a GPU may differ by the image's place in a batch; what follows not.
+    predictor = Predictor(config.run)
+    rows = [
+        [p.probability for p in one.classes]
+        for one in predictor.predict(digits / "val")
+    ]
+    assert np.allclose(rows, found.images.top_probabilities, atol=1e-3)

@@ -22,6 +22,7 @@ from readme_commands import (
     RUN_BY_CI,
     RUN_BY_HAND,
     SMALL,
+    blocks,
     commands_in_blocks,
     commands_in_sentences,
     shown,
@@ -30,6 +31,7 @@ from readme_commands import (
 from source_copy import copy_source
 
 from distrain.cli.main import app
+from distrain.data.shards.dataset import Dataset
 
 SENTENCES = sorted(
     {command for text in READMES.values() for command in commands_in_sentences(text)}
@@ -216,6 +218,53 @@ def test_the_schema_is_written(folder, shell):
         "epochs"
         in json.loads((folder / "distrain.schema.json").read_text())["properties"]
     )
+
+
+@pytest.fixture
+def with_runs(folder, trained, digits, monkeypatch) -> Path:
+    """The folder with the runs, sets and images that the commands name."""
+    for name in ("my", "quickstart", "a", "b"):
+        (folder / "runs").mkdir(exist_ok=True)
+        (folder / "runs" / name).symlink_to(trained.run)
+    (folder / "shards").symlink_to(digits)
+    (folder / "photos").mkdir()
+    dataset = Dataset.open(digits / "val")
+    for place in ("cat.jpg", "photos/1.jpg", "photos/2.jpg"):
+        (folder / place).write_bytes(bytes(dataset[0].data))
+    return folder
+
+
+def test_a_trained_model_is_evaluated(with_runs, distrain, trained, shell):
+    reported = f"top-1     {trained.records[-1].top1:.2%}"
+    for words in (
+        shown("distrain eval runs/quickstart"),
+        shown("distrain eval runs/quickstart --data shards/val --crops ten"),
+        shown("distrain eval runs/a runs/b --data shards/val"),
+        shown("distrain eval runs/my --crops ten"),
+    ):
+        code, out, _ = distrain(*words[1:])
+        assert code == 0
+        assert ("crops     ten" in out) == ("ten" in words)
+        assert reported in out or "ten" in words
+    shell(shown("distrain eval runs/quickstart --checkpoint best --json > result.json"))
+    tree = json.loads((with_runs / "result.json").read_text())
+    assert tree["images"] == 359
+
+
+def test_images_are_predicted(with_runs, run, shell):
+    out = run(shown("distrain predict runs/quickstart cat.jpg photos"))
+    assert out.count("#") > 3
+    assert [line for line in out.splitlines() if line[0] != " "] == [
+        "cat.jpg",
+        "photos/1.jpg",
+        "photos/2.jpg",
+    ]
+    assert run(shown("distrain predict runs/my cat.jpg")).startswith("cat.jpg\n")
+    shell(shown("distrain predict runs/quickstart photos --csv > predictions.csv"))
+    rows = (with_runs / "predictions.csv").read_text().splitlines()
+    assert len(rows) == 3
+    (python,) = blocks(READMES["distrain/inference/README.md"], "python")
+    exec(python, {})
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distrain.cli.options import NO_VALUE
+from distrain.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from distrain.inference.evaluation import Evaluation
@@ -31,7 +32,7 @@ class CropsChoice(str, Enum):
 ModelsArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="RUN... [key.sub=value...]",
+        metavar="RUN|key.sub=value",
         help="Run directory, or a folder in its checkpoints (path or URL); of several "
         "the class probabilities are averaged. And config overrides of what does not "
         "decide the weights, e.g. lanes=2 device=cpu data.backend=torch",
@@ -81,6 +82,30 @@ JsonOption = Annotated[
     typer.Option("--json", help="Print all results as JSON.", metavar=NO_VALUE),
 ]
 
+RunArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="Run directory, or a folder in its checkpoints (path or URL).",
+    ),
+]
+SourcesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGE|key.sub=value",
+        help="Image files, folders with images, .tar or .parquet files, or packed data "
+        "sets (paths or URLs). And config overrides of what does not decide the "
+        "weights, e.g. device=cpu data.backend=torch",
+    ),
+]
+JsonLinesOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object per image.", metavar=NO_VALUE),
+]
+CsvOption = Annotated[
+    bool, typer.Option("--csv", help="Print a CSV table.", metavar=NO_VALUE)
+]
+
 
 def evaluate_models(
     models: ModelsArgument,
@@ -122,6 +147,45 @@ def evaluate_models(
         return
     for line in format_evaluation(evaluation):
         typer.echo(line)
+
+
+def predict_images(
+    model: RunArgument,
+    images: SourcesArgument,
+    checkpoint: CheckpointOption = "newest",
+    as_json: JsonLinesOption = False,
+    as_csv: CsvOption = False,
+) -> None:
+    """Predict the classes of images: the five highest, with their probabilities.
+
+    A file that is no image is named on stderr, and the exit code is then 1.
+    """
+    from distrain.cli.prediction_lines import create_printer
+    from distrain.inference.predictor import Predictor
+
+    if as_json and as_csv:
+        raise UserError("--json and --csv exclude each other: choose one")
+    sources, overrides = split_overrides(images)
+    if not sources:
+        raise UserError("there is nothing to predict: name images or folders")
+    predictor = Predictor(model, checkpoint=checkpoint, overrides=overrides)
+    printer = create_printer(
+        as_json=as_json, as_csv=as_csv, num_classes=len(predictor.classes)
+    )
+    num_images = 0
+    num_problems = 0
+    for prediction in predictor.predict(*sources):
+        num_images += 1
+        if prediction.problem is not None:
+            num_problems += 1
+            typer.echo(f"{prediction.name}: {prediction.problem}", err=True)
+        for line in printer(prediction):
+            typer.echo(line)
+    if num_problems:
+        raise RunError(
+            f"{num_problems:,} of {num_images:,} images cannot be read: they are named "
+            "above, with the reason"
+        )
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from distrain import __version__
-from distrain.cli.after_training import evaluate_models
+from distrain.cli.after_training import evaluate_models, predict_images
 from distrain.cli.data import (
     index_images,
     inspect_dataset,
@@ -247,27 +247,37 @@ def print_data_bench(
 
 
 # In the order in which --help lists them.
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "train": train,
-    "lr": show_lr,
-    "model": show_model,
-    "schema": print_schema,
-    "top": watch_run,
-    "eval": evaluate_models,
-    "submit": submit_job,
-    "jobs": list_jobs,
-    "logs": show_logs,
-    "stop": stop_job,
-    "resume": resume_run,
-    "drain": drain_host,
-    "pack": pack_images,
-    "index": index_images,
-    "stats": print_color_stats,
-    "verify": verify_images,
-    "inspect": inspect_dataset,
+_COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "Data": {
+        "pack": pack_images,
+        "index": index_images,
+        "stats": print_color_stats,
+        "verify": verify_images,
+        "inspect": inspect_dataset,
+    },
+    "Train": {
+        "train": train,
+        "lr": show_lr,
+        "model": show_model,
+        "schema": print_schema,
+        "top": watch_run,
+    },
+    "After training": {
+        "eval": evaluate_models,
+        "predict": predict_images,
+    },
+    "Cluster": {
+        "submit": submit_job,
+        "jobs": list_jobs,
+        "logs": show_logs,
+        "stop": stop_job,
+        "resume": resume_run,
+        "drain": drain_host,
+    },
 }
-for _name, _command in _COMMANDS.items():
-    app.command(_name)(_command)
+for _panel, _commands in _COMMANDS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, rich_help_panel=_panel)(_command)
 
-app.add_typer(bench_app, name="bench")
+app.add_typer(bench_app, name="bench", rich_help_panel="Train")
 bench_app.command("data")(print_data_bench)

@@ -153,8 +153,7 @@ def _make_table(loss: Loss, prediction: ChunkPrediction) -> ImageTable:
     """Return the results of a chunk's images, without its padding."""
     batch = prediction.batch
     scores = score_samples(loss, prediction.logits, batch.labels)
-    top_classes = sort_classes(prediction.logits)[:, :MAX_TOP_CLASSES]
-    top_probabilities = prediction.probabilities.gather(1, top_classes)
+    top = find_top_classes(prediction.logits, prediction.probabilities)
 
     # Padding repeats the chunk's first sample.
     is_padding = batch.sample_ids == batch.sample_ids[0]
@@ -172,18 +171,29 @@ def _make_table(loss: Loss, prediction: ChunkPrediction) -> ImageTable:
         ranks=take_rows(scores.ranks),
         fixed_losses=take_rows(scores.fixed_losses),
         is_finite=take_rows(scores.is_finite),
-        top_classes=take_rows(top_classes),
-        top_probabilities=take_rows(top_probabilities),
+        top_classes=take_rows(top.classes),
+        top_probabilities=take_rows(top.probabilities),
         bad_samples=batch.bad_samples,
     )
 
 
-def sort_classes(logits: Tensor) -> Tensor:
-    """Return the classes of each image, the highest first: int64 (n, classes).
+class TopClasses(NamedTuple):
+    """Highest classes of n images, the highest first; k is 5, or all classes."""
+
+    classes: Tensor
+    """int64 of shape (n, k)."""
+    probabilities: Tensor
+    """float64 of shape (n, k)."""
+
+
+def find_top_classes(logits: Tensor, probabilities: Tensor) -> TopClasses:
+    """Find the highest classes of each image, by its logits (n, classes).
 
     A tie goes to the lower class, as in `rank_labels`.
     """
-    return logits.sort(dim=1, descending=True, stable=True).indices
+    order = logits.sort(dim=1, descending=True, stable=True).indices
+    classes = order[:, :MAX_TOP_CLASSES]
+    return TopClasses(classes, probabilities.gather(1, classes))
 
 
 def _open_dataset(model: TrainedModel, first: TrainedModel, url: str) -> Dataset:

@@ -1,43 +1,23 @@
 """Evaluate models where the arguments say: in this process, or by workers of Ray."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from distrain.config import Config, format_workers_override
 from distrain.data.shards.dataset import Dataset
 from distrain.distributed.config import Cluster
-from distrain.distributed.world import World, make_local_world
 from distrain.errors import UserError
 from distrain.inference.ensemble import CROPS, Crops
 from distrain.inference.evaluation import Evaluation
 from distrain.inference.image_table import ImageTable
 from distrain.inference.scoring import EvalPart, evaluate_part
 from distrain.inference.trained_model import TrainedModel, open_trained_model
-from distrain.launch.allocation import Allocation
+from distrain.launch.eval_request import EvalRequest, make_eval_world
 from distrain.launch.local import compute_local_allocation, count_local_ranks
 from distrain.monitor.sinks import Console
 from distrain.monitor.terminal import create_console
 from distrain.parsing import OptionOverride, parse_section
 from distrain.training.run_data import open_dataset
-
-
-class EvalRequest(NamedTuple):
-    """What a worker evaluates: plain values, which can be sent to another process."""
-
-    models: tuple[tuple[str, str], ...]
-    """URL of the run and name of the checkpoint, of each model."""
-    overrides: tuple[str, ...]
-    data: str
-    crops: str
-
-    def open_models(self) -> list[TrainedModel]:
-        """Open the models. Raises UserError and RunError."""
-        return [
-            open_trained_model(f"{run}/checkpoints/{name}", overrides=self.overrides)
-            for run, name in self.models
-        ]
 
 
 def evaluate(
@@ -112,8 +92,6 @@ def evaluate(
     )
 
     # Evaluate, and join what the workers found.
-    if on_progress is not None:
-        on_progress(0, len(dataset))
     is_cluster = address is not None or workers not in (None, "auto")
     if is_cluster or count_local_ranks(config) > 1:
         # Ray is slow to import, and one process does not need it.
@@ -130,23 +108,12 @@ def evaluate(
     else:
         allocation, _ = compute_local_allocation(config)
         world = make_eval_world(config, allocation, rank=0, world_size=1)
+        if on_progress is not None:
+            on_progress(0, len(dataset))
         parts = [
             evaluate_part(opened, data_url, CROPS[crops], world, on_progress),
         ]
     return _build_evaluation(opened, dataset, CROPS[crops], parts)
-
-
-def make_eval_world(
-    config: Config, allocation: Allocation, *, rank: int, world_size: int
-) -> World:
-    """Return a rank of an evaluation, which needs no process group."""
-    world = make_local_world(config.device if allocation.gpus_per_worker else "cpu")
-    return replace(
-        world,
-        rank=rank,
-        world_size=world_size,
-        num_cores=allocation.cpus_per_worker,
-    )
 
 
 def _set_workers(config: Config, workers: int | str | None) -> Config:

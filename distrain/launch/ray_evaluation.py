@@ -19,7 +19,7 @@ from distrain.launch.allocation import (
     explain_shortage,
     to_ray_resources,
 )
-from distrain.launch.evaluation import EvalRequest, make_eval_world
+from distrain.launch.eval_request import EvalRequest, make_eval_world
 from distrain.launch.ray_cluster import connect_to_ray, list_nodes, summarize_error
 from distrain.launch.ray_driver import configure_local_ray
 from distrain.monitor.sinks import Console
@@ -76,7 +76,8 @@ def evaluate_on_ray(
             # A worker without a chunk would have nothing to do.
             num_chunks = -(-num_rows // config.evaluate.batch)
             num_workers = min(choose_num_workers(allocation, nodes), num_chunks)
-            console.log(f"evaluating on {num_workers} workers")
+            plural = "s" * (num_workers != 1)
+            console.log(f"evaluating on {num_workers} worker{plural}")
             return _run_parts(
                 config, request, allocation, num_rows, num_workers, on_progress
             )
@@ -96,6 +97,9 @@ def _run_parts(
     on_progress: Callable[[int, int], None] | None,
 ) -> list[EvalPart]:
     """Run one task per worker, and wait for all of them."""
+    # Only now: a line of the console would break a progress bar.
+    if on_progress is not None:
+        on_progress(0, num_rows)
     resources = to_ray_resources(allocation)
     run_task = ray.remote(
         num_cpus=resources["CPU"],

@@ -10,7 +10,7 @@ from distrain.data.shards.manifest import Manifest
 from distrain.data.storage.store import Store
 from distrain.distributed.lane_pool import LanePool
 from distrain.distributed.world import World
-from distrain.training.evaluate import evaluate
+from distrain.training.evaluate import evaluate, score_samples, sum_scores
 
 CPU = torch.device("cpu")
 
@@ -67,3 +67,12 @@ def test_each_image_counts_once(narrow, digits, batch):
 
 def test_lanes_change_nothing(narrow, digits):
     assert score(narrow(), digits, 1) == score(narrow(), digits, 3)
+
+
+def test_losses_that_no_integer_holds_are_counted_and_not_summed():
+    losses = torch.tensor([1.5, -2.0, float("nan"), float("inf"), 2.0**31, -(2.0**40)])
+    scores = score_samples(lambda *_: losses, torch.zeros(6, 3), torch.zeros(6).long())
+    assert scores.fixed_losses.tolist() == [3 << 31, -(2 << 32), 0, 0, 0, 0]
+    assert scores.is_finite.tolist() == [True, True, False, False, False, False]
+    is_valid = torch.tensor([True, True, True, True, False, False])
+    assert sum_scores(scores, is_valid).tolist() == [4, 4, 4, -(1 << 31), 2]

@@ -74,11 +74,7 @@ def find_features(
     fields = _list_fields(footer.schema.to_arrow_schema())
     hub_features = _read_hub_features(footer)
     notes: list[str] = []
-    if not image_column:
-        candidates = [field.name for field in fields if _could_be_images(field, footer)]
-        image_column = _choose_column(
-            hub_features, "Image", _IMAGE_NAME, fields, candidates, file_name, notes
-        )
+    image_path = find_image_path(footer, file_name, notes, image_column)
     if not label_column:
         candidates = [
             field.name
@@ -97,7 +93,6 @@ def find_features(
         )
 
     # Check that they exist, and their types.
-    image_field = _find_field(fields, image_column, file_name)
     label_field = _find_field(fields, label_column, file_name)
     label_type = label_field.type
     label_kind = _find_label_kind(label_type)
@@ -106,16 +101,54 @@ def find_features(
             f"column {label_column} of {file_name} does not hold labels, its type is "
             f"{label_type}: {CONVERT}"
         )
-    image_path = _find_bytes_path(image_field, file_name)
-    for path in (image_path, label_field.name):
-        if len(find_leaves(footer, path)) != 1:
-            raise UserError(f"{file_name} has two columns named {path}: rename one")
+    _check_single(footer, label_field.name, file_name)
 
     columns = ColumnNames(image_path, label_field.name)
     classes = None
     if label_kind in ("numbers", None):
         classes = _find_class_names(hub_features, label_column)
     return HubFeatures(columns, classes, label_kind, notes)
+
+
+def find_image_path(
+    footer: Footer,
+    file_name: str,
+    notes: list[str],
+    image_column: str | None = None,
+) -> str:
+    """Return the Parquet path of the image files, in the column that holds images.
+
+    Args:
+        footer: footer of the file.
+        file_name: name of the file, for messages.
+        notes: gets a sentence if a column is taken although nothing names it.
+        image_column: column of images, if the user names one.
+
+    Raises:
+        UserError: the column is missing or has a wrong type, or several are possible.
+    """
+    fields = _list_fields(footer.schema.to_arrow_schema())
+    if not image_column:
+        candidates = [field.name for field in fields if _could_be_images(field, footer)]
+        image_column = _choose_column(
+            _read_hub_features(footer),
+            "Image",
+            _IMAGE_NAME,
+            fields,
+            candidates,
+            file_name,
+            notes,
+        )
+    image_field = _find_field(fields, image_column, file_name)
+    image_path = _find_bytes_path(image_field, file_name)
+    _check_single(footer, image_path, file_name)
+    return image_path
+
+
+def _check_single(footer: Footer, path: str, file_name: str) -> None:
+    """Raise UserError if two columns of a file have one name."""
+    if len(find_leaves(footer, path)) != 1:
+        raise UserError(f"{file_name} has two columns named {path}: rename one")
 
 
 def _list_fields(schema: Any) -> list[_Field]:

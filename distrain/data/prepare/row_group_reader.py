@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from distrain.data.prepare.class_numbers import LabelValue
@@ -131,11 +131,26 @@ class RowGroupReader:
         A row group that is damaged, or unpacks to too much, is rejected as a whole.
         Raises OSError: the paths of images without bytes cannot be read.
         """
-        group_name = f"{block.name} of {block.num_rows} rows"
         image_range, label_range = pieces
+        return self._parse(
+            block, image_range, lambda: self._parse_labels(block, label_range)
+        )
+
+    def read_unlabeled(self, block: Block) -> BlockRows:
+        """Read the images of a row group, each with the label -1. Raises OSError."""
+        image_range = self.read_column(block, self.columns.image)
+        return self._parse(block, image_range, lambda: [-1] * block.num_rows)
+
+    def _parse(
+        self,
+        block: Block,
+        image_range: ByteRange,
+        parse_labels: Callable[[], list[_RowLabel]],
+    ) -> BlockRows:
+        """Return the rows of a row group, or why all of it is left out."""
+        group_name = f"{block.name} of {block.num_rows} rows"
         try:
-            labels = self._parse_labels(block, label_range)
-            rows = self._parse_images(block, image_range, labels)
+            rows = self._parse_images(block, image_range, parse_labels())
         except DamagedParquetError as error:
             return Reject(group_name, str(error), block.num_rows)
         except OversizeError as error:
