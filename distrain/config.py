@@ -32,6 +32,7 @@ from distrain.monitor.config import LogConfig, MetricsConfig
 # Not used below: importing a module registers its optimizer by name.
 from distrain.optim import adam, lars  # noqa: F401
 from distrain.optim.config import Reduction
+from distrain.optim.early_stopping import StopConfig
 from distrain.optim.schedule import Schedule
 from distrain.optim.sgd import SGD
 from distrain.optim.update_rule import UpdateRule
@@ -123,6 +124,8 @@ class Config(Section):
     """Gradient reduction."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Validation."""
+    stop: StopConfig = StopConfig()
+    """Early stopping."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
     log: LogConfig = LogConfig()
@@ -189,6 +192,22 @@ class Config(Section):
             raise make_conflict(
                 f"{value.name} follows the validation error: set data.val",
                 "schedule.name",
+                "data.val",
+            )
+        return value
+
+    @field_validator("stop")
+    @classmethod
+    def _check_stop_data(
+        cls,
+        value: StopConfig,
+        info: ValidationInfo,
+    ) -> StopConfig:
+        data = info.data.get("data")
+        if value.patience is not None and data is not None and data.val is None:
+            raise make_conflict(
+                "patience counts epochs without better validation: set data.val",
+                "stop.patience",
                 "data.val",
             )
         return value

@@ -5,15 +5,18 @@ subclass of `Loss`, named `package.module:Class` in the recipe.
 """
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Literal
+from math import isfinite
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from distrain.errors import UserError
 from distrain.fields import Choice, make_conflict, result_field
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False)]
 
 # torch is imported inside the methods: reading a config must not load it.
 
@@ -22,6 +25,26 @@ class Loss(Choice):
     """Loss that training minimizes."""
 
     default_name = "cross_entropy"
+
+    class_weights: Literal["balanced"] | _Weights | None = result_field(None)
+    """Weight of each class in the training loss, in the order of the classes, or
+    balanced: 1 / samples of the class; null: all alike. They are scaled to a mean of 1
+    over the training set, and the sum of a batch is divided by its number of samples:
+    torch divides by the sum of the batch's weights, so that the step of a batch without
+    rare classes is larger there. Validation losses have no weights. [result]"""
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _check_class_weights(cls, value: Any) -> Any:
+        if value is None or value == "balanced":
+            return value
+        is_list = isinstance(value, list | tuple)
+        if is_list and all(_is_weight(weight) for weight in value):
+            return value
+        raise ValueError(
+            f"must be balanced, or a list of one weight per class (0 or more), not "
+            f"{value!r}"
+        )
 
     @abstractmethod
     def __call__(
@@ -249,3 +272,9 @@ class Huber(Distance, name="huber"):
         import torch.nn.functional as F
 
         return F.huber_loss(outputs, one_hot, reduction="none", delta=self.threshold)
+
+
+def _is_weight(value: Any) -> bool:
+    """Return whether a value is a number, finite and at least 0."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and isfinite(value) and value >= 0

@@ -56,7 +56,8 @@ class Summary:
     """Outcome of a run."""
 
     status: str
-    """finished, stopped (run the same command to resume), or already finished."""
+    """finished, finished early (`stop.patience`), already finished, or stopped (run the
+    same command to resume)."""
     step: int
     """Steps done."""
     steps: int
@@ -156,7 +157,7 @@ def train(
 
         # Train the steps that are left, if any.
         status = "already finished"
-        if job.progress.step != job.total_steps:
+        if not job.is_finished:
             status = train_remaining_steps(job, stack)
 
         # Report the outcome.
@@ -170,7 +171,7 @@ def train(
 
 
 def train_remaining_steps(job: TrainJob, stack: ExitStack) -> str:
-    """Train the steps that are left; return "finished" or "stopped".
+    """Train the steps that are left; return the status of the summary.
 
     Raises:
         RunError: training diverged.
@@ -193,10 +194,10 @@ def train_remaining_steps(job: TrainJob, stack: ExitStack) -> str:
 
 
 def run_training_loop(job: TrainJob) -> str:
-    """Run the training loop to the last step, or until a stop is requested.
+    """Run the training loop to its end, or until a stop is requested.
 
     Returns:
-        "finished" or "stopped".
+        "finished", "finished early" or "stopped".
     """
     virtual_workers = job.world.local_virtual_workers(job.config.virtual_workers)
     steps = range(job.progress.step, job.total_steps)
@@ -213,13 +214,15 @@ def run_training_loop(job: TrainJob) -> str:
             # Once a step has failed, this leaves the weights as they are.
             update_weights(job, step, totals)
 
-            # Log, evaluate, save. True: a stop was requested, on any rank.
+            # Log, evaluate, save. True: the run ends here, on all ranks.
             if finish_step(job, step + 1):
                 break
 
     # The last checkpoint may still be on its way to storage.
     wait_for_checkpoint(job)
-    return "finished" if job.progress.step == job.total_steps else "stopped"
+    if job.is_stopped_early:
+        return "finished early"
+    return "finished" if job.is_finished else "stopped"
 
 
 def accumulate_gradients(
@@ -255,7 +258,9 @@ def forward_backward_step(job: TrainJob, step: int, batch: MicroBatch) -> None:
         batch.images  # noqa: B018
 
     with telemetry.time_phase(Phase.FORWARD):
-        logits, loss, batch_stats = forward(job.config, engine.model, step, batch)
+        logits, loss, batch_stats = forward(
+            job.config, engine.model, step, batch, engine.class_weights
+        )
 
     # autograd.grad instead of backward(): all lanes share the parameters, and their
     # `.grad` belongs to the reduced gradient.
@@ -325,7 +330,8 @@ def finish_step(job: TrainJob, steps_done: int) -> bool:
     """Log, evaluate and save a checkpoint where due after a step.
 
     Returns:
-        True, on all ranks, if the run was asked to stop before its last step.
+        True, on all ranks, if the run was asked to stop before its last step, or ends
+        early.
     """
     config = job.config
     world = job.world
@@ -345,7 +351,8 @@ def finish_step(job: TrainJob, steps_done: int) -> bool:
     is_last = steps_done == job.total_steps
     is_epoch_end = steps_done % job.data.order.steps_per_epoch == 0
     should_log = is_log_step(job, steps_done)
-    is_eval_scheduled = (is_epoch_end and config.schedule.follows_validation) or is_due(
+    counts_epochs = config.schedule.follows_validation or config.stop.patience
+    is_eval_scheduled = (is_epoch_end and bool(counts_epochs)) or is_due(
         steps_done, config.evaluate.every, is_epoch_end
     )
     should_validate = job.data.val is not None and (is_last or is_eval_scheduled)
@@ -363,9 +370,9 @@ def finish_step(job: TrainJob, steps_done: int) -> bool:
         log_train_metrics(job, steps_done)
         job.telemetry.metrics.record_norms(list(job.engine.parameters.values()))
     is_best = should_validate and validate(job, steps_done, scheduled=is_eval_scheduled)
-    if should_save or is_best:
+    if should_save or is_best or job.is_stopped_early:
         save_checkpoint(job, steps_done, best=is_best)
-    return should_stop and not is_last
+    return (should_stop and not is_last) or job.is_stopped_early
 
 
 def is_log_step(job: TrainJob, steps_done: int) -> bool:

@@ -643,8 +643,9 @@ def test_weights_are_not_an_option_of_torchvisions_networks():
         "model.options.weights=DEFAULT",
     ):
         assert problems(tree, [override]).endswith(
-            f"override {override}: torchvision's weights cannot be used, since a run "
-            "begins with weights drawn from its seed: remove weights"
+            f"override {override}: torchvision's weights are not downloaded by a run: "
+            "remove weights, save them by torch.save(model.state_dict(), FILE) and set "
+            "model.init_from to that file"
         )
     own = {"name": "own_models:Small", "options": {"weights": "x"}}
     assert parse_config({**LEAST, "model": own}, "test").model.options == own["options"]

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from distrain.config import Config, parse_config, parse_config_yaml
 from distrain.config_schema import schema
@@ -187,6 +188,6 @@ def test_every_field_is_described_with_its_default():
             assert shown["description"] == " ".join((info.description or "").split())
             is_section = isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)  # fmt: skip
             if not info.is_required() and not is_section and key != "name":
-                assert shown["default"] == info.default
+                assert shown["default"] == to_jsonable_python(info.default)
     assert SCHEMA["properties"]["precision"]["enum"] == ["fp32", "tf32", "bf16"]
     assert SCHEMA["$defs"]["UpdateRule"]["properties"]["name"]["default"] == "sgd"

@@ -1,9 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 
 from distrain.errors import UserError
-from distrain.losses import L1, L2, CrossEntropy, Hinge, Huber, SmoothL1
+from distrain.losses import L1, L2, CrossEntropy, Hinge, Huber, Loss, SmoothL1
 from distrain.training.forward_pass import count_correct
 
 LOSSES = {
@@ -168,3 +169,23 @@ def test_ties_and_nan_have_one_answer():
         0,
         0,
     ]
+
+
+@pytest.mark.parametrize("value", ["balanced", [1, 0.5, 2], None])
+def test_class_weights_are_a_word_or_a_list(value):
+    loss = Loss.parse_choice({"name": "l2", "class_weights": value})
+    wanted = tuple(value) if isinstance(value, list) else value
+    assert loss.class_weights == wanted
+
+
+@pytest.mark.parametrize(
+    "value", ["even", [1, -1], [1, "2"], [True, 1], [float("nan")], 3, {}]
+)
+def test_class_weights_of_other_kinds(value):
+    with pytest.raises(ValidationError) as caught:
+        Loss.parse_choice({"name": "l2", "class_weights": value})
+    (error,) = caught.value.errors()
+    assert (
+        "must be balanced, or a list of one weight per class (0 or more)"
+        in error["msg"]
+    )

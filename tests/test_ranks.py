@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from forks import Fork
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import await_that
@@ -382,3 +383,50 @@ def await_step(run: Path, step: int) -> None:
         return any(json.loads(text)["step"] >= step for text in lines)
 
     await_that(reached, f"step {step}", 120)
+
+
+def test_fine_tuning_survives_a_kill_on_any_number_of_ranks(
+    narrow, ranks, console, tmp_path, digits
+):
+    """From torchvision's own state dict to a new head, with frozen normalization; the file is gone at the resume."""
+    given = torchvision.models.shufflenet_v2_x0_5(num_classes=1000).state_dict()
+    path = tmp_path / "shufflenet.pth"
+    torch.save(given, path)
+    frozen = ("conv1", "stage2", "stage3")
+    config = narrow(
+        global_batch=60,
+        virtual_workers=3,
+        data={"val": str(digits / "val")},
+        model={
+            "name": "torchvision:shufflenet_v2_x0_5",
+            "init_from": str(path),
+            "freeze": list(frozen),
+        },
+        optimizer={"name": "sgd", "lr_scale": {"fc": 10}},
+        loss={"name": "cross_entropy", "class_weights": "balanced"},
+        stop={"patience": 1},
+        checkpoint={"every": 4},
+        schedule={"name": "constant", "lr": 0.001},
+    )
+    wanted = alone(config, console, tmp_path)
+    assert any(
+        line
+        == f"init: 280 tensors from {path}; fc.weight, fc.bias are new: 10 classes, "
+        "not 1000"
+        for line in console.events
+    ), console.events
+
+    # Three ranks, all killed; then one.
+    processes = ranks.start(config, 3, **{"log.every": 1})
+    await_step(tmp_path / "run", 9)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    ranks.results(processes)
+    path.unlink()
+    resumed = train(config, World(torch.device("cpu")), console, must_resume=True)
+    assert (resumed.status, resumed.weights) == (wanted.status, wanted.weights)
+    found = load_newest_checkpoint(Store(config.run))[0].model_state_dict
+    for name, tensor in given.items():
+        if name in found:
+            is_same = torch.equal(found[name], tensor)
+            assert is_same == name.startswith(frozen), name

@@ -63,7 +63,7 @@ STEP = {"schedule": {"name": "step"}}
         ("num_classes", {}, ""),
         ("data.shuffle", {}, ""),
         ("data.pin_memory", {}, ""),
-        ("model.pretrained", {}, ""),
+        ("model.pretrained", {}, "model.init_from"),
         ("model.a", {}, ""),
         ("model.lrm", {}, ""),
         ("schedule.t_max", {}, ""),

@@ -9,6 +9,7 @@ from distrain.config import Config, check_is_config
 from distrain.data.prepare.builtin import BUILT_IN_DATASETS
 from distrain.data.shards.manifest import MANIFEST_FILE, Manifest
 from distrain.data.storage.store import Store
+from distrain.data.storage.url import redact_url
 from distrain.launch.allocation import (
     Allocation,
     ClusterNode,
@@ -16,13 +17,13 @@ from distrain.launch.allocation import (
     compute_allocation,
     describe_allocation,
 )
+from distrain.training.model_setup import prepare_model
 from distrain.training.run_data import (
     build_order,
     estimate_shuffle_bytes,
     open_datasets,
     pin_data_fingerprint,
 )
-from distrain.training.setup import check_model
 
 _FP32_BYTES = 4
 _INT64_BYTES = 8
@@ -91,16 +92,25 @@ def describe_run(config: Config, world_size: int) -> dict[str, str]:
     # Model: without memory for weights (meta device), except an imported one, which
     # is built and tried out.
     model = config.model.build_skeleton(data.num_classes)
-    check_model(config, model, data.num_classes)
+    prepare_model(config, model, data.num_classes)
     num_parameters = sum(p.numel() for p in model.parameters())
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    parameters = f"{num_parameters:,}"
+    if num_trained < num_parameters:
+        parameters += f", of which {num_trained:,} are trained"
 
     # Weights and optimizer state are saved in fp32; exact sums are 64-bit integers.
-    tensors_per_parameter = 1 + len(config.optimizer.list_state_tensors())
-    checkpoint_bytes = _FP32_BYTES * num_parameters * tensors_per_parameter
+    num_state = num_trained * len(config.optimizer.list_state_tensors())
+    checkpoint_bytes = _FP32_BYTES * (num_parameters + num_state)
     is_exact = config.reduction.mode == "exact"
-    reduced_bytes = num_parameters * (_INT64_BYTES if is_exact else _FP32_BYTES)
+    reduced_bytes = num_trained * (_INT64_BYTES if is_exact else _FP32_BYTES)
+    # The file is read when the run starts.
+    init = {}
+    if config.model.init_from is not None:
+        init = {"initial weights": redact_url(config.model.init_from)}
     num_steps = config.epochs * order.steps_per_epoch
     at_most = "at most " if config.virtual_workers % world_size else ""
+    may_stop = "at most " if config.stop.patience is not None else ""
     return {
         "run directory": str(config.run),
         "global batch": f"{config.global_batch} = {config.virtual_workers} virtual "
@@ -108,9 +118,11 @@ def describe_run(config: Config, world_size: int) -> dict[str, str]:
         "virtual workers": f"{config.virtual_workers}, {at_most}{most_virtual_workers} "
         "per worker",
         **data.descriptions,
-        "steps": f"{num_steps:,} = {config.epochs} x {order.steps_per_epoch} per epoch",
+        "steps": f"{may_stop}{num_steps:,} = {config.epochs} x {order.steps_per_epoch} "
+        "per epoch",
         "left out per epoch": f"{order.num_left_out} images, different ones each time",
-        "parameters": f"{num_parameters:,}",
+        "parameters": parameters,
+        **init,
         "checkpoint": f"{format_bytes(checkpoint_bytes)}, the newest "
         f"{config.checkpoint.keep} and the best are kept",
         "all-reduce per step": f"{format_bytes(reduced_bytes)} per worker "

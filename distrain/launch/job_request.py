@@ -125,7 +125,7 @@ def build_job_metadata(config: Config) -> dict[str, str]:
 
 
 def check_shared_paths(config: Config) -> None:
-    """Check that other machines can find the data and the run directory.
+    """Check that other machines can find the data, the run and the first weights.
 
     Raises:
         UserError: one of them is a relative path.
@@ -134,6 +134,7 @@ def check_shared_paths(config: Config) -> None:
         "run": config.run,
         "data.train": config.data.train,
         "data.val": config.data.val,
+        "model.init_from": config.model.init_from,
     }
     relative_paths = [
         f"{key} = {path}"

@@ -46,9 +46,9 @@ def train(
             stdout, with a progress bar if that is a terminal.
 
     Returns:
-        How the run ended ("finished", "stopped", or "already finished" if nothing was
-        left to train), its last training and validation records, and a hash of its
-        weights.
+        How the run ended ("finished", "finished early" by `stop.patience`, "stopped",
+        or "already finished" if nothing was left to train), its last training and
+        validation records, and a hash of its weights.
 
     Raises:
         UserError: config, data, hardware or run directory do not fit together, or
@@ -90,9 +90,15 @@ def log_summary(console: Console, summary: Summary, how_to_resume: str | None) -
     """
     # One line on how it ended.
     if summary.status == "already finished":
+        done = f"all {summary.steps} steps were done before"
+        if summary.step < summary.steps:
+            done = (
+                f"it ended early after step {summary.step} of {summary.steps}, since "
+                "validation did not improve (to train on, raise stop.patience)"
+            )
         console.log(
-            f"{summary.run} is already finished: all {summary.steps} steps were done "
-            "before. To start afresh, name another run directory: run=..."
+            f"{summary.run} is already finished: {done}. To start afresh, name another "
+            "run directory: run=..."
         )
     elif summary.status == "stopped":
         to_resume = f"; to resume: {how_to_resume}" if how_to_resume else ""
@@ -102,6 +108,8 @@ def log_summary(console: Console, summary: Summary, how_to_resume: str | None) -
     else:
         minutes, seconds = divmod(round(summary.seconds), 60)
         steps = f"{summary.steps} step{'s' * (summary.steps != 1)}"
+        if summary.status == "finished early":
+            steps = f"early, after step {summary.step} of {summary.steps}"
         console.log(
             f"finished {steps}; this attempt took {minutes} min {seconds:02d} s"
         )

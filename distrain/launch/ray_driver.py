@@ -105,7 +105,13 @@ def _make_paths_absolute(config: Config) -> Config:
         for name in ("train", "val", "cache")
     }
     data = config.data.model_copy(update=data_paths)
-    return config.model_copy(update={"run": to_absolute(config.run), "data": data})
+    init_from = to_absolute(config.model.init_from)
+    changes = {
+        "run": to_absolute(config.run),
+        "data": data,
+        "model": config.model.model_copy(update={"init_from": init_from}),
+    }
+    return config.model_copy(update=changes)
 
 
 def configure_local_ray(config: Config) -> tuple[Config, dict[str, int]]:

@@ -25,6 +25,13 @@ from distrain.models.layers import (
 )
 from distrain.models.response_norm import LocalResponseNorm
 
+AUXILIARY_CLASSIFIERS: dict[str, tuple[str, ...]] = {
+    "torchvision:googlenet": ("aux1.", "aux2."),
+    "torchvision:inception_v3": ("AuxLogits.",),
+}
+"""Prefixes of the weights of classifiers that help to train a network of torchvision,
+by the network: they are built only if its options ask for them."""
+
 
 def build_imported_model(
     name: str,

@@ -145,7 +145,8 @@ class BatchNorm(nn.Module):
     in `MicroBatchContext.batch_stats`. The running statistics are updated once per
     step, by those of all virtual workers together (`update_running_stats`). Names and
     state are torch's, without `num_batches_tracked`; the running variance is that of
-    the global batch, without torch's factor n / (n - 1).
+    the global batch, without torch's factor n / (n - 1). A layer that stands still
+    normalizes by its running statistics in training too, and records nothing.
     """
 
     running_mean: Tensor
@@ -171,6 +172,7 @@ class BatchNorm(nn.Module):
         self.num_features = num_features
         self.eps = eps
         self.momentum = momentum
+        self.stands_still = False
         self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
         self.register_buffer("running_mean", torch.zeros(num_features))
@@ -183,8 +185,8 @@ class BatchNorm(nn.Module):
             UserError: the layer is used twice in one forward, so that it has no single
                 mean to record.
         """
-        # Evaluation: normalize by the running statistics.
-        if not self.training:
+        # Evaluation, or standing still: normalize by the running statistics.
+        if not self.training or self.stands_still:
             return F.batch_norm(
                 x,
                 self.running_mean,
@@ -222,6 +224,13 @@ class BatchNorm(nn.Module):
         variance = unbiased_variance.double() * ((n - 1) / n)
         context.batch_stats[self] = torch.stack([mean, variance + mean.square()])
         return y
+
+    def stand_still(self) -> None:
+        """Normalize by the running statistics from now on, and leave them as they are.
+
+        What `train()` is called with does not matter then.
+        """
+        self.stands_still = True
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -265,8 +274,15 @@ class BatchNorm(nn.Module):
 
 
 def find_batch_norms(model: nn.Module) -> list[BatchNorm]:
-    """Return the batch normalization layers of a model, in its order."""
-    return [layer for layer in model.modules() if isinstance(layer, BatchNorm)]
+    """Return the batch normalization layers of a model, in its order.
+
+    Without those that stand still: they record nothing.
+    """
+    return [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, BatchNorm) and not layer.stands_still
+    ]
 
 
 def flatten_batch_stats(

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ValidationInfo, field_validator
 
-from distrain.fields import Choice, make_conflict, result_field
+from distrain.data.storage.url import expand_home, forbid_url_secrets
+from distrain.fields import Choice, make_conflict, operation_field, result_field
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,24 @@ class Model(Choice):
     min_crop: ClassVar[int] = 1
     """Smallest side of an image in pixels that the network can take, where it is known
     without building the network."""
+
+    init_from: str | None = operation_field(None)
+    """Path or URL of the weights that a new run starts from: a run directory (its best
+    checkpoint, else the newest), a checkpoint, or a file of safetensors or torch.save
+    (torchvision's, say); null: weights drawn from the seed. A resume does not read it.
+    [operation]"""
+    init_sha256: str | None = result_field(None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of the file of weights that `init_from` led to; null: filled in when the
+    run starts. [result]"""
+    freeze: tuple[str, ...] = result_field((), strict=False)
+    """Names of layers or parameters that are not trained, such as [features,
+    classifier.1]: what is below them is frozen too, and batch normalization there
+    stands still. [result]"""
+
+    @field_validator("init_from")
+    @classmethod
+    def _check_init(cls, value: str | None) -> str | None:
+        return forbid_url_secrets(expand_home(value))
 
     @abstractmethod
     def build_skeleton(self, num_classes: int) -> "nn.Module":
@@ -58,6 +77,13 @@ class Model(Choice):
         crop: int,
     ) -> None:
         """Test whether the built network can be trained exactly. Raises UserError."""
+
+    def is_unused_weight(self, name: str) -> bool:
+        """Return whether files of this network may hold a tensor that it does not use.
+
+        That is torch's count of batches, which matters to cumulative averages alone.
+        """
+        return name.endswith(".num_batches_tracked")
 
     @classmethod
     def list_classes(cls) -> list[type[BaseModel]]:
@@ -145,8 +171,9 @@ class ImportedModel(Model):
         is_torchvision = info.data.get("name", "").startswith("torchvision:")
         if is_torchvision and "weights" in value:
             raise make_conflict(
-                "torchvision's weights cannot be used, since a run begins with weights "
-                "drawn from its seed: remove weights",
+                "torchvision's weights are not downloaded by a run: remove weights, "
+                "save them by torch.save(model.state_dict(), FILE) and set "
+                "model.init_from to that file",
                 "name",
                 "options.weights",
             )
@@ -174,3 +201,13 @@ class ImportedModel(Model):
         from distrain.models.external import run_trial_step
 
         run_trial_step(model, self.name, num_classes, crop)
+
+    def is_unused_weight(self, name: str) -> bool:
+        """Return whether files of this network may hold a tensor that it does not use.
+
+        Some of torchvision's have auxiliary classifiers, which are not built here.
+        """
+        from distrain.models.external import AUXILIARY_CLASSIFIERS
+
+        is_auxiliary = name.startswith(AUXILIARY_CLASSIFIERS.get(self.name, ()))
+        return is_auxiliary or super().is_unused_weight(name)

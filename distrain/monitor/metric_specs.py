@@ -117,7 +117,9 @@ GAUGES = {
         ("gpu",),
     ),
     "gpu_power_watts": MetricSpec("Power draw of a GPU (NVML).", ("gpu",)),
-    "finished": MetricSpec("1 if the run has done all its steps, else 0."),
+    "finished": MetricSpec(
+        "1 if the run has finished, early or after all its steps, else 0."
+    ),
 }
 
 COUNTERS = {

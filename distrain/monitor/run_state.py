@@ -53,6 +53,8 @@ def _describe_attempt(attempt: int, record: Mapping[str, Any]) -> RunState:
 def _describe_end(attempt: int, record: Mapping[str, Any]) -> str:
     """Describe how an attempt ended that has released the run directory."""
     outcome = record.get("outcome")
+    if outcome == "finished" and record["step"] < record["steps"]:
+        return f"finished early: {record['step']} of {record['steps']} steps"
     if outcome == "finished":
         return f"finished: {record['steps']} steps"
     if outcome == "stopped":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distrain.optim.update_rule import ParamGroup, UpdateRule, collect_gradients
+from distrain.parameter_names import find_longest_prefix
 
 # Elements per partial sum of a norm. It decides the rounding, and so the result.
 _CHUNK_ELEMENTS = 1 << 17
@@ -52,6 +53,9 @@ class Optimizer:
         for name, p in self._named_parameters.items():
             is_bias = name.rpartition(".")[2] == "bias"
             lr_scale = self._update_rule.bias_lr if is_bias else 1.0
+            prefix = find_longest_prefix(name, self._update_rule.lr_scale)
+            if prefix is not None:
+                lr_scale *= self._update_rule.lr_scale[prefix]
             weight_decay = self._update_rule.get_weight_decay(p)
             groups.setdefault((weight_decay, lr_scale), []).append(p)
         for (weight_decay, lr_scale), parameters in groups.items():

@@ -7,7 +7,9 @@ the recipe.
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from distrain.fields import Choice, result_field
 
@@ -49,6 +51,10 @@ class UpdateRule(Choice):
     bias_lr: float = result_field(1.0, gt=0)
     """Learning rate of biases over that of weights; the released source of 2012 has 2.
     [result]"""
+    lr_scale: dict[str, Annotated[float, Field(gt=0)]] = result_field({})
+    """Factors, above 0, on the learning rate of layers or parameters by name, such as
+    {classifier.6: 10}: each holds for what is below the name, and the longest name
+    wins. [result]"""
     clip_norm: float | None = result_field(None, gt=0)
     """Maximum norm of the gradient of all parameters together; null: no clipping.
     [result]"""

@@ -81,7 +81,7 @@ class Lease:
         """Set how training ended, for the record that `close` writes.
 
         Args:
-            outcome: "finished", or "stopped" before the last step.
+            outcome: "finished" (early, if steps are left), or "stopped" on request.
             step: steps done.
             steps: of the whole run.
         """

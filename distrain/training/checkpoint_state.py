@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from distrain.optim.early_stopping import StopState
 from distrain.optim.schedule import PlateauState
 
 
@@ -43,6 +44,8 @@ class CheckpointState:
     one counts if the run is trained for more epochs."""
     plateau: PlateauState
     """Validation history of a schedule that follows validation."""
+    stop: StopState
+    """Validation history of early stopping; kept without it too."""
     val: str | None
     """Fingerprint of the validation set."""
     reduction: str
@@ -65,9 +68,9 @@ class CheckpointState:
     def from_dict(tree: Mapping[str, Any]) -> "CheckpointState":
         """Rebuild a state from what `to_dict` returned."""
         # Undo what JSON does to integer keys, dataclasses and tuples. Keys that are not
-        # fields, such as the format version, are left out. Early checkpoints have no
-        # `scheduled_best`.
-        tree = {"scheduled_best": tree["best"], **tree}
+        # fields, such as the format version, are left out. Early checkpoints have
+        # neither `scheduled_best` nor `stop`.
+        tree = {"scheduled_best": tree["best"], "stop": {}, **tree}
         values = {field.name: tree[field.name] for field in fields(CheckpointState)}
         values["bad_samples"] = {
             int(sample): reason for sample, reason in tree["bad_samples"].items()
@@ -78,6 +81,7 @@ class CheckpointState:
         values["plateau"] = PlateauState(
             plateau["best"], plateau["epochs"], tuple(plateau["drops"])
         )
+        values["stop"] = StopState(**tree["stop"])
         return CheckpointState(**values)
 
 

@@ -68,6 +68,7 @@ def build_checkpoint_state(job: TrainJob) -> CheckpointState:
         best=progress.best_eval,
         scheduled_best=progress.scheduled_best_eval,
         plateau=progress.plateau,
+        stop=progress.stop,
         val=get_val_fingerprint(job.data.val),
         reduction=job.config.reduction.mode,
     )

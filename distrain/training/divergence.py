@@ -75,7 +75,8 @@ def _measure_micro_batches(job: TrainJob, step: int) -> dict[int, dict[str, Any]
 
     def measure_micro_batch(batch: MicroBatch) -> None:
         # Without the loss scale of training: these numbers are for the reader.
-        loss = forward(config, engine.model, step, batch).loss
+        output = forward(config, engine.model, step, batch, engine.class_weights)
+        loss = output.loss
         gradients = torch.autograd.grad(loss, list(engine.parameters.values()))
         norms = {
             name: float(gradient.double().norm())

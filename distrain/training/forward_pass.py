@@ -27,9 +27,21 @@ class ForwardOutput(NamedTuple):
 
 
 def forward(
-    config: Config, model: nn.Module, step: int, batch: MicroBatch
+    config: Config,
+    model: nn.Module,
+    step: int,
+    batch: MicroBatch,
+    class_weights: Tensor | None = None,
 ) -> ForwardOutput:
     """Compute logits and loss of a micro-batch, with the model in training mode.
+
+    Args:
+        config: the run.
+        model: the network.
+        step: number of the step, from 0.
+        batch: the micro-batch.
+        class_weights: factor on the losses of each class, float32 of shape (classes,)
+            on the device; None: all alike.
 
     Raises:
         UserError: a loss of the user's own does not have one value per sample.
@@ -50,6 +62,8 @@ def forward(
             "without a reduction"
         )
 
+    if class_weights is not None:
+        losses = losses * class_weights[batch.labels]
     # Padding and bad samples have weight 0.
     loss = (losses * batch.sample_weights).sum()
     batch_stats = flatten_batch_stats(find_batch_norms(model), context, loss.device)

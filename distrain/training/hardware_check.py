@@ -28,6 +28,7 @@ def hash_sample_computation(
     world: World,
     dataset: Dataset,
     model: nn.Module,
+    class_weights: Tensor | None,
     scale: float,
     lanes: LanePool,
 ) -> str:
@@ -41,6 +42,7 @@ def hash_sample_computation(
         world: this rank.
         dataset: the training set.
         model: with its first weights, in training mode.
+        class_weights: factor on the losses of each class, as in training.
         scale: factor of the loss sum, as in training.
         lanes: threads that compute, as in training.
 
@@ -54,7 +56,7 @@ def hash_sample_computation(
 
     def compute_micro_batch(micro_batch: MicroBatch) -> None:
         v = micro_batch.virtual_worker
-        output = forward(config, model, 0, micro_batch)
+        output = forward(config, model, 0, micro_batch, class_weights)
         gradients = torch.autograd.grad(output.loss * scale, parameters)
         # These names are hashed too: with others, no earlier checkpoint would fit.
         results[f"moments {v}"] = output.batch_stats

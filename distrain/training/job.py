@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from distrain.config import Config
 from distrain.data.batch import BatchRequest
@@ -17,6 +17,7 @@ from distrain.monitor.records import EvalRecord, MetricsRecord, TrainRecord
 from distrain.monitor.sinks import Console
 from distrain.monitor.telemetry import Telemetry
 from distrain.optim.accumulate import GradientAccumulator
+from distrain.optim.early_stopping import StopState
 from distrain.optim.optimizer import Optimizer
 from distrain.optim.schedule import PlateauState
 from distrain.training.checkpoint_state import BestEval
@@ -36,13 +37,17 @@ class ModelEngine:
     optimizer: Optimizer
     meters: Meters
     lanes: LanePool
+    class_weights: Tensor | None
+    """Factor on the losses of each class, float32 of shape (classes,); None: all alike.
+    """
 
 
 @dataclass
 class TrainProgress:
     """State that the training loop changes.
 
-    A checkpoint holds `step`, `bad_samples`, the best evaluations and `plateau` of it.
+    A checkpoint holds `step`, `bad_samples`, the best evaluations, `plateau` and `stop`
+    of it.
     """
 
     step: int
@@ -60,6 +65,8 @@ class TrainProgress:
     """Best without an evaluation that was made only because the run ends there."""
     plateau: PlateauState
     """Validation history of a schedule that follows validation."""
+    stop: StopState
+    """Validation history of early stopping."""
     reported_bad_val_samples: set[int]
     """Validation samples that do not decode, all of them reported."""
     last_train_record: TrainRecord | None = None
@@ -96,6 +103,17 @@ class TrainJob:
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return self.config.epochs * self.data.order.steps_per_epoch
+
+    @property
+    def is_stopped_early(self) -> bool:
+        """Whether `stop.patience` is over before the last step."""
+        is_over = self.progress.stop.is_over(self.config.stop)
+        return is_over and self.progress.step < self.total_steps
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no step is left."""
+        return self.progress.step == self.total_steps or self.is_stopped_early
 
     def get_lr(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0.

@@ -19,6 +19,7 @@ from distrain.distributed.numerics import collect_environment
 from distrain.distributed.world import World
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.monitor.sinks import Console
+from distrain.optim.early_stopping import StopState
 from distrain.optim.optimizer import Optimizer
 from distrain.optim.schedule import PlateauState
 from distrain.rundir import files
@@ -336,10 +337,13 @@ def build_progress(
         # not count: a run of that many epochs from the start would not have made it.
         is_finished = claimed_run.step == total_steps
         best = state.best if is_finished else scheduled_best
-    # Drop the best result of another validation set: it cannot be compared.
+    # Drop the best results of another validation set: they cannot be compared.
     if best is not None and best.val != get_val_fingerprint(val):
         best = None
         scheduled_best = None
+    stop = StopState()
+    if state is not None and state.val == get_val_fingerprint(val):
+        stop = state.stop
     return TrainProgress(
         step=claimed_run.step,
         bad_samples=bad_samples,
@@ -347,6 +351,7 @@ def build_progress(
         best_eval=best,
         scheduled_best_eval=scheduled_best,
         plateau=state.plateau if state else PlateauState(),
+        stop=stop,
         reported_bad_val_samples=set(),
     )
 

@@ -8,13 +8,12 @@ other ranks would wait for that rank in their next collective.
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from torch import nn
+from torch import Tensor, nn
 
 from distrain.config import Config, to_yaml
 from distrain.distributed.lane_pool import LanePool, count_lanes
 from distrain.distributed.numerics import collect_environment, select_gpu_versions
 from distrain.distributed.world import World
-from distrain.errors import UserError
 from distrain.models.layers import find_batch_norms, get_trainable_parameters
 from distrain.monitor.health import Watchdog
 from distrain.monitor.meters import Meters
@@ -27,11 +26,19 @@ from distrain.result_fields import check_result_fields, get_result_fields
 from distrain.rundir import files
 from distrain.rundir.lease import count_restarts_and_resizes, read_attempts
 from distrain.training.checkpoint_state import BestEval
+from distrain.training.class_weights import open_class_weights
 from distrain.training.hardware_check import (
     check_equal_on_all_ranks,
     hash_sample_computation,
 )
+from distrain.training.initial_weights import (
+    explain_unread_init,
+    keep_initial_hash,
+    load_initial_weights,
+    share_initial_weights,
+)
 from distrain.training.job import ModelEngine, TrainJob
+from distrain.training.model_setup import build_model
 from distrain.training.quarantine_sync import sync_quarantine
 from distrain.training.resume import (
     ClaimedRun,
@@ -91,7 +98,13 @@ def build_job(
 
     # Open the data, and build the model and what trains it.
     config, data, model = open_data_and_model(config, world, claimed_run)
-    engine = build_engine(config, world, model, stack)
+    initial_weights = None
+    if claimed_run.state is None:
+        config, initial_weights = share_initial_weights(
+            config, world, model, data.train.manifest.classes
+        )
+    class_weights = open_class_weights(config, world, data.train)
+    engine = build_engine(config, world, model, class_weights, stack)
 
     # Check files and hardware, while all ranks still have the initial weights.
     watchdog.mark_progress("checking files that may have crashed the decoder")
@@ -102,9 +115,15 @@ def build_job(
     watchdog.mark_progress("the hardware check")
     hardware_hash = check_ranks(config, world, data, engine)
 
-    # Restore the checkpoint: rank 0 has read it, the others wait for its tensors.
+    # Load the weights of `model.init_from`, or restore the checkpoint: rank 0 has read
+    # them, the others wait for the tensors.
     if claimed_run.state is not None:
         watchdog.mark_progress("restoring the checkpoint", waiting=True)
+    elif config.model.init_from is not None:
+        watchdog.mark_progress("loading the initial weights", waiting=True)
+        load_initial_weights(world, model, initial_weights)
+        for line in initial_weights.lines if initial_weights else ():
+            console.log(line)
     restore_checkpoint(
         world,
         console,
@@ -141,7 +160,7 @@ def build_job(
     )
 
     # Of a run that is already finished, neither the page nor the checkpoint matters.
-    if claimed_run.step < job.total_steps:
+    if not job.is_finished:
         metrics.announce_page()
         if claimed_run.checkpoint is not None:
             name = claimed_run.checkpoint.name
@@ -149,6 +168,10 @@ def build_job(
         saved_epochs = claimed_run.state and claimed_run.state.result["epochs"]
         if saved_epochs not in (None, config.epochs):
             console.log(f"epochs is raised from {saved_epochs} to {config.epochs}")
+        if claimed_run.state is not None:
+            unread = explain_unread_init(config, claimed_run.state)
+            if unread is not None:
+                console.log(unread)
     return job
 
 
@@ -197,6 +220,7 @@ def open_data_and_model(
         train, val = open_datasets(config)
         config = pin_data_fingerprint(config, train.manifest)
         if claimed_run.state is not None:
+            config = keep_initial_hash(config, claimed_run.state)
             check_result_fields(config, claimed_run.state.result)
             check_plateau(config, val, claimed_run.state)
         data = RunData(train, val, build_order(config, train.manifest.rows_per_group))
@@ -205,7 +229,11 @@ def open_data_and_model(
 
 
 def build_engine(
-    config: Config, world: World, model: nn.Module, stack: ExitStack
+    config: Config,
+    world: World,
+    model: nn.Module,
+    class_weights: Tensor | None,
+    stack: ExitStack,
 ) -> ModelEngine:
     """Build what trains a model: accumulator, optimizer, meters, and lanes."""
     parameters = get_trainable_parameters(model)
@@ -229,6 +257,7 @@ def build_engine(
         optimizer=Optimizer(config.optimizer, parameters),
         meters=Meters(world.device, accumulator.loss_shift),
         lanes=stack.enter_context(lanes),
+        class_weights=class_weights,
     )
 
 
@@ -252,6 +281,7 @@ def check_ranks(
                 world,
                 data.train,
                 engine.model,
+                engine.class_weights,
                 engine.accumulator.loss_scale,
                 engine.lanes,
             )
@@ -356,29 +386,3 @@ def set_initial_metrics(
     metrics.set_gauge("attempt", writer.lease.attempt)
     metrics.set_gauge("steps_planned", config.epochs * data.order.steps_per_epoch)
     metrics.set_gauge("step", claimed_run.step)
-
-
-def build_model(config: Config, num_classes: int) -> nn.Module:
-    """Build the model with its initial weights, on the CPU.
-
-    Raises:
-        UserError: it cannot be trained exactly, or a micro-batch has no variance.
-    """
-    model = config.model.build(num_classes, config.seed)
-    check_model(config, model, num_classes)
-    return model
-
-
-def check_model(config: Config, model: nn.Module, num_classes: int) -> None:
-    """Check that a model can be trained exactly, with micro-batches of this size.
-
-    Raises:
-        UserError: it cannot, or it has batch norm and micro-batches of one sample.
-    """
-    config.model.check_trainable(model, num_classes, config.augment.crop)
-    if config.micro_batch_size == 1 and find_batch_norms(model):
-        raise UserError(
-            f"{config.model.name} has batch normalization, and virtual_workers = "
-            f"{config.virtual_workers} leaves one sample to each, which has no "
-            "variance: lower virtual_workers, or raise global_batch"
-        )

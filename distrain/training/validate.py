@@ -1,4 +1,4 @@
-"""Validation during a run: evaluate, log, and let the plateau schedule follow."""
+"""Validation during a run: evaluate, log, and let what follows validation follow."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,9 @@ from distrain.training.run_data import get_val_fingerprint
 
 
 def validate(job: TrainJob, steps_done: int, *, scheduled: bool) -> bool:
-    """Evaluate, log the result, update the best one, and step a plateau schedule.
+    """Evaluate, log the result, and update the best one and what follows validation.
+
+    That is a plateau schedule, and early stopping.
 
     Args:
         job: the run.
@@ -54,10 +56,13 @@ def validate(job: TrainJob, steps_done: int, *, scheduled: bool) -> bool:
     )
     job.telemetry.exclude_time(time.monotonic() - start_time)
 
-    # The schedule counts epochs: evaluations within an epoch must not change it.
+    # The schedule and early stopping count epochs: evaluations within an epoch must not
+    # change them.
     is_epoch_end = steps_done % order.steps_per_epoch == 0
     if job.config.schedule.follows_validation and is_epoch_end:
         reduce_lr_on_plateau(job, steps_done, result.top1_count)
+    if is_epoch_end and scheduled:
+        progress.stop = progress.stop.update(result.top1_count)
 
     # Compare integer counts (`best.top1` is one, too), which are the same on all ranks.
     best = progress.best_eval

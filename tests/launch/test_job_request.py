@@ -97,14 +97,13 @@ def test_own_files_go_along_and_others_are_refused(config, tmp_path):
         build_job_request(config, [tmp_path / "none.py"])
 
 
-@pytest.mark.parametrize("key", ["run", "data.train", "data.val"])
+@pytest.mark.parametrize("key", ["run", "data.train", "data.val", "model.init_from"])
 def test_a_path_of_this_machine_is_refused(narrow, key):
     section, _, name = key.rpartition(".")
     config = narrow(run="s3://bucket/run")
     if section:
-        config = config.model_copy(
-            update={"data": config.data.model_copy(update={name: "data/here"})}
-        )
+        changed = getattr(config, section).model_copy(update={name: "data/here"})
+        config = config.model_copy(update={section: changed})
     else:
         config = config.model_copy(update={"run": "runs/here"})
     with pytest.raises(

@@ -151,6 +151,23 @@ def test_biases_have_their_own_rate_and_decay(make):
     torch.testing.assert_close(both["norm.weight"], both["fc.weight"].flatten())
 
 
+@pytest.mark.parametrize("make", [*RULES, LARS])
+def test_rates_by_prefix(make):
+    """The longest prefix of a name counts, times the rate of biases."""
+    rule = make(bias_lr=2.0).model_copy(
+        update={"weight_decay": 0.0, "lr_scale": {"fc": 3.0, "fc.0": 0.5, "f": 100.0}}
+    )
+    names = ["conv.weight", "fc.weight", "fc.bias", "fc.0.weight", "fc.0.bias"]
+    ours = {name: nn.Parameter(torch.ones(5)) for name in names}
+    for p in ours.values():
+        p.grad = torch.full_like(p, 0.5)
+    Optimizer(rule, ours).step(torch.tensor(0.01))
+    moved = [1 - p for p in ours.values()]
+    for distance, factor in zip(moved, [1, 3, 6, 0.5, 1], strict=True):
+        assert torch.all(distance > 0)
+        torch.testing.assert_close(distance, factor * moved[0], rtol=1e-4, atol=0)
+
+
 def test_lars_is_its_algorithm():
     """You, Gitman and Ginsburg 2017, algorithm 1, in float64 through a schedule; a bias moves as in SGD."""
     rates = [0.5, 1.0, 1.0, 0.7, 0.3]

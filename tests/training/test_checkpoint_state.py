@@ -3,6 +3,7 @@ from dataclasses import asdict
 
 import pytest
 
+from distrain.optim.early_stopping import StopState
 from distrain.optim.schedule import PlateauState
 from distrain.training.checkpoint_state import BestEval, CheckpointState
 
@@ -16,6 +17,7 @@ STATE = CheckpointState(
     best=BestEval(step=40, top1=7, samples=9, val="cd"),
     scheduled_best=BestEval(step=20, top1=6, samples=9, val="cd"),
     plateau=PlateauState(7, 1, (20, 40)),
+    stop=StopState(7, 2),
     val="cd",
     reduction="exact",
 )
@@ -39,7 +41,9 @@ def from_json(state):
 def test_one_that_knows_only_the_best_of_all_evaluations():
     tree = json.loads(json.dumps(STATE.to_dict()))
     del tree["scheduled_best"]
-    assert CheckpointState.from_dict(tree).scheduled_best == STATE.best
+    del tree["stop"]
+    state = CheckpointState.from_dict(tree)
+    assert (state.scheduled_best, state.stop) == (STATE.best, StopState())
 
 
 def test_what_earlier_versions_wrote_is_written_still():
@@ -63,6 +67,7 @@ def test_what_earlier_versions_wrote_is_written_still():
         "best",
         "scheduled_best",
         "plateau",
+        "stop",
         "val",
         "reduction",
     ]
