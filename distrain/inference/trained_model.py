@@ -1,6 +1,5 @@
 """Open a trained model: a run directory, or one of its checkpoints."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,11 +24,6 @@ from distrain.rundir.checkpoint_loading import (
 )
 from distrain.rundir.model_info import ModelInfo, read_model_info
 from distrain.training.checkpoint_state import CheckpointState
-
-_CHECKPOINT_URL = re.compile(
-    rf"(.+)/{files.CHECKPOINTS_DIR}/({files.CHECKPOINT_PATTERN.pattern})/*"
-)
-"""Groups 1 and 2 are the run directory and the name of the checkpoint."""
 
 # They change how an evaluation computes, not what it computes: its result says which.
 _EVALUATION_FIELDS = (
@@ -99,7 +93,7 @@ def open_trained_model(
         RunError: it has another format, or all checkpoints are damaged.
         OSError: the run directory cannot be read.
     """
-    match = _CHECKPOINT_URL.fullmatch(url)
+    match = files.CHECKPOINT_URL_PATTERN.fullmatch(url)
     store = Store(match[1] if match else url)
     if match:
         loaded = _load_by_name(store, match[2])

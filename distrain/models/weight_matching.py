@@ -170,7 +170,8 @@ def _compare_classes(
     """
     if tuple(classes) == tuple(file_classes):
         return "", None
-    unknown = [name for name in classes if name not in file_classes]
+    numbers = {name: number for number, name in enumerate(file_classes)}
+    unknown = [name for name in classes if name not in numbers]
     if unknown:
         return f"other classes, such as {unknown[0]}", None
-    return "", [file_classes.index(name) for name in classes]
+    return "", [numbers[name] for name in classes]

@@ -21,6 +21,10 @@ ATTEMPT_PATTERN = re.compile(r"(\d+)\.json")
 """Inside `ATTEMPTS_DIR`; group 1 is the attempt."""
 CHECKPOINT_PATTERN = re.compile(r"step-(\d+)-attempt-(\d+)")
 """Inside `CHECKPOINTS_DIR`; groups 1 and 2 are step and attempt."""
+CHECKPOINT_URL_PATTERN = re.compile(
+    rf"(.+)/{CHECKPOINTS_DIR}/({CHECKPOINT_PATTERN.pattern})/*"
+)
+"""Path or URL of a checkpoint; groups 1 and 2 are the run directory and the name."""
 
 
 # Numbers are padded with zeros, so that names sort as the numbers do. The patterns

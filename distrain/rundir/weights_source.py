@@ -1,6 +1,5 @@
 """Find the weights that a URL means: those of a run, of a checkpoint, or of a file."""
 
-import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -25,9 +24,6 @@ from distrain.rundir.weights_file import (
 WEIGHTS_FILE = "model.safetensors"
 """Weights of a checkpoint, or of a folder that holds a model."""
 
-_CHECKPOINT_URL = re.compile(
-    rf"(.+)/{files.CHECKPOINTS_DIR}/({files.CHECKPOINT_PATTERN.pattern})/*"
-)
 _FILE_EXTENSIONS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
@@ -60,7 +56,7 @@ def read_named_weights(url: str) -> NamedWeights:
 
 def _find_and_read(url: str) -> NamedWeights:
     """Do what `read_named_weights` does. Raises OSError: a run cannot be read."""
-    match = _CHECKPOINT_URL.fullmatch(url)
+    match = files.CHECKPOINT_URL_PATTERN.fullmatch(url)
     if match:
         return _read_checkpoint(Store(match[1]), match[2])
     store = Store(url)
