@@ -171,6 +171,8 @@ def _compare_classes(
     if tuple(classes) == tuple(file_classes):
         return "", None
     numbers = {name: number for number, name in enumerate(file_classes)}
+    if len(numbers) < len(file_classes):
+        return "several classes with one name", None
     unknown = [name for name in classes if name not in numbers]
     if unknown:
         return f"other classes, such as {unknown[0]}", None

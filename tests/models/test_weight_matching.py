@@ -105,6 +105,7 @@ def test_the_same_classes_in_another_order():
         (make_file(5), None, "3 classes, not 5"),
         (make_file(5), tuple("abcde"), "3 classes, not 5"),
         (make_file(), ("cat", "dog", "cow"), "other classes, such as owl"),
+        (make_file(), ("cat", "dog", "cat"), "several classes with one name"),
         (make_file(head__weight=None, head__bias=None), None, "it has none"),
     ],
 )
