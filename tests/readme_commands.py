@@ -109,8 +109,9 @@ def shown(command: str, places: Mapping[str, str] | None = None) -> list[str]:
     return shlex.split(command)
 
 
-def write_recipe(folder: Path, readme: str = "README.md") -> Path:
-    """Write the recipe that a README shows as `my.yaml`; return its path."""
-    (recipe,) = blocks(READMES[readme], "yaml")
-    (folder / "my.yaml").write_text(recipe)
-    return folder / "my.yaml"
+def write_recipe(
+    folder: Path, readme: str = "README.md", name: str = "my.yaml", number: int = 0
+) -> Path:
+    """Write a recipe that a README shows, the first unless said, as a file; return its path."""
+    (folder / name).write_text(blocks(READMES[readme], "yaml")[number])
+    return folder / name

@@ -12,6 +12,7 @@ from pathlib import Path
 import kube
 import numpy as np
 import pytest
+import torch
 import typer
 import yaml
 from photos import write_photos
@@ -32,6 +33,7 @@ from source_copy import copy_source
 
 from distrain.cli.main import app
 from distrain.data.shards.dataset import Dataset
+from distrain.models.alexnet import AlexNet
 
 SENTENCES = sorted(
     {command for text in READMES.values() for command in commands_in_sentences(text)}
@@ -177,6 +179,20 @@ def test_recipes_are_looked_at_and_changed(packed, run):
         *SMALL,
     )
     assert "momentum: 0.95\n" in (packed / "runs/second/config.yaml").read_text()
+
+
+def test_a_network_is_fine_tuned(packed, run):
+    """On sets of two classes, and with a narrow network."""
+    write_recipe(packed, "configs/README.md", "tuned.yaml", 1)
+    given = AlexNet(width=0.05).build(1000, 0).state_dict()
+    torch.save(given, packed / "alexnet.pth")
+    out = run(shown("distrain train tuned.yaml"), *SMALL)
+    line = (
+        "init: 14 tensors from alexnet.pth; classifier.6.weight, classifier.6.bias are "
+        "new: 10 classes, not 1000"
+    )
+    assert line in READMES["configs/README.md"]
+    assert line.replace("10 classes", "2 classes") in out
 
 
 def test_a_recipe_that_ships_trains_by_its_name(folder, run, digits):

@@ -61,7 +61,7 @@ def validate(job: TrainJob, steps_done: int, *, scheduled: bool) -> bool:
     is_epoch_end = steps_done % order.steps_per_epoch == 0
     if job.config.schedule.follows_validation and is_epoch_end:
         reduce_lr_on_plateau(job, steps_done, result.top1_count)
-    if is_epoch_end and scheduled:
+    if is_epoch_end:
         progress.stop = progress.stop.update(result.top1_count)
 
     # Compare integer counts (`best.top1` is one, too), which are the same on all ranks.

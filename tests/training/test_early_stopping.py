@@ -1,6 +1,7 @@
 """A run ends when validation has not improved for some epochs, and is trained on when more are allowed."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,6 +138,9 @@ def test_a_resume_ends_at_the_same_step(make, console, stops_at):
     found = run(config, console)
     assert (found.status, found.step) == ("finished early", 20)
     assert found.weights == whole.weights
+    # Its last step is saved, although no checkpoint is due.
+    last = f"{config.run}/checkpoints/step-00000020-attempt-002/manifest.json"
+    assert Path(last).exists()
 
 
 def test_another_validation_set_begins_to_count_anew(
