@@ -250,7 +250,7 @@ def with_runs(folder, trained, digits, monkeypatch) -> Path:
     return folder
 
 
-def test_a_trained_model_is_evaluated(with_runs, distrain, trained, shell):
+def test_a_trained_model_is_evaluated(with_runs, distrain, trained):
     reported = f"top-1     {trained.records[-1].top1:.2%}"
     for words in (
         shown("distrain eval runs/quickstart"),
@@ -262,12 +262,15 @@ def test_a_trained_model_is_evaluated(with_runs, distrain, trained, shell):
         assert code == 0
         assert ("crops     ten" in out) == ("ten" in words)
         assert reported in out or "ten" in words
-    shell(shown("distrain eval runs/quickstart --checkpoint best --json > result.json"))
-    tree = json.loads((with_runs / "result.json").read_text())
-    assert tree["images"] == 359
+    *words, redirect, file = shown(
+        "distrain eval runs/quickstart --checkpoint best --json > result.json"
+    )
+    assert (redirect, file) == (">", "result.json")
+    _, out, _ = distrain(*words[1:])
+    assert json.loads(out)["images"] == 359
 
 
-def test_images_are_predicted(with_runs, run, shell):
+def test_images_are_predicted(with_runs, run):
     out = run(shown("distrain predict runs/quickstart cat.jpg photos"))
     assert out.count("#") > 3
     assert [line for line in out.splitlines() if line[0] != " "] == [
@@ -276,9 +279,11 @@ def test_images_are_predicted(with_runs, run, shell):
         "photos/2.jpg",
     ]
     assert run(shown("distrain predict runs/my cat.jpg")).startswith("cat.jpg\n")
-    shell(shown("distrain predict runs/quickstart photos --csv > predictions.csv"))
-    rows = (with_runs / "predictions.csv").read_text().splitlines()
-    assert len(rows) == 3
+    *words, redirect, file = shown(
+        "distrain predict runs/quickstart photos --csv > predictions.csv"
+    )
+    assert (redirect, file) == (">", "predictions.csv")
+    assert len(run(words).splitlines()) == 3
     (python,) = blocks(READMES["distrain/inference/README.md"], "python")
     exec(python, {})
 
