@@ -36,7 +36,7 @@ class ClassResult(NamedTuple):
     top1: float
     """Fraction of its images whose highest class is it; 0 if it has no image."""
     interval: Interval
-    """Of `top1`."""
+    """Interval of `top1`."""
 
 
 class Confusion(NamedTuple):
@@ -62,7 +62,7 @@ class Evaluation:
     """center or ten."""
     loss_name: str
     settings: Mapping[str, Any]
-    """What else decides the bits: size of a chunk, precision, decoder."""
+    """Settings that the bits depend on: size of a chunk, precision, decoder."""
     classes: tuple[str, ...]
     result: EvalResult
     """Counts, accuracies and mean loss."""

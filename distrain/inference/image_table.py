@@ -15,6 +15,17 @@ from distrain.training.evaluate import (
 )
 
 MAX_TOP_CLASSES = 5
+COLUMNS = (
+    "sample_ids",
+    "labels",
+    "is_valid",
+    "ranks",
+    "fixed_losses",
+    "is_finite",
+    "top_classes",
+    "top_probabilities",
+)
+"""Arrays of an `ImageTable`, one row per image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +40,13 @@ class ImageTable:
     labels: NDArray[np.int64]
     """Class of each image, shape (n,)."""
     is_valid: NDArray[np.bool_]
-    """Whether the image was decoded and counts, shape (n,)."""
+    """True where the image was decoded and counts, shape (n,)."""
     ranks: NDArray[np.int64]
     """Classes that rank above the label, shape (n,): 0 where the first is right."""
     fixed_losses: NDArray[np.int64]
     """Loss times 2^32, shape (n,); 0 where it is not finite."""
     is_finite: NDArray[np.bool_]
-    """Whether the loss is finite, shape (n,)."""
+    """True where the loss is finite, shape (n,)."""
     top_classes: NDArray[np.int64]
     """Highest classes, the first one first, shape (n, k); k is 5, or all classes."""
     top_probabilities: NDArray[np.float64]
@@ -77,17 +88,7 @@ class ImageTable:
             joined: NDArray[np.generic] = np.concatenate(arrays)[order]
             return joined
 
-        columns = (
-            "sample_ids",
-            "labels",
-            "is_valid",
-            "ranks",
-            "fixed_losses",
-            "is_finite",
-            "top_classes",
-            "top_probabilities",
-        )
-        joined_columns = {name: join(name) for name in columns}
+        joined_columns = {name: join(name) for name in COLUMNS}
         return ImageTable(
             **joined_columns,  # type: ignore[arg-type]
             bad_samples={sample: bad_samples[sample] for sample in sorted(bad_samples)},

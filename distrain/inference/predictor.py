@@ -114,8 +114,8 @@ class Predictor:
                 or .parquet files or folders of those, packed or indexed data sets.
 
         Returns:
-            The prediction of each image, as it is asked for; one that is none has a
-            problem.
+            The prediction of each image, computed as it is asked for; a file that
+            cannot be read as an image has a `problem` instead.
 
         Raises:
             UserError: there is nothing at a path.

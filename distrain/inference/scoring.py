@@ -31,7 +31,7 @@ from distrain.training.run_data import open_dataset, open_loader
 
 
 class EvalPart(NamedTuple):
-    """What one rank has evaluated."""
+    """Results of one rank."""
 
     table: ImageTable
     """Its images."""

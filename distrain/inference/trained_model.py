@@ -64,7 +64,7 @@ class TrainedModel:
     """Its classes, and how its input is made of an image."""
     origin: ModelOrigin
     notes: tuple[str, ...]
-    """What the user should know about its checkpoints: one sentence each."""
+    """Warnings about damaged checkpoints that were passed over, one sentence each."""
 
     @property
     def normalization(self) -> Normalization:
@@ -157,7 +157,7 @@ def _load_chosen(store: Store, checkpoint: str) -> tuple[LoadedCheckpoint, list[
         The checkpoint, and sentences on those that it was not.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such checkpoint.
     """
     if checkpoint == "newest":
         loaded, problems = load_newest_checkpoint(store, with_optimizer=False)

@@ -16,7 +16,7 @@ from distrain.data.storage.store import Store
 from distrain.distributed.world import World
 from distrain.errors import UserError
 from distrain.inference.ensemble import CROPS
-from distrain.inference.image_table import ImageTable
+from distrain.inference.image_table import COLUMNS, ImageTable
 from distrain.inference.scoring import evaluate_part
 from distrain.inference.trained_model import (
     ModelOrigin,
@@ -26,16 +26,6 @@ from distrain.inference.trained_model import (
 from distrain.training.run_data import describe_model
 
 CPU = torch.device("cpu")
-COLUMNS = [
-    "sample_ids",
-    "labels",
-    "is_valid",
-    "ranks",
-    "fixed_losses",
-    "is_finite",
-    "top_classes",
-    "top_probabilities",
-]
 
 
 def equal(a: ImageTable, b: ImageTable) -> bool:

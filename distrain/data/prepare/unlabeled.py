@@ -46,8 +46,8 @@ def iter_unlabeled(url: str) -> Iterator[Sample | Reject]:
             packed or indexed data set.
 
     Returns:
-        Each image file, or why there is none: in the order of names or rows. They are
-        read as they are asked for.
+        Each image file, or a reject with the reason, in the order of names or rows.
+        They are read as they are asked for.
 
     Raises:
         UserError: there is nothing.
