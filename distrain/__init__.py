@@ -12,7 +12,7 @@ well. Everything else is internal.
     result_field, operation_field         their fields (configs/README.md)
     Console, PlainConsole, SilentConsole  where progress is printed
     Summary, Dataset                      what train returns; samples by number
-    Evaluation                            what evaluate returns
+    Evaluation, ExportResult              what evaluate and export return
     UserError, RunError, AttemptError     the caller's mistake; the run or one attempt
                                           of it failed
 
@@ -22,6 +22,7 @@ Each command has a function of its name, whose arguments are named like the opti
 
     train, dry_run, lr, model, schema     train a recipe, or look at it first
     evaluate (eval), Predictor (predict)  use a trained model
+    export                                for other programs, with a proof
     submit, resume, jobs, logs, stop      runs as jobs on a cluster
     drain, top                            a node that goes; a run as it trains
     pack, index, stats, verify, inspect   data sets
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from distrain.data.prepare.examine import inspect, verify
     from distrain.data.shards.dataset import Dataset
     from distrain.errors import AttemptError, RunError, UserError
+    from distrain.exporting.export import ExportResult, export
     from distrain.fields import operation_field, result_field
     from distrain.inference.evaluation import Evaluation
     from distrain.inference.predictor import Predictor
@@ -74,6 +76,7 @@ __all__ = [
     "Console",
     "Dataset",
     "Evaluation",
+    "ExportResult",
     "Loss",
     "Model",
     "PlainConsole",
@@ -88,6 +91,7 @@ __all__ = [
     "drain",
     "dry_run",
     "evaluate",
+    "export",
     "index",
     "inspect",
     "jobs",
@@ -126,6 +130,7 @@ _MODULES = {
     "distrain.data.prepare.examine": ("inspect", "verify"),
     "distrain.data.shards.dataset": ("Dataset",),
     "distrain.errors": ("AttemptError", "RunError", "UserError"),
+    "distrain.exporting.export": ("ExportResult", "export"),
     "distrain.fields": ("operation_field", "result_field"),
     "distrain.inference.evaluation": ("Evaluation",),
     "distrain.inference.predictor": ("Predictor",),

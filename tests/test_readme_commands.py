@@ -286,6 +286,27 @@ def test_images_are_predicted(with_runs, run):
     assert len(run(words).splitlines()) == 3
     (python,) = blocks(READMES["distrain/inference/README.md"], "python")
     exec(python, {})
+    assert (with_runs / "digits/model.safetensors").exists()
+
+
+def test_a_trained_model_is_exported(with_runs, distrain):
+    bucket = {"s3://bucket/models": f"file://{with_runs}/bucket"}
+    graph = shown(
+        "distrain export runs/quickstart --format torch-export --to digits --upload "
+        "s3://bucket/models/digits",
+        bucket,
+    )
+    for words, file in (
+        (shown("distrain export runs/quickstart"), "quickstart-safetensors/model.saf"),
+        (shown("distrain export runs/quickstart --format onnx"), "quickstart-onnx/mo"),
+        (shown("distrain export runs/my --format onnx"), "my-onnx/model.onnx"),
+        (graph, "digits/model.pt2"),
+    ):
+        code, out, _ = distrain(*words[1:])
+        assert code == 0
+        assert "same class as distrain on 359 of 359 images" in out
+        assert f"wrote     exports/{file}" in out or f"wrote     {file}" in out
+    assert (with_runs / "bucket/digits/export.json").exists()
 
 
 @pytest.fixture
@@ -320,6 +341,7 @@ def test_extras_are_installed(install):
         shown("pip install 'distrain[ilsvrc]'", {"distrain[": ".["}),
         shown("pip install 'distrain[s3]'", {"distrain[": ".["}),
         shown("pip install 'distrain[near]'", {"distrain[": ".["}),
+        shown("pip install 'distrain[onnx]'", {"distrain[": ".["}),
         shown("pip install 'distrain[client,jobs]'", {"distrain[": ".["}),
     ):
         install(words)

@@ -33,9 +33,10 @@ ModelsArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="RUN|key.sub=value",
-        help="Run directory, or a folder in its checkpoints (path or URL); of several "
-        "the class probabilities are averaged. And config overrides of what does not "
-        "decide the weights, e.g. lanes=2 device=cpu data.backend=torch",
+        help="Run directory, a folder in its checkpoints, or an exported folder (path "
+        "or URL); of several the class probabilities are averaged. And config "
+        "overrides of what does not decide the weights, e.g. lanes=2 device=cpu "
+        "data.backend=torch",
     ),
 ]
 DataOption = Annotated[
@@ -86,7 +87,8 @@ RunArgument = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
-        help="Run directory, or a folder in its checkpoints (path or URL).",
+        help="Run directory, a folder in its checkpoints, or an exported folder (path "
+        "or URL).",
     ),
 ]
 SourcesArgument = Annotated[
@@ -203,6 +205,8 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def format_evaluation(evaluation: "Evaluation") -> list[str]:
     """Return the lines that show an evaluation, for a terminal of 80 columns."""
+    from distrain.inference.evaluation import format_accuracy
+
     result = evaluation.result
     lines = [
         f"model     {origin.run}, step {origin.step}, weights {origin.weights[:16]}"
@@ -223,10 +227,7 @@ def format_evaluation(evaluation: "Evaluation") -> list[str]:
         ("top-1", result.top1, evaluation.top1_interval),
         ("top-5", result.top5, evaluation.top5_interval),
     ):
-        lines.append(
-            f"{name:<9} {fraction:.2%}  (95% interval {interval.low:.2%} to "
-            f"{interval.high:.2%})"
-        )
+        lines.append(f"{name:<9} {format_accuracy(fraction, interval)}")
     lines.append(f"loss      {result.loss:.4f}  ({evaluation.loss_name})")
     for key, (before, now) in evaluation.hardware_differences.items():
         lines.append(

@@ -20,6 +20,7 @@ from distrain.cli.data import (
     print_color_stats,
     verify_images,
 )
+from distrain.cli.export import export_model
 from distrain.cli.jobs import (
     drain_host,
     list_jobs,
@@ -265,6 +266,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "After training": {
         "eval": evaluate_models,
         "predict": predict_images,
+        "export": export_model,
     },
     "Cluster": {
         "submit": submit_job,

@@ -228,6 +228,11 @@ def compute_wilson_interval(count: int, total: int) -> Interval:
     return Interval(low, high)
 
 
+def format_accuracy(fraction: float, interval: Interval) -> str:
+    """Return an accuracy with its interval, for people."""
+    return f"{fraction:.2%}  (95% interval {interval.low:.2%} to {interval.high:.2%})"
+
+
 def list_worst_classes(rows: Sequence[ClassResult], count: int) -> list[ClassResult]:
     """Return the classes with images that have the lowest top-1, the lowest first."""
     with_images = [row for row in rows if row.num_samples]

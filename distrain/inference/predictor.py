@@ -1,6 +1,7 @@
 """Predict the classes of images: files, folders, archives, or pixels in memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -79,7 +80,8 @@ class Predictor:
         """Open a trained model.
 
         Args:
-            model: run directory, or a folder in its `checkpoints` (path or URL).
+            model: run directory, a folder in its `checkpoints`, or an exported folder
+                (path or URL).
             checkpoint: which checkpoint of a run directory: "newest", "best" (by its
                 top-1 in validation), or the number of a step.
             overrides: `key.sub=value` changes to fields of the run's config that do not
@@ -156,14 +158,21 @@ class Predictor:
             start, chunk = numbered
             predictions[start] = self._predict_chunk(chunk)
 
+        with self.open_lanes() as lanes:
+            lanes.for_each(predict_chunk, chunks)
+        return [p for start, _ in chunks for p in predictions[start]]
+
+    @contextmanager
+    def open_lanes(self) -> Iterator[LanePool]:
+        """Start threads that compute as those of an evaluation do."""
+        config = self.model.config
         exact = config.reduction.mode == "exact"
         device = self._world.device
         with (
             set_torch_numerics(device, precision=config.precision, exact=exact),
             LanePool(self._num_lanes, config.threads, device) as lanes,
         ):
-            lanes.for_each(predict_chunk, chunks)
-        return [p for start, _ in chunks for p in predictions[start]]
+            yield lanes
 
     def _predict_chunk(self, chunk: Sequence[Sample | Reject]) -> list[Prediction]:
         """Predict at most `evaluate.batch` images."""
@@ -188,7 +197,7 @@ class Predictor:
         tops: dict[int, tuple[ClassProbability, ...]] = {}
         while files:
             try:
-                images = self._decode(list(files.values()))
+                images = self.decode_files(list(files.values()))
             except DecodeError as error:
                 # PIL decodes it, and the decoder of the evaluation does not.
                 bad = list(files)[error.index or 0]
@@ -202,8 +211,14 @@ class Predictor:
             for i, sample in enumerate(chunk)
         ]
 
-    def _decode(self, files: Sequence[ImageFile]) -> Tensor:
-        """Return normalized images: float32 of shape (n, 3, crop, crop).
+    def decode_files(self, files: Sequence[ImageFile]) -> Tensor:
+        """Decode, resize, cut and normalize images as in an evaluation.
+
+        Args:
+            files: n files that are safe to decode, at most `evaluate.batch`.
+
+        Returns:
+            float32 of shape (n, 3, crop, crop).
 
         Raises:
             DecodeError: one does not decode.
@@ -238,16 +253,27 @@ class Predictor:
         finally:
             decoder.close()
 
-    def _compute_tops(self, images: Tensor) -> list[tuple[ClassProbability, ...]]:
-        """Return the highest classes of each image."""
+    def compute_logits(self, images: Tensor) -> Tensor:
+        """Return the logits of normalized images, within `open_lanes`.
+
+        Args:
+            images: float32 of shape (n, 3, crop, crop), at most `evaluate.batch`.
+
+        Returns:
+            float32 of shape (n, classes).
+        """
         # Pad to the size of an evaluation's chunk: another size may give other bits.
         n = len(images)
         padded = images.new_zeros((self.model.config.evaluate.batch, *images.shape[1:]))
         padded[:n] = images
-        logits = predict_logits(self.model.config, self._module, padded)
+        return predict_logits(self.model.config, self._module, padded)[:n]
+
+    def _compute_tops(self, images: Tensor) -> list[tuple[ClassProbability, ...]]:
+        """Return the highest classes of each image."""
+        logits = self.compute_logits(images)
         top = find_top_classes(logits, logits.double().softmax(1))
-        labels_of_each = top.classes[:n].tolist()
-        values_of_each = top.probabilities[:n].tolist()
+        labels_of_each = top.classes.tolist()
+        values_of_each = top.probabilities.tolist()
         return [
             tuple(
                 ClassProbability(self.classes[label], label, probability)
@@ -262,12 +288,8 @@ def make_eval_augment(model: TrainedModel) -> Augment:
 
     An image that has the size of the training set's stored images is used as it is.
     """
-    info = model.info
-    short_side = info.short_side
-    if short_side is None:
-        assert info.image_size is not None, "images that differ in size are resized"
-        short_side = min(info.image_size)
-    return model.config.augment.model_copy(update={"short_side": short_side})
+    sizes = {"short_side": model.info.resized_side}
+    return model.config.augment.model_copy(update=sizes)
 
 
 def _make_plan(model: TrainedModel) -> DecodePlan:

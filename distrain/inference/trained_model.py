@@ -1,8 +1,8 @@
-"""Open a trained model: a run directory, or one of its checkpoints."""
+"""Open a trained model: a run directory, one of its checkpoints, or an exported one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from distrain.config import Config, parse_config
 from distrain.data.batch_builder import Normalization
 from distrain.data.storage.store import Store
+from distrain.data.storage.url import join_url
 from distrain.errors import UserError
-from distrain.parsing import OptionOverride
+from distrain.parsing import OptionOverride, parse_mapping
 from distrain.result_fields import get_result_fields
 from distrain.rundir import files
 from distrain.rundir.checkpoint import hash_tensors, read_best_name
@@ -22,7 +23,13 @@ from distrain.rundir.checkpoint_loading import (
     load_checkpoint,
     load_newest_checkpoint,
 )
+from distrain.rundir.export_folder import (
+    WEIGHTS_FILE,
+    find_export_url,
+    read_exported_files,
+)
 from distrain.rundir.model_info import ModelInfo, read_model_info
+from distrain.rundir.weights_file import decode_weights
 from distrain.training.checkpoint_state import CheckpointState
 
 # They change how an evaluation computes, not what it computes: its result says which.
@@ -39,7 +46,7 @@ class ModelOrigin(NamedTuple):
     """Where the weights of a model come from."""
 
     run: str
-    """Run directory without credentials."""
+    """Run directory, or exported folder, without credentials."""
     checkpoint: str
     """Name of the checkpoint."""
     step: int
@@ -60,9 +67,13 @@ class TrainedModel:
     """On the CPU, in evaluation mode."""
     config: Config
     """Config of the run, with the caller's overrides."""
+    trained_config: Config
+    """Config of the run as it was trained."""
     info: ModelInfo
     """Its classes, and how its input is made of an image."""
     origin: ModelOrigin
+    url: str
+    """URL that opens this very checkpoint, or exported folder, again."""
     notes: tuple[str, ...]
     """Warnings about damaged checkpoints that were passed over, one sentence each."""
 
@@ -79,10 +90,11 @@ def open_trained_model(
     checkpoint: str | int = "newest",
     overrides: Sequence[str | OptionOverride] = (),
 ) -> TrainedModel:
-    """Open a run directory, or one of its checkpoints, as a model.
+    """Open a run directory, one of its checkpoints, or an exported model.
 
     Args:
-        url: path or URL of a run directory, or of a folder in its `checkpoints`.
+        url: path or URL of a run directory, of a folder in its `checkpoints`, or of a
+            folder that `export` wrote (or the `model.safetensors` in it).
         checkpoint: which checkpoint of a run directory: "newest", "best" (by its top-1
             in validation), or the number of a step.
         overrides: `key.sub=value` changes to fields of the config that do not decide
@@ -93,6 +105,11 @@ def open_trained_model(
         RunError: it has another format, or all checkpoints are damaged.
         OSError: the run directory cannot be read.
     """
+    export_url = find_export_url(url)
+    if export_url is not None:
+        return _open_exported_model(export_url, overrides)
+
+    # Load the checkpoint, and what the run says of it.
     match = files.CHECKPOINT_URL_PATTERN.fullmatch(url)
     store = Store(match[1] if match else url)
     if match:
@@ -101,14 +118,14 @@ def open_trained_model(
     else:
         loaded, notes = _load_chosen(store, str(checkpoint))
     state = CheckpointState.from_dict(loaded.state)
-    config = _restore_config(store, state, overrides)
     info = _read_info(store, loaded.name)
-
-    # Build the network without drawing weights, where that is possible.
-    module = config.model.build_skeleton(len(info.classes))
-    place = f"{store.redacted_url}/{files.CHECKPOINTS_DIR}/{loaded.name}"
-    check_state_dict(module, loaded.model_state_dict, place)
-    module.load_state_dict(loaded.model_state_dict, assign=True)
+    place = f"{files.CHECKPOINTS_DIR}/{loaded.name}"
+    module = _build_module(
+        parse_config(dict(state.config), "the run's config"),
+        info,
+        loaded.model_state_dict,
+        f"{store.redacted_url}/{place}",
+    )
     origin = ModelOrigin(
         run=store.redacted_url,
         checkpoint=loaded.name,
@@ -117,7 +134,74 @@ def open_trained_model(
         reduction=state.reduction,
         environment=state.environment,
     )
-    return TrainedModel(module.eval(), config, info, origin, tuple(notes))
+    return TrainedModel(
+        module=module,
+        config=_override_config(state.config, store.url, overrides),
+        trained_config=parse_config(dict(state.config), "the run's config"),
+        info=info,
+        origin=origin,
+        url=join_url(store.url, place),
+        notes=tuple(notes),
+    )
+
+
+def _open_exported_model(
+    url: str, overrides: Sequence[str | OptionOverride]
+) -> TrainedModel:
+    """Open a folder that `export` wrote. Raises UserError and OSError."""
+    store = Store(url)
+    shown = store.redacted_url
+    exported = read_exported_files(store)
+    info = ModelInfo.from_json(exported.contents[files.MODEL_FILE])
+    text = exported.contents[files.CONFIG_FILE].decode()
+    tree = parse_mapping(text, f"{shown}/{files.CONFIG_FILE}")
+    trained_config = parse_config(tree, f"{shown}/{files.CONFIG_FILE}")
+    weights = decode_weights(exported.contents[WEIGHTS_FILE], f"{shown}/{WEIGHTS_FILE}")
+    # torchvision's own layers have counters that ours lack.
+    model = trained_config.model
+    tensors = {
+        name: tensor
+        for name, tensor in weights.tensors.items()
+        if not model.is_unused_weight(name)
+    }
+    origin = exported.manifest.model
+    return TrainedModel(
+        module=_build_module(trained_config, info, tensors, shown),
+        config=_override_config(tree, trained_config.run, overrides),
+        trained_config=trained_config,
+        info=info,
+        origin=ModelOrigin(
+            run=shown,
+            checkpoint=origin["checkpoint"],
+            step=origin["step"],
+            weights=hash_tensors(tensors),
+            reduction=origin["reduction"],
+            environment=origin["environment"],
+        ),
+        url=store.url,
+        notes=(),
+    )
+
+
+def _build_module(
+    config: Config, info: ModelInfo, tensors: Mapping[str, Tensor], place: str
+) -> nn.Module:
+    """Build the network of a run with trained weights, in evaluation mode.
+
+    Args:
+        config: of the run.
+        info: its classes.
+        tensors: state dict of the network.
+        place: where the tensors are from, for messages.
+
+    Raises:
+        UserError: the tensors are of another network.
+    """
+    # Without drawing weights, where that is possible.
+    module = config.model.build_skeleton(len(info.classes))
+    check_state_dict(module, tensors, place)
+    module.load_state_dict(tensors, assign=True)
+    return module.eval()
 
 
 def check_state_dict(
@@ -207,16 +291,23 @@ def _explain_missing_run(store: Store) -> str:
     return f"nothing at {url}: pass a run directory, such as runs/quickstart"
 
 
-def _restore_config(
-    store: Store, state: CheckpointState, overrides: Sequence[str | OptionOverride]
+def _override_config(
+    tree: Mapping[str, Any],
+    run: str | None,
+    overrides: Sequence[str | OptionOverride],
 ) -> Config:
-    """Return the config of a checkpoint, with overrides.
+    """Return the config of a trained model with overrides.
+
+    Args:
+        tree: the config as it was trained, as plain values.
+        run: URL of the run directory now: it may have been copied or moved.
+        overrides: the changes.
 
     Raises:
         UserError: an override is wrong, or changes what the model was trained with.
     """
-    trained = parse_config(dict(state.config), "the run's config")
-    config = parse_config(dict(state.config), "the run's config", overrides)
+    trained = parse_config(dict(tree), "the run's config")
+    config = parse_config(dict(tree), "the run's config", overrides)
     before = get_result_fields(trained)
     after = get_result_fields(config)
     for key in sorted(before.keys() | after.keys()):
@@ -227,8 +318,7 @@ def _restore_config(
                 f"weights: remove {key}= (of the fields that decide weights, only "
                 f"{', '.join(_EVALUATION_FIELDS)} may differ)"
             )
-    # The run may have been copied or moved since.
-    return config.model_copy(update={"run": store.url})
+    return config.model_copy(update={"run": run})
 
 
 def _read_info(store: Store, checkpoint: str) -> ModelInfo:

@@ -7,22 +7,22 @@ from distrain.config import Config
 from distrain.distributed.world import World, make_local_world
 from distrain.inference.trained_model import TrainedModel, open_trained_model
 from distrain.launch.allocation import Allocation
-from distrain.rundir import files
 
 
 class EvalRequest(NamedTuple):
     """What a worker evaluates: plain values, which can be sent to another process."""
 
-    models: tuple[tuple[str, str], ...]
-    """URL of the run and name of the checkpoint, of each model."""
+    models: tuple[str, ...]
+    """URL of each model: of a checkpoint, or of an exported folder."""
     overrides: tuple[str, ...]
     data: str
     crops: str
 
     def open_models(self) -> list[TrainedModel]:
         """Open the models. Raises UserError and RunError."""
-        urls = [f"{run}/{files.CHECKPOINTS_DIR}/{name}" for run, name in self.models]
-        return [open_trained_model(url, overrides=self.overrides) for url in urls]
+        return [
+            open_trained_model(url, overrides=self.overrides) for url in self.models
+        ]
 
 
 def make_eval_world(

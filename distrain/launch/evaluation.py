@@ -39,9 +39,9 @@ def evaluate(
     reported for the same checkpoint.
 
     Args:
-        models: run directory, or a folder in its `checkpoints` (path or URL). Of
-            several, the class probabilities are averaged, as for the paper's ensembles
-            of five and seven networks.
+        models: run directory, a folder in its `checkpoints`, or an exported folder
+            (path or URL). Of several, the class probabilities are averaged, as for the
+            paper's ensembles of five and seven networks.
         data: packed or indexed data set (path or URL). Default: the validation set of
             the first model's run.
         checkpoint: which checkpoint of a run directory: "newest", "best" (by its top-1
@@ -85,7 +85,7 @@ def evaluate(
     config = _set_workers(first.config, workers)
     dataset = open_dataset(data_url, config.data, config.augment)
     request = EvalRequest(
-        tuple((model.config.run or "", model.origin.checkpoint) for model in opened),
+        tuple(model.url for model in opened),
         tuple(overrides),
         data_url,
         crops,

@@ -154,5 +154,5 @@ def _make_paths_absolute(request: EvalRequest) -> EvalRequest:
     def to_absolute(url: str) -> str:
         return url if "://" in url else os.path.abspath(url)
 
-    models = tuple((to_absolute(run), name) for run, name in request.models)
+    models = tuple(map(to_absolute, request.models))
     return request._replace(models=models, data=to_absolute(request.data))

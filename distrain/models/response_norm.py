@@ -124,8 +124,10 @@ class _LocalResponseNormFunction(torch.autograd.Function):
 
 
 def _split_by_tower(x: Tensor) -> tuple[Tensor, ...]:
-    # A GPU takes all towers at once: each further kernel would cost a launch.
-    return torch.split(x, 1) if x.device.type == "cpu" else (x,)
+    # A GPU takes all towers at once: each further kernel would cost a launch. So does
+    # an exported graph, whose number of images is not known. The bits are the same.
+    is_split = x.device.type == "cpu" and not torch.compiler.is_exporting()
+    return torch.split(x, 1) if is_split else (x,)
 
 
 def _sum_neighbor_channels(x: Tensor, half_size: int) -> Tensor:

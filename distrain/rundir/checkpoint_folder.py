@@ -8,7 +8,7 @@ first: a checkpoint without a manifest does not exist.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from distrain.data.storage.store import Store
 from distrain.rundir import files
@@ -19,7 +19,10 @@ FILES_TO_RESUME = (*FILES_TO_EVALUATE, "optimizer.safetensors")
 
 
 class DamagedCheckpointError(Exception):
-    """A checkpoint differs from its manifest; the text says which file, and how."""
+    """A checkpoint, or an exported folder, differs from its manifest.
+
+    The text says which file, and how.
+    """
 
 
 def list_checkpoints(store: Store) -> list[tuple[int, int, str]]:
@@ -71,12 +74,34 @@ def read_verified_files(
             f"{MANIFEST_FILE} cannot be read ({type(error).__name__})"
         ) from None
 
+    return read_listed_files(store, folder, listed, wanted_files, MANIFEST_FILE)
+
+
+def read_listed_files(
+    store: Store,
+    folder: str,
+    listed: Mapping[str, tuple[int, str]],
+    wanted_files: Sequence[str],
+    list_name: str,
+) -> dict[str, bytes]:
+    """Read files of a folder, and compare them with a list of their sizes and hashes.
+
+    Args:
+        store: where the folder is.
+        folder: path of the folder; empty: the store's own.
+        listed: bytes and SHA-256 (hexadecimal) of each file.
+        wanted_files: names of the files to read.
+        list_name: name of the file with the list, for messages.
+
+    Raises:
+        DamagedCheckpointError: a file is missing, cut off or changed.
+    """
     contents: dict[str, bytes] = {}
     for file in wanted_files:
         if file not in listed:
-            raise DamagedCheckpointError(f"{MANIFEST_FILE} does not name {file}")
+            raise DamagedCheckpointError(f"{list_name} does not name {file}")
         try:
-            data = store.read(f"{folder}/{file}")
+            data = store.read(f"{folder}/{file}" if folder else file)
         except FileNotFoundError:
             raise DamagedCheckpointError(f"{file} is missing") from None
 

@@ -54,6 +54,17 @@ class ModelInfo:
     antialias: bool
     """Whether the filter is widened where images become smaller."""
 
+    @property
+    def resized_side(self) -> int:
+        """Pixels to which the short side of an image of any size is resized.
+
+        It is that of the training set's stored images if those are used as they are.
+        """
+        if self.short_side is not None:
+            return self.short_side
+        assert self.image_size is not None, "images that differ in size are resized"
+        return min(self.image_size)
+
     def to_json(self) -> str:
         """Return the content of the file."""
         return json.dumps({"format": FORMAT_VERSION, **asdict(self)}, indent=1)

@@ -1,5 +1,6 @@
 """`distrain eval --workers N`: workers of Ray's, which are killed while they evaluate."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import pytest
 from narrow import narrow_recipe
 from waiting import PATIENCE, await_that
 
+import distrain
 from distrain.monitor.sinks import SilentConsole
 from distrain.trainer import train
 
@@ -91,6 +93,19 @@ def test_workers_and_their_loss_change_nothing(run, plain, tmp_path):
         while_alive=process,
     )
     assert finish(process) == ten
+
+
+def test_an_exported_model_on_workers(run, plain, tmp_path, monkeypatch):
+    """Named by a relative path, which workers have another folder for."""
+    monkeypatch.chdir(tmp_path)
+    environment = {**os.environ, **plain, "PACE": "0"}
+    distrain.export("run", to="it")
+    alone = finish(start("it", environment))
+    assert finish(start("it", environment, "--workers=3")) == alone
+    tree = json.loads(alone)
+    assert tree["models"][0]["run"] == "it"
+    tree["models"][0]["run"] = "run"
+    assert tree == json.loads(finish(start("run", environment)))
 
 
 def test_what_fails_on_a_worker_is_a_sentence(run, plain, digits, tmp_path):

@@ -141,7 +141,7 @@ def alexnet(photographs, narrow):
     info = describe_model(config, Manifest.load(Store(url)))
     module = config.model.build(10, 3).eval()
     origin = ModelOrigin("runs/x", "step", 0, "", "exact", {})
-    return TrainedModel(module, config, info, origin, ())
+    return TrainedModel(module, config, config, info, origin, "runs/x", ())
 
 
 def test_ten_crops_equal_torchvision(alexnet, photographs):

@@ -9,6 +9,7 @@ from distrain.data.shards.manifest import Manifest
 from distrain.data.storage.store import Store
 from distrain.errors import UserError
 from distrain.inference.scoring import evaluate_part
+from distrain.inference.trained_model import open_trained_model
 from distrain.launch import evaluation
 from distrain.launch.eval_request import EvalRequest
 from distrain.monitor.sinks import SilentConsole
@@ -73,7 +74,8 @@ def test_a_run_without_a_validation_set_needs_data(narrow):
 def test_a_request_opens_the_checkpoints_that_it_names(trained):
     """A worker evaluates what its driver has opened, even if the run has gone on."""
     names = sorted(path.name for path in (trained.run / "checkpoints").glob("step-*"))
-    request = EvalRequest(((str(trained.run), names[0]),), ("lanes=1",), "x", "center")
+    url = open_trained_model(f"{trained.run}/checkpoints/{names[0]}").url
+    request = EvalRequest((url,), ("lanes=1",), "x", "center")
     (model,) = request.open_models()
     assert model.origin.checkpoint == names[0]
     assert model.config.lanes == 1
