@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from forks import Fork
 from hypothesis import settings
 from narrow import narrow_recipe
 from sets import SetWriter
@@ -24,6 +25,7 @@ from distrain.cli.main import main
 from distrain.config import Config
 from distrain.data.decoding.image import encode_jpeg
 from distrain.data.prepare.digits import pack_digits
+from distrain.data.shards.dataset import Dataset
 from distrain.data.shards.stats import PixelMoments
 from distrain.data.storage.store import Store
 from distrain.monitor.records import EvalRecord, MetricsRecord
@@ -134,6 +136,27 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `train` (1,438 images of 72 x 72) and `val` (359)."""
     folder = tmp_path_factory.mktemp("digits")
     pack_digits(str(folder / "train"), str(folder / "val"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the first 320 images of `digits/train`, 5 steps of 64, and the first 80 of `digits/val`."""
+    folder = tmp_path_factory.mktemp("few-digits")
+    for name, num_rows in (("train", 320), ("val", 80)):
+        dataset = Dataset.open(digits / name)
+        whole = dataset.manifest
+        writer = SetWriter(
+            Store(str(folder / name)),
+            whole.classes,
+            whole.image_size,
+            encoding=whole.encoding,
+            proved=whole.verified,
+            group_rows=32,
+        )
+        for i in range(num_rows):
+            writer.add(bytes(dataset[i].data), dataset[i].label, f"{i}.png")
+        writer.finish(whole.statistics)
     return folder
 
 
@@ -251,6 +274,22 @@ def command(
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def forked(tmp_path: Path) -> Iterator[Callable[..., Fork]]:
+    """Starts `distrain ARGS` as `command` does, some CPU seconds cheaper: from a process that has loaded torch."""
+    started: list[Fork] = []
+
+    def start(*arguments: str) -> Fork:
+        out = tmp_path / f"command-{len(started)}.out"
+        process = Fork("one_command", str(tmp_path), *arguments, out=out)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.end()
 
 
 def pytest_configure() -> None:

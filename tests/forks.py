@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = ("one_rank", "one_peer")
+_PRELOADED = ("one_rank", "one_peer", "one_command", "one_script")
 
 
 def _ensure_server() -> None:
@@ -71,13 +71,17 @@ class Fork:
     def err(self) -> str:
         return self._out.with_suffix(".err").read_text()
 
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
     def tell(self, line: str) -> None:
         """Write a line to its standard input."""
         os.write(self._stdin.fileno(), f"{line}\n".encode())
 
     def send_signal(self, number: signal.Signals) -> None:
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def poll(self) -> int | None:
         """Its exit code; below 0 the signal that ended it; None while it runs."""

@@ -98,6 +98,19 @@ def config(narrow, digits):
     )
 
 
+@pytest.fixture(scope="module")
+def known():
+    return {}
+
+
+@pytest.fixture
+def undisturbed(config, console, tmp_path, known):
+    """What one process makes of the config as it is, for all tests that train it."""
+    if not known:
+        known["summary"] = alone(config, console, tmp_path)
+    return known["summary"]
+
+
 def alone(config, console, tmp_path):
     changed = config.model_copy(update={"run": str(tmp_path / "alone")})
     return train(changed, World(torch.device("cpu")), console)
@@ -133,9 +146,10 @@ def test_any_number_of_ranks_gives_the_same_weights_and_scores(
     assert "saved 46 step-00000046-attempt-001" in found[0]["told"]
 
 
-def test_a_resume_on_another_number_of_ranks(config, ranks, console, tmp_path):
+def test_a_resume_on_another_number_of_ranks(
+    config, ranks, console, tmp_path, undisturbed
+):
     """Two ranks, one of which is told to stop; then three; then one."""
-    wanted = alone(config, console, tmp_path).weights
     for n in (2, 3):
         before = max(
             [
@@ -157,7 +171,7 @@ def test_a_resume_on_another_number_of_ranks(config, ranks, console, tmp_path):
         assert before < found[0]["step"] < 46
     assert (
         train(config, World(torch.device("cpu")), console, must_resume=True).weights
-        == wanted
+        == undisturbed.weights
     )
 
 
@@ -299,8 +313,7 @@ def test_divergence_is_agreed_on(config, ranks, tmp_path):
     assert sorted(evidence["virtual_workers"]) == ["0", "1", "2", "3", "4"]
 
 
-def test_a_dead_rank_takes_the_others_out_at_once(config, ranks, console, tmp_path):
-    wanted = alone(config, console, tmp_path).weights
+def test_a_dead_rank_takes_the_others_out_at_once(config, ranks, tmp_path, undisturbed):
     processes = ranks.start(config, 3, **{"log.every": 1, "evaluate.every": 1000})
     await_step(tmp_path / "run", 14)
     processes[1].send_signal(signal.SIGKILL)
@@ -312,7 +325,7 @@ def test_a_dead_rank_takes_the_others_out_at_once(config, ranks, console, tmp_pa
     )
     assert ranks.results([processes[2]])[0]["status"] == "LostRankError"
     found = ranks.results(ranks.start(config, 2))
-    assert [r["weights"] for r in found] == [wanted] * 2
+    assert [r["weights"] for r in found] == [undisturbed.weights] * 2
     assert any("resumed from step 10" in line for line in found[0]["told"])
 
 
@@ -386,7 +399,7 @@ def await_step(run: Path, step: int) -> None:
 
 
 def test_fine_tuning_survives_a_kill_on_any_number_of_ranks(
-    narrow, ranks, console, tmp_path, digits
+    narrow, ranks, console, tmp_path, few_digits
 ):
     """From torchvision's own state dict to a new head, with frozen normalization; the file is gone at the resume."""
     given = torchvision.models.shufflenet_v2_x0_5(num_classes=1000).state_dict()
@@ -394,9 +407,9 @@ def test_fine_tuning_survives_a_kill_on_any_number_of_ranks(
     torch.save(given, path)
     frozen = ("conv1", "stage2", "stage3")
     config = narrow(
-        global_batch=60,
+        global_batch=30,
         virtual_workers=3,
-        data={"val": str(digits / "val")},
+        data={name: str(few_digits / name) for name in ("train", "val")},
         model={
             "name": "torchvision:shufflenet_v2_x0_5",
             "init_from": str(path),
@@ -405,7 +418,7 @@ def test_fine_tuning_survives_a_kill_on_any_number_of_ranks(
         optimizer={"name": "sgd", "lr_scale": {"fc": 10}},
         loss={"name": "cross_entropy", "class_weights": "balanced"},
         stop={"patience": 1},
-        checkpoint={"every": 4},
+        checkpoint={"every": 1},
         schedule={"name": "constant", "lr": 0.001},
     )
     wanted = alone(config, console, tmp_path)
@@ -416,9 +429,9 @@ def test_fine_tuning_survives_a_kill_on_any_number_of_ranks(
         for line in console.events
     ), console.events
 
-    # Three ranks, all killed; then one.
+    # Three ranks, all killed early in 10 steps; then one.
     processes = ranks.start(config, 3, **{"log.every": 1})
-    await_step(tmp_path / "run", 9)
+    await_step(tmp_path / "run", 4)
     for process in processes:
         process.send_signal(signal.SIGKILL)
     ranks.results(processes)

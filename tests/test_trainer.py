@@ -41,27 +41,31 @@ def run(config, console, **options):
 
 
 @pytest.fixture
-def twenty(narrow, tmp_path, console):
-    """The weights after one epoch (22 steps), with some settings changed."""
+def weights_of(narrow, few_digits, tmp_path, console):
+    """The weights after one epoch of 5 steps, with some settings changed."""
     count = 0
 
     def weights(**changes):
         nonlocal count
         count += 1
-        summary = run(narrow(run=str(tmp_path / f"run{count}"), **changes), console)
+        data = {"train": str(few_digits / "train"), **changes.pop("data", {})}
+        config = narrow(run=str(tmp_path / f"run{count}"), data=data, **changes)
+        summary = run(config, console)
         assert summary.status == "finished"
         return summary.weights
 
     return weights
 
 
-def test_virtual_workers_one_by_one_side_by_side_or_in_any_order(twenty, monkeypatch):
-    wanted = twenty(lanes=1)
-    assert twenty(lanes=2) == wanted
-    assert twenty(lanes=4) == wanted
+def test_virtual_workers_one_by_one_side_by_side_or_in_any_order(
+    weights_of, monkeypatch
+):
+    wanted = weights_of(lanes=1)
+    assert weights_of(lanes=2) == wanted
+    assert weights_of(lanes=4) == wanted
     monkeypatch.setattr(World, "local_virtual_workers", lambda self, v: [2, 0, 3, 1])
-    assert twenty(lanes=1) == wanted
-    assert twenty(lanes=2, seed=1) != wanted
+    assert weights_of(lanes=1) == wanted
+    assert weights_of(lanes=2, seed=1) != wanted
 
 
 @pytest.mark.parametrize(
@@ -91,22 +95,24 @@ def test_virtual_workers_one_by_one_side_by_side_or_in_any_order(twenty, monkeyp
     ],
     ids=lambda x: x if isinstance(x, str) else x["name"],
 )
-def test_every_model_and_optimizer_keeps_the_promise(twenty, model, rule):
+def test_every_model_and_optimizer_keeps_the_promise(weights_of, model, rule):
     """One virtual worker after another, or three side by side."""
     settings = {
         "model": model,
         "optimizer": {"name": rule},
         "schedule": {"name": "constant", "lr": 1e-3},
     }
-    assert twenty(lanes=1, **settings) == twenty(lanes=3, **settings)
+    assert weights_of(lanes=1, **settings) == weights_of(lanes=3, **settings)
 
 
 def test_running_moments_are_learned_and_come_back_with_a_checkpoint(
-    narrow, console, tmp_path
+    narrow, few_digits, console, tmp_path
 ):
     """Stopped in the middle of an epoch and taken up again, the run ends with the same moments, to the bit."""
     config = narrow(
-        model={"name": "alexnet_bn", "width": 0.04, "hidden": True}, log={"every": 1}
+        model={"name": "alexnet_bn", "width": 0.04, "hidden": True},
+        data={"train": str(few_digits / "train")},
+        log={"every": 1},
     )
     whole = config.model_copy(update={"run": str(tmp_path / "whole")})
     wanted = run(whole, console).weights
@@ -116,7 +122,7 @@ def test_running_moments_are_learned_and_come_back_with_a_checkpoint(
         loaded["norm7.running_var"], torch.ones_like(loaded["norm7.running_var"])
     )
     world = World(CPU)
-    console.set_step = lambda step: world.stop_requested.set() if step == 9 else None
+    console.set_step = lambda step: world.stop_requested.set() if step == 2 else None
     assert train(config, world, console).status == "stopped"
     del console.set_step
     assert run(config, console).weights == wanted
@@ -133,25 +139,32 @@ def test_batch_normalisation_wants_two_samples(narrow, console):
         )
 
 
-def test_operation_settings_change_no_bit(twenty):
+def test_operation_settings_change_no_bit(weights_of):
     data = {"decode_threads": 3, "read_ahead": 4, "memory": 1000}
-    assert twenty() == twenty(
-        data=data, log={"every": 3}, checkpoint={"every": 5, "keep": 1}
+    assert weights_of() == weights_of(
+        data=data, log={"every": 3}, checkpoint={"every": 2, "keep": 1}
     )
 
 
-def test_fast_mode_is_equal_to_rounding(narrow, tmp_path, console):
+def test_fast_mode_is_equal_to_rounding(narrow, few_digits, tmp_path, console):
     states = []
     for mode in ("exact", "fast"):
-        config = narrow(run=str(tmp_path / mode), reduction={"mode": mode}, lanes=1)
+        config = narrow(
+            run=str(tmp_path / mode),
+            data={"train": str(few_digits / "train")},
+            reduction={"mode": mode},
+            lanes=1,
+        )
         run(config, console)
         states.append(load_newest_checkpoint(Store(config.run))[0].model_state_dict)
     for key in states[0]:
         torch.testing.assert_close(states[0][key], states[1][key], rtol=1e-3, atol=1e-5)
 
 
-def test_bf16_trains_and_keeps_the_promise(twenty):
-    assert twenty(precision="bf16", lanes=1) == twenty(precision="bf16", lanes=2)
+def test_bf16_trains_and_keeps_the_promise(weights_of):
+    assert weights_of(precision="bf16", lanes=1) == weights_of(
+        precision="bf16", lanes=2
+    )
 
 
 def test_five_steps_equal_torch_on_the_same_batches(narrow, console, digits):
@@ -172,7 +185,8 @@ def test_five_steps_equal_torch_on_the_same_batches(narrow, console, digits):
     )
     order = build_order(config, dataset.manifest.rows_per_group)
     model = torchvision.models.alexnet(num_classes=10, dropout=0.0)
-    model.load_state_dict(config.model.build(10, config.seed).state_dict())
+    first = config.model.build(10, config.seed).state_dict()
+    model.load_state_dict(first)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=1e-2, momentum=0.9, weight_decay=5e-4
     )
@@ -200,17 +214,17 @@ def test_five_steps_equal_torch_on_the_same_batches(narrow, console, digits):
     ours = load_newest_checkpoint(Store(config.run))[0].model_state_dict
     # Of how far they went, by layer: a ReLU that rounding turns off or on shifts it by 0.3 %, and single biases by more
     # than a bound on each would allow; without weight decay it would be over 20 %.
-    first = config.model.build(10, config.seed).state_dict()
     for name, p in model.state_dict().items():
         assert (ours[name] - p).norm() < 0.005 * (p - first[name]).norm(), name
 
 
 def test_the_full_width_model(narrow, console, tmp_path, damaged_set):
     """One test of this path at width 1: save, take over in the middle, end with the same bits."""
-    damaged_set(tmp_path / "few", bad=set(), classes=10, rows=128)
+    damaged_set(tmp_path / "few", bad=set(), classes=10, rows=32)
     settings = {
         "model": {"name": "alexnet"},
-        "virtual_workers": 8,
+        "global_batch": 16,
+        "virtual_workers": 2,
         "checkpoint": {"every": 1},
     }
     config = narrow(
@@ -628,18 +642,22 @@ def test_the_best_is_named_again_after_a_kill_just_before(narrow, console, digit
 
 
 def test_the_best_of_another_validation_set_says_nothing(
-    narrow, console, digits, tmp_path
+    narrow, console, few_digits, tmp_path
 ):
-    summary = run(narrow(data={"val": str(digits / "train")}), console)
-    assert summary.eval.samples == 1438
+    first, second = (
+        {"train": str(few_digits / "train"), "val": str(few_digits / name)}
+        for name in ("train", "val")
+    )
+    summary = run(narrow(data=first), console)
+    assert summary.eval.samples == 320
     world = World(CPU)
-    console.set_step = lambda step: world.stop_requested.set() if step == 30 else None
+    console.set_step = lambda step: world.stop_requested.set() if step == 7 else None
     path = tmp_path / "second"
     two = {"run": str(path), "epochs": 2}
-    train(narrow(**two, data={"val": str(digits / "train")}), world, console)
+    train(narrow(**two, data=first), world, console)
     del console.set_step
-    run(narrow(**two, data={"val": str(digits / "val")}), console)
-    assert json.loads((path / "checkpoints/best.json").read_text())["samples"] == 359
+    run(narrow(**two, data=second), console)
+    assert json.loads((path / "checkpoints/best.json").read_text())["samples"] == 80
 
 
 def test_streams_that_do_not_fit_the_memory_are_said(narrow, console):
@@ -709,13 +727,14 @@ def test_a_loss_for_two_classes_on_ten_is_refused(narrow, console):
 
 
 def test_the_papers_form_differs_after_a_drop_of_the_rate_and_not_before(
-    narrow, console, tmp_path
+    narrow, few_digits, console, tmp_path
 ):
     def weights(form, drop):
         schedule = {"name": "step", "lr": 0.05, "drop_epochs": [drop]}
         optimizer = {"name": "sgd", "form": form}
         config = narrow(
             run=str(tmp_path / f"{form}-{drop}"),
+            data={"train": str(few_digits / "train")},
             epochs=2,
             schedule=schedule,
             optimizer=optimizer,
@@ -726,24 +745,24 @@ def test_the_papers_form_differs_after_a_drop_of_the_rate_and_not_before(
     assert weights("paper", 1) != weights("torch", 1)
 
 
-def plateau(narrow, digits, **changes):
-    """A run whose rate is so small that validation stalls at once: it drops after each epoch but the first."""
+def plateau(narrow, few_digits, **changes):
+    """A run whose rate is so small that validation stalls at once: it drops after each epoch (5 steps) but one."""
     schedule = {"name": "plateau", "lr": 1e-9, "patience": 1, "drops": 2}
     return narrow(
         schedule=schedule,
         epochs=5,
         log={"every": 1},
-        data={"val": str(digits / "val")},
+        data={name: str(few_digits / name) for name in ("train", "val")},
         **changes,
     )
 
 
-def test_the_rate_drops_when_validation_stalls(narrow, console, digits):
-    run(plateau(narrow, digits), console)
+def test_the_rate_drops_when_validation_stalls(narrow, console, few_digits):
+    run(plateau(narrow, few_digits), console)
     rates = {r.step: r.lr for r in console.records if r.kind == "train"}
     counts = [r.top1_count for r in console.records if r.kind == "eval"]
     assert len(set(counts)) == 1, "it does stall"
-    assert [rates[s] for s in (1, 22, 44, 45, 66, 67, 110)] == pytest.approx(
+    assert [rates[s] for s in (1, 5, 10, 11, 15, 16, 25)] == pytest.approx(
         [1e-9, 1e-9, 1e-9, 1e-10, 1e-10, 1e-11, 1e-11]
     )
     told = [e for e in console.events if "stalled" in e]
@@ -753,8 +772,8 @@ def test_the_rate_drops_when_validation_stalls(narrow, console, digits):
     ]
 
 
-def test_a_warm_up_is_no_stall(narrow, console, digits):
-    config = plateau(narrow, digits)
+def test_a_warm_up_is_no_stall(narrow, console, few_digits):
+    config = plateau(narrow, few_digits)
     config = config.model_copy(
         update={"schedule": config.schedule.model_copy(update={"warmup_epochs": 3.0})}
     )
@@ -765,15 +784,15 @@ def test_a_warm_up_is_no_stall(narrow, console, digits):
 
 
 def test_the_plateau_comes_back_with_a_checkpoint_and_its_clock_is_the_epoch(
-    narrow, console, digits, tmp_path
+    narrow, console, few_digits, tmp_path
 ):
     """Neither a stop in mid-epoch nor how often a run is evaluated changes the steps at which the rate drops."""
     sgd = {"name": "sgd", "form": "paper"}
     wanted = run(
-        plateau(narrow, digits, run=str(tmp_path / "whole"), optimizer=sgd), console
+        plateau(narrow, few_digits, run=str(tmp_path / "whole"), optimizer=sgd), console
     ).weights
-    config = plateau(narrow, digits, optimizer=sgd, evaluate={"every": 7})
-    for stop in (30, 44, 50, 66):  # 44 and 66: just before and after a drop
+    config = plateau(narrow, few_digits, optimizer=sgd, evaluate={"every": 3})
+    for stop in (7, 10, 12, 15):  # 10 and 15: just before and after a drop
         world = World(CPU)
         console.set_step = lambda step, stop=stop, world=world: (
             world.stop_requested.set() if step >= stop - 1 else None
@@ -784,9 +803,9 @@ def test_the_plateau_comes_back_with_a_checkpoint_and_its_clock_is_the_epoch(
 
 
 def test_a_plateau_follows_one_validation_set(
-    narrow, console, digits, tmp_path, damaged_set
+    narrow, console, few_digits, tmp_path, damaged_set
 ):
-    config = plateau(narrow, digits)
+    config = plateau(narrow, few_digits)
     world = World(CPU)
     console.set_step = lambda step: world.stop_requested.set() if step == 3 else None
     train(config, world, console)

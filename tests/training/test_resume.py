@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forks import Fork
 from waiting import await_that
 
 from distrain.config import to_yaml
@@ -33,11 +34,21 @@ def recipe(narrow, tmp_path, digits):
     return path
 
 
-def weights(process) -> str:
+def end(process: Fork, code: int = 0) -> str:
+    """What a process has printed when it has ended, with this exit code."""
+    found = process.wait(120)
+    said = process.out + process.err
+    assert found == code, said
+    return said
+
+
+def weights_in(said: str) -> str:
     """The weights that a run ended with."""
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, out
-    return re.search(r"^weights +(\w+)", out, re.MULTILINE)[1]
+    return re.search(r"^weights +(\w+)", said, re.MULTILINE)[1]
+
+
+def weights(process: Fork) -> str:
+    return weights_in(end(process))
 
 
 def step_reached(run: Path, step: int):
@@ -56,8 +67,7 @@ def step_reached(run: Path, step: int):
 
 def kill(process):
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
+    end(process, -signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -67,24 +77,25 @@ def known():
 
 @pytest.fixture
 def undisturbed(command, recipe, tmp_path, known):
-    """The weights of the recipe, for all tests that train it."""
+    """The weights of the recipe, for all tests that train it: from a process that nobody has forked."""
     if not known:
-        known["weights"] = weights(
-            command("train", str(recipe), f"run={tmp_path}/undisturbed")
-        )
+        process = command("train", str(recipe), f"run={tmp_path}/undisturbed")
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        known["weights"] = weights_in(said)
     return known["weights"]
 
 
 def test_killed_in_mid_epoch_and_twice_in_one_epoch(
-    command, recipe, tmp_path, undisturbed
+    forked, recipe, tmp_path, undisturbed
 ):
     run = tmp_path / "runs/recipe"
     for step in (STEPS_PER_EPOCH + 12, STEPS_PER_EPOCH + 30):
-        process = command("train", str(recipe))
+        process = forked("train", str(recipe))
         await_that(step_reached(run, step), while_alive=process)
         kill(process)
     # Other thread counts and another memory bound: none of them is an input.
-    last = command(
+    last = forked(
         "train",
         str(recipe),
         "--resume",
@@ -97,21 +108,21 @@ def test_killed_in_mid_epoch_and_twice_in_one_epoch(
 
 
 def test_killed_and_the_list_of_bad_samples_deleted(
-    command, recipe, tmp_path, damaged_set
+    forked, recipe, tmp_path, damaged_set
 ):
     damaged_set(tmp_path / "damaged", bad={5, 77, 201, 310}, classes=10, rows=400)
     settings = (f"data.train={tmp_path}/damaged", "data.val=null", "epochs=6")
     wanted = weights(
-        command("train", str(recipe), *settings, f"run={tmp_path}/undisturbed")
+        forked("train", str(recipe), *settings, f"run={tmp_path}/undisturbed")
     )
     run = tmp_path / "runs/recipe"
-    process = command("train", str(recipe), *settings)
+    process = forked("train", str(recipe), *settings)
     await_that(step_reached(run, 40), while_alive=process)
     kill(process)
     assert len((run / "bad_samples.jsonl").read_text().splitlines()) == 4
     (run / "bad_samples.jsonl").unlink()
     assert (
-        weights(command("train", str(recipe), *settings, "data.decode_threads=1"))
+        weights(forked("train", str(recipe), *settings, "data.decode_threads=1"))
         == wanted
     )
     assert not (run / "bad_samples.jsonl").exists(), (
@@ -119,10 +130,10 @@ def test_killed_and_the_list_of_bad_samples_deleted(
     )
 
 
-def test_killed_at_an_epoch_boundary(command, recipe, tmp_path, undisturbed):
+def test_killed_at_an_epoch_boundary(forked, recipe, tmp_path, undisturbed):
     run = tmp_path / "runs/recipe"
     once_an_epoch = ("checkpoint.every=44", "evaluate.every=88")
-    process = command("train", str(recipe), *once_an_epoch)
+    process = forked("train", str(recipe), *once_an_epoch)
     await_that(
         (run / "checkpoints/step-00000044-attempt-001/manifest.json").exists,
         while_alive=process,
@@ -130,21 +141,20 @@ def test_killed_at_an_epoch_boundary(command, recipe, tmp_path, undisturbed):
     kill(process)
     newest = sorted(p.parent.name for p in run.glob("checkpoints/*/manifest.json"))[-1]
     assert int(newest.split("-")[1]) % STEPS_PER_EPOCH == 0
-    assert weights(command("train", str(recipe), *once_an_epoch)) == undisturbed
+    assert weights(forked("train", str(recipe), *once_an_epoch)) == undisturbed
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
 def test_a_signal_saves_and_says_how_to_go_on(
-    command, recipe, tmp_path, undisturbed, number, code
+    forked, recipe, tmp_path, undisturbed, number, code
 ):
     run = tmp_path / "runs/recipe"
-    process = command("train", str(recipe), "checkpoint.every=1000")
+    process = forked("train", str(recipe), "checkpoint.every=1000")
     await_that(step_reached(run, 15), while_alive=process)
     process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == code, out
+    out = end(process, code)
     step, total = re.search(
         r"stopping: saving first \(a second signal ends the run at once\)\n(?s:.*)"
         r"stopped and saved after step (\d+) of (\d+); to resume: ",
@@ -152,13 +162,13 @@ def test_a_signal_saves_and_says_how_to_go_on(
     ).groups()
     assert 15 <= int(step) < int(total) == 88
     command_line = re.search(r"to resume: distrain (.*)", out)[1].split()
-    assert weights(command(*command_line)) == undisturbed
+    assert weights(forked(*command_line)) == undisturbed
 
 
-def test_a_full_disk_loses_nothing(command, recipe, tmp_path, undisturbed):
+def test_a_full_disk_loses_nothing(forked, recipe, tmp_path, undisturbed):
     """The kernel refuses to let files grow past a limit, as a full disk does; later there is room again."""
     run = tmp_path / "runs/recipe"
-    process = command(
+    process = forked(
         "train",
         str(recipe),
         "checkpoint.every=20",
@@ -170,8 +180,7 @@ def test_a_full_disk_loses_nothing(command, recipe, tmp_path, undisturbed):
         while_alive=process,
     )
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (200_000, 200_000))
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 1, out
+    out = end(process, 1)
     assert re.search(
         r"warning: checkpoint step-\S+ could not be saved yet \(.*File too large.*retrying",
         out,
@@ -186,7 +195,7 @@ def test_a_full_disk_loses_nothing(command, recipe, tmp_path, undisturbed):
         "nothing half written"
     )
     assert not list(run.rglob("*.partial"))
-    assert weights(command("train", str(recipe))) == undisturbed
+    assert weights(forked("train", str(recipe))) == undisturbed
 
 
 def test_a_field_that_the_checkpoint_does_not_know_counts_as_its_default(narrow):

@@ -2,9 +2,8 @@
 
 import gc
 import json
-import os
 import re
-import subprocess
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -12,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forks import Fork
 from fuzz import fuzz
 from narrow import loader_sections
 from photos import STATISTICS, encoded, kinds, lying, open_set, picture, write_set
 from test_loader import by_id, deliver, requests, resident
 
 from distrain.data import loader
+from distrain.data.decoding import quarantine
 from distrain.data.decoding.bad_image import BadImageError
 from distrain.data.decoding.decoder import DecodeError
 from distrain.data.decoding.image import (
@@ -113,8 +114,19 @@ def test_a_decoder_that_refuses_its_placeholder_too_ends_the_attempt(
         )
 
 
+@pytest.fixture
+def without_child(monkeypatch):
+    """The loader judges files one by one in this process: a child of its own imports torch, for seconds."""
+
+    def judge(files, device):
+        return [quarantine._decode_alone(data, device) for data in files]
+
+    monkeypatch.setattr(loader, "decode_one_by_one", judge)
+
+
 @pytest.mark.parametrize("proved", [False, True])
 @pytest.mark.parametrize("failures", [1, 2])
+@pytest.mark.usefixtures("without_child")
 def test_a_batch_that_fails_although_each_file_decodes_is_retried_once(
     tmp_path, narrow, monkeypatch, failures, proved
 ):
@@ -143,6 +155,7 @@ def test_a_batch_that_fails_although_each_file_decodes_is_retried_once(
     assert dataset.bad_samples == {}
 
 
+@pytest.mark.usefixtures("without_child")
 def test_a_batch_that_was_retried_is_not_kept(tmp_path, narrow, monkeypatch):
     """It would keep its row groups in memory until the loader is closed."""
     dataset = write_set(tmp_path / "set", [GOOD[0]] * 12, (72, 90))
@@ -377,15 +390,8 @@ def test_a_missing_shard_is_no_refusal_whatever_its_folder_is_called(
     assert dataset.bad_samples == {}
 
 
-CRASHING = """
+WALKED = """
 import sys
-import numpy as np
-import distrain.data.decoding.image as decode
-
-def trusting(data, pixel_limit, reading):  # no walk in front of the decoder
-    return decode.ImageFile(data, 72, 72)
-
-decode.sanitize_file = trusting
 import torch
 from distrain.config import load_config
 from distrain.monitor.sinks import PlainConsole
@@ -395,10 +401,38 @@ from distrain.distributed.world import World
 summary = train(load_config(sys.argv[1]), World(torch.device("cpu")), PlainConsole(sys.stdout))
 print("weights", summary.weights)
 """
+CRASHING = f"""
+from distrain.data import batch_builder
+from distrain.data.decoding.image import ImageFile
+from distrain.training import quarantine_sync
+
+def trusting(data, pixel_limit, reading):  # no walk in front of the decoder
+    return ImageFile(data, 72, 72)
+
+batch_builder.sanitize_file = trusting
+quarantine_sync.sanitize_file = trusting
+{WALKED}"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs a script that may not survive it, as a process of its own: (exit code, what it printed)."""
+    started = []
+
+    def run(text: str, *arguments: str) -> tuple[int, str]:
+        out = tmp_path / f"script-{len(started)}.out"
+        process = Fork("one_script", text, *arguments, out=out)
+        started.append(process)
+        code = process.wait(180)
+        return code, process.out if code <= 0 else process.out + process.err
+
+    yield run
+    for process in started:
+        process.end()
 
 
 def test_a_file_that_kills_the_decoder_is_found_and_quarantined(
-    tmp_path, narrow, plain_environment
+    tmp_path, narrow, script
 ):
     """For real: without the header walk, garbage at batch 64 is a segmentation fault inside DALI."""
     from distrain.config import to_yaml
@@ -416,25 +450,20 @@ def test_a_file_that_kills_the_decoder_is_found_and_quarantined(
     )
     (tmp_path / "recipe.yaml").write_text(to_yaml(config))
 
-    def run(code):
-        command = [sys.executable, "-c", code, str(tmp_path / "recipe.yaml")]
-        return subprocess.run(
-            command, text=True, capture_output=True, check=False, env=plain_environment
-        )
-
-    runs = [run(CRASHING)]
-    while (
-        runs[-1].returncode < 0 and len(runs) < 8
-    ):  # each crash gives away what was in flight
-        runs.append(run(CRASHING))
+    recipe = str(tmp_path / "recipe.yaml")
+    code, again = script(CRASHING, recipe)
+    num_runs = 1
+    # Each crash gives away what was in flight.
+    while code < 0 and num_runs < 8:
+        code, again = script(CRASHING, recipe)
+        num_runs += 1
         assert re.search(
             r"an earlier attempt crashed while it decoded \d+ files \(\d+: shard-00000.parquet row",
-            runs[-1].stdout,
+            again,
         )
-    again = runs[-1]
-    assert again.returncode == 0, again.stdout + again.stderr
+    assert code == 0, again
     if (
-        len(runs) > 1
+        num_runs > 1
     ):  # DALI mostly dies of an error without a name, and sometimes survives it
         (quarantined,) = json.loads(
             (tmp_path / "run" / "quarantine.json").read_text()
@@ -442,18 +471,17 @@ def test_a_file_that_kills_the_decoder_is_found_and_quarantined(
         assert quarantined
         assert quarantined.keys() <= {"20", "130"}
     for i in (20, 130):
-        assert f"bad sample {i} (shard-00000.parquet" in again.stdout
+        assert f"bad sample {i} (shard-00000.parquet" in again
     # With the walk in front the same verdict costs no crash, and the same weights come out.
     (tmp_path / "recipe.yaml").write_text(
         to_yaml(config.model_copy(update={"run": str(tmp_path / "other")}))
     )
-    walked = run(CRASHING.replace("decode.sanitize_file = trusting", ""))
-    assert walked.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]
+    code, walked = script(WALKED, recipe)
+    assert code == 0, walked
+    assert walked.splitlines()[-1] == again.splitlines()[-1]
 
 
-def test_killed_while_decoding_good_files_blames_none(
-    tmp_path, narrow, plain_environment
-):
+def test_killed_while_decoding_good_files_blames_none(tmp_path, narrow, script):
     files = [encoded(picture(i % 8, 72, 72)) for i in range(128)]
     dataset = write_set(tmp_path / "set", files, (72, 72))
     config = narrow(run=str(tmp_path / "run"))
@@ -474,11 +502,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     from distrain.training.quarantine_sync import sync_quarantine
 
     (tmp_path / "recipe.yaml").write_text(to_yaml(config))
-    subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "recipe.yaml")],
-        check=False,
-        env=plain_environment,
-    )
+    assert script(code, str(tmp_path / "recipe.yaml")) == (-signal.SIGKILL, "")
     told: list[str] = []
     sync_quarantine(
         config,
@@ -506,18 +530,13 @@ def test_readable_agrees_with_the_decoder(tmp_path, narrow):
 
 
 @pytest.mark.parametrize("batch", [64, 256])
-def test_fuzz(tmp_path, batch):
+def test_fuzz(tmp_path, script, batch):
     """A slice of what `tests/bench/fuzz.py` does with 100,000 files; in a process of its own, which may not die."""
-    environment = {
-        k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"
-    }
-    script = str(Path(__file__).parents[1] / "fuzz.py")
-    command = [sys.executable, script, str(tmp_path), "0", "1000", str(batch)]
-    done = subprocess.run(
-        command, text=True, capture_output=True, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    told = json.loads(done.stdout.splitlines()[-1])
+    path = str(Path(__file__).parents[1] / "fuzz.py")
+    start = f"import runpy; runpy.run_path({path!r}, run_name='__main__')"
+    code, out = script(start, str(tmp_path), "0", "1000", str(batch))
+    assert code == 0, out[-6000:]
+    told = json.loads(out.splitlines()[-1])
     assert told["mutated"] == 1000
     assert told["bad"] + told["decoded all the same"] == 1000
     assert min(told["bad"], told["decoded all the same"]) > 100
