@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from distrain.data.batch import BatchRequest, MicroBatch, iter_evaluation_reques
 from distrain.data.loader import Loader
 from distrain.data.shards.class_names import match_classes
 from distrain.data.shards.dataset import Dataset
+from distrain.data.shards.manifest import Manifest
 from distrain.data.storage.store import Store
 from distrain.distributed.lane_pool import LanePool
 from distrain.distributed.numerics import collect_environment, set_torch_numerics
@@ -66,6 +68,7 @@ def evaluate_part(
         UserError: data and models do not fit together.
         AttemptError: the data cannot be read.
     """
+    models = [fit_to_images(model, data_url) for model in models]
     config = models[0].config
     exact = config.reduction.mode == "exact"
     numerics = set_torch_numerics(world.device, precision=config.precision, exact=exact)
@@ -111,6 +114,27 @@ def evaluate_part(
         lanes.for_each(evaluate_batch, _interleave(loaders))
     table = ImageTable.merge(collector.tables)
     return EvalPart(table, hardware_hash, collect_environment(world.device))
+
+
+def fit_to_images(model: TrainedModel, data_url: str) -> TrainedModel:
+    """Let a model resize the images of a data set where it could not take them else.
+
+    A model whose training images were used as they are stored takes such images as they
+    are. Images that differ in size, or are smaller than its input, are resized to the
+    short side of its training images, as in a prediction.
+
+    Raises:
+        UserError: there is no data set.
+        AttemptError: its manifest cannot be read.
+    """
+    config = model.config
+    manifest = Manifest.load(Store(data_url), config.data.patience)
+    fits = manifest.image_size and min(manifest.image_size) >= model.info.crop
+    if fits or config.augment.short_side is not None:
+        return model
+    sizes = {"short_side": model.info.resized_side}
+    augment = config.augment.model_copy(update=sizes)
+    return replace(model, config=config.model_copy(update={"augment": augment}))
 
 
 def count_images(requests: Sequence[BatchRequest]) -> int:

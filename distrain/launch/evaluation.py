@@ -10,7 +10,7 @@ from distrain.errors import UserError
 from distrain.inference.ensemble import CROPS, Crops
 from distrain.inference.evaluation import Evaluation
 from distrain.inference.image_table import ImageTable
-from distrain.inference.scoring import EvalPart, evaluate_part
+from distrain.inference.scoring import EvalPart, evaluate_part, fit_to_images
 from distrain.inference.trained_model import TrainedModel, open_trained_model
 from distrain.launch.eval_request import EvalRequest, make_eval_world
 from distrain.launch.local import compute_local_allocation, count_local_ranks
@@ -82,7 +82,7 @@ def evaluate(
         raise UserError(
             f"the run {first.origin.run} had no validation set: name a data set"
         )
-    config = _set_workers(first.config, workers)
+    config = _set_workers(fit_to_images(first, data_url).config, workers)
     dataset = open_dataset(data_url, config.data, config.augment)
     request = EvalRequest(
         tuple(model.url for model in opened),

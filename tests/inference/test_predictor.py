@@ -7,11 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from photos import encoded, picture, write_set
+from photos import STATISTICS, encoded, picture, write_set
 from PIL import Image
+from sets import SetWriter
 
 from distrain.data.decoding.image import encode_ppm
 from distrain.data.shards.dataset import Dataset
+from distrain.data.storage.store import Store
 from distrain.errors import UserError
 from distrain.inference.predictor import Predictor
 from distrain.launch.evaluation import evaluate
@@ -134,6 +136,31 @@ def test_images_of_any_size_are_resized(predictor):
     )
     assert wide.classes
     assert tall.classes
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[(70 + 7 * i, 400 - 8 * i) for i in range(20)], [(60, 50)] * 20],
+    ids=["differ", "small"],
+)
+def test_a_set_that_must_be_resized_is_evaluated_as_it_is_predicted(
+    trained, predictor, tmp_path, sizes
+):
+    """Its images differ in size, or are too small, where those of the training were used as they are."""
+    writer = SetWriter(
+        Store(str(tmp_path / "set")),
+        list("0123456789"),
+        sizes[0] if len(set(sizes)) == 1 else None,
+        proved=True,
+    )
+    for i, (height, width) in enumerate(sizes):
+        writer.add(
+            encoded(picture(i, height, width)), i % 10, f"{i}.jpg", (height, width)
+        )
+    writer.finish(STATISTICS)
+    table = evaluate(str(trained.run), tmp_path / "set").images
+    found = values(predictor.predict(tmp_path / "set"))
+    assert [[p for _, p in row] for row in found] == table.top_probabilities.tolist()
 
 
 def test_nothing_at_a_path_is_told_before_the_first_prediction(predictor, folder):
