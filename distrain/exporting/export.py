@@ -29,7 +29,7 @@ from distrain.rundir.export_folder import (
 )
 
 # Exported files compute in single precision, wherever they run.
-_FORCED_OVERRIDES = ("device=cpu", "precision=fp32")
+_FIXED_FIELDS = {"device": "cpu", "precision": "fp32"}
 _RETRY_SECONDS = 120.0
 _MAX_NAMES = 10
 
@@ -99,7 +99,7 @@ def export(
     # Find out what cannot work before any work.
     export_format = get_format(format)
     export_format.check_packages()
-    overrides = (*overrides, *_FORCED_OVERRIDES)
+    overrides = _fix_overrides(overrides)
     predictor = Predictor(model, checkpoint=checkpoint, overrides=overrides)
     trained = predictor.model
     for note in trained.notes:
@@ -142,6 +142,21 @@ def export(
         proof=proof,
         uploaded=targets[-1].redacted_url if upload else None,
     )
+
+
+def _fix_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with those of device and precision.
+
+    Raises:
+        UserError: they have another device or precision.
+    """
+    fixed = [f"{key}={value}" for key, value in _FIXED_FIELDS.items()]
+    for override in overrides:
+        if override.partition("=")[0] in _FIXED_FIELDS and override not in fixed:
+            raise UserError(
+                f"an export computes with {' and '.join(fixed)}: remove {override}"
+            )
+    return [*overrides, *fixed]
 
 
 def _check_target(store: Store) -> None:

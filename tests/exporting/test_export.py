@@ -163,11 +163,12 @@ def test_an_export_of_an_export_and_an_upload(exported, tmp_path):
 
 @pytest.fixture(scope="module")
 def resizing_run(digits, tmp_path_factory):
-    """A run that takes images of any size."""
+    """A run that takes images of any size, in another precision than its export."""
     config = narrow_recipe(
         digits,
         tmp_path_factory.mktemp("resizing") / "run",
         augment={"crop": 64, "short_side": 72},
+        precision="bf16",
         model={"name": "alexnet", "width": 0.04, "dropout": 0.0},
         optimizer={"name": "adam"},
         schedule={"name": "constant", "lr": 0.005},
@@ -197,6 +198,7 @@ def test_images_that_are_resized_are_a_figure_of_their_own(
         data=tmp_path / "set",
         overrides=[f"data.backend={backend}"],
     )
+    assert result.evaluation.settings["precision"] == "fp32"
     proof = result.proof
     assert (proof.stored.images, proof.resized.images) == (10, 20)
     assert proof.stored.max_pixel_difference == 0
@@ -311,6 +313,7 @@ def test_a_folder_with_something_else_is_left_alone(trained, tmp_path):
         ({"data": "nothing"}, "no data set at nothing"),
         ({"checkpoint": "7"}, "no complete checkpoint of step 7"),
         ({"overrides": ["model.width=1"]}, "decides its weights"),
+        ({"overrides": ["precision=bf16"]}, "=fp32: remove precision=bf16"),
     ],
     ids=lambda value: str(value)[:20],
 )

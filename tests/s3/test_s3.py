@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 import shapes
 from stores import behaves_as_a_folder
 
+import distrain
 from distrain.data.prepare import pack as pack_module
 from distrain.data.prepare.index import index_dataset
 from distrain.data.prepare.open import open_source
@@ -97,6 +98,20 @@ def test_data_and_run_directory_in_a_bucket(s3, narrow, console, weights):
     assert "metrics-001.jsonl" in store.list_names()
     with acquire_lease(store, "another", print) as lease:
         assert lease.attempt == 3
+
+
+def test_a_model_is_exported_to_a_bucket_and_used_there(s3, trained, tmp_path):
+    """By way of connections that break; a second export replaces the first."""
+    url = f"s3://data/models/{uuid.uuid4().hex}"
+    for form in ("torch-export", "safetensors"):
+        s3.faults.extend([("reset", 5000)] * 2)
+        result = distrain.export(
+            trained.run, form, to=tmp_path / form, data="s3://data/val", upload=url
+        )
+        assert (result.proof.passed, result.uploaded) == (True, url)
+    assert Store(url).list_names() == Store(str(tmp_path / form)).list_names()
+    found = distrain.evaluate(url, "s3://data/val")
+    assert found.result == distrain.evaluate(trained.run).result
 
 
 @pytest.mark.parametrize("kind", ["reset", "end", "flip", "503", "stall"])
