@@ -114,9 +114,11 @@ def test_torchvisions_own_network_takes_the_weights(build, network, crop, tmp_pa
     images = draw_images(2, crop + 8, crop + 8)
     found = form.load(model, tmp_path).compute_probabilities(images)
     assert np.abs(found - expect(model, images)).max() < 1e-6
-    if network["name"] == "alexnet":
-        own = torchvision.models.alexnet(num_classes=10)
-        own.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+    name = network["name"].removeprefix("torchvision:")
+    own = torchvision.models.get_model(name, num_classes=10)
+    tensors = load_file(tmp_path / "model.safetensors")
+    own.load_state_dict(tensors, strict=True)
+    assert tensors.keys() == own.state_dict().keys()
 
 
 def test_a_network_without_auxiliary_classifiers_has_torchvisions_form(build):
