@@ -15,6 +15,7 @@ TRAIN: dict[str, Any] = {
     "images_per_second": 10.0,
     "data_wait": 0.0,
     "bad_samples": 0,
+    "phase_seconds": {"forward": 0.5, "backward": 0.75},
 }
 EVAL: dict[str, Any] = {
     "step": 3,

@@ -7,7 +7,7 @@ is the position of the run.
 import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
@@ -80,6 +80,8 @@ class Metrics:
         self._gauges: dict[tuple[str, tuple[str, ...]], float] = {}
         self._counters: Counter[tuple[str, tuple[str, ...]]] = Counter()
         self._arrival_seconds: list[float] = []
+        # By phase, since the last log step; the training thread alone adds to it.
+        self._phase_seconds: defaultdict[str, float] = defaultdict(float)
         self._phase_timer = PhaseTimer(world.device)
 
         # Sources that are read when the page is rendered.
@@ -164,6 +166,7 @@ class Metrics:
     def add_data_wait(self, seconds: float) -> None:
         """Add the seconds for which the lanes waited for the data of a step."""
         self.observe_histogram("phase_seconds", seconds, phase=Phase.DATA_WAIT)
+        self._phase_seconds[Phase.DATA_WAIT] += seconds
         self.increment_counter("rank_data_wait_seconds", seconds, **self._rank_labels)
 
     def time_arrival(self) -> AbstractContextManager[None]:
@@ -181,6 +184,15 @@ class Metrics:
         arrivals = self._arrival_seconds
         self._arrival_seconds = []
         return sum(arrivals) / len(arrivals)
+
+    def pop_phase_seconds(self) -> dict[str, float]:
+        """Return the seconds of each phase since the last call, summed over lanes.
+
+        Of phases that are timed in some steps alone, as on a GPU, it is an estimate.
+        """
+        seconds = {str(name): round(s, 6) for name, s in self._phase_seconds.items()}
+        self._phase_seconds.clear()
+        return dict(sorted(seconds.items()))
 
     @property
     def scrape_target(self) -> str | None:
@@ -227,6 +239,7 @@ class Metrics:
                     "rank_arrival_seconds", num_steps * seconds, **self._rank_labels
                 )
                 continue
+            self._phase_seconds[name] += num_steps * seconds
             # A histogram has no weights: a time that counts for several steps is
             # observed as often.
             for _ in range(num_steps):

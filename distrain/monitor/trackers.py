@@ -277,7 +277,10 @@ def _get_experiment_id(client: Any) -> Any:
 
 def _iter_scalars(record: MetricsRecord) -> Iterator[tuple[str, float]]:
     """Yield the name and value of each finite number of a record."""
-    for key, value in asdict(record).items():
+    values = asdict(record)
+    for phase, seconds in values.pop("phase_seconds", {}).items():
+        values[f"phase_seconds/{phase}"] = seconds
+    for key, value in values.items():
         # The step is the position of the numbers; the number of classes never changes.
         if key not in ("step", "classes") and math.isfinite(value):
             yield f"{record.split}/{key}", float(value)

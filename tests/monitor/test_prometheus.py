@@ -163,6 +163,8 @@ def test_the_numbers_of_a_run_are_those_of_its_metrics_file(
     ):
         assert found["phase_seconds_count", phase] == 44, phase
         assert found["phase_seconds_sum", phase] > 0, phase
+        logged = sum(r.phase_seconds[phase] for r in lines if r.kind == "train")
+        assert logged == pytest.approx(found["phase_seconds_sum", phase], abs=1e-5)
     assert (
         found["phase_seconds_count", "checkpoint"]
         == found["checkpoint_write_seconds_count",]
@@ -424,6 +426,10 @@ def test_on_a_gpu_one_step_of_eleven_is_timed_for_all_and_on_the_ranks_own(
     assert found["count", "forward"] == found["count", "checkpoint"] == 33
     assert found["sum", "forward"] == pytest.approx(33 * 4 * 0.01)
     assert "arrival" not in {phase for _, phase in found}
+    seconds = metrics.pop_phase_seconds()
+    assert seconds.keys() == {"forward", "checkpoint"}
+    assert seconds["forward"] == pytest.approx(33 * 4 * 0.01)
+    assert metrics.pop_phase_seconds() == {}
     assert metrics.pop_mean_arrival_seconds() == pytest.approx(0.09)
     assert metrics.pop_mean_arrival_seconds() == 0.0, "nothing was timed since"
     assert metrics._counters[

@@ -18,6 +18,15 @@ def test_a_record_comes_back_from_json(record):
     )
 
 
+def test_a_record_of_an_early_version_has_no_phases():
+    tree = record_to_dict(train_record())
+    del tree["phase_seconds"]
+    assert record_from_dict(tree) == train_record(phase_seconds={})
+    del tree["lr"]
+    with pytest.raises(KeyError, match="lr"):
+        record_from_dict(tree)
+
+
 def test_null_is_a_number_that_json_lacks():
     tree = {**record_to_dict(eval_record()), "loss": None}
     loss = record_from_dict(tree).loss
