@@ -149,13 +149,13 @@ def test_what_is_no_section_is_a_sentence():
     )
 
 
-def test_forms_of_ones_own_train_as_distrains_do(own, command, forked, digits):
+def test_forms_of_ones_own_train_as_distrains_do(own, command, forked, few_digits):
     """One file each, named in a recipe: the weights are those of what they amount to, and a resume takes them over."""
     tree = {
         "epochs": 2,
         "global_batch": 64,
         "virtual_workers": 4,
-        "data": {"train": str(digits / "train"), "val": str(digits / "val")},
+        "data": {name: str(few_digits / name) for name in ("train", "val")},
         "augment": {"crop": 64},
         "model": {"name": "own_networks:tiny", "options": {"channels": 4}},
         "device": "cpu",

@@ -189,7 +189,7 @@ def test_the_numbers_of_a_run_are_those_of_its_metrics_file(
 
 
 def test_the_gradient_norm_is_that_before_the_gradient_is_changed(
-    measured, console, last, tmp_path, monkeypatch
+    measured, few_digits, console, last, tmp_path, monkeypatch
 ):
     """It is taken at the first step alone here, where it does not depend on the optimizer."""
     monkeypatch.setattr("distrain.monitor.norms.NORM_INTERVAL_SECONDS", 1e9)
@@ -197,6 +197,7 @@ def test_the_gradient_norm_is_that_before_the_gradient_is_changed(
     for rule in ({"name": "sgd"}, {"name": "sgd", "clip_norm": 1e-6}, {"name": "lars"}):
         config = measured(
             epochs=1,
+            data={"train": str(few_digits / "train")},
             optimizer=rule,
             log={"every": 1},
             run=str(tmp_path / str(len(norms)) / "run"),
@@ -335,10 +336,11 @@ def test_an_address_that_is_not_ours_is_a_sentence(narrow, console):
         train(narrow(metrics={"address": "192.0.2.1"}), World(CPU), console)
 
 
-def test_metrics_change_no_bit(measured, narrow, console, tmp_path):
-    without = narrow(run=str(tmp_path / "without"), log={"every": 3})
+def test_metrics_change_no_bit(measured, narrow, few_digits, console, tmp_path):
+    changes = {"data": {"train": str(few_digits / "train")}, "log": {"every": 2}}
+    without = narrow(run=str(tmp_path / "without"), **changes)
     assert (
-        train(measured(log={"every": 3}), World(CPU), console).weights
+        train(measured(**changes), World(CPU), console).weights
         == train(without, World(CPU), console).weights
     )
 

@@ -155,9 +155,8 @@ def test_a_batch_that_fails_although_each_file_decodes_is_retried_once(
     assert dataset.bad_samples == {}
 
 
-@pytest.mark.usefixtures("without_child")
 def test_a_batch_that_was_retried_is_not_kept(tmp_path, narrow, monkeypatch):
-    """It would keep its row groups in memory until the loader is closed."""
+    """It would keep its row groups in memory until the loader is closed. Here a child judges the files."""
     dataset = write_set(tmp_path / "set", [GOOD[0]] * 12, (72, 90))
     num_batches = 0
 
