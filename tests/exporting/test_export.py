@@ -214,6 +214,24 @@ def test_images_that_are_resized_are_a_figure_of_their_own(
     assert f"on {proof.resized.agreeing} of 20 images that are resized" in card
 
 
+def test_torchvisions_form_is_evaluated_too(few_digits, narrow, tmp_path):
+    """It has counters of batches, which distrain's normalization lacks."""
+    config = narrow(
+        data={name: str(few_digits / name) for name in ("train", "val")},
+        model={"name": "torchvision:shufflenet_v2_x0_5"},
+    )
+    distrain.train(config, console=SilentConsole())
+    result = distrain.export(config.run, "torchvision", to=tmp_path / "it")
+    assert result.proof.stored.agreeing == 80
+    names = load_file(tmp_path / "it/model.safetensors").keys()
+    assert any(name.endswith(".num_batches_tracked") for name in names)
+    found = distrain.evaluate(tmp_path / "it")
+    assert found.result == result.evaluation.result
+    assert found.origins[0].weights == result.evaluation.origins[0].weights
+    card = (tmp_path / "it/README.md").read_text()
+    assert "torchvision.models.shufflenet_v2_x0_5(num_classes=10)" in card
+
+
 def test_images_that_do_not_decode_are_left_out_and_named(
     trained, damaged_set, tmp_path
 ):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 from narrow import narrow_recipe
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from distrain.errors import UserError
@@ -116,6 +117,9 @@ def test_torchvisions_own_network_takes_the_weights(build, network, crop, tmp_pa
     assert np.abs(found - expect(model, images)).max() < 1e-6
     name = network["name"].removeprefix("torchvision:")
     own = torchvision.models.get_model(name, num_classes=10)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        # transformers refuses files without it.
+        assert file.metadata() == {"format": "pt"}
     tensors = load_file(tmp_path / "model.safetensors")
     own.load_state_dict(tensors, strict=True)
     assert tensors.keys() == own.state_dict().keys()
