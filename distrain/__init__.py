@@ -12,7 +12,7 @@ well. Everything else is internal.
     result_field, operation_field         their fields (configs/README.md)
     Console, PlainConsole, SilentConsole  where progress is printed
     Summary, Dataset                      what train returns; samples by number
-    Evaluation                            what evaluate returns
+    Evaluation, Report, Comparison        what evaluate, report and compare return
     UserError, RunError, AttemptError     the caller's mistake; the run or one attempt
                                           of it failed
 
@@ -22,6 +22,7 @@ Each command has a function of its name, whose arguments are named like the opti
 
     train, dry_run, lr, model, schema     train a recipe, or look at it first
     evaluate (eval), Predictor (predict)  use a trained model
+    report, compare                       a page on a run, or on several
     submit, resume, jobs, logs, stop      runs as jobs on a cluster
     drain, top                            a node that goes; a run as it trains
     pack, index, stats, verify, inspect   data sets
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
     from distrain.monitor.top import top
     from distrain.optim.schedule import Schedule
     from distrain.optim.update_rule import UpdateRule
+    from distrain.reports.comparison import Comparison, compare
+    from distrain.reports.run_report import Report, report
     from distrain.trainer import Summary
     from distrain.training.bench_data import bench_data
     from distrain.training.lr_curve import lr
@@ -70,6 +73,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttemptError",
+    "Comparison",
     "Config",
     "Console",
     "Dataset",
@@ -78,6 +82,7 @@ __all__ = [
     "Model",
     "PlainConsole",
     "Predictor",
+    "Report",
     "RunError",
     "Schedule",
     "SilentConsole",
@@ -85,6 +90,7 @@ __all__ = [
     "UpdateRule",
     "UserError",
     "bench_data",
+    "compare",
     "drain",
     "dry_run",
     "evaluate",
@@ -99,6 +105,7 @@ __all__ = [
     "operation_field",
     "override_config",
     "pack",
+    "report",
     "result_field",
     "resume",
     "schema",
@@ -140,6 +147,8 @@ _MODULES = {
     "distrain.monitor.top": ("top",),
     "distrain.optim.schedule": ("Schedule",),
     "distrain.optim.update_rule": ("UpdateRule",),
+    "distrain.reports.comparison": ("Comparison", "compare"),
+    "distrain.reports.run_report": ("Report", "report"),
     "distrain.trainer": ("Summary",),
     "distrain.training.bench_data": ("bench_data",),
     "distrain.training.lr_curve": ("lr",),

@@ -17,6 +17,7 @@ READMES = {
         "distrain/README.md",
         "distrain/data/README.md",
         "distrain/inference/README.md",
+        "distrain/reports/README.md",
         "cluster/README.md",
         "tests/bench/README.md",
         "CONTRIBUTING.md",
