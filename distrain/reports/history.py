@@ -167,12 +167,15 @@ def _read_records(
     train = list[TrainRecord]()
     evals = list[EvalRecord]()
     num_damaged = 0
-    for attempt in metrics_attempts:
+    for attempt in sorted({*metrics_attempts, *attempts}):
         # The step from which it resumed: what was logged beyond is computed again.
         start = attempts.get(attempt, {}).get("from_step")
         if start is not None:
             _drop_from(train, start + 1)
             _drop_from(evals, start + 1)
+        # It has none before its first log step.
+        if attempt not in metrics_attempts:
+            continue
         for line in _iter_lines(store, files.metrics_path(attempt)):
             record = _parse_line(line)
             if isinstance(record, TrainRecord):
