@@ -34,6 +34,7 @@ RUN_BY_CI = {
     "pytest -m slurm",
     "pytest -m s3",
     "pytest -m prometheus",
+    "pytest -m browser",
     "pytest tests/data/test_order.py",
     ".venv/bin/pip install -e '.[dev,quickstart]'",
     ".venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && "
