@@ -13,6 +13,7 @@ well. Everything else is internal.
     Console, PlainConsole, SilentConsole  where progress is printed
     Summary, Dataset                      what train returns; samples by number
     Evaluation, ExportResult              what evaluate and export return
+    Report, Comparison                    what report and compare return
     UserError, RunError, AttemptError     the caller's mistake; the run or one attempt
                                           of it failed
 
@@ -23,6 +24,7 @@ Each command has a function of its name, whose arguments are named like the opti
     train, dry_run, lr, model, schema     train a recipe, or look at it first
     evaluate (eval), Predictor (predict)  use a trained model
     export                                for other programs, with a proof
+    report, compare                       a page on a run, or on several
     submit, resume, jobs, logs, stop      runs as jobs on a cluster
     drain, top                            a node that goes; a run as it trains
     pack, index, stats, verify, inspect   data sets
@@ -63,6 +65,8 @@ if TYPE_CHECKING:
     from distrain.monitor.top import top
     from distrain.optim.schedule import Schedule
     from distrain.optim.update_rule import UpdateRule
+    from distrain.reports.comparison import Comparison, compare
+    from distrain.reports.run_report import Report, report
     from distrain.trainer import Summary
     from distrain.training.bench_data import bench_data
     from distrain.training.lr_curve import lr
@@ -72,6 +76,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttemptError",
+    "Comparison",
     "Config",
     "Console",
     "Dataset",
@@ -81,6 +86,7 @@ __all__ = [
     "Model",
     "PlainConsole",
     "Predictor",
+    "Report",
     "RunError",
     "Schedule",
     "SilentConsole",
@@ -88,6 +94,7 @@ __all__ = [
     "UpdateRule",
     "UserError",
     "bench_data",
+    "compare",
     "drain",
     "dry_run",
     "evaluate",
@@ -103,6 +110,7 @@ __all__ = [
     "operation_field",
     "override_config",
     "pack",
+    "report",
     "result_field",
     "resume",
     "schema",
@@ -145,6 +153,8 @@ _MODULES = {
     "distrain.monitor.top": ("top",),
     "distrain.optim.schedule": ("Schedule",),
     "distrain.optim.update_rule": ("UpdateRule",),
+    "distrain.reports.comparison": ("Comparison", "compare"),
+    "distrain.reports.run_report": ("Report", "report"),
     "distrain.trainer": ("Summary",),
     "distrain.training.bench_data": ("bench_data",),
     "distrain.training.lr_curve": ("lr",),

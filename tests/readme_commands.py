@@ -17,6 +17,7 @@ READMES = {
         "distrain/README.md",
         "distrain/data/README.md",
         "distrain/inference/README.md",
+        "distrain/reports/README.md",
         "cluster/README.md",
         "tests/bench/README.md",
         "CONTRIBUTING.md",
@@ -33,6 +34,7 @@ RUN_BY_CI = {
     "pytest -m slurm",
     "pytest -m s3",
     "pytest -m prometheus",
+    "pytest -m browser",
     "pytest tests/data/test_order.py",
     ".venv/bin/pip install -e '.[dev,quickstart]'",
     ".venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && "

@@ -309,6 +309,19 @@ def test_a_trained_model_is_exported(with_runs, distrain):
     assert (with_runs / "bucket/digits/export.json").exists()
 
 
+def test_runs_are_reported_and_compared(with_runs, distrain):
+    for words, file in (
+        (shown("distrain report runs/quickstart"), "quickstart-report.html"),
+        (shown("distrain compare runs/a runs/b --to ab.html"), "ab.html"),
+    ):
+        code, out, _ = distrain(*words[1:])
+        assert code == 0
+        assert f"wrote {file}" in out
+        assert (with_runs / file).read_text().startswith("<!DOCTYPE html>")
+    (python,) = blocks(READMES["distrain/reports/README.md"], "python")
+    exec(python, {})
+
+
 @pytest.fixture
 def install(tmp_path):
     """Run `pip install` in a copy of the tree, as far as that goes without a network."""

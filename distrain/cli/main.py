@@ -35,6 +35,7 @@ from distrain.cli.options import (
     OverridesArgument,
     RecipeArgument,
 )
+from distrain.cli.reports import compare_runs, report_run
 from distrain.cli.train import train
 from distrain.data.storage.retry import RefusedError
 from distrain.errors import RunError, UserError
@@ -266,6 +267,8 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "After training": {
         "eval": evaluate_models,
         "predict": predict_images,
+        "report": report_run,
+        "compare": compare_runs,
         "export": export_model,
     },
     "Cluster": {

@@ -1,0 +1,1 @@
+"""Reports of finished and running runs, and comparisons, as HTML files."""
