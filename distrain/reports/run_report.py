@@ -24,6 +24,7 @@ from distrain.reports.numbers import (
     format_percent,
     format_seconds,
 )
+from distrain.reports.phase_chart import render_phase_chart
 from distrain.reports.run_tables import render_config, render_events, render_origin
 
 
@@ -116,5 +117,5 @@ def _render_training(history: RunHistory) -> str:
 
 
 def _render_time(history: RunHistory) -> str:
-    charts = render_speed_charts(history)
+    charts = render_phase_chart(history) + render_speed_charts(history)
     return charts or render_paragraph("The run has logged no step yet.")
