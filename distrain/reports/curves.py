@@ -114,9 +114,9 @@ def render_result_charts(history: RunHistory) -> str:
     return _render_charts(history, _RESULT_CHARTS)
 
 
-def render_speed_charts(history: RunHistory) -> str:
-    """Return throughput and waits over the steps of a run."""
-    return _render_charts(history, _SPEED_CHARTS)
+def render_speed_charts(history: RunHistory, first_figure: str) -> str:
+    """Return a figure, and throughput and waits over the steps of a run."""
+    return _render_charts(history, _SPEED_CHARTS, first_figure)
 
 
 def render_compared_charts(runs: Sequence[RunHistory], names: Sequence[str]) -> str:
@@ -148,8 +148,10 @@ def render_compared_charts(runs: Sequence[RunHistory], names: Sequence[str]) -> 
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
 
-def _render_charts(history: RunHistory, charts: Sequence[_CurveChart]) -> str:
-    figures = []
+def _render_charts(
+    history: RunHistory, charts: Sequence[_CurveChart], first_figure: str = ""
+) -> str:
+    figures = [first_figure] if first_figure else []
     for chart in charts:
         with open_chart(chart.name, chart.title, "step", chart.y_label) as drawn:
             notes = [

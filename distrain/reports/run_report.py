@@ -117,5 +117,5 @@ def _render_training(history: RunHistory) -> str:
 
 
 def _render_time(history: RunHistory) -> str:
-    charts = render_phase_chart(history) + render_speed_charts(history)
+    charts = render_speed_charts(history, render_phase_chart(history))
     return charts or render_paragraph("The run has logged no step yet.")
