@@ -291,6 +291,17 @@ def test_images_are_predicted(with_runs, run):
 def test_runs_are_reported_and_compared(with_runs, distrain):
     for words, file in (
         (shown("distrain report runs/quickstart"), "quickstart-report.html"),
+        (
+            shown(
+                "distrain report runs/quickstart --data shards/val --checkpoint best "
+                "--to best.html"
+            ),
+            "best.html",
+        ),
+        (
+            shown("distrain report runs/quickstart --curves-only"),
+            "quickstart-report.html",
+        ),
         (shown("distrain compare runs/a runs/b --to ab.html"), "ab.html"),
     ):
         code, out, _ = distrain(*words[1:])
