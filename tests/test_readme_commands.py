@@ -299,7 +299,7 @@ def test_a_trained_model_is_exported(with_runs, distrain):
     for words, file in (
         (shown("distrain export runs/quickstart"), "quickstart-safetensors/model.saf"),
         (shown("distrain export runs/quickstart --format onnx"), "quickstart-onnx/mo"),
-        (shown("distrain export runs/my --format onnx"), "my-onnx/model.onnx"),
+        (shown("distrain export runs/my"), "my-safetensors/model.safetensors"),
         (graph, "digits/model.pt2"),
     ):
         code, out, _ = distrain(*words[1:])
@@ -312,6 +312,17 @@ def test_a_trained_model_is_exported(with_runs, distrain):
 def test_runs_are_reported_and_compared(with_runs, distrain):
     for words, file in (
         (shown("distrain report runs/quickstart"), "quickstart-report.html"),
+        (
+            shown(
+                "distrain report runs/quickstart --data shards/val --checkpoint best "
+                "--to best.html"
+            ),
+            "best.html",
+        ),
+        (
+            shown("distrain report runs/quickstart --curves-only"),
+            "quickstart-report.html",
+        ),
         (shown("distrain compare runs/a runs/b --to ab.html"), "ab.html"),
     ):
         code, out, _ = distrain(*words[1:])

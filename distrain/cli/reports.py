@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distrain.cli.after_training import CheckpointOption, DataOption
+from distrain.cli.options import NO_VALUE
+
 if TYPE_CHECKING:
     from distrain.reports.comparison import Comparison
 
@@ -24,16 +27,42 @@ ReportFileOption = Annotated[
 CompareFileOption = Annotated[
     Path, typer.Option(metavar="FILE", help="HTML file to write.")
 ]
+CurvesOnlyOption = Annotated[
+    bool,
+    typer.Option(
+        "--curves-only",
+        help="Leave out what needs the model and the data: it takes as long as eval.",
+        metavar=NO_VALUE,
+    ),
+]
 
 
-def report_run(run: RunDirectoryArgument, to: ReportFileOption = None) -> None:
-    """Write a report of a run as one HTML file: curves, time, config.
+def report_run(
+    run: RunDirectoryArgument,
+    to: ReportFileOption = None,
+    data: DataOption = None,
+    checkpoint: CheckpointOption = "newest",
+    curves_only: CurvesOnlyOption = False,
+) -> None:
+    """Write a report of a run as one HTML file: curves, classes, images, config.
 
     The run may be unfinished, diverged or damaged: the report says so.
     """
+    from distrain.cli.progress import ImageProgress
+    from distrain.data.prepare.source import DatasetProgress
     from distrain.reports.run_report import report
 
-    written = report(run, to=to)
+    with ImageProgress(to_stderr=True) as progress:
+        written = report(
+            run,
+            to=to,
+            data=data,
+            checkpoint=checkpoint,
+            curves_only=curves_only,
+            on_progress=lambda done, total: progress.update(
+                DatasetProgress(done, total, num_bytes=0)
+            ),
+        )
     for problem in written.problems:
         typer.echo(f"note: {problem}", err=True)
     size = written.path.stat().st_size / 1e6

@@ -3,6 +3,7 @@
 import html
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,9 @@ class Chart:
         """
         file = io.StringIO()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        with _use_style(self.name):
+        with _use_style(self.name), warnings.catch_warnings():
+            # The browser draws the text, with fonts of its own.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             self.figure.savefig(file, format="svg", metadata=metadata)
         svg = file.getvalue()
         svg = svg[svg.index("<svg") :]
@@ -106,6 +109,8 @@ def _use_style(name: str) -> Iterator[None]:
     style: Any = {
         # Text stays text: the browser's font, found by a search, read by a reader.
         "svg.fonttype": "none",
+        # A name may hold a dollar.
+        "text.parse_math": False,
         # Ids that are the same in each report.
         "svg.hashsalt": name,
         # Curves are thinned before; this would drop their extremes.

@@ -189,12 +189,14 @@ def _draw_curve(
     if not len(steps):
         return ""
     thinned = thin_curve(steps, values)
+    # matplotlib hides labels that begin with an underscore.
+    shown_label = f"\u200b{label}" if label.startswith("_") else label
     marker = "o" if len(thinned.steps) <= _MAX_MARKED_POINTS else ""
     chart.axes.plot(
         thinned.steps,
         thinned.values,
         color=color,
-        label=label,
+        label=shown_label,
         marker=marker,
         markersize=3,
         linestyle=("-", "--", ":", "-.")[dashes % 4],

@@ -50,12 +50,26 @@ figure svg{display:block;width:100%;height:auto}
 figure svg text{font-family:system-ui,sans-serif !important}
 figcaption{font-size:.875rem;margin-top:.25rem}
 figcaption strong{color:var(--ink)}
+.tiles{display:grid;gap:1rem .9rem;margin:.75rem 0;
+grid-template-columns:repeat(auto-fill,minmax(140px,1fr))}
+.neighbors{grid-template-columns:repeat(7,minmax(0,1fr));gap:.5rem;max-width:840px}
+.neighbors .tile:first-child{border-right:2px solid var(--line);padding-right:.5rem}
+.tile img{display:block;width:100%;max-width:128px;height:auto}
+.tile strong{display:block;font-size:.9rem;margin:.25rem 0}
+.tile small{color:var(--quiet);display:block}
+.tile ol{list-style:none;max-width:128px;margin:0;padding:0;
+font-size:.8rem;line-height:1.35}
+.tile .right{font-weight:600}
+.tile i{display:block;height:4px;background:var(--c1);min-width:1px}
+.tile .right i{background:var(--c3)}
+.filters{display:block;width:100%;max-width:760px;height:auto;image-rendering:pixelated}
 .wide{overflow-x:auto;margin:.75rem 0}
 table{border-collapse:collapse;font-size:.9rem}
 caption{text-align:left;padding-bottom:.35rem}
 th,td{text-align:left;vertical-align:top;padding:.3rem .9rem .3rem 0;
 border-bottom:1px solid var(--line)}
 th{font-weight:600}
+th,td{overflow-wrap:break-word}
 td{max-width:42rem}
 .number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 summary{cursor:pointer;padding:.35rem 0}
