@@ -97,10 +97,12 @@ def test_virtual_workers_one_by_one_side_by_side_or_in_any_order(
 )
 def test_every_model_and_optimizer_keeps_the_promise(weights_of, model, rule):
     """One virtual worker after another, or three side by side."""
+    # LARS's steps are so small at that rate that rounding is lost in five of them.
+    lr = 1.0 if rule == "lars" else 1e-3
     settings = {
         "model": model,
         "optimizer": {"name": rule},
-        "schedule": {"name": "constant", "lr": 1e-3},
+        "schedule": {"name": "constant", "lr": lr},
     }
     assert weights_of(lanes=1, **settings) == weights_of(lanes=3, **settings)
 
