@@ -7,6 +7,7 @@ from distrain.data.shards.dataset import Dataset
 from distrain.errors import AttemptError, RunError, UserError
 from distrain.inference.evaluation import Evaluation
 from distrain.inference.features import compute_features, get_first_filters
+from distrain.inference.scoring import fit_to_images
 from distrain.inference.trained_model import TrainedModel
 from distrain.reports.class_charts import render_classes
 from distrain.reports.html_page import (
@@ -59,6 +60,7 @@ def render_evaluation_sections(
         UserError: the data set is gone.
         AttemptError: it cannot be read.
     """
+    model = fit_to_images(model, data_url)
     config = model.config
     dataset = open_dataset(
         data_url,

@@ -5,9 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+from photos import STATISTICS, encoded, picture, true_size
+from sets import SetWriter
 
 import distrain
 from distrain.data.shards.dataset import Dataset
+from distrain.data.storage.store import Store
 from distrain.errors import UserError
 from distrain.reports.model_sections import find_nearest
 
@@ -42,6 +45,20 @@ def test_numbers_are_those_of_eval(written, page, evaluation):
     row = f"<td>{pair.label}</td><td>{pair.predicted}</td>"
     assert f'{row}<td class="number">{pair.num_samples}</td>' in text
     assert "confusion-figure_1" in text
+
+
+def test_a_set_whose_images_must_be_resized(trained, tmp_path):
+    files = [encoded(picture(i, 70 + 7 * i, 300 - 8 * i)) for i in range(20)]
+    writer = SetWriter(Store(str(tmp_path / "set")), list("0123456789"), None)
+    for i, data in enumerate(files):
+        writer.add(data, i % 10, f"{i}.jpg", true_size(data))
+    writer.finish(STATISTICS)
+    written = distrain.report(
+        trained.run, to=tmp_path / "x.html", data=tmp_path / "set"
+    )
+    assert written.problems == ()
+    neighbors = section(written.path.read_text(), "neighbors")
+    assert neighbors.count("<img") == 5 * 7
 
 
 def test_best_worst_and_typical_images(page, evaluation):
