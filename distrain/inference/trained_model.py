@@ -288,7 +288,14 @@ def _explain_missing_run(store: Store) -> str:
         return f"{url} has no complete checkpoint yet: train it first, or until one"
     if store.exists(files.CHECKPOINTS_DIR) or store.list_names():
         return f"{url} is not a run directory: pass the one that training printed"
-    return f"nothing at {url}: pass a run directory, such as runs/quickstart"
+    try:
+        store.get_size("")
+    except OSError:
+        return f"nothing at {url}: pass a run directory, such as runs/quickstart"
+    return (
+        f"{url} is a file, which does not say what network it is of: pass a run "
+        "directory, or a folder that distrain export wrote"
+    )
 
 
 def _override_config(

@@ -23,6 +23,7 @@ from distrain.rundir.checkpoint_folder import (
     read_verified_files,
 )
 from distrain.rundir.checkpoint_loading import find_newest_checkpoint
+from distrain.rundir.export_folder import EXPORT_FILE
 from distrain.rundir.lease import read_attempts
 
 _STATE_FILE = "state.json"
@@ -87,6 +88,11 @@ def read_history(url: str) -> RunHistory:
         raise UserError(
             f"{shown} is not a run directory: it has neither {files.CONFIG_FILE} nor "
             "metrics; pass the one that training printed"
+        )
+    if store.exists(EXPORT_FILE):
+        raise UserError(
+            f"{shown} is an exported model, which has no history: name the run that it "
+            "is of"
         )
     problems = list[str]()
     config = _read_config(store, problems)

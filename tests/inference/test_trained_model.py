@@ -88,6 +88,9 @@ def test_no_best_checkpoint_yet(run):
 def test_no_run(run, tmp_path, digits):
     with pytest.raises(UserError, match="nothing at .*pass a run directory"):
         open_trained_model(str(tmp_path / "nothing"))
+    (tmp_path / "x.pth").write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"x\.pth is a file, which does not say what"):
+        open_trained_model(str(tmp_path / "x.pth"))
     with pytest.raises(UserError, match="is not a run directory"):
         open_trained_model(str(digits / "val"))
     for name in names(run):

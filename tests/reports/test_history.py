@@ -114,3 +114,10 @@ def test_what_is_no_run_is_a_sentence(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=f"{name} is not a run directory"):
         read_history(str(tmp_path / name))
+
+
+def test_an_exported_model_has_no_history(tmp_path):
+    for name in ("config.yaml", "export.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="is an exported model, which has no history"):
+        read_history(str(tmp_path))
