@@ -15,6 +15,7 @@ TRAIN: dict[str, Any] = {
     "images_per_second": 10.0,
     "data_wait": 0.0,
     "bad_samples": 0,
+    "phase_seconds": {},
 }
 EVAL: dict[str, Any] = {
     "step": 3,

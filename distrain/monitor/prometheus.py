@@ -7,7 +7,7 @@ is the position of the run.
 import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
@@ -80,6 +80,7 @@ class Metrics:
         self._gauges: dict[tuple[str, tuple[str, ...]], float] = {}
         self._counters: Counter[tuple[str, tuple[str, ...]]] = Counter()
         self._arrival_seconds: list[float] = []
+        self._phase_seconds: defaultdict[str, float] = defaultdict(float)
         self._phase_timer = PhaseTimer(world.device)
 
         # Sources that are read when the page is rendered.
@@ -164,6 +165,7 @@ class Metrics:
     def add_data_wait(self, seconds: float) -> None:
         """Add the seconds for which the lanes waited for the data of a step."""
         self.observe_histogram("phase_seconds", seconds, phase=Phase.DATA_WAIT)
+        self._phase_seconds[str(Phase.DATA_WAIT)] += seconds
         self.increment_counter("rank_data_wait_seconds", seconds, **self._rank_labels)
 
     def time_arrival(self) -> AbstractContextManager[None]:
@@ -227,10 +229,17 @@ class Metrics:
                     "rank_arrival_seconds", num_steps * seconds, **self._rank_labels
                 )
                 continue
+            self._phase_seconds[str(name)] += num_steps * seconds
             # A histogram has no weights: a time that counts for several steps is
             # observed as often.
             for _ in range(num_steps):
                 self.observe_histogram("phase_seconds", seconds, phase=name)
+
+    def pop_phase_seconds(self) -> dict[str, float]:
+        """Return the seconds of each phase since the last call, summed over lanes."""
+        phase_seconds = dict(self._phase_seconds)
+        self._phase_seconds.clear()
+        return phase_seconds
 
     def update_from_record(self, record: MetricsRecord) -> None:
         """Set the gauges that a metrics record holds."""

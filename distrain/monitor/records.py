@@ -4,7 +4,7 @@ Each is a line of JSON in `metrics-<attempt>.jsonl`, with the fields below as it
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 
@@ -35,6 +35,10 @@ class TrainRecord:
     """Fraction of that time in which this rank waited for data, from 0 to 1."""
     bad_samples: int
     """Distinct training samples that could not be decoded, over the run so far."""
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Time of each phase on rank 0 since the last log step, summed over its lanes; of
+    forward and backward those run side by side. Runs before it was recorded have none.
+    """
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,10 @@ def record_from_dict(tree: Mapping[str, Any]) -> MetricsRecord:
     """
     record_type = _RECORD_TYPES[tree["kind"]]
     values: dict[str, Any] = {}
-    for field in fields(record_type):
-        value = tree[field.name]
-        values[field.name] = float("nan") if value is None else value
+    for column in fields(record_type):
+        # Earlier versions did not write the fields that have a default.
+        if column.name not in tree and column.default_factory is not MISSING:
+            continue
+        value = tree[column.name]
+        values[column.name] = float("nan") if value is None else value
     return record_type(**values)

@@ -279,5 +279,5 @@ def _iter_scalars(record: MetricsRecord) -> Iterator[tuple[str, float]]:
     """Yield the name and value of each finite number of a record."""
     for key, value in asdict(record).items():
         # The step is the position of the numbers; the number of classes never changes.
-        if key not in ("step", "classes") and math.isfinite(value):
+        if key not in ("step", "classes", "phase_seconds") and math.isfinite(value):
             yield f"{record.split}/{key}", float(value)

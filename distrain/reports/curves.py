@@ -10,6 +10,7 @@ from distrain.monitor.records import EvalRecord, TrainRecord
 from distrain.reports.charts import COLORS, FAINT, Chart, open_chart
 from distrain.reports.history import RunHistory
 from distrain.reports.html_page import render_figure
+from distrain.reports.numbers import PhaseTime
 from distrain.reports.thinning import thin_curve
 
 # Below it, points are drawn, too: a line of one point is invisible.
@@ -117,6 +118,18 @@ def render_result_charts(history: RunHistory) -> str:
 def render_speed_charts(history: RunHistory) -> str:
     """Return throughput and waits over the steps of a run."""
     return _render_charts(history, _SPEED_CHARTS)
+
+
+def render_phase_chart(phases: Sequence[PhaseTime]) -> str:
+    """Return the time of each phase as bars."""
+    title = "Time of each phase"
+    with open_chart("phases", title, "time on rank 0 (s)", "phase") as chart:
+        names = [f"{time.phase.replace('_', ' ')}, {time.share:.1%}" for time in phases]
+        seconds = [time.seconds for time in phases]
+        chart.axes.barh(names, seconds, color=COLORS[0])
+        chart.axes.invert_yaxis()
+        svg = chart.to_svg("; ".join(names))
+    return render_figure(title, svg)
 
 
 def render_compared_charts(runs: Sequence[RunHistory], names: Sequence[str]) -> str:

@@ -1,7 +1,9 @@
 """Final numbers of a run: the same in a report, a comparison and from Python."""
 
+from collections import Counter
 from typing import Any, NamedTuple
 
+from distrain.monitor.phases import Phase
 from distrain.reports.history import RunHistory
 
 
@@ -72,6 +74,29 @@ def compute_numbers(history: RunHistory) -> RunNumbers:
         data_wait=waits / seconds if seconds else None,
         bad_samples=_get(train, "bad_samples", 0),
     )
+
+
+class PhaseTime(NamedTuple):
+    """Time that a run spent in a phase of its steps, on rank 0."""
+
+    phase: str
+    seconds: float
+    """Summed over lanes."""
+    share: float
+    """Of the time of all phases."""
+
+
+def sum_phases(history: RunHistory) -> list[PhaseTime]:
+    """Return the time of each phase that was logged, in the order of a step."""
+    totals: Counter[str] = Counter()
+    for record in history.train:
+        totals.update(record.phase_seconds)
+    total = sum(totals.values())
+    return [
+        PhaseTime(str(phase), totals[phase], totals[phase] / total)
+        for phase in Phase
+        if totals[phase]
+    ]
 
 
 def format_number(value: float | None, form: str = ".4f") -> str:

@@ -12,6 +12,7 @@ from distrain.monitor.sinks import SilentConsole
 from distrain.reports.charts import require_matplotlib
 from distrain.reports.curves import (
     find_bad_sample_steps,
+    render_phase_chart,
     render_result_charts,
     render_speed_charts,
 )
@@ -34,6 +35,7 @@ from distrain.reports.numbers import (
     format_number,
     format_percent,
     format_seconds,
+    sum_phases,
 )
 from distrain.reports.run_tables import render_config, render_events, render_origin
 from distrain.rundir import files
@@ -198,4 +200,17 @@ def _render_training(history: RunHistory) -> str:
 
 def _render_time(history: RunHistory) -> str:
     charts = render_speed_charts(history)
-    return charts or render_paragraph("The run has logged no step yet.")
+    if not charts:
+        return render_paragraph("The run has logged no step yet.")
+    phases = sum_phases(history)
+    if not phases:
+        note = "The run was trained by a version that did not log the time of phases."
+        return charts + render_paragraph(note, "note")
+    return (
+        f'<div class="charts">{render_phase_chart(phases)}</div>{charts}'
+        + render_paragraph(
+            "Phases are those of rank 0, summed over its lanes, which work side by "
+            "side: on a CPU their sum may exceed the time that passed.",
+            "note",
+        )
+    )

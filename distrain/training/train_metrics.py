@@ -102,6 +102,7 @@ def log_train_metrics(job: TrainJob, steps_done: int) -> None:
             images_per_second=num_images / seconds,
             data_wait=min(1.0, data_wait_seconds / seconds),
             bad_samples=len(job.progress.bad_samples),
+            phase_seconds=telemetry.metrics.pop_phase_seconds(),
         )
     )
 

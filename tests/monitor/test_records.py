@@ -18,6 +18,13 @@ def test_a_record_comes_back_from_json(record):
     )
 
 
+def test_an_earlier_version_logged_no_phases():
+    tree = record_to_dict(train_record(phase_seconds={"forward": 1.0}))
+    assert record_from_dict(tree).phase_seconds == {"forward": 1.0}
+    del tree["phase_seconds"]
+    assert record_from_dict(tree).phase_seconds == {}
+
+
 def test_null_is_a_number_that_json_lacks():
     tree = {**record_to_dict(eval_record()), "loss": None}
     loss = record_from_dict(tree).loss

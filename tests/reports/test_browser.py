@@ -115,7 +115,8 @@ def test_every_chart_has_drawn_something(page):
     drawn = page.ask(
         """[...document.querySelectorAll('figure svg')].map(svg => {
             const shapes = [...svg.querySelectorAll(
-                '[id*="line2d"] > path, [id*="line2d"] g > use, [id*="Collection"] path')]
+                '[id*="line2d"] > path, [id*="line2d"] g > use, [id*="Collection"] path,'
+                + 'path[style*="--c"], image')]
                 .filter(e => e.closest('[id*="axis"]') === null
                              && e.closest('[id*="legend"]') === null
                              && e.closest('defs') === null);
@@ -124,7 +125,8 @@ def test_every_chart_has_drawn_something(page):
                     shapes.filter(e => {
                         const box = e.getBoundingClientRect();
                         return box.width + box.height > 1
-                            && getComputedStyle(e).stroke !== 'none';
+                            && (getComputedStyle(e).stroke !== 'none'
+                                || getComputedStyle(e).fill !== 'none');
                     }).length];
         })"""
     )
@@ -146,10 +148,15 @@ def test_axes_and_legends_have_words_and_units(page):
         "learning rate",
         "images per second",
         "share of the time (%)",
+        "time on rank 0 (s)",
+        "top-1 (% of the class's images)",
+        "predicted class",
     }
     for words in texts:
         assert units & set(words), words
-        assert "step" in words
+        assert {"step", "class", "phase"} & set(words)
+        if "step" not in words:
+            continue
         legend = {
             "training",
             "validation",

@@ -43,6 +43,21 @@ def test_the_page_has_the_numbers_that_the_run_logged(tmp_path):
     assert "power <cut>" not in page
 
 
+def test_phases_are_added_and_their_shares_shown(tmp_path):
+    records = [
+        train_record(step=s, phase_seconds={"backward": 2.0, "data_wait": 1.0})
+        for s in (1, 2, 3)
+    ]
+    run = write_run(tmp_path / "run", [records])
+    page = distrain.report(run, to=tmp_path / "x.html").path.read_text()
+    assert ">data wait, 33.3%</text>" in page
+    assert ">backward, 66.7%</text>" in page
+    assert page.index(">data wait,") < page.index(">backward,")
+    run = write_run(tmp_path / "old", [[train_record(step=1)]])
+    page = distrain.report(run, to=tmp_path / "x.html").path.read_text()
+    assert "did not log the time of phases" in page
+
+
 def test_ids_are_unique_and_references_lead_somewhere(tmp_path):
     run = write_run(tmp_path / "run", [make_records()])
     page = distrain.report(run, to=tmp_path / "x.html").path.read_text()
