@@ -198,5 +198,11 @@ def _render_training(history: RunHistory) -> str:
 
 
 def _render_time(history: RunHistory) -> str:
-    charts = render_speed_charts(history, render_phase_chart(history))
-    return charts or render_paragraph("The run has logged no step yet.")
+    phases = render_phase_chart(history)
+    charts = render_speed_charts(history, phases)
+    if not charts:
+        return render_paragraph("The run has logged no step yet.")
+    if not phases:
+        note = "The run was trained by a version that did not log the time of phases."
+        charts += render_paragraph(note, "note")
+    return charts

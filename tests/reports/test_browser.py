@@ -115,8 +115,8 @@ def test_every_chart_has_drawn_something(page):
     drawn = page.ask(
         """[...document.querySelectorAll('figure svg')].map(svg => {
             const shapes = [...svg.querySelectorAll(
-                '[id*="line2d"] > path, [id*="line2d"] g > use, '
-                + '[id*="Collection"] path, [id*="patch"] > path')]
+                '[id*="line2d"] > path, [id*="line2d"] g > use, [id*="Collection"] path,'
+                + 'path[style*="--c"], image')]
                 .filter(e => e.closest('[id*="axis"]') === null
                              && e.closest('[id*="legend"]') === null
                              && e.closest('defs') === null);
@@ -125,9 +125,8 @@ def test_every_chart_has_drawn_something(page):
                     shapes.filter(e => {
                         const box = e.getBoundingClientRect();
                         return box.width + box.height > 1
-                            // Edges of the axes are patches, and not filled.
-                            && getComputedStyle(e)[e.matches('[id*="patch"] > path')
-                                                   ? 'fill' : 'stroke'] !== 'none';
+                            && (getComputedStyle(e).stroke !== 'none'
+                                || getComputedStyle(e).fill !== 'none');
                     }).length];
         })"""
     )
@@ -149,6 +148,8 @@ def test_axes_and_legends_have_words_and_units(page):
         "learning rate",
         "images per second",
         "share of the time (%)",
+        "top-1 (% of the class's images)",
+        "predicted class",
     }
     if page.path.name == "trained.html":
         assert any("seconds of rank 0, all lanes" in words for words in texts)
@@ -158,7 +159,9 @@ def test_axes_and_legends_have_words_and_units(page):
             assert {"phase", "forward", "backward"} <= set(words)
             continue
         assert units & set(words), words
-        assert "step" in words
+        assert {"step", "class", "phase"} & set(words)
+        if "step" not in words:
+            continue
         legend = {
             "training",
             "validation",

@@ -84,6 +84,21 @@ def test_neighbors_and_filters_are_shown(page):
     assert 'alt="8 filters of 11 x 11 pixels"' in section(page, "filters")
 
 
+def test_the_time_of_each_phase_was_logged(page):
+    text = section(page, "time")
+    phases = (
+        "waiting for data",
+        "transfer",
+        "forward",
+        "backward",
+        "reduction",
+        "optimizer",
+        "checkpoint",
+    )
+    for phase in phases:
+        assert f">{phase}</text>" in text, phase
+
+
 def test_the_hash_of_the_weights_is_there(page, evaluation):
     assert evaluation.origins[0].weights in section(page, "origin")
 

@@ -43,6 +43,13 @@ def test_the_page_has_the_numbers_that_the_run_logged(tmp_path):
     assert "power <cut>" not in page
 
 
+def test_a_run_of_an_early_version_has_no_phases(tmp_path):
+    run = write_run(tmp_path / "old", [[train_record(step=1, phase_seconds={})]])
+    page = distrain.report(run, to=tmp_path / "x.html").path.read_text()
+    assert "did not log the time of phases" in page
+    assert "Throughput" in page
+
+
 def test_ids_are_unique_and_references_lead_somewhere(tmp_path):
     run = write_run(tmp_path / "run", [make_records()])
     page = distrain.report(run, to=tmp_path / "x.html").path.read_text()
