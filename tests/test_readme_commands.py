@@ -357,6 +357,7 @@ def test_benchmarks_take_these_arguments(parse):
     parse(shown("python tests/bench/storage.py open"))
     parse(shown("python tests/bench/overhead.py SHARDS"))
     parse(shown("python tests/bench/fuzz.py"))
+    parse(shown("python tests/bench/fine_tuning.py"))
     parse(shown("python tests/bench/metrics.py"))
     parse(shown("python tests/bench/peers.py"))
     parse(shown("python tests/bench/duplicates.py cost OTHER"))
