@@ -47,7 +47,7 @@ class ExportResult:
     evaluation: Evaluation
     """Accuracy of the model, as its card states it."""
     proof: Proof
-    """How far the file agrees with distrain."""
+    """Agreement of the file with distrain."""
     uploaded: str | None
     """URL of the copy, without credentials."""
 
@@ -237,6 +237,11 @@ def _check_proof(proof: Proof, export_format: ExportFormat, store: Store) -> Non
     """Raise RunError if an exported file disagrees with distrain."""
     if proof.passed:
         return
+    if not proof.stored.images + proof.resized.images:
+        raise RunError(
+            f"{store.redacted_url}/{export_format.file} is not proved, since none of "
+            "the images could be decoded: name another data set (--data)"
+        )
     names = [*proof.stored.disagreeing, *proof.resized.disagreeing]
     shown = ", ".join(names[:_MAX_NAMES])
     more = f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else ""

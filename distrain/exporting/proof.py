@@ -29,7 +29,7 @@ _MAX_DECODED_BYTES = 128 << 20
 
 
 class ImageComparison(NamedTuple):
-    """What distrain and an exported file make of one image."""
+    """Comparison of distrain and an exported file on one image."""
 
     name: str
     is_resized: bool
@@ -58,7 +58,7 @@ class Agreement:
     """Images with another one, of the same probability within the tolerance."""
     max_probability_difference: float
     max_pixel_difference: int
-    """Of 255."""
+    """Largest difference of a pixel's value, from 0 to 255."""
     different_pixels: float
     """Share of the values of the network's input that differ."""
     disagreeing: tuple[str, ...]
@@ -104,9 +104,13 @@ class Proof:
 
     @property
     def passed(self) -> bool:
-        """Whether the file is as good as distrain itself."""
+        """True if there are images, and the file agrees on enough of them.
+
+        On all that are used as stored, and on 99 % of those that are resized.
+        """
+        has_images = self.stored.images + self.resized.images > 0
         is_enough = self.resized.share >= MIN_RESIZED_AGREEMENT
-        return not self.stored.disagreeing and is_enough
+        return has_images and not self.stored.disagreeing and is_enough
 
     def to_dict(self) -> dict[str, Any]:
         """Return the proof as plain values for JSON."""

@@ -1,4 +1,4 @@
-"""What a trained network computes of images before its classifier, and its filters."""
+"""Last hidden layer and first filters of a trained network."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -26,13 +26,13 @@ class Comparison:
     path: Path
     """The page."""
     names: tuple[str, ...]
-    """Of the runs: the last parts of their URLs, or the URLs if those are equal."""
+    """Names of the runs: the last part of each URL, or the URLs if parts are equal."""
     numbers: tuple[RunNumbers, ...]
     """Final numbers of each run."""
     differences: tuple[ConfigDifference, ...]
     """Fields of the config that are not the same in all runs."""
     problems: tuple[str, ...]
-    """What is missing or damaged, one sentence each, beginning with the run."""
+    """Missing or damaged parts, one sentence each, beginning with the run."""
 
 
 def compare(

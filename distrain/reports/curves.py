@@ -39,7 +39,7 @@ class _CurveChart(NamedTuple):
     y_label: str
     curves: tuple[_Curve, ...]
     from_zero: bool = False
-    """Whether the vertical axis begins at 0."""
+    """True: the vertical axis begins at 0."""
 
 
 def _percent(name: str) -> Callable[[TrainRecord | EvalRecord], float]:

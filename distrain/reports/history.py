@@ -39,12 +39,12 @@ class RunEvent(NamedTuple):
     kind: str
     """restart, resume or resize."""
     text: str
-    """What happened, for people."""
+    """Description of the event."""
 
 
 @dataclass(frozen=True, eq=False)
 class RunHistory:
-    """What a run directory tells about the training of a run."""
+    """Records, events and state of a run, as its directory holds them."""
 
     url: str
     """Run directory without credentials."""

@@ -50,6 +50,7 @@ def write_run(folder: Path, steps: int) -> None:
                 "images_per_second": 500 + 50 * math.sin(step),
                 "data_wait": 0.01,
                 "bad_samples": step // 5000,
+                "phase_seconds": {"forward": 0.1, "backward": 0.2, "reduction": 0.1},
             }
             file.write(json.dumps(train) + "\n")
             if step % EVAL_EVERY == 0:

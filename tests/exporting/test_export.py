@@ -297,6 +297,14 @@ def test_one_of_a_hundred_resized_images_may_differ(num_wrong, passed):
     assert replace(proof, stored=tie).passed is passed
 
 
+def test_nothing_is_proved_without_images(trained, damaged_set, tmp_path):
+    empty = Agreement.summarize([])
+    assert not Proof(empty, empty, {}).passed
+    damaged_set(tmp_path / "set", set(range(40)), classes=10)
+    with pytest.raises(RunError, match="not proved, since none of the images could"):
+        distrain.export(trained.run, to=tmp_path / "it", data=tmp_path / "set")
+
+
 def test_a_proof_sums_up_its_images():
     found = Agreement.summarize(
         [
